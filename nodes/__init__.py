@@ -1,0 +1,1 @@
+"""What a user sees: one folder a family, `node.py` the schema, beside it the family's own mathematics."""

@@ -1,0 +1,26 @@
+"""Errors that name the node, the value and the mend."""
+
+from __future__ import annotations
+
+import functools
+
+from ...training.errors import InputError
+
+__all__ = ["InputError", "names_itself"]
+
+
+def names_itself(execute):
+    """Put the node's display name before every `InputError` that leaves `execute`.
+
+    The mathematics raises "what was given, and the mend" and does not know which node asked; the person reading the
+    error has ten nodes on the canvas. Goes under `@classmethod`.
+    """
+
+    @functools.wraps(execute)
+    def run(cls, *args, **kwargs):
+        try:
+            return execute(cls, *args, **kwargs)
+        except InputError as error:
+            raise InputError(f"{cls.GET_SCHEMA().display_name}: {error}") from error
+
+    return run

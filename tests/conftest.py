@@ -1,0 +1,125 @@
+"""One real ComfyUI in this process, the pack loaded from its folder, and the small model.
+
+`$COMFYUI_PATH` says where ComfyUI lies (`python3 dev.py test` sets it). The pack is imported under the fixed name
+`bespoke`; only ComfyUI is on `sys.path`, since the pack's `nodes` folder must not hide ComfyUI's `nodes` module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = Path(__file__).parent / "small_model"
+
+
+def _load_pack():
+    spec = importlib.util.spec_from_file_location("bespoke", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bespoke"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# At import, so that test modules can say `from bespoke.training import ...` at their top.
+_load_pack()
+sys.path.insert(0, str(SMALL))  # sprites, judge, model
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("BESPOKE_CACHE") or ROOT / ".dev" / "cache")
+
+
+def start_comfyui(base: Path) -> None:
+    """Put ComfyUI on `sys.path` and start its parts in this process, on the CPU, with `base` as its base directory."""
+    where = os.environ.get("COMFYUI_PATH")
+    if not where or not (Path(where) / "comfy").is_dir():
+        pytest.exit("COMFYUI_PATH does not name a ComfyUI folder: run the tests with `python3 dev.py test`", 2)
+    sys.path.insert(0, where)
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    args.base_directory = str(base)
+    for folder in ("input", "output", "temp", "user", "models/loras", "models/embeddings", "models/checkpoints"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    import server
+
+    server.PromptServer(asyncio.new_event_loop())
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory) -> Path:
+    """The base directory of a ComfyUI that runs in this process."""
+    base = tmp_path_factory.mktemp("comfyui")
+    start_comfyui(base)
+    import nodes
+
+    # Under the very loader that a user's ComfyUI uses; a failure there is a log line, so the result is checked.
+    loaded = asyncio.run(_load_all(nodes))
+    assert loaded, "ComfyUI could not load the pack: see the log above"
+    return base
+
+
+async def _load_all(nodes) -> bool:
+    await nodes.init_builtin_extra_nodes()
+    module = sys.modules["bespoke"]
+    extension = await module.comfy_entrypoint()
+    for node in await extension.get_node_list():
+        nodes.NODE_CLASS_MAPPINGS[node.GET_SCHEMA().node_id] = node
+    return True
+
+
+@pytest.fixture(scope="session")
+def run_node(comfyui):
+    """run_node("BespokePartialDenoise", model=..., ...) -> the node's outputs, run as ComfyUI runs them.
+
+    Missing required widgets get the schema's default, missing optional inputs are left out, as in a prompt that was
+    saved before they existed. The call happens under `torch.inference_mode()`, as in ComfyUI. Works for core's nodes
+    too. `hidden={io.Hidden.prompt: ...}` fills in what ComfyUI passes unseen.
+    """
+    import nodes
+    import torch
+    from comfy_api.latest import io
+    from comfy_execution.utils import CurrentNodeContext
+
+    def call(node_id: str, **inputs):
+        cls = nodes.NODE_CLASS_MAPPINGS[node_id]
+        hidden = inputs.pop("hidden", {})
+        with torch.inference_mode(), CurrentNodeContext("test-prompt", "1", 0):
+            if not issubclass(cls, io.ComfyNode):
+                return getattr(cls(), cls.FUNCTION)(**inputs)
+            for item in cls.GET_SCHEMA().inputs:
+                default = getattr(item, "default", None)
+                if default is None and item.get_io_type() == "COMBO":
+                    default = item.options[0]
+                if item.id not in inputs and not item.optional and default is not None:
+                    inputs[item.id] = default
+            clone = cls.PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
+            return clone.EXECUTE_NORMALIZED(**inputs).args
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint() -> Path:
+    """The small model as a checkpoint file, made once and cached."""
+    import model as small
+
+    path = _cache() / f"bespoke-small-{small.RECIPE}.safetensors"
+    return path if path.is_file() else small.write_checkpoint(path)
+
+
+@pytest.fixture(scope="session")
+def small(comfyui, small_checkpoint):
+    """(model, clip, vae) of the small model, loaded by ComfyUI's own loader. Tests must leave them as they are."""
+    import comfy.sd
+
+    return comfy.sd.load_checkpoint_guess_config(str(small_checkpoint), embedding_directory=str(comfyui / "models" / "embeddings"))[:3]
