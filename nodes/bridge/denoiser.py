@@ -1,0 +1,130 @@
+"""A MODEL on the wire as the `Denoiser` that a training needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ldm.modules.attention
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.patcher_extension
+import torch
+from torch import Tensor
+
+from ...training.errors import InputError
+from ...training.objective import Prediction
+from .conditioning import ModelConds
+from .frozen import trainable_graph
+
+_PREDICTIONS: dict[type, Prediction] = {
+    comfy.model_sampling.EPS: "epsilon",
+    comfy.model_sampling.V_PREDICTION: "v",
+    comfy.model_sampling.CONST: "flow",
+    comfy.model_sampling.X0: "x0",
+}
+
+
+def prediction_of(model_sampling) -> Prediction:
+    """Which target the model's network was trained on: whose rule turns its output into a clean latent."""
+    rule = next(kind for kind in type(model_sampling).__mro__ if "calculate_denoised" in vars(kind))
+    if rule not in _PREDICTIONS:
+        raise InputError(
+            f"the model's prediction type {rule.__name__} cannot be trained here; "
+            "wire in a model that predicts noise, v or flow, without a sampling node that changes that"
+        )
+    return _PREDICTIONS[rule]
+
+
+class ComfyDenoiser:
+    """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `opened_for_training`."""
+
+    def __init__(self, base: comfy.model_base.BaseModel, transformer_options: dict, device: torch.device, autocast):
+        self.base, self.device = base, device
+        self.prediction = prediction_of(base.model_sampling)
+        self._transformer_options = transformer_options
+        self._autocast = autocast
+        # A table of the training schedule: discrete models have one noise level a timestep, flow models a fine grid.
+        self._sigmas = base.model_sampling.sigmas.detach().float().clone().to(device)  # [T], rising
+
+    def sigma(self, u: Tensor) -> Tensor:
+        index = (u.to(self.device) * len(self._sigmas)).long().clamp(0, len(self._sigmas) - 1)
+        return self._sigmas[index]
+
+    def add_noise(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+        return self.base.model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), noise, latent)
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: ModelConds) -> Tensor:
+        with self._autocast():
+            return self.base.apply_model(
+                noisy, sigma, transformer_options=self._transformer_options, **conditioning.tensors()
+            )
+
+
+def compute_type(base: comfy.model_base.BaseModel, device: torch.device, precision: str) -> torch.dtype | None:
+    """The type that matrices are multiplied in, or None for the model's own.
+
+    `auto`: bfloat16 for float32 and float16 weights where the processor has it, since it is faster and, unlike
+    float16, loses no small gradient; otherwise the model's own.
+    """
+    own = base.get_dtype_inference()
+    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    if wanted is None:
+        if own == torch.bfloat16:
+            return None
+        return torch.bfloat16 if _has_fast_bf16(device) else None
+    if wanted == torch.float32 and own != torch.float32:
+        raise InputError(
+            f"precision is fp32 and the model computes in {own}; start ComfyUI with --force-fp32 or choose 'auto'"
+        )
+    return None if wanted == own else wanted
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return False
+
+
+@contextmanager
+def opened_for_training(model: comfy.model_patcher.ModelPatcher, precision: str = "auto") -> Iterator[ComfyDenoiser]:
+    """The MODEL loaded as it is on the wire (patches, shifts, wrappers), frozen, with gradients able to flow.
+
+    Works on a clone of the patcher; every weight is the same object with the same bits after the block. The block
+    runs outside of inference mode with gradients on.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        work = model.clone(disable_dynamic=True)  # evictable weights could change under a saved graph
+        comfy.model_management.load_models_gpu([work], force_full_load=True)
+        base, device = work.model, work.load_device
+        options = comfy.model_patcher.create_model_options_clone(work.model_options)["transformer_options"]
+        options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(work.wrappers)
+        options["callbacks"] = comfy.patcher_extension.copy_nested_dicts(work.callbacks)
+        # One attention for the whole run, and one that has a backward pass.
+        options["optimized_attention_override"] = _attention
+        compute = compute_type(base, device, precision)
+        if compute is None:
+            autocast = contextlib.nullcontext
+        else:
+
+            def autocast():
+                return torch.autocast(device.type, compute)
+
+        was_training = comfy.model_management.in_training
+        comfy.model_management.in_training = True
+        work.pre_run()
+        try:
+            with trainable_graph(base, compute):
+                yield ComfyDenoiser(base, options, device, autocast)
+        finally:
+            comfy.model_management.in_training = was_training
+            work.cleanup()
+
+
+def _attention(_chosen, *args, **kwargs):
+    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

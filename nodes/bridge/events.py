@@ -1,0 +1,62 @@
+"""What a running training tells the page: bar, line of text and `bespoke.run.*` events to whoever queued it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+from comfy_execution.utils import get_executing_context
+
+MOST_PER_SECOND = 10
+
+
+class RunDisplay:
+    """The display of one run on its node. Every method is safe without a server."""
+
+    def __init__(self, run_id: str, steps: int):
+        context = get_executing_context()
+        self.node_id = context.node_id if context else None
+        self.run_id, self.steps = run_id, steps
+        self._bar = comfy.utils.ProgressBar(steps)
+        self._last = 0.0
+
+    def start(self, text: str) -> None:
+        self._send("start", {"steps": self.steps})
+        self.say(text)
+
+    def step(self, values: dict[str, Any]) -> None:
+        """A step is done: at most ten of these a second reach the page, the last one always."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        now, last = time.monotonic(), values["step"] == self.steps
+        if now - self._last < 1 / MOST_PER_SECOND and not last:
+            return
+        self._last = now
+        self._bar.update_absolute(values["step"], self.steps)
+        self._send("step", values)
+        self.say(
+            f"step {values['step']}/{self.steps}, loss {values['loss_ema']:.4f}, "
+            f"{values['images_per_second']:.1f} images/s, {values['eta_s']:.0f} s left"
+        )
+
+    def end(self, state: str, files: list[str] = ()) -> None:
+        self._send("end", {"state": state, "files": list(files)})
+
+    def say(self, text: str) -> None:
+        """One line under the node."""
+        server = _server()
+        if server is not None and server.client_id is not None and self.node_id is not None:
+            server.send_progress_text(text, self.node_id, server.client_id)
+
+    def _send(self, name: str, values: dict[str, Any]) -> None:
+        server = _server()
+        if server is None or server.client_id is None:
+            return  # without a client it would go to every open page
+        server.send_sync(f"bespoke.run.{name}", {"node_id": self.node_id, "run_id": self.run_id, **values}, server.client_id)
+
+
+def _server():
+    from server import PromptServer
+
+    return getattr(PromptServer, "instance", None)

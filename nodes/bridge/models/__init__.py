@@ -1,0 +1,66 @@
+"""ComfyUI's models as a training sees them. One module a model family says which layers are what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from ....training.errors import InputError
+from . import unet
+
+TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between model families: the names of their layers."""
+
+    name: str
+    fits: Callable[[nn.Module], bool]
+    patterns: dict[str, str]  # target -> regular expression over layer names
+    file_names: Callable[[nn.Module], dict[str, dict[str, str]]]  # base model -> layer -> name by file format
+
+
+FAMILIES = (Family("U-Net (SD1.5, SD2, SDXL)", unet.fits, unet.PATTERNS, unet.file_names),)
+
+
+def family_of(diffusion_model: nn.Module) -> Family | None:
+    return next((family for family in FAMILIES if family.fits(diffusion_model)), None)
+
+
+def file_names(base) -> dict[str, dict[str, str]]:
+    """{layer: {"kohya": ..., "diffusers": ...}} for a model of a known family, else nothing."""
+    family = family_of(base.diffusion_model)
+    return family.file_names(base) if family else {}
+
+
+def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") -> dict[str, nn.Module]:
+    """{layer name: linear layer} of the layers that get an adapter.
+
+    custom: comma-separated patterns with `*`, matched against whole layer names, for `targets == "custom"`.
+    Raises `InputError` where the model's family is not known or nothing matches.
+    """
+    linear = {name: layer for name, layer in diffusion_model.named_modules() if isinstance(layer, nn.Linear)}
+    if targets not in TARGETS:
+        raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
+    if targets == "custom":
+        parts = [part.strip() for part in custom.split(",") if part.strip()]
+        if not parts:
+            raise InputError("targets is 'custom' and custom_targets is empty; write patterns such as '*attn2.to_k'")
+        pattern = "|".join(re.escape(part).replace(r"\*", ".*") for part in parts)
+    else:
+        family = family_of(diffusion_model)
+        if family is None:
+            raise InputError(
+                f"the layers of a {type(diffusion_model).__name__} are not known by name here; "
+                "set targets to 'custom' and name them, for example '*attn.qkv'"
+            )
+        pattern = family.patterns[targets]
+    found = {name: layer for name, layer in linear.items() if re.fullmatch(pattern, name)}
+    if not found:
+        some = ", ".join(list(linear)[:: max(1, len(linear) // 4)][:4])
+        raise InputError(f"no linear layer matches {custom or targets!r}; this model's layers are named like {some}")
+    return found

@@ -1,0 +1,38 @@
+"""The U-Net of SD1.5, SD2 and SDXL: `attn1` is self-attention, `attn2` the cross-attention to the prompt."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+_BLOCK = r".*transformer_blocks\.\d+\."
+PATTERNS = {
+    "cross-attention": _BLOCK + r"attn2\.(to_q|to_k|to_v|to_out\.0)",
+    "attention": _BLOCK + r"attn[12]\.(to_q|to_k|to_v|to_out\.0)",
+    "attention + feed-forward": _BLOCK + r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
+}
+
+
+def fits(diffusion_model: nn.Module) -> bool:
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return isinstance(diffusion_model, UNetModel)
+
+
+def file_names(base) -> dict[str, dict[str, str]]:
+    """{layer name: {"kohya": ..., "diffusers": ...}}: what LoRA files call each layer of this model.
+
+    kohya writes diffusers' names for SD1.5 and SD2 and the checkpoint's own for SDXL; each with underscores.
+    """
+    import comfy.model_base
+    import comfy.utils
+
+    sdxl = isinstance(base, (comfy.model_base.SDXL, comfy.model_base.SDXLRefiner))
+    names = {}
+    for diffusers, layer in comfy.utils.unet_to_diffusers(base.model_config.unet_config).items():
+        if diffusers.endswith(".weight"):
+            layer, diffusers = layer.removesuffix(".weight"), diffusers.removesuffix(".weight")
+            kohya = re.sub(r"\.", "_", layer if sdxl else diffusers)
+            names[layer] = {"kohya": f"lora_unet_{kohya}", "diffusers": f"unet.{diffusers}"}
+    return names

@@ -1,0 +1,142 @@
+"""ComfyUI's CLIP: a clone that knows a new word, and a private copy that gradients can flow through."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.clip_model
+import comfy.model_management
+import comfy.sd1_clip
+import torch
+from torch import Tensor, nn
+
+from ...training.errors import InputError
+
+Vectors = Callable[[], Tensor]  # gives [vectors, width], possibly with a graph
+
+
+def encoders(clip) -> dict[str, tuple[Any, nn.Module]]:
+    """{"clip_l": (tokenizer, text model)} for every CLIP encoder of the user's CLIP, by its embedding key.
+
+    Raises `InputError` for a text encoder without CLIP: a pseudo-word is a row of CLIP's embedding table.
+    """
+    found = {}
+    for name, tokenizer in vars(clip.tokenizer).items():
+        model = getattr(clip.cond_stage_model, name, None)
+        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and isinstance(
+            getattr(model, "transformer", None), comfy.clip_model.CLIPTextModel
+        ):
+            found[tokenizer.embedding_key] = (tokenizer, model)
+    if not found:
+        raise InputError(f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; wire in one with CLIP-L, -G or -H")
+    return found
+
+
+def vocabulary(model) -> Tensor:
+    """The embedding table [words, width] of one encoder, float32 on the CPU."""
+    return model.transformer.get_input_embeddings().weight.detach().float().cpu()
+
+
+def token_ids(tokenizer, text: str) -> list[int]:
+    """The token ids of a text without start and end."""
+    ids = tokenizer.tokenizer(text)["input_ids"][tokenizer.tokens_start :]
+    return ids[:-1] if tokenizer.tokenizer_adds_end_token else ids
+
+
+def clip_with_word(clip, name: str, vectors: Mapping[str, Vectors]):
+    """A clone of the CLIP in which `embedding:name` stands for `vectors`, with no file.
+
+    Only this clone and its clones know the word: the tokenizers are copied, the user's stay as they are.
+    """
+    out = clip.clone()
+    out.tokenizer = copy.copy(clip.tokenizer)
+    for attribute, tokenizer in list(vars(clip.tokenizer).items()):
+        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and tokenizer.embedding_key in vectors:
+            knowing = copy.copy(tokenizer)
+            knowing._try_get_embedding = partial(
+                _look_up, name, vectors[tokenizer.embedding_key], tokenizer._try_get_embedding
+            )
+            if knowing.embedding_directory is None:
+                knowing.embedding_directory = []  # ComfyUI reads `embedding:` only where there is a folder for it
+            setattr(out.tokenizer, attribute, knowing)
+    return out
+
+
+def _look_up(name: str, vectors: Vectors, otherwise, text: str):
+    """As ComfyUI's own look-up: (vectors, the name found, what follows it in the prompt)."""
+    first, *rest = text.split()
+    word = first.strip(",")
+    if word != name:
+        return otherwise(text)
+    leftover = " ".join(rest)
+    return vectors(), first, leftover if word == first else f"{first[len(word):]} {leftover}"
+
+
+class TrainableText:
+    """The user's text encoder as a private, frozen copy that gradients flow through. Made by `opened_text`."""
+
+    def __init__(self, clip, model: nn.Module, device: torch.device, autocast):
+        self._clip, self._model, self._device, self._autocast = clip, model, device, autocast
+
+    def encode(self, prompts: Sequence[str], clip_with_words) -> list[tuple[Tensor, dict[str, Any]]]:
+        """[(context [1, tokens, width], {"pooled_output": ...})] of each prompt, with a graph to the words' vectors."""
+        model = self._model
+        model.reset_clip_options()
+        if self._clip.layer_idx is not None:
+            model.set_clip_options({"layer": self._clip.layer_idx})
+        model.set_clip_options({"execution_device": self._device})
+        tokens = [clip_with_words.tokenize(prompt) for prompt in prompts]
+        with self._autocast():
+            if isinstance(model, comfy.sd1_clip.SD1ClipModel):
+                return self._encode_rows(getattr(model, model.clip), [t[model.clip_name] for t in tokens])
+            return [(cond, {"pooled_output": pooled}) for cond, pooled in (model.encode_token_weights(t)[:2] for t in tokens)]
+
+    @staticmethod
+    def _encode_rows(encoder, prompts: list[list[list[tuple]]]) -> list[tuple[Tensor, dict[str, Any]]]:
+        # All chunks of all prompts in one call of the encoder; prompts here carry no weights.
+        rows = [[token for token, _ in chunk] for chunks in prompts for chunk in chunks]
+        context, pooled = encoder.encode(rows)[:2]
+        out, at = [], 0
+        for chunks in prompts:
+            part = context[at : at + len(chunks)]  # [chunks, 77, width]
+            out.append((part.reshape(1, -1, part.shape[-1]), {"pooled_output": None if pooled is None else pooled[at : at + 1]}))
+            at += len(chunks)
+        return out
+
+
+@contextmanager
+def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
+    """The CLIP as it is on the wire, copied: its in-place sums would break a backward pass, the user's stays whole.
+
+    compute: the type of the matrix products, None for float32.
+    """
+    clip.load_model()
+    device = clip.patcher.load_device
+    with torch.inference_mode(False), torch.enable_grad():
+        model = copy.deepcopy(clip.cond_stage_model).requires_grad_(False).to(device)
+        for layer in model.modules():
+            if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
+                narrow = compute is not None and isinstance(layer, nn.Linear)
+                layer.to(compute if narrow else torch.float32)
+                layer.comfy_cast_weights = False  # the weights have the type they are used in
+            if isinstance(layer, comfy.clip_model.CLIPLayer):
+                layer.forward = partial(_out_of_place, layer)
+        if compute is None:
+            autocast = contextlib.nullcontext
+        else:
+
+            def autocast():
+                return torch.autocast(device.type, compute)
+
+        yield TrainableText(clip, model, device, autocast)
+
+
+def _out_of_place(layer, x: Tensor, mask=None, optimized_attention=None) -> Tensor:
+    """A CLIP layer without `x +=`, which would overwrite what the backward pass needs. x: [B, tokens, width]."""
+    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
+    return x + layer.mlp(layer.layer_norm2(x))

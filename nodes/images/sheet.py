@@ -1,0 +1,57 @@
+"""A contact sheet of a training set, and what is to be said of it."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ...training.images import ImageSet
+
+THUMB, TEXT, GAP, MOST = 192, 54, 12, 60
+INK, PAPER, FAINT = (28, 28, 32), (250, 249, 246), (120, 118, 112)
+
+
+def contact_sheet(images: ImageSet) -> torch.Tensor:
+    """Every picture (the first 60) with its caption under it: [1, H, W, 3] in 0..1."""
+    items = images.items[:MOST]
+    columns = min(6, len(items))
+    rows = -(-len(items) // columns)
+    sheet = Image.new("RGB", (columns * (THUMB + GAP) + GAP, rows * (THUMB + TEXT + GAP) + GAP), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for i, item in enumerate(items):
+        x, y = GAP + i % columns * (THUMB + GAP), GAP + i // columns * (THUMB + TEXT + GAP)
+        picture = Image.fromarray(item.pixels.numpy())
+        scale = THUMB / max(picture.size)
+        size = tuple(max(1, round(side * scale)) for side in picture.size)
+        picture = picture.resize(size, Image.LANCZOS if scale < 1 else Image.NEAREST)
+        if item.mask is not None:
+            keep = Image.fromarray((item.mask.numpy() * 255).astype(np.uint8)).resize(size)
+            picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
+        sheet.paste(picture, (x + (THUMB - size[0]) // 2, y + (THUMB - size[1]) // 2))
+        text = item.caption or "(no caption)"
+        lines = textwrap.wrap(text, 28)[:3]
+        draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else FAINT, font, spacing=2)
+    return torch.from_numpy(np.asarray(sheet).copy())[None].float() / 255
+
+
+def describe(images: ImageSet) -> str:
+    """The set in words: how many, which sizes, which captions, what was noted while reading."""
+    sizes = [f"{len(group)} at {size[1]}x{size[0]} px" for group in images.by_size()
+             for size in [images.items[group[0]].pixels.shape]]  # fmt: skip
+    captions = {item.caption for item in images.items}
+    lines = [f"{len(images.items)} pictures: {', '.join(sizes)}."]
+    if captions == {""}:
+        lines.append("No captions: the model will learn the pictures for an empty prompt.")
+    else:
+        lines.append(f"{len(captions)} different captions, for example {min(captions - {''}, key=len)!r}.")
+    if images.trigger:
+        lines.append(f"Trigger word: {images.trigger}.")
+    if any(item.mask is not None for item in images.items):
+        lines.append("Masks: only what they let through counts in the loss.")
+    if len(images.items) > MOST:
+        lines.append(f"The sheet shows the first {MOST}.")
+    lines += images.notes
+    return "\n".join(lines)

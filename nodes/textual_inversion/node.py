@@ -1,0 +1,152 @@
+"""Textual inversion: learn a word, save it."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+
+import torch
+from comfy_api.latest import io
+
+from ...training.config import LR_SCHEDULES, PRECISIONS, RANGES, TrainConfig
+from ...training.embedding import INITS
+from ..bridge import storage
+from ..bridge.errors import InputError, names_itself
+from ..bridge.text import clip_with_word
+from ..bridge.types import Embedding, Images, Run
+from .names import check_name, prompt_word
+from .templates import TEMPLATES
+from .train import InversionRequest, train_word
+
+FORMATS = ("comfy", "a1111")
+
+
+def _limits(name: str) -> dict:
+    low, high = RANGES[name]
+    return {"min": low, "max": high}
+
+
+class TrainTextualInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        advanced = {"optional": True, "advanced": True}
+        return io.Schema(
+            node_id="BespokeTrainTextualInversion",
+            display_name="Bespoke Train Textual Inversion",
+            category="Bespoke/textual inversion",
+            description="Learns a new word for the text encoder from a few pictures. No weight of any model changes: what comes out is a vector that prompts can say.",
+            search_aliases=["textual inversion", "train embedding", "learn word", "pseudo-word", "concept"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion model that judges the word. It stays frozen."),
+                io.Clip.Input("clip", tooltip="The text encoder that learns the word, at its own clip skip. Its weights stay frozen."),
+                io.Vae.Input("vae", tooltip="Encodes the pictures."),
+                Images.Input("images", tooltip="3 to 8 pictures of one thing, or of one style."),
+                io.String.Input("name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."),
+                io.String.Input("init_text", default="", tooltip="A word or two near to what is learned, where the search begins: 'toy', 'watercolour'."),
+                io.Int.Input("vectors", default=1, **_limits("vectors"), tooltip="How many token places the word takes. 1 is enough for most things; more hold more detail and obey prompts less."),
+                io.Float.Input("learning_rate", default=5e-3, **_limits("learning_rate"), step=1e-4, round=False, tooltip="The highest learning rate of the schedule."),
+                io.Int.Input("steps", default=300, **_limits("steps"), tooltip="Optimiser steps."),
+                io.Int.Input("batch_size", default=2, **_limits("batch_size"), tooltip="Pictures per model call."),
+                io.Int.Input("seed", default=0, **_limits("seed"), control_after_generate=False, tooltip="Decides pictures, sentences, noise levels and noises. The same seed learns the same word."),
+                io.Combo.Input("init", options=list(INITS), default=INITS[0], tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.", **advanced),
+                io.Combo.Input("template", options=list(TEMPLATES), default=TEMPLATES[0], tooltip="The sentences around the word: for an object, for a style, or the pictures' own captions with {word} where it stands.", **advanced),
+                io.Combo.Input("lr_schedule", options=list(LR_SCHEDULES), default="cosine", tooltip="How the learning rate falls over the steps.", **advanced),
+                io.Int.Input("warmup_steps", default=0, **_limits("warmup_steps"), tooltip="Steps over which the learning rate rises from 0.", **advanced),
+                io.Int.Input("gradient_accumulation", default=1, **_limits("gradient_accumulation"), tooltip="Model calls per step.", **advanced),
+                io.Float.Input("norm_limit", default=0.0, **_limits("norm_limit"), step=0.1, tooltip="The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps the word obedient; 0 is no limit.", **advanced),
+                io.Combo.Input("precision", options=list(PRECISIONS), default="auto", tooltip="What the frozen models compute in. The word itself is float32 always.", **advanced),
+            ],
+            outputs=[
+                io.Clip.Output("clip", display_name="clip", tooltip="The text encoder, knowing the new word at once, with no file."),
+                Embedding.Output("embedding", display_name="embedding", tooltip="The word's vectors, for Bespoke Save Embedding."),
+                io.String.Output("prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."),
+                io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."),
+                Run.Output("run", display_name="run", tooltip="The record of the run."),
+                io.String.Output("report", display_name="report", tooltip="What was learned: loss, length, the nearest words."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @names_itself
+    def execute(
+        cls, model, clip, vae, images, name, init_text, vectors, learning_rate, steps, batch_size, seed, init="words",
+        template="object", lr_schedule="cosine", warmup_steps=0, gradient_accumulation=1, norm_limit=0.0,
+        precision="auto",
+    ) -> io.NodeOutput:  # fmt: skip
+        config = TrainConfig(steps, learning_rate, batch_size, seed, lr_schedule, warmup_steps, gradient_accumulation)
+        request = InversionRequest(config, name, init_text, vectors, init, template, norm_limit, precision)
+        learned = train_word(model, clip, vae, images, request)
+        knowing = clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in learned.embedding.items()})
+        losses = {"loss": learned.run.losses}
+        return io.NodeOutput(knowing, learned.embedding, prompt_word(name), losses, learned.run, learned.report)
+
+
+class SaveEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        advanced = {"optional": True, "advanced": True}
+        return io.Schema(
+            node_id="BespokeSaveEmbedding",
+            display_name="Bespoke Save Embedding",
+            category="Bespoke/textual inversion",
+            description="Saves a learned word into ComfyUI's embeddings folder, where every prompt finds it as embedding:NAME.",
+            search_aliases=["save embedding", "save textual inversion", "export embedding"],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                Embedding.Input("embedding", tooltip="From Bespoke Train Textual Inversion."),
+                io.String.Input("name", default="my-word", tooltip="The word and the file's name: prompts say embedding:NAME."),
+                Run.Input("run", optional=True, tooltip="The training's record, written into the file."),
+                io.Boolean.Input("overwrite", default=False, tooltip="Off refuses a name that is taken. On replaces its file.", **advanced),
+                io.Combo.Input("format", options=list(FORMATS), default=FORMATS[0], tooltip="comfy uses ComfyUI's keys; a1111 a single nameless one, which both read (SD1.5 and SD2).", **advanced),
+            ],
+            outputs=[io.String.Output("prompt_word", display_name="prompt_word", tooltip="embedding:NAME, once the file is there. Wire it into the prompt, so that it is read after saving.")],
+        )  # fmt: skip
+
+    @classmethod
+    @names_itself
+    def execute(cls, embedding, name, run=None, overwrite=False, format="comfy") -> io.NodeOutput:
+        if format not in FORMATS:
+            raise InputError(f"format is {format!r}; choose one of {', '.join(FORMATS)}")
+        check_name(name)
+        folder = storage.models_folder("embeddings")
+        path = storage.inside(folder, f"{name}.safetensors")
+        taken = sorted(
+            other.relative_to(folder).as_posix()
+            for other in folder.rglob("*")
+            if other.suffix in (".safetensors", ".pt", ".bin") and other.stem == path.stem and other != path
+        )
+        if taken:
+            raise InputError(f"the name {name!r} would collide with {taken[0]}: prompts could mean either; choose another")
+        tensors = {key: value.detach().float().cpu().contiguous() for key, value in embedding.items()}
+        if format == "a1111" and len(tensors) == 1:
+            tensors = {"emb_params": next(iter(tensors.values()))}
+        try:
+            storage.write_safetensors(path, tensors, _metadata(cls.hidden, name, embedding, run), overwrite)
+        except FileExistsError:
+            raise InputError(f"the name {name!r} is taken; choose another, or set overwrite to replace it") from None
+        return io.NodeOutput(prompt_word(name), ui={"text": [f"saved as {prompt_word(name)}"]})
+
+
+def _metadata(hidden, name: str, embedding: dict[str, torch.Tensor], run) -> dict[str, str]:
+    meta = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": name,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "modelspec.trigger_phrase": prompt_word(name),
+        "bespoke.norms": json.dumps({key: value.norm(dim=-1).tolist() for key, value in embedding.items()}),
+    }
+    if run is not None:
+        meta |= {
+            "modelspec.architecture": "stable-diffusion/textual-inversion",
+            "modelspec.prediction_type": run.prediction,
+            "ss_sd_model_name": run.base,
+            "ss_steps": str(len(run.losses)),
+            "bespoke.run": run.id,
+            "bespoke.settings": json.dumps(run.settings),
+        }
+    prompt = hidden.prompt if hidden else None
+    workflow = (hidden.extra_pnginfo or {}).get("workflow") if hidden else None
+    meta |= {key: json.dumps(value) for key, value in (("prompt", prompt), ("workflow", workflow)) if value is not None}
+    return meta

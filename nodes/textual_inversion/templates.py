@@ -1,0 +1,59 @@
+"""Sentences around the new word. None puts punctuation right after it: the prompt parser would read it as the name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...training.errors import InputError
+from ...training.images import TrainingImage
+from ...training.randomness import generator
+
+TEMPLATES = ("object", "style", "captions")
+WORD = "{word}"
+
+OBJECT = (
+    "a photo of a {word}",
+    "a picture of a {word}",
+    "a photo of the {word}",
+    "the {word}",
+    "a good photo of a {word}",
+    "a close-up photo of a {word}",
+    "a bright photo of the {word}",
+    "a dark photo of the {word}",
+    "a clear picture of the {word}",
+    "an image of one {word}",
+    "a drawing of a {word}",
+    "a small {word}",
+    "a large {word}",
+)
+STYLE = (
+    "a picture in the style of {word}",
+    "a painting in the style of {word}",
+    "a drawing in the style of {word}",
+    "an image in {word} style",
+    "a photo in the style of {word}",
+    "the style of {word}",
+    "a small picture in the style of {word}",
+    "a detailed picture in the style of {word}",
+)
+
+
+def check_captions(items: Sequence[TrainingImage]) -> None:
+    """Every caption must say where the word stands."""
+    without = [item.name for item in items if WORD not in item.caption]
+    if without:
+        raise InputError(
+            f"template is 'captions' and {len(without)} captions do not hold {WORD}: {', '.join(without[:8])}; "
+            f"write {WORD} where the new word stands, for example 'a {WORD} on a table', or choose another template"
+        )
+
+
+def prompt_for(template: str, caption: str, word: str, seed: int, micro: int, place: int) -> str:
+    """The prompt of one sample: a pure function of the seed and its place in the run."""
+    if template == "captions":
+        sentence = caption
+    else:
+        sentences = OBJECT if template == "object" else STYLE
+        drawn = generator(seed, "template", micro, place).initial_seed()
+        sentence = sentences[drawn % len(sentences)]
+    return sentence.replace(WORD, word)

@@ -1,0 +1,136 @@
+"""LoRA files: key names by format, and the metadata that other programs read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .record import Run
+
+KEY_FORMATS = ("kohya", "diffusers", "comfy")
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_PARTS = (".lora_up.weight", ".lora_down.weight", ".alpha")
+COMFY_PREFIX = "diffusion_model."
+
+
+def layer_and_part(key: str) -> tuple[str, str]:
+    """("diffusion_model....to_k", ".lora_up.weight") of a key in ComfyUI's naming."""
+    for part in _PARTS:
+        if key.endswith(part):
+            return key.removesuffix(part), part
+    raise InputError(f"the LoRA holds {key!r}, which is no low-rank factor; save it with ComfyUI's own node")
+
+
+def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, Mapping[str, str]]) -> dict[str, Tensor]:
+    """The LoRA under another program's key names.
+
+    lora: `diffusion_model.<layer>.lora_up.weight`, `.lora_down.weight`, `.alpha`. names: what each layer is called by
+    format (a run knows them). Without a name, kohya's gets the checkpoint's own layer names, which ComfyUI and kohya
+    load too; diffusers' is refused.
+    """
+    if key_format not in KEY_FORMATS:
+        raise InputError(f"key_format is {key_format!r}; choose one of {', '.join(KEY_FORMATS)}")
+    if key_format == "comfy":
+        return dict(lora)
+    out: dict[str, Tensor] = {}
+    for key, tensor in lora.items():
+        layer, part = layer_and_part(key)
+        layer = layer.removeprefix(COMFY_PREFIX)
+        name = names.get(layer, {}).get(key_format)
+        if key_format == "kohya":
+            out[(name or "lora_unet_" + layer.replace(".", "_")) + part] = tensor
+            continue
+        if name is None:
+            raise InputError(
+                "the diffusers names of this LoRA's layers are not known; wire the trainer's run into the node, "
+                "or choose key_format kohya"
+            )
+        if part == ".alpha":
+            continue  # diffusers' files have none: it is folded into the up factor below
+        if part == ".lora_up.weight":
+            alpha, rank = float(lora[f"{COMFY_PREFIX}{layer}.alpha"]), tensor.shape[1]
+            out[f"{name}.lora_B.weight"] = tensor * (alpha / rank)
+        else:
+            out[f"{name}.lora_A.weight"] = tensor
+    return out
+
+
+def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Modern diffusers / PEFT names as kohya's, which ComfyUI maps; other names stay as they are.
+
+    `unet.<module>.lora_A.weight` and `base_model.model.<module>.lora_A.weight` -> `lora_unet_<module>.lora_down.weight`.
+    """
+    out = {}
+    for key, tensor in tensors.items():
+        renamed = key
+        for a, b in ((".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")):
+            module = key.removesuffix(a)
+            for prefix in ("unet.", "base_model.model."):
+                if module != key and module.startswith(prefix):
+                    renamed = "lora_unet_" + module.removeprefix(prefix).replace(".", "_") + b
+        out[renamed] = tensor
+    return out
+
+
+def metadata(
+    lora: Mapping[str, Tensor], run: Run | None, title: str, prompt: Any = None, workflow: Any = None
+) -> dict[str, str]:
+    """`ss_*` (kohya), `modelspec.*` (Stability's model specification) and ComfyUI's `prompt` and `workflow`."""
+    ranks = sorted({t.shape[0] for k, t in lora.items() if k.endswith(".lora_down.weight")})
+    alphas = sorted({float(t) for k, t in lora.items() if k.endswith(".alpha")})
+    out: dict[str, Any] = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": ranks[0] if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": alphas[0] if len(alphas) == 1 else "Dynamic",
+        "ss_output_name": title,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.implementation": "https://github.com/comfyanonymous/ComfyUI",
+        "modelspec.title": title,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    if run is not None:
+        settings = run.settings
+        out |= {
+            "ss_sd_model_name": run.base,
+            "ss_steps": len(run.losses),
+            "ss_max_train_steps": settings.get("steps"),
+            "ss_learning_rate": settings.get("learning_rate"),
+            "ss_lr_scheduler": settings.get("lr_schedule"),
+            "ss_optimizer": "AdamW",
+            "ss_seed": settings.get("seed"),
+            "ss_num_train_images": run.images,
+            "ss_batch_size_per_device": settings.get("batch_size"),
+            "ss_tag_frequency": json.dumps({"images": run.tags}),
+            "modelspec.architecture": f"{run.settings.get('architecture', 'stable-diffusion')}/lora",
+            "modelspec.resolution": run.resolution,
+            "modelspec.prediction_type": run.prediction,
+            "modelspec.trigger_phrase": run.trigger,
+            "bespoke.run": run.id,
+            "bespoke.settings": json.dumps(settings),
+        }
+    for name, value in (("prompt", prompt), ("workflow", workflow)):
+        if value is not None:
+            out[name] = json.dumps(value)
+    return {key: str(value) for key, value in out.items() if value not in (None, "")}
+
+
+def trigger_words(meta: Mapping[str, str]) -> str:
+    """The words that call the LoRA: the trigger phrase, else the commonest tags of its captions."""
+    if meta.get("modelspec.trigger_phrase"):
+        return meta["modelspec.trigger_phrase"]
+    try:
+        folders = json.loads(meta.get("ss_tag_frequency", "{}"))
+        counts: dict[str, int] = {}
+        for tags in folders.values():
+            for tag, count in tags.items():
+                counts[str(tag).strip()] = counts.get(str(tag).strip(), 0) + int(count)
+    except (ValueError, AttributeError, TypeError):
+        return ""
+    common = sorted(counts, key=lambda tag: (-counts[tag], tag))
+    return ", ".join(common[:3])

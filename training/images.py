@@ -1,0 +1,46 @@
+"""A training set: pictures with captions, brought to sizes that a model can take."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One picture. pixels: [H, W, 3] uint8. mask: [H, W] in 0..1 (1 counts in the loss) or None."""
+
+    name: str
+    pixels: Tensor
+    caption: str
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What `BESPOKE_IMAGES` carries. fingerprint: a hash of every pixel, caption and mask."""
+
+    items: tuple[TrainingImage, ...]
+    trigger: str = ""
+    fingerprint: str = ""
+    notes: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise InputError("the training set is empty; give it at least one picture")
+
+    def by_size(self) -> list[list[int]]:
+        """Indices of pictures that share height and width, and so may share a batch; largest group first."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, item in enumerate(self.items):
+            groups[tuple(item.pixels.shape[:2])].append(index)
+        return sorted(groups.values(), key=len, reverse=True)
+
+
+def passes(images: int, steps: int, batch_size: int) -> float:
+    """How often each picture is seen on average."""
+    return steps * batch_size / images
