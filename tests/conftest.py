@@ -28,53 +28,31 @@ def _load_pack():
 
 # At import, so that test modules can say `from bespoke.training import ...` at their top.
 _load_pack()
-sys.path.insert(0, str(SMALL))  # sprites, judge, model
+sys.path[:0] = [str(SMALL), str(Path(__file__).parent / "lib")]  # sprites, judge, model; helpers, inprocess
 
 
 def _cache() -> Path:
     return Path(os.environ.get("BESPOKE_CACHE") or ROOT / ".dev" / "cache")
 
 
-def start_comfyui(base: Path) -> None:
-    """Put ComfyUI on `sys.path` and start its parts in this process, on the CPU, with `base` as its base directory."""
-    where = os.environ.get("COMFYUI_PATH")
-    if not where or not (Path(where) / "comfy").is_dir():
-        pytest.exit("COMFYUI_PATH does not name a ComfyUI folder: run the tests with `python3 dev.py test`", 2)
-    sys.path.insert(0, where)
-    import comfy.options
-
-    comfy.options.enable_args_parsing(False)
-    from comfy.cli_args import args
-
-    args.cpu = True
-    args.base_directory = str(base)
-    for folder in ("input", "output", "temp", "user", "models/loras", "models/embeddings", "models/checkpoints"):
-        (base / folder).mkdir(parents=True, exist_ok=True)
-    import server
-
-    server.PromptServer(asyncio.new_event_loop())
-
-
 @pytest.fixture(scope="session")
-def comfyui(tmp_path_factory) -> Path:
-    """The base directory of a ComfyUI that runs in this process."""
-    base = tmp_path_factory.mktemp("comfyui")
-    start_comfyui(base)
+def comfyui() -> Path:
+    """The base directory of a ComfyUI that runs in this process, with core's nodes and the pack's registered."""
+    import inprocess
+
+    base = inprocess.start_comfyui()
     import nodes
 
-    # Under the very loader that a user's ComfyUI uses; a failure there is a log line, so the result is checked.
-    loaded = asyncio.run(_load_all(nodes))
-    assert loaded, "ComfyUI could not load the pack: see the log above"
+    asyncio.run(_load_all(nodes))
     return base
 
 
-async def _load_all(nodes) -> bool:
+async def _load_all(nodes) -> None:
     await nodes.init_builtin_extra_nodes()
     module = sys.modules["bespoke"]
     extension = await module.comfy_entrypoint()
     for node in await extension.get_node_list():
         nodes.NODE_CLASS_MAPPINGS[node.GET_SCHEMA().node_id] = node
-    return True
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,184 @@
+"""A workflow as the page saves it (nodes, links, widgets_values) -> the prompt that the server runs.
+
+The page does this in its own code (`graphToPrompt` in ComfyUI_frontend's executionUtil.ts); here it is done from the
+server's `/object_info`, so that the demo can queue the very files that a user opens. What it knows:
+
+* Widget values are positional: one for each widget in the order of the node's definition, and one more behind a seed
+  whose value the page changes after each run (two behind a COMBO of that kind), which is no input.
+* A link wins over the widget of the same name.
+* Reroute passes its input on, PrimitiveNode gives its value, Note and MarkdownNote are nothing.
+* A muted node (mode 2) is left out, and so are the links from it; a bypassed one (mode 4) passes on an input of the
+  same type.
+* V3's inputs: COMBO with options, DynamicCombo (`combo` and `combo.input`), Autogrow (`images.image0`), widgetType.
+
+Subgraphs are refused, and so are choices in braces (`{a|b}`) where the page makes them.
+"""
+
+from __future__ import annotations
+
+MUTED, BYPASSED = 2, 4
+NOTES = ("Note", "MarkdownNote")
+VIRTUAL = (*NOTES, "Reroute", "PrimitiveNode")
+WIDGETS = {
+    "INT", "FLOAT", "BOOLEAN", "STRING", "MARKDOWN", "TEXTAREA", "COMBO", "COLOR", "COLORS", "CURVE", "RANGE",
+    "BOUNDING_BOX", "BOUNDING_BOXES", "IMAGECOMPARE", "CHART", "GALLERIA", "PAINTER",
+}  # fmt: skip
+CONTROLLED = ("seed", "noise_seed")  # the page controls INTs of these names unless the definition says otherwise
+
+
+class GraphError(ValueError):
+    """The workflow cannot be turned into a prompt. The message names the file's node and what is wrong."""
+
+
+def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
+    """{node id: {"class_type", "inputs", "_meta"}} for the server's `/prompt`."""
+    graph = _Graph(workflow)
+    prompt = {}
+    for node in graph.nodes.values():
+        if node["type"] in VIRTUAL or node.get("mode", 0) in (MUTED, BYPASSED):
+            continue
+        if node["type"] not in object_info:
+            raise GraphError(f"{_named(node)}: the server has no node of this type")
+        inputs = widget_values(node, object_info[node["type"]])
+        for slot in node.get("inputs") or []:
+            if slot.get("link") is None:
+                continue
+            kind, source = graph.source(slot["link"], slot["type"])
+            if kind == "link":
+                inputs[slot["name"]] = source
+            elif kind == "value":
+                inputs[slot["name"]] = _boxed(source)
+        title = node.get("title") or object_info[node["type"]].get("display_name") or node["type"]
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
+    return prompt
+
+
+# --- widgets ------------------------------------------------------------------------------------------------------
+
+
+def widget_values(node: dict, definition: dict) -> dict:
+    """{input name: value} of a node's widgets, read off its `widgets_values`."""
+    values = node.get("widgets_values") or []
+    if isinstance(values, dict):  # some nodes save by name
+        return {name: _boxed(values[name]) for name, *_ in _specs(definition) if name in values}
+    rest, out = list(values), {}
+    for name, spec in _specs(definition):
+        _take(name, spec, rest, out)
+    if rest and rest != ["image"]:  # the upload button's value in files of older pages
+        raise GraphError(f"{_named(node)}: {len(rest)} widget values too many, from {rest[0]!r} on: {values}")
+    return out
+
+
+def _take(name: str, spec: list, rest: list, out: dict) -> None:
+    """Move one input's value, where it has a widget, from the front of `rest` into `out`."""
+    kind, options = _kind(spec)
+    if options.get("forceInput") or not rest:  # files saved before a widget existed simply end early
+        return
+    if kind == "COMFY_DYNAMICCOMBO_V3":
+        out[name] = chosen = rest.pop(0)
+        for option in options["options"]:
+            if option["key"] == chosen:
+                for inner, inner_spec in _specs({"input": option["inputs"]}):
+                    _take(f"{name}.{inner}", inner_spec, rest, out)
+        return
+    if kind not in WIDGETS:
+        return
+    out[name] = _boxed(rest.pop(0))
+    if options.get("dynamicPrompts") and "{" in str(out[name]):
+        raise GraphError(f"{name} has a choice in braces, which the page makes at random: write it out ({out[name]!r})")
+    controlled = options.get("control_after_generate")
+    if controlled is None:
+        controlled = kind == "INT" and name in CONTROLLED
+    if controlled:
+        del rest[: 2 if kind == "COMBO" else 1]
+
+
+def _specs(definition: dict):
+    """(name, spec) of the inputs, required ones first, in the order of the definition."""
+    order = definition.get("input_order") or {}
+    for group in ("required", "optional"):
+        inputs = definition["input"].get(group) or {}
+        for name in order.get(group) or inputs:
+            yield name, inputs[name]
+
+
+def _kind(spec: list) -> tuple[str, dict]:
+    kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
+    return "COMBO" if isinstance(kind, list) else options.get("widgetType") or kind, options
+
+
+def choices(definition: dict, name: str) -> list | None:
+    """The values that a COMBO input takes, or None where `name` is no COMBO."""
+    spec = dict(_specs(definition)).get(name)
+    if spec is None or _kind(spec)[0] != "COMBO":
+        return None
+    return spec[0] if isinstance(spec[0], list) else spec[1].get("options", [])
+
+
+def _boxed(value):
+    return {"__value__": value} if isinstance(value, list) else value  # a bare list would be a link
+
+
+# --- links --------------------------------------------------------------------------------------------------------
+
+
+class _Graph:
+    def __init__(self, workflow: dict):
+        if "nodes" not in workflow:
+            raise GraphError("this is no workflow that the page saved: it has no list of nodes (an API prompt?)")
+        if (workflow.get("definitions") or {}).get("subgraphs"):
+            raise GraphError("the workflow has subgraphs, which are not read here: unpack them in the page")
+        self.nodes = {node["id"]: node for node in workflow["nodes"]}
+        self.links = {}
+        for link in workflow.get("links") or []:
+            if isinstance(link, dict):
+                link = [link["id"], link["origin_id"], link["origin_slot"]]
+            self.links[link[0]] = (link[1], link[2])
+
+    def source(self, link: int, kind: str) -> tuple[str, object]:
+        """Where a link of type `kind` comes from: ("link", [id, slot]), ("value", v) or ("nothing", None)."""
+        seen = set()
+        while link not in seen:
+            seen.add(link)
+            if link not in self.links:
+                raise GraphError(f"link {link} is not in the list of links")
+            origin, slot = self.links[link]
+            node = self.nodes.get(origin)
+            if node is None:
+                raise GraphError(f"link {link} comes from node {origin}, which is not there")
+            mode = node.get("mode", 0)
+            if mode == MUTED:
+                return "nothing", None
+            if node["type"] == "PrimitiveNode":
+                return "value", node["widgets_values"][0]
+            if node["type"] == "Reroute":
+                through = (node.get("inputs") or [{}])[0]
+            elif mode == BYPASSED:
+                through = _bypass(node, slot, kind)
+                kind = through.get("type", kind)
+            else:
+                return "link", [str(origin), slot]
+            link = through.get("link")
+            if link is None:
+                return "nothing", None
+        raise GraphError(f"link {link} leads back to itself")
+
+
+def _bypass(node: dict, slot: int, kind: str) -> dict:
+    """The input that a bypassed node passes on for its output `slot`: at the same place, else of the very type, else fitting."""
+    inputs = node.get("inputs") or []
+    if kind == "*":
+        return inputs[slot] if slot < len(inputs) else (inputs or [{}])[0]
+    output = node["outputs"][slot]["type"]
+    fitting = [one for one in inputs if _fits(one["type"], kind) and _fits(one["type"], output)]
+    same_place = [one for one in inputs[slot : slot + 1] if one in fitting]
+    exact = [one for one in inputs if one["type"] == kind]
+    return next(iter([*same_place, *exact, *fitting]), {})
+
+
+def _fits(one: str, other: str) -> bool:
+    return "*" in (one, other) or bool(set(one.split(",")) & set(other.split(",")))
+
+
+def _named(node: dict) -> str:
+    return f"node {node['id']} ({node['type']})"

@@ -1,0 +1,51 @@
+"""The demo's inputs, drawn into ComfyUI's input folder: training sets, a picture and a mask.
+
+    python tests/demo/pictures.py INPUT_FOLDER
+
+* `bespoke_teal_style/`: 12 sprites in teal, a colour that the small model never saw, each with a caption.
+* `bespoke_pink/`: 8 sprites in pink, a colour that it knows; the captions say `{word}` where the new word goes.
+* `bespoke_picture.png`: a red circle on white. `bespoke_mask.png`: white where the circle is, black around it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "small_model"))
+
+import sprites
+
+TEAL, PINK, PICTURE, MASK = "bespoke_teal_style", "bespoke_pink", "bespoke_picture.png", "bespoke_mask.png"
+SEED = 7
+
+
+def make(folder: Path) -> None:
+    """Draw everything into `folder`; files that are there already are written again, alike."""
+    rng = np.random.default_rng(SEED)
+    _write_set(folder / TEAL, sprites.training_set(rng, 12, colour="teal"))
+    _write_set(
+        folder / PINK,
+        [(image, text.replace("pink", "{word}")) for image, text in sprites.training_set(rng, 8, colour="pink")],
+    )
+    circle = sprites.Sprite("red", "circle", "white", cx=8.0, cy=8.0, radius=5.0)
+    sprites.image(circle).save(folder / PICTURE)
+    # The circle's box and one cell more on each side, on the grid of cells.
+    low, high = ((8 - 6) * sprites.CELL, (8 + 6) * sprites.CELL)
+    mask = np.zeros((sprites.CELLS * sprites.CELL,) * 2, np.uint8)
+    mask[low:high, low:high] = 255
+    Image.fromarray(mask).convert("RGB").save(folder / MASK)
+
+
+def _write_set(folder: Path, pairs) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (image, caption) in enumerate(pairs, 1):
+        image.save(folder / f"{i:02}.png")
+        (folder / f"{i:02}.txt").write_text(caption + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

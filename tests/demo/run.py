@@ -1,0 +1,312 @@
+"""The demo: the example workflows, queued over HTTP to a real ComfyUI server, and a contact sheet of what they made.
+
+    python tests/demo/run.py --base DIR --checkpoint FILE [--workflows FOLDER]
+
+`python3 dev.py demo` calls it. The base directory is made anew each time, so that every run begins alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.parse
+import uuid
+from pathlib import Path
+
+import aiohttp
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "server"))
+
+import graph
+import host
+import pictures
+import sheet
+
+# Where a workflow names a file that this server does not have (a user's own model or picture), the demo's own stands
+# in. A name that the server knows is never changed.
+STAND_INS = {
+    ("CheckpointLoaderSimple", "ckpt_name"): host.CHECKPOINT,
+    ("LoadImage", "image"): pictures.PICTURE,
+    ("LoadImageMask", "image"): pictures.MASK,
+}
+
+# A word in the workflow's file name -> heading and sentence of its section, in the order of the sheet.
+SECTIONS = {
+    "lora": (
+        "LoRA",
+        "A colour that the model never saw, learned from twelve pictures: the same seeds without and with it.",
+    ),
+    "strength": ("Strength", "One picture denoised in part: 0 gives it back untouched, 1 makes it anew."),
+    "inpaint": ("Inpainting", "Only what lies under the mask is repainted; every other pixel stays as it was."),
+    "inversion": ("Textual inversion", "A new word learned from eight pictures; the model itself stays as it is."),
+}
+
+
+class DemoError(RuntimeError):
+    """A workflow did not run. The message says which, where and why."""
+
+
+# --- queueing -----------------------------------------------------------------------------------------------------
+
+
+def stand_in(prompt: dict, object_info: dict) -> list[str]:
+    """Put the demo's files where the prompt names unknown ones (see STAND_INS); what was done, in words."""
+    done = []
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            other = STAND_INS.get((node["class_type"], name))
+            if (
+                other is None
+                or isinstance(value, list)
+                or value in graph.choices(object_info[node["class_type"]], name)
+            ):
+                continue
+            node["inputs"][name] = other
+            done.append(f"{other} stands in for {value}")
+    return done
+
+
+async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
+    """Queue a workflow and follow it to its end; {node id: {"title", "images": [bytes]}} of what it put out.
+
+    A node that wants a file which another node of the same workflow writes is refused at first, as in the page. Then
+    the rest runs and the workflow is queued once more, when the file is there; what ran already comes from the cache.
+    """
+    client = uuid.uuid4().hex
+    results: dict[str, dict] = {}
+    address = f"{server.url}/ws?clientId={client}"
+    # Previews come as messages, so no limit on their size.
+    async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as ws:
+        for again in (False, True):
+            object_info = await asyncio.to_thread(server.get, "/object_info")
+            prompt = graph.to_prompt(workflow, object_info)
+            for line in stand_in(prompt, object_info) if not again else ():
+                print(f"  {line}", flush=True)
+            prompt_id, refused = await asyncio.to_thread(_queue, server, prompt, workflow, client)
+            if refused and again:
+                raise DemoError(refused)
+            await _follow(ws, prompt_id, prompt)
+            for node, output in (await _outputs(server, prompt_id)).items():
+                images = [await asyncio.to_thread(_view, server, image) for image in output.get("images", [])]
+                results[node] = {"title": prompt[node]["_meta"]["title"], "images": images}
+            if not refused:
+                break
+    return results
+
+
+def _queue(server: host.Host, prompt: dict, workflow: dict, client: str) -> tuple[str, str]:
+    """(prompt id, what was refused); refused outright raises."""
+    body = {"prompt": prompt, "client_id": client, "extra_data": {"extra_pnginfo": {"workflow": workflow}}}
+    try:
+        answer = server.post("/prompt", body)
+    except urllib.error.HTTPError as error:
+        answer = json.loads(error.read())
+        raise DemoError(f"the server refuses the workflow: {_refusals(answer, prompt)}") from None
+    return answer["prompt_id"], _refusals(answer, prompt) if answer.get("node_errors") else ""
+
+
+def _refusals(answer: dict, prompt: dict) -> str:
+    lines = [
+        f"{prompt[node]['_meta']['title']} (node {node}): {error['message']}: {error['details']}"
+        for node, errors in (answer.get("node_errors") or {}).items()
+        for error in errors["errors"]
+    ]
+    return "; ".join(lines) or str((answer.get("error") or {}).get("message", answer))
+
+
+async def _outputs(server: host.Host, prompt_id: str) -> dict:
+    """What the prompt's nodes put out. The server writes its history a moment after it says that the prompt ended."""
+    for _ in range(100):
+        history = await asyncio.to_thread(server.get, f"/history/{prompt_id}")
+        if prompt_id in history:
+            return history[prompt_id]["outputs"]
+        await asyncio.sleep(0.1)
+    raise DemoError("the server has no history of what it ran")
+
+
+def _view(server: host.Host, image: dict) -> bytes:
+    return server.get("/view?" + urllib.parse.urlencode({k: image[k] for k in ("filename", "subfolder", "type")}))
+
+
+async def _follow(ws, prompt_id: str, prompt: dict) -> None:
+    """Read the socket until the prompt has ended, and show where it is."""
+    shown = Progress(len(prompt))
+    try:
+        async for message in ws:
+            if message.type != aiohttp.WSMsgType.TEXT:
+                continue
+            event = json.loads(message.data)
+            kind, data = event["type"], event.get("data") or {}
+            if data.get("prompt_id") != prompt_id:
+                continue
+            node = str(data.get("node") or data.get("node_id") or "")
+            title = prompt[node]["_meta"]["title"] if node in prompt else node
+            if kind == "execution_cached":
+                shown.done(len(data["nodes"]))
+            elif kind == "executing" and node:
+                shown.node(title)
+            elif kind == "progress":
+                shown.step(title, data["value"], data["max"])
+            elif kind == "execution_error":
+                raise DemoError(
+                    f"{title} (node {node}) failed: {data['exception_type']}: {data['exception_message'].strip()}"
+                )
+            elif kind == "execution_interrupted":
+                raise DemoError(f"interrupted at {title} (node {node})")
+            elif kind == "execution_success":
+                return
+        raise DemoError("the server closed the connection, perhaps for want of memory")
+    finally:
+        shown.end()
+
+
+class Progress:
+    """One line that is written over on a terminal; elsewhere, a line every ten seconds."""
+
+    def __init__(self, nodes: int):
+        self.nodes, self.count, self.title = nodes, 0, ""
+        self.began = self.written = time.monotonic()
+        self.terminal = sys.stdout.isatty()
+
+    def done(self, nodes: int) -> None:
+        self.count += nodes
+
+    def node(self, title: str) -> None:
+        self.count += 1
+        self.title, self.began = title, time.monotonic()
+        self._write(title)
+
+    def step(self, title: str, value: float, largest: float) -> None:
+        if title != self.title:
+            self.title, self.began = title, time.monotonic()
+        seconds = time.monotonic() - self.began
+        left = f", {seconds / value * (largest - value):.0f} s left" if value and seconds > 2 else ""
+        self._write(f"{title}: {value:.0f} of {largest:.0f}{left}")
+
+    def _write(self, text: str) -> None:
+        now = time.monotonic()
+        text = f"  node {min(self.count, self.nodes)} of {self.nodes}  {text}"
+        if self.terminal:
+            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+        elif now - self.written >= 10:
+            print(text, flush=True)
+            self.written = now
+
+    def end(self) -> None:
+        if self.terminal:
+            print("\r\x1b[K", end="", flush=True)
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def section_of(name: str) -> tuple[int, str, str]:
+    """(place, heading, sentence) of a workflow's section, by its file name; unknown ones come last under their own name."""
+    for place, (word, (title, sentence)) in enumerate(SECTIONS.items()):
+        if word in name.lower():
+            return place, title, sentence
+    return len(SECTIONS), name.replace("_", " ").capitalize(), ""
+
+
+def to_section(name: str, workflow: dict, results: dict[str, dict]) -> sheet.Section:
+    """The pictures of one workflow, in reading order of the nodes that made them."""
+    places = {str(node["id"]): node.get("pos") or (0, 0) for node in workflow["nodes"]}
+
+    def corner(node: str) -> float:  # from the top left; `pos` is a pair or {"0": x, "1": y}
+        pos = places[node]
+        x, y = (pos["0"], pos["1"]) if isinstance(pos, dict) else pos
+        return x + y
+
+    _, title, sentence = section_of(name)
+    groups = []
+    for node in sorted(results, key=corner):
+        images = [Image.open(io.BytesIO(data)) for data in results[node]["images"]]
+        if images:
+            groups.append(sheet.Group(results[node]["title"], images))
+    return sheet.Section(title, sentence, groups)
+
+
+def keep_pictures(folder: Path, name: str, results: dict[str, dict]) -> int:
+    """Write every picture, as it came, into folder/name/; how many."""
+    count = 0
+    for node, result in results.items():
+        label = "".join(c if c.isalnum() else "_" for c in result["title"]).strip("_")
+        for i, data in enumerate(result["images"], 1):
+            path = folder / name / f"{node}_{label}_{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            count += 1
+    return count
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+def demo(base: Path, checkpoint: Path | None, workflows: Path) -> Path:
+    """Run every workflow of a folder; the contact sheet's path."""
+    began = time.monotonic()
+    files = sorted(workflows.glob("*.json"), key=lambda path: (section_of(path.stem)[0], path.stem))
+    if not files:
+        raise DemoError(f"{workflows} has no workflows (*.json)")
+    # Made anew, so that every run begins without trained files. rmtree does not follow the link to the pack.
+    shutil.rmtree(base, ignore_errors=True)
+    host.prepare_base(base, checkpoint)
+    pictures.make(base / "input")
+    print("Starting ComfyUI (about 10 s) ...", flush=True)
+    sections, count = [], 0
+    with host.Host(base) as server:
+        stats = server.get("/system_stats")["system"]
+        print(
+            f"ComfyUI {stats['comfyui_version']} answers at {server.url} after {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
+        for place, path in enumerate(files, 1):
+            start = time.monotonic()
+            print(f"Workflow {place} of {len(files)}: {path.name}", flush=True)
+            workflow = json.loads(path.read_text("utf-8"))
+            try:
+                results = asyncio.run(run_workflow(server, workflow))
+            except (DemoError, graph.GraphError, aiohttp.ClientError, OSError) as error:
+                raise DemoError(f"{path.name}: {error}") from error
+            made = keep_pictures(base / "pictures", path.stem, results)
+            if not made:
+                raise DemoError(f"{path.name} ran and made no picture: give it a SaveImage or PreviewImage node")
+            sections.append(to_section(path.stem, workflow, results))
+            count += made
+            print(f"  {made} pictures, {time.monotonic() - start:.0f} s", flush=True)
+    foot = f"ComfyUI {stats['comfyui_version']}, PyTorch {stats['pytorch_version']}, CPU: {count} pictures in {time.monotonic() - began:.0f} s"
+    page = sheet.save(sheet.contact_sheet(sections, "Bespoke", foot), base / "contact_sheet.png")
+    print(f"\nPictures:      {base / 'pictures'}\nContact sheet: {page}", flush=True)
+    return page
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--workflows", type=Path, default=host.ROOT / "example_workflows")
+    args = parser.parse_args()
+    host.end_on_terminate()
+    try:
+        demo(args.base.resolve(), args.checkpoint, args.workflows)
+    except (DemoError, host.HostError) as error:
+        print(
+            f"\nThe demo stopped: {error}\nThe server's own words: {args.base.resolve() / 'console.log'}",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

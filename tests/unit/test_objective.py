@@ -1,0 +1,122 @@
+"""The loss equals arithmetic by hand for each prediction type; the draws follow their laws."""
+
+import math
+
+import pytest
+import torch
+from bespoke.training.config import TrainConfig
+from bespoke.training.data import LatentSet
+from bespoke.training.objective import denoising_loss, prediction_weight
+from bespoke.training.randomness import batch_indices, noise, stratified_uniform
+
+
+class LinearDenoiser:
+    """A network whose output is 0.5 * its input, wrapped in each prediction type's own arithmetic."""
+
+    def __init__(self, prediction):
+        self.prediction = prediction
+        self.calls = []
+
+    def add_noise(self, sigma, noise, latent):
+        s = sigma.reshape(-1, 1, 1, 1)
+        return s * noise + (1 - s) * latent if self.prediction == "flow" else latent + s * noise
+
+    def denoise(self, noisy, sigma, conditioning):
+        self.calls.append(noisy.shape[0])
+        s = sigma.reshape(-1, 1, 1, 1)
+        if self.prediction == "epsilon":
+            return noisy - s * 0.5 * noisy
+        if self.prediction == "v":
+            return noisy / (s**2 + 1) - s / (s**2 + 1) ** 0.5 * 0.5 * noisy
+        return noisy - s * 0.5 * noisy
+
+
+def _by_hand(prediction, latent, noise, sigma):
+    """The target and the output written out, as the papers do, for one image."""
+    if prediction == "epsilon":
+        output, target = 0.5 * (latent + sigma * noise), noise
+    elif prediction == "v":
+        a = 1 / math.sqrt(1 + sigma**2)  # alpha; sigma of the variance-preserving process is a * sigma
+        output, target = 0.5 * (latent + sigma * noise), a * noise - a * sigma * latent
+    else:
+        output, target = 0.5 * (sigma * noise + (1 - sigma) * latent), noise - latent
+    return ((output - target) ** 2).mean()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+@pytest.mark.parametrize("sigma", [0.05, 0.6, 0.99])
+def test_loss_is_the_papers_loss(prediction, sigma):
+    latent, eps = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6)
+    loss = denoising_loss(LinearDenoiser(prediction), latent, eps, torch.tensor([sigma]), None)
+    assert loss.shape == (1,)
+    assert loss.item() == pytest.approx(_by_hand(prediction, latent, eps, sigma).item(), rel=2e-4)
+
+
+def test_one_call_with_exactly_the_batch():
+    model = LinearDenoiser("epsilon")
+    denoising_loss(model, torch.randn(5, 4, 6, 6), torch.randn(5, 4, 6, 6), torch.rand(5) + 0.1, None)
+    assert model.calls == [5]
+
+
+def test_mask_takes_the_mean_over_what_it_lets_through():
+    latent, eps, sigma = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6), torch.tensor([0.5, 2.0])
+    model = LinearDenoiser("epsilon")
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[0, :, :3] = 1
+    mask[1] = 1
+    masked = denoising_loss(model, latent, eps, sigma, None, mask)
+    top = denoising_loss(model, latent[:1, :, :3], eps[:1, :, :3], sigma[:1], None)
+    whole = denoising_loss(model, latent[1:], eps[1:], sigma[1:], None)
+    assert masked.tolist() == pytest.approx([top.item(), whole.item()], rel=1e-5)
+
+
+def test_x0_weight_is_one_and_unknown_is_refused():
+    assert prediction_weight("x0", torch.tensor([3.0])).item() == 1
+    with pytest.raises(ValueError, match="wavelet"):
+        prediction_weight("wavelet", torch.tensor([3.0]))
+
+
+def test_timesteps_are_uniform_and_stratified():
+    draws = torch.cat([stratified_uniform(7, step, 8) for step in range(2000)])
+    counts = torch.histc(draws, 16, 0, 1)
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    assert (counts / counts.mean() - 1).abs().max() < 0.1  # 1,000 in each of 16 bins, standard deviation 3 % at most
+    one = stratified_uniform(7, 3, 8)
+    assert sorted((one * 8).long().tolist()) == list(range(8))
+    assert not torch.equal(stratified_uniform(7, 3, 8), stratified_uniform(8, 3, 8))
+
+
+def test_noise_is_a_pure_function_of_seed_step_and_place():
+    a = noise(1, 2, 3, (4, 8, 8))
+    assert torch.equal(a, noise(1, 2, 3, (4, 8, 8)))
+    for other in (noise(2, 2, 3, (4, 8, 8)), noise(1, 3, 3, (4, 8, 8)), noise(1, 2, 4, (4, 8, 8))):
+        assert abs(torch.corrcoef(torch.stack([a.flatten(), other.flatten()]))[0, 1]) < 0.2
+    many = torch.cat([noise(5, step, 0, (64,)) for step in range(500)])
+    assert abs(many.mean()) < 0.02
+    assert abs(many.std() - 1) < 0.02
+
+
+def test_an_epoch_shows_every_image_and_no_batch_mixes_groups():
+    groups = [[0, 1, 2, 3, 4, 5, 6], [7, 8], [9, 9, 10]]
+    batches = 2 + 1 + 1
+    for epoch in range(5):
+        drawn = [batch_indices(groups, 4, 11, epoch * batches + b) for b in range(batches)]
+        assert all(len(batch) == 4 for batch in drawn)
+        assert all(any(set(batch) <= set(group) for group in groups) for batch in drawn)
+        assert set(sum(drawn, [])) == set(range(11))
+    assert batch_indices(groups, 4, 11, 3) == batch_indices(groups, 4, 11, 3)
+    assert [batch_indices(groups, 4, 11, i) for i in range(4)] != [batch_indices(groups, 4, 12, i) for i in range(4)]
+
+
+def test_batches_group_by_latent_shape_and_drop_captions_at_the_asked_rate():
+    data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(3)] + [torch.randn(1, 4, 8, 16)], [None] * 4)
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25)
+    dropped = total = 0
+    for micro in range(1000):
+        batch = data.batch(config, micro, torch.device("cpu"))
+        assert batch.latent.shape == batch.noise.shape
+        assert batch.mask is None
+        dropped += batch.captions.count(-1)
+        total += 2
+    assert dropped / total == pytest.approx(0.25, abs=0.03)
