@@ -20,10 +20,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "gradient_accumulation": (1, 1024),
     "max_grad_norm": (0.0, 1000.0),
     "caption_dropout": (0.0, 1.0),
+    "validation": (0, 1000),
+    "save_every": (0, 1_000_000),
     "norm_limit": (0.0, 100.0),
 }
 
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine with restarts")
+KEEPS = ("best", "last")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -41,6 +44,9 @@ class TrainConfig:
     steps: optimiser steps. batch_size: images per model call. gradient_accumulation: model calls per step.
     learning_rate: the highest that the schedule reaches. warmup_steps: steps from 0 up to it.
     max_grad_norm: the gradient is scaled down to this length; 0 leaves it.
+    validation: pictures held out of the training and scored on a fixed grid; 0 is off.
+    save_every: steps between saves of what is learned; 0 saves at the end and when stopped.
+    keep: whether the state with the lowest held-out loss comes out, or the last.
     """
 
     steps: int
@@ -52,15 +58,25 @@ class TrainConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     caption_dropout: float = 0.0
+    validation: int = 0
+    save_every: int = 0
+    keep: str = "best"
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "batch_size", "seed", "warmup_steps", "gradient_accumulation",
-                     "max_grad_norm", "caption_dropout"):  # fmt: skip
+                     "max_grad_norm", "caption_dropout", "validation", "save_every"):  # fmt: skip
             check_range(name, getattr(self, name))
         if self.lr_schedule not in LR_SCHEDULES:
             raise InputError(f"lr_schedule is {self.lr_schedule!r}; choose one of {', '.join(LR_SCHEDULES)}")
+        if self.keep not in KEEPS:
+            raise InputError(f"keep is {self.keep!r}; choose one of {', '.join(KEEPS)}")
         if self.warmup_steps >= self.steps and self.warmup_steps > 0:
             raise InputError(
                 f"warmup_steps is {self.warmup_steps} of {self.steps} steps, so the learning rate would never be "
                 "reached; give fewer warm-up steps"
             )
+
+    @property
+    def validate_every(self) -> int:
+        """Steps between two scores of the held-out pictures: twenty over the run, at least 10 apart."""
+        return max(10, self.steps // 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,16 +35,18 @@ class LatentSet:
     latents: list[Tensor]
     masks: list[Tensor | None]
 
-    def groups(self) -> list[list[int]]:
-        """Indices of latents of equal shape, which may share a batch."""
+    def groups(self, indices: Sequence[int]) -> list[list[int]]:
+        """`indices` by latents of equal shape, which may share a batch."""
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, latent in enumerate(self.latents):
-            by_shape[tuple(latent.shape)].append(index)
+        for index in indices:
+            by_shape[tuple(self.latents[index].shape)].append(index)
         return list(by_shape.values())
 
-    def batch(self, config: TrainConfig, micro: int, device: torch.device) -> Batch:
-        """The micro-batch number `micro` of the run: a pure function of it and the seed."""
-        indices = batch_indices(self.groups(), config.batch_size, config.seed, micro)
+    def batch(
+        self, config: TrainConfig, micro: int, device: torch.device, among: Sequence[int] | None = None
+    ) -> Batch:
+        """The micro-batch number `micro` of the run, drawn from `among`: a pure function of it and the seed."""
+        indices = batch_indices(self.groups(range(len(self.latents)) if among is None else among), config.batch_size, config.seed, micro)
         shape = self.latents[indices[0]].shape[1:]
         drawn = [noise(config.seed, micro, place, shape) for place in range(len(indices))]
         dropped = torch.rand(len(indices), generator=generator(config.seed, "caption", micro)) < config.caption_dropout

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # What may change between two requests that are still the same run, only longer or watched more closely.
 NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep"})
 
 
-def run_id(technique: str, settings: dict[str, Any], images: str, base: str) -> str:
-    """A short name for a run: equal for equal requests, whatever their number of steps."""
+def run_id(technique: str, settings: Mapping[str, Any], images: str, base: str) -> str:
+    """A short name for a run: equal for equal requests, whatever their number of steps.
+
+    images: the training set's fingerprint. base: what tells this model from another.
+    """
     identity = {k: v for k, v in sorted(settings.items()) if k not in NOT_IDENTITY}
     text = json.dumps([technique, identity, images, base], default=str)
     return f"{technique.replace(' ', '-')}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
@@ -27,6 +31,7 @@ class Run:
 
     technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name.
     trained: how many numbers were trained. names: what files call each trained layer, by format.
+    losses: of each step. held_out: (step, loss) on the fixed grid. state: running, finished, kept, interrupted, failed.
     """
 
     id: str
@@ -41,9 +46,49 @@ class Run:
     trained: int = 0
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     state: str = "running"
     started: float = field(default_factory=time.time)
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(step, loss) of the lowest held-out loss."""
+        return min(self.held_out, key=lambda point: point[1], default=None)
+
+    def over_fitting_since(self) -> int | None:
+        """The step from which the held-out loss only rose above its lowest by more than 2 %, or None."""
+        if self.best is None:
+            return None
+        after = [(step, loss) for step, loss in self.held_out if step > self.best[0]]
+        return self.best[0] if after and min(loss for _, loss in after) > 1.02 * self.best[1] else None
+
+    def to_json(self) -> str:
+        """The record as strict JSON: numbers that are not finite become null."""
+        return json.dumps(_finite(asdict(self)), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Run:
+        """The record that `to_json` wrote. Raises `ValueError` when it is none."""
+        try:
+            values = json.loads(text)
+            known = {f.name for f in fields(cls)}
+            run = cls(**{key: value for key, value in values.items() if key in known})
+            run.losses = [math.nan if loss is None else float(loss) for loss in run.losses]
+            run.held_out = [(int(step), float(loss)) for step, loss in run.held_out]
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"no record of a run: {error}") from error
+        return run
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
 
 
 def tag_frequency(captions: Iterable[str]) -> dict[str, int]:

@@ -40,6 +40,10 @@ class RunDisplay:
             f"{values['images_per_second']:.1f} images/s, {values['eta_s']:.0f} s left"
         )
 
+    def validation(self, step: int, loss: float, best: bool) -> None:
+        """The held-out pictures were scored."""
+        self._send("validation", {"step": step, "loss": loss, "best": best})
+
     def end(self, state: str, files: list[str] = ()) -> None:
         self._send("end", {"state": state, "files": list(files)})
 

@@ -8,7 +8,7 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ...training.config import LR_SCHEDULES, PRECISIONS, RANGES, TrainConfig
+from ...training.config import KEEPS, LR_SCHEDULES, PRECISIONS, RANGES, TrainConfig
 from ...training.formats import DTYPES, KEY_FORMATS, layer_and_part, metadata, to_format, trigger_words
 from ..bridge import storage
 from ..bridge.errors import InputError, names_itself
@@ -26,6 +26,11 @@ def _limits(name: str) -> dict:
     return {"min": low, "max": high}
 
 
+def _workflow(hidden):
+    """The graph as the page drew it, for the file: dropping the file on the canvas opens it."""
+    return (hidden.extra_pnginfo or {}).get("workflow") if hidden else None
+
+
 class TrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,6 +40,7 @@ class TrainLora(io.ComfyNode):
             display_name="Bespoke Train LoRA",
             category="Bespoke/lora",
             description="Trains low-rank adapters on the model's cross-attention with the noise-prediction loss. The model itself stays as it is, bit for bit.",
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             search_aliases=["lora training", "fine-tune", "dreambooth", "train style", "train subject", "low-rank"],
             inputs=[
                 io.Model.Input("model", tooltip="The model to train for, as it is on the wire: patches and shifts before this node count."),
@@ -49,12 +55,17 @@ class TrainLora(io.ComfyNode):
                 io.Int.Input("batch_size", default=4, **_limits("batch_size"), tooltip="Pictures per model call. Larger is steadier and needs more memory."),
                 io.Int.Input("seed", default=0, **_limits("seed"), control_after_generate=False, tooltip="Decides the order of pictures, the noise levels and the noises. The same seed gives the same LoRA."),
                 io.String.Input("custom_targets", default="", tooltip="For targets = custom: layer names with *, separated by commas, such as *attn2.to_k, *attn2.to_v.", **advanced),
+                io.Int.Input("validation", default=0, **_limits("validation"), tooltip="How many of the pictures are held out: not trained on, but scored at fixed noise levels, so that the curve says when to stop. 0 is off.", **advanced),
+                Images.Input("validation_images", optional=True, tooltip="Pictures to score instead of some of the training set."),
                 io.Combo.Input("lr_schedule", options=list(LR_SCHEDULES), default="cosine", tooltip="How the learning rate falls over the steps.", **advanced),
                 io.Int.Input("warmup_steps", default=0, **_limits("warmup_steps"), tooltip="Steps over which the learning rate rises from 0.", **advanced),
                 io.Int.Input("gradient_accumulation", default=1, **_limits("gradient_accumulation"), tooltip="Model calls per step: a larger batch than the memory holds, at the cost of time.", **advanced),
                 io.Float.Input("max_grad_norm", default=1.0, **_limits("max_grad_norm"), step=0.1, tooltip="Longer gradients are scaled down to this, which keeps single odd batches from doing harm. 0 is off.", **advanced),
                 io.Float.Input("caption_dropout", default=0.0, **_limits("caption_dropout"), step=0.01, tooltip="The share of captions replaced by the empty prompt, which lets a style show without its trigger word.", **advanced),
                 io.Combo.Input("precision", options=list(PRECISIONS), default="auto", tooltip="What the frozen model computes in. The LoRA itself is float32 always.", **advanced),
+                io.Int.Input("save_every", default=0, **_limits("save_every"), tooltip="Steps between LoRA files written on the way, into loras/bespoke/runs. 0 writes none; the state to go on from is saved every half minute all the same.", **advanced),
+                io.Combo.Input("keep", options=list(KEEPS), default=KEEPS[0], tooltip="With held-out pictures: hand on the state that scored best, or the last one.", **advanced),
+                io.Boolean.Input("resume", default=True, tooltip="Go on where the same request was interrupted, or with more steps. Off begins anew; the earlier state is set aside, not deleted.", **advanced),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA applied at strength 1."),
@@ -70,13 +81,20 @@ class TrainLora(io.ComfyNode):
     @names_itself
     def execute(
         cls, model, clip, vae, images, targets, rank, alpha, learning_rate, steps, batch_size, seed, custom_targets="",
-        lr_schedule="cosine", warmup_steps=0, gradient_accumulation=1, max_grad_norm=1.0, caption_dropout=0.0,
-        precision="auto",
+        validation=0, validation_images=None, lr_schedule="cosine", warmup_steps=0, gradient_accumulation=1,
+        max_grad_norm=1.0, caption_dropout=0.0, precision="auto", save_every=0, keep="best", resume=True,
     ) -> io.NodeOutput:  # fmt: skip
         config = TrainConfig(steps, learning_rate, batch_size, seed, lr_schedule, warmup_steps, gradient_accumulation,
-                             max_grad_norm, caption_dropout)  # fmt: skip
-        request = LoraRequest(config, targets, rank, alpha, custom_targets, precision)
-        lora, run = train_lora(model, clip, vae, images, request)
+                             max_grad_norm, caption_dropout, validation, save_every, keep)  # fmt: skip
+        request = LoraRequest(config, targets, rank, alpha, custom_targets, precision, resume)
+
+        def save(step: int, lora: dict, run) -> None:
+            name = f"bespoke/runs/{run.id}-step{step:06}"
+            path = storage.inside(storage.models_folder("loras"), f"{name}.safetensors")
+            meta = metadata(lora, run, Path(name).name, cls.hidden.prompt if cls.hidden else None, _workflow(cls.hidden))
+            storage.write_safetensors(path, to_format(lora, "kohya", run.names), meta, overwrite=True)
+
+        lora, run = train_lora(model, clip, vae, images, request, validation_images, save)
         trained, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
         report = describe(run, request, images, len(lora) // 3)
         return io.NodeOutput(trained, lora, {"loss": run.losses}, run, report, clip)
@@ -117,8 +135,8 @@ class SaveLora(io.ComfyNode):
             key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
             for key, tensor in to_format(lora, key_format, run.names if run else {}).items()
         }
-        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow") if cls.hidden else None
-        meta = metadata(lora, run, Path(filename_prefix).name, cls.hidden.prompt if cls.hidden else None, workflow)
+        prompt = cls.hidden.prompt if cls.hidden else None
+        meta = metadata(lora, run, Path(filename_prefix).name, prompt, _workflow(cls.hidden))
         name = storage.write_numbered(
             "loras", filename_prefix, lambda path: storage.write_safetensors(path, tensors, meta, overwrite=False)
         )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from ...training.config import PRECISIONS, TrainConfig, check_range
+from ...training.data import Batch
 from ...training.errors import InputError
 from ...training.formats import COMFY_PREFIX
 from ...training.images import ImageSet, passes
 from ...training.lora import LowRankAdapters, count_parameters
 from ...training.objective import denoising_loss
 from ...training.record import Run, run_id, tag_frequency
-from ..bridge.conditioning import encode_prompt, join, model_conds
+from ...training.validation import grid, scorer
+from ..bridge.conditioning import ModelConds, encode_prompt, join, model_conds
 from ..bridge.denoiser import opened_for_training
 from ..bridge.latents import latent_set
 from ..bridge.models import TARGETS, file_names, target_layers
-from ..bridge.run import base_name, follow
+from ..bridge.run import base_identity, base_name, follow
+from ..bridge.split import describe_held_out, held_out_split
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class LoraRequest:
     alpha: float = 8.0
     custom_targets: str = ""
     precision: str = "auto"
+    resume: bool = True
 
     def __post_init__(self) -> None:
         check_range("rank", self.rank)
@@ -40,22 +45,29 @@ class LoraRequest:
 
     def settings(self) -> dict:
         """The request by widget name."""
-        own = {k: v for k, v in asdict(self).items() if k != "train"}
+        own = {k: v for k, v in asdict(self).items() if k not in ("train", "resume")}
         return asdict(self.train) | own
 
 
-def train_lora(model, clip, vae, images: ImageSet, request: LoraRequest) -> tuple[dict[str, Tensor], Run]:
-    """(the LoRA in ComfyUI's key names, the run's record). The base and the user's MODEL stay as they are."""
-    config, settings = request.train, request.settings()
-    base = model.model
+def train_lora(
+    model, clip, vae, images: ImageSet, request: LoraRequest, validation: ImageSet | None = None,
+    save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, lora, run: None,
+) -> tuple[dict[str, Tensor], Run]:  # fmt: skip
+    """(the LoRA in ComfyUI's key names, the run's record). The base and the user's MODEL stay as they are.
+
+    validation: pictures to score instead of some of `images`. save: called with (step, LoRA, run) for what is saved
+    on the way.
+    """
+    config, settings, base = request.train, request.settings(), model.model
     layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
+    items, trained_on, held_out = held_out_split(images, validation, config)
     with torch.inference_mode(False), torch.no_grad():
-        data = latent_set(vae, base, images.items)
-        texts = {item.caption for item in images.items} | {""}
-        prompts = {text: encode_prompt(clip, text) for text in sorted(texts)}
+        data = latent_set(vae, base, items)
+        prompts = {text: encode_prompt(clip, text) for text in sorted({item.caption for item in items} | {""})}
+    fingerprints = images.fingerprint + (validation.fingerprint if validation else "")
     run = Run(
-        run_id("lora", settings, images.fingerprint, base_name(model)), "lora", settings, base_name(model),
-        len(images.items), images.trigger, tag_frequency(item.caption for item in images.items),
+        run_id("lora", settings, fingerprints, base_identity(model)), "lora", settings, base_name(model),
+        len(trained_on), images.trigger, tag_frequency(item.caption for item in images.items),
         names={layer: names for layer, names in file_names(base).items() if layer in layers},
     )  # fmt: skip
     with opened_for_training(model, request.precision) as denoiser:
@@ -64,44 +76,57 @@ def train_lora(model, clip, vae, images: ImageSet, request: LoraRequest) -> tupl
         layers = target_layers(denoiser.base.diffusion_model, request.targets, request.custom_targets)
         adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device)
         run.trained = count_parameters(adapters)
-        known: dict[tuple[int, str], object] = {}
+        known: dict[tuple[int, str], ModelConds] = {}
 
-        def conds_of(index: int, text: str):
+        def conds_of(index: int, text: str) -> ModelConds:
             # One set a picture and prompt: some families are told the picture's size.
             if (index, text) not in known:
                 cond, extra = prompts[text]
                 known[index, text] = model_conds(denoiser.base, cond, extra, data.latents[index], denoiser.device)
             return known[index, text]
 
-        def loss_of(micro: int) -> Tensor:
-            batch = data.batch(config, micro, denoiser.device)
+        def batch_loss(batch: Batch) -> Tensor:
             conditioning = join([
-                conds_of(index, "" if caption < 0 else images.items[caption].caption)
+                conds_of(index, "" if caption < 0 else items[caption].caption)
                 for index, caption in zip(batch.indices, batch.captions, strict=True)
             ])  # fmt: skip
-            sigma = denoiser.sigma(batch.u)
-            return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask).mean()
+            return denoising_loss(
+                denoiser, batch.latent, batch.noise, denoiser.sigma(batch.u), conditioning, batch.mask
+            )
 
+        def loss_of(micro: int) -> Tensor:
+            return batch_loss(data.batch(config, micro, denoiser.device, trained_on)).mean()
+
+        score = None
+        if held_out:
+            score = scorer(grid(data, held_out, denoiser.device), lambda batch, _: batch_loss(batch))
         with adapters.attached():
-            follow(adapters, loss_of, config, run, preflight(run, request, images))
-        state = adapters.state_dict()
-    return {COMFY_PREFIX + key: tensor for key, tensor in state.items()}, run
+            state = follow(
+                adapters, loss_of, config, run, preflight(run, request, len(trained_on)), score, request.resume,
+                lambda step, state: save(step, to_comfy(state), run),
+            )  # fmt: skip
+    return to_comfy(state), run
 
 
-def preflight(run: Run, request: LoraRequest, images: ImageSet) -> str:
+def to_comfy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters' state under ComfyUI's key names."""
+    return {COMFY_PREFIX + key: tensor for key, tensor in state.items()}
+
+
+def preflight(run: Run, request: LoraRequest, images: int) -> str:
     """What is about to be trained, in one line."""
     config = request.train
     return (
         f"{len(run.names) or 'custom'} layers, {run.trained:,} numbers, file about {run.trained * 2 / 1e6:.1f} MB in "
         f"fp16; {config.steps} steps of {config.batch_size * config.gradient_accumulation} pictures, each seen about "
-        f"{passes(len(images.items), config.steps, config.batch_size * config.gradient_accumulation):.0f} times"
+        f"{passes(images, config.steps, config.batch_size * config.gradient_accumulation):.0f} times"
     )
 
 
 def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int) -> str:
     """What was trained and how it went, in words."""
     losses, config = run.losses, request.train
-    seen = passes(len(images.items), config.steps, config.batch_size * config.gradient_accumulation)
+    seen = passes(run.images, len(losses), config.batch_size * config.gradient_accumulation)
     quarter = max(1, len(losses) // 4)
     first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
     lines = [
@@ -109,10 +134,11 @@ def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int)
         f"{layer_count} layers ({request.targets}): {run.trained:,} numbers trained, 0 of the model's own changed.",
         f"{len(losses)} steps of {config.batch_size * config.gradient_accumulation} in {run.seconds:.0f} s "
         f"({len(losses) * config.batch_size * config.gradient_accumulation / max(run.seconds, 1e-9):.1f} images/s); "
-        f"each of {len(images.items)} pictures was seen about {seen:.0f} times.",
+        f"each of {run.images} pictures was seen about {seen:.0f} times.",
         f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss mostly says which "
         "noise levels were drawn.",
     ]
+    lines += describe_held_out(run, config)
     if seen > 400:
         lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
     if images.trigger:

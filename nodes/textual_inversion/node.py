@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from comfy_api.latest import io
 
-from ...training.config import LR_SCHEDULES, PRECISIONS, RANGES, TrainConfig
+from ...training.config import KEEPS, LR_SCHEDULES, PRECISIONS, RANGES, TrainConfig
 from ...training.embedding import INITS
 from ..bridge import storage
 from ..bridge.errors import InputError, names_itself
@@ -51,11 +51,15 @@ class TrainTextualInversion(io.ComfyNode):
                 io.Int.Input("seed", default=0, **_limits("seed"), control_after_generate=False, tooltip="Decides pictures, sentences, noise levels and noises. The same seed learns the same word."),
                 io.Combo.Input("init", options=list(INITS), default=INITS[0], tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.", **advanced),
                 io.Combo.Input("template", options=list(TEMPLATES), default=TEMPLATES[0], tooltip="The sentences around the word: for an object, for a style, or the pictures' own captions with {word} where it stands.", **advanced),
+                io.Int.Input("validation", default=0, **_limits("validation"), tooltip="How many of the pictures are held out and only scored, at fixed noise levels. 0 is off.", **advanced),
                 io.Combo.Input("lr_schedule", options=list(LR_SCHEDULES), default="cosine", tooltip="How the learning rate falls over the steps.", **advanced),
                 io.Int.Input("warmup_steps", default=0, **_limits("warmup_steps"), tooltip="Steps over which the learning rate rises from 0.", **advanced),
                 io.Int.Input("gradient_accumulation", default=1, **_limits("gradient_accumulation"), tooltip="Model calls per step.", **advanced),
                 io.Float.Input("norm_limit", default=0.0, **_limits("norm_limit"), step=0.1, tooltip="The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps the word obedient; 0 is no limit.", **advanced),
                 io.Combo.Input("precision", options=list(PRECISIONS), default="auto", tooltip="What the frozen models compute in. The word itself is float32 always.", **advanced),
+                io.Int.Input("save_every", default=0, **_limits("save_every"), tooltip="Steps between saves of the state to go on from. 0 saves every half minute.", **advanced),
+                io.Combo.Input("keep", options=list(KEEPS), default=KEEPS[0], tooltip="With held-out pictures: hand on the word that scored best, or the last one.", **advanced),
+                io.Boolean.Input("resume", default=True, tooltip="Go on where the same request was interrupted, or with more steps. Off begins anew.", **advanced),
             ],
             outputs=[
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder, knowing the new word at once, with no file."),
@@ -71,11 +75,12 @@ class TrainTextualInversion(io.ComfyNode):
     @names_itself
     def execute(
         cls, model, clip, vae, images, name, init_text, vectors, learning_rate, steps, batch_size, seed, init="words",
-        template="object", lr_schedule="cosine", warmup_steps=0, gradient_accumulation=1, norm_limit=0.0,
-        precision="auto",
+        template="object", validation=0, lr_schedule="cosine", warmup_steps=0, gradient_accumulation=1, norm_limit=0.0,
+        precision="auto", save_every=0, keep="best", resume=True,
     ) -> io.NodeOutput:  # fmt: skip
-        config = TrainConfig(steps, learning_rate, batch_size, seed, lr_schedule, warmup_steps, gradient_accumulation)
-        request = InversionRequest(config, name, init_text, vectors, init, template, norm_limit, precision)
+        config = TrainConfig(steps, learning_rate, batch_size, seed, lr_schedule, warmup_steps, gradient_accumulation,
+                             validation=validation, save_every=save_every, keep=keep)  # fmt: skip
+        request = InversionRequest(config, name, init_text, vectors, init, template, norm_limit, precision, resume)
         learned = train_word(model, clip, vae, images, request)
         knowing = clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in learned.embedding.items()})
         losses = {"loss": learned.run.losses}

@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from ...training.config import PRECISIONS, TrainConfig, check_range
+from ...training.data import Batch
 from ...training.embedding import INITS, PseudoWord, nearest_words, start_vectors
 from ...training.errors import InputError
 from ...training.images import ImageSet, passes
 from ...training.objective import denoising_loss
 from ...training.record import Run, run_id, tag_frequency
+from ...training.validation import SEED, grid, scorer
 from ..bridge.conditioning import join, model_conds
 from ..bridge.denoiser import compute_type, opened_for_training
 from ..bridge.latents import latent_set
-from ..bridge.run import base_name, follow
+from ..bridge.run import base_identity, base_name, follow
+from ..bridge.split import describe_held_out, held_out_split
 from ..bridge.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
 from .names import check_name, prompt_word
 from .templates import TEMPLATES, check_captions, prompt_for
@@ -37,6 +40,7 @@ class InversionRequest:
     template: str = "object"
     norm_limit: float = 0.0
     precision: str = "auto"
+    resume: bool = True
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -49,7 +53,7 @@ class InversionRequest:
 
     def settings(self) -> dict:
         """The request by widget name."""
-        own = {k: v for k, v in asdict(self).items() if k != "train"}
+        own = {k: v for k, v in asdict(self).items() if k not in ("train", "resume")}
         return asdict(self.train) | own
 
 
@@ -75,11 +79,12 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest) ->
         for key, (tokenizer, _) in parts.items()
     }
     limits = {key: request.norm_limit * float(table.norm(dim=-1).median()) for key, table in tables.items()}
+    items, trained_on, held_out = held_out_split(images, None, config)
     with torch.inference_mode(False), torch.no_grad():
-        data = latent_set(vae, model.model, images.items)
+        data = latent_set(vae, model.model, items)
     run = Run(
-        run_id("textual inversion", settings, images.fingerprint, base_name(model)), "textual inversion", settings,
-        base_name(model), len(images.items), images.trigger, tag_frequency(item.caption for item in images.items),
+        run_id("textual inversion", settings, images.fingerprint, base_identity(model)), "textual inversion",
+        settings, base_name(model), len(trained_on), images.trigger, tag_frequency(item.caption for item in images.items),
     )  # fmt: skip
     with opened_for_training(model, request.precision) as denoiser:
         run.prediction = denoiser.prediction
@@ -89,44 +94,57 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest) ->
         compute = compute_type(denoiser.base, denoiser.device, request.precision)
         with opened_text(clip, compute) as text:
 
-            def loss_of(micro: int) -> Tensor:
-                batch = data.batch(config, micro, denoiser.device)
-                prompts = [
-                    prompt_for(request.template, images.items[index].caption, word, config.seed, micro, place)
-                    for place, index in enumerate(batch.indices)
-                ]
+            def batch_loss(batch: Batch, sentences: list[str]) -> Tensor:
                 conditioning = join([
                     model_conds(denoiser.base, cond, extra, data.latents[index], denoiser.device)
-                    for index, (cond, extra) in zip(batch.indices, text.encode(prompts, speaking), strict=True)
+                    for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
                 ])  # fmt: skip
                 sigma = denoiser.sigma(batch.u)
-                return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask).mean()
+                return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask)
 
-            follow(learned, loss_of, config, run, preflight(run, request, images))
-        embedding = learned.state_dict()
-    return Learned(embedding, start, run, describe(run, request, images, embedding, start, parts, tables))
+            def sentences(batch: Batch, seed: int, micro: int) -> list[str]:
+                return [
+                    prompt_for(request.template, items[index].caption, word, seed, micro, place)
+                    for place, index in enumerate(batch.indices)
+                ]
+
+            def loss_of(micro: int) -> Tensor:
+                batch = data.batch(config, micro, denoiser.device, trained_on)
+                return batch_loss(batch, sentences(batch, config.seed, micro)).mean()
+
+            score = None
+            if held_out:
+                score = scorer(
+                    grid(data, held_out, denoiser.device),
+                    lambda batch, number: batch_loss(batch, sentences(batch, SEED, number)),
+                )
+            embedding = follow(
+                learned, loss_of, config, run, preflight(run, request, len(trained_on)), score, request.resume
+            )
+    return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
 
 
-def preflight(run: Run, request: InversionRequest, images: ImageSet) -> str:
+def preflight(run: Run, request: InversionRequest, images: int) -> str:
     """What is about to be learned, in one line."""
     config = request.train
     return (
         f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {config.steps} steps of {config.batch_size}, "
-        f"each picture seen about {passes(len(images.items), config.steps, config.batch_size):.0f} times"
+        f"each picture seen about {passes(images, config.steps, config.batch_size):.0f} times"
     )
 
 
-def describe(run, request, images, embedding, start, parts, tables) -> str:
+def describe(run, request, embedding, start, parts, tables) -> str:
     """What was learned, in words: size, loss, how far the word moved and what it is near to."""
     losses, config = run.losses, request.train
     quarter = max(1, len(losses) // 4)
     lines = [
         f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; 0 weights changed.",
         f"{len(losses)} steps of {config.batch_size * config.gradient_accumulation} in {run.seconds:.0f} s; each of "
-        f"{len(images.items)} pictures was seen about "
-        f"{passes(len(images.items), len(losses), config.batch_size * config.gradient_accumulation):.0f} times.",
+        f"{run.images} pictures was seen about "
+        f"{passes(run.images, len(losses), config.batch_size * config.gradient_accumulation):.0f} times.",
         f"Loss {sum(losses[:quarter]) / quarter:.4f} over the first quarter, {sum(losses[-quarter:]) / quarter:.4f} over the last.",
     ]
+    lines += describe_held_out(run, config)
     for key, vectors in embedding.items():
         tokenizer, table = parts[key][0], tables[key]
         moved = (vectors - start[key]).norm(dim=-1).mean()

@@ -7,7 +7,6 @@ import torch
 from bespoke.nodes.bridge import conditioning
 from bespoke.nodes.bridge.denoiser import opened_for_training
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.training.config import TrainConfig
 from bespoke.training.lora import LowRankAdapters
 from bespoke.training.objective import denoising_loss
 from helpers import sample, share, sprite_set, weights_hash

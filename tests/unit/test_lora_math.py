@@ -7,8 +7,8 @@ import torch
 from bespoke.training import formats
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
-from bespoke.training.lora import LowRankAdapters, count_parameters
 from bespoke.training.loop import NotANumber, train
+from bespoke.training.lora import LowRankAdapters, count_parameters
 from bespoke.training.record import Run
 from torch import nn
 
@@ -94,10 +94,15 @@ def test_a_nan_stops_the_run_with_the_last_good_state():
         return value * float("nan") if i == 2 else value
 
     steps, good = [], None
-    with lora.attached(), pytest.raises(NotANumber, match="step 3"):
+
+    def run():
+        nonlocal good
         for step in train(lora, loss, config(steps=5)):
             steps.append(step.step)
             good = lora.state_dict()
+
+    with lora.attached(), pytest.raises(NotANumber, match="step 3"):
+        run()
     assert steps == [1, 2]
     assert all(torch.equal(good[key], value) for key, value in lora.state_dict().items())
     assert all(torch.isfinite(value).all() for value in good.values())

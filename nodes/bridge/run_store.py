@@ -1,0 +1,93 @@
+"""Runs on disk, under ComfyUI's user directory: the record for the page, the state to go on from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import folder_paths
+from safetensors import SafetensorError, safe_open
+
+from ...training.checkpoint import State, pack, unpack
+from ...training.record import Run
+from .storage import write_safetensors
+
+_ID = re.compile(r"[a-z-]+-[0-9a-f]{12}")
+_finish: set[str] = set()
+_lock = threading.Lock()
+
+
+def runs_folder() -> Path:
+    return Path(folder_paths.get_user_directory()) / "bespoke" / "runs"
+
+
+def request_finish(run_id: str) -> None:
+    """Ask the run to stop after its present step and to hand its result on."""
+    with _lock:
+        _finish.add(run_id)
+
+
+def take_finish(run_id: str) -> bool:
+    """Whether a finish was asked for since the last time; the request is used up."""
+    with _lock:
+        asked = run_id in _finish
+        _finish.discard(run_id)
+        return asked
+
+
+def list_runs() -> list[Run]:
+    """Every record that can be read, newest first."""
+    found = []
+    for path in runs_folder().glob("*/record.json"):
+        run = RunStore(path.parent.name).record() if _ID.fullmatch(path.parent.name) else None
+        if run is not None:
+            found.append(run)
+    return sorted(found, key=lambda run: run.started, reverse=True)
+
+
+class RunStore:
+    """One run's folder. Files are written whole or not at all."""
+
+    def __init__(self, run_id: str):
+        if not _ID.fullmatch(run_id):
+            raise ValueError(f"{run_id!r} is no run's id")
+        self.folder = runs_folder() / run_id
+
+    def record(self) -> Run | None:
+        try:
+            return Run.from_json((self.folder / "record.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def state(self) -> State | None:
+        """The state to go on from, or None when there is none that can be read."""
+        path = self.folder / "state.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                return unpack({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            logging.warning("Bespoke: %s cannot be read (%s); the run begins anew", path.name, error)
+            return None
+
+    def save(self, state: State, run: Run) -> None:
+        """The state first: a record that is behind it by a few steps is only a shorter curve."""
+        tensors, metadata = pack(state)
+        write_safetensors(self.folder / "state.safetensors", tensors, metadata, overwrite=True)
+        self.save_record(run)
+
+    def save_record(self, run: Run) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".record-{os.getpid()}.part"
+        temporary.write_text(run.to_json(), "utf-8")
+        temporary.replace(self.folder / "record.json")
+
+    def set_aside(self) -> None:
+        """Keep what is there under another name: a shorter run begins anew, and nothing that was trained is lost."""
+        if self.folder.is_dir():
+            self.folder.rename(self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))

@@ -1,0 +1,130 @@
+"""A run that is stopped and gone on with ends as one that was never stopped; the held-out curve decides what is kept."""
+
+import math
+
+import pytest
+import torch
+from bespoke.training.checkpoint import pack, unpack
+from bespoke.training.config import TrainConfig
+from bespoke.training.data import LatentSet
+from bespoke.training.errors import InputError
+from bespoke.training.loop import Training
+from bespoke.training.lora import LowRankAdapters
+from bespoke.training.randomness import noise
+from bespoke.training.record import Run, run_id
+from bespoke.training.validation import LEVELS, grid, scorer, split
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+CPU = torch.device("cpu")
+
+
+def problem(seed=0):
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 9).requires_grad_(False)
+    lora = LowRankAdapters({"a.to_q": layer}, 3, 3, seed, CPU)
+    target = torch.randn(9)
+
+    def loss(micro):
+        return (layer(noise(1, micro, 0, (5, 12))) - target).square().mean()
+
+    def held_out():
+        return (layer(noise(99, 0, 0, (5, 12))) - target).square().mean().item()
+
+    return lora, loss, held_out
+
+
+def config(steps, **changes):
+    return TrainConfig(**{"learning_rate": 3e-2, "batch_size": 1, "seed": 0, "max_grad_norm": 0.5} | changes, steps=steps)
+
+
+def run(lora, loss, held_out, steps, state=None, stop=None, **changes):
+    training = Training(lora, loss, config(steps, **changes), held_out, state)
+    events = []
+    with lora.attached():
+        for event in training:
+            events.append(event)
+            if event.step == stop:
+                break
+    return training, events
+
+
+@pytest.mark.parametrize("stop", [1, 7, 39])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "cosine with restarts"])
+def test_stopped_and_gone_on_is_bit_identical(tmp_path, stop, schedule):
+    whole_lora, *rest = problem()
+    _, whole = run(whole_lora, *rest, 40, lr_schedule=schedule, warmup_steps=3)
+    lora, *rest = problem()
+    training, first = run(lora, *rest, 40, stop=stop, lr_schedule=schedule, warmup_steps=3)
+    tensors, meta = pack(training.state())
+    save_file(tensors, tmp_path / "state.safetensors", metadata=meta)
+    fresh, *rest = problem(seed=5)  # another start: the state must decide
+    state = unpack(load_file(tmp_path / "state.safetensors"), meta)
+    again, second = run(fresh, *rest, 40, state=state, lr_schedule=schedule, warmup_steps=3)
+    assert [e.loss for e in first + second] == [e.loss for e in whole]
+    assert [e.learning_rate for e in first + second] == [e.learning_rate for e in whole]
+    assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in whole_lora.state_dict().items())
+    assert again.best_step == max((e.step for e in whole if e.best), default=0)
+
+
+def test_more_steps_go_on_from_the_end():
+    lora, *rest = problem()
+    training, _ = run(lora, *rest, 10)
+    again, events = run(lora, *rest, 15, state=training.state())
+    assert [e.step for e in events] == [11, 12, 13, 14, 15]
+    assert again.done == 15
+
+
+def test_the_best_state_is_the_one_that_scored_best():
+    lora, loss, _ = problem()
+    curve = iter([3.0, 1.0, 2.0, 5.0])
+    training, events = run(lora, loss, lambda: next(curve), 40)
+    assert [(e.step, e.held_out, e.best) for e in events if e.held_out is not None] == [
+        (10, 3.0, True), (20, 1.0, True), (30, 2.0, False), (40, 5.0, False)
+    ]  # fmt: skip
+    assert (training.best_step, training.best_loss) == (20, 1.0)
+    assert not torch.equal(training.best["a.to_q.lora_up.weight"], lora.state_dict()["a.to_q.lora_up.weight"])
+
+
+def test_split_leaves_something_to_train_on():
+    trained, held = split(10, 3, 0)
+    assert sorted(trained + held) == list(range(10))
+    assert len(held) == 3
+    assert split(10, 3, 0) == (trained, held)
+    with pytest.raises(InputError, match="3 of 3 pictures"):
+        split(3, 3, 0)
+
+
+def test_the_grid_is_fixed_and_does_not_depend_on_the_seed():
+    data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(4)], [None] * 4)
+    one, two = grid(data, [1, 3], CPU), grid(data, [1, 3], CPU)
+    assert all(torch.equal(a.noise, b.noise) for a, b in zip(one, two, strict=True))
+    assert one[0].u.tolist() == pytest.approx(LEVELS)
+    assert torch.equal(one[1].latent[2], data.latents[3][0])
+    score = scorer(one, lambda batch, number: batch.u * 0 + number)
+    assert score() == 0.5
+
+
+def test_the_record_survives_the_disk_and_says_when_over_fitting_began():
+    run = Run("lora-0123456789ab", "lora", {"steps": 3}, "base", 2)
+    run.losses, run.held_out = [1.0, math.nan, 0.5], [(10, 1.0), (20, 0.5), (30, 0.6)]
+    text = run.to_json()
+    assert "NaN" not in text
+    back = Run.from_json(text)
+    assert math.isnan(back.losses[1])
+    assert back.held_out == run.held_out
+    assert back.best == (20, 0.5)
+    assert back.over_fitting_since() == 20
+    for hostile in ("[]", "3", "{}", '{"id": 1}', "not json", '{"id": "x", "technique": "lora", "settings": {}, "base": "b", "images": 1, "losses": 5}'):
+        with pytest.raises(ValueError):  # noqa: PT011 - json's own message is as good as any
+            Run.from_json(hostile)
+
+
+def test_the_same_run_is_everything_but_its_length():
+    settings = {"steps": 10, "seed": 1, "keep": "best", "rank": 4}
+    name = run_id("lora", settings, "images", "base")
+    assert name == run_id("lora", settings | {"steps": 99, "keep": "last"}, "images", "base")
+    for other in (settings | {"seed": 2}, settings | {"rank": 8}):
+        assert name != run_id("lora", other, "images", "base")
+    assert name != run_id("lora", settings, "other images", "base")
+    assert name != run_id("lora", settings, "images", "other base")
