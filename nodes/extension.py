@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .bridge import run_routes
 from .images.node import ImageBatch, ImageFolder
-from .img2img.node import PartialDenoise
+from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend, RestoreUnmasked
 from .lora.node import InjectLora, LoadLora, SaveLora, TrainLora
 from .textual_inversion.node import SaveEmbedding, TrainTextualInversion
 
 
 class BespokeExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        from server import PromptServer
+
+        if getattr(PromptServer, "instance", None) is not None:
+            run_routes.register(PromptServer.instance)
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, PartialDenoise, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding]
+        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding]

