@@ -163,8 +163,8 @@ def end(process: subprocess.Popen) -> None:
 
 
 def run(command: list, env: dict) -> int:
-    """Run a child on our own terminal; its status."""
-    process = start(command, env)
+    """Run a child on our own terminal, in the pack's folder; its status."""
+    process = start(command, env, cwd=ROOT)
     try:
         return process.wait()
     finally:
@@ -393,6 +393,7 @@ def demo() -> int:
     """The example workflows on a real server; some minutes on 2 cores."""
     env = prepare()
     script = ROOT / "tests" / "demo" / "run.py"
+    print("* Running the example workflows (about 4 minutes on 2 cores)", flush=True)
     with lock("demo", "Another demo runs from this folder: wait until it ends.", wait=False):
         return run([PYTHON, script, "--base", DEV / "demo", "--checkpoint", small_model()], env)
 
@@ -400,8 +401,10 @@ def demo() -> int:
 def test(arguments: list[str]) -> int:
     """ruff and pytest; with arguments, pytest with these arguments alone."""
     env = prepare(with_tests=True)
-    style = 0 if arguments else run([PYTHON, "-m", "ruff", "check", ROOT], env)
-    return run([PYTHON, "-m", "pytest", "--rootdir", ROOT, *arguments], env) or style
+    if not arguments:
+        print("* Running the checks and tests (about 5 minutes on 2 cores)", flush=True)
+    style = 0 if arguments else run([PYTHON, "-m", "ruff", "check"], env)
+    return run([PYTHON, "-m", "pytest", *arguments], env) or style
 
 
 def serve(port: int, options: list[str]) -> int:

@@ -6,10 +6,11 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bridge import run_routes
 from .images.node import ImageBatch, ImageFolder
+from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend, RestoreUnmasked
 from .lora.node import InjectLora, LoadLora, SaveLora, TrainLora
-from .textual_inversion.node import SaveEmbedding, TrainTextualInversion
+from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
 
 
 class BespokeExtension(ComfyExtension):
@@ -18,6 +19,7 @@ class BespokeExtension(ComfyExtension):
 
         if getattr(PromptServer, "instance", None) is not None:
             run_routes.register(PromptServer.instance)
+            schedule_routes.register(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding]
+        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding, ApplyEmbedding, InspectEmbedding]

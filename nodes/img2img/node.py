@@ -70,7 +70,7 @@ class PartialDenoise(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokePartialDenoise",
-            display_name="Partial Denoise",
+            display_name="Bespoke Partial Denoise",
             category="Bespoke/img2img",
             description=(
                 "Image to image: add noise to a picture up to a level set by strength, and denoise from there. The report says "
@@ -131,7 +131,7 @@ class StrengthSigmas(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokeStrengthSigmas",
-            display_name="Strength Sigmas",
+            display_name="Bespoke Strength Sigmas",
             category="Bespoke/img2img",
             description=(
                 "The noise levels of an image to image run for SamplerCustomAdvanced, by a strength with five named meanings, "

@@ -155,14 +155,17 @@ class _Run:
         disable_pbar=False,
     ):
         """Around the sampler, in the model's latent space: keep mask, original and noise; the sampler gets no mask."""
-        model = guider.inner_model
+        model, sigma = guider.inner_model, sigmas[0]
+        sampler = executor.class_obj
+        from_noise = bool(sampler.max_denoise(guider, sigmas)) if hasattr(sampler, "max_denoise") else False
+        start = latent_image if self.start is None else model.process_latent_in(self.start.to(latent_image))
+        state = model.model_sampling.noise_scaling(sigma, noise.clone(), start, from_noise)
+        # From full noise, epsilon and v start at sqrt(1 + sigma^2) n; what is held outside has to stay on that path.
+        held = noise_that_gives(model.model_sampling, sigma, state, latent_image, False)
         if self.start is not None:
-            start = model.process_latent_in(self.start.to(latent_image))
-            sampler = executor.class_obj
-            top = bool(sampler.max_denoise(guider, sigmas)) if hasattr(sampler, "max_denoise") else False
-            noise = noise_that_gives(model.model_sampling, sigmas[0], noise, start, latent_image, top)
+            noise = noise_that_gives(model.model_sampling, sigma, state, latent_image, from_noise)
         self.model, self.guider = model, guider
-        self.mask, self.original, self.noise = denoise_mask, latent_image, noise
+        self.mask, self.original, self.noise = denoise_mask, latent_image, held
         self.allowed = (denoise_mask > 0).to(denoise_mask.dtype)
         self.own_way = type(model).scale_latent_inpaint is not BaseModel.scale_latent_inpaint
         self.inject = self.blend.kind == "re-inject" or self.own_way
@@ -214,16 +217,15 @@ class _Run:
         }
 
 
-def noise_that_gives(sampling, sigma, zeros, start, original, max_denoise):
-    """The noise n with noise_scaling(sigma, n, original) = the state that `start` with no noise begins at.
+def noise_that_gives(sampling, sigma, state, original, from_noise: bool) -> torch.Tensor:
+    """The noise n with noise_scaling(sigma, n, original, from_noise) = state.
 
     `noise_scaling` is affine in the noise, so this holds for every kind of prediction: (x - L) / sigma for epsilon and
-    v, ((1 - sigma) x - (1 - sigma) L) / sigma for flow.
+    v, (x - (1 - sigma) L) / sigma for flow.
     """
-    state = sampling.noise_scaling(sigma, torch.zeros_like(zeros), start, max_denoise)
-    signal = sampling.noise_scaling(sigma, torch.zeros_like(zeros), original, max_denoise)
-    one = zeros.new_ones([1] * zeros.ndim)
-    scale = sampling.noise_scaling(sigma, one, torch.zeros_like(one), max_denoise)
+    signal = sampling.noise_scaling(sigma, torch.zeros_like(state), original, from_noise)
+    one = state.new_ones([1] * state.ndim)
+    scale = sampling.noise_scaling(sigma, one, torch.zeros_like(one), from_noise)
     return (state - signal) / scale
 
 

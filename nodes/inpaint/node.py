@@ -36,7 +36,7 @@ class LatentMaskBlend(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokeLatentMaskBlend",
-            display_name="Latent Mask Blend",
+            display_name="Bespoke Latent Mask Blend",
             category="Bespoke/inpaint",
             description=(
                 "Repaint inside a mask and keep the rest of the latent bit for bit, with any model and any sampler node. "
@@ -164,7 +164,7 @@ class LatentMaskBlend(io.ComfyNode):
         preview = draw(
             shaped,
             picture_of(
-                _frames(picture_latent, len(shaped.cells)), latent_format, shaped.grid.height, shaped.grid.width
+                _pictured(picture_latent, len(shaped.cells)), latent_format, shaped.grid.height, shaped.grid.width
             ),
         )
         report = _report(shaped, kind, reason, model, spread)
@@ -178,10 +178,9 @@ def _sampled_as(model, latent) -> torch.Tensor:
     )
 
 
-def _frames(latent, count):
-    """The latent pictures [count or 1, C, rows, columns] under `count` masks: one each where there are as many."""
-    pictures = latent if latent.ndim == 4 else latent[:, :, 0]
-    return pictures[: min(count, MOST)] if count > 1 and pictures.shape[0] == count else pictures[:1]
+def _pictured(latent, count):
+    """The latents that the previews of `count` masks show: one each where there are as many, else the first."""
+    return latent[: min(count, MOST)] if latent.shape[0] == count else latent[:1]
 
 
 def _clean_original(latent, samples) -> torch.Tensor:
@@ -221,7 +220,7 @@ class RestoreUnmasked(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokeRestoreUnmasked",
-            display_name="Restore Unmasked",
+            display_name="Bespoke Restore Unmasked",
             category="Bespoke/inpaint",
             description="Put the original's pixels back outside the mask, bit for bit, and count what differs there.",
             search_aliases=[

@@ -110,7 +110,10 @@ def _rgb(color: tuple[float, float, float]) -> tuple[int, int, int]:
 
 
 def picture_of(latent: torch.Tensor, latent_format, height: int, width: int) -> torch.Tensor:
-    """A rough picture [B, H, W, 3] of a latent [B, C, h, w], by the latent format's linear map to RGB; grey without one."""
+    """A rough picture [B, H, W, 3] of a latent [B, C, h, w] or a video's first frame [B, C, T, h, w].
+
+    By the latent format's linear map to RGB; grey for a format without one.
+    """
     factors = getattr(latent_format, "latent_rgb_factors", None)
     reshaped = getattr(latent_format, "latent_rgb_factors_reshape", None)
     if factors is None or reshaped is not None or len(factors) != latent.shape[1]:
@@ -118,6 +121,7 @@ def picture_of(latent: torch.Tensor, latent_format, height: int, width: int) -> 
     latent = latent.to("cpu", torch.float32)
     if bool(torch.count_nonzero(latent)):
         latent = latent_format.process_in(latent)
+    latent = latent if latent.ndim == 4 else latent[:, :, 0]
     rgb = latent.movedim(1, -1) @ torch.tensor(factors)
     if (bias := getattr(latent_format, "latent_rgb_factors_bias", None)) is not None:
         rgb = rgb + torch.tensor(bias)

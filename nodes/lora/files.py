@@ -9,37 +9,16 @@ from pathlib import Path
 import comfy.lora
 import comfy.lora_convert
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...training.errors import InputError
 from ...training.formats import from_diffusers, trigger_words
-
-LARGEST_HEADER = 25_000_000  # bytes; a real LoRA's is far below
+from ..bridge.safe_files import read_safetensors
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises `InputError` for anything else: no pickle is ever opened."""
-    if path.suffix.lower() != ".safetensors":
-        raise InputError(f"{path.name} is a {path.suffix or 'nameless'} file; only .safetensors files are opened")
-    try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > LARGEST_HEADER:
-            raise InputError(f"{path.name} says its header has {header:,} bytes, so it is damaged or no LoRA")
-        with safe_open(path, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-            meta = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path.name} cannot be read ({error}); fetch it again") from error
-    if not tensors:
-        raise InputError(f"{path.name} holds no tensor, so it is no LoRA")
-    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if bad:
-        raise InputError(f"{path.name} holds numbers that are not finite ({bad[0]}); it was broken when it was saved")
-    return tensors, meta
+    """(tensors, metadata) of a LoRA file."""
+    return read_safetensors(path, "LoRA")
 
 
 def describe(tensors: Mapping[str, Tensor], meta: Mapping[str, str], name: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from functools import partial
+from pathlib import Path
 
+import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -15,11 +17,13 @@ from ..bridge import storage
 from ..bridge.errors import InputError, names_itself
 from ..bridge.text import clip_with_word
 from ..bridge.types import Embedding, Images, Run
+from .inspect import describe, fitting, neighbours, plot, read_embedding
 from .names import check_name, prompt_word
 from .templates import TEMPLATES
 from .train import InversionRequest, train_word
 
 FORMATS = ("comfy", "a1111")
+NONE = "none"
 
 
 def _limits(name: str) -> dict:
@@ -132,6 +136,77 @@ class SaveEmbedding(io.ComfyNode):
         except FileExistsError:
             raise InputError(f"the name {name!r} is taken; choose another, or set overwrite to replace it") from None
         return io.NodeOutput(prompt_word(name), ui={"text": [f"saved as {prompt_word(name)}"]})
+
+
+class ApplyEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeApplyEmbedding",
+            display_name="Bespoke Apply Embedding",
+            category="Bespoke/textual inversion",
+            description="Gives a text encoder a learned word under a name, with no file: for trying a word, or two words under two names.",
+            search_aliases=["use embedding", "apply textual inversion", "embedding on the wire"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder. It stays as it is; the one that comes out knows the word."),
+                Embedding.Input("embedding", tooltip="The word's vectors, from Bespoke Train Textual Inversion."),
+                io.String.Input("name", default="my-word", tooltip="What prompts call it: embedding:NAME. It wins over a file of that name."),
+            ],
+            outputs=[
+                io.Clip.Output("clip", display_name="clip", tooltip="The text encoder that knows the word."),
+                io.String.Output("prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @names_itself
+    def execute(cls, clip, embedding, name) -> io.NodeOutput:
+        vectors = fitting(check_name(name), embedding, clip)
+        return io.NodeOutput(
+            clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in vectors.items()}), prompt_word(name)
+        )
+
+
+class InspectEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeInspectEmbedding",
+            display_name="Bespoke Inspect Embedding",
+            category="Bespoke/textual inversion",
+            description="Says what a learned word is near to in the text encoder's vocabulary, and how long its vectors are.",
+            search_aliases=["embedding info", "nearest words", "inspect textual inversion"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The text encoder that the word was learned for."),
+                io.Combo.Input("embedding_name", options=[NONE, *folder_paths.get_filename_list("embeddings")], tooltip="A .safetensors file in ComfyUI's embeddings folder. Not used when an embedding is wired in."),
+                Embedding.Input("embedding", optional=True, tooltip="A word on the wire; it wins over embedding_name."),
+            ],
+            outputs=[
+                io.String.Output("report", display_name="report", tooltip="Nearest words and lengths of every vector, and the file's metadata."),
+                io.Image.Output("plot", display_name="plot", tooltip="The nearest words of each vector and its length beside the vocabulary's."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, embedding_name, **_):
+        path = folder_paths.get_full_path("embeddings", embedding_name or "")
+        return f"{embedding_name}:{Path(path).stat().st_mtime_ns}" if path else embedding_name
+
+    @classmethod
+    @names_itself
+    def execute(cls, clip, embedding_name, embedding=None) -> io.NodeOutput:
+        if embedding is not None:
+            name, vectors, meta = "the word on the wire", embedding, {}
+        elif not embedding_name or embedding_name == NONE:
+            raise InputError("no embedding is chosen; choose a file in embedding_name or wire an embedding in")
+        else:
+            path = folder_paths.get_full_path("embeddings", embedding_name)
+            if path is None:
+                raise InputError(f"{embedding_name!r} is not in ComfyUI's embeddings folder; choose another one")
+            name = embedding_name
+            vectors, meta = read_embedding(Path(path), clip)
+        near = neighbours(fitting(name, vectors, clip), clip)
+        return io.NodeOutput(describe(name, near, meta), plot(name, near))
 
 
 def _metadata(hidden, name: str, embedding: dict[str, torch.Tensor], run) -> dict[str, str]:

@@ -121,9 +121,9 @@ def test_what_was_given_is_left_as_it_was(run_node, field, latent):
 
 
 def test_errors_name_the_node_and_the_value(run_node, field, latent):
-    with pytest.raises(ValueError, match=r"Latent Mask Blend: the mask has the shape \[1, 2, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"Bespoke Latent Mask Blend: the mask has the shape \[1, 2, 8, 8\]"):
         run_node("BespokeLatentMaskBlend", model=wrap(field), latent=latent, mask=torch.zeros(1, 2, 8, 8))
-    with pytest.raises(ValueError, match="Latent Mask Blend: the latent has 3 dimensions"):
+    with pytest.raises(ValueError, match="Bespoke Latent Mask Blend: the latent has 3 dimensions"):
         run_node(
             "BespokeLatentMaskBlend", model=wrap(field), latent={"samples": torch.zeros(1, 4, 8)}, mask=picture_mask()
         )

@@ -467,14 +467,14 @@ def test_the_plot_marks_the_start_where_it_is(run_node, models):
 
 @pytest.mark.parametrize("strength", [math.nan, -0.1, 1.01, math.inf])
 def test_a_strength_that_is_none_is_an_error(run_node, denoise, models, latent, strength):
-    with pytest.raises(InputError, match=f"Partial Denoise: strength is {strength}; give a number from 0"):
+    with pytest.raises(InputError, match=f"Bespoke Partial Denoise: strength is {strength}; give a number from 0"):
         denoise(models["epsilon"], latent, strength)
-    with pytest.raises(InputError, match=f"Strength Sigmas: strength is {strength}"):
+    with pytest.raises(InputError, match=f"Bespoke Strength Sigmas: strength is {strength}"):
         run_node("BespokeStrengthSigmas", model=models["epsilon"], scheduler="normal", steps=20, strength=strength)
 
 
 def test_steps_0_is_an_error(denoise, models, latent):
-    with pytest.raises(InputError, match="Partial Denoise: steps is 0; give a whole number from 1"):
+    with pytest.raises(InputError, match="Bespoke Partial Denoise: steps is 0; give a whole number from 1"):
         denoise(models["epsilon"], latent, 0.5, steps=0)
 
 

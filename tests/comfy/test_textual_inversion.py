@@ -124,3 +124,45 @@ def test_bad_input_names_node_value_and_mend(small, run_node, comfyui):
     assert path.read_bytes() != first
     with pytest.raises(ValueError, match="name '../x' leads out"):
         run_node("BespokeSaveEmbedding", embedding=vector, name="../x")
+
+
+def test_a_word_on_the_wire_and_its_neighbours(small, run_node, comfyui):
+    clip = small[1]
+    table = vocabulary(encoders(clip)["clip_l"][1])
+    tokenizer = encoders(clip)["clip_l"][0]
+    (cat,) = tokenizer.tokenizer("cat")["input_ids"][1:-1]
+    embedding = {"clip_l": table[[cat]] * 3}
+    knowing, word = run_node("BespokeApplyEmbedding", clip=clip, embedding=embedding, name="my-cat")
+    assert word == "embedding:my-cat"
+    (said,) = run_node("CLIPTextEncode", clip=knowing, text="a embedding:my-cat")
+    (unsaid,) = run_node("CLIPTextEncode", clip=clip, text="a embedding:my-cat")
+    assert not torch.equal(said[0][0], unsaid[0][0])
+    report, plot = run_node("BespokeInspectEmbedding", clip=clip, embedding_name="none", embedding=embedding)
+    assert "nearest to cat 1.00" in report
+    assert plot.shape[-1] == 3
+    run_node("BespokeSaveEmbedding", embedding=embedding, name="my-cat")
+    from_file, _ = run_node("BespokeInspectEmbedding", clip=clip, embedding_name="my-cat.safetensors")
+    assert "nearest to cat 1.00" in from_file
+
+
+def test_hostile_embeddings(small, run_node, comfyui):
+    from safetensors.torch import save_file
+
+    folder = comfyui / "models" / "embeddings"
+    (folder / "pickle.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/x'\ntR.")
+    (folder / "header.safetensors").write_bytes((2**50).to_bytes(8, "little") + b"{}")
+    save_file({"clip_l": torch.full((1, 768), float("nan"))}, folder / "nan.safetensors")
+    save_file({"clip_l": torch.zeros(1, 640)}, folder / "narrow.safetensors")
+    save_file({"clip_l": torch.zeros(2, 2, 768)}, folder / "deep.safetensors")
+    save_file({"clip_l": torch.zeros(1, 768, dtype=torch.int8)}, folder / "ints.safetensors")
+    (folder / "huge.safetensors").write_bytes(b"\0" * (65 * 2**20))
+    for name, word in (
+        ("pickle.pt", "can run code"), ("header.safetensors", "header"), ("nan.safetensors", "not finite"),
+        ("narrow.safetensors", "768 numbers"), ("deep.safetensors", "768 numbers"), ("ints.safetensors", "768 numbers"),
+        ("huge.safetensors", "far more"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=word) as error:
+            run_node("BespokeInspectEmbedding", clip=small[1], embedding_name=name)
+        assert str(error.value).startswith("Bespoke Inspect Embedding: ")
+    for path in folder.glob("*"):
+        path.unlink()

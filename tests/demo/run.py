@@ -255,6 +255,8 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path) -> Path:
     files = sorted(workflows.glob("*.json"), key=lambda path: (section_of(path.stem)[0], path.stem))
     if not files:
         raise DemoError(f"{workflows} has no workflows (*.json)")
+    if base.exists() and not (base / "custom_nodes" / host.PACK).exists():
+        raise DemoError(f"{base} is there and is not the base directory of an earlier demo: choose another --base")
     # Made anew, so that every run begins without trained files. rmtree does not follow the link to the pack.
     shutil.rmtree(base, ignore_errors=True)
     host.prepare_base(base, checkpoint)

@@ -17,6 +17,7 @@ import pictures
 @pytest.fixture(scope="session")
 def server(tmp_path_factory, small_checkpoint):
     """A `host.Host` with the pack, the small model and the demo's inputs."""
+    host.end_on_terminate()
     base = host.prepare_base(tmp_path_factory.mktemp("server"), small_checkpoint)
     pictures.make(base / "input")
     with host.Host(base) as running:

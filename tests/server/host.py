@@ -203,7 +203,7 @@ def stop(process: subprocess.Popen | None, seconds: float = 10) -> None:
 
 def end_on_terminate() -> None:
     """Let SIGTERM unwind the stack as Ctrl-C does, so that every `finally` and `with` ends its child."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def main() -> int:

@@ -93,6 +93,16 @@ def test_a_refused_workflow_says_why(server):
         play(server, flow)
 
 
+def test_a_folder_that_is_not_ours_is_not_cleared(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    workflows = tmp_path / "workflows"
+    workflows.mkdir()
+    (workflows / "lora.json").write_text("{}")
+    with pytest.raises(run.DemoError, match="choose another --base"):
+        run.demo(tmp_path, None, workflows)
+    assert (tmp_path / "thesis.txt").exists()
+
+
 # --- sections and the sheet ---------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,86 @@
+"""The small model is a real one: core's nodes use it, it obeys its prompt, its VAE gives its pictures back."""
+
+import math
+
+import numpy as np
+import pytest
+import sprites
+import torch
+from helpers import sample
+from judge import judge
+from PIL import Image
+
+
+def test_it_is_stock_sd15_to_comfyui(small):
+    import comfy.model_base
+    import comfy.supported_models
+
+    model, clip, vae = small
+    assert isinstance(model.model.model_config, comfy.supported_models.SD15)
+    assert model.model.model_type == comfy.model_base.ModelType.EPS
+    assert type(clip.cond_stage_model).__name__ == "SD1ClipModel"
+    assert type(vae.first_stage_model).__name__ == "TAESD"
+
+
+def test_it_obeys_its_prompt(small, run_node, tmp_path):
+    """6 colours x 6 shapes, three pictures each, core nodes only; judged by hue and silhouette."""
+    model, clip, vae = small
+    right = {"colour": 0, "shape": 0, "ground": 0}
+    wrong, count = [], 0
+    sheet = Image.new("RGB", (18 * 64, 6 * 64))
+    for i, colour in enumerate(sprites.GRID_COLOURS):
+        for j, shape in enumerate(sprites.SHAPES):
+            ground = ("black", "white")[(i + j) % 2]
+            prompt = f"a {colour} {shape} on {ground}"
+            for k, picture in enumerate(sample(run_node, model, clip, vae, [prompt], 3, steps=14, seed=100 + 6 * i + j)):
+                sheet.paste(picture.resize((64, 64)), ((3 * i + k) * 64, j * 64))
+                seen = judge(picture)
+                count += 1
+                for what, asked in (("colour", colour), ("shape", shape), ("ground", ground)):
+                    right[what] += getattr(seen, what) == asked
+                    if getattr(seen, what) != asked:
+                        wrong.append(f"{prompt}: {what} {getattr(seen, what)}")
+    sheet.save(tmp_path / "grid.png")
+    print(right, wrong, tmp_path / "grid.png")
+    assert count == 108
+    assert right["colour"] >= 0.90 * count
+    assert right["shape"] >= 0.80 * count
+    assert right["ground"] >= 0.90 * count
+
+
+def test_it_has_never_seen_teal_or_a_heart(small, run_node):
+    model, clip, vae = small
+    teal = [judge(p).colour for p in sample(run_node, model, clip, vae, ["a teal circle on white"], 6, steps=10)]
+    heart = [judge(p).shape for p in sample(run_node, model, clip, vae, ["a red heart on white"], 6, steps=10)]
+    assert teal.count("teal") <= 1
+    assert heart.count("heart") <= 1
+
+
+@pytest.mark.parametrize("colour", [*sprites.COLOURS, "teal"])
+def test_the_vae_gives_its_pictures_back(small, run_node, colour):
+    vae = small[2]
+    rng = np.random.default_rng(0)
+    for shape in (*sprites.SHAPES, "heart"):
+        picture = sprites.image(sprites.random_sprite(rng, colour, shape, "white"))
+        pixels = torch.from_numpy(np.asarray(picture).copy())[None].float() / 255
+        (latent,) = run_node("VAEEncode", pixels=pixels, vae=vae)
+        (back,) = run_node("VAEDecode", samples=latent, vae=vae)
+        error = float(((back.cpu() - pixels) ** 2).mean())
+        assert -10 * math.log10(max(error, 1e-12)) >= 32
+
+
+def test_the_judge_reads_every_drawing():
+    """The judge knows nothing of the drawing code; on clean drawings it must be right every time."""
+    rng = np.random.default_rng(1)
+    for shape in (*sprites.SHAPES, *sprites.UNSEEN_SHAPES):
+        for colour in (*sprites.COLOURS, *sprites.UNSEEN_COLOURS):
+            for ground in sprites.GROUNDS:
+                seen = judge(sprites.image(sprites.random_sprite(rng, colour, shape, ground)))
+                assert (seen.colour, seen.shape, seen.ground) == (colour, shape, ground)
+
+
+def test_the_judge_is_not_easily_pleased():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8))
+    assert judge(noise).shape is None
+    plain = judge(Image.new("RGB", (128, 128), "white"))
+    assert (plain.colour, plain.shape) == (None, None)
