@@ -16,6 +16,9 @@ from .record import Run
 KEY_FORMATS = ("kohya", "diffusers", "comfy")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _PARTS = (".lora_up.weight", ".lora_down.weight", ".alpha")
+# The model specification's names -> kohya's.
+KOHYA_VERSIONS = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2-768-v": "sd_v2_v", "stable-diffusion-v2-512": "sd_v2",
+                  "stable-diffusion-xl-v1-base": "sdxl_base_v1-0"}  # fmt: skip
 COMFY_PREFIX = "diffusion_model."
 
 
@@ -107,7 +110,8 @@ def metadata(
             "ss_num_train_images": run.images,
             "ss_batch_size_per_device": settings.get("batch_size"),
             "ss_tag_frequency": json.dumps({"images": run.tags}),
-            "modelspec.architecture": f"{run.settings.get('architecture', 'stable-diffusion')}/lora",
+            "ss_base_model_version": KOHYA_VERSIONS.get(run.architecture),
+            "modelspec.architecture": f"{run.architecture}/lora" if run.architecture else None,
             "modelspec.resolution": run.resolution,
             "modelspec.prediction_type": run.prediction,
             "modelspec.trigger_phrase": run.trigger,

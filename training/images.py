@@ -44,3 +44,9 @@ class ImageSet:
 def passes(images: int, steps: int, batch_size: int) -> float:
     """How often each picture is seen on average."""
     return steps * batch_size / images
+
+
+def common_resolution(images: ImageSet) -> str:
+    """The size that most pictures have, as "512x768" (width first)."""
+    height, width = images.items[images.by_size()[0][0]].pixels.shape[:2]
+    return f"{width}x{height}"

@@ -30,7 +30,7 @@ class Run:
     """What `BESPOKE_RUN` carries.
 
     technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name.
-    trained: how many numbers were trained. names: what files call each trained layer, by format.
+    architecture: the base's name in the model specification. trained: how many numbers were trained. names: what files call each trained layer, by format.
     losses: of each step. held_out: (step, loss) on the fixed grid. state: running, finished, kept, interrupted, failed.
     """
 
@@ -43,6 +43,7 @@ class Run:
     tags: dict[str, int] = field(default_factory=dict)
     resolution: str = ""
     prediction: str = ""
+    architecture: str = ""
     trained: int = 0
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)

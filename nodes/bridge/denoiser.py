@@ -98,6 +98,11 @@ def opened_for_training(model: comfy.model_patcher.ModelPatcher, precision: str 
     Works on a clone of the patcher; every weight is the same object with the same bits after the block. The block
     runs outside of inference mode with gradients on.
     """
+    if model.is_dynamic() and model.cached_patcher_init is None:
+        raise InputError(
+            "this MODEL's weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
+            "them anew; use ComfyUI's own checkpoint or diffusion model loader, or start ComfyUI with --disable-dynamic-vram"
+        )
     with torch.inference_mode(False), torch.enable_grad():
         work = model.clone(disable_dynamic=True)  # evictable weights could change under a saved graph
         comfy.model_management.load_models_gpu([work], force_full_load=True)

@@ -156,10 +156,15 @@ def base_name(model) -> str:
     return type(model.model).__name__
 
 
-def base_identity(model) -> str:
-    """What tells this MODEL from another: the file's name, the weights' shape, the patches on the wire, a few weights."""
-    sums = []
-    for name, parameter in list(model.model.diffusion_model.named_parameters())[:: 16]:
-        sums.append(f"{name}{tuple(parameter.shape)}{float(parameter.detach().flatten()[:64].float().sum()):.6e}")
-    patches = sorted(f"{key}:{len(value)}" for key, value in model.patches.items())
-    return "|".join([base_name(model), *patches, *sums])
+def identity(model, clip, vae) -> str:
+    """What tells these models from others: file, weights (a sample of them), patches on the wire, clip skip."""
+    parts = [base_name(model), f"clip skip {clip.layer_idx}"]
+    for patcher in (model, clip.patcher, getattr(vae, "patcher", None)):
+        if patcher is None:
+            continue
+        parts += sorted(f"{key}:{[strength for strength, *_ in patches]}" for key, patches in patcher.patches.items())
+        # Every sixteenth tensor's first numbers: enough to tell two models apart, and read in a moment.
+        for name, parameter in list(patcher.model.named_parameters())[::16]:
+            head = parameter.detach().flatten()[:64].float()
+            parts.append(f"{name}{tuple(parameter.shape)}{float(head.sum()):.6e}")
+    return "|".join(parts)

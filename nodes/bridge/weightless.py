@@ -58,6 +58,7 @@ def model_of(chain: Sequence[Mapping]) -> tuple[comfy.model_patcher.ModelPatcher
     return model, name
 
 
+@functools.cache
 def default_model() -> comfy.model_patcher.ModelPatcher:
     config = comfy.supported_models.SD15({"in_channels": 4})
     return _wrap(config, {}, "")

@@ -29,6 +29,7 @@ NOISE_LEVEL, DIFFUSERS, DIFFUSERS_FLOW, A1111, COMFY = CONTRACTS = (
 STRENGTH_MIN, STRENGTH_MAX = 0.0, 1.0
 STEPS_MIN, STEPS_MAX = 1, 10_000
 LONGEST_SCHEDULE = 1_000_000  # steps of a stretched schedule; KSampler's own widgets reach this
+TABLES_END = 4_096  # schedules longer than this have used every entry of the usual tables of 1,000 timesteps
 
 COMFY_WHOLE = 0.9999  # KSampler takes a denoise above this for 1
 A1111_MOST = 0.999  # the web UI's cap, so that int(s N) stays below N
@@ -184,16 +185,21 @@ def _noise_level_exact(request: Strength, schedule: Schedule, start_sigma: float
     The longest, because there the next sigma above the start is close by: the first step is almost a full one.
     """
     between = request.steps - 1  # sigmas below the start and above 0
+    if between == 0:
+        whole, notes = _asked(schedule, 1)
+        return Plan(request, torch.tensor([start_sigma, 0.0]), whole, notes)
 
     def levels(length: int) -> Tensor:
         whole, _ = _asked(schedule, length)
         return whole[(whole > 0) & (whole < start_sigma)].unique_consecutive()
 
-    # The number of levels grows with the length: double until there are too many, then bisect.
-    limit = min(4 * int(request.steps / request.strength) + 16, LONGEST_SCHEDULE)
+    # The number of levels grows with the length: double until there are too many, then bisect. A scheduler that picks
+    # from a table of training timesteps has no more to give at some length.
     fits, over = min(2, request.steps), request.steps
-    while len(levels(over)) <= between and over < limit:
-        fits, over = over, min(2 * over, limit)
+    count, before = len(levels(over)), -1
+    while count <= between and over < LONGEST_SCHEDULE and not (over > TABLES_END and count == before):
+        fits, over, before = over, min(2 * over, LONGEST_SCHEDULE), count
+        count = len(levels(over))
     while over - fits > 1:
         middle = (fits + over) // 2
         fits, over = (middle, over) if len(levels(middle)) <= between else (fits, middle)
@@ -205,7 +211,7 @@ def _noise_level_exact(request: Strength, schedule: Schedule, start_sigma: float
             f"{request.steps} steps; choose another scheduler, fewer steps or switch exact_steps off"
         )
     # Some schedulers skip lengths: of too many levels, as many as are needed are taken, evenly.
-    chosen = chosen[(torch.arange(1, between + 1) * len(chosen)) // max(between, 1) - 1]
+    chosen = chosen[(torch.arange(1, between + 1) * len(chosen)) // between - 1]
     whole = schedule(length).to("cpu", torch.float32)
     sigmas = torch.cat([whole.new_tensor([start_sigma]), chosen, whole.new_zeros(1)])
     return Plan(request, sigmas, whole)

@@ -226,7 +226,7 @@ def noise_that_gives(sampling, sigma, state, original, from_noise: bool) -> torc
     signal = sampling.noise_scaling(sigma, torch.zeros_like(state), original, from_noise)
     one = state.new_ones([1] * state.ndim)
     scale = sampling.noise_scaling(sigma, one, torch.zeros_like(one), from_noise)
-    return (state - signal) / scale
+    return (state - signal) / torch.where(scale == 0, one, scale)
 
 
 def noise_to_signal(sampling, sigma: torch.Tensor) -> torch.Tensor:

@@ -184,16 +184,17 @@ def _pictured(latent, count):
 
 
 def _clean_original(latent, samples) -> torch.Tensor:
-    """The latent without noise: what an earlier stage's node kept, if what came is that stage's unfinished result."""
+    """The latent without noise: what an earlier stage's node kept, if what came is that stage's unfinished result.
+
+    A finished result is pinned: it equals what was kept wherever its mask was 0. Only a run that adds no noise uses
+    what was kept, so where no place was masked with 0 it may be taken for unfinished without harm.
+    """
     flat = comfy.utils.pack_latents(samples.unbind())[0] if samples.is_nested else samples
     kept = latent.get(ORIGINAL)
-    if kept is None or kept.shape != flat.shape or "noise_mask" not in latent:
+    if kept is None or kept.shape != flat.shape or samples.is_nested or "noise_mask" not in latent:
         return flat
-    before = comfy.utils.reshape_mask(latent["noise_mask"], flat.shape) if not samples.is_nested else None
-    if before is None:
-        return flat
-    outside = before == 0
-    finished = torch.equal(flat[outside], kept.to(flat)[outside])
+    outside = comfy.utils.reshape_mask(latent["noise_mask"], flat.shape) == 0
+    finished = bool(outside.any()) and torch.equal(flat[outside], kept.to(flat)[outside])
     return flat if finished else kept
 
 

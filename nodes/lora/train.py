@@ -12,7 +12,7 @@ from ...training.config import PRECISIONS, TrainConfig, check_range
 from ...training.data import Batch
 from ...training.errors import InputError
 from ...training.formats import COMFY_PREFIX
-from ...training.images import ImageSet, passes
+from ...training.images import ImageSet, common_resolution, passes
 from ...training.lora import LowRankAdapters, count_parameters
 from ...training.objective import denoising_loss
 from ...training.record import Run, run_id, tag_frequency
@@ -20,8 +20,8 @@ from ...training.validation import grid, scorer
 from ..bridge.conditioning import ModelConds, encode_prompt, join, model_conds
 from ..bridge.denoiser import opened_for_training
 from ..bridge.latents import latent_set
-from ..bridge.models import TARGETS, file_names, target_layers
-from ..bridge.run import base_identity, base_name, follow
+from ..bridge.models import TARGETS, architecture, file_names, target_layers
+from ..bridge.run import base_name, follow, identity
 from ..bridge.split import describe_held_out, held_out_split
 
 
@@ -66,8 +66,9 @@ def train_lora(
         prompts = {text: encode_prompt(clip, text) for text in sorted({item.caption for item in items} | {""})}
     fingerprints = images.fingerprint + (validation.fingerprint if validation else "")
     run = Run(
-        run_id("lora", settings, fingerprints, base_identity(model)), "lora", settings, base_name(model),
+        run_id("lora", settings, fingerprints, identity(model, clip, vae)), "lora", settings, base_name(model),
         len(trained_on), images.trigger, tag_frequency(item.caption for item in images.items),
+        resolution=common_resolution(images), architecture=architecture(base),
         names={layer: names for layer, names in file_names(base).items() if layer in layers},
     )  # fmt: skip
     with opened_for_training(model, request.precision) as denoiser:

@@ -18,7 +18,7 @@ from ...training.validation import SEED, grid, scorer
 from ..bridge.conditioning import join, model_conds
 from ..bridge.denoiser import compute_type, opened_for_training
 from ..bridge.latents import latent_set
-from ..bridge.run import base_identity, base_name, follow
+from ..bridge.run import base_name, follow, identity
 from ..bridge.split import describe_held_out, held_out_split
 from ..bridge.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
 from .names import check_name, prompt_word
@@ -83,7 +83,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest) ->
     with torch.inference_mode(False), torch.no_grad():
         data = latent_set(vae, model.model, items)
     run = Run(
-        run_id("textual inversion", settings, images.fingerprint, base_identity(model)), "textual inversion",
+        run_id("textual inversion", settings, images.fingerprint, identity(model, clip, vae)), "textual inversion",
         settings, base_name(model), len(trained_on), images.trigger, tag_frequency(item.caption for item in images.items),
     )  # fmt: skip
     with opened_for_training(model, request.precision) as denoiser:

@@ -70,8 +70,12 @@ class Sprite:
     radius: float
 
 
-def random_sprite(rng: np.random.Generator, colour: str, shape: str, ground: str) -> Sprite:
-    """A sprite of the given kind at a random place and size that stays inside the picture."""
+def random_sprite(
+    rng: np.random.Generator, colour: str, shape: str, ground: str, anywhere: bool = False
+) -> Sprite:
+    """A sprite of the given kind in one of two sizes in the middle, or at a random size and place within the picture."""
+    if not anywhere:
+        return Sprite(colour, shape, ground, 8.0, 8.0, float(rng.choice((5.0, 6.0))))
     radius = rng.choice((4.0, 5.0, 5.5, 6.0))
     reach = int(8.0 - radius)
     cx, cy = (8.0 + rng.integers(-reach, reach + 1, 2)).tolist()  # between cells, so every shape is symmetric

@@ -22,9 +22,10 @@ class Family:
     fits: Callable[[nn.Module], bool]
     patterns: dict[str, str]  # target -> regular expression over layer names
     file_names: Callable[[nn.Module], dict[str, dict[str, str]]]  # base model -> layer -> name by file format
+    architecture: Callable[[nn.Module], str]  # base model -> its name in the model specification
 
 
-FAMILIES = (Family("U-Net (SD1.5, SD2, SDXL)", unet.fits, unet.PATTERNS, unet.file_names),)
+FAMILIES = (Family("U-Net (SD1.5, SD2, SDXL)", unet.fits, unet.PATTERNS, unet.file_names, unet.architecture),)
 
 
 def family_of(diffusion_model: nn.Module) -> Family | None:
@@ -35,6 +36,12 @@ def file_names(base) -> dict[str, dict[str, str]]:
     """{layer: {"kohya": ..., "diffusers": ...}} for a model of a known family, else nothing."""
     family = family_of(base.diffusion_model)
     return family.file_names(base) if family else {}
+
+
+def architecture(base) -> str:
+    """What a LoRA file calls this base, or nothing."""
+    family = family_of(base.diffusion_model)
+    return family.architecture(base) if family else ""
 
 
 def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") -> dict[str, nn.Module]:

@@ -36,3 +36,17 @@ def file_names(base) -> dict[str, dict[str, str]]:
             kohya = re.sub(r"\.", "_", layer if sdxl else diffusers)
             names[layer] = {"kohya": f"lora_unet_{kohya}", "diffusers": f"unet.{diffusers}"}
     return names
+
+
+def architecture(base) -> str:
+    """The base's name in Stability's model specification, or nothing where it has none."""
+    import comfy.model_base
+    import comfy.supported_models as known
+
+    v = base.model_type == comfy.model_base.ModelType.V_PREDICTION
+    names = {
+        known.SD15: "stable-diffusion-v1",
+        known.SD20: "stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512",
+        known.SDXL: "stable-diffusion-xl-v1-base",
+    }
+    return names.get(type(base.model_config), "")

@@ -1,0 +1,235 @@
+"""How visible the mask's border is, and what changes beyond it, beside hard paste and core's two ways.
+
+    python3 dev.py test -m bench tests/bench/bench_inpaint_seam.py -s
+
+The model is exact: latents are Gaussian random fields with a known spectrum, and the model answers with their posterior
+mean, so what the tables show is the blend and the sampler, not a network. Every way gets the same pictures, masks and
+noise. The seam is the median absolute step between neighbouring cells across the border of what may change, over that
+across the contours 2 to 6 cells from it on both sides; 1 is a border that cannot be told from its surroundings.
+"""
+
+import analytic
+import pytest
+import torch
+import torch.nn.functional as F
+from bespoke.nodes.inpaint import mask as m
+
+pytestmark = [
+    pytest.mark.bench,
+    pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
+    pytest.mark.filterwarnings("ignore:Should have t"),
+]
+
+CELLS, CELL = 64, 8
+SCALE = 0.18215  # SD1.5's, which ComfyUI multiplies by before the model
+SPECTRA = ("white", "pink", "natural", "steep", "blobs")
+RUNS = (
+    ("epsilon", "dpmpp_2m", "karras", 20),
+    ("v", "dpmpp_2m", "karras", 20),
+    ("flow", "dpmpp_2m", "simple", 20),
+    ("epsilon", "euler", "normal", 20),
+    ("epsilon", "euler", "normal", 60),
+    ("epsilon", "euler_ancestral", "normal", 20),
+    ("epsilon", "euler_ancestral", "normal", 60),
+)
+FAR = (2, 3, 4, 5, 6)  # cells from the border
+TARGET = 1.10
+
+
+def blob_mask(seed, size=CELLS * CELL):
+    """A free-form mask [1, size, size] px with a border that follows no cell."""
+    rough = analytic.Field(size, size, "steep").sample(1, 1, seed)[0, 0]
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    return ((1 - 1.3 * (x**2 + y**2).sqrt()) + 0.35 * rough > 0.35).float()[None]
+
+
+def steps_across(image, inside, distances, unit=1):
+    """|differences| [any] between neighbours of image [B, C, h, w] that a contour at a distance from a border separates.
+
+    inside [h, w]; distances in units of `unit` cells or pixels, positive outward.
+    """
+    out = []
+    for distance in distances:
+        region = m.grow(inside[None], distance * unit)[0] > 0
+        down, right = region[1:] != region[:-1], region[:, 1:] != region[:, :-1]
+        out.append((image[..., 1:, :] - image[..., :-1, :]).abs()[..., down].flatten())
+        out.append((image[..., 1:] - image[..., :-1]).abs()[..., right].flatten())
+    return torch.cat(out)
+
+
+class Seam:
+    """Collects steps over masks; one for each way."""
+
+    def __init__(self, unit=1):
+        self.unit, self.at, self.far, self.near, self.outside = unit, [], [], {}, 0.0
+
+    def add(self, image, inside):
+        self.at.append(steps_across(image, inside, [0], self.unit))
+        self.far.append(steps_across(image, inside, [-d for d in FAR] + list(FAR), self.unit))
+        for distance in range(-6, 2):
+            self.near.setdefault(distance, []).append(steps_across(image, inside, [distance], self.unit))
+        self.near.setdefault("far outside", []).append(steps_across(image, inside, [3, 4, 5, 6], self.unit))
+
+    def ratio(self):
+        return float(torch.cat(self.at).median() / torch.cat(self.far).median())
+
+    def worst_contour(self):
+        """The largest median step of any contour from 6 cells within to 1 beyond, over that far outside."""
+        medians = {d: torch.cat(steps).median() for d, steps in self.near.items()}
+        far = medians.pop("far outside")
+        return float(max(medians.values()) / far)
+
+
+def ksample(model, latent, sampler, scheduler, steps, seed=11):
+    import nodes
+
+    none = analytic.conditioning()
+    with torch.inference_mode():
+        return nodes.common_ksampler(model, seed, steps, 1.0, sampler, scheduler, none, none, latent)[0]["samples"]
+
+
+def core_cells(mask):
+    """The cells that core's bilinear down-scale touches [1, 1, rows, columns]."""
+    return F.interpolate(mask[:, None], (mask.shape[1] // CELL, mask.shape[2] // CELL), mode="bilinear")
+
+
+OURS = {
+    "ours": {},
+    "ours, hard": {"feather": 0},
+    "ours, prediction": {"blend": "prediction"},
+    "ours, within": {"grow": -m.FEATHER},
+}
+
+
+def ways(run_node, model, latent, mask):
+    """name -> (model, latent with its noise mask, cells that may change [rows, columns], latent mask in pixels)."""
+    (masked,) = run_node("SetLatentNoiseMask", samples=latent, mask=mask)
+    (differential,) = run_node("DifferentialDiffusion", model=model)
+    core = (core_cells(mask) > 0)[0, 0].float()
+    out = {
+        "noise mask": (model, masked, core, mask),
+        "diff. diffusion": (differential, masked, core, mask),
+    }
+    for name, options in OURS.items():
+        patched, ours, latent_mask, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=mask, **options)
+        out[name] = (patched, ours, (ours["noise_mask"][0, 0] > 0).float(), latent_mask)
+        if name == "ours":
+            # Differential Diffusion with the very mask that ours makes.
+            out["diff. d., our mask"] = (differential, ours, out[name][2], latent_mask)
+    return out
+
+
+def table(title, columns, rows):
+    width = max(len(c) for c in columns) + 2
+    print(f"\n{title}\n{'':38s}" + "".join(f"{c:>{width}s}" for c in columns))
+    for name, cells in rows:
+        print(f"{name:38s}" + "".join(f"{c:>{width}}" for c in cells))
+
+
+def test_seam_in_latents(run_node):
+    names, rows, worst_rows, ours = None, [], [], {}
+    for spectrum in SPECTRA:
+        field = analytic.Field(CELLS, CELLS, spectrum)
+        latent = {"samples": field.sample(6, 4, 3) / SCALE}
+        for kind, sampler, scheduler, steps in RUNS:
+            model, seams = analytic.wrap(field.denoise, kind), {}
+            free = ksample(model, latent, sampler, scheduler, steps)
+            for mask in (blob_mask(5), blob_mask(6), blob_mask(9)):
+                cells = m.to_cells(mask, m.Grid.of(CELLS, CELLS, CELL, CELLS * CELL, CELLS * CELL), "any")[0]
+                seams.setdefault("original", Seam()).add(latent["samples"], cells)
+                seams.setdefault("hard paste", Seam()).add(torch.where(cells > 0, free, latent["samples"]), cells)
+                for name, (patched, masked, touched, _) in ways(run_node, model, latent, mask).items():
+                    seams.setdefault(name, Seam()).add(ksample(patched, masked, sampler, scheduler, steps), touched)
+            names = list(seams)
+            label = f"{spectrum}, {kind}, {sampler} {steps}"
+            rows.append((label, [f"{s.ratio():.2f}" for s in seams.values()]))
+            worst_rows.append((label, [f"{s.worst_contour():.2f}" for s in seams.values()]))
+            ours[spectrum, kind, sampler, steps] = seams["ours"].ratio()
+    table("Latents: step across the border / step 2 to 6 cells away", names, rows)
+    table("Latents: largest step of any contour from 6 cells within to 1 beyond / step far outside", names, worst_rows)
+    over = {run: round(ratio, 3) for run, ratio in ours.items() if ratio > TARGET}
+    print(f"\nours: {len(ours) - len(over)} of {len(ours)} rows at most {TARGET}; above: {over or 'none'}")
+    # The solvers that reach the field's own variance meet the target everywhere.
+    accurate = {run: ratio for run, ratio in ours.items() if run[2] == "dpmpp_2m" or run[3] == 60}
+    assert max(accurate.values()) <= TARGET, max(accurate, key=accurate.get)
+
+
+# --- In pixels ----------------------------------------------------------------------------------------------------------
+
+
+def decode(latent):
+    """A smooth decoder: [B, 4, h, w] -> pictures [B, 8 h, 8 w, 3] in 0..1."""
+    return (0.5 + 0.12 * SCALE * F.interpolate(latent[:, :3], scale_factor=CELL, mode="bicubic")).movedim(1, -1).clamp(0, 1)
+
+
+def encode(image):
+    """The mean of each cell, and the mean of the three as the fourth channel."""
+    rgb = (F.avg_pool2d(image.movedim(-1, 1), CELL) - 0.5) / (0.12 * SCALE)
+    return torch.cat((rgb, rgb.mean(1, keepdim=True)), 1)
+
+
+def test_seam_in_pixels(run_node):
+    rows, names, targets = [], None, {}
+    for spectrum in ("pink", "natural", "steep", "blobs"):
+        field = analytic.Field(CELLS, CELLS, spectrum)
+        original = decode(field.sample(6, 4, 3) / SCALE)
+        latent = {"samples": encode(original)}
+        for kind, sampler, scheduler, steps in RUNS[:1] + RUNS[2:3] + RUNS[4:5]:
+            model, seams = analytic.wrap(field.denoise, kind), {}
+            free = decode(ksample(model, latent, sampler, scheduler, steps))
+            for mask in (blob_mask(5), blob_mask(6), blob_mask(9)):
+
+                def add(name, image, inside):
+                    seams.setdefault(name, Seam(unit=CELL)).add(image.movedim(-1, 1), inside)
+
+                add("original", original, mask[0])
+                add("hard paste", torch.where(mask[..., None] > 0, free, original), mask[0])
+                for name, (patched, masked, _, composite) in ways(run_node, model, latent, mask).items():
+                    decoded = decode(ksample(patched, masked, sampler, scheduler, steps))
+                    image, _, changed = run_node("BespokeRestoreUnmasked", original=original, generated=decoded, mask=composite)
+                    assert changed == 0
+                    add(name, image, (composite[0] > 0).float())
+                    if name == "ours":
+                        faded, *_ = run_node(
+                            "BespokeRestoreUnmasked", original=original, generated=decoded, mask=composite, feather=8, match_color=1.0
+                        )
+                        add("ours, faded", faded, (composite[0] > 0).float())
+            names = list(seams)
+            rows.append((f"{spectrum}, {kind}, {sampler} {steps}", [f"{s.ratio():.2f}" for s in seams.values()]))
+            targets[spectrum, kind, sampler] = seams["ours"].ratio()
+    table("Pixels, pasted back: step across the border / step 16 to 48 px away", names, rows)
+    assert max(targets.values()) <= TARGET, max(targets, key=targets.get)
+
+
+# --- Outside --------------------------------------------------------------------------------------------------------------
+
+
+def test_outside_the_mask(run_node):
+    """The largest latent difference where the mask is 0, in units of the latent's deviation, for every sampler."""
+    import comfy.samplers
+
+    field = analytic.Field(16, 16, "natural")
+    latent = {"samples": field.sample(1, 4, 3) / SCALE}
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 41:90, 50:100] = 1.0
+    worst, names = {}, None
+    for kind in ("epsilon", "v", "flow"):
+        model = analytic.wrap(field.denoise, kind)
+        prepared = ways(run_node, model, latent, mask)
+        names = list(prepared)
+        for sampler in comfy.samplers.SAMPLER_NAMES:
+            for scheduler in ("normal", "karras"):
+                for name, (patched, masked, touched, _) in prepared.items():
+                    result = ksample(patched, masked, sampler, scheduler, 5)
+                    error = float((result - latent["samples"]).abs()[..., touched == 0].max() / latent["samples"].std())
+                    key = sampler if error > 1e-5 or name.startswith("ours") else "all others"
+                    worst.setdefault(key, {})
+                    worst[key][name] = max(worst[key].get(name, 0.0), error)
+    shown = [(k, v) for k, v in worst.items() if any(v.get(n, 0) > 1e-5 for n in names)]
+    rest = {n: max(v.get(n, 0.0) for k, v in worst.items() if k not in dict(shown)) for n in names}
+    table(
+        "Largest latent difference where the mask is 0 / deviation (three kinds of prediction, two schedulers)",
+        names,
+        [(k, [f"{v.get(n, 0.0):.2g}" for n in names]) for k, v in [*shown, ("every other sampler", rest)]],
+    )
+    assert all(v.get(name, 0.0) == 0.0 for v in worst.values() for name in OURS)
