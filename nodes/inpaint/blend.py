@@ -100,13 +100,13 @@ def _outer_sample(
     resumed = _resumed_from(blend.original, latent_image, noise, sigmas)
     original = latent_image if resumed is None else resumed
     if not bool((denoise_mask > 0).any()):
-        logging.info("Latent Mask Blend: the mask is empty; the original is returned and the model is not called.")
+        logging.info("Bespoke Latent Mask Blend: the mask is empty; the original is returned and the model is not called.")
         return original.to(torch.float32).clone()
 
     guider = executor.class_obj
     wrappers = guider.model_options["transformer_options"].setdefault("wrappers", {})
     before = {kind: wrappers.get(kind) for kind in (WrappersMP.SAMPLER_SAMPLE, WrappersMP.PREDICT_NOISE)}
-    state = _Run(blend, sigmas, start=None if resumed is None else latent_image)
+    state = _Run(blend, start=None if resumed is None else latent_image)
     try:
         # First in order is outermost: other packs' wrappers see the model, and this blend sees their answer.
         for kind, wrapper in (
@@ -139,8 +139,8 @@ def _resumed_from(original, latent_image, noise, sigmas) -> torch.Tensor | None:
 class _Run:
     """What one run needs at every step. Made and dropped inside `_outer_sample`."""
 
-    def __init__(self, blend: Blend, sigmas: torch.Tensor, start: torch.Tensor | None):
-        self.blend, self.sigmas, self.start = blend, sigmas, start
+    def __init__(self, blend: Blend, start: torch.Tensor | None):
+        self.blend, self.start = blend, start
 
     def sampler_sample(
         self,
@@ -164,7 +164,7 @@ class _Run:
         held = noise_that_gives(model.model_sampling, sigma, state, latent_image, False)
         if self.start is not None:
             noise = noise_that_gives(model.model_sampling, sigma, state, latent_image, from_noise)
-        self.model, self.guider = model, guider
+        self.model, self.guider, self.sigmas = model, guider, sigmas
         self.mask, self.original, self.noise = denoise_mask, latent_image, held
         self.allowed = (denoise_mask > 0).to(denoise_mask.dtype)
         self.own_way = type(model).scale_latent_inpaint is not BaseModel.scale_latent_inpaint

@@ -20,6 +20,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Should have t"),
 ]
 
+@pytest.fixture(autouse=True)
+def quiet(comfyui, monkeypatch):
+    """No progress bars between the tables."""
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
+
+
 CELLS, CELL = 64, 8
 SCALE = 0.18215  # SD1.5's, which ComfyUI multiplies by before the model
 SPECTRA = ("white", "pink", "natural", "steep", "blobs")

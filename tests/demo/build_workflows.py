@@ -217,8 +217,9 @@ def inpaint(w: Workflow) -> None:
     w.note(
         "**Latent mask blend (inpainting).** No other model is needed: at every step the mask says which latents are "
         "repainted and which are kept from the original. White may change, black stays. *Restore Unmasked* then pastes "
-        "the original's pixels back outside and counts what differs there: nothing.",
-        170,
+        "the original's pixels back outside and counts what differs there: nothing.\n\nThe small model paints in cells of 8 "
+        "pixels, so *feather* is 0 here; for photographs leave it at its default of 24, which hides the seam.",
+        200,
     )
     base = w.node("CheckpointLoaderSimple", "Base model", ckpt_name=host.CHECKPOINT)
     picture = w.node("LoadImage", "The picture", 330, image="bespoke_picture.png")
@@ -227,7 +228,7 @@ def inpaint(w: Workflow) -> None:
     latent = w.node("VAEEncode", pixels=(picture, "IMAGE"), vae=(base, "VAE"))
     words = w.node("CLIPTextEncode", "Prompt", 120, clip=(base, "CLIP"), text="a green cross on white")
     nothing = w.node("CLIPTextEncode", "Negative prompt", 100, clip=(base, "CLIP"), text="")
-    blend = w.node("BespokeLatentMaskBlend", model=(base, "MODEL"), latent=(latent, "LATENT"), mask=(mask, "MASK"))
+    blend = w.node("BespokeLatentMaskBlend", model=(base, "MODEL"), latent=(latent, "LATENT"), mask=(mask, "MASK"), feather=0)
     w.column()
     made = sampler(w, (blend, "model"), (words, "CONDITIONING"), (nothing, "CONDITIONING"), (blend, "latent"))
     image = w.node("VAEDecode", samples=(made, "LATENT"), vae=(base, "VAE"))
