@@ -115,7 +115,7 @@ function sourceOf(node, slot) {
   let graph = node.graph;
   let link = linkOf(graph, node.inputs[slot].link);
   for (let depth = 0; link && depth < 20; depth++) {
-    if (link.origin_id === SUBGRAPH_INPUT) {
+    if (Number(link.origin_id) === SUBGRAPH_INPUT) {
       const outer = holderOf(graph);
       const input = outer?.inputs?.[link.origin_slot];
       if (input?.link == null) return null;

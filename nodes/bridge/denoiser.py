@@ -76,6 +76,8 @@ def compute_type(base: comfy.model_base.BaseModel, device: torch.device, precisi
         if own == torch.bfloat16:
             return None
         return torch.bfloat16 if _has_fast_bf16(device) else None
+    if wanted == torch.float32 and own == torch.float64:
+        return None  # more exact still
     if wanted == torch.float32 and own != torch.float32:
         raise InputError(
             f"precision is fp32 and the model computes in {own}; start ComfyUI with --force-fp32 or choose 'auto'"

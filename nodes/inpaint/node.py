@@ -55,7 +55,7 @@ class LatentMaskBlend(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The picture to repaint a part of, encoded by the VAE."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="White (1) may change, black (0) is kept exactly. One mask for all pictures, one each, or one a video frame.",
+                    tooltip="White (1) may change, black (0) is kept; exactly so beyond the feather. One mask for all pictures, one each, or one a video frame.",
                 ),
                 io.Combo.Input(
                     "blend",

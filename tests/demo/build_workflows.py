@@ -157,7 +157,7 @@ def lora(w: Workflow) -> None:
     w.column()
     train = w.node(
         "BespokeTrainLora", model=(base, "MODEL"), clip=(base, "CLIP"), vae=(base, "VAE"), images=(folder, "images"),
-        steps=300, learning_rate=0.005,
+        steps=400, learning_rate=0.002,
     )  # fmt: skip
     w.column()
     w.node("PreviewImage", "The training set", 300, images=(folder, "preview"))

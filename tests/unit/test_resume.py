@@ -116,7 +116,7 @@ def test_the_record_survives_the_disk_and_says_when_over_fitting_began():
     assert back.best == (20, 0.5)
     assert back.over_fitting_since() == 20
     for hostile in ("[]", "3", "{}", '{"id": 1}', "not json", '{"id": "x", "technique": "lora", "settings": {}, "base": "b", "images": 1, "losses": 5}'):
-        with pytest.raises(ValueError):  # noqa: PT011 - json's own message is as good as any
+        with pytest.raises(ValueError):
             Run.from_json(hostile)
 
 

@@ -55,7 +55,7 @@ def test_floor_and_ceiling_differ_where_the_field_says():
     floor = [s.steps_run(s.DIFFUSERS, n, x) for n, x in cells]
     ceil = [s.steps_run(s.DIFFUSERS_FLOW, n, x) for n, x in cells]
     assert sum(k == 0 for k in floor) == 473
-    assert set(b - a for a, b in zip(floor, ceil, strict=True)) == {0, 1}
+    assert {b - a for a, b in zip(floor, ceil, strict=True)} == {0, 1}
 
 
 def test_a1111_is_the_web_uis_arithmetic():

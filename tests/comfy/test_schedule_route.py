@@ -1,0 +1,184 @@
+"""What the dial on the node asks for: the schedule of the model that is wired, without loading it."""
+
+import json
+
+import folder_paths
+import pytest
+import torch
+from bespoke.nodes.bridge import weightless
+from bespoke.nodes.img2img import routes
+from bespoke.training.errors import InputError
+from safetensors.torch import save_file
+
+
+@pytest.fixture(autouse=True)
+def nodes_loaded(comfyui):
+    """Core's ModelSampling nodes are registered."""
+
+
+def ask(chain=(), **query):
+    return routes.answer_to({**{k: str(v) for k, v in query.items()}, "model": json.dumps(list(chain))})
+
+
+def checkpoint(name):
+    return {"type": "CheckpointLoaderSimple", "values": {"ckpt_name": name}}
+
+
+@pytest.fixture(scope="module")
+def small_name(comfyui, small_checkpoint):
+    """The small model's file among ComfyUI's checkpoints."""
+    link = comfyui / "models" / "checkpoints" / "route-small.safetensors"
+    link.symlink_to(small_checkpoint)
+    return link.name
+
+
+def test_the_answer_is_the_nodes_own(run_node, small_name, small):
+    for query in (
+        dict(strength=0.5, steps=20, contract="diffusers", exact_steps="false", scheduler="normal", sampler_name="euler"),
+        dict(strength=0.3, steps=7, contract="noise level", exact_steps="true", scheduler="karras", sampler_name="dpm_2"),
+        dict(strength=0.0, steps=7, contract="comfy", exact_steps="false", scheduler="simple", sampler_name="euler"),
+    ):
+        answer = ask([checkpoint(small_name)], **query)
+        sigmas, report, _ = run_node("BespokeStrengthSigmas", model=small[0], **{**query, "exact_steps": query["exact_steps"] == "true"})
+        assert answer["model"] == small_name
+        assert answer["report"] == report
+        assert [sigma for _, sigma in answer["sigmas"]] == pytest.approx(sigmas.tolist(), rel=1e-5)
+        assert answer["run"] == max(len(sigmas) - 1, 0)
+
+
+def test_without_a_model_it_is_stable_diffusions(comfyui):
+    answer = ask(strength=0.5, steps=20, contract="diffusers", scheduler="normal")
+    assert answer["model"] is None
+    assert answer["report"] == "diffusers: runs 10 of 20 steps, from sigma 1.48 (t = 473), 69 % of the variance is noise."
+    assert (answer["run"], answer["total"], len(answer["whole"])) == (10, 20, 21)
+    assert answer["sigmas"][0][0] == 10.0
+    assert answer["sigmas"][-1] == [20.0, 0.0]
+
+
+def test_sampling_nodes_on_the_way_change_the_answer(small_name):
+    flow = [checkpoint(small_name), {"type": "ModelSamplingSD3", "values": {"shift": 3.0}}]
+    assert "from sigma 0.75 (t = 750)" in ask(flow, strength=0.5, scheduler="simple")["report"]
+    zsnr = [checkpoint(small_name), {"type": "ModelSamplingDiscrete", "values": {"sampling": "v_prediction", "zsnr": True}}]
+    assert ask(zsnr, strength=1)["sigma"] == pytest.approx(4518.76, rel=1e-3)
+    edm = [{"type": "ModelSamplingContinuousEDM", "values": {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002}}]
+    assert ask(edm, strength=1)["sigma"] == pytest.approx(80.0)
+    unknown = [checkpoint(small_name), {"type": "LoraLoaderModelOnly", "values": {"lora_name": "x", "strength_model": 1.0}}]
+    assert ask(unknown, strength=0.5) == ask([checkpoint(small_name)], strength=0.5)
+
+
+def test_the_file_decides_between_epsilon_v_and_flow(comfyui):
+    """Headers as SDXL (epsilon), SDXL v-prediction and Flux files have them; the weights are never read."""
+    from comfy.supported_models import SDXL
+
+    folder = comfyui / "models" / "checkpoints"
+    sdxl = _unet_header(SDXL.unet_config)
+    save_file(sdxl, folder / "route-eps.safetensors")
+    save_file({**sdxl, "v_pred": torch.zeros(1)}, folder / "route-v.safetensors")
+    kinds = {name: _kind(weightless.from_file("checkpoints", f"route-{name}.safetensors")) for name in ("eps", "v")}
+    assert kinds == {"eps": "EPS", "v": "V_PREDICTION"}
+
+
+def _kind(patcher) -> str:
+    return patcher.model.model_type.name
+
+
+def _unet_header(config) -> dict[str, torch.Tensor]:
+    """The tensors by which ComfyUI tells an SDXL U-Net, in their shapes, as small as types allow."""
+    at = "model.diffusion_model."
+    width, context = config["model_channels"], config["context_dim"]
+    tensors = {f"{at}input_blocks.0.0.weight": (width, 4, 3, 3), f"{at}label_emb.0.0.weight": (4 * width, config["adm_in_channels"])}
+    block = 1
+    for level, depth in enumerate((0, 2, 10)):
+        for _ in range(2):
+            tensors[f"{at}input_blocks.{block}.0.in_layers.0.weight"] = (width * 2**level,)
+            tensors[f"{at}input_blocks.{block}.0.out_layers.3.weight"] = (width * 2**level, 1, 1, 1)
+            for i in range(depth):
+                part = f"{at}input_blocks.{block}.1.transformer_blocks.{i}"
+                tensors[f"{part}.attn2.to_k.weight"] = (1, context)
+            if depth:
+                tensors[f"{at}input_blocks.{block}.1.proj_in.weight"] = (1, 1)
+            block += 1
+        if level < 2:
+            tensors[f"{at}input_blocks.{block}.0.op.weight"] = (1,)
+            block += 1
+    for i in range(10):
+        tensors[f"{at}middle_block.1.transformer_blocks.{i}.attn2.to_k.weight"] = (1, context)
+    tensors[f"{at}middle_block.1.proj_in.weight"] = (1, 1)
+    for i, depth in enumerate((10, 10, 10, 2, 2, 2, 0, 0, 0)):
+        tensors[f"{at}output_blocks.{i}.0.in_layers.0.weight"] = (1,)
+        for j in range(depth):
+            tensors[f"{at}output_blocks.{i}.1.transformer_blocks.{j}.attn2.to_k.weight"] = (1, context)
+    return {name: torch.zeros(shape, dtype=torch.float16) for name, shape in tensors.items()}
+
+
+def test_files_that_tell_nothing_fall_back_to_the_default(comfyui):
+    folder = comfyui / "models" / "checkpoints"
+    save_file({"something": torch.zeros(3)}, folder / "route-other.safetensors")
+    (folder / "route-broken.safetensors").write_bytes(b"no header")
+    (folder / "route-pickle.ckpt").write_bytes(b"never opened")
+    for name in ("route-other.safetensors", "route-broken.safetensors", "route-pickle.ckpt", "none.safetensors", "../../x.safetensors"):
+        answer = ask([checkpoint(name)], strength=0.5, scheduler="normal")
+        assert answer["model"] is None
+        assert answer["report"].startswith("noise level: runs 11 of 20 steps, from sigma 1.62")
+
+
+def test_a_header_is_read_without_its_weights(small_checkpoint):
+    tensors, _ = weightless.header_of(str(small_checkpoint))
+    large = [t for t in tensors.values() if t.numel() > weightless.SMALL]
+    assert len(large) > 100
+    assert all(t.device.type == "meta" for t in large)
+
+
+def test_asking_changes_nothing_in_comfyui(small_name, small):
+    before = folder_paths.get_filename_list("checkpoints")
+    import comfy.model_management
+
+    loaded = len(comfy.model_management.current_loaded_models)
+    ask([checkpoint(small_name)], strength=0.5)
+    assert len(comfy.model_management.current_loaded_models) == loaded
+    assert folder_paths.get_filename_list("checkpoints") == before
+
+
+def test_long_schedules_are_thinned_and_too_long_ones_refused():
+    answer = ask(strength=0.1, steps=100, contract="comfy", scheduler="simple")
+    assert answer["total"] == 1000
+    assert len(answer["whole"]) <= routes.MOST_POINTS + 1
+    assert answer["whole"][-1] == [1000, 0.0]
+    assert answer["sigmas"][0][0] == 900.0
+    with pytest.raises(InputError, match="too long to draw"):
+        ask(strength=0.01, steps=1000, contract="comfy")
+
+
+@pytest.mark.parametrize(
+    "query", [{"strength": "much"}, {"strength": "nan"}, {"steps": "0"}, {"steps": "2.5"}, {"contract": "x"}, {"scheduler": "x"}]
+)
+def test_what_is_no_request_is_an_error(query):
+    with pytest.raises((InputError, ValueError)):
+        ask(**query)
+
+
+def test_registering_without_a_server_does_nothing_and_with_one_answers(comfyui):
+    import asyncio
+
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient, TestServer
+
+    routes.register(None)
+
+    class Server:
+        routes = web.RouteTableDef()
+
+    async def get():
+        routes.register(Server)
+        app = web.Application()
+        app.add_routes(Server.routes)
+        async with TestClient(TestServer(app)) as client:
+            good = await client.get("/bespoke/schedule", params={"strength": "0.5", "scheduler": "karras", "contract": "a1111"})
+            bad = await client.get("/bespoke/schedule", params={"strength": "2"})
+            worse = await client.get("/bespoke/schedule", params={"model": "{"})
+            return good.status, await good.json(), bad.status, await bad.json(), worse.status
+
+    good, answer, bad, error, worse = asyncio.run(get())
+    assert (good, bad, worse) == (200, 400, 400)
+    assert answer["report"].startswith("a1111: runs 11 of 20 steps, from sigma 1.48 (t = 474), 69 %")
+    assert error["error"].startswith("strength is 2.0; give a number from 0")
