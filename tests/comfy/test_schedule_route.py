@@ -1,6 +1,8 @@
 """What the dial on the node asks for: the schedule of the model that is wired, without loading it."""
 
 import json
+import math
+import struct
 
 import folder_paths
 import pytest
@@ -66,49 +68,62 @@ def test_sampling_nodes_on_the_way_change_the_answer(small_name):
     assert ask(unknown, strength=0.5) == ask([checkpoint(small_name)], strength=0.5)
 
 
-def test_the_file_decides_between_epsilon_v_and_flow(comfyui):
-    """Headers as SDXL (epsilon), SDXL v-prediction and Flux files have them; the weights are never read."""
-    from comfy.supported_models import SDXL
-
-    folder = comfyui / "models" / "checkpoints"
-    sdxl = _unet_header(SDXL.unet_config)
-    save_file(sdxl, folder / "route-eps.safetensors")
-    save_file({**sdxl, "v_pred": torch.zeros(1)}, folder / "route-v.safetensors")
-    kinds = {name: _kind(weightless.from_file("checkpoints", f"route-{name}.safetensors")) for name in ("eps", "v")}
-    assert kinds == {"eps": "EPS", "v": "V_PREDICTION"}
-
-
-def _kind(patcher) -> str:
-    return patcher.model.model_type.name
+SDXL = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4], "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True, "context_dim": 2048,
+    "num_head_channels": 64, "num_classes": "sequential", "adm_in_channels": 2816, "use_spatial_transformer": True,
+    "legacy": False,
+}  # fmt: skip
+FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
+    "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 19, "depth_single_blocks": 38,
+    "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
 
 
-def _unet_header(config) -> dict[str, torch.Tensor]:
-    """The tensors by which ComfyUI tells an SDXL U-Net, in their shapes, as small as types allow."""
-    at = "model.diffusion_model."
-    width, context = config["model_channels"], config["context_dim"]
-    tensors = {f"{at}input_blocks.0.0.weight": (width, 4, 3, 3), f"{at}label_emb.0.0.weight": (4 * width, config["adm_in_channels"])}
-    block = 1
-    for level, depth in enumerate((0, 2, 10)):
-        for _ in range(2):
-            tensors[f"{at}input_blocks.{block}.0.in_layers.0.weight"] = (width * 2**level,)
-            tensors[f"{at}input_blocks.{block}.0.out_layers.3.weight"] = (width * 2**level, 1, 1, 1)
-            for i in range(depth):
-                part = f"{at}input_blocks.{block}.1.transformer_blocks.{i}"
-                tensors[f"{part}.attn2.to_k.weight"] = (1, context)
-            if depth:
-                tensors[f"{at}input_blocks.{block}.1.proj_in.weight"] = (1, 1)
-            block += 1
-        if level < 2:
-            tensors[f"{at}input_blocks.{block}.0.op.weight"] = (1,)
-            block += 1
-    for i in range(10):
-        tensors[f"{at}middle_block.1.transformer_blocks.{i}.attn2.to_k.weight"] = (1, context)
-    tensors[f"{at}middle_block.1.proj_in.weight"] = (1, 1)
-    for i, depth in enumerate((10, 10, 10, 2, 2, 2, 0, 0, 0)):
-        tensors[f"{at}output_blocks.{i}.0.in_layers.0.weight"] = (1,)
-        for j in range(depth):
-            tensors[f"{at}output_blocks.{i}.1.transformer_blocks.{j}.attn2.to_k.weight"] = (1, context)
-    return {name: torch.zeros(shape, dtype=torch.float16) for name, shape in tensors.items()}
+@pytest.mark.parametrize(
+    ("name", "kind", "sigma_at_half"),
+    [("sdxl", "EPS", 1.6156), ("sdxl-v", "V_PREDICTION", 1.6156), ("flux-dev", "FLUX", 0.7595)],
+)
+def test_the_file_decides_between_epsilon_v_and_flow(comfyui, name, kind, sigma_at_half):
+    """Files as large as the real ones, but hollow: only their headers and zeros are read."""
+    import comfy.ldm.flux.model
+    import comfy.ldm.modules.diffusionmodules.openaimodel as unet
+    import comfy.ops
+
+    operations = {"operations": comfy.ops.disable_weight_init, "device": "meta", "dtype": torch.float16}
+    if name == "flux-dev":
+        folder, loader, prefix = "diffusion_models", {"type": "UNETLoader", "values": {"unet_name": f"{name}.safetensors"}}, ""
+        shapes = comfy.ldm.flux.model.Flux(**FLUX, **operations).state_dict()
+    else:
+        folder, loader, prefix = "checkpoints", checkpoint(f"{name}.safetensors"), "model.diffusion_model."
+        shapes = unet.UNetModel(**SDXL, **operations).state_dict()
+    shapes = {prefix + key: tuple(tensor.shape) for key, tensor in shapes.items()}
+    if name == "sdxl-v":
+        shapes["v_pred"] = (0,)
+    path = comfyui / "models" / folder / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    write_hollow(path, shapes)
+    try:
+        model, found = weightless.model_of([loader])
+        assert (model.model.model_type.name, found) == (kind, path.name)
+        assert ask([loader], strength=0.5, scheduler="simple")["sigma"] == pytest.approx(sigma_at_half, rel=1e-4)
+    finally:
+        path.unlink()
+
+
+def write_hollow(path, shapes) -> None:
+    """A safetensors file of 16-bit tensors whose data is a hole in the file."""
+    header, at = {}, 0
+    for key, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
 
 
 def test_files_that_tell_nothing_fall_back_to_the_default(comfyui):

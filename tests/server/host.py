@@ -131,7 +131,7 @@ class Host:
     def __exit__(self, *_) -> None:
         self.stop()
 
-    def start(self, seconds: float = 180) -> None:
+    def start(self, seconds: float = 600) -> None:
         """Start the process and wait until it answers."""
         self.log.unlink(missing_ok=True)
         with self.console.open("wb") as out:
