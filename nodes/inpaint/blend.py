@@ -100,7 +100,9 @@ def _outer_sample(
     resumed = _resumed_from(blend.original, latent_image, noise, sigmas)
     original = latent_image if resumed is None else resumed
     if not bool((denoise_mask > 0).any()):
-        logging.info("Bespoke Latent Mask Blend: the mask is empty; the original is returned and the model is not called.")
+        logging.info(
+            "Bespoke Latent Mask Blend: the mask is empty; the original is returned and the model is not called."
+        )
         return original.to(torch.float32).clone()
 
     guider = executor.class_obj

@@ -22,6 +22,7 @@ from .mask import (
     to_picture,
 )
 from .preview import MOST, draw, picture_of
+from .restore import FEATHER as RESTORE_FEATHER
 from .restore import FEATHER_MAX as RESTORE_FEATHER_MAX
 from .restore import FEATHER_MIN as RESTORE_FEATHER_MIN
 from .restore import RestoreSettings, restore
@@ -241,7 +242,7 @@ class RestoreUnmasked(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "feather",
-                    default=0,
+                    default=RESTORE_FEATHER,
                     min=RESTORE_FEATHER_MIN,
                     max=RESTORE_FEATHER_MAX,
                     optional=True,
@@ -273,7 +274,7 @@ class RestoreUnmasked(io.ComfyNode):
 
     @classmethod
     @names_itself
-    def execute(cls, original, generated, mask, feather=0, match_color=0.0) -> io.NodeOutput:
+    def execute(cls, original, generated, mask, feather=RESTORE_FEATHER, match_color=0.0) -> io.NodeOutput:
         image, after, notes = restore(original, generated, mask, RestoreSettings(feather, match_color))
         notes.append(
             f"Restored: {after.changed} of {after.outside} px outside the mask differ, by up to {after.largest:.4f}."

@@ -15,6 +15,7 @@ from ...training.errors import InputError
 from .mask import blur, clean, grow, resize
 
 FEATHER_MIN, FEATHER_MAX = 0, 256  # px
+FEATHER = 8  # px: what encoding and decoding did to the pixels at the border is gone within it
 RING = 8  # px: width of the ring outside the mask on which colours are compared
 FINEST = 8  # px: colour differences finer than this are detail, not a shift
 MOST_CROP = 64  # px: no VAE crops more than this off a side pair

@@ -14,6 +14,7 @@ import torch
 
 pytestmark = pytest.mark.bench
 
+
 @pytest.fixture(autouse=True)
 def quiet(comfyui, monkeypatch):
     """No progress bars between the tables."""
@@ -58,7 +59,9 @@ def test_cost_beside_ksampler_with_a_noise_mask(run_node, unet, cells):
     (differential,) = run_node("DifferentialDiffusion", model=unet)
     ways = {"core: Differential Diffusion": (differential, masked)}
     for blend in ("re-inject", "prediction", "differential"):
-        ways[f"ours: {blend}"] = run_node("BespokeLatentMaskBlend", model=unet, latent=latent, mask=mask, blend=blend)[:2]
+        ways[f"ours: {blend}"] = run_node("BespokeLatentMaskBlend", model=unet, latent=latent, mask=mask, blend=blend)[
+            :2
+        ]
     ratios = {name: [] for name in ways}
     walls = {name: [] for name in ways}
     seconds = []
@@ -72,7 +75,9 @@ def test_cost_beside_ksampler_with_a_noise_mask(run_node, unet, cells):
                 ratios[name].append(2 * mine[0] / (before[0] + after[0]))
                 walls[name].append(2 * mine[1] / (before[1] + after[1]))
                 seconds.append(before[0])
-    print(f"\nKSampler with a noise mask, {cells}x{cells} cells, {STEPS} steps: {statistics.median(seconds):.2f} s of processor time")
+    print(
+        f"\nKSampler with a noise mask, {cells}x{cells} cells, {STEPS} steps: {statistics.median(seconds):.2f} s of processor time"
+    )
     print(f"{'':32s}{'processor':>11s}{'range':>16s}{'wall':>8s}")
     for name, values in ratios.items():
         span = f"{min(values):.3f}..{max(values):.3f}"

@@ -59,7 +59,7 @@ class Workflow:
         self._place({"type": "MarkdownNote", "inputs": [], "outputs": [], "widgets_values": [text], "title": "Note",
                      "color": "#432", "bgcolor": "#653"}, height)  # fmt: skip
 
-    def node(self, kind: str, title: str | None = None, height: int | None = None, **values):
+    def node(self, kind: str, title: str | None = None, tall: int | None = None, **values):
         """Place a node. A value that is a pair (node, output name) becomes a link."""
         definition = self.info[kind]
         names = [n for part in ("required", "optional") for n in definition["input_order"].get(part, [])]
@@ -100,8 +100,8 @@ class Workflow:
         if title:
             made["title"] = title
         rows = max(sum("widget" not in s for s in inputs), len(outputs))
-        tall = 40 + 22 * rows + 30 * len(widgets) + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets)
-        node = self._place(made, height or tall)
+        needed = 40 + 22 * rows + 30 * len(widgets) + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets)
+        node = self._place(made, tall or needed)
         for name, value in values.items():
             if isinstance(value, tuple):
                 self._link(value[0], value[1], node, name)
