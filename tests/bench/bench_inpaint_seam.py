@@ -218,6 +218,12 @@ def test_seam_in_pixels(run_node):
                 add("hard paste", torch.where(mask[..., None] > 0, free, original), mask[0])
                 for name, (patched, masked, _, composite) in ways(run_node, model, latent, mask).items():
                     decoded = decode(ksample(patched, masked, sampler, scheduler, steps))
+                    if name == "noise mask":
+                        # Core's run, pasted back as ours is: over all cells it touched, fading inward.
+                        cells = (core_cells(mask) > 0)[0].float()
+                        wide = cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+                        image, *_ = run_node("BespokeRestoreUnmasked", original=original, generated=decoded, mask=wide)
+                        add("noise mask, faded", image, wide[0])
                     # Core's way is ImageCompositeMasked, which pastes with a hard edge.
                     for restored, options in RESTORES.items() if name == "ours" else [(name, {"feather": 0})]:
                         image, _, changed = run_node(
