@@ -24,7 +24,10 @@ def schedule_of(model, scheduler: str, sampler_name: str) -> Callable[[int], Ten
     `get_model_object("model_sampling")`. Raises InputError for names that ComfyUI does not know.
     """
     ksampler = comfy.samplers.KSampler
-    for value, known, what in ((scheduler, ksampler.SCHEDULERS, "scheduler"), (sampler_name, ksampler.SAMPLERS, "sampler_name")):
+    for value, known, what in (
+        (scheduler, ksampler.SCHEDULERS, "scheduler"),
+        (sampler_name, ksampler.SAMPLERS, "sampler_name"),
+    ):
         if value not in known:
             raise InputError(f"{what} {value!r} is unknown to this ComfyUI; choose one of {', '.join(known)}")
     return lambda steps: ksampler(model, steps, torch.device("cpu"), sampler=sampler_name, scheduler=scheduler).sigmas
@@ -67,7 +70,9 @@ def fitting_latent(model, latent: dict):
     samples = latent["samples"]
     parts = samples.unbind() if samples.is_nested else [samples]
     if not parts or any(part.numel() == 0 for part in parts):
-        raise InputError(f"latent_image holds no values (its shape is {tuple(parts[0].shape) if parts else ()}); encode a picture with VAE Encode")
+        raise InputError(
+            f"latent_image holds no values (its shape is {tuple(parts[0].shape) if parts else ()}); encode a picture with VAE Encode"
+        )
     samples = comfy.sample.fix_empty_latent_channels(
         model, samples, latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
     )
@@ -106,7 +111,9 @@ def noised(model, samples, noise, sigmas: Tensor):
     return model.get_model_object("process_latent_out")(start)
 
 
-def sample(model, samples, noise, sigmas: Tensor, positive, negative, cfg: float, sampler_name: str, seed: int, noise_mask=None):
+def sample(
+    model, samples, noise, sigmas: Tensor, positive, negative, cfg: float, sampler_name: str, seed: int, noise_mask=None
+):
     """Run a sampler over exactly these sigmas, with core's previews and progress bar."""
     return comfy.sample.sample_custom(
         model,
@@ -126,4 +133,6 @@ def sample(model, samples, noise, sigmas: Tensor, positive, negative, cfg: float
 
 def to_intermediate(samples):
     """On the device and in the type in which ComfyUI passes latents between nodes."""
-    return samples.to(device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype())
+    return samples.to(
+        device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
+    )

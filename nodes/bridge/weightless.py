@@ -54,7 +54,9 @@ def model_of(chain: Sequence[Mapping]) -> tuple[comfy.model_patcher.ModelPatcher
         elif kind in SAMPLING_NODES and kind in nodes.NODE_CLASS_MAPPINGS:
             patch = nodes.NODE_CLASS_MAPPINGS[kind]
             wanted = patch.INPUT_TYPES()["required"]
-            (model,) = getattr(patch(), patch.FUNCTION)(model=model, **{k: v for k, v in values.items() if k in wanted and k != "model"})
+            (model,) = getattr(patch(), patch.FUNCTION)(
+                model=model, **{k: v for k, v in values.items() if k in wanted and k != "model"}
+            )
     return model, name
 
 

@@ -48,7 +48,9 @@ def steps_input() -> io.Int.Input:
 
 def contract_inputs() -> list[io.Input]:
     return [
-        io.Combo.Input("contract", options=list(CONTRACTS), default=NOISE_LEVEL, optional=True, advanced=True, tooltip=CONTRACT_TIP),
+        io.Combo.Input(
+            "contract", options=list(CONTRACTS), default=NOISE_LEVEL, optional=True, advanced=True, tooltip=CONTRACT_TIP
+        ),
         io.Boolean.Input("exact_steps", default=False, optional=True, advanced=True, tooltip=EXACT_TIP),
     ]
 
@@ -103,8 +105,9 @@ class PartialDenoise(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(
-        cls, model, positive, negative, latent_image, strength, steps, cfg, sampler_name, scheduler, seed, contract=NOISE_LEVEL, exact_steps=False
-    ) -> io.NodeOutput:
+        cls, model, positive, negative, latent_image, strength, steps, cfg, sampler_name, scheduler, seed,
+        contract=NOISE_LEVEL, exact_steps=False,
+    ) -> io.NodeOutput:  # fmt: skip
         request = Strength(strength, steps, contract, exact_steps)
         samples = bridge.fitting_latent(model, latent_image)
         chosen = plan_for(model, request, scheduler, sampler_name)
@@ -120,8 +123,10 @@ class PartialDenoise(io.ComfyNode):
         start = bridge.noised(model, samples, noise, chosen.sigmas)
         mask = latent_image.get("noise_mask")
         out = bridge.sample(model, samples, noise, chosen.sigmas, positive, negative, cfg, sampler_name, seed, mask)
-        rest = {k: v for k, v in latent_image.items() if not k.startswith("downscale_ratio_")}  # as KSampler: the shape fits now
-        return io.NodeOutput({**rest, "samples": out}, {**rest, "samples": bridge.to_intermediate(start)}, chosen.sigmas, report)
+        # As KSampler: the samples have the model's own shape now.
+        rest = {key: value for key, value in latent_image.items() if not key.startswith("downscale_ratio_")}
+        latent = {**rest, "samples": out}
+        return io.NodeOutput(latent, {**rest, "samples": bridge.to_intermediate(start)}, chosen.sigmas, report)
 
 
 class StrengthSigmas(io.ComfyNode):
@@ -156,10 +161,14 @@ class StrengthSigmas(io.ComfyNode):
 
     @classmethod
     @names_itself
-    def execute(cls, model, scheduler, steps, strength, contract=NOISE_LEVEL, exact_steps=False, sampler_name="euler") -> io.NodeOutput:
+    def execute(
+        cls, model, scheduler, steps, strength, contract=NOISE_LEVEL, exact_steps=False, sampler_name="euler"
+    ) -> io.NodeOutput:
         chosen = plan_for(model, Strength(strength, steps, contract, exact_steps), scheduler, sampler_name)
         sampling = model.get_model_object("model_sampling")
         report = describe(chosen, sampling)
-        first = float(chosen.sigmas[0]) if chosen.run else 0.0
-        share, timestep = (bridge.noise_share(sampling, first), bridge.timestep_at(sampling, first)) if chosen.run else (0.0, 0.0)
+        if chosen.run == 0:
+            return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, 0.0, 0.0))
+        first = float(chosen.sigmas[0])
+        share, timestep = bridge.noise_share(sampling, first), bridge.timestep_at(sampling, first)
         return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, share, timestep))

@@ -103,7 +103,9 @@ class Pen:
         self.pad = pad
 
     def line(self, points, width: float, color) -> None:
-        self.pad.line([(x * SHARP, y * SHARP) for x, y in points], fill=color, width=round(width * SHARP), joint="curve")
+        self.pad.line(
+            [(x * SHARP, y * SHARP) for x, y in points], fill=color, width=round(width * SHARP), joint="curve"
+        )
 
     def dot(self, point, radius: float, color) -> None:
         (x, y), r = (point[0] * SHARP, point[1] * SHARP), radius * SHARP
@@ -135,7 +137,9 @@ def _grid(pen: Pen, axis: Axis, at: Callable[[float, float], tuple[float, float]
         x = at(step, 0.0)[0]
         pen.line([(x, top), (x, bottom)], 1, GRID)
         pen.text((x, bottom + 10), str(step), 14, FAINT, anchor="ma")
-    pen.text(((left + right) / 2, bottom + 32), "steps of the whole schedule; the bright part runs", 14, FAINT, anchor="ma")
+    pen.text(
+        ((left + right) / 2, bottom + 32), "steps of the whole schedule; the bright part runs", 14, FAINT, anchor="ma"
+    )
 
 
 def _dots(pen: Pen, points, radius: float, color) -> None:

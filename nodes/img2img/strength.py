@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class Strength:
     exact_steps: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.strength, (int, float)) or not STRENGTH_MIN <= self.strength <= STRENGTH_MAX:
+        if not isinstance(self.strength, Real) or not STRENGTH_MIN <= self.strength <= STRENGTH_MAX:
             raise InputError(f"strength is {self.strength}; give a number from 0 (unchanged) to 1 (denoise wholly)")
         if not STEPS_MIN <= self.steps <= STEPS_MAX:
             raise InputError(f"steps is {self.steps}; give a whole number from {STEPS_MIN} to {STEPS_MAX}")
@@ -127,7 +128,7 @@ def plan(request: Strength, schedule: Schedule, start_sigma: float) -> Plan:
         least = next(s / 1000 for s in range(1, 1001) if steps_run(contract, len(whole) - 1, s / 1000) > 0)
         notes.append(
             f"{strength:g} of {len(whole) - 1} steps is less than one step, and this contract rounds down: the picture "
-            f"comes back as it is. The first strength that changes it is {least:g}; the contract \"noise level\" has no such gap."
+            f'comes back as it is. The first strength that changes it is {least:g}; the contract "noise level" has no such gap.'
         )
     return Plan(request, whole[len(whole) - 1 - run :] if run else whole[:0], whole, notes)
 
@@ -160,10 +161,14 @@ def from_noise_level(whole: Tensor, start_sigma: float) -> Tensor:
 def _asked(schedule: Schedule, steps: int) -> tuple[Tensor, list[str]]:
     """The schedule for a number of steps, and what to say if it has another length. Raises InputError if it is none."""
     if steps > LONGEST_SCHEDULE:
-        raise InputError(f"this needs a schedule of {steps} steps, more than {LONGEST_SCHEDULE}; raise the strength or lower the steps")
+        raise InputError(
+            f"this needs a schedule of {steps} steps, more than {LONGEST_SCHEDULE}; raise the strength or lower the steps"
+        )
     whole = schedule(steps).to("cpu", torch.float32)
     if len(whole) < 2 or not torch.isfinite(whole).all():
-        raise InputError(f"the scheduler gives no usable sigmas for {steps} steps; choose another scheduler or more steps")
+        raise InputError(
+            f"the scheduler gives no usable sigmas for {steps} steps; choose another scheduler or more steps"
+        )
     got = len(whole) - 1
     return whole, [] if got == steps else [f"The scheduler gave {got} steps where {steps} were asked for."]
 
@@ -174,7 +179,9 @@ def _last_steps(request: Strength, schedule: Schedule) -> Plan:
     got = len(whole) - 1
     if got < request.steps:
         if request.contract != COMFY:
-            raise InputError(f"the scheduler gives {got} steps at most here, {request.steps} were asked for; choose another scheduler, or switch exact_steps off")
+            raise InputError(
+                f"the scheduler gives {got} steps at most here, {request.steps} were asked for; choose another scheduler, or switch exact_steps off"
+            )
         notes.append("So the whole schedule runs, from pure noise, whatever the strength: KSampler does the same.")
     return Plan(request, whole[-(request.steps + 1) :], whole, notes)
 

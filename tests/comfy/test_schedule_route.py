@@ -36,12 +36,18 @@ def small_name(comfyui, small_checkpoint):
 
 def test_the_answer_is_the_nodes_own(run_node, small_name, small):
     for query in (
-        dict(strength=0.5, steps=20, contract="diffusers", exact_steps="false", scheduler="normal", sampler_name="euler"),
-        dict(strength=0.3, steps=7, contract="noise level", exact_steps="true", scheduler="karras", sampler_name="dpm_2"),
+        dict(
+            strength=0.5, steps=20, contract="diffusers", exact_steps="false", scheduler="normal", sampler_name="euler"
+        ),
+        dict(
+            strength=0.3, steps=7, contract="noise level", exact_steps="true", scheduler="karras", sampler_name="dpm_2"
+        ),
         dict(strength=0.0, steps=7, contract="comfy", exact_steps="false", scheduler="simple", sampler_name="euler"),
     ):
         answer = ask([checkpoint(small_name)], **query)
-        sigmas, report, _ = run_node("BespokeStrengthSigmas", model=small[0], **{**query, "exact_steps": query["exact_steps"] == "true"})
+        sigmas, report, _ = run_node(
+            "BespokeStrengthSigmas", model=small[0], **{**query, "exact_steps": query["exact_steps"] == "true"}
+        )
         assert answer["model"] == small_name
         assert answer["report"] == report
         assert [sigma for _, sigma in answer["sigmas"]] == pytest.approx(sigmas.tolist(), rel=1e-5)
@@ -51,7 +57,9 @@ def test_the_answer_is_the_nodes_own(run_node, small_name, small):
 def test_without_a_model_it_is_stable_diffusions(comfyui):
     answer = ask(strength=0.5, steps=20, contract="diffusers", scheduler="normal")
     assert answer["model"] is None
-    assert answer["report"] == "diffusers: runs 10 of 20 steps, from sigma 1.48 (t = 473), 69 % of the variance is noise."
+    assert (
+        answer["report"] == "diffusers: runs 10 of 20 steps, from sigma 1.48 (t = 473), 69 % of the variance is noise."
+    )
     assert (answer["run"], answer["total"], len(answer["whole"])) == (10, 20, 21)
     assert answer["sigmas"][0][0] == 10.0
     assert answer["sigmas"][-1] == [20.0, 0.0]
@@ -60,11 +68,17 @@ def test_without_a_model_it_is_stable_diffusions(comfyui):
 def test_sampling_nodes_on_the_way_change_the_answer(small_name):
     flow = [checkpoint(small_name), {"type": "ModelSamplingSD3", "values": {"shift": 3.0}}]
     assert "from sigma 0.75 (t = 750)" in ask(flow, strength=0.5, scheduler="simple")["report"]
-    zsnr = [checkpoint(small_name), {"type": "ModelSamplingDiscrete", "values": {"sampling": "v_prediction", "zsnr": True}}]
+    zsnr = [
+        checkpoint(small_name),
+        {"type": "ModelSamplingDiscrete", "values": {"sampling": "v_prediction", "zsnr": True}},
+    ]
     assert ask(zsnr, strength=1)["sigma"] == pytest.approx(4518.76, rel=1e-3)
     edm = [{"type": "ModelSamplingContinuousEDM", "values": {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002}}]
     assert ask(edm, strength=1)["sigma"] == pytest.approx(80.0)
-    unknown = [checkpoint(small_name), {"type": "LoraLoaderModelOnly", "values": {"lora_name": "x", "strength_model": 1.0}}]
+    unknown = [
+        checkpoint(small_name),
+        {"type": "LoraLoaderModelOnly", "values": {"lora_name": "x", "strength_model": 1.0}},
+    ]
     assert ask(unknown, strength=0.5) == ask([checkpoint(small_name)], strength=0.5)
 
 
@@ -94,7 +108,11 @@ def test_the_file_decides_between_epsilon_v_and_flow(comfyui, name, kind, sigma_
 
     operations = {"operations": comfy.ops.disable_weight_init, "device": "meta", "dtype": torch.float16}
     if name == "flux-dev":
-        folder, loader, prefix = "diffusion_models", {"type": "UNETLoader", "values": {"unet_name": f"{name}.safetensors"}}, ""
+        folder, loader, prefix = (
+            "diffusion_models",
+            {"type": "UNETLoader", "values": {"unet_name": f"{name}.safetensors"}},
+            "",
+        )
         shapes = comfy.ldm.flux.model.Flux(**FLUX, **operations).state_dict()
     else:
         folder, loader, prefix = "checkpoints", checkpoint(f"{name}.safetensors"), "model.diffusion_model."
@@ -131,7 +149,13 @@ def test_files_that_tell_nothing_fall_back_to_the_default(comfyui):
     save_file({"something": torch.zeros(3)}, folder / "route-other.safetensors")
     (folder / "route-broken.safetensors").write_bytes(b"no header")
     (folder / "route-pickle.ckpt").write_bytes(b"never opened")
-    for name in ("route-other.safetensors", "route-broken.safetensors", "route-pickle.ckpt", "none.safetensors", "../../x.safetensors"):
+    for name in (
+        "route-other.safetensors",
+        "route-broken.safetensors",
+        "route-pickle.ckpt",
+        "none.safetensors",
+        "../../x.safetensors",
+    ):
         answer = ask([checkpoint(name)], strength=0.5, scheduler="normal")
         assert answer["model"] is None
         assert answer["report"].startswith("noise level: runs 11 of 20 steps, from sigma 1.62")
@@ -165,7 +189,15 @@ def test_long_schedules_are_thinned_and_too_long_ones_refused():
 
 
 @pytest.mark.parametrize(
-    "query", [{"strength": "much"}, {"strength": "nan"}, {"steps": "0"}, {"steps": "2.5"}, {"contract": "x"}, {"scheduler": "x"}]
+    "query",
+    [
+        {"strength": "much"},
+        {"strength": "nan"},
+        {"steps": "0"},
+        {"steps": "2.5"},
+        {"contract": "x"},
+        {"scheduler": "x"},
+    ],
 )
 def test_what_is_no_request_is_an_error(query):
     with pytest.raises((InputError, ValueError)):
@@ -188,7 +220,9 @@ def test_registering_without_a_server_does_nothing_and_with_one_answers(comfyui)
         app = web.Application()
         app.add_routes(Server.routes)
         async with TestClient(TestServer(app)) as client:
-            good = await client.get("/bespoke/schedule", params={"strength": "0.5", "scheduler": "karras", "contract": "a1111"})
+            good = await client.get(
+                "/bespoke/schedule", params={"strength": "0.5", "scheduler": "karras", "contract": "a1111"}
+            )
             bad = await client.get("/bespoke/schedule", params={"strength": "2"})
             worse = await client.get("/bespoke/schedule", params={"model": "{"})
             return good.status, await good.json(), bad.status, await bad.json(), worse.status

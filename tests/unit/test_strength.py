@@ -71,7 +71,9 @@ def test_a1111_with_exact_steps_is_the_web_uis_option_for_it():
     for steps in (1, 4, 20, 33):
         for strength in (0.05, 0.3, 0.58, 0.75, 0.99):
             total = int(steps / min(strength, 0.999))
-            assert torch.equal(plan(strength, steps, s.A1111, exact=True).sigmas, even(total)[total - (steps - 1) - 1 :])
+            assert torch.equal(
+                plan(strength, steps, s.A1111, exact=True).sigmas, even(total)[total - (steps - 1) - 1 :]
+            )
 
 
 @pytest.mark.parametrize("contract", s.CONTRACTS)
