@@ -9,7 +9,8 @@ from .images.node import ImageBatch, ImageFolder
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend, RestoreUnmasked
-from .lora.node import InjectLora, LoadLora, SaveLora, TrainLora
+from .lora.inject_node import InjectLora, LoadLora
+from .lora.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
 
 
