@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +48,9 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
         layer = layer.removeprefix(COMFY_PREFIX)
         name = names.get(layer, {}).get(key_format)
         if key_format == "kohya":
-            out[(name or "lora_unet_" + layer.replace(".", "_")) + part] = tensor
+            # A layer that came from a file keeps the name it has there.
+            own = layer if layer.startswith(("lora_", "lycoris_", "text_encoder")) else None
+            out[(name or own or "lora_unet_" + layer.replace(".", "_")) + part] = tensor
             continue
         if name is None:
             raise InputError(
@@ -64,21 +67,68 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
     return out
 
 
-def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Modern diffusers / PEFT names as kohya's, which ComfyUI maps; other names stay as they are.
+_LOW_RANK = re.compile(
+    r"(?:[._]lora[._](?P<name>up|down)|\.lora_(?P<letter>[AB])(?:\.[\w-]+)??|\.lora_linear_layer\.(?P<old>up|down))(?:\.weight)?"
+)
+_MAGNITUDE = re.compile(r"\.lora_magnitude_vector(?:\.[\w-]+)??(?:\.weight)?")
+_OTHER_PARTS = (".alpha", ".dora_scale", ".lora_mid.weight", ".reshape_weight", ".diff", ".diff_b", ".set_weight", ".w_norm",
+                ".b_norm", ".rescale", ".oft_blocks", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1",
+                ".hada_t2", ".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2",
+                ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")  # fmt: skip
+_UNET_BLOCKS = re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\b")
+_TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
-    `unet.<module>.lora_A.weight` and `base_model.model.<module>.lora_A.weight` -> `lora_unet_<module>.lora_down.weight`.
+
+def split_key(key: str) -> tuple[str, str]:
+    """(layer, part) of a key in any program's spelling; the part in kohya's, `.lora_up.weight` for what multiplies last.
+
+    What is no part of a LoRA that is known here comes back whole, with an empty part.
+    """
+    for part in _OTHER_PARTS:
+        if key.endswith(part):
+            return key.removesuffix(part), part
+    # From the last place on where a part's name may begin, as layers can have "lora" in their own names.
+    at = max(key.rfind(".lora_"), key.rfind("_lora."), key.rfind(".lora."))
+    if at > 0:
+        if found := _LOW_RANK.fullmatch(key, at):
+            up = (found["name"] or found["letter"] or found["old"]) in ("up", "B")
+            return key[:at], ".lora_up.weight" if up else ".lora_down.weight"
+        if _MAGNITUDE.fullmatch(key, at):
+            return key[:at], ".dora_scale"
+    return key, ""
+
+
+def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """diffusers' and PEFT's names, old and modern, as those that ComfyUI maps; other layers keep their names.
+
+    `unet.<module>.lora_A.weight`, `base_model.model.<module>.lora_A.weight`, `unet.<module>.processor.to_k_lora.down.weight`
+    -> `lora_unet_<module>.lora_down.weight`, the text encoders' likewise -> `text_encoder.<module>.lora_down.weight`.
+    DoRA's magnitude [out] becomes `.dora_scale` [out, 1].
     """
     out = {}
     for key, tensor in tensors.items():
-        renamed = key
-        for a, b in ((".lora_A.weight", ".lora_down.weight"), (".lora_B.weight", ".lora_up.weight")):
-            module = key.removesuffix(a)
-            for prefix in ("unet.", "base_model.model."):
-                if module != key and module.startswith(prefix):
-                    renamed = "lora_unet_" + module.removeprefix(prefix).replace(".", "_") + b
-        out[renamed] = tensor
+        layer, part = split_key(key)
+        if part == ".dora_scale" and tensor.ndim == 1:
+            tensor = tensor[:, None]
+        out[_kohya_layer(layer) + part] = tensor
     return out
+
+
+def _kohya_layer(layer: str) -> str:
+    encoder, rest = "", layer
+    if found := re.match(r"(text_encoder(?:_\d)?)\.", layer):
+        encoder, rest = found[1], layer[found.end() :]
+    for prefix in ("unet.", "base_model.model.", "unet."):
+        rest = rest.removeprefix(prefix)
+    if encoder or rest.startswith("text_model."):
+        rest = re.sub(
+            r"\bself_attn\.(to_\w+)$", lambda found: "self_attn." + _TEXT_PROJECTIONS.get(found[1], found[1]), rest
+        )
+        return f"{encoder or 'text_encoder'}.{rest}"
+    if _UNET_BLOCKS.match(rest) and not layer.startswith(("diffusion_model.", "lora_")):
+        rest = re.sub(r"\.to_out$", ".to_out.0", rest.replace(".processor.", "."))
+        return "lora_unet_" + rest.replace(".", "_")
+    return layer
 
 
 def metadata(
