@@ -2,11 +2,31 @@
 // each .js file under WEB_DIRECTORY by itself.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { el } from "./dom.js";
+import { createRuns } from "./runs.js";
+import { TRAINERS } from "./run_match.js";
 import { attachDial, DIAL_NODES } from "./strength_dial.js";
+import { STYLE } from "./style.js";
+import { tellOfRuns } from "./toasts.js";
+import { attachPanel } from "./training_panel.js";
+import { loadWords } from "./words.js";
+
+const fetchApi = (path, options) => api.fetchApi(path, options);
+const runs = createRuns(api);
 
 app.registerExtension({
   name: "Bespoke",
+  async init() {
+    document.head.append(el("style", {}, STYLE));
+    await loadWords(fetchApi, app.extensionManager?.setting?.get("Comfy.Locale"));
+    tellOfRuns(runs, {
+      toast: (message) => app.extensionManager.toast.add(message),
+      refresh: () => app.reloadNodeDefs?.(),
+      addEventListener: (name, listener) => api.addEventListener(name, listener),
+    });
+  },
   nodeCreated(node) {
-    if (DIAL_NODES.has(node.comfyClass)) attachDial(node, (path) => api.fetchApi(path));
+    if (DIAL_NODES.has(node.comfyClass)) attachDial(node, fetchApi);
+    if (node.comfyClass in TRAINERS) attachPanel(node, runs, { graphId: () => app.rootGraph?.id ?? "" });
   },
 });

@@ -1,0 +1,49 @@
+// The pack's styles, in the colours of ComfyUI's palette, so that they follow light, dark and anyone's own theme.
+// No side effects: index.js puts them into the page.
+
+export const STYLE = `
+.bespoke-panel { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; box-sizing: border-box;
+  padding: 6px 8px; border: 1px solid var(--border-color); border-radius: 8px; color: var(--input-text);
+  font: 11px/1.35 Inter, system-ui, sans-serif; overflow: hidden; text-align: left; }
+.bespoke-panel [hidden], .bespoke-tab [hidden] { display: none !important; }
+.bespoke-panel canvas { flex: 1 1 96px; min-height: 0; width: 100%; }
+.bespoke-panel p, .bespoke-tab p { margin: 0; }
+.bespoke-empty > :not(.bespoke-note) { display: none !important; }
+.bespoke-note { color: var(--descrip-text); overflow-wrap: anywhere; max-height: 5.4em; overflow-y: auto; }
+.bespoke-head { display: flex; gap: 8px; align-items: baseline; white-space: nowrap; min-width: 0; }
+.bespoke-state { font-weight: 600; flex: none; }
+.bespoke-state::before { content: ""; display: inline-block; width: 7px; height: 7px; border-radius: 50%; margin-right: 5px;
+  background: var(--descrip-text); }
+[data-state="running"] .bespoke-state::before, [data-state="finishing"] .bespoke-state::before { background: #4c9be8; }
+[data-state="finished"] .bespoke-state::before, [data-state="kept"] .bespoke-state::before { background: #3fb57f; }
+[data-state="failed"] .bespoke-state::before { background: #e5534b; }
+[data-state="lost"] .bespoke-state::before, [data-state="interrupted"] .bespoke-state::before,
+[data-state="cut off"] .bespoke-state::before { background: #f0a030; }
+.bespoke-numbers { color: var(--descrip-text); overflow: hidden; text-overflow: ellipsis; font-variant-numeric: tabular-nums; }
+.bespoke-legend { display: flex; flex-wrap: wrap; gap: 0 12px; color: var(--descrip-text); font-size: 10px; }
+.bespoke-legend b { color: var(--input-text); font-weight: 500; margin-left: 4px; font-variant-numeric: tabular-nums; }
+.bespoke-legend i { display: inline-block; width: 12px; height: 0; border-top: 2px solid; margin-right: 4px; vertical-align: 3px; }
+.bespoke-loss i { border-color: var(--descrip-text); opacity: .5; border-top-width: 1px; }
+.bespoke-average i { border-color: #4c9be8; }
+.bespoke-held-out i { border-color: #f0a030; }
+.bespoke-second-average i { border-color: #3fb57f; }
+.bespoke-second-held-out i { border-color: #c678dd; }
+.bespoke-strip { display: flex; gap: 4px; overflow-x: auto; flex: none; padding-bottom: 2px; scrollbar-width: thin; }
+.bespoke-strip button { display: block; padding: 0; border: 0; background: none; color: var(--descrip-text); cursor: zoom-in;
+  font: 10px Inter, system-ui, sans-serif; text-align: center; }
+.bespoke-strip img { display: block; height: 64px; min-width: 40px; border-radius: 4px; margin-bottom: 1px; }
+.bespoke-buttons { display: flex; gap: 6px; flex-wrap: wrap; flex: none; }
+.bespoke-button { padding: 4px 10px; border: 1px solid var(--border-color); border-radius: 6px; background: var(--comfy-input-bg);
+  color: var(--input-text); font: 11px Inter, system-ui, sans-serif; cursor: pointer; }
+.bespoke-button:hover:not(:disabled) { border-color: var(--descrip-text); }
+.bespoke-button:disabled { opacity: .5; cursor: default; }
+.bespoke-main { background: #2f6fb0; border-color: #2f6fb0; color: #fff; }
+.bespoke-panel :focus-visible, .bespoke-tab :focus-visible, .bespoke-large :focus-visible { outline: 2px solid #4c9be8; outline-offset: 1px; }
+.bespoke-spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+.bespoke-large { margin: auto; padding: 16px; border: 1px solid var(--border-color); border-radius: 10px; text-align: center;
+  background: var(--comfy-menu-bg); color: var(--input-text); font: 13px Inter, system-ui, sans-serif; }
+.bespoke-large::backdrop { background: rgb(0 0 0 / .6); }
+.bespoke-large img { display: block; max-width: 84vw; max-height: 76vh; min-width: min(384px, 80vw); border-radius: 6px;
+  image-rendering: auto; margin: auto; }
+.bespoke-large p { margin: 10px 0; }
+`;

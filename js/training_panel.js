@@ -1,0 +1,234 @@
+// The panel on a trainer node: curve, numbers, samples, Finish and keep, Cancel. It draws what `runs` knows and keeps
+// nothing in the workflow. No side effects: index.js attaches it.
+
+import { drawCurves } from "./curve_plot.js";
+import { el, enlarge, oncePerFrame, say } from "./dom.js";
+import { pathsOf } from "./graph_paths.js";
+import { requestOf, runFor, TRAINERS } from "./run_match.js";
+import { loss, memory, rate, t, time } from "./words.js";
+
+const HEIGHT = { empty: 40, curve: 226, samples: 316 }; // px
+const LOOK_MS = 1500; // between looks at the widgets, while no run is shown
+const SAY_EVERY_MS = 15000; // to a screen reader
+
+/** Add the panel to a trainer node. runs: from `createRuns`; graphId: () => the present workflow's id. */
+export function attachPanel(node, runs, { graphId }) {
+  const view = panel({
+    finish: () => act(runs.finish(shown?.id), "finishing"),
+    cancel: () => act(runs.cancel(shown), "stopping"),
+    sampleUrl: (file) => runs.sampleUrl(shown.id, file),
+  });
+  let shown = null; // the run
+  let exact = true; // it was made by this node, as far as the page can know
+  let asked = ""; // the request that was last looked for
+  let doing = ""; // what a button has asked for and is not done
+
+  const widget = node.addDOMWidget("training", "bespoke_training", view.box, {
+    serialize: false, // not a value of the prompt
+    hideOnZoom: false,
+    getMinHeight: () => view.height(),
+    getMaxHeight: () => 2 * HEIGHT.samples,
+  });
+  widget.serialize = false; // nor of the workflow
+
+  const paint = oncePerFrame(() => {
+    const before = view.height();
+    view.paint(shown, { exact, doing, connected: runs.connected() });
+    if (view.height() > before) grow(node);
+  });
+
+  async function act(work, word) {
+    doing = word;
+    paint();
+    try {
+      await work;
+    } catch (error) {
+      doing = "";
+      view.complain(error.message);
+    }
+    paint();
+  }
+
+  const show = (run, isExact) => {
+    if (shown !== run) doing = "";
+    [shown, exact] = [run, isExact];
+    paint();
+  };
+
+  async function find() {
+    if (document.hidden || shown?.live || !node.graph || !runs.connected()) return;
+    const request = requestOf(node);
+    const key = `${JSON.stringify(request)}|${graphId()}|${runs.endedAt()}`;
+    if (key === asked) return;
+    asked = key;
+    try {
+      const place = { technique: TRAINERS[node.comfyClass], paths: pathsOf(node), workflow: graphId() };
+      const found = runFor(await runs.list(), request, place);
+      if (!found) return;
+      const run = await runs.watch(found.id);
+      if (!shown?.live) show(run, place.paths.includes(found.node) && found.workflow === place.workflow);
+    } catch {
+      asked = ""; // the server did not answer: asked again
+    }
+  }
+
+  const deaf = runs.listen(({ kind, run }) => {
+    if (!run) return paint();
+    if (kind === "end") doing = "";
+    if (run === shown) paint();
+    else if ((kind === "start" || kind === "step") && pathsOf(node).includes(run.path)) show(run, true);
+  });
+
+  const executed = node.onExecuted;
+  node.onExecuted = function (output, ...rest) {
+    const id = output?.bespoke_run?.[0];
+    if (id) runs.load(id).then((run) => show(run, true), () => {});
+    return executed?.call(this, output, ...rest);
+  };
+
+  const timer = setInterval(find, LOOK_MS);
+  setTimeout(find, 50); // once the widgets have the workflow's values
+  const sizes = new ResizeObserver(paint);
+  sizes.observe(view.canvas);
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    clearInterval(timer);
+    deaf();
+    sizes.disconnect();
+    return removed?.apply(this, args);
+  };
+  grow(node);
+  return widget;
+}
+
+/** Make room for the panel; a node never gets smaller by it. */
+function grow(node) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+// --- What is seen ----------------------------------------------------------------------------------------------------
+
+/** The panel's elements: { box, canvas, paint(run, how), complain(text), height() }. */
+export function panel({ finish, cancel, sampleUrl }) {
+  const canvas = el("canvas", { role: "img" });
+  const state = el("span", { class: "bespoke-state" });
+  const progress = el("span", { class: "bespoke-numbers" });
+  const numbers = el("div", { class: "bespoke-numbers" });
+  const legend = el("div", { class: "bespoke-legend" });
+  const entries = ["loss", "average", "held-out"].map((name) => {
+    const value = el("b");
+    const entry = el("span", { class: `bespoke-${name}` }, el("i"), el("span", {}, t(`curve.${name}`)), value);
+    legend.append(entry);
+    return { entry, value };
+  });
+  const strip = el("div", { class: "bespoke-strip", role: "list", "aria-label": t("samples"), tabindex: "0" });
+  const note = el("p", { class: "bespoke-note" });
+  const keep = el("button", { type: "button", class: "bespoke-button bespoke-main", onclick: finish, title: t("finish.tip") }, t("finish"));
+  const stop = el("button", { type: "button", class: "bespoke-button", onclick: cancel, title: t("cancel.tip") }, t("cancel"));
+  const buttons = el("div", { class: "bespoke-buttons" }, keep, stop);
+  const spoken = el("div", { class: "bespoke-spoken", "aria-live": "polite" });
+  const head = el("div", { class: "bespoke-head" }, state, progress);
+  const box = el("section", { class: "bespoke-panel", "aria-label": t("training") }, head, numbers, canvas, legend, strip, note, buttons, spoken);
+  // The graph's own shortcuts and zoom stay out of what is typed and scrolled in here.
+  for (const kind of ["keydown", "pointerdown"]) box.addEventListener(kind, (event) => event.stopPropagation());
+
+  let complaint = "";
+  let drawn = null; // the samples in the strip
+  let height = HEIGHT.empty;
+  let saidAt = -Infinity;
+
+  function paint(run, { exact = true, doing = "", connected = true } = {}) {
+    box.classList.toggle("bespoke-empty", !run);
+    if (!run) {
+      height = HEIGHT.empty;
+      return say(note, t("empty"));
+    }
+    height = run.samples.length ? HEIGHT.samples : HEIGHT.curve;
+    box.style.minHeight = `${height}px`;
+    const word = run.lost || !connected ? "lost" : doing && run.live ? doing : run.state;
+    box.dataset.state = word;
+    say(state, t(`state.${word}`));
+    const [first, ...others] = describe(run);
+    say(progress, first);
+    say(numbers, others.join(" · "));
+    numbers.hidden = !others.length;
+    legendOf(run);
+    samples(run);
+    buttons.hidden = !run.live || run.lost;
+    keep.disabled = stop.disabled = Boolean(doing);
+    say(note, complaint || noteOf(run, word, exact));
+    note.hidden = !note.textContent;
+    drawCurves(canvas, [run.curve], { bestWord: t("best") });
+    tell(run, word);
+  }
+
+  function legendOf(run) {
+    const { heldOut, best } = run.curve;
+    say(entries[0].value, Number.isFinite(run.loss) && run.live ? loss(run.loss) : "");
+    const averages = run.curve.average;
+    const last = run.live ? run.average : averages[Math.max(0, Math.ceil(run.curve.last / run.curve.stride) - 1)];
+    say(entries[1].value, Number.isFinite(last) ? loss(last) : "");
+    entries[2].entry.hidden = !heldOut.length;
+    if (heldOut.length) say(entries[2].value, `${loss(heldOut[heldOut.length - 1][1])} (${t("best.at", { loss: loss(best[1]), step: best[0] })})`);
+  }
+
+  function samples(run) {
+    strip.hidden = !run.samples.length;
+    if (drawn && drawn.id === run.id && drawn.samples === run.samples) return;
+    const have = drawn?.id === run.id ? new Set(drawn.samples.map(([, file]) => file)) : new Set();
+    if (!have.size) strip.replaceChildren();
+    const atEnd = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 8;
+    for (const [step, file] of run.samples) {
+      if (have.has(file)) continue;
+      const caption = t("sample.at", { step });
+      const src = sampleUrl(file);
+      const picture = el("img", { src, alt: caption, loading: "lazy", draggable: "false", onerror: (event) => event.target.closest("div").remove() });
+      const open = el("button", { type: "button", "aria-label": caption, onclick: () => enlarge(src, caption, t("close")) }, picture, el("span", {}, String(step)));
+      strip.append(el("div", { role: "listitem" }, open));
+    }
+    if (atEnd) strip.scrollLeft = strip.scrollWidth;
+    drawn = { id: run.id, samples: run.samples };
+  }
+
+  function tell(run, word) {
+    const sentence = `${t(`state.${word}`)}. ${describe(run).join(", ")}. ${t("curve.average")} ${entries[1].value.textContent}`;
+    canvas.setAttribute("aria-label", sentence);
+    const now = performance.now();
+    if (now - saidAt < SAY_EVERY_MS && run.live) return;
+    saidAt = now;
+    say(spoken, sentence);
+  }
+
+  return {
+    box,
+    canvas,
+    paint,
+    height: () => height,
+    complain(text) {
+      complaint = text;
+      setTimeout(() => (complaint = ""), 6000);
+    },
+  };
+}
+
+/** ["step 120 / 400", "30 images/s", "0:42 left", "1.2 GB"] while it runs, ["400 steps in 1:05"] afterwards. */
+export function describe(run) {
+  const steps = run.step.toLocaleString("en");
+  if (!run.live) {
+    const seconds = run.record?.seconds;
+    return [seconds ? t("steps.in", { steps, time: time(seconds) }) : t("steps", { steps })];
+  }
+  const parts = [t("step.of", { step: steps, steps: run.steps.toLocaleString("en") })];
+  if (run.rate !== null) parts.push(t("rate", { rate: rate(run.rate) }));
+  if (run.eta !== null) parts.push(t("left", { time: time(run.eta) }));
+  if (run.memory !== null) parts.push(memory(run.memory));
+  return parts;
+}
+
+function noteOf(run, word, exact) {
+  if (word === "failed" && run.error) return run.error;
+  if (word === "lost" || word === "interrupted" || word === "cut off" || word === "failed") return t(`note.${word}`);
+  return !run.live && !exact ? t("note.same") : "";
+}
