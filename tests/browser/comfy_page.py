@@ -1,0 +1,98 @@
+"""ComfyUI's page as a person uses it: open it, load a graph, queue, look at a node."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from chromium import Chromium, Page, PageError
+
+READY = "!!window.LiteGraph?.registered_node_types?.BespokeTrainLora && !!window.app?.vueAppReady && !!app.rootGraph"
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Workflow.WarnBeforeExecute": False}
+
+
+class ComfyPage:
+    """A tab with ComfyUI in it. look: "classic" or "nodes 2.0"; palette: "dark" or "light"."""
+
+    def __init__(
+        self, browser: Chromium, server, look: str = "classic", palette: str = "dark", rewrite: Callable | None = None, **settings
+    ):  # fmt: skip
+        server.post("/settings", SETTINGS | {"Comfy.VueNodes.Enabled": look == "nodes 2.0", "Comfy.ColorPalette": palette} | settings)
+        self.server, self.tab = server, browser.open(rewrite=rewrite)
+        self.tab.go(server.url)
+        self.ready()
+
+    def ready(self) -> None:
+        self.tab.wait(READY, 90)
+
+    def reload(self) -> None:
+        self.tab.reload()
+        self.ready()
+
+    def load(self, workflow: dict, **changes: dict) -> None:
+        """Open a graph. changes: widget values by node type, as BespokeTrainLora={"steps": 3}; mode=2 mutes."""
+        self.tab.evaluate(f"app.loadGraphData({json.dumps(workflow)}).then(() => true)")
+        for kind, values in changes.items():
+            assert self.change(kind, **values), f"the graph has no {kind}"
+
+    def change(self, kind: str, **values) -> int:
+        """Set widgets (or mode) on every node of a type, as a hand does; how many there were."""
+        return self.tab.evaluate(f"""(() => {{
+          const found = app.rootGraph.nodes.filter((n) => (n.comfyClass ?? n.type) === {json.dumps(kind)});
+          for (const n of found) for (const [name, value] of Object.entries({json.dumps(values)})) {{
+            if (name === "mode") n.mode = value;
+            else {{ const w = n.widgets.find((w) => w.name === name); if (!w) throw Error("no widget " + name); w.value = value; w.callback?.(value); }}
+          }}
+          return found.length; }})()""")
+
+    def node(self, kind: str) -> str:
+        """A script that finds the first node of a type."""
+        return f"app.rootGraph.nodes.find((n) => (n.comfyClass ?? n.type) === {json.dumps(kind)})"
+
+    def queue(self) -> None:
+        self.tab.evaluate("app.queuePrompt(0).then(() => true)")
+
+    def idle(self, seconds: float = 120) -> None:
+        """Wait until the server has nothing to do."""
+        self.tab.wait(
+            "fetch('/queue').then((a) => a.json()).then((q) => !q.queue_running.length && !q.queue_pending.length)", seconds
+        )
+
+    def panel(self, seconds: float = 30, **wanted: str) -> str:
+        """The training panel's text, once its state is as wanted: panel(state="kept")."""
+        state = wanted.get("state")
+        test = f"document.querySelector('.bespoke-panel')?.dataset.state === {json.dumps(state)}" if state else "true"
+        return self.tab.wait(f"{test} && document.querySelector('.bespoke-panel')?.innerText", seconds)
+
+    def frame(self, kind: str, scale: float = 1.0) -> None:
+        """Bring a node into view."""
+        self.tab.evaluate(f"""(() => {{ const n = {self.node(kind)}; app.canvas.ds.scale = {scale};
+          app.canvas.ds.offset = [-n.pos[0] + 120 / {scale}, -n.pos[1] + 90 / {scale}]; app.canvas.setDirty(true, true); }})()""")
+
+    def saved(self) -> str:
+        """The graph as the page would save it."""
+        return self.tab.evaluate("JSON.stringify(app.rootGraph.serialize())")
+
+    def picture(self, path: Path) -> None:
+        """A screenshot, kept as the tests' output."""
+        self.tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+        self.tab.screenshot(path)
+
+    def close(self) -> None:
+        try:
+            self.tab.close()
+        except PageError:
+            pass
+
+
+def without_the_pack(url: str, body: bytes) -> bytes:
+    """For `rewrite`: the page with none of our scripts."""
+    if not url.split("?")[0].endswith("/extensions"):
+        return body
+    return json.dumps([path for path in json.loads(body) if "/bespoke/" not in path]).encode()
+
+
+def complaints(page: Page) -> list[str]:
+    """The page's errors without what differs from one load to the next."""
+    return sorted({error.split("?")[0] for error in page.errors})

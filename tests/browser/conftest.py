@@ -1,0 +1,64 @@
+"""One Chromium and one ComfyUI server for the tests of the page. Screenshots are kept in .dev/screenshots."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "server"), str(HERE.parent / "demo")]
+
+import chromium
+import host
+import pictures
+from comfy_page import ComfyPage
+
+SCREENSHOTS = host.ROOT / ".dev" / "screenshots"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium; the tests that want one are skipped where there is none."""
+    if chromium.find() is None:
+        pytest.skip("no Chromium is installed, so the page is not tested (Debian: apt-get install chromium)")
+    with chromium.Chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(browser, tmp_path_factory, small_checkpoint):
+    """A `host.Host` of the page's own tests: they stop it in mid-run, and its settings are theirs."""
+    host.end_on_terminate()
+    base = host.prepare_base(tmp_path_factory.mktemp("page"), small_checkpoint)
+    pictures.make(base / "input")
+    with host.Host(base) as running:
+        yield running
+
+
+@pytest.fixture
+def open_page(browser, server):
+    """open_page(look="classic", palette="dark", rewrite=None) -> a `ComfyPage`, closed after the test."""
+    opened = []
+
+    def open_one(**how):
+        opened.append(ComfyPage(browser, server, **how))
+        return opened[-1]
+
+    yield open_one
+    for page in opened:
+        page.close()
+
+
+@pytest.fixture(scope="session")
+def workflow():
+    """workflow("lora_train_and_use") -> the example workflow of that name."""
+    return lambda name: json.loads((host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS

@@ -1,0 +1,70 @@
+"""A training watched in the page, from queueing to the LoRA in the lists: in the classic canvas and in Nodes 2.0."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+MUTED = {kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")}
+LONG = {"steps": 4000, "batch_size": 1}  # more than will be waited for
+STEP = "Number(document.querySelector('.bespoke-panel .bespoke-head')?.innerText.match(/step ([\\d,]+)/)?.[1].replaceAll(',', ''))"
+INK = """(() => { const c = document.querySelector('.bespoke-panel canvas'); if (!c?.width) return 0;
+  const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
+  for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && d[i + 2] > 200 && d[i] < 120) n++; return n; })()"""  # the average's blue
+
+
+def runs(server, **settings):
+    return [run for run in server.get("/bespoke/runs") if settings.items() <= run["settings"].items()]
+
+
+@pytest.mark.parametrize(("look", "palette", "seed"), [("classic", "dark", 501), ("nodes 2.0", "light", 502)])
+def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, screenshots, look, palette, seed):
+    page = open_page(look=look, palette=palette)
+    page.load(workflow("lora_train_and_use"), **MUTED, BespokeImageFolder={"resolution": 64},
+              BespokeTrainLora=LONG | {"seed": seed}, BespokeSaveLora={"filename_prefix": f"page/{seed}"})  # fmt: skip
+    page.frame("BespokeTrainLora", 0.9)
+    page.panel()
+    graph = page.tab.evaluate("app.rootGraph.id")
+    page.queue()
+    page.panel(state="running", seconds=90)
+    first = page.tab.wait(STEP)
+    ink = page.tab.wait(INK)
+    page.tab.wait(f"{STEP} > {first} + 5")
+    page.tab.wait(f"{INK} > {ink}")
+    assert re.search(r"images/s.*left", page.panel(), re.DOTALL)
+
+    page.reload()
+    page.tab.wait(f"app.rootGraph.id === {graph!r}")
+    page.panel(state="running")
+    page.tab.wait(f"{STEP} > {first}")
+    assert page.tab.wait(INK) > 0
+    page.frame("BespokeTrainLora", 0.9)
+    page.picture(screenshots / f"training_{look.replace(' ', '')}_{palette}.png")
+
+    page.tab.click(".bespoke-panel .bespoke-main")
+    page.panel(state="kept", seconds=60)
+    name = f"page/{seed}_00001.safetensors"
+    page.tab.wait(f"{page.node('LoraLoader')}.widgets.find((w) => w.name === 'lora_name').options.values.includes('{name}')")
+    page.idle()
+    page.picture(screenshots / f"kept_{look.replace(' ', '')}_{palette}.png")
+    (run,) = runs(server, seed=seed)
+    assert run["state"] == "kept"
+    assert first < run["steps_done"] < LONG["steps"]
+
+    saved = page.saved()
+    assert run["id"] not in saved
+    assert not re.search(r"loss|held.?out|curve", re.sub(r'"(name|type|label|localized_name)":\s*"[^"]*"', "", saved.replace('"LOSS_MAP"', "")))
+    trainer = next(node for node in json.loads(saved)["nodes"] if node["type"] == "BespokeTrainLora")
+    assert len(trainer["widgets_values"]) == len(
+        next(node for node in workflow("lora_train_and_use")["nodes"] if node["type"] == "BespokeTrainLora")["widgets_values"]
+    )
+
+    # Dropped on the canvas, the file opens the graph that made it, and the panel finds the run again.
+    page.tab.evaluate("app.rootGraph.clear()")
+    page.tab.wait("app.rootGraph.nodes.length === 0")
+    page.tab.drop([server.base / "models" / "loras" / name], 700, 600)
+    page.tab.wait(f"!!{page.node('BespokeTrainLora')}")
+    page.panel(state="kept")
+    assert page.tab.evaluate(f"{page.node('BespokeTrainLora')}.widgets.find((w) => w.name === 'seed').value") == seed
