@@ -1,5 +1,5 @@
-// A run's curve in a fixed amount of memory: steps fall into bins, so that a step costs the same at the ten-thousandth
-// as at the first, and so does a drawing. No side effects.
+// A run's curve in a fixed amount of memory: steps fall into bins, which get wider as steps come, so that a step costs
+// the same at the ten-thousandth as at the first, and so does a drawing. No side effects.
 
 export const BINS = 512;
 const EMA = 0.98; // as the server's, for records, which hold the losses alone
@@ -8,9 +8,9 @@ const EMA = 0.98; // as the server's, for records, which hold the losses alone
  * bins[i] covers the steps (i * stride, (i + 1) * stride]; held-out scores and the best of them stand beside.
  */
 export class Curve {
-  constructor(steps = BINS) {
-    this.steps = Math.max(1, steps);
-    this.stride = Math.max(1, Math.ceil(this.steps / BINS));
+  constructor(steps = 1) {
+    this.steps = Math.max(1, steps); // that were asked for
+    this.stride = 1;
     this.low = new Float64Array(BINS).fill(Infinity);
     this.high = new Float64Array(BINS).fill(-Infinity);
     this.average = new Float64Array(BINS).fill(NaN);
@@ -31,6 +31,12 @@ export class Curve {
     if (Number.isFinite(average)) this.average[bin] = average;
     this.last = Math.max(this.last, step);
     this.steps = Math.max(this.steps, step);
+  }
+
+  /** The last step that a drawing shows: a bit ahead of a run that goes on, so that its first steps can be seen too. */
+  extent(goesOn) {
+    const known = Math.max(2, this.last, this.heldOut.length ? this.heldOut[this.heldOut.length - 1][0] : 0);
+    return goesOn ? Math.min(Math.max(this.steps, known), Math.max(20, Math.ceil(known * 1.25))) : known;
   }
 
   addHeldOut(step, loss) {

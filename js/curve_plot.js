@@ -40,9 +40,9 @@ export function prepare(canvas, sharpest = 2) {
 
 /**
  * Draw one curve or two beside each other.
- * curves: [Curve, ...]; at: a step to mark, or null. Gives a function from x in px to the step there, or null.
+ * curves: [Curve, ...]; goesOn: whether more steps come; at: a step to mark, or null. Gives a function from x in px to the step there, or null.
  */
-export function drawCurves(canvas, curves, { at = null, small = false, bestWord = "best" } = {}) {
+export function drawCurves(canvas, curves, { goesOn = false, at = null, small = false, bestWord = "best" } = {}) {
   const ready = prepare(canvas);
   const shown = curves.filter((curve) => curve.last > 0 || curve.heldOut.length);
   if (!ready || !shown.length) return null;
@@ -52,7 +52,7 @@ export function drawCurves(canvas, curves, { at = null, small = false, bestWord 
   if (!ranges.length) return null;
   const low = Math.min(...ranges.map(([value]) => value));
   const high = Math.max(...ranges.map(([, value]) => value));
-  const steps = Math.max(...shown.map((curve) => curve.steps));
+  const steps = Math.max(...shown.map((curve) => curve.extent(goesOn)));
   const box = small
     ? { left: 1, right: width - 1, top: 2, bottom: height - 2 }
     : { left: 42, right: width - 8, top: 8, bottom: height - 16 };

@@ -66,7 +66,7 @@ export function attachPanel(node, runs, { graphId }) {
       const found = runFor(await runs.list(), request, place);
       if (!found) return;
       const run = await runs.watch(found.id);
-      if (!shown?.live) show(run, place.paths.includes(found.node) && found.workflow === place.workflow);
+      if (!shown?.live && shown !== run) show(run, place.paths.includes(found.node) && found.workflow === place.workflow);
     } catch {
       asked = ""; // the server did not answer: asked again
     }
@@ -160,7 +160,7 @@ export function panel({ finish, cancel, sampleUrl }) {
     keep.disabled = stop.disabled = Boolean(doing);
     say(note, complaint || noteOf(run, word, exact));
     note.hidden = !note.textContent;
-    drawCurves(canvas, [run.curve], { bestWord: t("best") });
+    drawCurves(canvas, [run.curve], { goesOn: run.live, bestWord: t("best") });
     tell(run, word);
   }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .bridge import run_routes
+from .bridge import run_graph, run_routes
+from .images import routes as image_routes
 from .images.node import ImageBatch, ImageFolder
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
@@ -20,6 +21,8 @@ class BespokeExtension(ComfyExtension):
 
         if getattr(PromptServer, "instance", None) is not None:
             run_routes.register(PromptServer.instance)
+            run_graph.register(PromptServer.instance)
+            image_routes.register(PromptServer.instance)
             schedule_routes.register(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

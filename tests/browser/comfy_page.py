@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -80,10 +81,8 @@ class ComfyPage:
         self.tab.screenshot(path)
 
     def close(self) -> None:
-        try:
+        with contextlib.suppress(PageError):
             self.tab.close()
-        except PageError:
-            pass
 
 
 def without_the_pack(url: str, body: bytes) -> bytes:

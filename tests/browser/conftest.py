@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "server"), str(HERE.parent / "demo")]
+for folder in (HERE, HERE.parent / "server", HERE.parent / "demo"):
+    sys.path.insert(0, str(folder))
 
 import chromium
 import host

@@ -1,0 +1,127 @@
+"""The graph that a run was queued with, kept beside its record, and the files that came out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import folder_paths
+from comfy_execution.utils import get_executing_context
+
+from .run_store import RunStore
+from .safe_files import LARGEST_HEADER
+
+GRAPH = "graph.json"
+MADE = {"loras": "lora", "embeddings": "embedding"}  # ComfyUI's folders, and what a file there is called
+
+
+def keep_graph(folder: Path) -> str:
+    """Write the workflow that is running now into a run's folder; gives the workflow's id, "" where there is none.
+
+    The page sends the workflow along with the prompt; a prompt queued by a script has none, and none is kept.
+    """
+    workflow = running_workflow()
+    if workflow is None:
+        return ""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".graph-{os.getpid()}.part"
+    temporary.write_text(json.dumps(workflow), "utf-8")
+    temporary.replace(folder / GRAPH)
+    return str(workflow.get("id") or "")
+
+
+def running_workflow() -> dict | None:
+    """The workflow of the prompt that is executed now, as the page drew it."""
+    from server import PromptServer
+
+    server, context = getattr(PromptServer, "instance", None), get_executing_context()
+    if server is None or context is None:
+        return None
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    for _, prompt_id, _, extra, *_ in running:
+        if prompt_id == context.prompt_id:
+            workflow = ((extra or {}).get("extra_pnginfo") or {}).get("workflow")
+            return workflow if isinstance(workflow, dict) else None
+    return None
+
+
+def graph_of(run_id: str) -> dict | None:
+    """The run's workflow: the kept one, else that in a file it made. Raises `ValueError` for what is no run's id."""
+    try:
+        return json.loads((RunStore(run_id).folder / GRAPH).read_text("utf-8"))
+    except (OSError, json.JSONDecodeError):
+        pass
+    for kind, names in files_of(run_id).items():
+        for name in names:
+            try:
+                return json.loads(_metadata(*_identity(kind, name)).get("workflow", ""))
+            except ValueError:
+                continue
+    return None
+
+
+def files_of(run_id: str) -> dict[str, list[str]]:
+    """{"loras": [...], "embeddings": [...]}: files that say in their metadata that this run made them.
+
+    Asked of the files and not of the record, so that renamed and deleted ones are known as they are.
+    """
+    found: dict[str, list[str]] = {}
+    for kind in MADE:
+        names = [name for name in folder_paths.get_filename_list(kind) if name.endswith(".safetensors")]
+        found[kind] = [name for name in names if _metadata(*_identity(kind, name)).get("bespoke.run") == run_id]
+    return found
+
+
+def _identity(kind: str, name: str) -> tuple[str, int, int]:
+    path = folder_paths.get_full_path(kind, name) or ""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return "", 0, 0
+    return path, stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=4096)
+def _metadata(path: str, size: int, _changed: int) -> dict[str, str]:
+    """A safetensors file's metadata, from its header alone; {} where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LARGEST_HEADER, size):
+                return {}
+            header = json.loads(file.read(length))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    meta = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(meta, dict) or not isinstance(meta.get("bespoke.run"), str):
+        return {}
+    return {key: value for key, value in meta.items() if key in ("bespoke.run", "workflow") and isinstance(value, str)}
+
+
+def register(server) -> None:
+    """Add the routes to ComfyUI's server."""
+    import asyncio
+
+    from aiohttp import web
+
+    async def answer(request, find, missing: str):
+        try:
+            found = await asyncio.to_thread(find, request.match_info["id"])
+        except ValueError:
+            found = None
+        return web.json_response({"error": missing}, status=404) if found is None else web.json_response(found)
+
+    @server.routes.get("/bespoke/runs/{id}/graph")
+    async def graph(request):
+        return await answer(request, graph_of, "this run's graph was not kept, as it was queued without one")
+
+    @server.routes.get("/bespoke/runs/{id}/files")
+    async def files(request):
+        return await answer(request, _files_of_a_run, "no such run")
+
+
+def _files_of_a_run(run_id: str) -> dict[str, list[str]]:
+    RunStore(run_id)  # refuses what is no id
+    return files_of(run_id)
