@@ -40,7 +40,12 @@ def read_safetensors(path: Path, what: str, largest: int | None = None) -> tuple
         raise InputError(f"{path.name} cannot be read ({error}); fetch it again") from error
     if not tensors:
         raise InputError(f"{path.name} holds no tensor, so it is no {what}")
-    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not _finite(tensor)]
     if bad:
         raise InputError(f"{path.name} holds numbers that are not finite ({bad[0]}); it was broken when it was saved")
     return tensors, meta
+
+
+def _finite(tensor: Tensor) -> bool:
+    # torch looks into no 8-bit number, and those of a LoRA are few.
+    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())

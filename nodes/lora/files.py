@@ -1,103 +1,131 @@
-"""LoRA files: read safely, explained, applied."""
+"""LoRA files: read safely, their keys in ComfyUI's spelling, their parts checked."""
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import comfy.lora
 import comfy.lora_convert
 import torch
 from torch import Tensor
 
 from ...training.errors import InputError
-from ...training.formats import from_diffusers, trigger_words
+from ...training.formats import from_diffusers, split_key
 from ..bridge.safe_files import read_safetensors
 
 
-def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a LoRA file."""
-    return read_safetensors(path, "LoRA")
+class NamedLora(dict):
+    """A LORA_MODEL, {key: tensor}, that knows its file's name and metadata. To ComfyUI's own nodes it is a dict."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, str]):
+        super().__init__(tensors)
+        self.name, self.meta = name, dict(meta)
 
 
-def describe(tensors: Mapping[str, Tensor], meta: Mapping[str, str], name: str) -> str:
-    """The file in words: format, rank, alpha, layers, trigger words."""
-    downs = {k: t for k, t in tensors.items() if re.search(r"\.(lora_down|lora_A)\.weight$", k)}
-    ranks = sorted({t.shape[0] for t in downs.values()})
-    alphas = sorted({float(t) for k, t in tensors.items() if k.endswith(".alpha") and t.numel() == 1})
-    size = sum(t.numel() for t in tensors.values())
-    lines = [f"{name}: {len(downs)} low-rank layers, rank {', '.join(map(str, ranks)) or 'none'}, {size:,} numbers."]
-    if alphas:
-        lines.append(f"alpha {', '.join(f'{a:g}' for a in alphas)}.")
-    elif downs:
-        lines.append("No alpha in the file: it acts at strength 1, not at 1/rank.")
-    words = trigger_words(meta)
-    lines.append(f"Trigger words: {words}." if words else "The file names no trigger words.")
-    if meta.get("ss_sd_model_name"):
-        lines.append(f"Trained on {meta['ss_sd_model_name']}.")
-    return "\n".join(lines)
+def read_lora(path: Path) -> NamedLora:
+    """A LoRA file under ComfyUI's key names. Raises `InputError` for what is damaged, hostile or no LoRA."""
+    tensors, meta = read_safetensors(path, "LoRA")
+    return in_comfy_names(tensors, path.name, meta)
 
 
-PROJECTIONS = {"query": r"to_q|q_proj", "key": r"to_k|k_proj", "value": r"to_v|v_proj", "out": r"to_out|out_proj"}
+def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, str]) -> NamedLora:
+    """Any program's LoRA under the key names that ComfyUI maps, with its alphas, and with parts that fit together."""
+    try:
+        converted = from_diffusers(comfy.lora_convert.convert_lora(dict(tensors)))
+    except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted
+        raise InputError(f"{name} lacks {error}; the file is damaged") from error
+    lora = NamedLora(converted, name, meta)
+    _add_alphas(lora)
+    check(lora, name)
+    return lora
 
 
-def projection_of(key: str) -> str | None:
-    """Which of the four attention projections a model key belongs to, if any."""
-    return next((name for name, pattern in PROJECTIONS.items() if re.search(rf"\.({pattern})\b", key)), None)
+def named(lora: Mapping[str, Tensor]) -> NamedLora:
+    """What is on the wire, from this pack or another, as `read_lora` gives it."""
+    if isinstance(lora, NamedLora):
+        return lora
+    if not isinstance(lora, Mapping) or not all(torch.is_tensor(tensor) for tensor in lora.values()):
+        raise InputError("the lora on the wire holds no tensors by name; wire in a LoRA from a loader or a trainer")
+    return in_comfy_names(lora, "the LoRA on the wire", {})
 
 
-def apply_lora(
-    model, clip, tensors: Mapping[str, Tensor], strength_model: float, strength_clip: float, scales: Mapping[str, float]
-) -> tuple[object, object, str]:
-    """(model, clip, report): clones with the LoRA patched in through ComfyUI's own adapters.
+def layers_of(lora: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """{layer: {part: tensor}} in the file's order; a key that is no part of a LoRA is a layer with the part ""."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in lora.items():
+        layer, part = split_key(key)
+        layers.setdefault(layer, {})[part] = tensor
+    return layers
 
-    scales: strength by projection (query, key, value, out), multiplied into both strengths.
-    """
-    key_map = comfy.lora.model_lora_keys_unet(model.model, {})
-    if clip is not None:
-        key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, key_map)
-    converted = comfy.lora_convert.convert_lora(from_diffusers(tensors))
-    loaded = comfy.lora.load_lora(converted, key_map, log_missing=False)
-    model_keys, clip_keys = set(model.model.state_dict()), set()
-    if clip is not None:
-        clip_keys = set(clip.cond_stage_model.state_dict())
-    own = {key: patch for key, patch in loaded.items() if _weight(key) in model_keys}
-    text = {key: patch for key, patch in loaded.items() if _weight(key) in clip_keys}
-    if not own and not text:
-        some = next(iter(tensors))
+
+def _add_alphas(lora: NamedLora) -> None:
+    # diffusers writes alpha into the metadata: {"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": ...}.
+    try:
+        settings = json.loads(lora.meta.get("lora_adapter_metadata", "{}"))
+    except ValueError:
+        return
+    if not isinstance(settings, dict):
+        return
+    for layer, parts in list(layers_of(lora).items()):
+        component = layer.split(".")[0] if layer.startswith("text_encoder") else "unet"
+        alpha = settings.get(f"{component}.lora_alpha", settings.get("transformer.lora_alpha"))
+        if ".lora_down.weight" in parts and ".alpha" not in parts and isinstance(alpha, int | float):
+            lora[f"{layer}.alpha"] = torch.tensor(float(alpha))
+
+
+_NEEDS = {
+    ".lora_up.weight": (".lora_down.weight",), ".lora_down.weight": (".lora_up.weight",),
+    ".lora_mid.weight": (".lora_down.weight", ".lora_up.weight"),
+    ".hada_w1_a": (".hada_w1_b", ".hada_w2_a", ".hada_w2_b"), ".hada_t1": (".hada_t2", ".hada_w1_a"), ".hada_t2": (".hada_t1",),
+    ".lokr_w1_a": (".lokr_w1_b",), ".lokr_w1_b": (".lokr_w1_a",), ".lokr_w2_a": (".lokr_w2_b",), ".lokr_w2_b": (".lokr_w2_a",),
+    ".lokr_t2": (".lokr_w2_a",), ".a1.weight": (".a2.weight", ".b1.weight", ".b2.weight"),
+}  # fmt: skip
+# Axis of the first part that has to be as long as an axis of the second.
+_AGREE = (
+    (".lora_up.weight", 1, ".lora_down.weight", 0), (".hada_w1_a", 1, ".hada_w1_b", 0), (".hada_w2_a", 1, ".hada_w2_b", 0),
+    (".lokr_w1_a", 1, ".lokr_w1_b", 0), (".lokr_w2_a", 1, ".lokr_w2_b", 0),
+)  # fmt: skip
+
+
+def check(lora: Mapping[str, Tensor], name: str) -> None:
+    """Raises `InputError` where a LoRA's parts are incomplete or do not fit each other, before anything is applied."""
+    layers = layers_of(lora)
+    if not any(set(parts) - {"", ".alpha"} for parts in layers.values()):
         raise InputError(
-            f"no layer of this model has a name like {some!r}: the LoRA was made for another kind of model; "
-            "wire in the base it was trained on"
+            f"{name} holds no part of a LoRA ({next(iter(lora), 'nothing at all')!r}); choose another file"
         )
-    shapes = model.model.state_dict()
-    for key, patch in own.items():
-        fits = getattr(patch, "calculate_shape", None)
-        if fits is None or isinstance(key, tuple):
-            continue
-        weights = getattr(patch, "weights", None)
-        if weights and len(weights) > 1 and torch.is_tensor(weights[0]) and getattr(patch, "name", "") == "lora":
-            up, down = weights[0], weights[1]
-            if (up.shape[0], down.shape[1]) != tuple(shapes[key].shape[:2]):
-                raise InputError(
-                    f"{key} is {tuple(shapes[key].shape[:2])} in the model and {(up.shape[0], down.shape[1])} in the "
-                    "LoRA: it was made for another model; wire in the base it was trained on"
-                )
-    new_model, new_clip = model.clone(), None if clip is None else clip.clone()
-    for target, patches, strength in ((new_model, own, strength_model), (new_clip, text, strength_clip)):
-        for scale in sorted({scales.get(projection_of(_weight(key)), 1.0) for key in patches}):
-            part = {k: p for k, p in patches.items() if scales.get(projection_of(_weight(k)), 1.0) == scale}
-            if scale != 0.0 and strength != 0.0:
-                target.add_patches(part, strength * scale)
-    layers = {re.sub(r"\.(lora_.*|alpha|hada_.*|lokr_.*|oft_.*|dora_scale|diff.*)$", "", key) for key in converted}
-    unmatched = len(layers) - len(own) - len(text)
-    report = f"{len(own)} layers of the model, {len(text)} of the text encoder."
-    if unmatched > 0:
-        report += f" {unmatched} layers of the file matched nothing here" + (
-            " (no CLIP is wired in, so its text-encoder part is left out)." if clip is None else "."
-        )
-    return new_model, new_clip, report
+    for layer, parts in layers.items():
+        _check_layer(layer, parts, name)
 
 
-def _weight(key) -> str:
-    return key if isinstance(key, str) else key[0]
+def _check_layer(layer: str, parts: Mapping[str, Tensor], name: str) -> None:
+    def damaged(why: str) -> InputError:
+        return InputError(f"{name}: {layer} {why}; the file is damaged, fetch it again")
+
+    for part, needed in _NEEDS.items():
+        missing = [other for other in needed if other not in parts]
+        if part in parts and missing:
+            raise damaged(f"has {part} and no {missing[0]}")
+    if ".lokr_w1" in parts or ".lokr_w1_a" in parts or ".lokr_w2" in parts or ".lokr_w2_a" in parts:
+        for n in "12":
+            if not {f".lokr_w{n}", f".lokr_w{n}_a"} & set(parts):
+                raise damaged(f"has no .lokr_w{n}")
+    for part, tensor in parts.items():
+        scalar, vector = part == ".alpha", part in ("", ".rescale", ".dora_scale", ".reshape_weight") or "diff" in part
+        if scalar and tensor.numel() != 1:
+            raise damaged(f"has an alpha of shape {tuple(tensor.shape)}")
+        if not scalar and not vector and not part.endswith(("_norm", "set_weight")) and tensor.ndim < 2:
+            raise damaged(f"has {part} of shape {tuple(tensor.shape)}")
+        if tensor.numel() == 0 or tensor.is_complex():
+            raise damaged(f"has {part} of shape {tuple(tensor.shape)} and type {tensor.dtype}")
+    tucker = ".hada_t1" in parts or ".lokr_t2" in parts
+    for a, axis, b, other in _AGREE:
+        if a in parts and b in parts and not (tucker and a != ".lora_up.weight"):
+            one = parts[a].shape[axis]
+            two = parts[b].shape[other]
+            if ".lora_mid.weight" in parts and a == ".lora_up.weight":
+                mid = parts[".lora_mid.weight"]
+                one, two = (one, two), tuple(mid.shape[:2])
+            if one != two:
+                raise damaged(f"has {a} {tuple(parts[a].shape)} and {b} {tuple(parts[b].shape)}, which do not fit")

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import comfy.lora
+import comfy.lora_convert
 import torch
 from torch import Tensor
 
-from ...training.config import PRECISIONS, TrainConfig, check_range
+from ...training.config import PRECISIONS, TrainConfig, check_choice, check_range
 from ...training.data import Batch
 from ...training.errors import InputError
-from ...training.formats import COMFY_PREFIX
+from ...training.formats import COMFY_PREFIX, from_diffusers
 from ...training.images import ImageSet, common_resolution, passes
-from ...training.lora import LowRankAdapters, count_parameters
+from ...training.lora import LowRankAdapters
+from ...training.measure import StepCost, in_words
 from ...training.objective import denoising_loss
 from ...training.record import Run, run_id, tag_frequency
 from ...training.validation import grid, scorer
-from ..bridge.conditioning import ModelConds, encode_prompt, join, model_conds
-from ..bridge.denoiser import opened_for_training
-from ..bridge.latents import latent_set
+from ..bridge import identity
+from ..bridge.cache import digest
+from ..bridge.conditioning import ModelConds, encode_prompts, join, model_conds
+from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training
 from ..bridge.models import TARGETS, architecture, file_names, target_layers
-from ..bridge.run import base_name, follow, identity
-from ..bridge.split import describe_held_out, held_out_split
+from ..bridge.pictures import Pictures, describe_held_out, prepare
+from ..bridge.run import Outlets, follow
+from ..bridge.samples import SamplerSettings, sampler_for
+from ..bridge.text import TEXT_PREFIX, TrainableText, attention_layers, opened_text
+from ..bridge.text import file_names as text_file_names
 
 
 @dataclass(frozen=True)
 class LoraRequest:
-    """What `BespokeTrainLora` is asked for. alpha / rank is the strength of the low-rank path."""
+    """What `BespokeTrainLora` is asked for. alpha / rank is the strength of the low-rank path.
+
+    text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes the run's. sample_prompt: empty takes the
+    first picture's caption.
+    """
 
     train: TrainConfig
     targets: str = TARGETS[0]
@@ -35,13 +48,15 @@ class LoraRequest:
     alpha: float = 8.0
     custom_targets: str = ""
     precision: str = "auto"
+    sample_prompt: str = ""
+    train_text_encoder: bool = False
+    text_encoder_lr: float = 0.0
     resume: bool = True
 
     def __post_init__(self) -> None:
-        check_range("rank", self.rank)
-        check_range("alpha", self.alpha)
-        if self.precision not in PRECISIONS:
-            raise InputError(f"precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
+        for name in ("rank", "alpha", "text_encoder_lr"):
+            check_range(name, getattr(self, name))
+        check_choice("precision", self.precision, PRECISIONS)
 
     def settings(self) -> dict:
         """The request by widget name."""
@@ -49,92 +64,170 @@ class LoraRequest:
         return asdict(self.train) | own
 
 
+@dataclass(frozen=True)
+class LoraData:
+    """What a training reads. validation: pictures to score instead of some of `images`. prior: pictures of what must
+    not change. start: the LoRA to go on from."""
+
+    images: ImageSet
+    validation: ImageSet | None = None
+    prior: ImageSet | None = None
+    start: Mapping[str, Tensor] | None = None
+
+    def fingerprint(self) -> str:
+        sets = [data.fingerprint if data else "" for data in (self.images, self.validation, self.prior)]
+        return "|".join([*sets, fingerprint_of(self.start)])
+
+
+def fingerprint_of(lora: Mapping[str, Tensor] | None) -> str:
+    if not lora:
+        return ""
+    return digest(*(part for key in sorted(lora) for part in (key, lora[key].float().contiguous().numpy().tobytes())))
+
+
 def train_lora(
-    model, clip, vae, images: ImageSet, request: LoraRequest, validation: ImageSet | None = None,
+    model, clip, vae, data: LoraData, request: LoraRequest, settings: SamplerSettings | None = None,
     save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, lora, run: None,
 ) -> tuple[dict[str, Tensor], Run]:  # fmt: skip
-    """(the LoRA in ComfyUI's key names, the run's record). The base and the user's MODEL stay as they are.
+    """(the LoRA in ComfyUI's key names, the run's record). The base and the user's models stay as they are.
 
-    validation: pictures to score instead of some of `images`. save: called with (step, LoRA, run) for what is saved
-    on the way.
+    settings: how sample images are drawn. save: called with (step, LoRA, run) for what is saved on the way.
     """
-    config, settings, base = request.train, request.settings(), model.model
-    layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
-    items, trained_on, held_out = held_out_split(images, validation, config)
-    with torch.inference_mode(False), torch.no_grad():
-        data = latent_set(vae, base, items)
-        prompts = {text: encode_prompt(clip, text) for text in sorted({item.caption for item in items} | {""})}
-    fingerprints = images.fingerprint + (validation.fingerprint if validation else "")
+    config, base = request.train, model.model
+    target_layers(base.diffusion_model, request.targets, request.custom_targets)  # wrong targets are said before the wait
+    pictures = prepare(vae, base, config, data.images, data.validation, data.prior)
     run = Run(
-        run_id("lora", settings, fingerprints, identity(model, clip, vae)), "lora", settings, base_name(model),
-        len(trained_on), images.trigger, tag_frequency(item.caption for item in images.items),
-        resolution=common_resolution(images), architecture=architecture(base),
-        names={layer: names for layer, names in file_names(base).items() if layer in layers},
+        run_id("lora", request.settings(), data.fingerprint(), identity.of_models(model, clip, vae)), "lora",
+        request.settings(), identity.base_name(model), len(pictures.trained_on), data.images.trigger,
+        tag_frequency(item.caption for item in data.images.items), resolution=common_resolution(data.images),
+        architecture=architecture(base), base_hash=digest(identity.of_patcher(model)),
+        clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
-    with opened_for_training(model, request.precision) as denoiser:
+    compute = compute_type(base, model.load_device, request.precision)
+    with contextlib.ExitStack() as stack:
+        text = stack.enter_context(opened_text(clip, compute)) if request.train_text_encoder else None
+        denoiser = stack.enter_context(opened_for_training(model, request.precision, config.gradient_checkpointing))
         run.prediction = denoiser.prediction
-        # The layers are taken again: loading may have brought the model to life under new modules.
+        # The layers are taken only now: loading may have brought the model to life under new modules.
         layers = target_layers(denoiser.base.diffusion_model, request.targets, request.custom_targets)
-        adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device)
-        run.trained = count_parameters(adapters)
-        known: dict[tuple[int, str], ModelConds] = {}
-
-        def conds_of(index: int, text: str) -> ModelConds:
-            # One set a picture and prompt: some families are told the picture's size.
-            if (index, text) not in known:
-                cond, extra = prompts[text]
-                known[index, text] = model_conds(denoiser.base, cond, extra, data.latents[index], denoiser.device)
-            return known[index, text]
-
-        def batch_loss(batch: Batch) -> Tensor:
-            conditioning = join([
-                conds_of(index, "" if caption < 0 else items[caption].caption)
-                for index, caption in zip(batch.indices, batch.captions, strict=True)
-            ])  # fmt: skip
-            return denoising_loss(
-                denoiser, batch.latent, batch.noise, denoiser.sigma(batch.u), conditioning, batch.mask
-            )
+        layers = {COMFY_PREFIX + name: layer for name, layer in layers.items()}
+        names = {COMFY_PREFIX + name: forms for name, forms in file_names(base).items()}
+        if text is not None:
+            layers |= {TEXT_PREFIX + name: layer for name, layer in attention_layers(text.model).items()}
+            names |= {TEXT_PREFIX + name: forms for name, forms in text_file_names(clip.cond_stage_model).items()}
+        rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
+        adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates)
+        if data.start:
+            adapters.load_state_dict(in_comfys_names(data.start, base, clip))
+        run.names = {name: forms for name, forms in names.items() if name in layers}
+        run.trained = sum(parameter.numel() for parameter in adapters.parameters())
+        prompts = Prompts(denoiser, pictures, clip, text, request.sample_prompt)
 
         def loss_of(micro: int) -> Tensor:
-            return batch_loss(data.batch(config, micro, denoiser.device, trained_on)).mean()
+            own = prompts.loss(pictures.data.batch(config, micro, denoiser.device, pictures.trained_on), config).mean()
+            if not pictures.prior:
+                return own
+            prior = pictures.data.batch(config, micro, denoiser.device, pictures.prior, "prior")
+            return own + config.prior_weight * prompts.loss(prior, config).mean()
 
         score = None
-        if held_out:
-            score = scorer(grid(data, held_out, denoiser.device), lambda batch, _: batch_loss(batch))
-        with adapters.attached():
-            state = follow(
-                adapters, loss_of, config, run, preflight(run, request, len(trained_on)), score, request.resume,
-                lambda step, state: save(step, to_comfy(state), run),
-            )  # fmt: skip
-    return to_comfy(state), run
+        if pictures.held_out:
+            batches = grid(pictures.data, pictures.held_out, denoiser.device)
+            score = scorer(batches, lambda batch, _: prompts.loss(batch, config))
+        sample = None
+        if config.sample_every:
+            like = pictures.data.latents[pictures.trained_on[0]]
+            sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), prompts.for_sample)
+        outlets = Outlets(
+            lambda cost: preflight(run, request, cost), lambda step, state: save(step, state, run), sample,
+            [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
+        )  # fmt: skip
+        stack.enter_context(adapters.attached())
+        return follow(adapters, loss_of, config, run, outlets, score, request.resume), run
 
 
-def to_comfy(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The adapters' state under ComfyUI's key names."""
-    return {COMFY_PREFIX + key: tensor for key, tensor in state.items()}
+class Prompts:
+    """The pictures' captions as the model's conditioning: computed once, or anew each time where the encoder learns."""
+
+    def __init__(self, denoiser: ComfyDenoiser, pictures: Pictures, clip, text: TrainableText | None, sample_prompt: str):
+        self._denoiser, self._pictures, self._clip, self._text = denoiser, pictures, clip, text
+        self._sample = sample_prompt.strip() or pictures.items[0].caption
+        self._encoded = encode_prompts(clip, {*pictures.captions, self._sample}) if text is None else {}
+        self._known: dict[tuple[int, str], ModelConds] = {}
+
+    def loss(self, batch: Batch, config: TrainConfig) -> Tensor:
+        """The loss of each image of the batch, [B]."""
+        captions = ["" if i < 0 else self._pictures.items[i].caption for i in batch.captions]
+        sigma = self._denoiser.sigma(batch.u)
+        conditioning = self._of(batch.indices, captions)
+        return denoising_loss(self._denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting)
+
+    def _of(self, indices: list[int], captions: list[str]) -> ModelConds:
+        if self._text is not None:
+            encoded = self._text.encode(captions, self._clip)
+            return join([self._conds(i, *one) for i, one in zip(indices, encoded, strict=True)])
+        return join([self._kept(i, caption) for i, caption in zip(indices, captions, strict=True)])
+
+    def _kept(self, index: int, caption: str) -> ModelConds:
+        # One set a picture and prompt: some families are told the picture's size.
+        if (index, caption) not in self._known:
+            self._known[index, caption] = self._conds(index, *self._encoded[caption])
+        return self._known[index, caption]
+
+    def _conds(self, index: int, cond: Tensor, extra: dict[str, Any]) -> ModelConds:
+        return model_conds(self._denoiser.base, cond, extra, self._pictures.data.latents[index], self._denoiser.device)
+
+    def for_sample(self) -> tuple[list, list]:
+        """(positive, negative) of a sample image, as ComfyUI's samplers take them."""
+        texts = [self._sample, ""]
+        encoded = self._text.encode(texts, self._clip) if self._text is not None else [self._encoded[t] for t in texts]
+        return tuple([[cond, {k: v for k, v in extra.items() if v is not None}]] for cond, extra in encoded)
+
+    def tensors(self) -> list[Tensor]:
+        return [cond for cond, _ in self._encoded.values()]
 
 
-def preflight(run: Run, request: LoraRequest, images: int) -> str:
-    """What is about to be trained, in one line."""
+def in_comfys_names(lora: Mapping[str, Tensor], base, clip) -> dict[str, Tensor]:
+    """A LoRA's factors under ComfyUI's own layer names, whatever program named them. Raises `InputError` for other kinds."""
+    key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, comfy.lora.model_lora_keys_unet(base, {}))
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(from_diffusers(lora)), key_map, log_missing=False)
+    text_keys, out = set(clip.cond_stage_model.state_dict()), {}
+    for key, adapter in loaded.items():
+        if not isinstance(key, str) or getattr(adapter, "name", "") != "lora" or adapter.weights[3] is not None:
+            raise InputError("the LoRA to go on from is no plain one of two factors a layer; give one that was trained here")
+        up, down, alpha = adapter.weights[:3]
+        layer = (TEXT_PREFIX if key in text_keys else "") + key.removesuffix(".weight")
+        out[f"{layer}.lora_up.weight"], out[f"{layer}.lora_down.weight"] = up, down
+        out[f"{layer}.alpha"] = torch.tensor(float(down.shape[0] if alpha is None else alpha))
+    return out
+
+
+def preflight(run: Run, request: LoraRequest, cost: StepCost) -> str:
+    """What is about to be trained and what it takes, in one line. The step's cost was measured on the first batch."""
     config = request.train
+    seconds = cost.seconds * config.gradient_accumulation * config.steps
+    # The gradient and Adam's two moments, in float32.
+    memory = cost.kept + run.trained * 16
     return (
         f"{len(run.names) or 'custom'} layers, {run.trained:,} numbers, file about {run.trained * 2 / 1e6:.1f} MB in "
-        f"fp16; {config.steps} steps of {config.batch_size * config.gradient_accumulation} pictures, each seen about "
-        f"{passes(images, config.steps, config.batch_size * config.gradient_accumulation):.0f} times"
+        f"fp16; {config.steps} steps of {config.images_per_step} pictures, each seen about "
+        f"{passes(run.images, config.steps, config.images_per_step):.0f} times; about {in_words(seconds)}; "
+        f"{memory / 2**20:.0f} MB beside the model"
     )
 
 
 def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int) -> str:
     """What was trained and how it went, in words."""
     losses, config = run.losses, request.train
-    seen = passes(run.images, len(losses), config.batch_size * config.gradient_accumulation)
+    seen = passes(run.images, len(losses), config.images_per_step)
     quarter = max(1, len(losses) // 4)
     first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
     lines = [
         f"LoRA of rank {request.rank}, alpha {request.alpha:g} (strength alpha/rank = {request.alpha / request.rank:g}) on "
-        f"{layer_count} layers ({request.targets}): {run.trained:,} numbers trained, 0 of the model's own changed.",
-        f"{len(losses)} steps of {config.batch_size * config.gradient_accumulation} in {run.seconds:.0f} s "
-        f"({len(losses) * config.batch_size * config.gradient_accumulation / max(run.seconds, 1e-9):.1f} images/s); "
+        f"{layer_count} layers ({request.targets}{', text encoder' if request.train_text_encoder else ''}): "
+        f"{run.trained:,} numbers trained, 0 of the model's own changed.",
+        f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
+        f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
         f"each of {run.images} pictures was seen about {seen:.0f} times.",
         f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss mostly says which "
         "noise levels were drawn.",
@@ -145,5 +238,3 @@ def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int)
     if images.trigger:
         lines.append(f"Call it with: {images.trigger}")
     return "\n".join(lines)
-
-

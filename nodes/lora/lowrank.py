@@ -1,0 +1,165 @@
+"""Adaptations as two thin factors, so that sums, norms, angles and spectra never need the full matrix.
+
+A layer's delta is up @ down with up [out, R] and down [R, in * kernel], the strength alpha / rank already in `up`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...training.errors import InputError
+
+
+@dataclass(frozen=True)
+class Factors:
+    """delta = up @ down, [out, in * kernel], in float32. kernel: a convolution's, such as (3, 3); () for a linear layer."""
+
+    up: Tensor  # [out, R]
+    down: Tensor  # [R, in * kernel]
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.up.shape[0], self.down.shape[1]
+
+    def scaled(self, strength: float) -> Factors:
+        return Factors(self.up * strength, self.down, self.kernel)
+
+
+def kind(parts: Mapping[str, Tensor]) -> str:
+    """What a layer's parts make: "LoRA", "LoHa", "LoKr", "OFT", "DoRA", "GLoRA", "full" (a difference of weights)."""
+    names = set(parts)
+    if ".dora_scale" in names:
+        return "DoRA"
+    if ".oft_blocks" in names:
+        return "OFT"
+    if ".hada_w1_a" in names:
+        return "LoHa"
+    if any(name.startswith(".lokr_") for name in names):
+        return "LoKr"
+    if ".a1.weight" in names:
+        return "GLoRA"
+    return "LoRA" if ".lora_up.weight" in names else "full"
+
+
+def factors(layer: str, parts: Mapping[str, Tensor]) -> Factors:
+    """A layer's delta in two factors, exactly: LoRA (Hu et al. 2021), also of convolutions and with a Tucker core, LoHa
+    (Hyeon-Woo et al. 2022) and LoKr (Yeh et al. 2024, "LyCORIS").
+
+    Raises `InputError` for what is no product of factors: DoRA and OFT act on the base's own weights.
+    """
+    what = kind(parts)
+    make = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr}.get(what)
+    if make is None:
+        raise InputError(
+            f"{layer} is {what}, which is no sum of low-rank factors; inject that LoRA by a node of its own"
+        )
+    try:
+        return make({name: tensor.float() for name, tensor in parts.items()})
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
+        raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error
+
+
+def _scale(parts: Mapping[str, Tensor], rank: int) -> float:
+    return float(parts[".alpha"]) / rank if ".alpha" in parts else 1.0
+
+
+def _lora(parts: Mapping[str, Tensor]) -> Factors:
+    up, down = parts[".lora_up.weight"], parts[".lora_down.weight"]
+    scale = _scale(parts, down.shape[0])
+    if ".lora_mid.weight" in parts:  # Tucker: mid [r_up, r_down, *kernel]
+        mid = parts[".lora_mid.weight"]
+        down = torch.einsum("pq...,qi->pi...", mid, down.flatten(1))
+    kernel = tuple(down.shape[2:])
+    return Factors(up.flatten(1) * scale, down.flatten(1), kernel)
+
+
+def _loha(parts: Mapping[str, Tensor]) -> Factors:
+    """(A1 B1) * (A2 B2), elementwise, is the sum over pairs (p, q) of (a1_p * a2_q)(b1_p * b2_q): rank r^2."""
+    scale = _scale(parts, parts[".hada_w1_b"].shape[0])
+    sides, kernel = [], ()
+    for n in ("1", "2"):
+        a, b = parts[f".hada_w{n}_a"], parts[f".hada_w{n}_b"]
+        if f".hada_t{n}" in parts:
+            core = parts[f".hada_t{n}"]  # [r, r, *kernel]; a [r, out], b [r, in]
+            kernel = tuple(core.shape[2:])
+            a, b = a.t(), torch.einsum("pq...,qi->pi...", core, b).flatten(1)
+        sides.append((a, b))
+    (a1, b1), (a2, b2) = sides
+    up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
+    down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
+    return Factors(up * scale, down, kernel)
+
+
+def _lokr(parts: Mapping[str, Tensor]) -> Factors:
+    """kron(W1, U V) = kron(W1, U) kron(I, V) = kron(I, U) kron(W1, V): the one of less rank."""
+    scale = 1.0
+    if ".lokr_w1" in parts:
+        w1 = parts[".lokr_w1"]
+    else:
+        w1 = parts[".lokr_w1_a"] @ parts[".lokr_w1_b"]
+        scale = _scale(parts, parts[".lokr_w1_b"].shape[0])
+    kernel: tuple[int, ...] = ()
+    if ".lokr_w2" in parts:
+        w2 = parts[".lokr_w2"]
+        kernel = tuple(w2.shape[2:])
+        full = w2.flatten(1)
+        u, v = (full, torch.eye(full.shape[1])) if full.shape[1] <= full.shape[0] else (torch.eye(full.shape[0]), full)
+    else:
+        u, v = parts[".lokr_w2_a"], parts[".lokr_w2_b"]
+        scale = _scale(parts, v.shape[0])
+        if ".lokr_t2" in parts:
+            core = parts[".lokr_t2"]
+            kernel = tuple(core.shape[2:])
+            u, v = u.t(), torch.einsum("pq...,qi->pi...", core, v)
+        v = v.flatten(1)
+    rows, columns = w1.shape
+    if columns <= rows:
+        up, down = torch.kron(w1, u), torch.kron(torch.eye(columns), v)
+    else:
+        up, down = torch.kron(torch.eye(rows), u), torch.kron(w1, v)
+    return Factors(up * scale, down, kernel)
+
+
+def add(terms: Sequence[Factors]) -> Factors:
+    """The exact sum: factors side by side, ranks added."""
+    return Factors(torch.cat([t.up for t in terms], 1), torch.cat([t.down for t in terms], 0), terms[0].kernel)
+
+
+def inner(a: Factors, b: Factors) -> float:
+    """The Frobenius inner product of two deltas, tr(A^T B) = sum((Ua^T Ub) * (Da Db^T)), at a cost of R (out + in)."""
+    return float(((a.up.t() @ b.up).double() * (a.down @ b.down.t()).double()).sum())
+
+
+def _reduced(delta: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q_up, core, Q_down) with delta = Q_up core Q_down^T and core no larger than R x R."""
+    q_up, r_up = torch.linalg.qr(delta.up)
+    q_down, r_down = torch.linalg.qr(delta.down.t())
+    return q_up, r_up @ r_down.t(), q_down
+
+
+def spectrum(delta: Factors) -> Tensor:
+    """The delta's singular values, falling: [min(R, out, in)]."""
+    _, core, _ = _reduced(delta)
+    return torch.linalg.svdvals(core)
+
+
+def truncate(delta: Factors, rank: int) -> tuple[Factors, float, float]:
+    """(the nearest delta of at most this rank, its energy, the whole energy); energy is the sum of squared singular
+    values, so 1 - kept / whole is the squared relative error (Eckart and Young 1936)."""
+    q_up, core, q_down = _reduced(delta)
+    u, s, vh = torch.linalg.svd(core)
+    whole = float((s.double() ** 2).sum())
+    rank = min(rank, len(s))
+    root = s[:rank].sqrt()
+    near = Factors(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.t(), delta.kernel)
+    return near, float((s[:rank].double() ** 2).sum()), whole
