@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from .errors import InputError
 
@@ -19,15 +20,31 @@ RANGES: dict[str, tuple[float, float]] = {
     "warmup_steps": (0, 1_000_000),
     "gradient_accumulation": (1, 1024),
     "max_grad_norm": (0.0, 1000.0),
+    "noise_offset": (0.0, 1.0),
     "caption_dropout": (0.0, 1.0),
+    "ema": (0.0, 0.99999),
     "validation": (0, 1000),
+    "patience": (0, 1000),
     "save_every": (0, 1_000_000),
+    "sample_every": (0, 1_000_000),
+    "prior_weight": (0.0, 100.0),
+    "text_encoder_lr": (0.0, 1.0),
     "norm_limit": (0.0, 100.0),
 }
 
+OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
+LOSS_WEIGHTINGS = ("none", "min-SNR", "debiased")
+TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "shifted")
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine with restarts")
 KEEPS = ("best", "last")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+CHOICES = {
+    "lr_schedule": LR_SCHEDULES,
+    "optimizer": OPTIMIZERS,
+    "loss_weighting": LOSS_WEIGHTINGS,
+    "timestep_sampling": TIMESTEP_SAMPLINGS,
+    "keep": KEEPS,
+}
 
 
 def check_range(name: str, value: float) -> None:
@@ -37,6 +54,12 @@ def check_range(name: str, value: float) -> None:
         raise InputError(f"{name} is {value}; give a number from {low:g} to {high:g}")
 
 
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise `InputError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how fast and in what order. Fields are named as the widgets are.
@@ -44,8 +67,15 @@ class TrainConfig:
     steps: optimiser steps. batch_size: images per model call. gradient_accumulation: model calls per step.
     learning_rate: the highest that the schedule reaches. warmup_steps: steps from 0 up to it.
     max_grad_norm: the gradient is scaled down to this length; 0 leaves it.
+    loss_weighting, timestep_sampling: see `objective`. noise_offset: how far a noise's mean may wander, per channel.
+    caption_dropout: the share of captions replaced by the empty prompt.
+    ema: the share of the running mean of the parameters that a step keeps; 0 is off.
+    gradient_checkpointing: compute each block anew in the backward pass instead of keeping what is inside it.
+    prior_weight: what the loss on prior-preservation images counts beside the training images' own.
     validation: pictures held out of the training and scored on a fixed grid; 0 is off.
+    patience: scorings without a new lowest held-out loss after which the run stops; 0 goes on to the end.
     save_every: steps between saves of what is learned; 0 saves at the end and when stopped.
+    sample_every: steps between sample images; 0 draws none.
     keep: whether the state with the lowest held-out loss comes out, or the last.
     """
 
@@ -55,26 +85,37 @@ class TrainConfig:
     seed: int
     lr_schedule: str = "cosine"
     warmup_steps: int = 0
+    optimizer: str = "AdamW"
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
+    loss_weighting: str = "none"
+    timestep_sampling: str = "uniform"
+    noise_offset: float = 0.0
     caption_dropout: float = 0.0
+    ema: float = 0.0
+    gradient_checkpointing: bool = False
+    prior_weight: float = 1.0
     validation: int = 0
+    patience: int = 0
     save_every: int = 0
+    sample_every: int = 0
     keep: str = "best"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "batch_size", "seed", "warmup_steps", "gradient_accumulation",
-                     "max_grad_norm", "caption_dropout", "validation", "save_every"):  # fmt: skip
-            check_range(name, getattr(self, name))
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise InputError(f"lr_schedule is {self.lr_schedule!r}; choose one of {', '.join(LR_SCHEDULES)}")
-        if self.keep not in KEEPS:
-            raise InputError(f"keep is {self.keep!r}; choose one of {', '.join(KEEPS)}")
+        for field in fields(self):
+            if field.name in RANGES:
+                check_range(field.name, getattr(self, field.name))
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         if self.warmup_steps >= self.steps and self.warmup_steps > 0:
             raise InputError(
                 f"warmup_steps is {self.warmup_steps} of {self.steps} steps, so the learning rate would never be "
                 "reached; give fewer warm-up steps"
             )
+
+    @property
+    def images_per_step(self) -> int:
+        return self.batch_size * self.gradient_accumulation
 
     @property
     def validate_every(self) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
+from .objective import schedule_place
 from .randomness import batch_indices, generator, noise, stratified_uniform
 
 
@@ -43,13 +44,22 @@ class LatentSet:
         return list(by_shape.values())
 
     def batch(
-        self, config: TrainConfig, micro: int, device: torch.device, among: Sequence[int] | None = None
+        self, config: TrainConfig, micro: int, device: torch.device, among: Sequence[int] | None = None, stream: str = ""
     ) -> Batch:
-        """The micro-batch number `micro` of the run, drawn from `among`: a pure function of it and the seed."""
-        indices = batch_indices(self.groups(range(len(self.latents)) if among is None else among), config.batch_size, config.seed, micro)
-        shape = self.latents[indices[0]].shape[1:]
-        drawn = [noise(config.seed, micro, place, shape) for place in range(len(indices))]
-        dropped = torch.rand(len(indices), generator=generator(config.seed, "caption", micro)) < config.caption_dropout
+        """The micro-batch number `micro` of the run, drawn from `among`: a pure function of it and the seed.
+
+        stream: another name gives other draws (for prior-preservation images).
+        """
+        seed = f"{config.seed}/{stream}" if stream else config.seed
+        groups = self.groups(range(len(self.latents)) if among is None else among)
+        indices = batch_indices(groups, config.batch_size, seed, micro)
+        count, shape = len(indices), self.latents[indices[0]].shape[1:]
+        drawn = torch.stack([noise(seed, micro, place, shape) for place in range(count)])
+        if config.noise_offset:
+            # One number a channel: the model sees other mean brightnesses than nought ("offset noise", Guttenberg 2023).
+            means = torch.stack([noise(seed, micro, place, shape[:1], "offset") for place in range(count)])
+            drawn += config.noise_offset * means.reshape(count, shape[0], *[1] * (len(shape) - 1))
+        dropped = torch.rand(count, generator=generator(seed, "caption", micro)) < config.caption_dropout
         masks = [self.masks[i] for i in indices]
         mask = None
         if any(m is not None for m in masks):
@@ -59,7 +69,7 @@ class LatentSet:
             indices,
             [-1 if drop else i for i, drop in zip(indices, dropped.tolist(), strict=True)],
             torch.cat([self.latents[i] for i in indices]).to(device),
-            torch.stack(drawn).to(device),
-            stratified_uniform(config.seed, micro, len(indices)).to(device),
+            drawn.to(device),
+            schedule_place(stratified_uniform(seed, micro, count), config.timestep_sampling).to(device),
             mask,
         )

@@ -23,8 +23,8 @@ class PseudoWord:
         self.vectors = {key: nn.Parameter(value.detach().clone().float().to(device)) for key, value in start.items()}
         self.norm_limit = norm_limit
 
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.vectors.values())
+    def groups(self, learning_rate: float) -> list[tuple[list[nn.Parameter], float]]:
+        return [(list(self.vectors.values()), learning_rate)]
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -34,8 +34,8 @@ def layer_and_part(key: str) -> tuple[str, str]:
 def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, Mapping[str, str]]) -> dict[str, Tensor]:
     """The LoRA under another program's key names.
 
-    lora: `diffusion_model.<layer>.lora_up.weight`, `.lora_down.weight`, `.alpha`. names: what each layer is called by
-    format (a run knows them). Without a name, kohya's gets the checkpoint's own layer names, which ComfyUI and kohya
+    lora: `<layer>.lora_up.weight`, `.lora_down.weight`, `.alpha` with ComfyUI's layer names, `diffusion_model....` and
+    `text_encoders....`. names: what each layer is called by format (a run knows them). Without a name, kohya's gets the checkpoint's own layer names, which ComfyUI and kohya
     load too; diffusers' is refused.
     """
     if key_format not in KEY_FORMATS:
@@ -45,12 +45,11 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
     out: dict[str, Tensor] = {}
     for key, tensor in lora.items():
         layer, part = layer_and_part(key)
-        layer = layer.removeprefix(COMFY_PREFIX)
         name = names.get(layer, {}).get(key_format)
         if key_format == "kohya":
             # A layer that came from a file keeps the name it has there.
             own = layer if layer.startswith(("lora_", "lycoris_", "text_encoder")) else None
-            out[(name or own or "lora_unet_" + layer.replace(".", "_")) + part] = tensor
+            out[(name or own or "lora_unet_" + layer.removeprefix(COMFY_PREFIX).replace(".", "_")) + part] = tensor
             continue
         if name is None:
             raise InputError(
@@ -60,7 +59,7 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
         if part == ".alpha":
             continue  # diffusers' files have none: it is folded into the up factor below
         if part == ".lora_up.weight":
-            alpha, rank = float(lora[f"{COMFY_PREFIX}{layer}.alpha"]), tensor.shape[1]
+            alpha, rank = float(lora[f"{layer}.alpha"]), tensor.shape[1]
             out[f"{name}.lora_B.weight"] = tensor * (alpha / rank)
         else:
             out[f"{name}.lora_A.weight"] = tensor
@@ -155,7 +154,7 @@ def metadata(
             "ss_max_train_steps": settings.get("steps"),
             "ss_learning_rate": settings.get("learning_rate"),
             "ss_lr_scheduler": settings.get("lr_schedule"),
-            "ss_optimizer": "AdamW",
+            "ss_optimizer": settings.get("optimizer"),
             "ss_seed": settings.get("seed"),
             "ss_num_train_images": run.images,
             "ss_batch_size_per_device": settings.get("batch_size"),
@@ -166,6 +165,7 @@ def metadata(
             "modelspec.prediction_type": run.prediction,
             "modelspec.trigger_phrase": run.trigger,
             "bespoke.run": run.id,
+            "bespoke.base_hash": run.base_hash,
             "bespoke.settings": json.dumps(settings),
         }
     for name, value in (("prompt", prompt), ("workflow", workflow)):

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .average import RunningMean
 from .checkpoint import State, optimizer_state, restore_optimizer
 from .config import TrainConfig
 from .errors import InputError
+from .optimizers import Group, clip_gradient, lr_schedule, make_optimizer
 
 
 class Trainable(Protocol):
     """What is learned: adapters or an embedding."""
 
-    def parameters(self) -> list[nn.Parameter]: ...
+    def groups(self, learning_rate: float) -> Sequence[Group]:
+        """The parameters in groups, each with its learning rate; `learning_rate` is the run's."""
+        ...
 
     def after_step(self) -> None:
         """Called after every optimiser step, for what must hold between steps (a norm limit)."""
@@ -69,25 +73,29 @@ class Training:
         held_out: Callable[[], float] | None = None,
         state: State | None = None,
     ):
-        self.what, self.config, self._loss_of, self._held_out = what, config, loss_of, held_out
-        self._parameters = what.parameters()
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0
-        )
+        self.what, self.config, self.loss_of, self._held_out = what, config, loss_of, held_out
+        groups = what.groups(config.learning_rate)
+        self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
+        self._optimizer = make_optimizer(groups, config)
         self._schedule = lr_schedule(self._optimizer, config)
+        self.mean = RunningMean(self.parameters, config.ema)
         self.done, self.best, self.best_loss, self.best_step = 0, {}, math.inf, 0
         if state is not None:
-            what.load_state_dict(state.trained)
-            restore_optimizer(self._optimizer, state.optimizer)
-            self.done, self.best, self.best_loss = state.step, state.best, state.best_loss
-            self.best_step = state.best_step
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it has not seen the optimiser's steps of the earlier sitting
-                for _ in range(state.step):
-                    self._schedule.step()
+            self._restore(state)
+
+    def _restore(self, state: State) -> None:
+        self.what.load_state_dict(state.trained)
+        restore_optimizer(self._optimizer, state.optimizer)
+        self.mean.load_state_dict(state.average)
+        self.done, self.best, self.best_loss = state.step, state.best, state.best_loss
+        self.best_step = state.best_step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has not seen the optimiser's steps of the earlier sitting
+            for _ in range(state.step):
+                self._schedule.step()
 
     def __iter__(self) -> Iterator[Step]:
-        """Train until `config.steps` steps are done, yielding after each.
+        """Train until `config.steps` steps are done or the held-out loss has turned, yielding after each step.
 
         Raises `NotANumber` before a bad gradient reaches the parameters, and `InputError` at the first step when the
         gradient is missing or zero: nothing would be learned, silently.
@@ -96,10 +104,10 @@ class Training:
         while self.done < config.steps:
             total = 0.0
             for micro in range(config.gradient_accumulation):
-                loss = self._loss_of(self.done * config.gradient_accumulation + micro) / config.gradient_accumulation
+                loss = self.loss_of(self.done * config.gradient_accumulation + micro) / config.gradient_accumulation
                 loss.backward()
                 total += loss.item()
-            grad_norm = clip_gradient(self._parameters, config.max_grad_norm)
+            grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
             if not math.isfinite(total) or not math.isfinite(grad_norm):
                 self._optimizer.zero_grad()
                 raise NotANumber(f"the loss at step {self.done + 1} is {total:g}, the gradient's length {grad_norm:g}")
@@ -111,11 +119,23 @@ class Training:
             self._schedule.step()
             self.what.after_step()
             self.done += 1
+            self.mean.update(self.done)
             held_out = self._score() if self._is_scored(self.done) else None
             yield Step(
                 self.done, config.steps, total, learning_rate, grad_norm, time.monotonic() - started, held_out,
                 held_out is not None and self.best_step == self.done,
             )  # fmt: skip
+            if held_out is not None and self._has_turned():
+                return
+
+    def score_start(self) -> float | None:
+        """The held-out loss before anything is learned: what every later one is compared with."""
+        return self._score() if self._held_out is not None and self.done == 0 else None
+
+    def _has_turned(self) -> bool:
+        """Whether the held-out loss has not been as low as its best for as long as the request waits."""
+        patience = self.config.patience * self.config.validate_every
+        return patience > 0 and self.done - self.best_step >= patience
 
     def _is_scored(self, step: int) -> bool:
         if self._held_out is None:
@@ -123,34 +143,27 @@ class Training:
         return step == self.config.steps or step % max(1, self.config.validate_every) == 0
 
     def _score(self) -> float:
-        with torch.no_grad():
+        with torch.no_grad(), self.mean.in_place():
             loss = self._held_out()
-        if loss < self.best_loss:
-            self.best, self.best_loss, self.best_step = self.what.state_dict(), loss, self.done
+            if loss < self.best_loss:
+                self.best, self.best_loss, self.best_step = self.what.state_dict(), loss, self.done
         return loss
+
+    def result(self) -> dict[str, Tensor]:
+        """What is handed on: the best by the held-out loss where that is kept, else the last (its mean, with `ema`)."""
+        if self.config.keep == "best" and self.best:
+            return self.best
+        with self.mean.in_place():
+            return self.what.state_dict()
 
     def state(self) -> State:
         """The run as it stands, to be gone on with: copies, on the CPU."""
         return State(
-            self.done, self.what.state_dict(), optimizer_state(self._optimizer), self.best, self.best_loss, self.best_step
-        )
+            self.done, self.what.state_dict(), optimizer_state(self._optimizer), self.best, self.best_loss,
+            self.best_step, self.mean.state_dict(),
+        )  # fmt: skip
 
 
 def train(what: Trainable, loss_of: Callable[[int], Tensor], config: TrainConfig) -> Iterator[Step]:
     """A run from its first step to its last, with nothing held out."""
     return iter(Training(what, loss_of, config))
-
-
-def clip_gradient(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Scale the gradient down to `max_norm` (0 leaves it) and give the length it had."""
-    if any(parameter.grad is None for parameter in parameters):
-        raise InputError("a trained parameter got no gradient, so it would never learn; check the targets")
-    return float(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf))
-
-
-def lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate over the steps, from transformers."""
-    from transformers.optimization import get_scheduler
-
-    names = {"cosine with restarts": "cosine_with_restarts", "constant": "constant_with_warmup"}
-    return get_scheduler(names.get(config.lr_schedule, config.lr_schedule), optimizer, config.warmup_steps, config.steps)

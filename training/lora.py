@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from .errors import InputError
 from .randomness import generator
 
+UP_RATE = 1.0
+
 
 class LowRankAdapters:
     """One pair of factors per target layer, in float32 whatever the base computes in.
@@ -21,13 +23,17 @@ class LowRankAdapters:
     training step needs it and leaves nothing behind.
 
     targets: layer by name. `down` [rank, in] starts random (Kaiming uniform, as in the paper's code) and `up`
-    [out, rank] at zero, so that step 0 is the base model.
+    [out, rank] at zero, so that step 0 is the base model. rates: learning rates of layers, by the beginning of their
+    names, that have one of their own.
     """
 
-    def __init__(self, targets: Mapping[str, nn.Module], rank: int, alpha: float, seed: int, device: torch.device):
+    def __init__(
+        self, targets: Mapping[str, nn.Module], rank: int, alpha: float, seed: int, device: torch.device,
+        rates: Mapping[str, float] | None = None,
+    ):  # fmt: skip
         if not targets:
             raise InputError("the targets name no layer of this model; choose another set of targets")
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.rates = rank, alpha, dict(rates or {})
         self.layers = dict(targets)
         self.down: dict[str, nn.Parameter] = {}
         self.up: dict[str, nn.Parameter] = {}
@@ -47,6 +53,18 @@ class LowRankAdapters:
     def parameters(self) -> list[nn.Parameter]:
         return [*self.down.values(), *self.up.values()]
 
+    def groups(self, learning_rate: float) -> list[tuple[list[nn.Parameter], float]]:
+        """The factors with their learning rates: `up` learns `UP_RATE` times as fast (LoRA+, Hayou et al. 2024)."""
+        rates: dict[float, list[str]] = {}
+        for name in self.layers:
+            own = next((rate for start, rate in self.rates.items() if name.startswith(start)), learning_rate)
+            rates.setdefault(own, []).append(name)
+        return [
+            (list(map(factor.get, names)), rate * times)
+            for rate, names in rates.items()
+            for factor, times in ((self.down, 1.0), (self.up, UP_RATE))
+        ]
+
     def after_step(self) -> None:
         """Nothing holds the factors back."""
 
@@ -61,9 +79,22 @@ class LowRankAdapters:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the factors of another training's state. Raises `InputError` when they do not fit.
+
+        Another alpha is folded into the up factor, so that the LoRA acts as it did.
+        """
         for name in self.layers:
-            self.up[name].copy_(state[f"{name}.lora_up.weight"])
-            self.down[name].copy_(state[f"{name}.lora_down.weight"])
+            up, down = state.get(f"{name}.lora_up.weight"), state.get(f"{name}.lora_down.weight")
+            if up is None or down is None:
+                raise InputError(f"the LoRA to go on from has nothing for {name}; choose the targets it was trained with")
+            if up.shape != self.up[name].shape or down.shape != self.down[name].shape:
+                raise InputError(
+                    f"the LoRA to go on from has rank {down.shape[0]} at {name} and the shape {tuple(up.shape)}; "
+                    f"{tuple(self.up[name].shape)} is wanted: set rank to its rank, and wire in the model it was made for"
+                )
+            alpha = float(state.get(f"{name}.alpha", torch.tensor(float(self.rank))))
+            self.up[name].copy_(up.float() * (alpha / self.alpha) if self.alpha else up)
+            self.down[name].copy_(down)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -83,8 +114,3 @@ class LowRankAdapters:
         # One fused multiply-add instead of a product and a sum over the layer's whole output.
         added = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=self.scale)
         return added.view_as(output)
-
-
-def count_parameters(adapters: LowRankAdapters) -> int:
-    """How many numbers are trained."""
-    return sum(parameter.numel() for parameter in adapters.parameters())

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v", "flow", "x0"]
+MIN_SNR_GAMMA = 5.0  # the paper's
+SHIFT = 3.0  # SD3's at 1024 px
 
 
 class Denoiser(Protocol):
@@ -45,13 +47,51 @@ def prediction_weight(prediction: Prediction, sigma: Tensor) -> Tensor:
     raise ValueError(f"no prediction type {prediction!r}")
 
 
+def signal_to_noise(prediction: Prediction, sigma: Tensor) -> Tensor:
+    """SNR [B] of a latent of unit variance noised to `sigma`: 1 / sigma^2, for flow ((1 - sigma) / sigma)^2."""
+    return ((1 - sigma) / sigma) ** 2 if prediction == "flow" else sigma**-2
+
+
+def loss_weight(prediction: Prediction, sigma: Tensor, weighting: str = "none") -> Tensor:
+    """What the squared error of the clean latent is multiplied by, [B].
+
+    none: the plain error of the model's own prediction. min-SNR: min(SNR, 5), so that the easy, nearly clean levels do
+    not outweigh the rest (Hang et al. 2023, arXiv 2303.09556, section 3.4, written for the clean latent). debiased:
+    sqrt(SNR), the noise error divided by sqrt(SNR), at most 1000 (Yu et al. 2023, arXiv 2310.08442, eq. 9).
+    """
+    if weighting == "none":
+        return prediction_weight(prediction, sigma)
+    snr = signal_to_noise(prediction, sigma)
+    if weighting == "min-SNR":
+        return snr.clamp(max=MIN_SNR_GAMMA)
+    if weighting == "debiased":
+        return snr.clamp(max=1000.0).sqrt()
+    raise ValueError(f"no loss weighting {weighting!r}")
+
+
+def schedule_place(u: Tensor, timestep_sampling: str = "uniform") -> Tensor:
+    """Uniform draws [B] in 0..1 turned into places in the noise schedule, 0 the cleanest; strata stay strata.
+
+    logit-normal: the logistic function of a standard normal, which favours the middle (Esser et al. 2024, arXiv
+    2403.03206, eq. 19). shifted: 3 u / (1 + 2 u), which favours the noisy end (the same, eq. 23, with shift 3).
+    """
+    if timestep_sampling == "uniform":
+        return u
+    if timestep_sampling == "logit-normal":
+        return torch.sigmoid(torch.special.ndtri(u.double().clamp(1e-7, 1 - 1e-7))).to(u.dtype)
+    if timestep_sampling == "shifted":
+        return SHIFT * u / (1 + (SHIFT - 1) * u)
+    raise ValueError(f"no timestep sampling {timestep_sampling!r}")
+
+
 def denoising_loss(
-    model: Denoiser, latent: Tensor, noise: Tensor, sigma: Tensor, conditioning: Any, mask: Tensor | None = None
-) -> Tensor:
+    model: Denoiser, latent: Tensor, noise: Tensor, sigma: Tensor, conditioning: Any, mask: Tensor | None = None,
+    weighting: str = "none",
+) -> Tensor:  # fmt: skip
     """Mean squared error of the model's own prediction (noise, v or velocity), one value per image: [B], float32.
 
     latent, noise: [B, C, ...] in the model's latent space. sigma: [B]. mask: [B, 1, ...] in 0..1 or None; the mean is
-    taken over what the mask lets through (an image whose mask is empty counts 0).
+    taken over what the mask lets through (an image whose mask is empty counts 0). weighting: see `loss_weight`.
     """
     noisy = model.add_noise(sigma, noise, latent)
     error = (model.denoise(noisy, sigma, conditioning).float() - latent) ** 2
@@ -60,4 +100,4 @@ def denoising_loss(
     else:
         mask = mask.expand_as(error)
         mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
-    return prediction_weight(model.prediction, sigma) * mean
+    return loss_weight(model.prediction, sigma, weighting) * mean

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 
-def generator(seed: int, *path: int | str) -> torch.Generator:
+def generator(seed: int | str, *path: int | str) -> torch.Generator:
     """A CPU generator for one named draw: `generator(seed, "noise", step, place)`.
 
     The path is hashed (BLAKE2b), so that neighbouring seeds and steps give unrelated streams.
@@ -22,12 +22,12 @@ def generator(seed: int, *path: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def noise(seed: int, step: int, place: int, shape: Sequence[int], stream: str = "noise") -> torch.Tensor:
+def noise(seed: int | str, step: int, place: int, shape: Sequence[int], stream: str = "noise") -> torch.Tensor:
     """Standard normal noise of `shape` for the sample at `place` of the global batch, float32 on the CPU."""
     return torch.randn(tuple(shape), generator=generator(seed, stream, step, place))
 
 
-def stratified_uniform(seed: int, step: int, batch: int) -> torch.Tensor:
+def stratified_uniform(seed: int | str, step: int, batch: int) -> torch.Tensor:
     """[batch] draws from 0..1, one from each of `batch` equal strata, in random order.
 
     Each draw by itself is uniform. Together they cover the noise levels evenly, which takes much of the variance out
@@ -38,7 +38,7 @@ def stratified_uniform(seed: int, step: int, batch: int) -> torch.Tensor:
     return (strata + torch.rand(batch, generator=draw)) / batch
 
 
-def batch_indices(groups: Sequence[Sequence[int]], batch: int, seed: int, step: int) -> list[int]:
+def batch_indices(groups: Sequence[Sequence[int]], batch: int, seed: int | str, step: int) -> list[int]:
     """Which images step `step` trains on: `batch` indices out of one of `groups`.
 
     groups: indices that may share a batch (images of one size). An index may occur more than once (repeats).

@@ -30,8 +30,10 @@ class Run:
     """What `BESPOKE_RUN` carries.
 
     technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name.
-    architecture: the base's name in the model specification. trained: how many numbers were trained. names: what files call each trained layer, by format.
-    losses: of each step. held_out: (step, loss) on the fixed grid. state: running, finished, kept, interrupted, failed.
+    architecture: the base's name in the model specification. base_hash: a checksum of its weights. trained: how many numbers were trained. names: what files call each trained layer, by format.
+    losses: of each step. held_out: (step, loss) on the fixed grid, step 0 before anything is learned. samples: (step,
+    file in the run's folder). node: the trainer's id in the graph, a path inside subgraphs. output: the file it was
+    saved as, once it was. state: running, finished, kept, interrupted, failed.
     """
 
     id: str
@@ -44,10 +46,15 @@ class Run:
     resolution: str = ""
     prediction: str = ""
     architecture: str = ""
+    base_hash: str = ""
+    clip_skip: str = ""
     trained: int = 0
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
+    samples: list[tuple[int, str]] = field(default_factory=list)
+    node: str = ""
+    output: str = ""
     seconds: float = 0.0
     state: str = "running"
     started: float = field(default_factory=time.time)
@@ -77,6 +84,7 @@ class Run:
             run = cls(**{key: value for key, value in values.items() if key in known})
             run.losses = [math.nan if loss is None else float(loss) for loss in run.losses]
             run.held_out = [(int(step), float(loss)) for step, loss in run.held_out]
+            run.samples = [(int(step), str(name)) for step, name in run.samples]
         except (AttributeError, TypeError) as error:
             raise ValueError(f"no record of a run: {error}") from error
         return run

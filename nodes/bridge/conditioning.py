@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import comfy.model_base
 import comfy.samplers
 import torch
 from torch import Tensor
+
+from . import cache, identity
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,16 @@ def encode_prompt(clip, text: str) -> tuple[Tensor, dict[str, Any]]:
     cond, extra = encoded[0]
     # Copies: a tensor made under inference mode cannot take part in a graph.
     return cond.clone(), {k: v.clone() if isinstance(v, Tensor) else v for k, v in extra.items() if v is not None}
+
+
+def encode_prompts(clip, texts: Iterable[str]) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """`encode_prompt` of each text, computed once and kept by content."""
+    known = identity.of_clip(clip)
+
+    def encoded(text: str) -> tuple[Tensor, dict[str, Any]]:
+        if "embedding:" in text:  # what it means may change with a file
+            return encode_prompt(clip, text)
+        return cache.prompts.get(cache.digest(known, text), lambda: encode_prompt(clip, text))
+
+    with torch.inference_mode(False), torch.no_grad():
+        return {text: encoded(text) for text in texts}

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ...training.errors import InputError
 from ...training.objective import Prediction
+from .checkpointing import checkpointed
 from .conditioning import ModelConds
 from .frozen import trainable_graph
+from .models import checkpoint_blocks
 
 _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.EPS: "epsilon",
@@ -40,13 +42,16 @@ def prediction_of(model_sampling) -> Prediction:
 
 
 class ComfyDenoiser:
-    """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `opened_for_training`."""
+    """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `opened_for_training`.
 
-    def __init__(self, base: comfy.model_base.BaseModel, transformer_options: dict, device: torch.device, autocast):
-        self.base, self.device = base, device
+    work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type.
+    """
+
+    def __init__(self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast):
+        base, device = work.model, work.load_device
+        self.work, self.base, self.device, self.autocast = work, base, device, autocast
         self.prediction = prediction_of(base.model_sampling)
         self._transformer_options = transformer_options
-        self._autocast = autocast
         # A table of the training schedule: discrete models have one noise level a timestep, flow models a fine grid.
         self._sigmas = base.model_sampling.sigmas.detach().float().clone().to(device)  # [T], rising
 
@@ -58,10 +63,15 @@ class ComfyDenoiser:
         return self.base.model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), noise, latent)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: ModelConds) -> Tensor:
-        with self._autocast():
+        with self.autocast():
             return self.base.apply_model(
                 noisy, sigma, transformer_options=self._transformer_options, **conditioning.tensors()
             )
+
+    def reload(self) -> None:
+        """Back on the device and ready for the next step, after something else has used the model."""
+        comfy.model_management.load_models_gpu([self.work], force_full_load=True)
+        self.work.pre_run()
 
 
 def compute_type(base: comfy.model_base.BaseModel, device: torch.device, precision: str) -> torch.dtype | None:
@@ -94,7 +104,9 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def opened_for_training(model: comfy.model_patcher.ModelPatcher, precision: str = "auto") -> Iterator[ComfyDenoiser]:
+def opened_for_training(
+    model: comfy.model_patcher.ModelPatcher, precision: str = "auto", gradient_checkpointing: bool = False
+) -> Iterator[ComfyDenoiser]:
     """The MODEL loaded as it is on the wire (patches, shifts, wrappers), frozen, with gradients able to flow.
 
     Works on a clone of the patcher; every weight is the same object with the same bits after the block. The block
@@ -109,6 +121,7 @@ def opened_for_training(model: comfy.model_patcher.ModelPatcher, precision: str 
         work = model.clone(disable_dynamic=True)  # evictable weights could change under a saved graph
         comfy.model_management.load_models_gpu([work], force_full_load=True)
         base, device = work.model, work.load_device
+        blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
         options = comfy.model_patcher.create_model_options_clone(work.model_options)["transformer_options"]
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(work.wrappers)
         options["callbacks"] = comfy.patcher_extension.copy_nested_dicts(work.callbacks)
@@ -126,8 +139,8 @@ def opened_for_training(model: comfy.model_patcher.ModelPatcher, precision: str 
         comfy.model_management.in_training = True
         work.pre_run()
         try:
-            with trainable_graph(base, compute):
-                yield ComfyDenoiser(base, options, device, autocast)
+            with trainable_graph(base, compute), checkpointed(blocks):
+                yield ComfyDenoiser(work, options, autocast)
         finally:
             comfy.model_management.in_training = was_training
             work.cleanup()

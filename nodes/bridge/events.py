@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 from comfy_execution.utils import get_executing_context
+from PIL import Image
 
 MOST_PER_SECOND = 10
 
@@ -23,7 +24,7 @@ class RunDisplay:
         self._last = 0.0
 
     def start(self, text: str) -> None:
-        self._send("start", {"steps": self.steps})
+        self._send("start", {"steps": self.steps, "text": text})
         self.say(text)
 
     def step(self, values: dict[str, Any]) -> None:
@@ -43,6 +44,11 @@ class RunDisplay:
     def validation(self, step: int, loss: float, best: bool) -> None:
         """The held-out pictures were scored."""
         self._send("validation", {"step": step, "loss": loss, "best": best})
+
+    def sample(self, step: int, name: str, picture: Image.Image) -> None:
+        """A sample image is drawn: its file in the run's folder, and the picture itself on the node."""
+        self._bar.update_absolute(step, self.steps, ("JPEG", picture, None))
+        self._send("sample", {"step": step, "image": name})
 
     def end(self, state: str, files: list[str] = ()) -> None:
         self._send("end", {"state": state, "files": list(files)})

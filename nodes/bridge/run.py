@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...training.config import TrainConfig
 from ...training.errors import InputError
 from ...training.loop import NotANumber, Step, Trainable, Training
+from ...training.measure import StepCost, measure_step
 from ...training.record import Run
 from .events import RunDisplay
 from .run_store import RunStore, take_finish
@@ -22,20 +25,33 @@ EMA = 0.98  # of the loss shown: about the last fifty steps
 AUTOSAVE_SECONDS = 30.0  # a killed process loses at most this much, or save_every steps
 
 
+@dataclass(frozen=True)
+class Outlets:
+    """What a run hands out on its way.
+
+    preflight: the line before the first step, from what a step costs. save: called with (step, what is learned) every
+    `save_every` steps and when the run is interrupted. sample: draws one image as the model stands, or None. frozen:
+    the tensors that are there anyway, for the count of what a step needs.
+    """
+
+    preflight: Callable[[StepCost], str]
+    save: Callable[[int, dict[str, Tensor]], None] = lambda step, state: None
+    sample: Callable[[], Image.Image] | None = None
+    frozen: Sequence[Tensor] = ()
+
+
 def follow(
     what: Trainable,
     loss_of: Callable[[int], Tensor],
     config: TrainConfig,
     run: Run,
-    preflight: str,
+    outlets: Outlets,
     held_out: Callable[[], float] | None = None,
     resume: bool = True,
-    save_result: Callable[[int, dict[str, Tensor]], None] = lambda step, state: None,
 ) -> dict[str, Tensor]:
     """Train to the end, or until the page asks to finish; gives what was learned.
 
-    An interruption saves the state and passes through; the same request goes on from it. save_result is called with
-    (step, what is learned) every `config.save_every` steps and when the run is interrupted.
+    An interruption saves the state and passes through; the same request goes on from it.
     """
     store, state = RunStore(run.id), None
     take_finish(run.id)  # a request from an earlier sitting is no request for this one
@@ -46,18 +62,18 @@ def follow(
             state = None
         if state is not None and earlier is not None:
             run.losses, run.held_out, run.seconds = earlier.losses[: state.step], earlier.held_out, earlier.seconds
+            run.samples = [(step, name) for step, name in earlier.samples if step <= state.step]
             if earlier.state == "kept" and config.steps <= int(earlier.settings.get("steps", 0)):
                 # It was finished early, on purpose: asking for the same again gives the same.
                 run.settings["steps"], run.state = earlier.settings["steps"], "kept"
-                return _result(Training(what, loss_of, config, held_out, state), config)
+                return _handed_on(Training(what, loss_of, config, held_out, state))
     else:
         store.set_aside()
     training = Training(what, loss_of, config, held_out, state)
     display = RunDisplay(run.id, config.steps)
-    run.state = "running"
+    run.node, run.state = str(display.node_id or ""), "running"
     store.save_record(run)  # from here on the page can ask for it
-    display.start(preflight + (f"; goes on from step {training.done}" if training.done else ""))
-    follower = _Follower(training, config, run, display, store, save_result)
+    follower = _Follower(training, config, run, display, store, outlets)
     try:
         follower.run_through()
     except NotANumber as error:
@@ -65,10 +81,16 @@ def follow(
         raise InputError(
             f"{error}; what was learned before it is kept. Lower the learning rate, or choose precision fp32"
         ) from error
+    except torch.OutOfMemoryError as error:
+        run.state = "failed"
+        raise InputError(
+            f"the memory is full after {training.done} steps, which are kept; lower batch_size or the pictures' "
+            "resolution, or switch gradient_checkpointing on"
+        ) from error
     except comfy.model_management.InterruptProcessingException:
         run.state = "interrupted"
         if training.done:
-            save_result(training.done, what.state_dict())
+            outlets.save(training.done, what.state_dict())
         raise
     except BaseException:
         run.state = "failed"
@@ -76,39 +98,74 @@ def follow(
     finally:
         if training.done:
             store.save(training.state(), run)
+        else:
+            store.save_record(run)
         display.end(run.state)
-    return _result(training, config)
+    return _handed_on(training)
 
 
-def _result(training: Training, config: TrainConfig) -> dict[str, Tensor]:
-    if config.keep == "best" and training.best:
-        training.what.load_state_dict(training.best)
-    return training.what.state_dict()
+def _handed_on(training: Training) -> dict[str, Tensor]:
+    """The result, which the trained parameters then hold too."""
+    result = training.result()
+    training.what.load_state_dict(result)
+    return result
 
 
 class _Follower:
     """Carries one run's numbers from the loop's events to the display, the record and the disk."""
 
-    def __init__(self, training: Training, config: TrainConfig, run: Run, display: RunDisplay, store: RunStore, save_result):
+    def __init__(self, training: Training, config: TrainConfig, run: Run, display: RunDisplay, store: RunStore, outlets: Outlets):
         self.training, self.config, self.run, self.display = training, config, run, display
-        self.store, self.save_result = store, save_result
+        self.store, self.outlets = store, outlets
         self.average: float | None = None
         self.before, self.first = run.seconds, training.done
 
     def run_through(self) -> None:
+        self._begin()
         saved = time.monotonic()
         for event in self.training:
             self._note(event)
-            due = self.config.save_every and event.step % self.config.save_every == 0
+            if self._due(self.config.sample_every, event.step):
+                self._sample(event.step)
+            due = self._due(self.config.save_every, event.step)
             if due:
-                self.save_result(event.step, self.training.what.state_dict())
+                self.outlets.save(event.step, self.training.what.state_dict())
             if due or time.monotonic() - saved > AUTOSAVE_SECONDS:
                 self.store.save(self.training.state(), self.run)
                 saved = time.monotonic()
             if take_finish(self.run.id):
                 self.run.state = "kept"
                 return
-        self.run.state = "finished"
+        # Where the held-out loss has turned, asking for the same again gives the same: as if it had been finished.
+        self.run.state = "finished" if self.training.done >= self.config.steps else "kept"
+
+    def _due(self, every: int, step: int) -> bool:
+        return every > 0 and step % every == 0
+
+    def _begin(self) -> None:
+        """The preflight line, and what later numbers are compared with."""
+        training = self.training
+        if training.done >= self.config.steps:
+            return
+        first = training.done * self.config.gradient_accumulation
+        cost = measure_step(lambda: training.loss_of(first), self.outlets.frozen, training.parameters)
+        said = self.outlets.preflight(cost)
+        self.display.start(said + (f"; goes on from step {training.done}" if training.done else ""))
+        start = training.score_start()
+        if start is not None:
+            self.run.held_out.append((0, start))
+            self.display.validation(0, start, True)
+        if training.done == 0 and self.config.sample_every:
+            self._sample(0)
+
+    def _sample(self, step: int) -> None:
+        if self.outlets.sample is None:
+            return
+        with self.training.mean.in_place():
+            picture = self.outlets.sample()
+        name = self.store.save_sample(step, picture)
+        self.run.samples.append((step, name))
+        self.display.sample(step, name, picture)
 
     def _note(self, event: Step) -> None:
         run = self.run
@@ -127,7 +184,7 @@ class _Follower:
             "loss": event.loss,
             "loss_ema": self.average,
             "lr": event.learning_rate,
-            "images_per_second": self.config.batch_size * self.config.gradient_accumulation * count / max(event.seconds, 1e-9),
+            "images_per_second": self.config.images_per_step * count / max(event.seconds, 1e-9),
             "eta_s": event.seconds / count * (event.steps - event.step),
             "memory_mb": memory_mb(),
         })  # fmt: skip
@@ -143,28 +200,3 @@ def memory_mb() -> float:
     import psutil  # comes with ComfyUI
 
     return psutil.Process().memory_info().rss / 2**20
-
-
-def base_name(model) -> str:
-    """The file that the MODEL came from, as far as ComfyUI knows it."""
-    made_from = getattr(model, "cached_patcher_init", None)
-    if made_from and made_from[1]:
-        path = made_from[1][0]
-        path = path[0] if isinstance(path, (list, tuple)) and path else path
-        if isinstance(path, (str, Path)):
-            return Path(path).name
-    return type(model.model).__name__
-
-
-def identity(model, clip, vae) -> str:
-    """What tells these models from others: file, weights (a sample of them), patches on the wire, clip skip."""
-    parts = [base_name(model), f"clip skip {clip.layer_idx}"]
-    for patcher in (model, clip.patcher, getattr(vae, "patcher", None)):
-        if patcher is None:
-            continue
-        parts += sorted(f"{key}:{[strength for strength, *_ in patches]}" for key, patches in patcher.patches.items())
-        # Every sixteenth tensor's first numbers: enough to tell two models apart, and read in a moment.
-        for name, parameter in list(patcher.model.named_parameters())[::16]:
-            head = parameter.detach().flatten()[:64].float()
-            parts.append(f"{name}{tuple(parameter.shape)}{float(head.sum()):.6e}")
-    return "|".join(parts)

@@ -27,6 +27,14 @@ def register(server) -> None:
             return web.json_response({"error": "no such run"}, status=404)
         return web.Response(text=found.to_json(), content_type="application/json")
 
+    @server.routes.get("/bespoke/runs/{id}/samples/{file}")
+    async def sample(request):
+        try:
+            path = RunStore(request.match_info["id"]).sample_path(request.match_info["file"])
+        except ValueError:
+            path = None
+        return web.FileResponse(path) if path else web.json_response({"error": "no such sample"}, status=404)
+
     @server.routes.post("/bespoke/runs/{id}/finish")
     async def finish(request):
         found = _record(request.match_info["id"])

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import folder_paths
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ...training.checkpoint import State, pack, unpack
 from ...training.record import Run
 from .storage import write_safetensors
 
+SAMPLES = "samples"
+_SAMPLE = re.compile(r"\d{6,}\.png")
 _ID = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 _finish: set[str] = set()
 _lock = threading.Lock()
@@ -86,6 +89,21 @@ class RunStore:
         temporary = self.folder / f".record-{os.getpid()}.part"
         temporary.write_text(run.to_json(), "utf-8")
         temporary.replace(self.folder / "record.json")
+
+    def save_sample(self, step: int, picture: Image.Image) -> str:
+        """Write a sample image; gives its file name, which `sample_path` takes."""
+        folder = self.folder / SAMPLES
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{step:06}.png"
+        temporary = folder / f".{name}.part"
+        picture.save(temporary, "PNG")
+        temporary.replace(folder / name)
+        return name
+
+    def sample_path(self, name: str) -> Path | None:
+        """The file of a sample, or None for a name that is none."""
+        path = self.folder / SAMPLES / name
+        return path if _SAMPLE.fullmatch(name) and path.is_file() else None
 
     def set_aside(self) -> None:
         """Keep what is there under another name: a shorter run begins anew, and nothing that was trained is lost."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import comfy.clip_model
+import comfy.lora
 import comfy.model_management
 import comfy.sd1_clip
 import torch
@@ -78,19 +80,25 @@ def _look_up(name: str, vectors: Vectors, otherwise, text: str):
 
 
 class TrainableText:
-    """The user's text encoder as a private, frozen copy that gradients flow through. Made by `opened_text`."""
+    """The user's text encoder as a private, frozen copy that gradients flow through. Made by `opened_text`.
+
+    model: the copy, whose layers may carry adapters.
+    """
 
     def __init__(self, clip, model: nn.Module, device: torch.device, autocast):
-        self._clip, self._model, self._device, self._autocast = clip, model, device, autocast
+        self._clip, self.model, self._device, self._autocast = clip, model, device, autocast
 
-    def encode(self, prompts: Sequence[str], clip_with_words) -> list[tuple[Tensor, dict[str, Any]]]:
-        """[(context [1, tokens, width], {"pooled_output": ...})] of each prompt, with a graph to the words' vectors."""
-        model = self._model
+    def encode(self, prompts: Sequence[str], tokenizer) -> list[tuple[Tensor, dict[str, Any]]]:
+        """[(context [1, tokens, width], {"pooled_output": ...})] of each prompt, with a graph to what is trained.
+
+        tokenizer: a CLIP whose `tokenize` is asked; it may know words that the user's does not.
+        """
+        model = self.model
         model.reset_clip_options()
         if self._clip.layer_idx is not None:
             model.set_clip_options({"layer": self._clip.layer_idx})
         model.set_clip_options({"execution_device": self._device})
-        tokens = [clip_with_words.tokenize(prompt) for prompt in prompts]
+        tokens = [tokenizer.tokenize(prompt) for prompt in prompts]
         with self._autocast():
             if isinstance(model, comfy.sd1_clip.SD1ClipModel):
                 return self._encode_rows(getattr(model, model.clip), [t[model.clip_name] for t in tokens])
@@ -134,6 +142,33 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
                 return torch.autocast(device.type, compute)
 
         yield TrainableText(clip, model, device, autocast)
+
+
+ATTENTION = r".*encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer is this and the layer's
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """{layer name: linear layer} of the text encoders' attention: what a LoRA of theirs trains."""
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and re.fullmatch(ATTENTION, name)
+    }
+
+
+def file_names(model: nn.Module) -> dict[str, dict[str, str]]:
+    """{layer name: {"kohya": ..., "diffusers": ...}}: what LoRA files call each layer of ComfyUI's text encoder."""
+    two = hasattr(model, "clip_l") and hasattr(model, "clip_g")
+    starts = {"kohya": "lora_te1_" if two else "lora_te_", "diffusers": "text_encoder."}
+    found: dict[str, dict[str, str]] = {}
+    for name, key in comfy.lora.model_lora_keys_clip(model, {}).items():
+        layer = key.removesuffix(".weight")
+        for form, start in starts.items():
+            second = start.replace("te1_", "te2_").replace("text_encoder.", "text_encoder_2.")
+            if name.startswith((start, second)):
+                found.setdefault(layer, {})[form] = name
+    return found
 
 
 def _out_of_place(layer, x: Tensor, mask=None, optimized_attention=None) -> Tensor:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 Images = io.Custom("BESPOKE_IMAGES")  # training.images.ImageSet
 Run = io.Custom("BESPOKE_RUN")  # training.record.Run
 Embedding = io.Custom("BESPOKE_EMBEDDING")  # {"clip_l": [vectors, width] float32, ...}
+
+
+def graph_of(hidden) -> tuple[Any, Any]:
+    """(prompt, workflow) of the running graph: the second as the page drew it, so that dropping a file that carries it
+    on the canvas opens the graph that made it. `None` where ComfyUI passes none."""
+    if not hidden:
+        return None, None
+    return hidden.prompt, (hidden.extra_pnginfo or {}).get("workflow")

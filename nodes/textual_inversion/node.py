@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +9,14 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ...training.config import KEEPS, LR_SCHEDULES, PRECISIONS, RANGES, TrainConfig
 from ...training.embedding import INITS
 from ..bridge import storage
 from ..bridge.errors import InputError, names_itself
+from ..bridge.samples import settings_in
 from ..bridge.text import clip_with_word
-from ..bridge.types import Embedding, Images, Run
+from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
+from ..bridge.types import Embedding, Images, Run, graph_of
+from .files import metadata, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
 from .names import check_name, prompt_word
 from .templates import TEMPLATES
@@ -24,22 +24,18 @@ from .train import InversionRequest, train_word
 
 FORMATS = ("comfy", "a1111")
 NONE = "none"
-
-
-def _limits(name: str) -> dict:
-    low, high = RANGES[name]
-    return {"min": low, "max": high}
+PATIENCE = 5  # scorings, a quarter of the run, without a new lowest held-out loss
 
 
 class TrainTextualInversion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        advanced = {"optional": True, "advanced": True}
         return io.Schema(
             node_id="BespokeTrainTextualInversion",
             display_name="Bespoke Train Textual Inversion",
             category="Bespoke/textual inversion",
             description="Learns a new word for the text encoder from a few pictures. No weight of any model changes: what comes out is a vector that prompts can say.",
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             search_aliases=["textual inversion", "train embedding", "learn word", "pseudo-word", "concept"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model that judges the word. It stays frozen."),
@@ -48,22 +44,18 @@ class TrainTextualInversion(io.ComfyNode):
                 Images.Input("images", tooltip="3 to 8 pictures of one thing, or of one style."),
                 io.String.Input("name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."),
                 io.String.Input("init_text", default="", tooltip="A word or two near to what is learned, where the search begins: 'toy', 'watercolour'."),
-                io.Int.Input("vectors", default=1, **_limits("vectors"), tooltip="How many token places the word takes. 1 is enough for most things; more hold more detail and obey prompts less."),
-                io.Float.Input("learning_rate", default=5e-3, **_limits("learning_rate"), step=1e-4, round=False, tooltip="The highest learning rate of the schedule."),
-                io.Int.Input("steps", default=300, **_limits("steps"), tooltip="Optimiser steps."),
-                io.Int.Input("batch_size", default=2, **_limits("batch_size"), tooltip="Pictures per model call."),
-                io.Int.Input("seed", default=0, **_limits("seed"), control_after_generate=False, tooltip="Decides pictures, sentences, noise levels and noises. The same seed learns the same word."),
-                io.Combo.Input("init", options=list(INITS), default=INITS[0], tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.", **advanced),
-                io.Combo.Input("template", options=list(TEMPLATES), default=TEMPLATES[0], tooltip="The sentences around the word: for an object, for a style, or the pictures' own captions with {word} where it stands.", **advanced),
-                io.Int.Input("validation", default=0, **_limits("validation"), tooltip="How many of the pictures are held out and only scored, at fixed noise levels. 0 is off.", **advanced),
-                io.Combo.Input("lr_schedule", options=list(LR_SCHEDULES), default="cosine", tooltip="How the learning rate falls over the steps.", **advanced),
-                io.Int.Input("warmup_steps", default=0, **_limits("warmup_steps"), tooltip="Steps over which the learning rate rises from 0.", **advanced),
-                io.Int.Input("gradient_accumulation", default=1, **_limits("gradient_accumulation"), tooltip="Model calls per step.", **advanced),
-                io.Float.Input("norm_limit", default=0.0, **_limits("norm_limit"), step=0.1, tooltip="The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps the word obedient; 0 is no limit.", **advanced),
-                io.Combo.Input("precision", options=list(PRECISIONS), default="auto", tooltip="What the frozen models compute in. The word itself is float32 always.", **advanced),
-                io.Int.Input("save_every", default=0, **_limits("save_every"), tooltip="Steps between saves of the state to go on from. 0 saves every half minute.", **advanced),
-                io.Combo.Input("keep", options=list(KEEPS), default=KEEPS[0], tooltip="With held-out pictures: hand on the word that scored best, or the last one.", **advanced),
-                io.Boolean.Input("resume", default=True, tooltip="Go on where the same request was interrupted, or with more steps. Off begins anew.", **advanced),
+                widget("vectors", "How many token places the word takes. 1 is enough for most things; more hold more detail and obey prompts less.", 1),
+                widget("learning_rate", "The highest learning rate of the schedule.", 5e-3, step=1e-4),
+                widget("steps", "Optimiser steps. With held-out pictures the training stops by itself once their loss has turned.", 300),
+                widget("batch_size", default=2),
+                seed_widget("Decides pictures, sentences, noise levels and noises. The same seed learns the same word."),
+                io.Combo.Input("init", options=list(INITS), default=INITS[0], tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.", **ADVANCED),
+                io.Combo.Input("template", options=list(TEMPLATES), default=TEMPLATES[0], tooltip="The sentences around the word: for an object, for a style, or the pictures' own captions with {word} where it stands.", **ADVANCED),
+                *advanced(("validation", "lr_schedule", "warmup_steps", "gradient_accumulation", "loss_weighting")),
+                widget("norm_limit", "The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps the word obedient; 0 is no limit.", 0.0, step=0.1, **ADVANCED),
+                *advanced(("precision", "sample_every")),
+                widget("sample_prompt", "What the sample images show; {word} is the new word. Empty shows 'a photo of {word}'.", **ADVANCED),
+                *advanced(("save_every", "keep", "resume")),
             ],
             outputs=[
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder, knowing the new word at once, with no file."),
@@ -78,23 +70,26 @@ class TrainTextualInversion(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(
-        cls, model, clip, vae, images, name, init_text, vectors, learning_rate, steps, batch_size, seed, init="words",
-        template="object", validation=0, lr_schedule="cosine", warmup_steps=0, gradient_accumulation=1, norm_limit=0.0,
-        precision="auto", save_every=0, keep="best", resume=True,
+        cls, model, clip, vae, images, name, init_text, vectors, init="words", template="object", norm_limit=0.0,
+        precision="auto", sample_prompt="", resume=True, **settings,
     ) -> io.NodeOutput:  # fmt: skip
-        config = TrainConfig(steps, learning_rate, batch_size, seed, lr_schedule, warmup_steps, gradient_accumulation,
-                             validation=validation, save_every=save_every, keep=keep)  # fmt: skip
-        request = InversionRequest(config, name, init_text, vectors, init, template, norm_limit, precision, resume)
-        learned = train_word(model, clip, vae, images, request)
+        config = config_of(settings | {"patience": PATIENCE})
+        request = InversionRequest(config, name, init_text, vectors, init, template, norm_limit, precision, sample_prompt, resume)
+        graph = graph_of(cls.hidden)
+        learned = train_word(
+            model, clip, vae, images, request, settings_in(graph[0]),
+            lambda step, embedding, run: save_on_the_way(step, embedding, run, *graph),
+        )  # fmt: skip
         knowing = clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in learned.embedding.items()})
-        losses = {"loss": learned.run.losses}
-        return io.NodeOutput(knowing, learned.embedding, prompt_word(name), losses, learned.run, learned.report)
+        losses, run = {"loss": learned.run.losses}, learned.run
+        return io.NodeOutput(
+            knowing, learned.embedding, prompt_word(name), losses, run, learned.report, ui={"bespoke_run": [run.id]}
+        )
 
 
 class SaveEmbedding(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        advanced = {"optional": True, "advanced": True}
         return io.Schema(
             node_id="BespokeSaveEmbedding",
             display_name="Bespoke Save Embedding",
@@ -107,8 +102,8 @@ class SaveEmbedding(io.ComfyNode):
                 Embedding.Input("embedding", tooltip="From Bespoke Train Textual Inversion."),
                 io.String.Input("name", default="my-word", tooltip="The word and the file's name: prompts say embedding:NAME."),
                 Run.Input("run", optional=True, tooltip="The training's record, written into the file."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Off refuses a name that is taken. On replaces its file.", **advanced),
-                io.Combo.Input("format", options=list(FORMATS), default=FORMATS[0], tooltip="comfy uses ComfyUI's keys; a1111 a single nameless one, which both read (SD1.5 and SD2).", **advanced),
+                io.Boolean.Input("overwrite", default=False, tooltip="Off refuses a name that is taken. On replaces its file.", **ADVANCED),
+                io.Combo.Input("format", options=list(FORMATS), default=FORMATS[0], tooltip="comfy uses ComfyUI's keys; a1111 a single nameless one, which both read (SD1.5 and SD2).", **ADVANCED),
             ],
             outputs=[io.String.Output("prompt_word", display_name="prompt_word", tooltip="embedding:NAME, once the file is there. Wire it into the prompt, so that it is read after saving.")],
         )  # fmt: skip
@@ -132,7 +127,7 @@ class SaveEmbedding(io.ComfyNode):
         if format == "a1111" and len(tensors) == 1:
             tensors = {"emb_params": next(iter(tensors.values()))}
         try:
-            storage.write_safetensors(path, tensors, _metadata(cls.hidden, name, embedding, run), overwrite)
+            storage.write_safetensors(path, tensors, metadata(name, embedding, run, *graph_of(cls.hidden)), overwrite)
         except FileExistsError:
             raise InputError(f"the name {name!r} is taken; choose another, or set overwrite to replace it") from None
         return io.NodeOutput(prompt_word(name), ui={"text": [f"saved as {prompt_word(name)}"]})
@@ -207,26 +202,3 @@ class InspectEmbedding(io.ComfyNode):
             vectors, meta = read_embedding(Path(path), clip)
         near = neighbours(fitting(name, vectors, clip), clip)
         return io.NodeOutput(describe(name, near, meta), plot(name, near))
-
-
-def _metadata(hidden, name: str, embedding: dict[str, torch.Tensor], run) -> dict[str, str]:
-    meta = {
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.title": name,
-        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "modelspec.trigger_phrase": prompt_word(name),
-        "bespoke.norms": json.dumps({key: value.norm(dim=-1).tolist() for key, value in embedding.items()}),
-    }
-    if run is not None:
-        meta |= {
-            "modelspec.architecture": "stable-diffusion/textual-inversion",
-            "modelspec.prediction_type": run.prediction,
-            "ss_sd_model_name": run.base,
-            "ss_steps": str(len(run.losses)),
-            "bespoke.run": run.id,
-            "bespoke.settings": json.dumps(run.settings),
-        }
-    prompt = hidden.prompt if hidden else None
-    workflow = (hidden.extra_pnginfo or {}).get("workflow") if hidden else None
-    meta |= {key: json.dumps(value) for key, value in (("prompt", prompt), ("workflow", workflow)) if value is not None}
-    return meta

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import torch
 from torch import Tensor
 
-from ...training.config import PRECISIONS, TrainConfig, check_range
+from ...training.config import PRECISIONS, TrainConfig, check_choice, check_range
 from ...training.data import Batch
 from ...training.embedding import INITS, PseudoWord, nearest_words, start_vectors
-from ...training.errors import InputError
 from ...training.images import ImageSet, passes
+from ...training.measure import StepCost, in_words
 from ...training.objective import denoising_loss
 from ...training.record import Run, run_id, tag_frequency
 from ...training.validation import SEED, grid, scorer
+from ..bridge import identity
 from ..bridge.conditioning import join, model_conds
 from ..bridge.denoiser import compute_type, opened_for_training
-from ..bridge.latents import latent_set
-from ..bridge.run import base_name, follow, identity
-from ..bridge.split import describe_held_out, held_out_split
+from ..bridge.pictures import describe_held_out, prepare
+from ..bridge.run import Outlets, follow
+from ..bridge.samples import SamplerSettings, sampler_for
 from ..bridge.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
 from .names import check_name, prompt_word
 from .templates import TEMPLATES, check_captions, prompt_for
@@ -29,7 +30,8 @@ from .templates import TEMPLATES, check_captions, prompt_for
 class InversionRequest:
     """What `BespokeTrainTextualInversion` is asked for.
 
-    norm_limit: how many times the vocabulary's median length a vector may have; 0 is no limit.
+    norm_limit: how many times the vocabulary's median length a vector may have; 0 is no limit. sample_prompt: `{word}`
+    in it is the pseudo-word; empty takes "a photo of {word}".
     """
 
     train: TrainConfig
@@ -40,6 +42,7 @@ class InversionRequest:
     template: str = "object"
     norm_limit: float = 0.0
     precision: str = "auto"
+    sample_prompt: str = ""
     resume: bool = True
 
     def __post_init__(self) -> None:
@@ -48,8 +51,7 @@ class InversionRequest:
         check_range("norm_limit", self.norm_limit)
         for name, value, choices in (("init", self.init, INITS), ("template", self.template, TEMPLATES),
                                      ("precision", self.precision, PRECISIONS)):  # fmt: skip
-            if value not in choices:
-                raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+            check_choice(name, value, choices)
 
     def settings(self) -> dict:
         """The request by widget name."""
@@ -67,9 +69,13 @@ class Learned:
     report: str
 
 
-def train_word(model, clip, vae, images: ImageSet, request: InversionRequest) -> Learned:
-    """Learn the word. No weight of model, CLIP or VAE changes."""
-    config, settings, word = request.train, request.settings(), prompt_word(request.name)
+def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, settings: SamplerSettings | None = None,
+               save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, embedding, run: None) -> Learned:  # fmt: skip
+    """Learn the word. No weight of model, CLIP or VAE changes.
+
+    settings: how sample images are drawn. save: called with (step, embedding, run) for what is saved on the way.
+    """
+    config, word = request.train, prompt_word(request.name)
     if request.template == "captions":
         check_captions(images.items)
     parts = encoders(clip)
@@ -79,57 +85,71 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest) ->
         for key, (tokenizer, _) in parts.items()
     }
     limits = {key: request.norm_limit * float(table.norm(dim=-1).median()) for key, table in tables.items()}
-    items, trained_on, held_out = held_out_split(images, None, config)
-    with torch.inference_mode(False), torch.no_grad():
-        data = latent_set(vae, model.model, items)
+    pictures = prepare(vae, model.model, config, images)
     run = Run(
-        run_id("textual inversion", settings, images.fingerprint, identity(model, clip, vae)), "textual inversion",
-        settings, base_name(model), len(trained_on), images.trigger, tag_frequency(item.caption for item in images.items),
+        run_id("textual inversion", request.settings(), images.fingerprint, identity.of_models(model, clip, vae)),
+        "textual inversion", request.settings(), identity.base_name(model), len(pictures.trained_on), images.trigger,
+        tag_frequency(item.caption for item in images.items), base_hash=identity.checksum(model.model.diffusion_model),
+        clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
-    with opened_for_training(model, request.precision) as denoiser:
+    weights = (model.model, clip.cond_stage_model, vae.first_stage_model)
+    before = identity.checksum(*weights)
+    compute = compute_type(model.model, model.load_device, request.precision)
+    with opened_for_training(model, request.precision) as denoiser, opened_text(clip, compute) as text:
         run.prediction = denoiser.prediction
         learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
-        run.trained = sum(parameter.numel() for parameter in learned.parameters())
+        run.trained = sum(vectors.numel() for vectors in learned.vectors.values())
         speaking = clip_with_word(clip, request.name, {key: (lambda key=key: learned.vectors[key]) for key in start})
-        compute = compute_type(denoiser.base, denoiser.device, request.precision)
-        with opened_text(clip, compute) as text:
 
-            def batch_loss(batch: Batch, sentences: list[str]) -> Tensor:
-                conditioning = join([
-                    model_conds(denoiser.base, cond, extra, data.latents[index], denoiser.device)
-                    for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
-                ])  # fmt: skip
-                sigma = denoiser.sigma(batch.u)
-                return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask)
-
-            def sentences(batch: Batch, seed: int, micro: int) -> list[str]:
-                return [
-                    prompt_for(request.template, items[index].caption, word, seed, micro, place)
-                    for place, index in enumerate(batch.indices)
-                ]
-
-            def loss_of(micro: int) -> Tensor:
-                batch = data.batch(config, micro, denoiser.device, trained_on)
-                return batch_loss(batch, sentences(batch, config.seed, micro)).mean()
-
-            score = None
-            if held_out:
-                score = scorer(
-                    grid(data, held_out, denoiser.device),
-                    lambda batch, number: batch_loss(batch, sentences(batch, SEED, number)),
-                )
-            embedding = follow(
-                learned, loss_of, config, run, preflight(run, request, len(trained_on)), score, request.resume
+        def batch_loss(batch: Batch, seed: int, micro: int) -> Tensor:
+            sentences = [
+                prompt_for(request.template, pictures.items[index].caption, word, seed, micro, place)
+                for place, index in enumerate(batch.indices)
+            ]
+            conditioning = join([
+                model_conds(denoiser.base, cond, extra, pictures.data.latents[index], denoiser.device)
+                for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
+            ])  # fmt: skip
+            sigma = denoiser.sigma(batch.u)
+            return denoising_loss(
+                denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting
             )
+
+        def loss_of(micro: int) -> Tensor:
+            batch = pictures.data.batch(config, micro, denoiser.device, pictures.trained_on)
+            return batch_loss(batch, config.seed, micro).mean()
+
+        def for_sample() -> tuple[list, list]:
+            said = request.sample_prompt.replace("{word}", word).strip() or f"a photo of {word}"
+            return tuple([[cond, {k: v for k, v in extra.items() if v is not None}]]
+                         for cond, extra in text.encode([said, ""], speaking))  # fmt: skip
+
+        score = None
+        if pictures.held_out:
+            batches = grid(pictures.data, pictures.held_out, denoiser.device)
+            score = scorer(batches, lambda batch, number: batch_loss(batch, SEED, number))
+        sample = None
+        if config.sample_every:
+            like = pictures.data.latents[pictures.trained_on[0]]
+            sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
+        outlets = Outlets(
+            lambda cost: preflight(run, request, cost), lambda step, state: save(step, state, run), sample,
+            [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
+        )  # fmt: skip
+        embedding = follow(learned, loss_of, config, run, outlets, score, request.resume)
+    if identity.checksum(*weights) != before:
+        raise RuntimeError("a weight of the models changed during the training; this is a fault of Bespoke, please report it")
     return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
 
 
-def preflight(run: Run, request: InversionRequest, images: int) -> str:
-    """What is about to be learned, in one line."""
+def preflight(run: Run, request: InversionRequest, cost: StepCost) -> str:
+    """What is about to be learned and what it takes, in one line. The step's cost was measured on the first batch."""
     config = request.train
     return (
-        f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {config.steps} steps of {config.batch_size}, "
-        f"each picture seen about {passes(images, config.steps, config.batch_size):.0f} times"
+        f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {config.steps} steps of "
+        f"{config.images_per_step}, each picture seen about {passes(run.images, config.steps, config.images_per_step):.0f} "
+        f"times; about {in_words(cost.seconds * config.gradient_accumulation * config.steps)}; "
+        f"{cost.kept / 2**20:.0f} MB beside the models"
     )
 
 
@@ -138,10 +158,10 @@ def describe(run, request, embedding, start, parts, tables) -> str:
     losses, config = run.losses, request.train
     quarter = max(1, len(losses) // 4)
     lines = [
-        f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; 0 weights changed.",
-        f"{len(losses)} steps of {config.batch_size * config.gradient_accumulation} in {run.seconds:.0f} s; each of "
+        f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; 0 weights changed (hash equal).",
+        f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of "
         f"{run.images} pictures was seen about "
-        f"{passes(run.images, len(losses), config.batch_size * config.gradient_accumulation):.0f} times.",
+        f"{passes(run.images, len(losses), config.images_per_step):.0f} times.",
         f"Loss {sum(losses[:quarter]) / quarter:.4f} over the first quarter, {sum(losses[-quarter:]) / quarter:.4f} over the last.",
     ]
     lines += describe_held_out(run, config)

@@ -27,7 +27,7 @@ def at_step():
 
 def request(small, seed, **changes):
     model, clip, vae = small
-    return dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 6, colour="teal"), batch_size=2, precision="fp32", seed=seed) | changes
+    return dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 6, side=64, colour="teal"), batch_size=2, precision="fp32", seed=seed) | changes
 
 
 def test_an_interrupt_keeps_the_lora_and_queueing_again_ends_bit_identical(small, run_node, at_step, comfyui):
@@ -96,19 +96,19 @@ def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_no
     args = request(small, 26, steps=20, validation=2, learning_rate=1e-2)
     _, lora, _, run, report, _ = run_node("BespokeTrainLora", **args)
     assert run.images == 4
-    assert [step for step, _ in run.held_out] == [10, 20]
+    assert [step for step, _ in run.held_out] == [0, 10, 20]
     assert "Held-out loss" in report
     _, last, *_ = run_node("BespokeTrainLora", **args | {"keep": "last"})
     best_step = run.best[0]
     assert all(torch.equal(lora[k], last[k]) for k in lora) == (best_step == 20)
-    _, _, _, own_set, *_ = run_node("BespokeTrainLora", **request(small, 27, steps=10, validation_images=sprite_set(9, 2, colour="teal")))
+    _, _, _, own_set, *_ = run_node("BespokeTrainLora", **request(small, 27, steps=10, validation_images=sprite_set(9, 2, side=64, colour="teal")))
     assert own_set.images == 6
-    assert len(own_set.held_out) == 1
+    assert len(own_set.held_out) == 2
 
 
 def test_a_word_goes_on_too(small, run_node, at_step):
     model, clip, vae = small
-    args = dict(model=model, clip=clip, vae=vae, images=sprite_set(3, 4, colour="pink"), name="w", init_text="red", steps=5,
+    args = dict(model=model, clip=clip, vae=vae, images=sprite_set(3, 4, side=64, colour="pink"), name="w", init_text="red", steps=5,
                 batch_size=1, precision="fp32", seed=3, validation=1)  # fmt: skip
     whole = run_node("BespokeTrainTextualInversion", **args, resume=False)
     at_step(2, comfy.model_management.interrupt_current_processing)
@@ -126,7 +126,7 @@ def test_a_nan_keeps_the_last_good_state(small, run_node):
     def breaks(executor, *args, **kwargs):
         nonlocal calls
         calls += 1
-        return executor(*args, **kwargs) * (float("nan") if calls > 3 else 1.0)
+        return executor(*args, **kwargs) * (float("nan") if calls > 4 else 1.0)  # the first call is the preflight's
 
     broken = small[0].clone()
     broken.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "breaks", breaks)

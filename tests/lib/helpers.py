@@ -22,12 +22,12 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def sprite_set(seed: int, count: int, word: str | None = None, **kind) -> ImageSet:
-    """`count` sprites that share a colour or a shape, captioned; `word` stands in for the shared one."""
+def sprite_set(seed: int, count: int, word: str | None = None, side: int = 128, **kind) -> ImageSet:
+    """`count` sprites that share a colour or a shape, captioned; `word` stands in for the shared one. side: px."""
     pairs = sprites.training_set(np.random.default_rng(seed), count, **kind)
     shared = next(iter(kind.values()))
     items = [
-        TrainingImage(f"sprite {i}", torch.from_numpy(np.array(image)), text.replace(shared, word or shared))
+        TrainingImage(f"sprite {i}", torch.from_numpy(np.array(image.resize((side, side), Image.NEAREST))), text.replace(shared, word or shared))
         for i, (image, text) in enumerate(pairs)
     ]
     return ImageSet(tuple(items), "", fingerprint(items))

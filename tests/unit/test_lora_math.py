@@ -8,7 +8,7 @@ from bespoke.training import formats
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.loop import NotANumber, train
-from bespoke.training.lora import LowRankAdapters, count_parameters
+from bespoke.training.lora import LowRankAdapters
 from bespoke.training.record import Run
 from torch import nn
 
@@ -36,7 +36,7 @@ def test_the_path_is_alpha_over_rank_times_up_down():
         assert torch.allclose(layer(x), expected, atol=1e-5)
     assert torch.equal(layer(x), base)
     assert not layer._forward_hooks
-    assert count_parameters(lora) == 3 * (10 + 7)
+    assert sum(p.numel() for p in lora.parameters()) == 3 * (10 + 7)
 
 
 def test_state_round_trip_and_start_is_decided_by_the_seed():
@@ -139,7 +139,8 @@ def test_bad_settings_name_the_value_and_the_mend(changes, word):
 
 
 LAYER = "input_blocks.1.1.transformer_blocks.0.attn2.to_q"
-NAMES = {LAYER: {"kohya": "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q",
+KEY = f"diffusion_model.{LAYER}"
+NAMES = {KEY: {"kohya": "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q",
                  "diffusers": "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"}}  # fmt: skip
 
 
@@ -155,7 +156,7 @@ def test_key_formats():
     lora = comfy_lora()
     assert formats.to_format(lora, "comfy", {}) == lora
     kohya = formats.to_format(lora, "kohya", NAMES)
-    assert set(kohya) == {f"{NAMES[LAYER]['kohya']}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
+    assert set(kohya) == {f"{NAMES[KEY]['kohya']}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
     unnamed = formats.to_format(lora, "kohya", {})
     assert f"lora_unet_{LAYER.replace('.', '_')}.alpha" in unnamed
     with pytest.raises(InputError, match="wire the trainer's run"):
@@ -165,13 +166,13 @@ def test_key_formats():
 def test_diffusers_keeps_the_strength_without_alpha_and_comes_back():
     lora = comfy_lora()
     diffusers = formats.to_format(lora, "diffusers", NAMES)
-    name = NAMES[LAYER]["diffusers"]
+    name = NAMES[KEY]["diffusers"]
     assert set(diffusers) == {f"{name}.lora_A.weight", f"{name}.lora_B.weight"}
     delta = diffusers[f"{name}.lora_B.weight"] @ diffusers[f"{name}.lora_A.weight"]
     prefix = f"diffusion_model.{LAYER}"
     assert torch.allclose(delta, 4.0 / 2 * lora[f"{prefix}.lora_up.weight"] @ lora[f"{prefix}.lora_down.weight"])
     back = formats.from_diffusers(diffusers)
-    assert set(back) == {f"{NAMES[LAYER]['kohya']}.lora_up.weight", f"{NAMES[LAYER]['kohya']}.lora_down.weight"}
+    assert set(back) == {f"{NAMES[KEY]['kohya']}.lora_up.weight", f"{NAMES[KEY]['kohya']}.lora_down.weight"}
 
 
 def test_metadata_is_what_others_read():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
-from bespoke.training.objective import denoising_loss, prediction_weight
+from bespoke.training.objective import denoising_loss, loss_weight, prediction_weight, schedule_place, signal_to_noise
 from bespoke.training.randomness import batch_indices, noise, stratified_uniform
 
 
@@ -120,3 +120,60 @@ def test_batches_group_by_latent_shape_and_drop_captions_at_the_asked_rate():
         dropped += batch.captions.count(-1)
         total += 2
     assert dropped / total == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+def test_weightings_are_the_papers(prediction):
+    """Each as a factor on the error of the clean latent, from its formula on the noise error (or v) by hand."""
+    for sigma in (0.02, 0.3, 0.7, 0.99) + ((6.0,) if prediction != "flow" else ()):
+        snr = ((1 - sigma) / sigma) ** 2 if prediction == "flow" else 1 / sigma**2
+        s = torch.tensor([sigma], dtype=torch.float64)
+        assert signal_to_noise(prediction, s).item() == pytest.approx(snr)
+        # On the noise error: min(SNR, 5) / SNR (min-SNR) and 1 / sqrt(SNR) (debiased); noise error = clean error * SNR.
+        assert loss_weight(prediction, s, "min-SNR").item() == pytest.approx(min(snr, 5) / snr * snr)
+        assert loss_weight(prediction, s, "debiased").item() == pytest.approx(min(snr, 1000) ** 0.5)
+        assert loss_weight(prediction, s).item() == pytest.approx(prediction_weight(prediction, s).item())
+    v = torch.tensor([0.7], dtype=torch.float64)
+    if prediction == "v":  # the paper's own form for v: min(SNR, 5) / (SNR + 1) on the v error
+        snr = 1 / 0.49
+        assert loss_weight("v", v, "min-SNR").item() == pytest.approx(min(snr, 5) / (snr + 1) * prediction_weight("v", v).item())
+    with pytest.raises(ValueError, match="no loss weighting"):
+        loss_weight(prediction, v, "max-SNR")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "law"),
+    [
+        ("uniform", lambda t: t),
+        ("logit-normal", lambda t: torch.special.ndtr(torch.special.logit(t))),
+        ("shifted", lambda t: t / (3 - 2 * t)),
+    ],
+)
+def test_timestep_histogram_matches_its_law(sampling, law):
+    """The cumulative distribution of 16,000 draws against the closed form; a Kolmogorov distance of .01 is expected."""
+    data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=8, seed=3, timestep_sampling=sampling)
+    drawn = torch.cat([data.batch(config, micro, torch.device("cpu")).u for micro in range(2000)]).double().sort().values
+    expected = law(drawn)
+    empirical = (torch.arange(len(drawn)) + 0.5) / len(drawn)
+    assert (expected - empirical).abs().max() < 0.012
+    with pytest.raises(ValueError, match="no timestep sampling"):
+        schedule_place(drawn, "late")
+
+
+def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
+    data = LatentSet([torch.randn(1, 4, 16, 16)], [None])
+    make = lambda offset: TrainConfig(steps=10, learning_rate=1e-3, batch_size=4, seed=3, noise_offset=offset)  # noqa: E731
+    plain, moved = (torch.stack([data.batch(make(o), m, torch.device("cpu")).noise for m in range(400)]) for o in (0.0, 0.2))
+    shift = moved - plain  # [400, 4, 4, 16, 16]: one number a channel
+    assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
+    assert shift[..., 0, 0].std().item() == pytest.approx(0.2, rel=0.05)
+    assert abs(shift.mean().item()) < 0.02
+
+
+def test_prior_pictures_have_draws_of_their_own():
+    data = LatentSet([torch.randn(1, 4, 4, 4) for _ in range(4)], [None] * 4)
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=3)
+    own, prior = (data.batch(config, 5, torch.device("cpu"), [0, 1], stream) for stream in ("", "prior"))
+    assert not torch.equal(own.noise, prior.noise)
+    assert not torch.equal(own.u, prior.u)

@@ -13,6 +13,7 @@ from bespoke.training.lora import LowRankAdapters
 from bespoke.training.randomness import noise
 from bespoke.training.record import Run, run_id
 from bespoke.training.validation import LEVELS, grid, scorer, split
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -128,3 +129,59 @@ def test_the_same_run_is_everything_but_its_length():
         assert name != run_id("lora", other, "images", "base")
     assert name != run_id("lora", settings, "other images", "base")
     assert name != run_id("lora", settings, "images", "other base")
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "SGD"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_every_optimiser_and_the_running_mean_go_on_bit_identically(tmp_path, optimizer, ema):
+    more = dict(optimizer=optimizer, ema=ema, learning_rate=0.1 if optimizer == "SGD" else 3e-2)
+    whole_lora, *rest = problem()
+    start = rest[1]()
+    whole, events = run(whole_lora, *rest, 40, **more)
+    lora, *rest = problem()
+    training, _ = run(lora, *rest, 40, stop=17, **more)
+    tensors, meta = pack(training.state())
+    save_file(tensors, tmp_path / "state.safetensors", metadata=meta)
+    with safe_open(tmp_path / "state.safetensors", "pt") as file:
+        state = unpack({key: file.get_tensor(key) for key in file.keys()}, file.metadata())  # noqa: SIM118
+    lora, *rest = problem()
+    again, later = run(lora, *rest, 40, state=state, **more)
+    assert [event.loss for event in later] == [event.loss for event in events[17:]]
+    assert all(torch.equal(value, again.result()[key]) for key, value in whole.result().items())
+    assert whole.best_loss < 0.95 * start  # and it learns
+
+
+def test_the_running_mean_is_what_is_scored_and_handed_on():
+    lora, loss, held_out = problem()
+    training, _ = run(lora, loss, held_out, 60, ema=0.9, keep="last")
+    last = lora.state_dict()
+    mean = training.result()
+    assert all(torch.equal(value, lora.state_dict()[key]) for key, value in last.items())  # the parameters are back
+    assert any(not torch.equal(mean[key], last[key]) for key in mean)
+    lora.load_state_dict(mean)
+    with lora.attached(), torch.no_grad():
+        assert held_out() == pytest.approx(training.state().best_loss, rel=0.5)
+
+
+def test_a_run_stops_when_the_held_out_loss_has_turned():
+    lora, loss, _ = problem()
+    scores = iter([5.0, 4.0, 3.0, *[3.5] * 50])
+    training, events = run(lora, loss, lambda: next(scores), 400, patience=3)
+    assert training.config.validate_every == 20
+    assert training.best_step == 60
+    assert events[-1].step == 120  # three scorings after the best
+    assert training.result() == training.best
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [("constant", 1.0, 1.0), ("linear", 0.5, 1 / 80), ("cosine", 0.5, 0.0004), ("cosine with restarts", 1.0, 0.0016)],
+)
+def test_learning_rates_rise_and_fall_as_named(schedule, middle, last):
+    lora, *rest = problem()
+    _, events = run(lora, *rest, 90, lr_schedule=schedule, warmup_steps=10, learning_rate=1e-2)
+    rates = [event.learning_rate / 1e-2 for event in events]
+    assert rates[:10] == pytest.approx([(1 + i * 10 / 10) / 11 for i in range(10)], rel=1e-6)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[50] == pytest.approx(middle)
+    assert rates[-1] == pytest.approx(last, abs=2e-4)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from ....training.errors import InputError
-from . import unet
+from . import flux, unet
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
 
@@ -21,15 +21,30 @@ class Family:
     name: str
     fits: Callable[[nn.Module], bool]
     patterns: dict[str, str]  # target -> regular expression over layer names
+    blocks: Callable[[nn.Module], Iterable[nn.Module]]  # what gradient checkpointing computes anew
     file_names: Callable[[nn.Module], dict[str, dict[str, str]]]  # base model -> layer -> name by file format
     architecture: Callable[[nn.Module], str]  # base model -> its name in the model specification
 
 
-FAMILIES = (Family("U-Net (SD1.5, SD2, SDXL)", unet.fits, unet.PATTERNS, unet.file_names, unet.architecture),)
+FAMILIES = (
+    Family("U-Net (SD1.5, SD2, SDXL)", unet.fits, unet.PATTERNS, unet.blocks, unet.file_names, unet.architecture),
+    Family("Flux", flux.fits, flux.PATTERNS, flux.blocks, flux.file_names, flux.architecture),
+)
 
 
 def family_of(diffusion_model: nn.Module) -> Family | None:
     return next((family for family in FAMILIES if family.fits(diffusion_model)), None)
+
+
+def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
+    """The blocks that gradient checkpointing computes anew. Raises `InputError` where the family is not known."""
+    family = family_of(diffusion_model)
+    if family is None:
+        raise InputError(
+            f"the blocks of a {type(diffusion_model).__name__} are not known here, so gradient_checkpointing cannot be "
+            "used with it; switch it off"
+        )
+    return list(family.blocks(diffusion_model))
 
 
 def file_names(base) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from torch import nn
 
@@ -18,6 +19,14 @@ def fits(diffusion_model: nn.Module) -> bool:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return isinstance(diffusion_model, UNetModel)
+
+
+def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
+    """What gradient checkpointing computes anew: the residual blocks and the transformers."""
+    from comfy.ldm.modules.attention import SpatialTransformer
+    from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+    return (module for module in diffusion_model.modules() if isinstance(module, (ResBlock, SpatialTransformer)))
 
 
 def file_names(base) -> dict[str, dict[str, str]]:

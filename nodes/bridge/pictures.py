@@ -1,0 +1,85 @@
+"""The pictures of a training as the model sees them, and which are trained on, only scored, or keep the prior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.model_base
+import torch
+from torch import Tensor
+
+from ...training.config import TrainConfig
+from ...training.data import LatentSet
+from ...training.images import ImageSet, TrainingImage
+from ...training.record import Run
+from ...training.validation import split
+from . import cache, identity
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """items and data go together; trained_on, held_out and prior are indices into both."""
+
+    items: list[TrainingImage]
+    data: LatentSet
+    trained_on: list[int]
+    held_out: list[int]
+    prior: list[int]
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption that may be asked for, the empty prompt too."""
+        return sorted({item.caption for item in self.items} | {""})
+
+
+def prepare(
+    vae, base: comfy.model_base.BaseModel, config: TrainConfig, images: ImageSet, validation: ImageSet | None = None,
+    prior: ImageSet | None = None,
+) -> Pictures:  # fmt: skip
+    """Encode everything once. validation: pictures to score instead of some of `images`. prior: pictures to keep."""
+    items, count = list(images.items), len(images.items)
+    trained_on, held_out = list(range(count)), []
+    if validation is not None:
+        held_out = list(range(count, count + len(validation.items)))
+        items += validation.items
+    elif config.validation:
+        trained_on, held_out = split(count, config.validation, config.seed)
+    before = len(items)
+    items += prior.items if prior is not None else ()
+    with torch.inference_mode(False), torch.no_grad():
+        latents = _encoded(vae, base, items)
+    masks = [None if item.mask is None else mask_to_latent(item.mask, latent) for item, latent in zip(items, latents, strict=True)]
+    return Pictures(items, LatentSet(latents, masks), trained_on, held_out, list(range(before, len(items))))
+
+
+def _encoded(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) -> list[Tensor]:
+    """One latent [1, C, H, W] a picture, float32 on the CPU, scaled and shifted as the model was trained."""
+    of_vae, out = identity.of_vae(vae), []
+    for item in items:
+        pixels = item.pixels.contiguous()
+        key = cache.digest(of_vae, type(base.latent_format).__name__, str(tuple(pixels.shape)), pixels.numpy().tobytes())
+
+        def encode(pixels=pixels) -> Tensor:
+            return base.process_latent_in(vae.encode(pixels[None].float() / 255)).float().to("cpu", copy=True).clone()
+
+        out.append(cache.latents.get(key, encode))
+    return out
+
+
+def mask_to_latent(mask: Tensor, latent: Tensor) -> Tensor:
+    """A pixel mask [H, W] as [1, 1, h, w] at the latent's size: the mean of each cell."""
+    return torch.nn.functional.adaptive_avg_pool2d(mask[None, None].float(), latent.shape[-2:])
+
+
+def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
+    """The held-out curve in words: where it was lowest, what was kept, where over-fitting began."""
+    if run.best is None:
+        return []
+    step, loss = run.best
+    first = run.held_out[0]
+    lines = [f"Held-out loss {first[1]:.4f} at step {first[0]}, lowest {loss:.4f} at step {step}, {run.held_out[-1][1]:.4f} at the end."]
+    since = run.over_fitting_since()
+    if since is not None:
+        lines.append(f"From step {since} on it only rose: that is over-fitting, so fewer steps would do.")
+    lines.append(f"Kept: {'step ' + str(step) if config.keep == 'best' else 'the last step'}.")
+    return lines

@@ -1,0 +1,77 @@
+"""The widgets that both trainers share, made from the config's own ranges and choices, and the config made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from comfy_api.latest import io
+
+from ...training.config import CHOICES, PRECISIONS, RANGES, TrainConfig
+from .types import Images
+
+ADVANCED = {"optional": True, "advanced": True}
+
+TOOLTIPS = {
+    "steps": "Optimiser steps. More is not better: watch for images that only repeat the training set.",
+    "batch_size": "Pictures per model call. Larger is steadier and needs more memory.",
+    "validation": "How many of the pictures are held out: not trained on, but scored at fixed noise levels, so that the curve says when to stop. 0 is off.",
+    "lr_schedule": "How the learning rate falls over the steps.",
+    "warmup_steps": "Steps over which the learning rate rises from 0.",
+    "optimizer": "AdamW is the safe choice. Adafactor needs less memory, SGD the least, and a learning rate a hundred times as high.",
+    "gradient_accumulation": "Model calls per step: a larger batch than the memory holds, at the cost of time.",
+    "max_grad_norm": "Longer gradients are scaled down to this, which keeps single odd batches from doing harm. 0 is off.",
+    "loss_weighting": "Which noise levels count how much. none: all alike. min-SNR: the nearly clean ones less, often faster. debiased: the noisy ones more, for composition.",
+    "timestep_sampling": "Which noise levels are trained on. uniform: all alike. logit-normal: the middle, for flow models. shifted: the noisy end, for large pictures.",
+    "noise_offset": "How far a noise's mean may wander per channel. About 0.05 lets very dark and very bright pictures be learned; 0 is off.",
+    "caption_dropout": "The share of captions replaced by the empty prompt, which lets a style show without its trigger word.",
+    "ema": "The running mean of what is learned, and the share of it that each step keeps: 0.99 is steady over a hundred steps. 0 is off.",
+    "precision": "What the frozen models compute in. What is trained is float32 always.",
+    "gradient_checkpointing": "Computes each block anew in the backward pass: much less memory, about a third slower.",
+    "save_every": "Steps between files written on the way. 0 writes none; the state to go on from is saved every half minute all the same.",
+    "sample_every": "Steps between sample images, drawn with the sampler settings of this graph's KSampler and a fixed seed. 0 draws none.",
+    "sample_prompt": "What the sample images show. Empty takes the first picture's caption.",
+    "keep": "With held-out pictures: hand on the state that scored best, or the last one.",
+    "resume": "Go on where the same request was interrupted, or with more steps. Off begins anew; the earlier state is set aside, not deleted.",
+    "prior_weight": "What the loss on prior_images counts beside that on images.",
+}
+STEP = {"max_grad_norm": 0.1, "noise_offset": 0.01, "caption_dropout": 0.01, "ema": 0.001, "prior_weight": 0.1}
+BOOLEANS = {"gradient_checkpointing": False, "resume": True}
+_DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
+
+
+def widget(name: str, tooltip: str = "", default: Any = None, **more: Any) -> io.Input:
+    """The widget of a trainer's setting: its kind, range and default as the config has them, unless told otherwise."""
+    tip = tooltip or TOOLTIPS[name]
+    default = _DEFAULTS.get(name) if default is None else default
+    if name in BOOLEANS:
+        return io.Boolean.Input(name, default=BOOLEANS[name], tooltip=tip, **more)
+    choices = PRECISIONS if name == "precision" else CHOICES.get(name)
+    if choices:
+        return io.Combo.Input(name, options=list(choices), default=choices[0] if name == "precision" else default, tooltip=tip, **more)
+    if name == "sample_prompt":
+        return io.String.Input(name, default="", tooltip=tip, **more)
+    low, high = RANGES[name]
+    if isinstance(low, int):
+        return io.Int.Input(name, default=default, min=low, max=high, tooltip=tip, **more)
+    step = more.pop("step", STEP.get(name, 0.01))
+    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=False, tooltip=tip, **more)
+
+
+def advanced(names: Iterable[str]) -> list[io.Input]:
+    return [widget(name, **ADVANCED) for name in names]
+
+
+def seed_widget(tooltip: str) -> io.Input:
+    """A seed that starts a long training does not change by itself."""
+    return widget("seed", tooltip, default=0, control_after_generate=False)
+
+
+def validation_images() -> io.Input:
+    return Images.Input("validation_images", optional=True, tooltip="Pictures to score instead of some of the training set.")
+
+
+def config_of(values: Mapping[str, Any]) -> TrainConfig:
+    """The config out of a node's inputs; what it does not know is left aside."""
+    return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig) if f.name in values})

@@ -1,0 +1,53 @@
+"""Optimisers and learning-rate schedules, from torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as schedulers
+
+from .config import TrainConfig
+from .errors import InputError
+
+Group = tuple[list[nn.Parameter], float]  # parameters and their learning rate
+
+
+def make_optimizer(groups: Sequence[Group], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of the request over groups of parameters. No weight decay: the start is the base model, not zero."""
+    settings = [{"params": parameters, "lr": rate} for parameters, rate in groups]
+    if config.optimizer == "AdamW":
+        return torch.optim.AdamW(settings, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0)
+    if config.optimizer == "Adafactor":
+        # Its steps are relative to a parameter's size, and the up factor begins at zero: sizes below 1 count as 1.
+        return torch.optim.Adafactor(settings, lr=config.learning_rate, eps=(None, 1.0), weight_decay=0.0)
+    return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.9)
+
+
+def lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rate over the steps: a linear rise over `warmup_steps`, then what the schedule says, down to 0.
+
+    Restarts: as many as there are whole 500 steps, at least two.
+    """
+    left = config.steps - config.warmup_steps
+    if config.lr_schedule == "linear":
+        main = schedulers.LinearLR(optimizer, 1.0, 0.0, left)
+    elif config.lr_schedule == "cosine":
+        main = schedulers.CosineAnnealingLR(optimizer, left)
+    elif config.lr_schedule == "cosine with restarts":
+        main = schedulers.CosineAnnealingWarmRestarts(optimizer, math.ceil(left / max(2, left // 500)))
+    else:
+        main = schedulers.ConstantLR(optimizer, 1.0)
+    if not config.warmup_steps:
+        return main
+    rise = schedulers.LinearLR(optimizer, 1 / (config.warmup_steps + 1), 1.0, config.warmup_steps)
+    return schedulers.SequentialLR(optimizer, [rise, main], [config.warmup_steps])
+
+
+def clip_gradient(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradient down to `max_norm` (0 leaves it) and give the length it had."""
+    if any(parameter.grad is None for parameter in parameters):
+        raise InputError("a trained parameter got no gradient, so it would never learn; check the targets")
+    return float(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf))
