@@ -1,0 +1,265 @@
+"""Where, when and how a LoRA acts: scopes that add up, ranges that hold for every scheduler, merge and bypass alike."""
+
+import pytest
+import tiny
+import torch
+from helpers import weights_hash
+
+RANK = 4
+
+
+@pytest.fixture(scope="module")
+def model(comfyui):
+    return tiny.patcher()
+
+
+@pytest.fixture(scope="module")
+def lora(model):
+    return tiny.random_lora(tiny.linear_layers(model), RANK)
+
+
+@pytest.fixture(scope="module")
+def inject(run_node, model, lora):
+    """inject(...) -> the model with the LoRA; inject.report(...) -> what the node says."""
+
+    def call(onto=None, adapter=None, **inputs):
+        inputs = {"lora_name": "none", "strength_model": 1.0, "lora": lora if adapter is None else adapter, **inputs}
+        return run_node("BespokeInjectLora", model=model if onto is None else onto, **inputs)
+
+    def injected(*args, **inputs):
+        return call(*args, **inputs)[0]
+
+    injected.report = lambda **inputs: call(**inputs)[2]
+    return injected
+
+
+@pytest.fixture(scope="module")
+def base(model):
+    return tiny.predict(model)
+
+
+def moved(a, b) -> float:
+    return float((a - b).abs().max())
+
+
+def without(lora, *words):
+    return {key: value for key, value in lora.items() if not any(word in key for word in words)}
+
+
+@pytest.mark.parametrize("mode", ["merge", "bypass"])
+@pytest.mark.parametrize(
+    ("scope", "removed"),
+    [
+        ({"query": 0.0}, ("to_q",)),
+        ({"value": 0.0, "out": 0.0}, ("to_v", "to_out")),
+        ({"blocks": "*, mid:0"}, ("middle_block",)),
+        ({"blocks": "down, up"}, ("middle_block",)),
+        ({"blocks": "mid, up"}, ("input_blocks",)),
+        ({"blocks": "*, down.0:0, in.4:0"}, ("input_blocks.1.", "input_blocks.2.", "input_blocks.4.")),
+        ({"blocks": "*, up.1-2:0"}, tuple(f"output_blocks.{n}." for n in (3, 4, 5, 6, 7, 8))),
+    ],
+)  # fmt: skip
+def test_strength_0_is_the_lora_without_those_keys(inject, lora, base, mode, scope, removed):
+    scoped = tiny.predict(inject(mode=mode, **scope))
+    expected = tiny.predict(inject(adapter=without(lora, *removed), mode=mode))
+    movement = moved(expected, base)
+    assert movement > 1e-2
+    assert moved(scoped, expected) < 1e-5 * movement
+    assert moved(scoped, tiny.predict(inject(mode=mode))) > 1e-2 * movement
+
+
+@pytest.mark.parametrize("mode", ["merge", "bypass"])
+def test_halves_add_to_the_whole_and_three_commute(inject, lora, model, base, mode):
+    whole = tiny.predict(inject(mode=mode))
+    half = inject(strength_model=0.5, mode=mode)
+    movement = moved(whole, base)
+    assert moved(tiny.predict(inject(half, strength_model=0.5, mode=mode)), whole) < 1e-4 * movement
+    layers = tiny.linear_layers(model)
+    three = [tiny.random_lora(layers, rank, seed=seed) for rank, seed in ((2, 1), (4, 2), (8, 3))]
+    outputs = []
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        at = model
+        for i in order:
+            at = inject(at, three[i], strength_model=0.4, mode=mode)
+        outputs.append(tiny.predict(at))
+    assert moved(outputs[0], base) > 0.1 * movement
+    assert max(moved(outputs[0], other) for other in outputs[1:]) < 1e-4 * moved(outputs[0], base)
+
+
+def test_bypass_agrees_with_merge(inject, base):
+    for scope in ({}, {"strength_model": -0.7, "key": 0.3, "blocks": "down.1, mid:2, up.*:0.5"}):
+        merged, beside = tiny.predict(inject(**scope)), tiny.predict(inject(mode="bypass", **scope))
+        assert moved(merged, base) > 1e-2
+        assert moved(merged, beside) < 1e-3 * moved(merged, base)
+
+
+def test_any_number_of_ours_and_cores_in_any_order_add_up(inject, run_node, model, base):
+    layers = tiny.linear_layers(model)
+    loras = [tiny.random_lora(layers, 4, seed=seed) for seed in range(4)]
+
+    def core(at, lora, bypass):
+        return run_node("LoraModelLoader", model=at, lora=lora, strength_model=0.5, bypass=bypass)[0]
+
+    def ours(at, lora, mode):
+        return inject(at, lora, strength_model=0.5, mode=mode)
+
+    ways = (lambda at, lora: core(at, lora, False), lambda at, lora: core(at, lora, True),
+            lambda at, lora: ours(at, lora, "merge"), lambda at, lora: ours(at, lora, "bypass"))  # fmt: skip
+    expected = model
+    for lora in loras:
+        expected = core(expected, lora, False)
+    expected = tiny.predict(expected)
+    for order in ((0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (3, 3, 1, 3), (3, 1, 2, 3)):
+        at = model
+        for lora, way in zip(loras, order, strict=True):
+            at = ways[way](at, lora)
+        assert moved(tiny.predict(at), expected) < 1e-3 * moved(expected, base)
+        assert torch.equal(tiny.predict(model), base), "something was left on the model"
+
+
+@pytest.mark.parametrize("way", [{}, {"mode": "bypass"}, {"end_percent": 0.5}])
+def test_the_base_is_untouched_bit_for_bit(inject, way):
+    import comfy.model_management
+
+    model = tiny.patcher(seed=7)
+    base, before = tiny.predict(model), weights_hash(model.model)
+    patched = inject(model, **way)
+    assert moved(tiny.predict(patched, sigma=20.0), tiny.predict(model, sigma=20.0)) > 1e-2
+    # A clone that is thrown away while its sibling is in use ejects nothing of it, and leaves nothing behind.
+    seen = tiny.predict(patched)
+    clone = inject(patched, strength_model=0.3, mode="bypass")
+    del clone
+    assert torch.equal(tiny.predict(patched), seen)
+    comfy.model_management.unload_all_models()
+    assert weights_hash(model.model) == before
+    assert torch.equal(tiny.predict(model), base)
+    assert not model.patches
+    assert not model.injections
+    for layer in model.model.modules():
+        assert not layer._forward_hooks
+        assert not layer._forward_pre_hooks
+        assert "forward" not in vars(layer)
+        assert not getattr(layer, "weight_function", None)
+
+
+def test_what_has_no_path_of_its_own_is_computed_at_the_call(inject, model, base):
+    """LoHa, LoKr, DoRA and full differences: beside the weights and in a range too, equal to the merged weight."""
+    generator = torch.Generator().manual_seed(5)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator) * 0.2
+
+    mixed = {}
+    for i, (name, (rows, columns)) in enumerate(tiny.linear_layers(model).items()):
+        at = f"diffusion_model.{name}."
+        if i % 4 == 0:
+            mixed |= {f"{at}hada_w{n}_a": randn(rows, 3) for n in "12"} | {f"{at}hada_w{n}_b": randn(3, columns) for n in "12"}
+        elif i % 4 == 1:
+            mixed |= {f"{at}lokr_w1": randn(4, 4), f"{at}lokr_w2_a": randn(rows // 4, 2), f"{at}lokr_w2_b": randn(2, columns // 4)}
+        elif i % 4 == 2:
+            mixed |= {f"{at}lora_up.weight": randn(rows, 2), f"{at}lora_down.weight": randn(2, columns), f"{at}dora_scale": 1 + randn(rows, 1)}
+        else:
+            mixed |= {f"{at}diff": randn(rows, columns)}
+    merged = tiny.predict(inject(adapter=mixed, strength_model=0.8))
+    assert moved(merged, base) > 1e-2
+    for way in ({"mode": "bypass"}, {"end_percent": 0.999}):
+        assert moved(tiny.predict(inject(adapter=mixed, strength_model=0.8, **way)), merged) < 1e-3 * moved(merged, base)
+    assert torch.equal(tiny.predict(inject(adapter=mixed, start_percent=0.999)), base)
+    assert "made anew at every call" in inject.report(adapter=mixed, mode="bypass")
+
+
+def schedulers():
+    import comfy.samplers
+
+    return comfy.samplers.KSampler.SCHEDULERS
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_the_range_is_exactly_the_steps_whose_sigma_lies_in_it(inject, flow, monkeypatch):
+    """Through KSampler for every scheduler: each step's model call against the LoRA in or out at that sigma."""
+    import comfy.model_management
+    import comfy.utils
+    import nodes
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
+    start, end, steps = 0.2, 0.7, 9
+    bare = tiny.patcher(flow=flow)
+    ranged, whole = inject(bare, start_percent=start, end_percent=end), inject(bare)
+    sampling = bare.model.model_sampling
+    high, low = (torch.tensor(float(sampling.percent_to_sigma(p)), dtype=torch.float32) for p in (start, end))
+    text = [[torch.ones(1, 7, tiny.CONTEXT), {}]]
+    crossed = 0
+    for scheduler in schedulers():
+        calls = []
+
+        def record(apply, seen, calls=calls):
+            out = apply(seen["input"], seen["timestep"], **seen["c"])
+            calls.append((seen["input"].clone(), seen["timestep"].clone(), seen["c"], out.clone()))
+            return out
+
+        recorded = ranged.clone()
+        recorded.set_model_unet_function_wrapper(record)
+        with torch.inference_mode():
+            nodes.common_ksampler(recorded, 3, steps, 1.0, "euler", scheduler, text, text, {"samples": torch.zeros(1, 4, 4, 4)})
+            answers = {}
+            for name, other in (("out", bare), ("in", whole)):
+                comfy.model_management.load_models_gpu([other])
+                answers[name] = [other.model.apply_model(x, t, **c) for x, t, c, _ in calls]
+        active = [bool(low <= t[0] <= high) for _, t, _, _ in calls]
+        for step, (_, _, _, out) in enumerate(calls):
+            difference = moved(answers["in"][step], answers["out"][step])
+            assert moved(out, answers["in" if active[step] else "out"][step]) < 1e-3 * difference, (scheduler, step)
+        assert calls, scheduler
+        crossed += any(active) and not all(active)
+    # linear_quadratic on a model of SD1.5's kind leaps over the range; all others have steps on both sides of an edge.
+    assert crossed >= len(schedulers()) - 1
+
+
+def test_keyframes_hold_until_the_next(inject, base, model):
+    frames = inject(keyframes="0.3:0.5, 60%:0, 0.8:-1")
+    sampling = model.model.model_sampling
+    for percent, strength in ((0.1, 1.0), (0.29, 1.0), (0.31, 0.5), (0.59, 0.5), (0.61, 0.0), (0.81, -1.0), (0.99, -1.0)):
+        sigma = float(sampling.percent_to_sigma(percent))
+        expected = tiny.predict(inject(strength_model=strength), sigma=sigma)
+        bare = tiny.predict(model, sigma=sigma)
+        assert moved(tiny.predict(frames, sigma=sigma), expected) <= 1e-3 * moved(expected, bare), percent
+
+
+def test_a_range_holds_no_second_copy_of_the_weights(inject, model, lora):
+    """What the injected model keeps beyond the base is the LoRA's own tensors, and not the weights' backup of a merge."""
+    patched = inject(keyframes="0:1, 0.5:0.2", mode="merge")
+    tiny.predict(patched)
+    assert not patched.backup
+    assert not patched.patches
+    merged = inject()
+    tiny.predict(merged)
+    assert len(merged.backup) == len(tiny.linear_layers(model))
+
+
+def test_the_report_says_what_was_reached(inject):
+    report = inject.report(blocks="down.1, mid, up.*:0.5", end_percent=0.5)
+    assert "down.1 at 1: 16 of 128 layers" in report
+    assert "mid at 1: 8 of 128 layers" in report
+    assert "up.* at 0.5: 72 of 128 layers" in report
+    assert "from 0% to 50% of the denoising" in report
+    assert "beside the weights" in report
+    assert "alpha 2: it acts at alpha/rank = 0.5" in report
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"blocks": "down.7"}, "blocks names 'down.7', which this model does not have; it has time, conv_in, down.0"),
+        ({"blocks": "up.1:a"}, "blocks has 'up.1:a'"),
+        ({"keyframes": "0.5"}, "keyframes has '0.5'"),
+        ({"keyframes": "0.5:1, 0.2:0"}, "rising order"),
+        ({"start_percent": 0.6, "end_percent": 0.5}, "exchange them"),
+        ({"mode": "melt"}, "mode is 'melt'"),
+        ({"strength_model": float("nan")}, "strength_model is nan"),
+        ({"query": float("inf")}, "query is inf"),
+    ],
+)  # fmt: skip
+def test_bad_scopes_are_named(inject, inputs, words):
+    with pytest.raises(ValueError, match="^Bespoke Inject LoRA: ") as error:
+        inject(**inputs)
+    assert words in str(error.value)

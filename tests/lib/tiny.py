@@ -1,0 +1,136 @@
+"""ComfyUI's own U-Net and CLIP classes in a hundredth of their size, with random weights: what a LoRA test needs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+WIDTH, CONTEXT = 32, 48
+SD15 = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": WIDTH, "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1, "channel_mult": [1, 2, 2, 2], "use_linear_in_transformer": False,
+    "context_dim": CONTEXT, "num_heads": 2, "num_head_channels": -1, "use_spatial_transformer": True,
+    "use_temporal_attention": False, "legacy": False, "adm_in_channels": None,
+}  # fmt: skip
+SDXL = {
+    **SD15, "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 3, 3], "channel_mult": [1, 2, 2],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 3, 3, 3], "transformer_depth_middle": 3,
+    "use_linear_in_transformer": True, "context_dim": 96,
+}  # fmt: skip
+
+
+def fill(module: torch.nn.Module, seed: int) -> None:
+    """Weights of about unit gain from a seed; ComfyUI's layers start uninitialised."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim < 2:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        else:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / math.sqrt(parameter[0].numel()))
+
+
+def patcher(config: dict = SD15, seed: int = 0, sdxl: bool = False, flow: bool = False):
+    """A ModelPatcher of SD1.5's or SDXL's model class over a small U-Net, in float32 on the CPU."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    known = (comfy.supported_models.SDXL if sdxl else comfy.supported_models.SD15)(dict(config))
+    kind = comfy.model_base.ModelType.FLOW if flow else comfy.model_base.ModelType.EPS
+    cpu = torch.device("cpu")
+    base = comfy.model_base.BaseModel(known, model_type=kind, device=cpu)
+    fill(base.diffusion_model, seed)
+    return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
+
+
+def clip(two: bool = False, width: int = CONTEXT):
+    """A CLIP of SD1.5 (one text encoder) or SDXL (two), small, tokenised as ever."""
+    import comfy.sd
+    import comfy.sd1_clip
+    import comfy.sdxl_clip
+
+    small = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": width}
+
+    class Target:
+        params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
+        clip = comfy.sdxl_clip.SDXLClipModel if two else comfy.sd1_clip.SD1ClipModel
+        tokenizer = comfy.sdxl_clip.SDXLTokenizer if two else comfy.sd1_clip.SD1Tokenizer
+
+    options = {"clip_l_model_config": small, "clip_g_model_config": small, "dtype": torch.float32}
+    out = comfy.sd.CLIP(Target, model_options=options)
+    fill(out.cond_stage_model, 1)
+    return out
+
+
+def predict(model, seed: int = 0, cells: int = 8, sigma: float = 2.0, context: int = CONTEXT) -> torch.Tensor:
+    """What a patched model says about one noisy latent: ComfyUI loads it, merges and injects, and calls it once."""
+    import comfy.model_management
+
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, 4, cells, cells, generator=generator) * sigma
+    text = torch.randn(1, 7, context, generator=generator)
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model])
+        return model.model.apply_model(x, torch.tensor([sigma]), c_crossattn=text).clone()
+
+
+def encode(text_encoder, text: str = "a red circle") -> torch.Tensor:
+    """A prompt through a CLIP, as CLIPTextEncode does it."""
+    with torch.inference_mode():
+        return text_encoder.encode_from_tokens(text_encoder.tokenize(text)).clone()
+
+
+def linear_layers(model, pattern: str = "attn") -> dict[str, tuple[int, int]]:
+    """{layer: (out, in)} of the U-Net's linear layers whose names hold `pattern`."""
+    return {
+        name: tuple(layer.weight.shape)
+        for name, layer in model.model.diffusion_model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and pattern in name
+    }
+
+
+def random_lora(layers: dict[str, tuple[int, int]], rank: int = 4, alpha: float | None = 2.0, seed: int = 0, size: float = 0.3) -> dict:
+    """A LoRA in ComfyUI's names that moves every layer by about `size` of its own norm."""
+    generator = torch.Generator().manual_seed(seed)
+    out = {}
+    for name, (rows, columns) in layers.items():
+        up = torch.randn(rows, rank, generator=generator)
+        down = torch.randn(rank, columns, generator=generator) * size / math.sqrt(rank * columns)
+        out[f"diffusion_model.{name}.lora_up.weight"] = up
+        out[f"diffusion_model.{name}.lora_down.weight"] = down
+        if alpha is not None:
+            out[f"diffusion_model.{name}.alpha"] = torch.tensor(alpha)
+    return out
+
+
+FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "context_in_dim": CONTEXT,
+    "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 10, 10],
+    "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+
+
+def flux(seed: int = 0):
+    """A ModelPatcher of Flux's own classes in small: flow matching, joint attention, 16 channels."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    cpu = torch.device("cpu")
+    base = comfy.model_base.Flux(comfy.supported_models.Flux(dict(FLUX)), device=cpu)
+    fill(base.diffusion_model, seed)
+    return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
+
+
+def vae(channels: int = 4):
+    """A VAE of TAESD's classes with random weights: 8x8 pixels a latent."""
+    import comfy.sd
+    from comfy.taesd.taesd import TAESD
+
+    made = TAESD(latent_channels=channels)
+    fill(made, 3)
+    return comfy.sd.VAE(sd=made.state_dict())
