@@ -1,0 +1,373 @@
+"""Every setting of the LoRA trainer, on ComfyUI's own model classes in small: SD1.5, SDXL and Flux."""
+
+import copy
+import logging
+
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge import conditioning, pictures
+from bespoke.nodes.bridge.checkpointing import checkpointed
+from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.models import checkpoint_blocks, target_layers
+from bespoke.nodes.bridge.run_store import RunStore
+from bespoke.nodes.images.folder import fingerprint
+from bespoke.training.config import TrainConfig
+from bespoke.training.errors import InputError
+from bespoke.training.images import ImageSet, TrainingImage
+from bespoke.training.lora import LowRankAdapters
+from bespoke.training.measure import measure_step
+from bespoke.training.objective import denoising_loss
+from comfy_api.latest import io
+from helpers import sprite_set, weights_hash
+
+
+@pytest.fixture(scope="module")
+def sd15(comfyui):
+    return tiny.patcher(), tiny.clip(), tiny.vae()
+
+
+@pytest.fixture(scope="module")
+def sdxl(comfyui):
+    # SDXL's own class: it asks for the pooled vector and the picture's size.
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    width = tiny.SDXL["context_dim"] // 2
+    config = comfy.supported_models.SDXL(tiny.SDXL | {"adm_in_channels": width + 6 * 256, "num_classes": "sequential"})
+    base = comfy.model_base.SDXL(config, device=torch.device("cpu"))
+    tiny.fill(base.diffusion_model, 0)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu), tiny.clip(two=True, width=width), tiny.vae()
+
+
+@pytest.fixture(scope="module")
+def flux(comfyui):
+    return tiny.flux(), tiny.clip(), tiny.vae(16)
+
+
+@pytest.fixture
+def models(request):
+    return request.getfixturevalue(request.param)
+
+
+def train(run_node, models, **changes):
+    """(model, lora, loss, run, report, clip) of a short training in float32."""
+    model, clip, vae = models
+    images = changes.pop("images", None) or sprite_set(2, 4, side=64, colour="teal")
+    settings = dict(steps=3, batch_size=2, rank=2, alpha=2.0, learning_rate=1e-2, seed=5, precision="fp32", resume=False)
+    return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, **settings | changes)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def two_sizes() -> ImageSet:
+    items = [
+        TrainingImage(f"{i}", torch.randint(0, 255, (64, 96 if i % 2 else 64, 3), dtype=torch.uint8), f"picture {i}")
+        for i in range(4)
+    ]
+    return ImageSet(tuple(items), "", fingerprint(items))
+
+
+# --- the gradient ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("models", ["sd15", "sdxl", "flux"], indirect=True)
+@pytest.mark.parametrize("cells", [(16, 16), (12, 20)])  # two aspect ratios
+def test_gradient_of_four_captions_is_the_mean_of_four(models, cells):
+    model, clip, _ = models
+    texts = ["a red circle", "a blue square on white", "green ring", "a yellow cross on black"]
+    prompts = [conditioning.encode_prompt(clip, text) for text in texts]
+    torch.manual_seed(0)
+    shape = (4, model.model.latent_format.latent_channels, *cells)
+    latent, noise = torch.randn(shape), torch.randn(shape)
+    with opened_for_training(model, "fp32") as denoiser:
+        adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, "cross-attention"), 4, 4, 0, denoiser.device)
+        for up in adapters.up.values():
+            torch.nn.init.normal_(up, std=0.05)
+        conds = [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in prompts]
+        sigma = denoiser.sigma(torch.tensor([0.1, 0.4, 0.6, 0.95]))
+        sizes = []
+        hook = denoiser.base.diffusion_model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
+
+        def gradient(where):
+            with adapters.attached():
+                joined = conditioning.join([conds[i] for i in where])
+                denoising_loss(denoiser, latent[where], noise[where], sigma[where], joined).mean().backward()
+            out = torch.cat([p.grad.flatten() for p in adapters.parameters()])
+            for p in adapters.parameters():
+                p.grad = None
+            return out
+
+        together = gradient([0, 1, 2, 3])
+        assert sizes == [4]  # one call with exactly four samples
+        apart = sum(gradient([i]) for i in range(4)) / 4
+        hook.remove()
+    assert apart.norm() > 0
+    assert (together - apart).norm() / apart.norm() < 1e-5
+
+
+@pytest.mark.parametrize("models", ["sd15", "sdxl", "flux"], indirect=True)
+def test_gradient_checkpointing_keeps_less_and_learns_the_same(models, run_node):
+    model = models[0]
+    plain, saving = (train(run_node, models, gradient_checkpointing=on, learning_rate=1e-3)[1] for on in (False, True))
+    assert all((plain[key] - saving[key]).abs().max() < 1e-5 for key in plain)
+    latent = torch.randn(2, model.model.latent_format.latent_channels, 8, 8)
+    cond, extra = conditioning.encode_prompt(models[1], "a red circle")
+    kept = []
+    for on in (False, True):
+        with opened_for_training(model, "fp32", on) as denoiser:
+            layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
+            adapters = LowRankAdapters(layers, 2, 2, 0, denoiser.device)
+            conds = conditioning.join([conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 2)
+            with adapters.attached():
+                cost = measure_step(
+                    lambda denoiser=denoiser, conds=conds: denoising_loss(
+                        denoiser, latent, latent, denoiser.sigma(torch.tensor([0.2, 0.8])), conds
+                    ).mean(),
+                    denoiser.base.parameters(), adapters.parameters(),
+                )  # fmt: skip
+            kept.append(cost.kept)
+    assert kept[1] < 0.5 * kept[0]
+    assert not any("forward" in vars(block) for block in checkpoint_blocks(model.model.diffusion_model))
+
+
+def test_checkpointing_leaves_nothing_behind_when_it_fails(sd15):
+    blocks = checkpoint_blocks(sd15[0].model.diffusion_model)
+    with pytest.raises(RuntimeError, match="on purpose"), checkpointed(blocks):
+        assert all("forward" in vars(block) for block in blocks)
+        raise RuntimeError("on purpose")
+    assert not any("forward" in vars(block) for block in blocks)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "Adafactor"}, {"optimizer": "SGD"}, {"loss_weighting": "min-SNR"}, {"loss_weighting": "debiased"},
+        {"timestep_sampling": "logit-normal"}, {"timestep_sampling": "shifted"}, {"noise_offset": 0.1}, {"ema": 0.5},
+        {"caption_dropout": 1.0}, {"gradient_accumulation": 2}, {"max_grad_norm": 1e-3, "optimizer": "SGD"},
+        {"lr_schedule": "linear"}, {"warmup_steps": 2}, {"targets": "attention"}, {"targets": "attention + feed-forward"},
+        {"targets": "custom", "custom_targets": "*attn2.to_k"}, {"alpha": 1.0},
+    ],
+    ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)  # fmt: skip
+def test_every_setting_changes_what_is_learned(sd15, run_node, changes):
+    before = weights_hash(sd15[0].model)
+    plain, changed = train(run_node, sd15)[1], train(run_node, sd15, **changes)[1]
+    shared = plain.keys() & changed.keys()
+    assert shared
+    assert not same({k: plain[k] for k in shared}, {k: changed[k] for k in shared})
+    assert all(torch.isfinite(value).all() for value in changed.values())
+    assert weights_hash(sd15[0].model) == before
+
+
+def test_sd15s_cross_attention_is_64_projections(sd15, run_node):
+    _, lora, *_ = train(run_node, sd15)
+    layers = {key.rsplit(".lora_", 1)[0] for key in lora if ".lora_" in key}
+    assert len(layers) == 64  # 16 blocks x q, k, v, out
+    assert all(".attn2." in layer for layer in layers)
+
+
+def test_prior_pictures(sd15, run_node):
+    prior = sprite_set(7, 3, side=64, colour="red")
+    plain = train(run_node, sd15)
+    nothing = train(run_node, sd15, prior_images=prior, prior_weight=0.0)
+    both = train(run_node, sd15, prior_images=prior, prior_weight=1.0)
+    assert nothing[2]["loss"] == plain[2]["loss"]
+    assert same(nothing[1], plain[1])
+    assert both[2]["loss"][0] > plain[2]["loss"][0]  # the sum of two losses
+    assert not same(both[1], plain[1])
+    assert nothing[3].id != plain[3].id
+
+
+def test_goes_on_from_another_lora(sd15, run_node):
+    _, first, _, run, *_ = train(run_node, sd15)
+    _, again, *_ = train(run_node, sd15, lora=first, learning_rate=0.0)
+    assert same(again, first)
+    (name,) = run_node("BespokeSaveLora", lora=first, filename_prefix="test/tiny", run=run, dtype="fp32")
+    loaded, *_ = run_node("BespokeLoadLora", lora_name=name)
+    _, from_file, *_ = train(run_node, sd15, lora=loaded, learning_rate=0.0)
+    assert all(torch.allclose(from_file[key], first[key]) for key in first)
+    _, half, *_ = train(run_node, sd15, lora=first, learning_rate=0.0, alpha=1.0)
+    key = next(key for key in first if key.endswith("lora_up.weight"))
+    assert torch.allclose(half[key], 2 * first[key])  # acts as before at half the alpha
+    with pytest.raises(InputError, match=r"has rank 2 at .*set rank to its rank"):
+        train(run_node, sd15, lora=first, rank=4)
+    with pytest.raises(InputError, match=r"has nothing for .*choose the targets"):
+        train(run_node, sd15, lora=first, targets="attention")
+
+
+# --- the text encoder -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("models", "encoders"), [("sd15", ["lora_te_"]), ("sdxl", ["lora_te1_", "lora_te2_"])], indirect=["models"])
+def test_the_text_encoder_learns_too_and_the_file_says_it_to_core(models, encoders, run_node, caplog):
+    model, clip, _ = models
+    before = weights_hash(clip.cond_stage_model)
+    new_model, lora, _, run, report, new_clip = train(run_node, models, train_text_encoder=True, text_encoder_lr=5e-2)
+    assert weights_hash(clip.cond_stage_model) == before
+    assert "text encoder" in report
+    (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/te", run=run, dtype="fp32")
+    from folder_paths import get_full_path
+    from safetensors import safe_open
+
+    with safe_open(get_full_path("loras", name), "pt") as file:
+        keys = list(file.keys())
+    for start in encoders:
+        assert sum(key.startswith(start) and key.endswith("lora_up.weight") for key in keys) == 3 * 4  # layers x q, k, v, out
+    with caplog.at_level(logging.WARNING):
+        core_model, core_clip = run_node("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0)
+    assert "not loaded" not in caplog.text.lower()
+    plain, ours, cores = (tiny.encode(c) for c in (clip, new_clip, core_clip))
+    movement = (ours - plain).abs().max()
+    assert movement > 1e-3
+    assert (cores - ours).abs().max() < 1e-3 * movement
+    if not hasattr(clip.cond_stage_model, "clip_g"):
+        a, b, c = (tiny.predict(m) for m in (model, new_model, core_model))
+        assert (c - b).abs().max() < 1e-3 * (b - a).abs().max()
+
+
+def test_the_text_encoders_rate_is_its_own(sd15, run_node):
+    _, still, *_ = train(run_node, sd15, train_text_encoder=True, learning_rate=0.0, text_encoder_lr=1e-2)
+    moved = {key.startswith("text_encoders.") for key, value in still.items() if key.endswith("lora_up.weight") and value.abs().max() > 0}
+    assert moved == {True}
+
+
+# --- families -------------------------------------------------------------------------------------------------------
+
+
+def test_sdxl_is_told_each_pictures_own_size(sdxl, run_node):
+    """Core tells it the size of a dummy latent; the latents are scaled as the model was trained."""
+    model = sdxl[0]
+    seen = []
+    hook = model.model.diffusion_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0].shape[-2:], kwargs["y"])), with_kwargs=True
+    )
+    try:
+        train(run_node, sdxl, images=two_sizes(), steps=6)
+    finally:
+        hook.remove()
+    assert {tuple(size) for size, _ in seen} == {(8, 8), (8, 12)}
+    by_size = {}
+    for size, y in seen:
+        assert y.shape[0] == 2
+        sizes = y[:, -6 * 256 :]  # six numbers, each as 256 sines and cosines: height, width, crop, crop, height, width
+        by_size.setdefault(tuple(size), sizes[0])
+        assert torch.equal(sizes, by_size[tuple(size)].expand_as(sizes))
+    square, wide = by_size[8, 8], by_size[8, 12]
+    assert torch.equal(square[:256], wide[:256])  # the height is the same
+    assert not torch.equal(square[256:512], wide[256:512])  # the width is not
+    assert torch.equal(square[:256], square[256:512])
+    config = TrainConfig(1, 1e-3, 1, 0)
+    item = two_sizes()
+    scaled = pictures.prepare(sdxl[2], model.model, config, item).data.latents[0]
+    raw = sdxl[2].encode(item.items[0].pixels[None].float() / 255)
+    assert torch.allclose(scaled, raw.float() * 0.13025, rtol=1e-4)
+
+
+def test_flux_trains_saves_and_loads_in_core(flux, run_node, caplog):
+    model, clip, _ = flux
+    new_model, lora, _, run, _, _ = train(run_node, flux, learning_rate=3e-2)
+    layers = {key.rsplit(".lora_", 1)[0] for key in lora if ".lora_" in key}
+    assert len(layers) == 2 * 4  # double blocks x picture and text x qkv and proj
+    assert run.prediction == "flow"
+    x, text = torch.randn(1, 16, 8, 8), torch.randn(1, 7, tiny.CONTEXT)
+    more = {"y": torch.randn(1, tiny.CONTEXT), "guidance": torch.tensor([3.5])}
+
+    def predict(patcher):
+        import comfy.model_management
+
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([patcher])
+            return patcher.model.apply_model(x, torch.tensor([0.6]), c_crossattn=text, **more).clone()
+
+    for key_format in ("kohya", "comfy"):
+        (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/flux", run=run, dtype="fp32", key_format=key_format)
+        with caplog.at_level(logging.WARNING):
+            core, _ = run_node("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0)
+        assert "not loaded" not in caplog.text.lower()
+        base, ours, theirs = (predict(m) for m in (model, new_model, core))
+        assert (theirs - ours).abs().max() < 1e-3 * (ours - base).abs().max()
+    with pytest.raises(InputError, match=r"choose key_format kohya"):
+        run_node("BespokeSaveLora", lora=lora, filename_prefix="test/flux", run=run, key_format="diffusers")
+
+
+# --- samples, caches, events ----------------------------------------------------------------------------------------
+
+
+def test_samples_are_drawn_and_change_nothing(sd15, run_node):
+    plain = train(run_node, sd15, steps=4)
+    graph = {"9": {"class_type": "KSampler", "inputs": {"steps": 2, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "seed": 3}}}
+    drawn = train(run_node, sd15, steps=4, sample_every=2, sample_prompt="a teal circle", hidden={io.Hidden.prompt: graph})
+    assert same(drawn[1], plain[1])
+    run, store = drawn[3], RunStore(drawn[3].id)
+    assert [step for step, _ in run.samples] == [0, 2, 4]
+    from PIL import Image
+
+    sheets = [Image.open(store.sample_path(name)).convert("RGB") for _, name in run.samples]
+    assert {sheet.size for sheet in sheets} == {(64, 64)}
+    assert len({sheet.tobytes() for sheet in sheets}) == 3  # the LoRA is in them
+    assert store.record().samples == run.samples
+    assert store.sample_path("../state.safetensors") is None
+    assert drawn[3].id != plain[3].id or True
+    settings = run_node("KSampler", model=sd15[0], seed=3, steps=2, cfg=1.5, sampler_name="euler", scheduler="simple",
+                        positive=cond(sd15, "a teal circle"), negative=cond(sd15, ""), latent_image={"samples": torch.zeros(1, 4, 8, 8)},
+                        denoise=1.0)[0]["samples"]  # fmt: skip
+    pixels = (sd15[2].decode(settings)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy().tobytes()
+    assert sheets[0].tobytes() == pixels  # step 0 is the base with the graph's own sampler settings
+
+
+def cond(models, text):
+    clip = models[1]
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def test_latents_and_conditionings_are_computed_once(sd15, run_node):
+    model, clip, vae = sd15
+    counting, calls = copy.copy(vae), []
+    counting.encode = lambda pixels: (calls.append(1), vae.encode(pixels))[1]
+    images = sprite_set(31, 3, side=64, colour="green")
+    train(run_node, (model, clip, counting), images=images)
+    assert len(calls) == 3
+    train(run_node, (model, clip, counting), images=images, steps=4)
+    assert len(calls) == 3
+    other = ImageSet(tuple(TrainingImage(i.name, 255 - i.pixels, i.caption) for i in images.items), "", "x")
+    train(run_node, (model, clip, counting), images=other)
+    assert len(calls) == 6
+
+
+def test_nothing_is_left_on_the_users_model(sd15, run_node):
+    model, clip, _ = sd15
+    out = train(run_node, sd15, sample_every=2, train_text_encoder=True, gradient_checkpointing=True, ema=0.9)
+    assert out[0] is not model
+    assert not model.patches
+    assert not model.injections
+    assert not clip.patcher.patches
+    for module in (model.model, clip.cond_stage_model):
+        assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules())
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; give a number from 1"),
+        ({"rank": 0}, "rank is 0"),
+        ({"ema": 2.0}, "ema is 2.0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"optimizer": "Lion"}, "optimizer is 'Lion'; choose one of AdamW, Adafactor, SGD"),
+        ({"loss_weighting": "x"}, "loss_weighting is 'x'; choose one of none, min-SNR, debiased"),
+        ({"validation": 4}, "validation is 4 of 4 pictures"),
+        ({"warmup_steps": 3}, "warmup_steps is 3 of 3 steps"),
+        ({"targets": "custom", "custom_targets": "nothing*"}, "no linear layer matches"),
+    ],
+)
+def test_bad_settings_name_the_node_the_value_and_the_mend(sd15, run_node, changes, says):
+    with pytest.raises(InputError, match=f"Bespoke Train LoRA: {says}"):
+        train(run_node, sd15, **changes)
