@@ -3,13 +3,15 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { el } from "./dom.js";
+import { placer } from "./place.js";
 import { createRuns } from "./runs.js";
 import { TRAINERS } from "./run_match.js";
+import { fillTab } from "./runs_tab.js";
 import { attachDial, DIAL_NODES } from "./strength_dial.js";
 import { STYLE } from "./style.js";
 import { tellOfRuns } from "./toasts.js";
 import { attachPanel } from "./training_panel.js";
-import { loadWords } from "./words.js";
+import { loadWords, t } from "./words.js";
 
 const fetchApi = (path, options) => api.fetchApi(path, options);
 const runs = createRuns(api);
@@ -23,6 +25,24 @@ app.registerExtension({
       toast: (message) => app.extensionManager.toast.add(message),
       refresh: () => app.reloadNodeDefs?.(),
       addEventListener: (name, listener) => api.addEventListener(name, listener),
+    });
+  },
+  setup() {
+    let empty = null;
+    app.extensionManager.registerSidebarTab({
+      id: "bespoke-runs",
+      icon: "pi pi-chart-line",
+      title: t("runs"),
+      tooltip: t("runs.tip"),
+      type: "custom",
+      render: (root) => {
+        empty?.();
+        empty = fillTab(root, runs, placer({ app, LiteGraph: window.LiteGraph }));
+      },
+      destroy: () => {
+        empty?.();
+        empty = null;
+      },
     });
   },
   nodeCreated(node) {

@@ -174,8 +174,7 @@ export function createRuns(api) {
   }
 
   return {
-    all: () => [...runs.values()],
-    get: (id) => runs.get(id) ?? null,
+    ask,
     load,
     connected: () => connected,
     endedAt: () => endedAt,

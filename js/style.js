@@ -46,4 +46,31 @@ export const STYLE = `
 .bespoke-large img { display: block; max-width: 84vw; max-height: 76vh; min-width: min(384px, 80vw); border-radius: 6px;
   image-rendering: auto; margin: auto; }
 .bespoke-large p { margin: 10px 0; }
+.bespoke-tab { height: 100%; overflow-y: auto; box-sizing: border-box; padding: 12px; color: var(--input-text);
+  font: 12px/1.4 Inter, system-ui, sans-serif; background: var(--comfy-menu-bg); }
+.bespoke-tab header { display: flex; justify-content: space-between; align-items: center; margin-bottom: 8px; }
+.bespoke-tab h2 { font-size: 15px; font-weight: 600; margin: 0; }
+.bespoke-tab h3 { font-size: 12px; font-weight: 600; margin: 10px 0 4px; }
+.bespoke-search { width: 100%; box-sizing: border-box; padding: 6px 8px; margin-bottom: 8px; border: 1px solid var(--border-color);
+  border-radius: 6px; background: var(--comfy-input-bg); color: var(--input-text); font: inherit; }
+.bespoke-item { border: 1px solid var(--border-color); border-radius: 8px; margin-bottom: 8px; background: var(--comfy-input-bg); }
+.bespoke-row { display: flex; align-items: center; padding-left: 10px; }
+.bespoke-card { flex: 1; min-width: 0; display: flex; gap: 8px; align-items: center; padding: 8px 10px; border: 0; background: none;
+  color: inherit; font: inherit; text-align: left; cursor: pointer; border-radius: 8px; }
+.bespoke-words { flex: 1; min-width: 0; display: grid; gap: 1px; }
+.bespoke-name { font-weight: 600; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.bespoke-card .bespoke-state { font-weight: 400; }
+.bespoke-under { color: var(--descrip-text); font-size: 11px; }
+.bespoke-spark { width: 84px; height: 40px; flex: none; }
+.bespoke-detail { padding: 0 10px 10px; display: grid; gap: 6px; min-width: 0; }
+.bespoke-detail canvas, .bespoke-compare canvas { width: 100%; height: 150px; }
+.bespoke-detail .bespoke-strip { min-width: 0; }
+.bespoke-settings { display: grid; grid-template-columns: auto 1fr; gap: 1px 10px; margin: 0; font-size: 11px; }
+.bespoke-settings dt { color: var(--descrip-text); }
+.bespoke-settings dd { margin: 0; overflow-wrap: anywhere; white-space: pre-line; text-align: right; }
+.bespoke-compare { border: 1px solid var(--border-color); border-radius: 8px; padding: 0 10px 10px; margin-bottom: 8px; }
+.bespoke-table { width: 100%; border-collapse: collapse; font-size: 11px; table-layout: fixed; }
+.bespoke-table th, .bespoke-table td { text-align: left; padding: 2px 4px; overflow-wrap: anywhere; vertical-align: top; }
+.bespoke-table th[scope="row"] { color: var(--descrip-text); font-weight: 400; }
+.bespoke-swatch { display: inline-block; width: 8px; height: 8px; border-radius: 2px; margin-right: 4px; }
 `;
