@@ -32,7 +32,7 @@ class Run:
     technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name.
     architecture: the base's name in the model specification. base_hash: a checksum of its weights. trained: how many numbers were trained. names: what files call each trained layer, by format.
     losses: of each step. held_out: (step, loss) on the fixed grid, step 0 before anything is learned. samples: (step,
-    file in the run's folder). node: the trainer's id in the graph, a path inside subgraphs. output: the file it was
+    file in the run's folder). node: the trainer's id in the graph, a path inside subgraphs. workflow: the graph's id. output: the file it was
     saved as, once it was. state: running, finished, kept, interrupted, failed.
     """
 
@@ -54,6 +54,7 @@ class Run:
     held_out: list[tuple[int, float]] = field(default_factory=list)
     samples: list[tuple[int, str]] = field(default_factory=list)
     node: str = ""
+    workflow: str = ""
     output: str = ""
     seconds: float = 0.0
     state: str = "running"

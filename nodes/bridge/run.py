@@ -19,6 +19,7 @@ from ...training.loop import NotANumber, Step, Trainable, Training
 from ...training.measure import StepCost, measure_step
 from ...training.record import Run
 from .events import RunDisplay
+from .run_graph import keep_graph
 from .run_store import RunStore, take_finish
 
 EMA = 0.98  # of the loss shown: about the last fifty steps
@@ -71,7 +72,7 @@ def follow(
         store.set_aside()
     training = Training(what, loss_of, config, held_out, state)
     display = RunDisplay(run.id, config.steps)
-    run.node, run.state = str(display.node_id or ""), "running"
+    run.node, run.workflow, run.state = str(display.node_id or ""), keep_graph(store.folder), "running"
     store.save_record(run)  # from here on the page can ask for it
     follower = _Follower(training, config, run, display, store, outlets)
     try:
