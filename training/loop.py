@@ -107,6 +107,8 @@ class Training:
                 loss = self.loss_of(self.done * config.gradient_accumulation + micro) / config.gradient_accumulation
                 loss.backward()
                 total += loss.item()
+            for parameter in getattr(self.what, "idle", ()):
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
             if not math.isfinite(total) or not math.isfinite(grad_norm):
                 self._optimizer.zero_grad()

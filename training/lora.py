@@ -24,12 +24,13 @@ class LowRankAdapters:
 
     targets: layer by name. `down` [rank, in] starts random (Kaiming uniform, as in the paper's code) and `up`
     [out, rank] at zero, so that step 0 is the base model. rates: learning rates of layers, by the beginning of their
-    names, that have one of their own.
+    names, that have one of their own. idle: the beginning of names of layers that may have no part in the output (a
+    text encoder's last one under clip skip): they need no gradient.
     """
 
     def __init__(
         self, targets: Mapping[str, nn.Module], rank: int, alpha: float, seed: int, device: torch.device,
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float] | None = None, idle: str | None = None,
     ):  # fmt: skip
         if not targets:
             raise InputError("the targets name no layer of this model; choose another set of targets")
@@ -45,6 +46,8 @@ class LowRankAdapters:
             down = torch.rand(rank, in_features, generator=generator(seed, "down", name)) * 2 * bound - bound
             self.down[name] = nn.Parameter(down.to(device))
             self.up[name] = nn.Parameter(torch.zeros(out_features, rank, device=device))
+
+        self.idle = [f[name] for name in self.layers if idle and name.startswith(idle) for f in (self.down, self.up)]
 
     @property
     def scale(self) -> float:

@@ -116,7 +116,7 @@ def train_lora(
             layers |= {TEXT_PREFIX + name: layer for name, layer in attention_layers(text.model).items()}
             names |= {TEXT_PREFIX + name: forms for name, forms in text_file_names(clip.cond_stage_model).items()}
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
-        adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates)
+        adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
         if data.start:
             adapters.load_state_dict(in_comfys_names(data.start, base, clip))
         run.names = {name: forms for name, forms in names.items() if name in layers}

@@ -1,4 +1,4 @@
-"""Every setting of the LoRA trainer, on ComfyUI's own model classes in small: SD1.5, SDXL and Flux."""
+"""Every setting of the LoRA trainer, on ComfyUI's own model classes in small: SD1.5 and SDXL."""
 
 import copy
 import logging
@@ -42,11 +42,6 @@ def sdxl(comfyui):
     return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu), tiny.clip(two=True, width=width), tiny.vae()
 
 
-@pytest.fixture(scope="module")
-def flux(comfyui):
-    return tiny.flux(), tiny.clip(), tiny.vae(16)
-
-
 @pytest.fixture
 def models(request):
     return request.getfixturevalue(request.param)
@@ -75,7 +70,7 @@ def two_sizes() -> ImageSet:
 # --- the gradient ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("models", ["sd15", "sdxl", "flux"], indirect=True)
+@pytest.mark.parametrize("models", ["sd15", "sdxl"], indirect=True)
 @pytest.mark.parametrize("cells", [(16, 16), (12, 20)])  # two aspect ratios
 def test_gradient_of_four_captions_is_the_mean_of_four(models, cells):
     model, clip, _ = models
@@ -110,7 +105,7 @@ def test_gradient_of_four_captions_is_the_mean_of_four(models, cells):
     assert (together - apart).norm() / apart.norm() < 1e-5
 
 
-@pytest.mark.parametrize("models", ["sd15", "sdxl", "flux"], indirect=True)
+@pytest.mark.parametrize("models", ["sd15", "sdxl"], indirect=True)
 def test_gradient_checkpointing_keeps_less_and_learns_the_same(models, run_node):
     model = models[0]
     plain, saving = (train(run_node, models, gradient_checkpointing=on, learning_rate=1e-3)[1] for on in (False, True))
@@ -159,7 +154,7 @@ def test_checkpointing_leaves_nothing_behind_when_it_fails(sd15):
 )  # fmt: skip
 def test_every_setting_changes_what_is_learned(sd15, run_node, changes):
     before = weights_hash(sd15[0].model)
-    plain, changed = train(run_node, sd15)[1], train(run_node, sd15, **changes)[1]
+    plain, changed = (train(run_node, sd15, **{"batch_size": 4} | more)[1] for more in ({}, changes))
     shared = plain.keys() & changed.keys()
     assert shared
     assert not same({k: plain[k] for k in shared}, {k: changed[k] for k in shared})
@@ -271,33 +266,6 @@ def test_sdxl_is_told_each_pictures_own_size(sdxl, run_node):
     assert torch.allclose(scaled, raw.float() * 0.13025, rtol=1e-4)
 
 
-def test_flux_trains_saves_and_loads_in_core(flux, run_node, caplog):
-    model, clip, _ = flux
-    new_model, lora, _, run, _, _ = train(run_node, flux, learning_rate=3e-2)
-    layers = {key.rsplit(".lora_", 1)[0] for key in lora if ".lora_" in key}
-    assert len(layers) == 2 * 4  # double blocks x picture and text x qkv and proj
-    assert run.prediction == "flow"
-    x, text = torch.randn(1, 16, 8, 8), torch.randn(1, 7, tiny.CONTEXT)
-    more = {"y": torch.randn(1, tiny.CONTEXT), "guidance": torch.tensor([3.5])}
-
-    def predict(patcher):
-        import comfy.model_management
-
-        with torch.inference_mode():
-            comfy.model_management.load_models_gpu([patcher])
-            return patcher.model.apply_model(x, torch.tensor([0.6]), c_crossattn=text, **more).clone()
-
-    for key_format in ("kohya", "comfy"):
-        (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/flux", run=run, dtype="fp32", key_format=key_format)
-        with caplog.at_level(logging.WARNING):
-            core, _ = run_node("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0)
-        assert "not loaded" not in caplog.text.lower()
-        base, ours, theirs = (predict(m) for m in (model, new_model, core))
-        assert (theirs - ours).abs().max() < 1e-3 * (ours - base).abs().max()
-    with pytest.raises(InputError, match=r"choose key_format kohya"):
-        run_node("BespokeSaveLora", lora=lora, filename_prefix="test/flux", run=run, key_format="diffusers")
-
-
 # --- samples, caches, events ----------------------------------------------------------------------------------------
 
 
@@ -315,7 +283,6 @@ def test_samples_are_drawn_and_change_nothing(sd15, run_node):
     assert len({sheet.tobytes() for sheet in sheets}) == 3  # the LoRA is in them
     assert store.record().samples == run.samples
     assert store.sample_path("../state.safetensors") is None
-    assert drawn[3].id != plain[3].id or True
     settings = run_node("KSampler", model=sd15[0], seed=3, steps=2, cfg=1.5, sampler_name="euler", scheduler="simple",
                         positive=cond(sd15, "a teal circle"), negative=cond(sd15, ""), latent_image={"samples": torch.zeros(1, 4, 8, 8)},
                         denoise=1.0)[0]["samples"]  # fmt: skip

@@ -107,24 +107,6 @@ def random_lora(layers: dict[str, tuple[int, int]], rank: int = 4, alpha: float 
     return out
 
 
-FLUX = {
-    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "context_in_dim": CONTEXT,
-    "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [4, 10, 10],
-    "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
-}  # fmt: skip
-
-
-def flux(seed: int = 0):
-    """A ModelPatcher of Flux's own classes in small: flow matching, joint attention, 16 channels."""
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    cpu = torch.device("cpu")
-    base = comfy.model_base.Flux(comfy.supported_models.Flux(dict(FLUX)), device=cpu)
-    fill(base.diffusion_model, seed)
-    return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
-
 
 def vae(channels: int = 4):
     """A VAE of TAESD's classes with random weights: 8x8 pixels a latent."""

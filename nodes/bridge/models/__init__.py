@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ....training.errors import InputError
-from . import flux, unet
+from . import unet
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
 
@@ -28,7 +28,6 @@ class Family:
 
 FAMILIES = (
     Family("U-Net (SD1.5, SD2, SDXL)", unet.fits, unet.PATTERNS, unet.blocks, unet.file_names, unet.architecture),
-    Family("Flux", flux.fits, flux.PATTERNS, flux.blocks, flux.file_names, flux.architecture),
 )
 
 

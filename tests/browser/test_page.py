@@ -1,0 +1,114 @@
+"""The page with the pack: no error that it has not without, hostile runs shown as text or dropped, a server that goes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from comfy_page import complaints, without_the_pack
+
+EXAMPLES = ("lora_train_and_use", "strength_ladder", "inpaint_region", "textual_inversion")
+ID = "lora-0123456789ab"
+MARKUP = "<img src=x onerror='window.harmed = true'><script>window.harmed = true</script>"
+
+
+def errors_of(open_page, workflow, look, rewrite=None):
+    page = open_page(look=look, rewrite=rewrite)
+    for name in EXAMPLES:
+        page.load(workflow(name))
+        page.tab.wait("app.rootGraph.nodes.length > 5")
+    page.tab.evaluate("new Promise((done) => setTimeout(done, 1500))")
+    return page, complaints(page.tab)
+
+
+@pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
+def test_no_error_that_the_page_has_not_without_the_pack(open_page, workflow, look):
+    page, without = errors_of(open_page, workflow, look, without_the_pack)
+    assert not page.tab.evaluate("!!document.querySelector('.bespoke-runs-tab-button')")
+    page.close()
+    page, with_pack = errors_of(open_page, workflow, look)
+    assert page.tab.evaluate("!!document.querySelector('.bespoke-runs-tab-button')")
+    assert [error for error in with_pack if error not in without] == []
+
+
+def send(page, kind, **values):
+    """An event as the socket brings it."""
+    body = json.dumps({"node_id": "3", "run_id": ID} | values).replace('"NaN"', "NaN")
+    page.tab.evaluate(f"app.api.dispatchCustomEvent('bespoke.run.{kind}', {body})")
+
+
+def test_hostile_events_and_records(open_page, workflow):
+    losses = [0.1] * 999_999 + [None]
+    record = {
+        "id": ID, "technique": MARKUP, "settings": {"steps": "many", "rank": MARKUP, MARKUP: 1}, "base": MARKUP, "images": "x",
+        "trigger": MARKUP, "losses": losses, "held_out": [[1, None], ["a", 2], 7, [5, 0.2]], "state": MARKUP, "started": 1e300,
+        "samples": [[1, "../../secret.png"], [2, "javascript:alert(1)"], [3, "000003.png"]], "seconds": "NaN",
+    }  # fmt: skip
+    summary = {key: value for key, value in record.items() if key != "losses"} | {"steps_done": 1_000_000}
+
+    def rewrite(url, body):
+        if url.endswith(f"/bespoke/runs/{ID}"):
+            return json.dumps(record).encode()
+        return json.dumps([summary, {"id": "../x"}, 7, None]).encode() if url.endswith("/bespoke/runs") else body
+
+    page = open_page(rewrite=rewrite)
+    page.load(workflow("lora_train_and_use"))
+    node = page.tab.evaluate(f"String({page.node('BespokeTrainLora')}.id)")
+    send(page, "start", node_id=node, steps=100)
+    send(page, "step", node_id=node, step=1, steps=100, loss="NaN", loss_ema="NaN", images_per_second=MARKUP, eta_s="NaN")
+    send(page, "step", node_id=node, step="x", loss=MARKUP)
+    send(page, "sample", node_id=node, step=1, image="https://example.invalid/x.png")
+    send(page, "sample", node_id=node, step=1, image=MARKUP)
+    send(page, "step", run_id=MARKUP, step=1, steps=2, loss=1)
+    page.panel(state="running")
+    # Runs are only read where one is asked for; the list shows the same record as text.
+    page.tab.click(".bespoke-runs-tab-button")
+    page.tab.wait("document.querySelectorAll('.bespoke-item').length === 1")
+    assert "onerror" in page.tab.wait("document.querySelector('.bespoke-item').innerText")
+    page.tab.click(".bespoke-card")
+    page.tab.wait("document.querySelector('.bespoke-detail dl')?.innerText.includes('onerror')")
+    pictures = page.tab.evaluate("[...document.querySelectorAll('.bespoke-strip img, .bespoke-tab img')].map((i) => i.getAttribute('src'))")
+    assert all(source.endswith("000003.png") for source in pictures)
+    assert page.tab.evaluate("window.harmed === undefined && !document.querySelector('.bespoke-tab script')")
+    assert not [error for error in page.tab.errors if error.startswith("uncaught")]
+
+
+def test_the_server_goes_in_mid_run_and_comes_back(open_page, server, workflow, screenshots):
+    page = open_page()
+    page.load(workflow("lora_train_and_use"), **{kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage")},
+              BespokeImageFolder={"resolution": 64}, BespokeTrainLora={"steps": 3000, "batch_size": 1, "seed": 601})  # fmt: skip
+    page.frame("BespokeTrainLora", 0.9)
+    page.queue()
+    page.panel(state="running", seconds=90)
+    page.tab.wait("/step \\d/.test(document.querySelector('.bespoke-panel .bespoke-head').innerText)")
+    server.stop()
+    page.panel(state="lost")
+    assert "connection" in page.panel()
+    page.picture(screenshots / "server_gone.png")
+    server.start()
+    assert "Queue again" in page.panel(state="cut off", seconds=90)
+    page.queue()
+    page.panel(state="running", seconds=90)
+    page.tab.evaluate("[...document.querySelectorAll('.bespoke-panel .bespoke-button')].at(-1).click()")
+    assert "Queue again" in page.panel(state="interrupted", seconds=60)
+
+
+def test_the_list_of_runs(open_page, server, workflow, screenshots):
+    runs = [run for run in server.get("/bespoke/runs") if run["settings"].get("seed") in (501, 502, 601)]
+    if len(runs) < 2:
+        pytest.skip("this looks at the runs of the other tests: run the whole file and test_training.py")
+    page = open_page()
+    page.tab.click(".bespoke-runs-tab-button")
+    page.tab.wait(f"document.querySelectorAll('.bespoke-item').length >= {len(runs)}")
+    page.tab.evaluate("[...document.querySelectorAll('.bespoke-item input')].slice(0, 2).forEach((box) => box.click())")
+    page.tab.wait("document.querySelector('.bespoke-compare tbody')?.innerText.includes('seed')")
+    kept = next(run["id"] for run in runs if run["state"] == "kept")
+    page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-card').click()")
+    page.tab.wait(f"document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail button').length >= 2")
+    page.picture(screenshots / "runs.png")
+    before = page.tab.evaluate("app.rootGraph.nodes.length")
+    page.tab.evaluate(f"[...document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button')].at(-1).click()")
+    page.tab.wait(f"app.rootGraph.nodes.length === {before} + 1")
+    assert page.tab.evaluate(f"{page.node('BespokeInjectLora')}.widgets.find((w) => w.name === 'lora_name').value").startswith("page/50")
+    page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button').click()")
+    page.tab.wait(f"!!{page.node('BespokeTrainLora')}")
