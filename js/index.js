@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { el } from "./dom.js";
+import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
 import { placer } from "./place.js";
 import { createRuns } from "./runs.js";
 import { TRAINERS } from "./run_match.js";
@@ -47,6 +48,9 @@ app.registerExtension({
   },
   nodeCreated(node) {
     if (DIAL_NODES.has(node.comfyClass)) attachDial(node, fetchApi);
+    if (node.comfyClass === FOLDER_NODE) {
+      attachFolder(node, { fetchApi, apiURL: (path) => api.apiURL(path), reload: () => app.reloadNodeDefs?.() });
+    }
     if (node.comfyClass in TRAINERS) attachPanel(node, runs, { graphId: () => app.rootGraph?.id ?? "" });
   },
 });

@@ -46,6 +46,12 @@ export const STYLE = `
 .bespoke-large img { display: block; max-width: 84vw; max-height: 76vh; min-width: min(384px, 80vw); border-radius: 6px;
   image-rendering: auto; margin: auto; }
 .bespoke-large p { margin: 10px 0; }
+.bespoke-captions { flex: 1; min-height: 0; overflow-y: auto; display: grid; gap: 4px; align-content: start; scrollbar-width: thin; }
+.bespoke-captions > div { display: flex; gap: 6px; align-items: center; }
+.bespoke-captions img { width: 36px; height: 36px; object-fit: cover; border-radius: 4px; flex: none; }
+.bespoke-captions input { flex: 1; min-width: 0; padding: 4px 6px; border: 1px solid var(--border-color); border-radius: 5px;
+  background: var(--comfy-input-bg); color: var(--input-text); font: 11px Inter, system-ui, sans-serif; }
+.bespoke-captions .bespoke-wrong { border-color: #e5534b; }
 .bespoke-tab { height: 100%; overflow-y: auto; box-sizing: border-box; padding: 12px; color: var(--input-text);
   font: 12px/1.4 Inter, system-ui, sans-serif; background: var(--comfy-menu-bg); }
 .bespoke-tab header { display: flex; justify-content: space-between; align-items: center; margin-bottom: 8px; }

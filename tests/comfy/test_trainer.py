@@ -132,9 +132,14 @@ def test_gradient_checkpointing_keeps_less_and_learns_the_same(models, run_node)
 
 def test_checkpointing_leaves_nothing_behind_when_it_fails(sd15):
     blocks = checkpoint_blocks(sd15[0].model.diffusion_model)
-    with pytest.raises(RuntimeError, match="on purpose"), checkpointed(blocks):
-        assert all("forward" in vars(block) for block in blocks)
-        raise RuntimeError("on purpose")
+
+    def fail():
+        with checkpointed(blocks):
+            assert all("forward" in vars(block) for block in blocks)
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail()
     assert not any("forward" in vars(block) for block in blocks)
 
 
