@@ -1,0 +1,133 @@
+// The image node's own list: the folder's pictures with their captions, editable in place; a folder or pictures dropped
+// on the node become a training folder under ComfyUI's input. No side effects: index.js attaches it.
+
+import { el, say } from "./dom.js";
+import { t } from "./words.js";
+
+export const FOLDER_NODE = "BespokeImageFolder";
+const HEIGHT = { empty: 40, list: 190 }; // px
+const LOOK_MS = 700; // between looks at the folder widget
+const FILE = /\.(png|jpe?g|webp|bmp|gif|tiff?|txt)$/i;
+const MOST_FILES = 5000;
+
+/** Add the list to an image node. page: { fetchApi, apiURL, reload() }; reload refreshes the lists of folders. */
+export function attachFolder(node, page) {
+  const note = el("p", { class: "bespoke-note", role: "status" });
+  const list = el("div", { class: "bespoke-captions", role: "list", "aria-label": t("folder.pictures") });
+  const box = el("section", { class: "bespoke-panel", "aria-label": t("folder.pictures") }, note, list);
+  for (const kind of ["keydown", "pointerdown", "wheel"]) box.addEventListener(kind, (event) => event.stopPropagation());
+  let shown = null; // the folder in the list
+  let height = HEIGHT.empty;
+
+  const folder = () => node.widgets?.find((widget) => widget.name === "folder");
+  const ask = async (path, options) => {
+    const answer = await page.fetchApi(path, options);
+    const said = await answer.json();
+    if (!answer.ok) throw new Error(typeof said.error === "string" ? said.error : `status ${answer.status}`);
+    return said;
+  };
+  const post = (path, body) => ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+  function row(name, { file, caption }) {
+    const query = new URLSearchParams({ filename: file, subfolder: name, type: "input", preview: "webp;60" });
+    const input = el("input", { type: "text", value: caption ?? "", placeholder: t("caption.none"), "aria-label": t("caption.of", { file }), spellcheck: "false" });
+    const write = async () => {
+      try {
+        input.value = (await post("/bespoke/folder/caption", { folder: name, file, caption: input.value })).caption;
+        input.classList.remove("bespoke-wrong");
+      } catch (error) {
+        input.classList.add("bespoke-wrong");
+        say(note, error.message);
+      }
+    };
+    input.addEventListener("change", write);
+    const picture = el("img", { src: page.apiURL(`/view?${query}`), alt: file, title: file, loading: "lazy", draggable: "false" });
+    return el("div", { role: "listitem" }, picture, input);
+  }
+
+  async function look(anew = false) {
+    const name = folder()?.value;
+    if (document.hidden || !name || (name === shown && !anew)) return;
+    shown = name;
+    try {
+      const { pictures } = await ask(`/bespoke/folder?${new URLSearchParams({ name })}`);
+      say(note, t("folder.drop", { count: pictures.length }));
+      list.replaceChildren(...pictures.slice(0, 500).map((picture) => row(name, picture)));
+    } catch {
+      say(note, t("folder.empty"));
+      list.replaceChildren();
+    }
+    height = list.children.length ? HEIGHT.list : HEIGHT.empty;
+    box.style.minHeight = `${height}px`;
+    const [width, tall] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)]);
+  }
+
+  /** Send the files to a new folder and choose it. */
+  async function take(wish, files) {
+    const { folder: name } = await post("/bespoke/folder", { name: wish });
+    let sent = 0;
+    for (const file of files) {
+      const form = new FormData();
+      form.append("image", file, file.name);
+      for (const [key, value] of Object.entries({ type: "input", subfolder: name, overwrite: "true" })) form.append(key, value);
+      const answer = await page.fetchApi("/upload/image", { method: "POST", body: form });
+      if (!answer.ok) throw new Error(t("folder.refused", { file: file.name }));
+      say(note, t("folder.sending", { sent: ++sent, all: files.length }));
+    }
+    await page.reload();
+    const widget = folder();
+    widget.value = name;
+    widget.callback?.(name);
+    await look(true);
+  }
+
+  const over = node.onDragOver;
+  node.onDragOver = function (event, ...rest) {
+    return [...(event?.dataTransfer?.items ?? [])].some((item) => item.kind === "file") || (over?.call(this, event, ...rest) ?? false);
+  };
+  const drop = node.onDragDrop;
+  node.onDragDrop = function (event, ...rest) {
+    const entries = [...(event?.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+    if (!entries.length) return drop?.call(this, event, ...rest) ?? false;
+    const wish = entries.find((entry) => entry.isDirectory)?.name ?? t("folder.new");
+    filesIn(entries)
+      .then((files) => (files.length ? take(wish, files) : say(note, t("folder.nothing"))))
+      .catch((error) => say(note, error.message));
+    return true;
+  };
+
+  const widget = node.addDOMWidget("pictures", "bespoke_pictures", box, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => height,
+    getMaxHeight: () => 3 * HEIGHT.list,
+  });
+  widget.serialize = false;
+  say(note, t("folder.empty"));
+  const timer = setInterval(look, LOOK_MS);
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    clearInterval(timer);
+    return removed?.apply(this, args);
+  };
+  const [width, tall] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)]);
+  return widget;
+}
+
+/** The pictures and captions among dropped entries, folders looked into one level deep. */
+async function filesIn(entries) {
+  const found = [];
+  const read = (entry) => new Promise((done, fail) => entry.file(done, fail));
+  const some = (reader) => new Promise((done, fail) => reader.readEntries(done, fail));
+  for (const entry of entries) {
+    if (entry.isFile) found.push(entry);
+    if (!entry.isDirectory) continue;
+    const reader = entry.createReader();
+    for (let batch = await some(reader); batch.length && found.length < MOST_FILES; batch = await some(reader)) {
+      found.push(...batch.filter((inner) => inner.isFile));
+    }
+  }
+  return Promise.all(found.filter((entry) => FILE.test(entry.name)).slice(0, MOST_FILES).map(read));
+}
