@@ -68,3 +68,24 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
     page.tab.wait(f"!!{page.node('BespokeTrainLora')}")
     page.panel(state="kept")
     assert page.tab.evaluate(f"{page.node('BespokeTrainLora')}.widgets.find((w) => w.name === 'seed').value") == seed
+
+
+def test_the_list_of_runs(open_page, server, workflow, screenshots):
+    runs = [run for run in server.get("/bespoke/runs") if run["settings"].get("seed") in (501, 502)]
+    if len(runs) < 2:
+        pytest.skip("this looks at the runs of the other tests: run the whole file")
+    page = open_page()
+    page.tab.click(".bespoke-runs-tab-button")
+    page.tab.wait(f"document.querySelectorAll('.bespoke-item').length >= {len(runs)}")
+    page.tab.evaluate("[...document.querySelectorAll('.bespoke-item input')].slice(0, 2).forEach((box) => box.click())")
+    page.tab.wait("document.querySelector('.bespoke-compare tbody')?.innerText.includes('seed')")
+    kept = next(run["id"] for run in runs if run["state"] == "kept")
+    page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-card').click()")
+    page.tab.wait(f"document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail button').length >= 2")
+    page.picture(screenshots / "runs.png")
+    before = page.tab.evaluate("app.rootGraph.nodes.length")
+    page.tab.evaluate(f"[...document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button')].at(-1).click()")
+    page.tab.wait(f"app.rootGraph.nodes.length === {before} + 1")
+    assert page.tab.evaluate(f"{page.node('BespokeInjectLora')}.widgets.find((w) => w.name === 'lora_name').value").startswith("page/50")
+    page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button').click()")
+    page.tab.wait(f"!!{page.node('BespokeTrainLora')}")
