@@ -130,7 +130,7 @@ export function panel({ finish, cancel, sampleUrl }) {
   const buttons = el("div", { class: "bespoke-buttons" }, keep, stop);
   const spoken = el("div", { class: "bespoke-spoken", "aria-live": "polite" });
   const head = el("div", { class: "bespoke-head" }, state, progress);
-  const box = el("section", { class: "bespoke-panel", "aria-label": t("training") }, head, numbers, canvas, legend, strip, note, buttons, spoken);
+  const box = el("section", { class: "bespoke-panel bespoke-training", "aria-label": t("training") }, head, numbers, canvas, legend, strip, note, buttons, spoken);
   // The graph's own shortcuts and zoom stay out of what is typed and scrolled in here.
   for (const kind of ["keydown", "pointerdown"]) box.addEventListener(kind, (event) => event.stopPropagation());
 

@@ -182,9 +182,11 @@ class Page:
             got = self.send("Fetch.getResponseBody", requestId=request)
             body = base64.b64decode(got["body"]) if got["base64Encoded"] else got["body"].encode()
             new = self.rewrite(paused["request"]["url"], body)
+            status = paused.get("responseStatusCode", 200) if new == body else 200
+            headers = [h for h in paused.get("responseHeaders", []) if h["name"].lower() not in ("content-length", "content-encoding")]
             self.send(
-                "Fetch.fulfillRequest", requestId=request, responseCode=paused.get("responseStatusCode", 200),
-                responseHeaders=paused.get("responseHeaders", []), body=base64.b64encode(new).decode(),
+                "Fetch.fulfillRequest", requestId=request, responseCode=status, responseHeaders=headers,
+                body=base64.b64encode(new).decode(),
             )  # fmt: skip
         except PageError:  # a redirect, or the page has gone
             self._later("Fetch.continueRequest", requestId=request)

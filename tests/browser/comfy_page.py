@@ -63,8 +63,8 @@ class ComfyPage:
     def panel(self, seconds: float = 30, **wanted: str) -> str:
         """The training panel's text, once its state is as wanted: panel(state="kept")."""
         state = wanted.get("state")
-        test = f"document.querySelector('.bespoke-panel')?.dataset.state === {json.dumps(state)}" if state else "true"
-        return self.tab.wait(f"{test} && document.querySelector('.bespoke-panel')?.innerText", seconds)
+        test = f"document.querySelector('.bespoke-training')?.dataset.state === {json.dumps(state)}" if state else "true"
+        return self.tab.wait(f"{test} && document.querySelector('.bespoke-training')?.innerText", seconds)
 
     def frame(self, kind: str, scale: float = 1.0) -> None:
         """Bring a node into view."""

@@ -9,8 +9,8 @@ import pytest
 
 MUTED = {kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")}
 LONG = {"steps": 4000, "batch_size": 1}  # more than will be waited for
-STEP = "Number(document.querySelector('.bespoke-panel .bespoke-head')?.innerText.match(/step ([\\d,]+)/)?.[1].replaceAll(',', ''))"
-INK = """(() => { const c = document.querySelector('.bespoke-panel canvas'); if (!c?.width) return 0;
+STEP = "Number(document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step ([\\d,]+)/)?.[1].replaceAll(',', ''))"
+INK = """(() => { const c = document.querySelector('.bespoke-training canvas'); if (!c?.width) return 0;
   const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
   for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && d[i + 2] > 200 && d[i] < 120) n++; return n; })()"""  # the average's blue
 
@@ -43,7 +43,7 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
     page.frame("BespokeTrainLora", 0.9)
     page.picture(screenshots / f"training_{look.replace(' ', '')}_{palette}.png")
 
-    page.tab.click(".bespoke-panel .bespoke-main")
+    page.tab.click(".bespoke-training .bespoke-main")
     page.panel(state="kept", seconds=60)
     name = f"page/{seed}_00001.safetensors"
     page.tab.wait(f"{page.node('LoraLoader')}.widgets.find((w) => w.name === 'lora_name').options.values.includes('{name}')")
