@@ -7,9 +7,6 @@ import re
 
 import pytest
 
-# Not yet steady on a loaded machine: run by hand, `python3 dev.py test -m slow tests/browser`.
-pytestmark = pytest.mark.slow
-
 MUTED = {kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")}
 LONG = {"steps": 4000, "batch_size": 1}  # more than will be waited for
 STEP = "Number(document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step ([\\d,]+)/)?.[1].replaceAll(',', ''))"
