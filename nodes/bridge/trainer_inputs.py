@@ -18,7 +18,7 @@ TOOLTIPS = {
     "batch_size": "Pictures per model call. Larger is steadier and needs more memory.",
     "validation": "How many of the pictures are held out: not trained on, but scored at fixed noise levels, so that the curve says when to stop. 0 is off.",
     "lr_schedule": "How the learning rate falls over the steps.",
-    "warmup_steps": "Steps over which the learning rate rises from 0.",
+    "warmup_steps": "Steps over which the learning rate rises evenly to its highest; the first of them learns a little already.",
     "optimizer": "AdamW is the safe choice. Adafactor needs less memory, SGD the least, and a learning rate a hundred times as high.",
     "gradient_accumulation": "Model calls per step: a larger batch than the memory holds, at the cost of time.",
     "max_grad_norm": "Longer gradients are scaled down to this, which keeps single odd batches from doing harm. 0 is off.",
