@@ -22,6 +22,7 @@ class PseudoWord:
     def __init__(self, start: Mapping[str, Tensor], norm_limit: Mapping[str, float] | None, device: torch.device):
         self.vectors = {key: nn.Parameter(value.detach().clone().float().to(device)) for key, value in start.items()}
         self.norm_limit = norm_limit
+        self.idle: list[nn.Parameter] = []
 
     def groups(self, learning_rate: float) -> list[tuple[list[nn.Parameter], float]]:
         return [(list(self.vectors.values()), learning_rate)]

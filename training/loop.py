@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .average import RunningMean
 from .checkpoint import State, optimizer_state, restore_optimizer
@@ -20,7 +20,12 @@ from .optimizers import Group, clip_gradient, lr_schedule, make_optimizer
 
 
 class Trainable(Protocol):
-    """What is learned: adapters or an embedding."""
+    """What is learned: adapters or an embedding.
+
+    idle: parameters that may have no part in the loss, and so no gradient. For any other that is an error.
+    """
+
+    idle: Sequence[nn.Parameter]
 
     def groups(self, learning_rate: float) -> Sequence[Group]:
         """The parameters in groups, each with its learning rate; `learning_rate` is the run's."""
@@ -107,7 +112,7 @@ class Training:
                 loss = self.loss_of(self.done * config.gradient_accumulation + micro) / config.gradient_accumulation
                 loss.backward()
                 total += loss.item()
-            for parameter in getattr(self.what, "idle", ()):
+            for parameter in self.what.idle:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
             if not math.isfinite(total) or not math.isfinite(grad_norm):

@@ -65,6 +65,11 @@ class Run:
         """(step, loss) of the lowest held-out loss."""
         return min(self.held_out, key=lambda point: point[1], default=None)
 
+    def quarters(self) -> tuple[float, float]:
+        """The mean loss over the first and the last quarter of the steps."""
+        count = max(1, len(self.losses) // 4)
+        return sum(self.losses[:count]) / count, sum(self.losses[-count:]) / count
+
     def over_fitting_since(self) -> int | None:
         """The step from which the held-out loss only rose above its lowest by more than 2 %, or None."""
         if self.best is None:

@@ -42,13 +42,12 @@ def of_vae(vae) -> str:
     return of_patcher(getattr(vae, "patcher", None))
 
 
-def checksum(*modules: nn.Module) -> str:
+def checksum(module: nn.Module) -> str:
     """A hash over every parameter and buffer: the sum of each one's bits as whole numbers, computed where it lies."""
     out = hashlib.blake2b(digest_size=8)
-    for module in modules:
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            bits = tensor.detach().contiguous().reshape(-1).view(_WHOLE[tensor.element_size()])
-            out.update(f"{name}{tuple(tensor.shape)}{int(bits.sum(dtype=torch.int64))}".encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        bits = tensor.detach().contiguous().reshape(-1).view(_WHOLE[tensor.element_size()])
+        out.update(f"{name}{tuple(tensor.shape)}{int(bits.sum(dtype=torch.int64))}".encode())
     return out.hexdigest()
 
 

@@ -12,6 +12,7 @@ from comfy_execution.utils import get_executing_context
 
 from .run_store import RunStore
 from .safe_files import LARGEST_HEADER
+from .storage import write_text
 
 GRAPH = "graph.json"
 MADE = {"loras": "lora", "embeddings": "embedding"}  # ComfyUI's folders, and what a file there is called
@@ -25,10 +26,7 @@ def keep_graph(folder: Path) -> str:
     workflow = running_workflow()
     if workflow is None:
         return ""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".graph-{os.getpid()}.part"
-    temporary.write_text(json.dumps(workflow), "utf-8")
-    temporary.replace(folder / GRAPH)
+    write_text(folder / GRAPH, json.dumps(workflow))
     return str(workflow.get("id") or "")
 
 
@@ -47,7 +45,7 @@ def running_workflow() -> dict | None:
     return None
 
 
-def graph_of(run_id: str) -> dict | None:
+def kept_graph(run_id: str) -> dict | None:
     """The run's workflow: the kept one, else that in a file it made. Raises `ValueError` for what is no run's id."""
     try:
         return json.loads((RunStore(run_id).folder / GRAPH).read_text("utf-8"))
@@ -115,7 +113,7 @@ def register(server) -> None:
 
     @server.routes.get("/bespoke/runs/{id}/graph")
     async def graph(request):
-        return await answer(request, graph_of, "this run's graph was not kept, as it was queued without one")
+        return await answer(request, kept_graph, "this run's graph was not kept, as it was queued without one")
 
     @server.routes.get("/bespoke/runs/{id}/files")
     async def files(request):

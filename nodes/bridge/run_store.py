@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import time
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...training.checkpoint import State, pack, unpack
 from ...training.record import Run
-from .storage import write_safetensors
+from .storage import write_safetensors, write_text
 
 SAMPLES = "samples"
 _SAMPLE = re.compile(r"\d{6,}\.png")
@@ -85,10 +84,7 @@ class RunStore:
         self.save_record(run)
 
     def save_record(self, run: Run) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".record-{os.getpid()}.part"
-        temporary.write_text(run.to_json(), "utf-8")
-        temporary.replace(self.folder / "record.json")
+        write_text(self.folder / "record.json", run.to_json())
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
         """Write a sample image; gives its file name, which `sample_path` takes."""

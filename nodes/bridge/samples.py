@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,11 @@ def settings_in(prompt: Mapping[str, Any] | None) -> SamplerSettings:
         ):  # fmt: skip
             return SamplerSettings(steps, float(cfg), name, scheduler, seed if isinstance(seed, int) else 0)
     return SamplerSettings()
+
+
+def as_conditioning(encoded: Iterable[tuple[Tensor, dict[str, Any]]]) -> tuple[list, ...]:
+    """Encoded prompts, (context, what goes with it) each, as ComfyUI's samplers take them."""
+    return tuple([[cond, {key: value for key, value in extra.items() if value is not None}]] for cond, extra in encoded)
 
 
 def sampler_for(

@@ -57,6 +57,14 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
         Path(temporary).unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, over what is there: a reader sees the old or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}-{os.getpid()}.part")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
 def _rename_new(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)  # fails when the path is taken: no moment between looking and writing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -75,9 +74,7 @@ def write_caption(folder: str, file: str, caption: str) -> dict:
     if not text:
         path.unlink(missing_ok=True)
         return {"caption": ""}
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.part")
-    temporary.write_text(text + "\n", "utf-8")
-    temporary.replace(path)
+    storage.write_text(path, text + "\n")
     return {"caption": text}
 
 

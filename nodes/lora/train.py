@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import comfy.lora
-import comfy.lora_convert
 import torch
 from torch import Tensor
 
 from ...training.config import PRECISIONS, TrainConfig, check_choice, check_range
 from ...training.data import Batch
 from ...training.errors import InputError
-from ...training.formats import COMFY_PREFIX, from_diffusers
+from ...training.formats import COMFY_PREFIX
 from ...training.images import ImageSet, common_resolution, passes
 from ...training.lora import LowRankAdapters
 from ...training.measure import StepCost, in_words
@@ -29,9 +27,12 @@ from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training
 from ..bridge.models import TARGETS, architecture, file_names, target_layers
 from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.run import Outlets, follow
-from ..bridge.samples import SamplerSettings, sampler_for
+from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
 from ..bridge.text import TEXT_PREFIX, TrainableText, attention_layers, opened_text
 from ..bridge.text import file_names as text_file_names
+from .bypass import low_rank_path
+from .files import named
+from .match import match
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def train_lora(
         run_id("lora", request.settings(), data.fingerprint(), identity.of_models(model, clip, vae)), "lora",
         request.settings(), identity.base_name(model), len(pictures.trained_on), data.images.trigger,
         tag_frequency(item.caption for item in data.images.items), resolution=common_resolution(data.images),
-        architecture=architecture(base), base_hash=digest(identity.of_patcher(model)),
+        architecture=architecture(base), base_hash=identity.checksum(base),
         clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
     compute = compute_type(base, model.load_device, request.precision)
@@ -118,7 +119,7 @@ def train_lora(
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
         adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
         if data.start:
-            adapters.load_state_dict(in_comfys_names(data.start, base, clip))
+            adapters.load_state_dict(factors_of(data.start, model, clip))
         run.names = {name: forms for name, forms in names.items() if name in layers}
         run.trained = sum(parameter.numel() for parameter in adapters.parameters())
         prompts = Prompts(denoiser, pictures, clip, text, request.sample_prompt)
@@ -181,24 +182,23 @@ class Prompts:
         """(positive, negative) of a sample image, as ComfyUI's samplers take them."""
         texts = [self._sample, ""]
         encoded = self._text.encode(texts, self._clip) if self._text is not None else [self._encoded[t] for t in texts]
-        return tuple([[cond, {k: v for k, v in extra.items() if v is not None}]] for cond, extra in encoded)
+        return as_conditioning(encoded)
 
     def tensors(self) -> list[Tensor]:
         return [cond for cond, _ in self._encoded.values()]
 
 
-def in_comfys_names(lora: Mapping[str, Tensor], base, clip) -> dict[str, Tensor]:
+def factors_of(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:
     """A LoRA's factors under ComfyUI's own layer names, whatever program named them. Raises `InputError` for other kinds."""
-    key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, comfy.lora.model_lora_keys_unet(base, {}))
-    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(from_diffusers(lora)), key_map, log_missing=False)
-    text_keys, out = set(clip.cond_stage_model.state_dict()), {}
-    for key, adapter in loaded.items():
-        if not isinstance(key, str) or getattr(adapter, "name", "") != "lora" or adapter.weights[3] is not None:
-            raise InputError("the LoRA to go on from is no plain one of two factors a layer; give one that was trained here")
-        up, down, alpha = adapter.weights[:3]
-        layer = (TEXT_PREFIX if key in text_keys else "") + key.removesuffix(".weight")
-        out[f"{layer}.lora_up.weight"], out[f"{layer}.lora_down.weight"] = up, down
-        out[f"{layer}.alpha"] = torch.tensor(float(down.shape[0] if alpha is None else alpha))
+    found, out = match(model, clip, named(lora)), {}
+    for prefix, patches in (("", found.model), (TEXT_PREFIX, found.clip)):
+        for patch in patches:
+            if not isinstance(patch.key, str) or not low_rank_path(patch.adapter) or patch.adapter.weights[3] is not None:
+                raise InputError("the LoRA to go on from is no plain one of two factors a layer; give one that was trained here")
+            up, down, alpha = patch.adapter.weights[:3]
+            layer = prefix + patch.key.removesuffix(".weight")
+            out[f"{layer}.lora_up.weight"], out[f"{layer}.lora_down.weight"] = up, down
+            out[f"{layer}.alpha"] = torch.tensor(float(down.shape[0] if alpha is None else alpha))
     return out
 
 
@@ -220,8 +220,7 @@ def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int)
     """What was trained and how it went, in words."""
     losses, config = run.losses, request.train
     seen = passes(run.images, len(losses), config.images_per_step)
-    quarter = max(1, len(losses) // 4)
-    first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+    first, last = run.quarters()
     lines = [
         f"LoRA of rank {request.rank}, alpha {request.alpha:g} (strength alpha/rank = {request.alpha / request.rank:g}) on "
         f"{layer_count} layers ({request.targets}{', text encoder' if request.train_text_encoder else ''}): "

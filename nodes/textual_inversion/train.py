@@ -20,7 +20,7 @@ from ..bridge.conditioning import join, model_conds
 from ..bridge.denoiser import compute_type, opened_for_training
 from ..bridge.pictures import describe_held_out, prepare
 from ..bridge.run import Outlets, follow
-from ..bridge.samples import SamplerSettings, sampler_for
+from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
 from ..bridge.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
 from .names import check_name, prompt_word
 from .templates import TEMPLATES, check_captions, prompt_for
@@ -89,11 +89,11 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     run = Run(
         run_id("textual inversion", request.settings(), images.fingerprint, identity.of_models(model, clip, vae)),
         "textual inversion", request.settings(), identity.base_name(model), len(pictures.trained_on), images.trigger,
-        tag_frequency(item.caption for item in images.items), base_hash=identity.checksum(model.model.diffusion_model),
+        tag_frequency(item.caption for item in images.items), base_hash=identity.checksum(model.model),
         clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
     weights = (model.model, clip.cond_stage_model, vae.first_stage_model)
-    before = identity.checksum(*weights)
+    before = [run.base_hash, *map(identity.checksum, weights[1:])]
     compute = compute_type(model.model, model.load_device, request.precision)
     with opened_for_training(model, request.precision) as denoiser, opened_text(clip, compute) as text:
         run.prediction = denoiser.prediction
@@ -121,8 +121,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
 
         def for_sample() -> tuple[list, list]:
             said = request.sample_prompt.replace("{word}", word).strip() or f"a photo of {word}"
-            return tuple([[cond, {k: v for k, v in extra.items() if v is not None}]]
-                         for cond, extra in text.encode([said, ""], speaking))  # fmt: skip
+            return as_conditioning(text.encode([said, ""], speaking))
 
         score = None
         if pictures.held_out:
@@ -137,7 +136,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
             [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
         )  # fmt: skip
         embedding = follow(learned, loss_of, config, run, outlets, score, request.resume)
-    if identity.checksum(*weights) != before:
+    if [*map(identity.checksum, weights)] != before:
         raise RuntimeError("a weight of the models changed during the training; this is a fault of Bespoke, please report it")
     return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
 
@@ -156,13 +155,13 @@ def preflight(run: Run, request: InversionRequest, cost: StepCost) -> str:
 def describe(run, request, embedding, start, parts, tables) -> str:
     """What was learned, in words: size, loss, how far the word moved and what it is near to."""
     losses, config = run.losses, request.train
-    quarter = max(1, len(losses) // 4)
+    first, last = run.quarters()
     lines = [
         f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; 0 weights changed (hash equal).",
         f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of "
         f"{run.images} pictures was seen about "
         f"{passes(run.images, len(losses), config.images_per_step):.0f} times.",
-        f"Loss {sum(losses[:quarter]) / quarter:.4f} over the first quarter, {sum(losses[-quarter:]) / quarter:.4f} over the last.",
+        f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
     ]
     lines += describe_held_out(run, config)
     for key, vectors in embedding.items():

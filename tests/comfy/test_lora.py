@@ -7,11 +7,8 @@ import pytest
 import sprites
 import torch
 from bespoke.nodes.bridge import conditioning
-from bespoke.nodes.bridge.denoiser import opened_for_training
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.training.lora import LowRankAdapters
-from bespoke.training.objective import denoising_loss
-from helpers import sample, share, sprite_set, weights_hash
+from helpers import batch_and_single_gradients, sample, share, sprite_set, weights_hash
 from judge import silhouette
 
 STEPS, COUNT = 250, 4
@@ -64,35 +61,9 @@ def test_gradient_of_four_captions_is_the_mean_of_four(small, small_checkpoint):
     model = comfy.sd.load_checkpoint_guess_config(
         str(small_checkpoint), output_vae=False, output_clip=False, model_options={"dtype": torch.float64}
     )[0]
-    texts = ["a red circle", "a blue square on white", "green ring", "a yellow cross on black"]
-    prompts = [conditioning.encode_prompt(clip, text) for text in texts]
     for shape in ((4, 16, 16), (4, 12, 20)):  # two aspect ratios
-        torch.manual_seed(0)
-        latent, noise = torch.randn(4, *shape), torch.randn(4, *shape)
-        with opened_for_training(model, "fp32") as denoiser:
-            adapters = LowRankAdapters(
-                target_layers(denoiser.base.diffusion_model, "cross-attention"), 4, 4, 0, denoiser.device
-            )
-            for up in adapters.up.values():
-                torch.nn.init.normal_(up, std=0.05)
-            conds = [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in prompts]
-            sigma = denoiser.sigma(torch.tensor([0.1, 0.4, 0.6, 0.95]))
-            sizes = []
-            hook = denoiser.base.diffusion_model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
-
-            def gradient(where, conds=conds, adapters=adapters, denoiser=denoiser, sigma=sigma, latent=latent, noise=noise):
-                with adapters.attached():
-                    joined = conditioning.join([conds[i] for i in where])
-                    denoising_loss(denoiser, latent[where], noise[where], sigma[where], joined).mean().backward()
-                out = torch.cat([p.grad.flatten() for p in adapters.parameters()])
-                for p in adapters.parameters():
-                    p.grad = None
-                return out
-
-            together = gradient([0, 1, 2, 3])
-            assert sizes == [4]  # one call with exactly four samples
-            apart = sum(gradient([i]) for i in range(4)) / 4
-            hook.remove()
+        together, apart, sizes = batch_and_single_gradients(model, clip, shape)
+        assert sizes == [4]  # one call with exactly four samples
         assert (together - apart).norm() / apart.norm() < 1e-5
 
 

@@ -19,7 +19,7 @@ from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step
 from bespoke.training.objective import denoising_loss
 from comfy_api.latest import io
-from helpers import sprite_set, weights_hash
+from helpers import batch_and_single_gradients, sprite_set, weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -74,33 +74,8 @@ def two_sizes() -> ImageSet:
 @pytest.mark.parametrize("cells", [(16, 16), (12, 20)])  # two aspect ratios
 def test_gradient_of_four_captions_is_the_mean_of_four(models, cells):
     model, clip, _ = models
-    texts = ["a red circle", "a blue square on white", "green ring", "a yellow cross on black"]
-    prompts = [conditioning.encode_prompt(clip, text) for text in texts]
-    torch.manual_seed(0)
-    shape = (4, model.model.latent_format.latent_channels, *cells)
-    latent, noise = torch.randn(shape), torch.randn(shape)
-    with opened_for_training(model, "fp32") as denoiser:
-        adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, "cross-attention"), 4, 4, 0, denoiser.device)
-        for up in adapters.up.values():
-            torch.nn.init.normal_(up, std=0.05)
-        conds = [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in prompts]
-        sigma = denoiser.sigma(torch.tensor([0.1, 0.4, 0.6, 0.95]))
-        sizes = []
-        hook = denoiser.base.diffusion_model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
-
-        def gradient(where):
-            with adapters.attached():
-                joined = conditioning.join([conds[i] for i in where])
-                denoising_loss(denoiser, latent[where], noise[where], sigma[where], joined).mean().backward()
-            out = torch.cat([p.grad.flatten() for p in adapters.parameters()])
-            for p in adapters.parameters():
-                p.grad = None
-            return out
-
-        together = gradient([0, 1, 2, 3])
-        assert sizes == [4]  # one call with exactly four samples
-        apart = sum(gradient([i]) for i in range(4)) / 4
-        hook.remove()
+    together, apart, sizes = batch_and_single_gradients(model, clip, (model.model.latent_format.latent_channels, *cells))
+    assert sizes == [4]  # one call with exactly four samples
     assert apart.norm() > 0
     assert (together - apart).norm() / apart.norm() < 1e-5
 

@@ -7,8 +7,13 @@ import hashlib
 import numpy as np
 import sprites
 import torch
+from bespoke.nodes.bridge import conditioning
+from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.images import ImageSet, TrainingImage
+from bespoke.training.lora import LowRankAdapters
+from bespoke.training.objective import denoising_loss
 from judge import judge
 from PIL import Image
 
@@ -20,6 +25,41 @@ def weights_hash(module: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def batch_and_single_gradients(model, clip, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """(gradient of four captions in one call, mean of the four alone, the sizes of the first one's model calls).
+
+    model, clip: ComfyUI's. shape: [C, H, W] of the latents, drawn from a seed, each at a noise level of its own.
+    """
+    texts = ["a red circle", "a blue square on white", "green ring", "a yellow cross on black"]
+    prompts = [conditioning.encode_prompt(clip, text) for text in texts]
+    torch.manual_seed(0)
+    latent, noise = torch.randn(4, *shape), torch.randn(4, *shape)
+    with opened_for_training(model, "fp32") as denoiser:
+        layers = target_layers(denoiser.base.diffusion_model, "cross-attention")
+        adapters = LowRankAdapters(layers, 4, 4, 0, denoiser.device)
+        for up in adapters.up.values():
+            torch.nn.init.normal_(up, std=0.05)
+        conds = [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in prompts]
+        sigma = denoiser.sigma(torch.tensor([0.1, 0.4, 0.6, 0.95]))
+        calls = []
+        hook = denoiser.base.diffusion_model.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
+
+        def gradient(where: list[int]) -> torch.Tensor:
+            with adapters.attached():
+                joined = conditioning.join([conds[i] for i in where])
+                denoising_loss(denoiser, latent[where], noise[where], sigma[where], joined).mean().backward()
+            out = torch.cat([p.grad.flatten() for p in adapters.parameters()])
+            for p in adapters.parameters():
+                p.grad = None
+            return out
+
+        together = gradient([0, 1, 2, 3])
+        sizes = list(calls)
+        apart = sum(gradient([i]) for i in range(4)) / 4
+        hook.remove()
+    return together, apart, sizes
 
 
 def sprite_set(seed: int, count: int, word: str | None = None, side: int = 128, **kind) -> ImageSet:
