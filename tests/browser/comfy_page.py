@@ -67,9 +67,10 @@ class ComfyPage:
         return self.tab.wait(f"{test} && document.querySelector('.bespoke-training')?.innerText", seconds)
 
     def frame(self, kind: str, scale: float = 1.0) -> None:
-        """Bring a node into view."""
-        self.tab.evaluate(f"""(() => {{ const n = {self.node(kind)}; app.canvas.ds.scale = {scale};
-          app.canvas.ds.offset = [-n.pos[0] + 120 / {scale}, -n.pos[1] + 90 / {scale}]; app.canvas.setDirty(true, true); }})()""")
+        """Bring a node into view: the whole of it, smaller than `scale` where it is taller than the window."""
+        self.tab.evaluate(f"""(() => {{ const n = {self.node(kind)};
+          const scale = app.canvas.ds.scale = Math.min({scale}, (window.innerHeight - 150) / n.size[1]);
+          app.canvas.ds.offset = [-n.pos[0] + 120 / scale, -n.pos[1] + 90 / scale]; app.canvas.setDirty(true, true); }})()""")
 
     def saved(self) -> str:
         """The graph as the page would save it."""
