@@ -53,6 +53,8 @@ def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]
                 f"{name}: {key} is {tuple(tensor.shape)} and this text encoder's words have {width} numbers; "
                 "wire in the CLIP that the word was learned for"
             )
+        if not tensor.numel():
+            raise InputError(f"{name}: {key} holds no vector; learn or fetch it again")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{name}: {key} holds numbers that are not finite; learn or fetch it again")
         out[key] = tensor.detach().float().cpu().reshape(-1, width)

@@ -116,10 +116,12 @@ class SaveEmbedding(io.ComfyNode):
         check_name(name)
         folder = storage.models_folder("embeddings")
         path = storage.inside(folder, f"{name}.safetensors")
+        if path.is_dir():
+            raise InputError(f"the name {name!r} is a folder's; choose another")
         taken = sorted(
             other.relative_to(folder).as_posix()
             for other in folder.rglob("*")
-            if other.suffix in (".safetensors", ".pt", ".bin") and other.stem == path.stem and other != path
+            if other.suffix in (".safetensors", ".pt", ".bin") and other.stem == path.stem and other != path and other.is_file()
         )
         if taken:
             raise InputError(f"the name {name!r} would collide with {taken[0]}: prompts could mean either; choose another")

@@ -1,5 +1,9 @@
 """A new word on ComfyUI's own CLIP: true gradients, the file equals the training, weights untouched, a concept learned."""
 
+import pickle
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from bespoke.nodes.bridge.text import clip_with_word, encoders, opened_text, vocabulary
@@ -145,24 +149,56 @@ def test_a_word_on_the_wire_and_its_neighbours(small, run_node, comfyui):
     assert "nearest to cat 1.00" in from_file
 
 
-def test_hostile_embeddings(small, run_node, comfyui):
+def test_hostile_embeddings(small, run_node, comfyui, tmp_path):
+    """A clear error for each, and no code run. The files lie in a folder of their own, beside one that looks like a file."""
     from safetensors.torch import save_file
 
-    folder = comfyui / "models" / "embeddings"
-    (folder / "pickle.pt").write_bytes(b"\x80\x04cos\nsystem\n(S'touch /tmp/x'\ntR.")
+    folder, witness = comfyui / "models" / "embeddings" / "hostile", tmp_path / "code-ran"
+    (folder / "folder.safetensors").mkdir(parents=True)
+
+    class Runs:
+        def __reduce__(self):
+            return Path.touch, (witness,)
+
+    for name in ("pickle.pt", "pickle.bin"):
+        (folder / name).write_bytes(pickle.dumps(Runs()))
+    (folder / "pickle.safetensors").write_bytes(pickle.dumps(Runs()))
     (folder / "header.safetensors").write_bytes((2**50).to_bytes(8, "little") + b"{}")
+    (folder / "empty.safetensors").write_bytes(b"")
     save_file({"clip_l": torch.full((1, 768), float("nan"))}, folder / "nan.safetensors")
+    save_file({"clip_l": torch.full((1, 768), float("inf"))}, folder / "inf.safetensors")
     save_file({"clip_l": torch.zeros(1, 640)}, folder / "narrow.safetensors")
     save_file({"clip_l": torch.zeros(2, 2, 768)}, folder / "deep.safetensors")
     save_file({"clip_l": torch.zeros(1, 768, dtype=torch.int8)}, folder / "ints.safetensors")
+    save_file({"clip_l": torch.zeros(0, 768)}, folder / "none.safetensors")
     (folder / "huge.safetensors").write_bytes(b"\0" * (65 * 2**20))
     for name, word in (
-        ("pickle.pt", "can run code"), ("header.safetensors", "header"), ("nan.safetensors", "not finite"),
-        ("narrow.safetensors", "768 numbers"), ("deep.safetensors", "768 numbers"), ("ints.safetensors", "768 numbers"),
-        ("huge.safetensors", "far more"),
+        ("pickle.pt", "can run code"), ("pickle.bin", "can run code"), ("pickle.safetensors", "header"),
+        ("header.safetensors", "header"), ("empty.safetensors", "cannot be read"), ("nan.safetensors", "not finite"),
+        ("inf.safetensors", "not finite"), ("narrow.safetensors", "768 numbers"), ("deep.safetensors", "768 numbers"),
+        ("ints.safetensors", "768 numbers"), ("none.safetensors", "no vector"), ("huge.safetensors", "far more"),
+        ("folder.safetensors", "is not in ComfyUI's embeddings folder"), ("../../../etc/passwd", "is not in ComfyUI's embeddings folder"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=word) as error:
-            run_node("BespokeInspectEmbedding", clip=small[1], embedding_name=name)
+            run_node("BespokeInspectEmbedding", clip=small[1], embedding_name=f"hostile/{name}")
         assert str(error.value).startswith("Bespoke Inspect Embedding: ")
-    for path in folder.glob("*"):
-        path.unlink()
+    assert not witness.exists()
+    pickle.loads(pickle.dumps(Runs()))
+    assert witness.exists()  # the pickles do run code where they are read as such
+    shutil.rmtree(folder)
+
+
+def test_folders_among_the_embeddings_are_no_files(run_node, comfyui):
+    """A folder of a file's name is no name that is taken by a word, and is never written over."""
+    vector = {"clip_l": torch.ones(1, 768)}
+    embeddings = comfyui / "models" / "embeddings"
+    for folder in ("some/fish.safetensors", "bird.safetensors"):
+        (embeddings / folder).mkdir(parents=True)
+    assert run_node("BespokeSaveEmbedding", embedding=vector, name="fish") == ("embedding:fish",)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="is a folder's; choose another"):
+            run_node("BespokeSaveEmbedding", embedding=vector, name="bird", overwrite=overwrite)
+    assert (embeddings / "bird.safetensors").is_dir()
+    assert not list(embeddings.rglob("*.part"))
+    shutil.rmtree(embeddings / "some")
+    (embeddings / "bird.safetensors").rmdir()
