@@ -9,6 +9,8 @@ from torch import Tensor
 
 from .errors import InputError
 
+MIRRORED = " (mirrored)"  # behind the name of a picture's mirrored copy
+
 
 @dataclass(frozen=True)
 class TrainingImage:
@@ -39,6 +41,13 @@ class ImageSet:
         for index, item in enumerate(self.items):
             groups[tuple(item.pixels.shape[:2])].append(index)
         return sorted(groups.values(), key=len, reverse=True)
+
+    def copies(self) -> list[list[int]]:
+        """Indices of each picture's copies: a repeated or mirrored one is the same picture again."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        for index, item in enumerate(self.items):
+            groups[item.name.removesuffix(MIRRORED)].append(index)
+        return list(groups.values())
 
 
 def passes(images: int, steps: int, batch_size: int) -> float:

@@ -7,6 +7,7 @@ import torch
 from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
 from .folder import SMALLEST_SIDE, fingerprint
+from .quality import remarks
 
 
 def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: torch.Tensor | None = None) -> ImageSet:
@@ -44,4 +45,5 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
             pixels = pixels.expand(-1, -1, 3)
         mask = None if masks is None else masks[i % masks.shape[0], rows, columns].float().clamp(0, 1).cpu().clone()
         items.append(TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask))
-    return ImageSet(tuple(items), trigger.strip(), fingerprint(items))
+    notes = remarks([item.name for item in items], [item.pixels for item in items])
+    return ImageSet(tuple(items), trigger.strip(), fingerprint(items), tuple(notes))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import functools
 import hashlib
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +16,16 @@ import torch
 from PIL import Image, ImageOps
 
 from ...training.errors import InputError
-from ...training.images import ImageSet, TrainingImage
+from ...training.images import MIRRORED, ImageSet, TrainingImage
+from .quality import listed, remarks
 
 CAPTIONS = ("text files", "file names", "template")
 MASKS = ("none", "alpha", "*-mask.png")
 MASK_SUFFIX = "-mask"
 SMALLEST_SIDE = 64  # px; below it nothing is left to learn from
 MAX_PIXELS = 200_000_000  # a picture beyond it is refused before it is decoded
+# What is decoded. Others that Pillow knows are drawings, documents or rarities; EPS would start another program.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO", "DDS", "QOI")
 # Files that lie in training folders without being pictures: thumbnails' caches, other trainers' caches and settings.
 LEFT_ASIDE = {".npz", ".json", ".jsonl", ".toml", ".yaml", ".safetensors", ".db", ".ini"}
 
@@ -66,8 +72,16 @@ def hash_files(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_file():
-            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + _hash_file(path))
     return digest.hexdigest()
+
+
+def _hash_file(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:  # piece by piece: a film may lie there by mistake
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.digest()
 
 
 def read_folder(request: FolderRequest) -> ImageSet:
@@ -86,7 +100,7 @@ def read_folder(request: FolderRequest) -> ImageSet:
         for path in sorted(folder.glob("*.txt"))
         if path.stem not in stems
     ]
-    items, notes = [], []
+    items, notes, distinct, uncaptioned, unmasked, small = [], [], [], [], [], []
     for path in paths:
         try:
             pixels, alpha, note = read_picture(path)
@@ -109,14 +123,21 @@ def read_folder(request: FolderRequest) -> ImageSet:
                     wrong.append(f"{mask_path.name} {error}")
                     continue
             else:
-                notes.append(f"{path.name}: no {mask_path.name}, so the whole picture counts")
-        caption, missing = caption_of(path, request)
+                unmasked.append(path.name)
+        try:
+            caption, missing = caption_of(path, request)
+        except OSError as error:
+            wrong.append(f"{path.name} has a caption file that cannot be read ({error})")
+            continue
         if missing:
-            notes.append(f"{path.name}: no caption file, so its caption is {caption!r}")
+            uncaptioned.append(path.name)
         if note:
             notes.append(f"{path.name}: {note}")
+        if pixels.shape[0] * pixels.shape[1] < request.resolution**2 / 2:
+            small.append(f"{path.name} ({pixels.shape[1]}x{pixels.shape[0]} px)")
         item = TrainingImage(path.name, fit(pixels, height, width), caption, None if mask is None else fit(mask, height, width))
         items.append(item)
+        distinct.append(item)
         if request.flip:
             items.append(mirrored(item))
     if wrong:
@@ -126,8 +147,22 @@ def read_folder(request: FolderRequest) -> ImageSet:
         )
     if not items:
         raise InputError(f"the folder {folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it")
+    if uncaptioned:
+        caption = request.trigger.strip()
+        notes.append(f"No caption: {listed(uncaptioned)}; " + (f"only {caption!r} is said of them." if caption else "the prompt is empty for them."))
+    if unmasked:
+        notes.append(f"No {MASK_SUFFIX}.png: {listed(unmasked)}; the whole picture counts.")
+    if small:
+        notes.append(f"Small: {listed(small)}; less than half of the {request.resolution}x{request.resolution} px asked for, and nothing is enlarged.")
+    notes += remarks([item.name for item in distinct], [item.pixels for item in distinct])
     items = items * request.repeats
     return ImageSet(tuple(items), request.trigger.strip(), fingerprint(items), tuple(notes))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # an older Pillow knows fewer
 
 
 def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, str]:
@@ -137,17 +172,21 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, str]:
     animation. Raises `InputError` for what is no picture, is cut off or is too large to decode.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_formats()) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise InputError(f"has {opened.width}x{opened.height} px, which is more than {MAX_PIXELS:,}")
-            frames = getattr(opened, "n_frames", 1)
+            # A phone's MPO holds other views of the same moment behind the picture.
+            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
             picture = ImageOps.exif_transpose(opened)
             picture.load()
+        return *_as_rgb(picture), f"animated, the first of {frames} frames is used" if frames > 1 else ""
     except InputError:
         raise
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on a malformed file
         raise InputError(f"is no picture that can be read ({type(error).__name__}: {error})") from error
-    note = f"animated, the first of {frames} frames is used" if frames > 1 else ""
+
+
+def _as_rgb(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = eight_bits(picture)
     alpha = None
@@ -156,12 +195,14 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, str]:
         alpha = torch.from_numpy(np.asarray(picture.getchannel("A"), np.float32) / 255)
         ground = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(ground, picture)
-    return torch.from_numpy(np.array(picture.convert("RGB"))), alpha, note
+    return torch.from_numpy(np.array(picture.convert("RGB"))), alpha
 
 
 def eight_bits(picture: Image.Image) -> Image.Image:
     """A 16-bit or float greyscale picture as 8 bits; Pillow's own conversion clips instead of scaling."""
     values = np.asarray(picture, np.float64)
+    if not np.isfinite(values).all():
+        raise InputError("holds numbers that are not finite")
     top = 65535.0 if picture.mode.startswith("I") else max(float(values.max()), 1e-9)
     return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
 
@@ -206,11 +247,24 @@ def fit(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
 def mirrored(item: TrainingImage) -> TrainingImage:
     """The picture left to right."""
     mask = None if item.mask is None else item.mask.flip(1)
-    return TrainingImage(f"{item.name} (mirrored)", item.pixels.flip(1), item.caption, mask)
+    return TrainingImage(item.name + MIRRORED, item.pixels.flip(1), item.caption, mask)
+
+
+def read_caption(path: Path) -> str:
+    """The text of a caption file in one line, in whatever encoding editors write: UTF-8, UTF-16 with its mark, Latin-1."""
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = data.decode("utf-16", "replace")
+    else:
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = data.decode("latin-1")
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
 
 
 def caption_of(path: Path, request: FolderRequest) -> tuple[str, bool]:
-    """(the caption, whether its file is missing). The trigger word is put before a caption that lacks it."""
+    """(the caption, whether its file is missing or empty). The trigger word is put before a caption that lacks it."""
     trigger = request.trigger.strip()
     if request.captions == "template":
         name = path.stem.replace("_", " ").replace("-", " ")
@@ -221,8 +275,8 @@ def caption_of(path: Path, request: FolderRequest) -> tuple[str, bool]:
         text = path.stem.replace("_", " ").replace("-", " ").strip()
     else:
         text_path = path.with_suffix(".txt")
-        missing = not text_path.is_file()
-        text = "" if missing else " ".join(text_path.read_text(encoding="utf-8", errors="replace").split())
+        text = read_caption(text_path) if text_path.is_file() else ""
+        missing = not text
     if trigger and trigger not in text:
         text = f"{trigger}, {text}" if text else trigger
     return text, missing

@@ -9,7 +9,7 @@ import folder_paths
 
 from ...training.errors import InputError
 from ..bridge import storage
-from .folder import pictures_in
+from .folder import pictures_in, read_caption
 
 MOST_PICTURES = 2000  # in one answer
 LONGEST_CAPTION = 20_000  # characters
@@ -84,6 +84,6 @@ def _folder(name: str) -> Path:
 
 def _read(path: Path) -> str | None:
     try:
-        return " ".join(path.read_text("utf-8", "replace").split())[:LONGEST_CAPTION]
+        return read_caption(path)[:LONGEST_CAPTION]
     except OSError:
         return None

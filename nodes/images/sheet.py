@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ...training.images import ImageSet
+from ...training.images import ImageSet, passes
 
 THUMB, TEXT, GAP, MOST = 192, 54, 12, 60
 INK, PAPER, FAINT = (28, 28, 32), (250, 249, 246), (120, 118, 112)
@@ -42,7 +42,9 @@ def describe(images: ImageSet) -> str:
     sizes = [f"{len(group)} at {size[1]}x{size[0]} px" for group in images.by_size()
              for size in [images.items[group[0]].pixels.shape]]  # fmt: skip
     captions = {item.caption for item in images.items}
-    lines = [f"{len(images.items)} pictures: {', '.join(sizes)}."]
+    distinct, copies = len(images.copies()), len(images.items)
+    count = f"{distinct} pictures" if copies == distinct else f"{distinct} pictures, {copies} with mirrored and repeated ones"
+    lines = [f"{count}: {', '.join(sizes)}."]
     if captions == {""}:
         lines.append("No captions: the model will learn the pictures for an empty prompt.")
     else:
@@ -51,6 +53,10 @@ def describe(images: ImageSet) -> str:
         lines.append(f"Trigger word: {images.trigger}.")
     if any(item.mask is not None for item in images.items):
         lines.append("Masks: only what they let through counts in the loss.")
+    lines.append(
+        f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each picture; 5 to 20 pictures are "
+        "enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few pictures."
+    )
     if len(images.items) > MOST:
         lines.append(f"The sheet shows the first {MOST}.")
     lines += images.notes

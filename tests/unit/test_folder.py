@@ -7,7 +7,7 @@ from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.folder import FolderRequest, hash_files, read_folder, target_size
 from bespoke.nodes.images.sheet import contact_sheet, describe
 from bespoke.training.errors import InputError
-from PIL import Image
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 
 def picture(width=96, height=80, colour=(200, 30, 40), mode="RGB"):
@@ -37,7 +37,75 @@ def test_a_missing_caption_is_said(folder):
     picture().save(folder / "a.png")
     images = read(folder, trigger="zor")
     assert images.items[0].caption == "zor"
-    assert "a.png: no caption file" in describe(images)
+    assert "No caption: a.png; only 'zor' is said of them." in describe(images)
+    assert "the prompt is empty for them" in describe(read(folder))
+
+
+def scene(seed, width=512, height=384):
+    """A picture with detail at every scale: an outline of ellipses over cloud noise."""
+    draw = np.random.default_rng(seed)
+    spectrum = np.fft.rfft2(draw.standard_normal((height, width, 3)), axes=(0, 1))
+    k = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])[..., None]
+    clouds = np.fft.irfft2(spectrum / np.maximum(k, 1 / width), (height, width), axes=(0, 1))
+    image = Image.fromarray((127 + 50 * clouds / clouds.std()).clip(0, 255).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for _ in range(8):
+        x, y, size = draw.integers(0, width - 60), draw.integers(0, height - 60), draw.integers(40, 160)
+        pen.ellipse((x, y, x + size, y + size), fill=tuple(draw.integers(0, 255, 3).tolist()))
+    return image
+
+
+def test_the_report_names_duplicates_blurry_and_small_pictures(folder):
+    for i in range(4):
+        scene(i).save(folder / f"good{i}.png")
+    scene(0).save(folder / "twin.png")  # the same pixels
+    scene(1).resize((300, 225)).save(folder / "again.jpg", quality=60)  # smaller, compressed
+    ImageEnhance.Brightness(scene(2)).enhance(1.12).save(folder / "bright.png")
+    scene(9).filter(ImageFilter.GaussianBlur(2)).save(folder / "soft.png")
+    half = scene(10)
+    half.paste(half.crop((0, 0, 256, 384)).filter(ImageFilter.GaussianBlur(3)), (0, 0))
+    half.save(folder / "portrait.png")  # a soft background is no soft picture
+    lines = describe(read(folder, captions="file names")).splitlines()
+    (same,) = [line for line in lines if line.startswith("The same picture twice")]
+    assert "twin.png is good0.png" in same
+    (similar,) = [line for line in lines if line.startswith("Nearly the same")]
+    assert "good1.png and again.jpg" in similar
+    assert "good2.png and bright.png" in similar
+    assert similar.count(" and ") == 2
+    (soft,) = [line for line in lines if line.startswith("Blurry")]
+    assert "soft.png (sharpness" in soft
+    assert "below 100" in soft
+    assert "good" not in soft
+    assert "portrait" not in soft
+    (small,) = [line for line in lines if line.startswith("Small")]
+    assert "again.jpg (300x225 px)" in small
+    assert "good" not in small
+    assert "9 pictures: " in lines[0]
+
+
+def test_clean_sets_get_no_remarks(folder):
+    for i in range(3):
+        scene(i).save(folder / f"good{i}.png")
+    text = describe(read(folder, captions="file names"))
+    assert not any(word in text for word in ("twice", "Nearly", "Blurry", "Small", "No caption"))
+
+
+def test_sprites_that_differ_in_colour_only_are_no_duplicates(folder):
+    for colour in ("red", "blue"):
+        image = Image.new("RGB", (128, 128), "white")
+        ImageDraw.Draw(image).ellipse((20, 20, 108, 108), fill=colour)
+        image.save(folder / f"{colour}.png")
+    assert "Nearly" not in describe(read(folder, captions="file names"))
+
+
+def test_passes_count_pictures_and_not_their_copies(folder):
+    for i in range(4):
+        scene(i).save(folder / f"{i}.png")
+    images = read(folder, captions="file names", flip=True, repeats=3)
+    assert [len(copies) for copies in images.copies()] == [6] * 4
+    text = describe(images)
+    assert "4 pictures, 24 with mirrored and repeated ones" in text
+    assert "100 steps of batch_size 4 are about 100 passes over each picture" in text
 
 
 def test_an_empty_folder_and_no_folder(folder):
