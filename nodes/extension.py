@@ -5,11 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .bridge import run_graph, run_routes
+from .compare.node import Compare
 from .images import routes as image_routes
 from .images.node import ImageBatch, ImageFolder
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend, RestoreUnmasked
+from .lora.compose_node import ComposeLoras, InspectLora
+from .lora import dial as lora_routes
 from .lora.inject_node import InjectLora, LoadLora
 from .lora.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
@@ -24,6 +27,7 @@ class BespokeExtension(ComfyExtension):
             run_graph.register(PromptServer.instance)
             image_routes.register(PromptServer.instance)
             schedule_routes.register(PromptServer.instance)
+            lora_routes.register(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding, ApplyEmbedding, InspectEmbedding]
+        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, ComposeLoras, InspectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding, ApplyEmbedding, InspectEmbedding, Compare]

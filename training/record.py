@@ -31,9 +31,10 @@ class Run:
 
     technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name.
     architecture: the base's name in the model specification. base_hash: a checksum of its weights. trained: how many numbers were trained. names: what files call each trained layer, by format.
+    rotations: how many trainings without some of the pictures said when to stop; held_out is then their mean.
     losses: of each step. held_out: (step, loss) on the fixed grid, step 0 before anything is learned. samples: (step,
-    file in the run's folder). node: the trainer's id in the graph, a path inside subgraphs. workflow: the graph's id. output: the file it was
-    saved as, once it was. state: running, finished, kept, interrupted, failed.
+    file in the run's folder). node: the trainer's id in the graph, a path inside subgraphs. workflow: the graph's id.
+    state: running, finished, kept, interrupted, failed.
     """
 
     id: str
@@ -49,13 +50,13 @@ class Run:
     base_hash: str = ""
     clip_skip: str = ""
     trained: int = 0
+    rotations: int = 0
     names: dict[str, dict[str, str]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     samples: list[tuple[int, str]] = field(default_factory=list)
     node: str = ""
     workflow: str = ""
-    output: str = ""
     seconds: float = 0.0
     state: str = "running"
     started: float = field(default_factory=time.time)

@@ -1,0 +1,1 @@
+"""Pictures side by side, and what each way of making them took."""

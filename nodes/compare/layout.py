@@ -1,0 +1,77 @@
+"""Which picture stands in which row and column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...training.errors import InputError
+
+SPLIT = "|"  # "row | column" in a label
+MOST = 64  # pictures of one input
+
+
+@dataclass
+class Grid:
+    """rows and columns by name, in the order of their first mention; cells: the pictures of each (row, column)."""
+
+    rows: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    cells: dict[tuple[str, str], list[Image.Image]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def put(self, row: str, column: str, pictures: Sequence[Image.Image]) -> None:
+        if row not in self.rows:
+            self.rows.append(row)
+        if column not in self.columns:
+            self.columns.append(column)
+        self.cells.setdefault((row, column), []).extend(pictures)
+
+
+def arrange(images: Sequence[Tensor], labels: str) -> Grid:
+    """Images [B, H, W, 1, 3 or 4] in 0..1 of any sizes, labels one a line.
+
+    A plain label names a row; the pictures of its batch are the columns, numbered, so that with the same seeds a column
+    is one seed. Where labels say "row | column", each input goes into that cell, its batch side by side.
+    """
+    lines = labels.splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    names = [line.strip() for line in lines]
+    grid = Grid()
+    if len(names) > len(images):
+        grid.notes.append(f"{len(names)} labels for {len(images)} images: left over are {', '.join(repr(n) for n in names[len(images):])}.")
+    crossed = any(SPLIT in name for name in names[: len(images)])
+    for i, batch in enumerate(images):
+        name = (names[i] if i < len(names) else "") or f"image {i + 1}"
+        pictures = to_pictures(batch, name)
+        if len(pictures) > MOST:
+            grid.notes.append(f"{name}: the first {MOST} of {len(pictures)} pictures are shown.")
+            pictures = pictures[:MOST]
+        if crossed:
+            row, _, column = (part.strip() for part in name.partition(SPLIT))
+            grid.put(row, column, pictures)
+            continue
+        row, again = name, 2
+        while row in grid.rows:  # two inputs with one name stay two rows
+            row, again = f"{name} ({again})", again + 1
+        for j, picture in enumerate(pictures):
+            grid.put(row, str(j + 1), [picture])
+    if not crossed and grid.columns == ["1"]:
+        grid = Grid(grid.rows, [""], {(row, ""): cell for (row, _), cell in grid.cells.items()}, grid.notes)
+    return grid
+
+
+def to_pictures(batch: Tensor, name: str) -> list[Image.Image]:
+    """RGB pictures; alpha is laid over white, one channel is grey, numbers that are not finite are black."""
+    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or 0 in batch.shape:
+        raise InputError(f"{name} is {tuple(batch.shape)}, and an image is [pictures, height, width, 3]; wire in an IMAGE")
+    values = torch.nan_to_num(batch.detach().float().cpu(), 0.0, 1.0, 0.0).clamp(0.0, 1.0)
+    if values.shape[-1] == 4:
+        values = values[..., :3] * values[..., 3:] + (1 - values[..., 3:])
+    values = (values.expand(*values.shape[:3], 3) * 255).round().to(torch.uint8)
+    return [Image.fromarray(one.numpy()) for one in values]

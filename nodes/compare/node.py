@@ -1,0 +1,59 @@
+"""Techniques side by side."""
+
+from __future__ import annotations
+
+import re
+
+from comfy_api.latest import io
+
+from ...training.errors import InputError
+from ...training.record import Run as Record
+from ..bridge.errors import names_itself
+from ..bridge.types import Run
+from . import sheet, table
+from .layout import arrange
+
+IMAGES, RUNS = 50, 20
+
+
+class Compare(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeCompare",
+            display_name="Bespoke Compare",
+            category="Bespoke/compare",
+            description="Lays pictures out as a labelled grid, and says what each training run took: numbers trained, file size, steps, time, held-out loss.",
+            search_aliases=["compare images", "xy plot", "image grid", "side by side", "contact sheet"],
+            inputs=[
+                io.Autogrow.Input("images", template=io.Autogrow.TemplatePrefix(io.Image.Input("image", tooltip="Pictures of one way of making them. A batch is laid out across, so make every batch with the same seeds."), prefix="image", min=0, max=IMAGES), optional=True, tooltip="One row for each. Sizes may differ."),
+                io.String.Input("labels", default="", multiline=True, tooltip="One a line, in the order of the images: the name of its row. 'row | column' puts a picture into that place of the grid."),
+                io.Autogrow.Input("runs", template=io.Autogrow.TemplatePrefix(Run.Input("run", tooltip="A trainer's run."), prefix="run", min=0, max=RUNS), optional=True, tooltip="The run outputs of trainers: one line of the table for each."),
+            ],
+            outputs=[
+                io.Image.Output("image", display_name="image", tooltip="The labelled grid, with the table of runs under it."),
+                io.String.Output("report", display_name="report", tooltip="The table in text: technique, numbers trained, file size, steps, time, held-out loss."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @names_itself
+    def execute(cls, labels="", images=None, runs=None) -> io.NodeOutput:
+        pictures, records = _in_order(images), _in_order(runs)
+        if not pictures and not records:
+            raise InputError("0 images and 0 runs are connected; wire in at least one IMAGE, or the run of a trainer")
+        for record in records:
+            if not isinstance(record, Record):
+                raise InputError(f"a {type(record).__name__} is no run; wire in the run output of a Bespoke trainer")
+        grid, rows = arrange(pictures, labels), [table.row(record) for record in records]
+        lines = [table.report(rows)] if rows else []
+        if pictures:
+            counts = f"{len(pictures)} images in {len(grid.rows)} rows and {len(grid.columns)} columns."
+            lines.append(counts.replace("1 images", "1 image").replace("1 rows", "1 row").replace("1 columns", "1 column"))
+        return io.NodeOutput(sheet.draw(grid, rows), "\n".join(lines + grid.notes))
+
+
+def _in_order(grown: dict | None) -> list:
+    """The connected values of a growing input, by number and not by name: image10 comes after image9."""
+    named = sorted((grown or {}).items(), key=lambda item: int(re.search(r"\d+$", item[0])[0]))
+    return [value for _, value in named if value is not None]

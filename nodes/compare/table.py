@@ -1,0 +1,89 @@
+"""What each run took, read from its record and its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import folder_paths
+
+from ...training.record import Run
+from ..bridge.run_graph import files_of
+
+HEADINGS = ("technique", "numbers trained", "file", "steps", "time", "held-out loss")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in words. name: what it was trained on and under which id."""
+
+    name: str
+    technique: str
+    trained: str
+    file: str
+    steps: str
+    time: str
+    held_out: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return self.technique, self.trained, self.file, self.steps, self.time, self.held_out
+
+
+def row(run: Run) -> Row:
+    """Nothing in it is typed: the record says what was done, the folders say what was saved."""
+    return Row(
+        f"{run.id} on {run.base or 'an unnamed base'}, {run.images} images",
+        run.technique.replace("lora", "LoRA"),
+        f"{run.trained:,}",
+        _file(run),
+        f"{len(run.losses)}",
+        duration(run.seconds),
+        _held_out(run),
+    )
+
+
+def _file(run: Run) -> str:
+    sizes = []
+    for kind, names in files_of(run.id).items():
+        for name in names:
+            path = folder_paths.get_full_path(kind, name)
+            if path and os.path.isfile(path):
+                sizes.append(os.path.getsize(path))
+    if not sizes:
+        return "not saved yet"
+    # The same run saved twice (another format or number type) is two files of different size.
+    return size(min(sizes)) if min(sizes) == max(sizes) else f"{size(min(sizes))} to {size(max(sizes))}"
+
+
+def _held_out(run: Run) -> str:
+    if not run.held_out:
+        return "not measured"
+    first, best = run.held_out[0], run.best
+    if first[0] == 0 and best[0] > 0:
+        return f"{first[1]:.4f} to {best[1]:.4f} ({best[1] / first[1] - 1:+.0%}) at step {best[0]}"
+    return f"{best[1]:.4f} at step {best[0]}"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{int(minutes) // 60} h {int(minutes) % 60} min"
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The table in text, columns aligned for a fixed-width font."""
+    lines = [HEADINGS, *(r.cells for r in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    return "\n".join("  ".join(word.ljust(w) for word, w in zip(line, widths, strict=True)).rstrip() for line in lines)

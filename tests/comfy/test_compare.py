@@ -1,0 +1,116 @@
+"""Pictures side by side and what each run took, through the node."""
+
+import numpy as np
+import pytest
+import torch
+from bespoke.nodes.bridge import storage
+from bespoke.training.record import Run
+from PIL import Image
+
+
+def flat(colour, count=1, height=64, width=64, channels=3):
+    """A batch of pictures of one colour."""
+    values = torch.tensor([*colour, 1.0][:channels]).float()
+    return values.expand(count, height, width, channels).clone()
+
+
+def grown(prefix, values):
+    return {f"{prefix}{i}": value for i, value in enumerate(values)}
+
+
+def compare(run_node, images=(), labels="", runs=()):
+    image, report = run_node("BespokeCompare", images=grown("image", images), labels=labels, runs=grown("run", runs))
+    assert image.ndim == 4
+    assert image.shape[0] == 1
+    assert float(image.min()) >= 0.0
+    assert float(image.max()) <= 1.0
+    return (image[0].numpy() * 255).round().astype(np.uint8), report
+
+
+def area(image, colour):
+    return int((image == np.array(colour, np.uint8) * 255).all(-1).sum())
+
+
+def test_a_row_for_each_input_and_a_column_for_each_seed(run_node):
+    image, report = compare(run_node, [flat((1, 0, 0), 3), flat((0, 1, 0), 3)], "base\nLoRA")
+    assert "2 images in 2 rows and 3 columns" in report
+    assert area(image, (1, 0, 0)) == area(image, (0, 1, 0)) == 3 * 128 * 128
+    red, green = (np.argwhere((image == np.array(c, np.uint8) * 255).all(-1)) for c in ((1, 0, 0), (0, 1, 0)))
+    assert red[:, 0].max() < green[:, 0].min()  # the second row lies below the first
+    assert set(red[:, 1]) == set(green[:, 1])  # and its columns under those of the first
+
+
+def test_labels_that_name_row_and_column(run_node):
+    images = [flat((1, 0, 0)), flat((0, 1, 0)), flat((0, 0, 1))]
+    image, report = compare(run_node, images, "LoRA | weak\nLoRA | strong\nword | strong")
+    assert "3 images in 2 rows and 2 columns" in report
+    places = {c: np.argwhere((image == np.array(c, np.uint8) * 255).all(-1)).mean(0) for c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))}
+    assert places[1, 0, 0][0] == places[0, 1, 0][0] < places[0, 0, 1][0]
+    assert places[1, 0, 0][1] < places[0, 1, 0][1] == places[0, 0, 1][1]
+
+
+def test_sizes_batches_channels_and_numbers_that_are_none(run_node):
+    broken = flat((0, 0, 1))
+    broken[:, :2] = float("nan")
+    images = [flat((1, 0, 0), 2, 96, 64), flat((0, 1, 0), 1, 640, 1200), broken, flat((0.5, 0.5, 0.5), 1, channels=1),
+              flat((1, 0, 1), 5, channels=4)]  # fmt: skip
+    image, report = compare(run_node, images, "tall\nwide")
+    assert "5 images in 5 rows and 5 columns" in report
+    assert area(image, (0, 1, 0)) == 512 * 273  # 1200x640 brought down to 512 px
+    assert image.shape[0] <= 8192
+    assert image.shape[1] <= 4096
+
+
+def test_thirty_inputs(run_node):
+    colours = [(i / 51, 1, 0) for i in range(30)]
+    image, report = compare(run_node, [flat(c) for c in colours], "\n".join(f"input {i}" for i in range(32)))
+    assert "30 images in 30 rows and 1 column." in report
+    assert "32 labels for 30 images: left over are 'input 30', 'input 31'." in report
+    tops = [np.argwhere((image == np.round(np.array(c) * 255).astype(np.uint8)).all(-1))[:, 0].min() for c in colours]
+    assert tops == sorted(tops)  # image10 after image9
+    assert len(set(tops)) == 30
+
+
+def test_a_long_batch_and_two_rows_of_one_name(run_node):
+    _, report = compare(run_node, [flat((1, 0, 0), 70, 16, 16), flat((0, 1, 0), 1, 16, 16)], "same\nsame")
+    assert "same: the first 64 of 70 pictures are shown." in report
+    assert "2 images in 2 rows and 64 columns" in report
+
+
+def test_nothing_connected_is_an_error(run_node):
+    with pytest.raises(ValueError, match="Bespoke Compare: 0 images and 0 runs are connected; wire in"):
+        compare(run_node)
+
+
+def test_what_is_no_image(run_node):
+    with pytest.raises(ValueError, match=r"Bespoke Compare: image 1 is \(1, 0, 64, 3\)"):
+        compare(run_node, [torch.zeros(1, 0, 64, 3)])
+
+
+def test_runs_say_what_they_took(run_node, comfyui):
+    lora = Run("lora-0123456789ab", "lora", {}, "sd15", 12, trained=797184, losses=[0.2] * 300, seconds=754.0,
+               held_out=[(0, 0.2), (200, 0.15), (300, 0.16)])  # fmt: skip
+    word = Run("textual-inversion-0123456789ab", "textual inversion", {}, "sd15", 5, trained=768, losses=[0.2] * 80, seconds=31.4)
+    storage.write_safetensors(comfyui / "models" / "loras" / "compared.safetensors",
+                              {"x": torch.zeros(1000, dtype=torch.float32)}, {"bespoke.run": lora.id}, overwrite=True)  # fmt: skip
+    image, report = compare(run_node, runs=[lora, word])
+    lines = [line.split("  ") for line in report.splitlines()]
+    assert [[word.strip() for word in line if word.strip()] for line in lines] == [
+        ["technique", "numbers trained", "file", "steps", "time", "held-out loss"],
+        ["LoRA", "797,184", "4.12 kB", "300", "13 min", "0.2000 to 0.1500 (-25%) at step 200"],
+        ["textual inversion", "768", "not saved yet", "80", "31 s", "not measured"],
+    ]
+    assert image.shape[0] > 100
+    with_pictures, both = compare(run_node, [flat((1, 0, 0))], "base", [lora])
+    assert "1 image in 1 row and 1 column." in both
+    assert with_pictures.shape[0] > image.shape[0]
+
+
+def test_the_picture_for_eyes(run_node, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = [torch.from_numpy(rng.random((4, 128, 128, 3), np.float32)) for _ in range(3)]
+    run = Run("lora-0123456789ab", "lora", {}, "sd15.safetensors", 12, trained=797184, losses=[0.2] * 300, seconds=754.0, held_out=[(0, 0.2), (200, 0.15)])
+    image, _ = compare(run_node, noise, "the base model\nwith the LoRA, 300 steps at 1e-3\nthe word", [run])
+    Image.fromarray(image).save(tmp_path / "compare.png")
+    print(tmp_path / "compare.png")
+    assert image.shape[1] > 4 * 128
