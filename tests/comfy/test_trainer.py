@@ -29,17 +29,7 @@ def sd15(comfyui):
 
 @pytest.fixture(scope="module")
 def sdxl(comfyui):
-    # SDXL's own class: it asks for the pooled vector and the picture's size.
-    import comfy.model_base
-    import comfy.model_patcher
-    import comfy.supported_models
-
-    width = tiny.SDXL["context_dim"] // 2
-    config = comfy.supported_models.SDXL(tiny.SDXL | {"adm_in_channels": width + 6 * 256, "num_classes": "sequential"})
-    base = comfy.model_base.SDXL(config, device=torch.device("cpu"))
-    tiny.fill(base.diffusion_model, 0)
-    cpu = torch.device("cpu")
-    return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu), tiny.clip(two=True, width=width), tiny.vae()
+    return tiny.sdxl()
 
 
 @pytest.fixture

@@ -66,6 +66,19 @@ def clip(two: bool = False, width: int = CONTEXT):
     return out
 
 
+def sdxl():
+    """(model, clip, vae) of SDXL's own model class, which asks for the pooled vector and the picture's size."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    width, cpu = SDXL["context_dim"] // 2, torch.device("cpu")
+    config = comfy.supported_models.SDXL(SDXL | {"adm_in_channels": width + 6 * 256, "num_classes": "sequential"})
+    base = comfy.model_base.SDXL(config, device=cpu)
+    fill(base.diffusion_model, 0)
+    return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu), clip(two=True, width=width), vae()
+
+
 def predict(model, seed: int = 0, cells: int = 8, sigma: float = 2.0, context: int = CONTEXT) -> torch.Tensor:
     """What a patched model says about one noisy latent: ComfyUI loads it, merges and injects, and calls it once."""
     import comfy.model_management
@@ -105,7 +118,6 @@ def random_lora(layers: dict[str, tuple[int, int]], rank: int = 4, alpha: float 
         if alpha is not None:
             out[f"diffusion_model.{name}.alpha"] = torch.tensor(alpha)
     return out
-
 
 
 def vae(channels: int = 4):
