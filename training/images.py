@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -44,10 +45,15 @@ class ImageSet:
 
     def copies(self) -> list[list[int]]:
         """Indices of each picture's copies: a repeated or mirrored one is the same picture again."""
-        groups: dict[str, list[int]] = defaultdict(list)
-        for index, item in enumerate(self.items):
-            groups[item.name.removesuffix(MIRRORED)].append(index)
-        return list(groups.values())
+        return by_picture(self.items)
+
+
+def by_picture(items: Iterable[TrainingImage]) -> list[list[int]]:
+    """Indices of each picture's copies among `items`; see `ImageSet.copies`."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        groups[item.name.removesuffix(MIRRORED)].append(index)
+    return list(groups.values())
 
 
 def passes(images: int, steps: int, batch_size: int) -> float:

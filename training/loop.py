@@ -67,7 +67,8 @@ class Training:
     """A run that can be followed, stopped, saved and gone on with.
 
     what: the parameters that are trained. loss_of: micro-batch index (counted over the whole run) -> the mean loss of
-    that micro-batch, a scalar with a graph. held_out: the loss on the fixed grid as it stands now, or None.
+    that micro-batch, a scalar with a graph. held_out: the loss on the fixed grid as it stands now, or None. until: the
+    step to stop at where that is known beforehand, on the schedule of the whole run.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Training:
         config: TrainConfig,
         held_out: Callable[[], float] | None = None,
         state: State | None = None,
+        until: int | None = None,
     ):
+        self.last = config.steps if until is None else min(until, config.steps)
         self.what, self.config, self.loss_of, self._held_out = what, config, loss_of, held_out
         groups = what.groups(config.learning_rate)
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
@@ -100,13 +103,13 @@ class Training:
                 self._schedule.step()
 
     def __iter__(self) -> Iterator[Step]:
-        """Train until `config.steps` steps are done or the held-out loss has turned, yielding after each step.
+        """Train until the last step is done or the held-out loss has turned, yielding after each step.
 
         Raises `NotANumber` before a bad gradient reaches the parameters, and `InputError` at the first step when the
         gradient is missing or zero: nothing would be learned, silently.
         """
         started, config = time.monotonic(), self.config
-        while self.done < config.steps:
+        while self.done < self.last:
             total = 0.0
             for micro in range(config.gradient_accumulation):
                 loss = self.loss_of(self.done * config.gradient_accumulation + micro) / config.gradient_accumulation
@@ -129,7 +132,7 @@ class Training:
             self.mean.update(self.done)
             held_out = self._score() if self._is_scored(self.done) else None
             yield Step(
-                self.done, config.steps, total, learning_rate, grad_norm, time.monotonic() - started, held_out,
+                self.done, self.last, total, learning_rate, grad_norm, time.monotonic() - started, held_out,
                 held_out is not None and self.best_step == self.done,
             )  # fmt: skip
             if held_out is not None and self._has_turned():
@@ -147,7 +150,7 @@ class Training:
     def _is_scored(self, step: int) -> bool:
         if self._held_out is None:
             return False
-        return step == self.config.steps or step % max(1, self.config.validate_every) == 0
+        return step == self.last or step % max(1, self.config.validate_every) == 0
 
     def _score(self) -> float:
         with torch.no_grad(), self.mean.in_place():

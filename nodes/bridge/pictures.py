@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.model_base
@@ -10,21 +11,29 @@ from torch import Tensor
 
 from ...training.config import TrainConfig
 from ...training.data import LatentSet
-from ...training.images import ImageSet, TrainingImage
+from ...training.images import ImageSet, TrainingImage, by_picture
 from ...training.record import Run
-from ...training.validation import split
+from ...training.validation import FEW, rotations, split
 from . import cache, identity
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """items and data go together; trained_on, held_out and prior are indices into both."""
+    """items and data go together; trained_on, held_out and prior are indices into both.
+
+    rotations: (trained on, held out) of the trainings that come first, where the set is too small to spare a picture.
+    """
 
     items: list[TrainingImage]
     data: LatentSet
     trained_on: list[int]
     held_out: list[int]
     prior: list[int]
+    rotations: list[tuple[list[int], list[int]]]
+
+    def count(self, indices: Sequence[int]) -> int:
+        """How many different pictures `indices` are."""
+        return len(by_picture(self.items[i] for i in indices))
 
     @property
     def captions(self) -> list[str]:
@@ -38,18 +47,20 @@ def prepare(
 ) -> Pictures:  # fmt: skip
     """Encode everything once. validation: pictures to score instead of some of `images`. prior: pictures to keep."""
     items, count = list(images.items), len(images.items)
-    trained_on, held_out = list(range(count)), []
+    trained_on, held_out, rotated = list(range(count)), [], []
     if validation is not None:
         held_out = list(range(count, count + len(validation.items)))
         items += validation.items
+    elif config.validation and len(images.copies()) < FEW:
+        rotated = rotations(images.copies(), config.validation, config.seed)
     elif config.validation:
-        trained_on, held_out = split(count, config.validation, config.seed)
+        trained_on, held_out = split(images.copies(), config.validation, config.seed)
     before = len(items)
     items += prior.items if prior is not None else ()
     with torch.inference_mode(False), torch.no_grad():
         latents = _encoded(vae, base, items)
     masks = [None if item.mask is None else mask_to_latent(item.mask, latent) for item, latent in zip(items, latents, strict=True)]
-    return Pictures(items, LatentSet(latents, masks), trained_on, held_out, list(range(before, len(items))))
+    return Pictures(items, LatentSet(latents, masks), trained_on, held_out, list(range(before, len(items))), rotated)
 
 
 def _encoded(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) -> list[Tensor]:
@@ -78,6 +89,11 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
     step, loss = run.best
     first = run.held_out[0]
     lines = [f"Held-out loss {first[1]:.4f} at step {first[0]}, lowest {loss:.4f} at step {step}, {run.held_out[-1][1]:.4f} at the end."]
+    if run.rotations:
+        lines[0] = (
+            f"{run.rotations} trainings, each without {config.validation} other pictures, said when to stop; then all "
+            f"{run.images} were trained on. Of those left out: {lines[0]}"
+        )
     since = run.over_fitting_since()
     if since is not None:
         lines.append(f"From step {since} on it only rose: that is over-fitting, so fewer steps would do.")

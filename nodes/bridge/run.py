@@ -49,8 +49,9 @@ def follow(
     outlets: Outlets,
     held_out: Callable[[], float] | None = None,
     resume: bool = True,
+    until: int | None = None,
 ) -> dict[str, Tensor]:
-    """Train to the end, or until the page asks to finish; gives what was learned.
+    """Train to the end (or to step `until`), or until the page asks to finish; gives what was learned.
 
     An interruption saves the state and passes through; the same request goes on from it.
     """
@@ -58,20 +59,23 @@ def follow(
     take_finish(run.id)  # a request from an earlier sitting is no request for this one
     if resume:
         state, earlier = store.state(), store.record()
-        if state is not None and state.step > config.steps:
+        if state is not None and state.step > (config.steps if until is None else until):
             store.set_aside()
             state = None
         if state is not None and earlier is not None:
-            run.losses, run.held_out, run.seconds = earlier.losses[: state.step], earlier.held_out, earlier.seconds
+            # The record is written before the state, so it may be ahead of it, after a kill.
+            run.losses, run.seconds = earlier.losses[: state.step], earlier.seconds
+            if held_out is not None:
+                run.held_out = [(step, loss) for step, loss in earlier.held_out if step <= state.step]
             run.samples = [(step, name) for step, name in earlier.samples if step <= state.step]
             if earlier.state == "kept" and config.steps <= int(earlier.settings.get("steps", 0)):
                 # It was finished early, on purpose: asking for the same again gives the same.
                 run.settings["steps"], run.state = earlier.settings["steps"], "kept"
-                return _handed_on(Training(what, loss_of, config, held_out, state))
+                return _handed_on(Training(what, loss_of, config, held_out, state, until))
     else:
         store.set_aside()
-    training = Training(what, loss_of, config, held_out, state)
-    display = RunDisplay(run.id, config.steps)
+    training = Training(what, loss_of, config, held_out, state, until)
+    display = RunDisplay(run.id, training.last)
     run.node, run.workflow, run.state = str(display.node_id or ""), keep_graph(store.folder), "running"
     store.save_record(run)  # from here on the page can ask for it
     follower = _Follower(training, config, run, display, store, outlets)
@@ -138,7 +142,7 @@ class _Follower:
                 self.run.state = "kept"
                 return
         # Where the held-out loss has turned, asking for the same again gives the same: as if it had been finished.
-        self.run.state = "finished" if self.training.done >= self.config.steps else "kept"
+        self.run.state = "finished" if self.training.done >= self.training.last else "kept"
 
     def _due(self, every: int, step: int) -> bool:
         return every > 0 and step % every == 0
@@ -146,7 +150,7 @@ class _Follower:
     def _begin(self) -> None:
         """The preflight line, and what later numbers are compared with."""
         training = self.training
-        if training.done >= self.config.steps:
+        if training.done >= training.last:
             return
         first = training.done * self.config.gradient_accumulation
         cost = measure_step(lambda: training.loss_of(first), self.outlets.frozen, training.parameters)

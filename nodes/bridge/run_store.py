@@ -78,10 +78,10 @@ class RunStore:
             return None
 
     def save(self, state: State, run: Run) -> None:
-        """The state first: a record that is behind it by a few steps is only a shorter curve."""
+        """The record first: killed between the two, it is ahead of the state, and what is too much can be cut off."""
+        self.save_record(run)
         tensors, metadata = pack(state)
         write_safetensors(self.folder / "state.safetensors", tensors, metadata, overwrite=True)
-        self.save_record(run)
 
     def save_record(self, run: Run) -> None:
         write_text(self.folder / "record.json", run.to_json())

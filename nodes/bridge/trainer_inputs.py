@@ -16,7 +16,7 @@ ADVANCED = {"optional": True, "advanced": True}
 TOOLTIPS = {
     "steps": "Optimiser steps. More is not better: watch for images that only repeat the training set.",
     "batch_size": "Pictures per model call. Larger is steadier and needs more memory.",
-    "validation": "How many of the pictures are held out: not trained on, but scored at fixed noise levels, so that the curve says when to stop. 0 is off.",
+    "validation": "How many of the pictures are held out: not trained on, but scored at fixed noise levels, so that the curve says when to stop. Of fewer than ten pictures none is spared: up to three trainings each leave out other ones, then one on all goes as far as was best, which takes up to four times as long. 0 is off.",
     "lr_schedule": "How the learning rate falls over the steps.",
     "warmup_steps": "Steps over which the learning rate rises evenly to its highest; the first of them learns a little already.",
     "optimizer": "AdamW is the safe choice. Adafactor needs less memory, SGD the least, and a learning rate a hundred times as high.",

@@ -26,6 +26,7 @@ from ..bridge.conditioning import ModelConds, encode_prompts, join, model_conds
 from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training
 from ..bridge.models import TARGETS, architecture, file_names, target_layers
 from ..bridge.pictures import Pictures, describe_held_out, prepare
+from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
 from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
 from ..bridge.text import TEXT_PREFIX, TrainableText, attention_layers, opened_text
@@ -99,7 +100,7 @@ def train_lora(
     pictures = prepare(vae, base, config, data.images, data.validation, data.prior)
     run = Run(
         run_id("lora", request.settings(), data.fingerprint(), identity.of_models(model, clip, vae)), "lora",
-        request.settings(), identity.base_name(model), len(pictures.trained_on), data.images.trigger,
+        request.settings(), identity.base_name(model), pictures.count(pictures.trained_on), data.images.trigger,
         tag_frequency(item.caption for item in data.images.items), resolution=common_resolution(data.images),
         architecture=architecture(base), base_hash=identity.checksum(base),
         clip_skip=str(clip.layer_idx or ""),
@@ -117,34 +118,39 @@ def train_lora(
             layers |= {TEXT_PREFIX + name: layer for name, layer in attention_layers(text.model).items()}
             names |= {TEXT_PREFIX + name: forms for name, forms in text_file_names(clip.cond_stage_model).items()}
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
-        adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
-        if data.start:
-            adapters.load_state_dict(factors_of(data.start, model, clip))
+        start = factors_of(data.start, model, clip) if data.start else None
         run.names = {name: forms for name, forms in names.items() if name in layers}
-        run.trained = sum(parameter.numel() for parameter in adapters.parameters())
         prompts = Prompts(denoiser, pictures, clip, text, request.sample_prompt)
 
-        def loss_of(micro: int) -> Tensor:
-            own = prompts.loss(pictures.data.batch(config, micro, denoiser.device, pictures.trained_on), config).mean()
-            if not pictures.prior:
-                return own
-            prior = pictures.data.batch(config, micro, denoiser.device, pictures.prior, "prior")
-            return own + config.prior_weight * prompts.loss(prior, config).mean()
+        def fit(part: Part) -> dict[str, Tensor]:
+            adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
+            if start is not None:
+                adapters.load_state_dict(start)
+            part.run.trained = sum(parameter.numel() for parameter in adapters.parameters())
 
-        score = None
-        if pictures.held_out:
-            batches = grid(pictures.data, pictures.held_out, denoiser.device)
-            score = scorer(batches, lambda batch, _: prompts.loss(batch, config))
-        sample = None
-        if config.sample_every:
-            like = pictures.data.latents[pictures.trained_on[0]]
-            sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), prompts.for_sample)
-        outlets = Outlets(
-            lambda cost: preflight(run, request, cost), lambda step, state: save(step, state, run), sample,
-            [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
-        )  # fmt: skip
-        stack.enter_context(adapters.attached())
-        return follow(adapters, loss_of, config, run, outlets, score, request.resume), run
+            def loss_of(micro: int) -> Tensor:
+                own = prompts.loss(pictures.data.batch(config, micro, denoiser.device, part.trained_on), config).mean()
+                if not pictures.prior:
+                    return own
+                prior = pictures.data.batch(config, micro, denoiser.device, pictures.prior, "prior")
+                return own + config.prior_weight * prompts.loss(prior, config).mean()
+
+            score = None
+            if part.held_out:
+                batches = grid(pictures.data, part.held_out, denoiser.device)
+                score = scorer(batches, lambda batch, _: prompts.loss(batch, config))
+            sample = None
+            if part.config.sample_every:
+                like = pictures.data.latents[pictures.trained_on[0]]
+                sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), prompts.for_sample)
+            outlets = Outlets(
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps), lambda step, state: save(step, state, part.run),
+                sample, [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
+            )  # fmt: skip
+            with adapters.attached():
+                return follow(adapters, loss_of, part.config, part.run, outlets, score, request.resume, part.until)
+
+        return in_rotation(pictures, config, run, fit)
 
 
 class Prompts:
@@ -202,16 +208,16 @@ def factors_of(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:
     return out
 
 
-def preflight(run: Run, request: LoraRequest, cost: StepCost) -> str:
+def preflight(run: Run, request: LoraRequest, cost: StepCost, steps: int) -> str:
     """What is about to be trained and what it takes, in one line. The step's cost was measured on the first batch."""
     config = request.train
-    seconds = cost.seconds * config.gradient_accumulation * config.steps
+    seconds = cost.seconds * config.gradient_accumulation * steps
     # The gradient and Adam's two moments, in float32.
     memory = cost.kept + run.trained * 16
     return (
         f"{len(run.names) or 'custom'} layers, {run.trained:,} numbers, file about {run.trained * 2 / 1e6:.1f} MB in "
-        f"fp16; {config.steps} steps of {config.images_per_step} pictures, each seen about "
-        f"{passes(run.images, config.steps, config.images_per_step):.0f} times; about {in_words(seconds)}; "
+        f"fp16; {steps} steps of {config.images_per_step} pictures, each of {run.images} seen about "
+        f"{passes(run.images, steps, config.images_per_step):.0f} times; about {in_words(seconds)}; "
         f"{memory / 2**20:.0f} MB beside the model"
     )
 

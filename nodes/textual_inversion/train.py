@@ -19,6 +19,7 @@ from ..bridge import identity
 from ..bridge.conditioning import join, model_conds
 from ..bridge.denoiser import compute_type, opened_for_training
 from ..bridge.pictures import describe_held_out, prepare
+from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
 from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
 from ..bridge.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
@@ -88,7 +89,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     pictures = prepare(vae, model.model, config, images)
     run = Run(
         run_id("textual inversion", request.settings(), images.fingerprint, identity.of_models(model, clip, vae)),
-        "textual inversion", request.settings(), identity.base_name(model), len(pictures.trained_on), images.trigger,
+        "textual inversion", request.settings(), identity.base_name(model), pictures.count(pictures.trained_on), images.trigger,
         tag_frequency(item.caption for item in images.items), base_hash=identity.checksum(model.model),
         clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
@@ -97,57 +98,60 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     compute = compute_type(model.model, model.load_device, request.precision)
     with opened_for_training(model, request.precision) as denoiser, opened_text(clip, compute) as text:
         run.prediction = denoiser.prediction
-        learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
-        run.trained = sum(vectors.numel() for vectors in learned.vectors.values())
-        speaking = clip_with_word(clip, request.name, {key: (lambda key=key: learned.vectors[key]) for key in start})
+        def fit(part: Part) -> dict[str, Tensor]:
+            learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
+            part.run.trained = sum(vectors.numel() for vectors in learned.vectors.values())
+            speaking = clip_with_word(clip, request.name, {key: (lambda key=key: learned.vectors[key]) for key in start})
 
-        def batch_loss(batch: Batch, seed: int, micro: int) -> Tensor:
-            sentences = [
-                prompt_for(request.template, pictures.items[index].caption, word, seed, micro, place)
-                for place, index in enumerate(batch.indices)
-            ]
-            conditioning = join([
-                model_conds(denoiser.base, cond, extra, pictures.data.latents[index], denoiser.device)
-                for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
-            ])  # fmt: skip
-            sigma = denoiser.sigma(batch.u)
-            return denoising_loss(
-                denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting
-            )
+            def batch_loss(batch: Batch, seed: int, micro: int) -> Tensor:
+                sentences = [
+                    prompt_for(request.template, pictures.items[index].caption, word, seed, micro, place)
+                    for place, index in enumerate(batch.indices)
+                ]
+                conditioning = join([
+                    model_conds(denoiser.base, cond, extra, pictures.data.latents[index], denoiser.device)
+                    for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
+                ])  # fmt: skip
+                sigma = denoiser.sigma(batch.u)
+                return denoising_loss(
+                    denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting
+                )
 
-        def loss_of(micro: int) -> Tensor:
-            batch = pictures.data.batch(config, micro, denoiser.device, pictures.trained_on)
-            return batch_loss(batch, config.seed, micro).mean()
+            def loss_of(micro: int) -> Tensor:
+                batch = pictures.data.batch(config, micro, denoiser.device, part.trained_on)
+                return batch_loss(batch, config.seed, micro).mean()
 
-        def for_sample() -> tuple[list, list]:
-            said = request.sample_prompt.replace("{word}", word).strip() or f"a photo of {word}"
-            return as_conditioning(text.encode([said, ""], speaking))
+            def for_sample() -> tuple[list, list]:
+                said = request.sample_prompt.replace("{word}", word).strip() or f"a photo of {word}"
+                return as_conditioning(text.encode([said, ""], speaking))
 
-        score = None
-        if pictures.held_out:
-            batches = grid(pictures.data, pictures.held_out, denoiser.device)
-            score = scorer(batches, lambda batch, number: batch_loss(batch, SEED, number))
-        sample = None
-        if config.sample_every:
-            like = pictures.data.latents[pictures.trained_on[0]]
-            sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
-        outlets = Outlets(
-            lambda cost: preflight(run, request, cost), lambda step, state: save(step, state, run), sample,
-            [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
-        )  # fmt: skip
-        embedding = follow(learned, loss_of, config, run, outlets, score, request.resume)
+            score = None
+            if part.held_out:
+                batches = grid(pictures.data, part.held_out, denoiser.device)
+                score = scorer(batches, lambda batch, number: batch_loss(batch, SEED, number))
+            sample = None
+            if part.config.sample_every:
+                like = pictures.data.latents[pictures.trained_on[0]]
+                sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
+            outlets = Outlets(
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps), lambda step, state: save(step, state, part.run), sample,
+                [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
+            )  # fmt: skip
+            return follow(learned, loss_of, part.config, part.run, outlets, score, request.resume, part.until)
+
+        embedding, run = in_rotation(pictures, config, run, fit)
     if [*map(identity.checksum, weights)] != before:
         raise RuntimeError("a weight of the models changed during the training; this is a fault of Bespoke, please report it")
     return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
 
 
-def preflight(run: Run, request: InversionRequest, cost: StepCost) -> str:
+def preflight(run: Run, request: InversionRequest, cost: StepCost, steps: int) -> str:
     """What is about to be learned and what it takes, in one line. The step's cost was measured on the first batch."""
     config = request.train
     return (
-        f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {config.steps} steps of "
-        f"{config.images_per_step}, each picture seen about {passes(run.images, config.steps, config.images_per_step):.0f} "
-        f"times; about {in_words(cost.seconds * config.gradient_accumulation * config.steps)}; "
+        f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {steps} steps of "
+        f"{config.images_per_step}, each of {run.images} pictures seen about {passes(run.images, steps, config.images_per_step):.0f} "
+        f"times; about {in_words(cost.seconds * config.gradient_accumulation * steps)}; "
         f"{cost.kept / 2**20:.0f} MB beside the models"
     )
 

@@ -93,9 +93,10 @@ def test_saves_on_the_way(small, run_node, comfyui):
 
 
 def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_node):
-    args = request(small, 26, steps=20, validation=2, learning_rate=1e-2)
+    ten = sprite_set(2, 10, side=64, colour="teal")
+    args = request(small, 26, images=ten, steps=20, validation=2, learning_rate=1e-2)
     _, lora, _, run, report, _ = run_node("BespokeTrainLora", **args)
-    assert run.images == 4
+    assert run.images == 8
     assert [step for step, _ in run.held_out] == [0, 10, 20]
     assert "Held-out loss" in report
     _, last, *_ = run_node("BespokeTrainLora", **args | {"keep": "last"})
@@ -109,7 +110,7 @@ def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_no
 def test_a_word_goes_on_too(small, run_node, at_step):
     model, clip, vae = small
     args = dict(model=model, clip=clip, vae=vae, images=sprite_set(3, 4, side=64, colour="pink"), name="w", init_text="red", steps=5,
-                batch_size=1, precision="fp32", seed=3, validation=1)  # fmt: skip
+                batch_size=1, precision="fp32", seed=3)  # fmt: skip
     whole = run_node("BespokeTrainTextualInversion", **args, resume=False)
     at_step(2, comfy.model_management.interrupt_current_processing)
     with pytest.raises(comfy.model_management.InterruptProcessingException):

@@ -12,7 +12,7 @@ from bespoke.training.loop import Training
 from bespoke.training.lora import LowRankAdapters
 from bespoke.training.randomness import noise
 from bespoke.training.record import Run, run_id
-from bespoke.training.validation import LEVELS, grid, scorer, split
+from bespoke.training.validation import LEVELS, grid, mean_curve, rotations, scorer, split
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -88,12 +88,52 @@ def test_the_best_state_is_the_one_that_scored_best():
 
 
 def test_split_leaves_something_to_train_on():
-    trained, held = split(10, 3, 0)
+    copies = [[i] for i in range(10)]
+    trained, held = split(copies, 3, 0)
     assert sorted(trained + held) == list(range(10))
     assert len(held) == 3
-    assert split(10, 3, 0) == (trained, held)
+    assert split(copies, 3, 0) == (trained, held)
     with pytest.raises(InputError, match="3 of 3 pictures"):
-        split(3, 3, 0)
+        split(copies[:3], 3, 0)
+
+
+def test_a_pictures_copies_stay_on_one_side():
+    copies = [[i, i + 12, i + 24, i + 36] for i in range(12)]  # mirrored, repeated
+    trained, held = split(copies, 4, 1)
+    assert len(held) == 4
+    assert all(i < 12 for i in held)  # scored once
+    assert {i % 12 for i in trained} | set(held) == set(range(12))
+    assert not {i % 12 for i in trained} & set(held)
+    assert len(trained) == 8 * 4
+
+
+@pytest.mark.parametrize(("count", "held_out", "many"), [(9, 1, 3), (9, 3, 3), (8, 3, 2), (5, 3, 1), (2, 1, 2)])
+def test_rotations_leave_out_other_pictures_each(count, held_out, many):
+    parts = rotations([[i] for i in range(count)], held_out, 0)
+    assert len(parts) == many
+    for trained, held in parts:
+        assert sorted(trained + held) == list(range(count))
+        assert len(held) == held_out
+    out = [i for _, held in parts for i in held]
+    assert len(set(out)) == len(out)
+    with pytest.raises(InputError, match=f"validation is {count} of {count} pictures"):
+        rotations([[i] for i in range(count)], count, 0)
+
+
+def test_the_mean_of_curves_is_over_common_steps():
+    assert mean_curve([[(0, 4.0), (10, 2.0), (20, 3.0)], [(0, 2.0), (10, 1.0)]]) == [(0, 3.0), (10, 1.5)]
+
+
+def test_a_training_can_stop_before_its_schedule_ends():
+    lora, loss, _ = problem()
+    training = Training(lora, loss, config(40), until=12)
+    with lora.attached():
+        short = list(training)
+    other, loss, _ = problem()
+    with other.attached():
+        whole = list(Training(other, loss, config(40)))
+    assert [(e.loss, e.learning_rate) for e in short] == [(e.loss, e.learning_rate) for e in whole[:12]]
+    assert short[-1].steps == 12
 
 
 def test_the_grid_is_fixed_and_does_not_depend_on_the_seed():
