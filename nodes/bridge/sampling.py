@@ -65,13 +65,16 @@ def noise_share(sampling, sigma: float) -> float:
     return noise / (noise + picture) if noise + picture else 0.0
 
 
-def fitting_latent(model, latent: dict):
-    """The latent's samples in the model's shape, as KSampler makes them. Raises InputError if they cannot fit."""
+def fitting_latent(model, latent: dict, name: str = "latent_image"):
+    """The latent's samples in the model's shape, as KSampler makes them. Raises InputError if they cannot fit.
+
+    name: the input's, for the error.
+    """
     samples = latent["samples"]
     parts = samples.unbind() if samples.is_nested else [samples]
     if not parts or any(part.numel() == 0 for part in parts):
         raise InputError(
-            f"latent_image holds no values (its shape is {tuple(parts[0].shape) if parts else ()}); encode a picture with VAE Encode"
+            f"{name} holds no values (its shape is {tuple(parts[0].shape) if parts else ()}); encode a picture with VAE Encode"
         )
     samples = comfy.sample.fix_empty_latent_channels(
         model, samples, latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
@@ -79,7 +82,7 @@ def fitting_latent(model, latent: dict):
     channels = model.get_model_object("latent_format").latent_channels
     if not samples.is_nested and samples.shape[1] != channels:
         raise InputError(
-            f"latent_image has {samples.shape[1]} channels and this model's latents have {channels}; "
+            f"{name} has {samples.shape[1]} channels and this model's latents have {channels}; "
             "encode the picture with the VAE that belongs to the model"
         )
     return samples

@@ -45,7 +45,7 @@ class Audit:
 def audit(original: torch.Tensor, image: torch.Tensor, outside: torch.Tensor) -> Audit:
     """Compare two pictures [B, H, W, C] where `outside` [B, H, W] is true."""
     difference = (image - original).abs().amax(-1)  # [B, H, W]
-    difference = torch.where(outside, difference, 0.0)
+    difference = torch.where(outside, difference.nan_to_num(torch.inf, torch.inf), 0.0)
     return Audit(int((difference > 0).sum()), float(difference.max()), int(outside.sum()))
 
 
@@ -71,6 +71,11 @@ def restore(
     original, generated = _to_batch(original, batch, "originals"), _to_batch(generated, batch, "generated pictures")
     mask = _to_batch(mask, batch, "masks")
     outside = mask == 0.0
+    if broken := int((~torch.isfinite(generated)).any(-1).sum()):
+        notes.append(
+            f"{broken} px of the generated picture are not numbers; inside the mask they stay so. "
+            "Look to the sampler or the VAE: often it computes in a type that is too small."
+        )
     fitted, inside_frame = fit_generated(generated, original, notes)
     mask = mask * inside_frame
 
@@ -159,8 +164,10 @@ def color_shift(original: torch.Tensor, generated: torch.Tensor, inside: torch.T
     ring = (grow(inside.to(torch.float32), RING) > 0.0) & ~inside
     if not bool(ring.any()):
         return None
+    difference = original - generated
+    ring = ring & torch.isfinite(difference).all(-1)  # one pixel that is no number would spread over all
     weight = ring.to(torch.float32)[:, None]  # [B, 1, H, W]
-    known = (original - generated).movedim(-1, 1) * weight  # [B, C, H, W]
+    known = torch.where(ring[..., None], difference, 0.0).movedim(-1, 1)  # [B, C, H, W]
     shift = pull_push(F.avg_pool2d(known, FINEST, ceil_mode=True), F.avg_pool2d(weight, FINEST, ceil_mode=True))
     # A block is FINEST px wide, so the last ones may reach beyond the picture: resize in blocks, then crop.
     shift = F.interpolate(shift, scale_factor=FINEST, mode="bilinear")[..., : inside.shape[1], : inside.shape[2]]

@@ -6,6 +6,7 @@ import comfy.model_base
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
+import matrix
 import nodes
 import pytest
 import torch
@@ -59,13 +60,17 @@ def outside_error(result, latent, noise_mask):
     return float((result - latent["samples"]).abs().masked_fill(noise_mask.expand_as(result) > 0, 0.0).max())
 
 
+ALL_SAMPLERS = comfy.samplers.SAMPLER_NAMES
+
+
+@pytest.mark.parametrize("samplers", matrix.whole(ALL_SAMPLERS, matrix.SAMPLERS))
 @pytest.mark.parametrize("kind", ["epsilon", "v", "flow"])
 @pytest.mark.parametrize("blend", BLENDS)
-def test_outside_the_mask_the_latent_is_the_original_for_every_sampler(run_node, field, latent, kind, blend):
+def test_outside_the_mask_the_latent_is_the_original_for_every_sampler(run_node, field, latent, kind, blend, samplers):
     model, masked, *_ = run_node(
         "BespokeLatentMaskBlend", model=wrap(field, kind), latent=latent, mask=picture_mask(), blend=blend
     )
-    for sampler in comfy.samplers.SAMPLER_NAMES:
+    for sampler in samplers:
         result = ksample(model, masked, sampler)
         assert torch.isfinite(result).all(), sampler
         assert outside_error(result, latent, masked["noise_mask"]) == 0.0, sampler
@@ -129,6 +134,33 @@ def test_errors_name_the_node_and_the_value(run_node, field, latent):
         )
 
 
+def test_what_a_user_should_know_of_the_latent_is_said(run_node, field, latent):
+    def report(given, mask=None):
+        mask = picture_mask() if mask is None else mask
+        return run_node("BespokeLatentMaskBlend", model=wrap(field), latent=given, mask=mask)[4]
+
+    assert "replaces" not in report(latent)
+    assert "The latent had a noise mask of its own, which this one replaces." in report(
+        {**latent, "noise_mask": torch.ones(1, 1, 128, 128)}
+    )
+    own = run_node("BespokeLatentMaskBlend", model=wrap(field), latent=latent, mask=picture_mask())[1]
+    assert "replaces" not in report(own)  # a chain of edits is no surprise
+    empty = {"samples": torch.zeros(1, 4, 16, 16)}
+    assert "The latent is empty (all zeros), so outside the mask there is no picture to keep" in report(empty)
+    assert "The latent is empty" not in report(empty, torch.ones(1, 128, 128))
+
+
+def test_channels_that_do_not_fit_and_a_latent_without_values_are_errors(run_node, field):
+    for shape, words in (
+        ((1, 16, 16, 16), "latent has 16 channels and this model's latents have 4"),
+        ((0, 4, 16, 16), "latent holds no values"),
+    ):
+        with pytest.raises(ValueError, match=f"Bespoke Latent Mask Blend: {words}"):
+            run_node(
+                "BespokeLatentMaskBlend", model=wrap(field), latent={"samples": torch.ones(shape)}, mask=picture_mask()
+            )
+
+
 def test_restore_puts_the_original_back_and_counts(run_node):
     original = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     generated = (original + 0.05).clamp(0, 1)
@@ -187,14 +219,15 @@ def levels(model, latent, sampler):
     return torch.tensor([float(x[..., 64:].std()) / sigma for sigma, x in answer.asked])
 
 
-@pytest.mark.parametrize("blend", ["prediction", "differential"])
-@pytest.mark.parametrize("kind", ["epsilon", "flow"])
-def test_at_half_mask_the_model_sees_the_samplers_noise_level(run_node, white, kind, blend):
+@pytest.mark.parametrize("samplers", matrix.whole(ALL_SAMPLERS, ("dpm_2_ancestral", "dpmpp_2m_sde", "lcm", "ipndm_v")))
+@pytest.mark.parametrize("blend", ["prediction", pytest.param("differential", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["epsilon", pytest.param("v", marks=pytest.mark.slow), "flow"])
+def test_at_half_mask_the_model_sees_the_samplers_noise_level(run_node, white, kind, blend, samplers):
     half = torch.zeros(1, 1024, 1024)
     half[..., 512:] = 0.5
     plain = analytic.wrap(lambda y, sigma: torch.zeros_like(y), kind)
     model, masked, *_ = run_node("BespokeLatentMaskBlend", model=plain, latent=white, mask=half, blend=blend, feather=0)
-    for sampler in comfy.samplers.SAMPLER_NAMES:
+    for sampler in samplers:
         seen = levels(model, masked, sampler)
         if sampler == "ipndm_v":
             # This solver leaves the schedule's noise level by itself, without any mask.

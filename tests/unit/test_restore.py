@@ -118,6 +118,25 @@ def test_a_batch_with_an_empty_mask_among_others_is_matched_where_it_can_be():
     assert torch.allclose(image, original, atol=1e-6)
 
 
+def test_a_generated_picture_with_pixels_that_are_no_numbers_is_said_and_spoils_nothing_else():
+    original, generated = torch.full((1, 96, 96, 3), 0.5), torch.full((1, 96, 96, 3), 0.6)
+    mask = torch.zeros(1, 96, 96)
+    mask[:, 32:64, 32:64] = 1.0
+    generated[0, 30, 40] = generated[0, 50, 50, 1] = float("nan")  # one on the ring outside, one inside
+    image, audit, notes = run(original, generated, mask, match_color=1.0)
+    assert (audit.changed, audit.largest) == (0, 0.0)
+    assert torch.equal(image[0][mask[0] == 0], original[0][mask[0] == 0])
+    assert int((~torch.isfinite(image)).any(-1).sum()) == 1
+    assert torch.allclose(image[torch.isfinite(image)], torch.tensor(0.5), atol=1e-6)
+    assert notes[0].startswith("2 px of the generated picture are not numbers; inside the mask they stay so.")
+
+
+def test_the_audit_counts_a_pixel_that_is_no_number():
+    image = picture(0)
+    image[0, 3, 5, 1] = float("nan")
+    assert r.audit(picture(0), image, square() == 0).changed == 1
+
+
 def test_a_vae_crop_is_laid_in_the_middle_and_its_border_kept():
     original = picture(0, height=53, width=64)
     generated = picture(1, height=48, width=64)
