@@ -1,0 +1,91 @@
+"""Seconds and memory of a textual inversion step: this pack beside diffusers' documented loop and the bare networks.
+
+    python3 dev.py test -m bench tests/bench/bench_textual_inversion_speed.py -s
+
+Both learn one vector on the small model with the same weights, pictures and batch in float32, and take turns in one
+process; the medians of the rounds' ratios are printed. diffusers' loop gets its latents ready-made and has neither a
+data loader nor a VAE here, in its favour. "bare" is CLIP and U-Net forward and backward to the vector, with no loss, no
+optimiser and no sentences to tokenise. Peak memory is what torch's allocator holds at most beyond what was there before.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+pytestmark = pytest.mark.bench
+WORD = 1000  # the row of the table that learns
+
+
+@pytest.fixture(autouse=True)
+def quiet(comfyui, monkeypatch):
+    """No progress bars between the tables."""
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
+    import peers
+    from bespoke.nodes.bridge.text import clip_with_word, encoders, opened_text, vocabulary
+    from helpers import sprite_set
+
+    model, clip, vae = small
+    images = sprite_set(1, 4, colour="pink", word="{word}")
+    latents, rows = [], []
+    for item in images.items:
+        (latent,) = run_node("VAEEncode", pixels=item.pixels[None].float() / 255, vae=vae)
+        latents.append(latent["samples"].clone() * 0.18215)
+        (row,) = clip.tokenize(item.caption.replace("{word}", "cat"))["l"]
+        rows.append([token for token, _ in row])
+    latents, rows = torch.cat(latents), torch.tensor(rows)
+    cat = encoders(clip)["clip_l"][0].tokenizer("cat")["input_ids"][1]
+    rows[rows == cat] = WORD
+    theirs = peers.DiffusersInversion(peers.diffusers_unet(small_checkpoint), peers.transformers_clip(small_checkpoint), latents, rows, WORD, batch, 5e-3)
+
+    def ours(steps: int) -> float:
+        *_, run, _ = run_node(
+            "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="w", init_text="red", vectors=1,
+            steps=steps, batch_size=batch, learning_rate=5e-3, seed=0, template="captions", precision="fp32", resume=False,
+        )  # fmt: skip
+        return run.seconds / steps
+
+    vector = torch.nn.Parameter(vocabulary(encoders(clip)["clip_l"][1])[[WORD]].clone())
+    speaking = clip_with_word(clip, "w", {"clip_l": lambda: vector})
+    sentences = [item.caption.replace("{word}", "embedding:w") for item in images.items[:batch]]
+    timesteps, ones = torch.linspace(50, 950, batch).long(), torch.ones(batch, 4, 16, 16)
+    with opened_text(clip, None) as text:
+        tokens = [[token for token, _ in speaking.tokenize(sentence)["l"][0]] for sentence in sentences]
+        text.encode(["a"], speaking)  # sets clip skip and device
+
+        def bare() -> None:
+            context, _ = text.model.clip_l.encode(tokens)
+            model.model.diffusion_model(latents[:batch], timesteps, context=context).backward(ones)
+
+        contenders = {
+            "ours": ours,
+            "diffusers": lambda steps: peers.seconds(theirs.step, steps),
+            "bare": lambda steps: peers.seconds(bare, steps),
+        }
+        times = {name: [] for name in contenders}
+        for contend in contenders.values():
+            contend(1)
+        for number in range(7):
+            for name in sorted(contenders, reverse=bool(number % 2)):
+                times[name].append(contenders[name](8 if batch == 1 else 4))
+    ratio = {name: statistics.median(b / a for a, b in zip(times["ours"], times[name], strict=True)) for name in times}
+    shown = ", ".join(f"{name} {statistics.median(values):.3f}" for name, values in times.items())
+    memory = peers.peak_mb(lambda: ours(2)), peers.peak_mb(theirs.step)
+    print(
+        f"\nbatch {batch}: seconds a step: {shown}; diffusers takes {ratio['diffusers']:.2f} x this pack's time, this pack "
+        f"{1 / ratio['bare']:.2f} x the bare networks'; peak memory {memory[0]:.0f} MB (the whole run) beside {memory[1]:.0f} MB (a step)"
+    )
+    assert ratio["diffusers"] >= 1.3
+    if batch == 4:
+        assert 1 / ratio["bare"] <= 1.15
+    assert memory[0] <= memory[1]
