@@ -5,6 +5,7 @@ A layer's delta is up @ down with up [out, R] and down [R, in * kernel], the str
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -52,18 +53,20 @@ def kind(parts: Mapping[str, Tensor]) -> str:
 
 def factors(layer: str, parts: Mapping[str, Tensor]) -> Factors:
     """A layer's delta in two factors, exactly: LoRA (Hu et al. 2021), also of convolutions and with a Tucker core, LoHa
-    (Hyeon-Woo et al. 2022) and LoKr (Yeh et al. 2024, "LyCORIS").
+    (Hyeon-Woo et al. 2022), LoKr (Yeh et al. 2024, "LyCORIS") and a whole difference of weights.
 
-    Raises `InputError` for what is no product of factors: DoRA and OFT act on the base's own weights.
+    Raises `InputError` for what depends on the base's own weights, such as DoRA and OFT.
     """
     what = kind(parts)
-    make = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr}.get(what)
-    if make is None:
+    make = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr, "full": _full}.get(what)
+    if make is None or ".reshape_weight" in parts or ".set_weight" in parts:
+        what = what if make is None else "a replacement of the weight"
         raise InputError(
-            f"{layer} is {what}, which is no sum of low-rank factors; inject that LoRA by a node of its own"
+            f"{layer} is {what}, which depends on the base's own weights and cannot be summed before they are known; "
+            "inject that LoRA by a node of its own"
         )
     try:
-        return make({name: tensor.float() for name, tensor in parts.items()})
+        return make({name: tensor.detach().to("cpu", torch.float32) for name, tensor in parts.items()})
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
         raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error
@@ -130,14 +133,34 @@ def _lokr(parts: Mapping[str, Tensor]) -> Factors:
     return Factors(up * scale, down, kernel)
 
 
+def _full(parts: Mapping[str, Tensor]) -> Factors:
+    """A difference of weights [out, in, *kernel] as itself times the identity."""
+    diff = parts[".diff"]
+    kernel, flat = tuple(diff.shape[2:]), diff.flatten(1)
+    rows, columns = flat.shape
+    return Factors(flat, torch.eye(columns), kernel) if columns <= rows else Factors(torch.eye(rows), flat, kernel)
+
+
 def add(terms: Sequence[Factors]) -> Factors:
-    """The exact sum: factors side by side, ranks added."""
+    """The exact sum of deltas of one shape: factors side by side, ranks added."""
     return Factors(torch.cat([t.up for t in terms], 1), torch.cat([t.down for t in terms], 0), terms[0].kernel)
 
 
-def inner(a: Factors, b: Factors) -> float:
-    """The Frobenius inner product of two deltas, tr(A^T B) = sum((Ua^T Ub) * (Da Db^T)), at a cost of R (out + in)."""
-    return float(((a.up.t() @ b.up).double() * (a.down @ b.down.t()).double()).sum())
+def inner_products(terms: Sequence[Factors]) -> Tensor:
+    """The Frobenius inner products of n deltas of one shape: [n, n], float64.
+
+    tr(A^T B) = sum((Ua^T Ub) * (Da Db^T)), for all pairs in two products, at a cost of R^2 (out + in).
+    """
+    whole = add(terms)
+    product = (whole.up.t() @ whole.up).double() * (whole.down @ whole.down.t()).double()
+    owner = torch.repeat_interleave(torch.arange(len(terms)), torch.tensor([t.rank for t in terms]))
+    sums = torch.zeros(len(terms), whole.rank, dtype=torch.float64).index_add_(0, owner, product)
+    return torch.zeros(len(terms), len(terms), dtype=torch.float64).index_add_(1, owner, sums)
+
+
+def norm(delta: Factors) -> float:
+    """The Frobenius norm."""
+    return math.sqrt(max(float(inner_products([delta])), 0.0))
 
 
 def _reduced(delta: Factors) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,13 +176,13 @@ def spectrum(delta: Factors) -> Tensor:
     return torch.linalg.svdvals(core)
 
 
-def truncate(delta: Factors, rank: int) -> tuple[Factors, float, float]:
-    """(the nearest delta of at most this rank, its energy, the whole energy); energy is the sum of squared singular
-    values, so 1 - kept / whole is the squared relative error (Eckart and Young 1936)."""
+def truncate(delta: Factors, rank: int) -> tuple[Factors, Tensor]:
+    """(the nearest delta of at most this rank, all singular values, falling), as of Eckart and Young (1936).
+
+    With energy the sum of the squared singular values, 1 - kept / whole is the squared relative error.
+    """
     q_up, core, q_down = _reduced(delta)
     u, s, vh = torch.linalg.svd(core)
-    whole = float((s.double() ** 2).sum())
     rank = min(rank, len(s))
     root = s[:rank].sqrt()
-    near = Factors(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.t(), delta.kernel)
-    return near, float((s[:rank].double() ** 2).sum()), whole
+    return Factors(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.t(), delta.kernel), s

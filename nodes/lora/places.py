@@ -148,3 +148,26 @@ def file_block(layer: str) -> str:
     if found := re.match(r"diffusion_model\.(down|up)_blocks\.(\d+)\.", name):
         return f"{found[1]}.{found[2]}"
     return block_names(name)[0]
+
+
+def place(layer: str) -> tuple[str, str]:
+    """(row, column) of a file's layer in an overview: the smallest block that has a name, and `kind_of`.
+
+    The U-Nets' blocks have both names, `in.4 (down.1)`; a text encoder is one row.
+    """
+    name = common_name(layer)
+    if found := re.match(r"te(\d?)\.", name):
+        return f"text {found[1]}".strip(), kind_of(name)
+    coarse, *fine = block_names(name)
+    return (f"{fine[0]} ({coarse})" if fine else file_block(layer)), kind_of(name)
+
+
+def row_order(row: str) -> tuple:
+    """Sorts the rows of an overview from the model's input to its output, the text encoders last."""
+    return (row.startswith("text"), block_order(row.split(" (")[0]), row)
+
+
+COLUMNS = (
+    *((f"{kind}-attention", f"{kind} {name}") for kind in ("self", "cross") for name in PROJECTIONS),
+    ("attention", "fused qkv"), ("others", "feed-forward"), ("others", "conv"), ("others", "other"),
+)  # fmt: skip

@@ -81,6 +81,7 @@ INPUTS = {
     "end_percent": ("结束比例", "終了割合", "fin (part)", "fin (parte)"),
     "keyframes": ("关键帧", "キーフレーム", "images clés", "fotogramas clave"),
     "mode": ("方式", "方式", "mode", "modo"),
+    "loras": ("LoRA 列表", "LoRA の一覧", "LoRA à additionner", "LoRA que se suman"),
     "strengths": ("强度", "強度", "forces", "fuerzas"),
     "positive": ("正面条件", "ポジティブ", "positif", "positivo"),
     "negative": ("负面条件", "ネガティブ", "négatif", "negativo"),
