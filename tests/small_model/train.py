@@ -47,12 +47,12 @@ class Stage:
 STAGES = (Stage(4000, 6e-4, 200, 0.998, anywhere=True), Stage(1300, 5e-4, 50, 0.995, anywhere=False))
 
 
-def new_unet(device: torch.device, config: dict = small.UNET_CONFIG):
+def new_unet(device: torch.device):
     """ComfyUI's U-Net with torch's default initialisation and the usual zeroes at each block's end."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    unet = UNetModel(**config, device=device, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    unet = UNetModel(**small.UNET_CONFIG, device=device, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     for name, module in unet.named_modules():
         for kind in (torch.nn.Linear, torch.nn.Conv2d, torch.nn.GroupNorm, torch.nn.LayerNorm):
             if isinstance(module, kind):
