@@ -251,7 +251,7 @@ def test_re_inject_under_noises_a_soft_mask_with_a_stochastic_sampler_as_core_do
 # --- Stages -----------------------------------------------------------------------------------------------------------
 
 STAGES = [
-    (kind, blend, sampler)
+    pytest.param(kind, blend, sampler, marks=() if sampler in ("euler", "dpm_2") else pytest.mark.slow)
     for kind in ("epsilon", "v", "flow")
     for blend in BLENDS
     for sampler in ("euler", "heun", "dpm_2", "exp_heun_2_x0")
@@ -523,7 +523,9 @@ def test_differential_lets_each_cell_go_at_its_share_of_the_schedule(run_node, f
         assert torch.equal(is_held, value < (sigma - least) / (1 - least)), sigma
 
 
-def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field, white):
+def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
+    white = {"samples": torch.zeros(1, 4, 16, 16)}
+    white["samples"][0, 0, 0, 0] = 1e-6  # all zeros would be an empty latent
     sampling = wrap(field).model.model_sampling
     flow = wrap(field, "flow").model.model_sampling
     level = torch.tensor([3.0, 0.75]).view(2, 1, 1, 1)
@@ -537,7 +539,7 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field, whi
         shares = []
         model, masked, *_ = run_node(
             "BespokeLatentMaskBlend", model=analytic.wrap(lambda y, s: torch.ones_like(y)), latent=white,
-            mask=torch.full((1, 1024, 1024), 0.5), blend="prediction", bias=bias,
+            mask=torch.full((1, 128, 128), 0.5), blend="prediction", bias=bias,
         )  # fmt: skip
         sigmas = torch.tensor([4.0, 1.0, 0.25, 0.0])
         model.add_wrapper_with_key(
@@ -597,15 +599,16 @@ def vae(comfyui):
     return comfy.sd.VAE(sd=sd)
 
 
-def test_pixels_outside_the_composite_mask_are_the_originals_after_ten_rounds(run_node, field, vae):
-    original = torch.rand(1, 131, 128, 3, generator=torch.Generator().manual_seed(1))  # 131: the VAE crops it
-    mask = torch.zeros(1, 131, 128)
-    mask[:, 41:90, 50:100] = 1.0
+def test_pixels_outside_the_composite_mask_are_the_originals_after_ten_rounds(run_node, vae):
+    field = analytic.Field(8, 8, "natural")
+    original = torch.rand(1, 67, 64, 3, generator=torch.Generator().manual_seed(1))  # 67: the VAE crops it
+    mask = torch.zeros(1, 67, 64)
+    mask[:, 21:44, 26:50] = 1.0
     image = original
     for turn in range(10):
         (encoded,) = run_node("VAEEncode", pixels=image, vae=vae)
         model, masked, latent_mask, *_ = run_node(
-            "BespokeLatentMaskBlend", model=wrap(field), latent=encoded, mask=mask
+            "BespokeLatentMaskBlend", model=wrap(field), latent=encoded, mask=mask, feather=6
         )
         result = ksample(model, masked, "dpmpp_2m_sde", seed=turn)
         (decoded,) = run_node("VAEDecode", vae=vae, samples={"samples": result})
@@ -614,7 +617,7 @@ def test_pixels_outside_the_composite_mask_are_the_originals_after_ten_rounds(ru
             "BespokeRestoreUnmasked", original=image, generated=decoded, mask=latent_mask, feather=3
         )
         assert changed == 0
-        assert latent_mask.shape == (1, 131, 128)
+        assert latent_mask.shape == (1, 67, 64)
         outside = latent_mask[0] == 0
         assert torch.equal(image[0][outside], original[0][outside]), f"round {turn + 1}"
         assert not torch.equal(image, before)
