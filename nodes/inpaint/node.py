@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import comfy.sample
 import comfy.utils
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..bridge import sampling as bridge
 from ..bridge.errors import InputError, names_itself
 from .blend import BIAS_MAX, BIAS_MIN, BLENDS, Blend, choose, has_own_inpaint_noise, patch
 from .mask import (
@@ -145,7 +145,8 @@ class LatentMaskBlend(io.ComfyNode):
         cls, model, latent, mask, blend="auto", grow=0, feather=FEATHER, coverage="any", min_strength=0.0, bias=0.0
     ) -> io.NodeOutput:
         settings = MaskSettings(grow, feather, coverage, min_strength)
-        samples = _sampled_as(model, latent)
+        # An empty latent gets the model's channels only when it is sampled; the mask must fit that.
+        samples = bridge.fitting_latent(model, latent, "latent")
         picture_latent = samples.unbind()[0] if samples.is_nested else samples
         if picture_latent.ndim not in (4, 5):
             raise InputError(
@@ -168,15 +169,10 @@ class LatentMaskBlend(io.ComfyNode):
                 _pictured(picture_latent, len(shaped.cells)), latent_format, shaped.grid.height, shaped.grid.width
             ),
         )
-        report = _report(shaped, kind, reason, model, spread)
-        return io.NodeOutput(patched, out, to_picture(shaped.cells, shaped.grid), preview, report)
-
-
-def _sampled_as(model, latent) -> torch.Tensor:
-    # An empty latent gets the model's channels only when it is sampled; the mask must fit that.
-    return comfy.sample.fix_empty_latent_channels(
-        model, latent["samples"], latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")
-    )
+        report = _report(shaped, kind, reason, model, [*spread, *_notes_on(latent, samples, shaped.cells)])
+        # The cells over the picture are seen on the node itself, too, whether or not `preview` is wired to anything.
+        shown = ui.PreviewImage(preview, cls=cls)
+        return io.NodeOutput(patched, out, to_picture(shaped.cells, shaped.grid), preview, report, ui=shown)
 
 
 def _pictured(latent, count):
@@ -197,6 +193,18 @@ def _clean_original(latent, samples) -> torch.Tensor:
     outside = comfy.utils.reshape_mask(latent["noise_mask"], flat.shape) == 0
     finished = bool(outside.any()) and torch.equal(flat[outside], kept.to(flat)[outside])
     return flat if finished else kept
+
+
+def _notes_on(latent, samples, cells) -> list[str]:
+    """What a user should know of the latent that was wired in."""
+    notes = []
+    if "noise_mask" in latent and ORIGINAL not in latent:
+        notes.append("The latent had a noise mask of its own, which this one replaces.")
+    if bridge.is_blank(samples) and not bool((cells >= 1).all()):
+        notes.append(
+            "The latent is empty (all zeros), so outside the mask there is no picture to keep; encode one with VAE Encode."
+        )
+    return notes
 
 
 def _report(shaped, kind, reason, model, notes) -> str:
