@@ -392,13 +392,13 @@ def prepare(with_tests: bool = False) -> dict[str, str]:
 # --- the commands -------------------------------------------------------------------------------------------------------
 
 
-def demo() -> int:
+def demo(options: list[str]) -> int:
     """The example workflows on a real server; some minutes on 2 cores."""
     env = prepare()
     script = ROOT / "tests" / "demo" / "run.py"
-    print("* Running the example workflows (about 4 minutes on 2 cores)", flush=True)
+    print(f"* Running the example workflows (about {'12' if options else '4'} minutes on 2 cores)", flush=True)
     with lock("demo", "Another demo runs from this folder: wait until it ends.", wait=False):
-        return run([PYTHON, script, "--base", DEV / "demo", "--checkpoint", small_model()], env)
+        return run([PYTHON, script, "--base", DEV / "demo", "--checkpoint", small_model(), *options], env)
 
 
 def test(arguments: list[str]) -> int:
@@ -414,28 +414,28 @@ def serve(port: int, options: list[str]) -> int:
     """ComfyUI's page with this pack, the small model and the demo's inputs, until Ctrl-C."""
     env = prepare()
     base = DEV / "comfyui"  # not the demo's, which is made anew each time: what you make here stays
-    command = [PYTHON, ROOT / "tests" / "server" / "host.py", "--base", base, "--checkpoint", small_model()]
+    command = [PYTHON, ROOT / "tests" / "demo" / "serve.py", "--base", base, "--checkpoint", small_model()]
     with lock("serve", "Another dev.py serve runs from this folder: stop it first.", wait=False):
-        drawn = run([PYTHON, ROOT / "tests" / "demo" / "pictures.py", base / "input"], env)
-        return drawn or run([*command, "--port", port, *options], env)
+        return run([*command, "--port", port, *options], env)
 
 
 def main(arguments: list[str]) -> int:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="dev.py", description=__doc__, formatter_class=plain)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("demo", help="run the example workflows, leave pictures and a contact sheet")
+    shown = commands.add_parser("demo", help="run the example workflows, leave pictures and a contact sheet")
+    shown.add_argument("--all", action="store_true", help="every workflow, not the four essential ones")
     commands.add_parser("test", help="run the checks and the tests; what follows goes to pytest")
     page = commands.add_parser("serve", help="ComfyUI's page with this pack; further options go to ComfyUI")
     page.add_argument("--port", type=int, default=8188)
     # pytest's arguments are not ours to read.
     args, rest = parser.parse_known_args(arguments[:1] if arguments[:1] == ["test"] else arguments)
     if args.command == "demo" and rest:
-        parser.error(f"demo takes no arguments, but here are {' '.join(rest)}")
+        parser.error(f"demo takes only --all, but here are {' '.join(rest)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if args.command == "demo":
-            return demo()
+            return demo(["--all"] if args.all else [])
         return test(arguments[1:]) if args.command == "test" else serve(args.port, rest)
     except StepError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -16,6 +16,7 @@ import chromium
 import host
 import pictures
 from comfy_page import ComfyPage
+from small_values import for_small_model
 
 SCREENSHOTS = host.ROOT / ".dev" / "screenshots"
 
@@ -54,9 +55,12 @@ def open_page(browser, server):
 
 
 @pytest.fixture(scope="session")
-def workflow():
-    """workflow("lora_train_and_use") -> the example workflow of that name."""
-    return lambda name: json.loads((host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
+def workflow(server):
+    """workflow("lora_train_and_use") -> the example workflow of that name, with the small model's values."""
+    info = server.get("/object_info")
+    return lambda name: for_small_model(
+        json.loads((host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8")), info
+    )
 
 
 @pytest.fixture(scope="session")

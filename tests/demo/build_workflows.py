@@ -1,189 +1,203 @@
-"""Lays out the example workflows as the page saves them, from the nodes' own definitions.
+"""Lays out the example workflows for a real SD1.5 checkpoint; `small_values.py` says what the small model runs instead.
 
     python tests/demo/build_workflows.py
 
-A workflow is written here as nodes by name with the inputs that differ from the defaults; positions, links and the
-positional widget values come from ComfyUI's `/object_info`, so that a file never lags behind a node.
+Run it again after a change of a node's inputs.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "server"))
 
-import graph
 import host
+from canvas import Workflow
 
 OUT = host.ROOT / "example_workflows"
-WIDTH, GAP_X, GAP_Y, HEAD = 320, 60, 40, 90
-COLOURS = {"plain": "#3f5159", "learn": "#8a6d3b", "use": "#3b6e8a"}
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+STYLE, SUBJECT = "bespoke/my-style_00001.safetensors", "bespoke/my-subject_00001.safetensors"
+SAMPLING = {"seed": 3, "steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
-class Workflow:
-    """Columns of nodes, left to right; groups around runs of columns."""
-
-    def __init__(self, object_info: dict):
-        self.info, self.nodes, self.links, self.groups = object_info, [], [], []
-        self.x = self.y = 0
-        self._group: tuple | None = None
-
-    def column(self, width: int = WIDTH) -> None:
-        """Begin a new column to the right of everything so far."""
-        if self.nodes:
-            self.x = max(n["pos"][0] + n["size"][0] for n in self.nodes) + GAP_X
-        self.y, self.width = 0, width
-
-    def group(self, title: str, colour: str = "plain") -> None:
-        """All nodes from here on belong to this group."""
-        self.end_group()
-        self._group = (title, colour, len(self.nodes))
-
-    def end_group(self) -> None:
-        if self._group:
-            title, colour, first = self._group
-            inside = self.nodes[first:]
-            left, top = min(n["pos"][0] for n in inside) - 20, min(n["pos"][1] for n in inside) - HEAD
-            right = max(n["pos"][0] + n["size"][0] for n in inside) + 20
-            bottom = max(n["pos"][1] + n["size"][1] for n in inside) + 20
-            self.groups.append({
-                "id": len(self.groups) + 1, "title": title, "bounding": [left, top, right - left, bottom - top],
-                "color": COLOURS[colour], "font_size": 24, "flags": {},
-            })  # fmt: skip
-            self._group = None
-
-    def note(self, text: str, height: int = 200) -> None:
-        self._place({"type": "MarkdownNote", "inputs": [], "outputs": [], "widgets_values": [text], "title": "Note",
-                     "color": "#432", "bgcolor": "#653"}, height)  # fmt: skip
-
-    def node(self, kind: str, title: str | None = None, tall: int | None = None, **values):
-        """Place a node. A value that is a pair (node, output name) becomes a link."""
-        definition = self.info[kind]
-        names = [n for part in ("required", "optional") for n in definition["input_order"].get(part, [])]
-        unknown = set(values) - set(names)
-        if unknown:
-            raise ValueError(f"{kind} has no input {sorted(unknown)}")
-        inputs, widgets = [], []
-        for name in names:
-            spec = definition["input"].get("required", {}).get(name) or definition["input"]["optional"][name]
-            options = spec[1] if len(spec) > 1 else {}
-            combo = isinstance(spec[0], list) or spec[0] == "COMBO"
-            type_name = "COMBO" if combo else spec[0]
-            is_widget = combo or (spec[0] in graph.WIDGETS and not options.get("forceInput"))
-            value = values.get(name)
-            linked = isinstance(value, tuple)
-            if is_widget:
-                choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
-                empty = next(iter(choices), "") if combo else {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(spec[0], "")
-                default = options.get("default", empty)
-                widgets.append(default if linked or value is None else value)
-                if name in graph.CONTROLLED and options.get("control_after_generate", True) is not False:
-                    widgets.append("fixed")
-            elif value is not None and not linked:
-                raise ValueError(f"{kind}.{name} is no widget")
-            slot = {"name": name, "type": type_name, "link": None}
-            if is_widget:
-                slot["widget"] = {"name": name}
-            if options.get("tooltip"):
-                slot["localized_name"] = name
-            inputs.append(slot)
-        # Sockets first, then the widgets' sockets, as the page lists them.
-        inputs.sort(key=lambda slot: "widget" in slot)
-        outputs = [
-            {"name": name, "type": "COMBO" if isinstance(kind_, list) else kind_, "links": []}
-            for name, kind_ in zip(definition["output_name"], definition["output"], strict=True)
-        ]
-        made = {"type": kind, "inputs": inputs, "outputs": outputs, "widgets_values": widgets}
-        if title:
-            made["title"] = title
-        rows = max(sum("widget" not in s for s in inputs), len(outputs))
-        needed = 40 + 22 * rows + 30 * len(widgets) + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets)
-        node = self._place(made, tall or needed)
-        for name, value in values.items():
-            if isinstance(value, tuple):
-                self._link(value[0], value[1], node, name)
-        return node
-
-    def _place(self, made: dict, height: int) -> dict:
-        node = {
-            "id": len(self.nodes) + 1, "type": made.pop("type"), "pos": [self.x, self.y], "size": [self.width, height],
-            "flags": {}, "order": len(self.nodes), "mode": 0, **made,
-        }  # fmt: skip
-        node["properties"] = {"Node name for S&R": node["type"]}
-        self.y += height + GAP_Y
-        self.nodes.append(node)
-        return node
-
-    def _link(self, source: dict, output: str, target: dict, name: str) -> None:
-        at = next(i for i, slot in enumerate(source["outputs"]) if slot["name"] == output)
-        to = next(i for i, slot in enumerate(target["inputs"]) if slot["name"] == name)
-        link = len(self.links) + 1
-        source["outputs"][at]["links"].append(link)
-        target["inputs"][to]["link"] = link
-        self.links.append([link, source["id"], at, target["id"], to, source["outputs"][at]["type"]])
-
-    def save(self, name: str) -> None:
-        self.end_group()
-        document = {
-            "revision": 0, "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
-            "links": self.links, "groups": self.groups, "config": {}, "extra": {"ds": {"scale": 0.7, "offset": [120, 180]}},
-            "version": 0.4,
-        }  # fmt: skip
-        (OUT / f"{name}.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", "utf-8")
+# --- what most graphs have ----------------------------------------------------------------------------------------
 
 
-def sampler(w: Workflow, model, positive, negative, latent, **values):
-    return w.node(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent,
-        **({"seed": 3, "steps": 20, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal"} | values),
-    )  # fmt: skip
+class Base:
+    """A checkpoint's three outputs, and the prompts, latents and pictures made with them."""
+
+    def __init__(self, w: Workflow):
+        self.w, self.loader = w, w.node("CheckpointLoaderSimple", "Base model", ckpt_name=CHECKPOINT)
+        self.model, self.clip, self.vae = ((self.loader, kind) for kind in ("MODEL", "CLIP", "VAE"))
+
+    def say(self, text: str | tuple, title: str = "Prompt", clip=None) -> tuple:
+        return self.w.node("CLIPTextEncode", title, 120, clip=clip or self.clip, text=text), "CONDITIONING"
+
+    def nothing(self) -> tuple:
+        return self.say("", "Negative prompt")
+
+    def empty(self, count: int = 4) -> tuple:
+        return self.w.node("EmptyLatentImage", width=512, height=512, batch_size=count), "LATENT"
+
+    def encode(self, picture) -> tuple:
+        return self.w.node("VAEEncode", pixels=(picture, "IMAGE"), vae=self.vae), "LATENT"
+
+    def sample(self, title: str, positive, negative, latent, model=None, kind: str = "KSampler", **values) -> tuple:
+        node = self.w.node(
+            kind, title, model=model or self.model, positive=positive, negative=negative, latent_image=latent,
+            **(SAMPLING | values),
+        )  # fmt: skip
+        return node, "latent" if kind.startswith("Bespoke") else "LATENT"
+
+    def decode(self, latent) -> tuple:
+        return self.w.node("VAEDecode", samples=latent, vae=self.vae), "IMAGE"
+
+    def show(self, title: str, latent, file: str) -> tuple:
+        """Decode and save; gives the IMAGE."""
+        image = self.decode(latent)
+        self.w.node("SaveImage", title, 300, images=image, filename_prefix=f"bespoke/{file}")
+        return image
 
 
-def lora(w: Workflow) -> None:
+def report(w: Workflow, node, height: int = 140) -> None:
+    w.node("PreviewAny", "Report", height, source=(node, "report"))
+
+
+def learn(w: Workflow, base: Base, kind: str, folder: str, folder_values=(), **values):
+    """A folder of pictures, its contact sheet and a trainer of `kind`."""
+    pictures = w.node("BespokeImageFolder", folder=folder, **dict(folder_values))
+    w.column()
+    trainer = w.node(kind, model=base.model, clip=base.clip, vae=base.vae, images=(pictures, "images"), **values)
+    w.column()
+    w.node("PreviewImage", "The training set", 300, images=(pictures, "preview"))
+    return trainer
+
+
+# --- LoRA ---------------------------------------------------------------------------------------------------------
+
+
+def lora_style(w: Workflow) -> None:
     w.column()
     w.group("1  Learn from pictures", "learn")
     w.note(
-        "**Train a LoRA, then use it with ComfyUI's own loader.**\n\n"
-        "Put 5 to 20 pictures with a .txt caption each into a folder under *input* and choose it below. "
+        "**Train a LoRA on a style, then use it with ComfyUI's own loader.**\n\n"
+        "Put 10 to 50 pictures with a .txt caption each into a folder under *input* and choose it below. "
         "Queue once: the training runs and the file lands in the loras folder. ComfyUI's *Load LoRA* (right) cannot know "
         "a file before it is there, so the first time it is marked red: choose the new file there and queue again. The "
         "training is not repeated."
     )
-    base = w.node("CheckpointLoaderSimple", "Base model", ckpt_name=host.CHECKPOINT)
-    folder = w.node("BespokeImageFolder", folder="bespoke_teal_style")
-    w.column()
-    train = w.node(
-        "BespokeTrainLora", model=(base, "MODEL"), clip=(base, "CLIP"), vae=(base, "VAE"), images=(folder, "images"),
-        steps=400, learning_rate=0.002,
-    )  # fmt: skip
-    w.column()
-    w.node("PreviewImage", "The training set", 300, images=(folder, "preview"))
-    w.node("BespokeSaveLora", lora=(train, "lora"), run=(train, "run"), filename_prefix="bespoke/teal")
-    w.node("PreviewAny", "Report", 160, source=(train, "report"))
+    base = Base(w)
+    trainer = learn(w, base, "BespokeTrainLora", "my_style")
+    w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-style")
+    report(w, trainer, 160)
     w.column()
     w.group("2  Use it: the same seeds without and with the LoRA", "use")
-    loaded = w.node(
-        "LoraLoader", model=(base, "MODEL"), clip=(base, "CLIP"), lora_name="bespoke/teal_00001.safetensors"
+    loaded = w.node("LoraLoader", model=base.model, clip=base.clip, lora_name=STYLE)
+    words, nothing, latent = base.say("a lighthouse on a cliff, in my style"), base.nothing(), base.empty()
+    w.column()
+    low = base.sample("without the LoRA", words, nothing, latent)
+    high = base.sample("with the LoRA", words, nothing, latent, (loaded, "MODEL"))
+    w.column()
+    base.show("without the LoRA", low, "lora_base")
+    base.show("with the LoRA", high, "lora_lora")
+
+
+def lora_subject(w: Workflow) -> None:
+    w.column()
+    w.group("1  Learn a subject, and keep its class", "learn")
+    w.note(
+        "**Train a LoRA on one subject.** 5 to 20 pictures of it, each from another side or in another place. Its "
+        "trigger word stands in every caption.\n\nThe second folder holds pictures of its *class* (any dog, if yours "
+        "is a dog): they keep the model from turning every dog into yours (prior preservation).\n\nThe trainer's own "
+        "*model* output is used on the right, so that one queue does it all."
     )
-    words = w.node("CLIPTextEncode", "Prompt", 120, clip=(base, "CLIP"), text="a teal cross on white")
-    nothing = w.node("CLIPTextEncode", "Negative prompt", 100, clip=(base, "CLIP"), text="")
-    latent = w.node("EmptyLatentImage", width=128, height=128, batch_size=4)
+    base = Base(w)
+    classes = w.node("BespokeImageFolder", "The class", folder="my_class")
+    trainer = learn(
+        w, base, "BespokeTrainLora", "my_subject", {"trigger": "sks dog"}, prior_images=(classes, "images"), prior_weight=0.5
+    )
+    w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-subject")
+    report(w, trainer, 160)
     w.column()
-    for model, title in (((base, "MODEL"), "without the LoRA"), ((loaded, "MODEL"), "with the LoRA")):
-        made = sampler(w, model, (words, "CONDITIONING"), (nothing, "CONDITIONING"), (latent, "LATENT"))
-        made["title"] = title
-    low, high = w.nodes[-2:]
+    w.group("2  The subject, and its class kept", "use")
+    nothing, latent = base.nothing(), base.empty()
+    subject = base.say("a photo of sks dog on a beach", "The subject")
+    kept = base.say("a photo of a dog on a beach", "Its class")
     w.column()
-    for made, title, file in ((low, "without the LoRA", "base"), (high, "with the LoRA", "lora")):
-        picture = w.node("VAEDecode", samples=(made, "LATENT"), vae=(base, "VAE"))
-        w.node("SaveImage", title, 300, images=(picture, "IMAGE"), filename_prefix=f"bespoke/lora_{file}")
-    w.save("lora_train_and_use")
+    made = [
+        base.sample("the subject, without the LoRA", subject, nothing, latent),
+        base.sample("the subject, with the LoRA", subject, nothing, latent, (trainer, "model")),
+        base.sample("its class, with the LoRA", kept, nothing, latent, (trainer, "model")),
+    ]
+    w.column()
+    for title, one in zip(("the subject, without the LoRA", "the subject, with the LoRA", "its class, with the LoRA"), made, strict=True):
+        base.show(title, one, "subject")
 
 
-def strength(w: Workflow) -> None:
+def lora_compose(w: Workflow) -> None:
+    w.column()
+    w.group("Two LoRAs become one", "use")
+    w.note(
+        "**Compose LoRAs.** The sum of two adaptations is a LoRA again: exactly, with the ranks added, or brought to a "
+        "smaller rank, with the share that is kept in the report. The heatmap shows where the two pull the same way or "
+        "against each other.\n\nRun the two training workflows first, or choose your own files."
+    )
+    base = Base(w)
+    loaded = [w.node("BespokeLoadLora", title, lora_name=name) for title, name in (("The style", STYLE), ("The subject", SUBJECT))]
+    w.column()
+    both = w.node("BespokeComposeLoras", loras=[(one, "lora") for one in loaded], strengths="0.8\n0.8")
+    report(w, both)
+    w.node("PreviewImage", "Where they meet", 300, images=(both, "heatmap"))
+    w.node("BespokeSaveLora", lora=(both, "lora"), filename_prefix="bespoke/style-and-subject")
+    w.column()
+    words, nothing, latent = base.say("a photo of sks dog on a beach, in my style"), base.nothing(), base.empty(2)
+    models = [w.node("BespokeInjectLora", title, model=base.model, lora=(source, "lora"))
+              for title, source in (("The style alone", loaded[0]), ("The subject alone", loaded[1]), ("Both", both))]  # fmt: skip
+    w.column()
+    titles = ("the style alone", "the subject alone", "both composed")
+    made = [base.sample(title, words, nothing, latent, (model, "model")) for title, model in zip(titles, models, strict=True)]
+    w.column()
+    for title, one in zip(titles, made, strict=True):
+        base.show(title, one, "composed")
+
+
+def lora_inspect(w: Workflow) -> None:
+    w.column()
+    w.group("1  What is in the file", "plain")
+    w.note(
+        "**Inspect a LoRA, then use only a part of it.** The heatmap says which blocks and projections it changes most. "
+        "Query and key decide *where* a word acts, value and out *what* it brings there; the blocks in the middle hold "
+        "the composition, the outer ones the surface. Start and end say in which share of the denoising it acts."
+    )
+    base = Base(w)
+    loaded = w.node("BespokeLoadLora", lora_name=STYLE)
+    seen = w.node("BespokeInspectLora", lora=(loaded, "lora"), model=base.model)
+    w.column()
+    w.node("PreviewImage", "How much it changes, by block and projection", 420, images=(seen, "heatmap"))
+    report(w, seen, 260)
+    w.column()
+    w.group("2  Scoped", "use")
+    words, nothing, latent = base.say("a lighthouse on a cliff, in my style"), base.nothing(), base.empty(2)
+    scopes = {
+        "all of it": {},
+        "value and out only": {"query": 0.0, "key": 0.0},
+        "the up blocks only": {"blocks": "up.*"},
+        "from the middle of the denoising on": {"start_percent": 0.5},
+    }
+    models = [w.node("BespokeInjectLora", title, model=base.model, lora=(loaded, "lora"), **values) for title, values in scopes.items()]
+    w.column()
+    made = [base.sample(title, words, nothing, latent, (model, "model")) for title, model in zip(scopes, models, strict=True)]
+    w.column()
+    for title, one in zip(scopes, made, strict=True):
+        base.show(title, one, "scoped")
+
+
+# --- partial denoise ----------------------------------------------------------------------------------------------
+
+
+def strength_ladder(w: Workflow) -> None:
     w.column()
     w.group("One picture, five strengths", "use")
     w.note(
@@ -192,104 +206,255 @@ def strength(w: Workflow) -> None:
         "Each node's report says how many steps run and how much of the start is noise.",
         170,
     )
-    base = w.node("CheckpointLoaderSimple", "Base model", ckpt_name=host.CHECKPOINT)
-    picture = w.node("LoadImage", "The picture", 330, image="bespoke_picture.png")
+    base = Base(w)
+    picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
     w.column()
-    latent = w.node("VAEEncode", pixels=(picture, "IMAGE"), vae=(base, "VAE"))
-    words = w.node("CLIPTextEncode", "Prompt", 120, clip=(base, "CLIP"), text="a blue square on white")
-    nothing = w.node("CLIPTextEncode", "Negative prompt", 100, clip=(base, "CLIP"), text="")
+    latent = base.encode(picture)
+    words, nothing = base.say("the same scene in winter, snow"), base.nothing()
     for value in (0.0, 0.5, 0.7, 0.85, 1.0):
         w.column(280)
-        made = w.node(
-            "BespokePartialDenoise", f"strength {value:g}", model=(base, "MODEL"), positive=(words, "CONDITIONING"),
-            negative=(nothing, "CONDITIONING"), latent_image=(latent, "LATENT"), strength=value, steps=20, cfg=2.0,
-            sampler_name="euler", scheduler="normal", seed=3,
-        )  # fmt: skip
-        image = w.node("VAEDecode", samples=(made, "latent"), vae=(base, "VAE"))
-        w.node("SaveImage", f"strength {value:g}", 300, images=(image, "IMAGE"), filename_prefix=f"bespoke/strength_{value:g}")
-        w.node("PreviewAny", "Report", 120, source=(made, "report"))
-    w.save("strength_ladder")
+        title = f"strength {value:g}"
+        made = base.sample(title, words, nothing, latent, kind="BespokePartialDenoise", strength=value)
+        base.show(title, made, f"strength_{value:g}")
+        report(w, made[0], 120)
 
 
-def inpaint(w: Workflow) -> None:
+def few_steps(w: Workflow) -> None:
     w.column()
-    w.group("Repaint one region with the same model", "use")
+    w.group("Four steps, and every turn of the dial counts", "use")
     w.note(
+        "**Image to image with a few-step model.** With four steps, ComfyUI's *denoise* and diffusers' *strength* know "
+        "only four places to start from: .60 and .70 give the same picture. The contract *noise level* starts exactly "
+        "at the noise that the strength means, with a shorter first step.\n\nLeft: the schedule as SIGMAS for "
+        "*SamplerCustomAdvanced*. Below: the same two strengths in two contracts.",
+        220,
+    )
+    base = Base(w)
+    picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
+    w.column()
+    latent = base.encode(picture)
+    words, nothing = base.say("the same scene in winter, snow"), base.nothing()
+    sigmas = w.node("BespokeStrengthSigmas", "Four steps at strength .7", model=base.model, scheduler="sgm_uniform", steps=4, strength=0.7)
+    w.node("PreviewImage", "The schedule", 300, images=(sigmas, "plot"))
+    for contract in ("noise level", "diffusers"):
+        w.column(280)
+        for strength in (0.6, 0.7):
+            title = f"{contract}, {strength:g}"
+            made = base.sample(
+                title, words, nothing, latent, kind="BespokePartialDenoise", strength=strength, steps=4, cfg=1.5,
+                sampler_name="euler", scheduler="sgm_uniform", contract=contract,
+            )  # fmt: skip
+            base.show(title, made, "few_steps")
+    w.column()
+    noise = w.node("RandomNoise", noise_seed=3)
+    guider = w.node("CFGGuider", model=base.model, positive=words, negative=nothing, cfg=1.5)
+    sampler = w.node("KSamplerSelect", sampler_name="euler")
+    custom = w.node(
+        "SamplerCustomAdvanced", noise=(noise, "NOISE"), guider=(guider, "GUIDER"), sampler=(sampler, "SAMPLER"),
+        sigmas=(sigmas, "sigmas"), latent_image=latent,
+    )  # fmt: skip
+    base.show("noise level, 0.7, by its sigmas", (custom, "output"), "few_steps_custom")
+
+
+# --- inpainting ---------------------------------------------------------------------------------------------------
+
+
+def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
+    """A picture, a mask and a model that repaints under it: (base, picture, blend, prompts)."""
+    w.column()
+    w.group(title, "use")
+    w.note(note, 200)
+    base = Base(w)
+    picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
+    mask = w.node("LoadImageMask", "The mask: white may change", 330, image="my_mask.png", channel="red")
+    w.column()
+    latent = base.encode(picture)
+    words, nothing = base.say(prompt), base.nothing()
+    blended = w.node("BespokeLatentMaskBlend", model=base.model, latent=latent, mask=(mask, "MASK"), **blend)
+    w.column()
+    return base, picture, blended, words, nothing
+
+
+def restored(w: Workflow, base: Base, picture, blended, latent, title: str, file: str):
+    image = base.decode(latent)
+    node = w.node("BespokeRestoreUnmasked", original=(picture, "IMAGE"), generated=image, mask=(blended, "latent_mask"))
+    report(w, node)
+    w.column()
+    w.node("SaveImage", "the original", 280, images=(picture, "IMAGE"), filename_prefix=f"bespoke/{file}_original")
+    w.node("SaveImage", "what the latent sees", 280, images=(blended, "preview"), filename_prefix=f"bespoke/{file}_mask")
+    w.node("SaveImage", title, 280, images=(node, "image"), filename_prefix=f"bespoke/{file}_result")
+
+
+def inpaint_region(w: Workflow) -> None:
+    base, picture, blended, words, nothing = masked(
+        w,
         "**Latent mask blend (inpainting).** No other model is needed: at every step the mask says which latents are "
         "repainted and which are kept from the original. White may change, black stays. *Restore Unmasked* then pastes "
-        "the original's pixels back outside and counts what differs there: nothing.\n\nThe small model paints in cells of 8 "
-        "pixels, so *feather* is 0 here; for photographs leave it at its default of 24, which hides the seam.",
-        200,
-    )
-    base = w.node("CheckpointLoaderSimple", "Base model", ckpt_name=host.CHECKPOINT)
-    picture = w.node("LoadImage", "The picture", 330, image="bespoke_picture.png")
-    mask = w.node("LoadImageMask", "The mask: white may change", 330, image="bespoke_mask.png", channel="red")
-    w.column()
-    latent = w.node("VAEEncode", pixels=(picture, "IMAGE"), vae=(base, "VAE"))
-    words = w.node("CLIPTextEncode", "Prompt", 120, clip=(base, "CLIP"), text="a green cross on white")
-    nothing = w.node("CLIPTextEncode", "Negative prompt", 100, clip=(base, "CLIP"), text="")
-    blend = w.node("BespokeLatentMaskBlend", model=(base, "MODEL"), latent=(latent, "LATENT"), mask=(mask, "MASK"), feather=0)
-    w.column()
-    made = sampler(w, (blend, "model"), (words, "CONDITIONING"), (nothing, "CONDITIONING"), (blend, "latent"))
-    image = w.node("VAEDecode", samples=(made, "LATENT"), vae=(base, "VAE"))
-    restored = w.node(
-        "BespokeRestoreUnmasked", original=(picture, "IMAGE"), generated=(image, "IMAGE"), mask=(blend, "latent_mask")
-    )
-    w.node("PreviewAny", "Report", 140, source=(restored, "report"))
-    w.column()
-    w.node("SaveImage", "the original", 280, images=(picture, "IMAGE"), filename_prefix="bespoke/inpaint_original")
-    w.node("SaveImage", "what the latent sees", 280, images=(blend, "preview"), filename_prefix="bespoke/inpaint_mask")
-    w.node("SaveImage", "repainted under the mask", 280, images=(restored, "image"), filename_prefix="bespoke/inpaint_result")
-    w.save("inpaint_region")
+        "the original's pixels back outside and counts what differs there: nothing.",
+        "Repaint one region with the same model", "a red balloon in the sky",
+    )  # fmt: skip
+    made = base.sample("Repaint", words, nothing, (blended, "latent"), (blended, "model"))
+    restored(w, base, picture, blended, made, "repainted under the mask", "inpaint")
 
 
-def inversion(w: Workflow) -> None:
+def inpaint_soft(w: Workflow) -> None:
+    base, picture, blended, words, nothing = masked(
+        w,
+        "**Soft inpainting.** With the blend *differential* a grey mask is a strength for each place: white is "
+        "repainted wholly, grey only in the last part of the denoising, so it keeps the composition and takes on the "
+        "surface. A wide *feather* makes the grey; *bias* above 0 gives the original more of the early steps.",
+        "A mask with soft edges", "a red balloon in the sky", blend="differential", feather=64, bias=0.25,
+    )  # fmt: skip
+    made = base.sample("Repaint softly", words, nothing, (blended, "latent"), (blended, "model"))
+    restored(w, base, picture, blended, made, "repainted softly", "inpaint_soft")
+
+
+def inpaint_stages(w: Workflow) -> None:
+    base, picture, blended, words, nothing = masked(
+        w,
+        "**Two stages, one background.** The steps are split over two samplers, as with a refiner or a pair of high- "
+        "and low-noise models. The blended model and latent go through both, and outside the mask the picture is still "
+        "the original, exactly: the blend travels with the model and pins the last latent.",
+        "Repaint in two stages", "a red balloon in the sky",
+    )  # fmt: skip
+    latent = (blended, "latent")
+    for title, first, last, more in (("First stage", 0, 12, "enable"), ("Second stage", 12, 10000, "disable")):
+        node = w.node(
+            "KSamplerAdvanced", title, model=(blended, "model"), positive=words, negative=nothing, latent_image=latent,
+            add_noise="enable" if first == 0 else "disable", noise_seed=3, steps=25, cfg=7.0, sampler_name="dpmpp_2m",
+            scheduler="karras", start_at_step=first, end_at_step=last, return_with_leftover_noise=more,
+        )  # fmt: skip
+        latent = (node, "LATENT")
+    restored(w, base, picture, blended, latent, "repainted in two stages", "inpaint_stages")
+
+
+# --- textual inversion --------------------------------------------------------------------------------------------
+
+
+def sentence(w: Workflow, before: str, word: tuple, after: str) -> tuple:
+    """before + word + after, with the spaces that an embedding's name needs."""
+    a = w.node("StringConcatenate", string_a=before, string_b=word, delimiter=" ")
+    return w.node("StringConcatenate", string_a=(a, "STRING"), string_b=after, delimiter=" "), "STRING"
+
+
+def textual_inversion(w: Workflow) -> None:
     w.column()
     w.group("1  Learn a word", "learn")
     w.note(
         "**Textual inversion.** A new word is learned as a vector in the text encoder's space; no weight of any model "
-        "changes. The captions say *{word}* where it stands. The search begins at the word *red*; the pictures are pink."
+        "changes. The search begins at the words in *init_text*: say there plainly what your pictures show."
         "\n\nThe saved word is wired into the prompt, so that it is read after it is saved. Later, type "
-        "*embedding:my-pink* into any prompt.",
+        "*embedding:my-word* into any prompt.",
     )
-    base = w.node("CheckpointLoaderSimple", "Base model", ckpt_name=host.CHECKPOINT)
-    folder = w.node("BespokeImageFolder", folder="bespoke_pink")
-    w.column()
-    train = w.node(
-        "BespokeTrainTextualInversion", model=(base, "MODEL"), clip=(base, "CLIP"), vae=(base, "VAE"),
-        images=(folder, "images"), name="my-pink", init_text="red", steps=120, learning_rate=0.02, template="captions",
-    )  # fmt: skip
-    w.column()
-    w.node("PreviewImage", "The pictures", 300, images=(folder, "preview"))
-    saved = w.node("BespokeSaveEmbedding", embedding=(train, "embedding"), run=(train, "run"), name="my-pink", overwrite=True)
-    w.node("PreviewAny", "Report", 220, source=(train, "report"))
+    base = Base(w)
+    trainer = learn(w, base, "BespokeTrainTextualInversion", "my_thing", name="my-word", init_text="toy")
+    saved = w.node("BespokeSaveEmbedding", embedding=(trainer, "embedding"), run=(trainer, "run"), name="my-word", overwrite=True)
+    report(w, trainer, 220)
     w.column()
     w.group("2  Say it: the starting word beside the new one, same seeds", "use")
-    a = w.node("StringConcatenate", string_a="a", string_b=(saved, "prompt_word"), delimiter=" ")
-    text = w.node("StringConcatenate", string_a=(a, "STRING"), string_b="circle on white", delimiter=" ")
-    new = w.node("CLIPTextEncode", "a embedding:my-pink circle on white", 120, clip=(base, "CLIP"), text=(text, "STRING"))
-    old = w.node("CLIPTextEncode", "Starting word", 120, clip=(base, "CLIP"), text="a red circle on white")
-    nothing = w.node("CLIPTextEncode", "Negative prompt", 100, clip=(base, "CLIP"), text="")
-    latent = w.node("EmptyLatentImage", width=128, height=128, batch_size=4)
+    new = base.say(sentence(w, "a photo of a", (saved, "prompt_word"), "on a table"), "The new word")
+    old = base.say("a photo of a toy on a table", "The starting word")
+    nothing, latent = base.nothing(), base.empty()
+    w.column()
+    made = [base.sample(title, words, nothing, latent) for title, words in (("Starting word", old), ("New word", new))]
+    w.column()
+    for title, one, file in zip(("the starting word", "the new word"), made, ("before", "after"), strict=True):
+        base.show(title, one, f"inversion_{file}")
+
+
+def word_and_lora(w: Workflow) -> None:
+    w.column()
+    w.group("A word of your own in a style of your own", "use")
+    w.note(
+        "**Word plus LoRA.** They change different things, so they go together: the word says *what*, the LoRA *how*. "
+        "The word is in the prompt by its file's name; the LoRA is on the model.\n\nRun *Textual inversion* and "
+        "*LoRA: train and use* first, or choose your own.",
+    )
+    base = Base(w)
+    loaded = w.node("BespokeLoadLora", lora_name=STYLE)
+    styled = w.node("BespokeInjectLora", model=base.model, lora=(loaded, "lora"))
+    near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name="my-word")
+    w.column()
+    w.node("PreviewImage", "What the word is near to", 300, images=(near, "plot"))
+    plain = base.say("a photo of a toy on a table, in my style", "Without the word")
+    words = base.say("a photo of a embedding:my-word on a table, in my style", "With the word")
+    nothing, latent = base.nothing(), base.empty(2)
+    titles = ("neither", "the word", "the LoRA", "the word and the LoRA")
     w.column()
     made = [
-        sampler(w, (base, "MODEL"), (words, "CONDITIONING"), (nothing, "CONDITIONING"), (latent, "LATENT"))
-        for words in (old, new)
+        base.sample(title, said, nothing, latent, model)
+        for title, said, model in zip(titles, (plain, words, plain, words), (None, None, *[(styled, "model")] * 2), strict=True)
     ]
     w.column()
-    for latents, title, file in zip(made, ("the starting word: red", "the new word: embedding:my-pink"), ("before", "after"), strict=True):
-        picture = w.node("VAEDecode", samples=(latents, "LATENT"), vae=(base, "VAE"))
-        w.node("SaveImage", title, 300, images=(picture, "IMAGE"), filename_prefix=f"bespoke/inversion_{file}")
-    w.save("textual_inversion")
+    for title, one in zip(titles, made, strict=True):
+        base.show(title, one, "word_and_lora")
+
+
+# --- side by side -------------------------------------------------------------------------------------------------
+
+
+def three_techniques(w: Workflow) -> None:
+    w.column()
+    w.group("1  One set of pictures", "plain")
+    w.note(
+        "**The three techniques on the same pictures.** The LoRA changes weights, the word an embedding, the partial "
+        "denoise nothing but the start. The comparison on the right says what each took and shows what each gives at the "
+        "same seeds: a LoRA can teach what the model has never seen; a word can only point at what it knows; a partial "
+        "denoise changes one picture and learns nothing.",
+        220,
+    )
+    base = Base(w)
+    folder = w.node("BespokeImageFolder", folder="my_style")
+    again = w.node("BespokeImageFolder", "The same, for the word", folder="my_style_for_the_word")
+    picture = w.node("LoadImage", "One of them", 330, image="my_style.png")
+    w.column()
+    w.group("2  Learn", "learn")
+    wires = {"model": base.model, "clip": base.clip, "vae": base.vae}
+    lora = w.node("BespokeTrainLora", **wires, images=(folder, "images"))
+    w.column()
+    word = w.node("BespokeTrainTextualInversion", **wires, images=(again, "images"), name="my-style", init_text="painting", template="style")
+    w.column()
+    w.group("3  The same seeds", "use")
+    plain = base.say("a lighthouse on a cliff")
+    styled = base.say("a lighthouse on a cliff, in my style", "Prompt for the LoRA")
+    said = base.say(sentence(w, "a lighthouse on a cliff in the style of", (word, "prompt_word"), ","), "Prompt with the word", (word, "clip"))
+    nothing, latent = base.nothing(), base.empty()
+    start = w.node("RepeatLatentBatch", samples=base.encode(picture), amount=4), "LATENT"
+    w.column()
+    made = [
+        base.sample("the base model", plain, nothing, latent),
+        base.sample("LoRA", styled, nothing, latent, (lora, "model")),
+        base.sample("textual inversion", said, nothing, latent),
+        base.sample("partial denoise", plain, nothing, start, kind="BespokePartialDenoise", strength=0.75),
+    ]
+    w.column()
+    images = [base.decode(one) for one in made]
+    compared = w.node(
+        "BespokeCompare", images=images, runs=[(lora, "run"), (word, "run")],
+        labels="the base model\nLoRA\ntextual inversion\npartial denoise of one of the pictures, at 0.75",
+    )  # fmt: skip
+    report(w, compared)
+    w.column(520)
+    w.node("SaveImage", "the three techniques", 560, images=(compared, "image"), filename_prefix="bespoke/compared")
+
+
+WORKFLOWS = {
+    "lora_train_and_use": lora_style, "lora_subject": lora_subject, "lora_compose": lora_compose,
+    "lora_inspect_and_scope": lora_inspect, "strength_ladder": strength_ladder, "img2img_few_steps": few_steps,
+    "inpaint_region": inpaint_region, "inpaint_soft": inpaint_soft, "inpaint_two_stages": inpaint_stages,
+    "textual_inversion": textual_inversion, "word_and_lora": word_and_lora, "three_techniques": three_techniques,
+}  # fmt: skip
 
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as base, host.Host(host.prepare_base(Path(base))) as server:
         info = server.get("/object_info")
-    for build in (lora, strength, inpaint, inversion):
-        build(Workflow(info))
-    print(*sorted(path.name for path in OUT.glob("*.json")), sep="\n")
+    for name, build in WORKFLOWS.items():
+        w = Workflow(info)
+        build(w)
+        w.save(OUT / f"{name}.json")
+        print(f"{name}.json")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,14 @@ server's `/object_info`, so that the demo can queue the very files that a user o
   same type.
 * V3's inputs: COMBO with options, DynamicCombo (`combo` and `combo.input`), Autogrow (`images.image0`), widgetType.
 
-Subgraphs are refused, and so are choices in braces (`{a|b}`) where the page makes them.
+* A subgraph's nodes take the place of the node outside, under ids like `3:7`; what the outer node's widgets say wins.
+
+Choices in braces (`{a|b}`), where the page makes them, are refused.
 """
 
 from __future__ import annotations
+
+import copy
 
 MUTED, BYPASSED = 2, 4
 NOTES = ("Note", "MarkdownNote")
@@ -32,7 +36,7 @@ class GraphError(ValueError):
 
 def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
     """{node id: {"class_type", "inputs", "_meta"}} for the server's `/prompt`."""
-    graph = _Graph(workflow)
+    graph = _Graph(unpack(workflow, object_info))
     prompt = {}
     for node in graph.nodes.values():
         if node["type"] in VIRTUAL or node.get("mode", 0) in (MUTED, BYPASSED):
@@ -67,6 +71,20 @@ def widget_values(node: dict, definition: dict) -> dict:
     if rest and rest != ["image"]:  # the upload button's value in files of older pages
         raise GraphError(f"{_named(node)}: {len(rest)} widget values too many, from {rest[0]!r} on: {values}")
     return out
+
+
+def set_widget(node: dict, definition: dict, name: str, value) -> None:
+    """Put a value into the positional list where the page would."""
+    for i in range(len(node["widgets_values"])):
+        tried = dict(node, widgets_values=[*node["widgets_values"][:i], "?", *node["widgets_values"][i + 1 :]])
+        try:
+            found = widget_values(tried, definition).get(name) == "?"
+        except GraphError:
+            continue
+        if found:
+            node["widgets_values"][i] = value
+            return
+    raise GraphError(f"{_named(node)} has no widget {name}")
 
 
 def _take(name: str, spec: list, rest: list, out: dict) -> None:
@@ -119,6 +137,63 @@ def _boxed(value):
     return {"__value__": value} if isinstance(value, list) else value  # a bare list would be a link
 
 
+# --- subgraphs ----------------------------------------------------------------------------------------------------
+
+_INSIDE, _OUTSIDE = -10, -20  # where links inside a subgraph come from its inputs and go to its outputs
+
+
+def unpack(workflow: dict, object_info: dict) -> dict:
+    """A copy whose subgraphs are laid out flat."""
+    definitions = {one["id"]: one for one in (workflow.get("definitions") or {}).get("subgraphs", [])}
+    if not definitions:
+        return workflow
+    flat = copy.deepcopy({key: value for key, value in workflow.items() if key != "definitions"})
+    flat["links"] = [_as_list(link) for link in flat.get("links") or []]
+    while any(node["type"] in definitions for node in flat["nodes"]):
+        outer = next(node for node in flat["nodes"] if node["type"] in definitions)
+        _lay_out(flat, outer, copy.deepcopy(definitions[outer["type"]]), object_info)
+    return flat
+
+
+def _as_list(link) -> list:
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return [link[key] for key in keys] if isinstance(link, dict) else list(link)
+
+
+def _lay_out(flat: dict, outer: dict, inner: dict, object_info: dict) -> None:
+    """Put the nodes of `inner` in the place of `outer`."""
+    flat["nodes"].remove(outer)
+    nodes = {node["id"]: node for node in inner["nodes"]}
+    slots = {slot["name"]: slot for slot in outer.get("inputs") or []}
+    shown = [slot["name"] for slot in outer.get("inputs") or [] if "widget" in slot]
+    values = dict(zip(shown, outer.get("widgets_values") or [], strict=False))
+    sources = {link[0]: link[1:3] for link in flat["links"]}
+    for link in map(_as_list, inner["links"]):
+        number, origin, origin_slot, target, target_slot, kind = link
+        if target == _OUTSIDE:
+            if origin == _INSIDE:
+                raise GraphError(f"{_named(outer)}: a subgraph that passes an input straight on is not read here")
+            for other in flat["links"]:
+                if other[1] == outer["id"] and other[2] == target_slot:
+                    other[1:3] = [f"{outer['id']}:{origin}", origin_slot]
+            continue
+        slot = nodes[target]["inputs"][target_slot]
+        if origin == _INSIDE:
+            name = inner["inputs"][origin_slot]["name"]
+            source = sources.get(slots.get(name, {}).get("link"))
+            if source is None:
+                slot["link"] = None
+                if name in values and "widget" in slot:
+                    set_widget(nodes[target], object_info[nodes[target]["type"]], slot["widget"]["name"], values[name])
+                continue
+        else:
+            source = [f"{outer['id']}:{origin}", origin_slot]
+        slot["link"] = f"{outer['id']}:{number}"
+        flat["links"].append([slot["link"], *source, f"{outer['id']}:{target}", target_slot, kind])
+    for node in inner["nodes"]:
+        flat["nodes"].append(node | {"id": f"{outer['id']}:{node['id']}"})
+
+
 # --- links --------------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +201,6 @@ class _Graph:
     def __init__(self, workflow: dict):
         if "nodes" not in workflow:
             raise GraphError("this is no workflow that the page saved: it has no list of nodes (an API prompt?)")
-        if (workflow.get("definitions") or {}).get("subgraphs"):
-            raise GraphError("the workflow has subgraphs, which are not read here: unpack them in the page")
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
         self.links = {}
         for link in workflow.get("links") or []:

@@ -4,6 +4,8 @@
 
 * `bespoke_teal_style/`: 12 sprites in teal, a colour that the small model never saw, each with a caption.
 * `bespoke_pink/`: 8 sprites in pink, a colour that it knows; the captions say `{word}` where the new word goes.
+* `bespoke_teal_word/`: the same pictures as in the first, with `{word}` for teal. `bespoke_teal.png`: one of them.
+* `bespoke_heart/`: 12 hearts, a shape that it never saw. `bespoke_shapes/`: 12 of the shapes that it knows.
 * `bespoke_picture.png`: a red circle on white. `bespoke_mask.png`: white where the circle is, black around it.
 """
 
@@ -20,17 +22,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "small_model"))
 import sprites
 
 TEAL, PINK, PICTURE, MASK = "bespoke_teal_style", "bespoke_pink", "bespoke_picture.png", "bespoke_mask.png"
+TEAL_WORD, ONE, HEART, CLASS = "bespoke_teal_word", "bespoke_teal.png", "bespoke_heart", "bespoke_shapes"
 SEED = 7
 
 
 def make(folder: Path) -> None:
     """Draw everything into `folder`; files that are there already are written again, alike."""
     rng = np.random.default_rng(SEED)
-    _write_set(folder / TEAL, sprites.training_set(rng, 12, colour="teal"))
+    teal = sprites.training_set(rng, 12, colour="teal")
+    _write_set(folder / TEAL, teal)
+    _write_set(folder / TEAL_WORD, [(image, text.replace("teal", "{word}")) for image, text in teal])
+    teal[0][0].save(folder / ONE)
     _write_set(
         folder / PINK,
         [(image, text.replace("pink", "{word}")) for image, text in sprites.training_set(rng, 8, colour="pink")],
     )
+    _write_set(folder / HEART, sprites.training_set(rng, 12, shape="heart"))
+    _write_set(folder / CLASS, sprites.training_set(rng, 12))
     circle = sprites.Sprite("red", "circle", "white", cx=8.0, cy=8.0, radius=5.0)
     sprites.image(circle).save(folder / PICTURE)
     # The circle's box and one cell more on each side, on the grid of cells.

@@ -1,6 +1,6 @@
 """The demo: the example workflows, queued over HTTP to a real ComfyUI server, and a contact sheet of what they made.
 
-    python tests/demo/run.py --base DIR --checkpoint FILE [--workflows FOLDER]
+    python tests/demo/run.py --base DIR --checkpoint FILE [--workflows FOLDER] [--all]
 
 `python3 dev.py demo` calls it. The base directory is made anew each time, so that every run begins alike.
 """
@@ -28,24 +28,27 @@ import graph
 import host
 import pictures
 import sheet
+from small_values import for_small_model
 
-# Where a workflow names a file that this server does not have (a user's own model or picture), the demo's own stands
-# in. A name that the server knows is never changed.
-STAND_INS = {
-    ("CheckpointLoaderSimple", "ckpt_name"): host.CHECKPOINT,
-    ("LoadImage", "image"): pictures.PICTURE,
-    ("LoadImageMask", "image"): pictures.MASK,
-}
-
-# A word in the workflow's file name -> heading and sentence of its section, in the order of the sheet.
+# A workflow's file name -> heading and sentence of its section, in the order of the sheet. The later ones use files that
+# the earlier ones save; the first `ESSENTIAL` are run unless all are asked for.
+ESSENTIAL = 4
 SECTIONS = {
-    "lora": (
+    "lora_train_and_use": (
         "LoRA",
         "A colour that the model never saw, learned from twelve pictures: the same seeds without and with it.",
     ),
-    "strength": ("Strength", "One picture denoised in part: 0 gives it back untouched, 1 makes it anew."),
-    "inpaint": ("Inpainting", "Only what lies under the mask is repainted; every other pixel stays as it was."),
-    "inversion": ("Textual inversion", "A new word learned from eight pictures; the model itself stays as it is."),
+    "strength_ladder": ("Strength", "One picture denoised in part: 0 gives it back untouched, 1 makes it anew."),
+    "inpaint_region": ("Inpainting", "Only what lies under the mask is repainted; every other pixel stays as it was."),
+    "textual_inversion": ("Textual inversion", "A new word learned from eight pictures; the model itself stays as it is."),
+    "three_techniques": ("Side by side", "One set of pictures, three techniques, the same seeds, and what each took."),
+    "lora_subject": ("A subject", "A shape that the model never saw, and its class kept by prior pictures."),
+    "lora_compose": ("Two LoRAs composed", "The colour and the shape, alone and as the exact sum of both."),
+    "lora_inspect_and_scope": ("A LoRA in part", "What it changes by block and projection, and what only a part of it does."),
+    "word_and_lora": ("Word plus LoRA", "The word says what, the LoRA says how."),
+    "img2img_few_steps": ("Few steps", "Four steps: two strengths in two contracts."),
+    "inpaint_soft": ("Soft inpainting", "A grey mask is a strength for each place."),
+    "inpaint_two_stages": ("Two stages", "The steps split over two samplers; the background stays exact."),
 }
 
 
@@ -54,23 +57,6 @@ class DemoError(RuntimeError):
 
 
 # --- queueing -----------------------------------------------------------------------------------------------------
-
-
-def stand_in(prompt: dict, object_info: dict) -> list[str]:
-    """Put the demo's files where the prompt names unknown ones (see STAND_INS); what was done, in words."""
-    done = []
-    for node in prompt.values():
-        for name, value in node["inputs"].items():
-            other = STAND_INS.get((node["class_type"], name))
-            if (
-                other is None
-                or isinstance(value, list)
-                or value in graph.choices(object_info[node["class_type"]], name)
-            ):
-                continue
-            node["inputs"][name] = other
-            done.append(f"{other} stands in for {value}")
-    return done
 
 
 async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
@@ -87,8 +73,6 @@ async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
         for again in (False, True):
             object_info = await asyncio.to_thread(server.get, "/object_info")
             prompt = graph.to_prompt(workflow, object_info)
-            for line in stand_in(prompt, object_info) if not again else ():
-                print(f"  {line}", flush=True)
             prompt_id, refused = await asyncio.to_thread(_queue, server, prompt, workflow, client)
             if refused and again:
                 raise DemoError(refused)
@@ -208,11 +192,10 @@ class Progress:
 
 
 def section_of(name: str) -> tuple[int, str, str]:
-    """(place, heading, sentence) of a workflow's section, by its file name; unknown ones come last under their own name."""
-    for place, (word, (title, sentence)) in enumerate(SECTIONS.items()):
-        if word in name.lower():
-            return place, title, sentence
-    return len(SECTIONS), name.replace("_", " ").capitalize(), ""
+    """(place, heading, sentence) of a workflow's section; unknown ones come last under their own name."""
+    if name not in SECTIONS:
+        return len(SECTIONS), name.replace("_", " ").capitalize(), ""
+    return list(SECTIONS).index(name), *SECTIONS[name]
 
 
 def to_section(name: str, workflow: dict, results: dict[str, dict]) -> sheet.Section:
@@ -249,10 +232,11 @@ def keep_pictures(folder: Path, name: str, results: dict[str, dict]) -> int:
 # --- the whole ----------------------------------------------------------------------------------------------------
 
 
-def demo(base: Path, checkpoint: Path | None, workflows: Path) -> Path:
-    """Run every workflow of a folder; the contact sheet's path."""
+def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool = True) -> Path:
+    """Run the workflows of a folder on the small model, all or the essential ones; the contact sheet's path."""
     began = time.monotonic()
     files = sorted(workflows.glob("*.json"), key=lambda path: (section_of(path.stem)[0], path.stem))
+    files = files if everything else files[:ESSENTIAL]
     if not files:
         raise DemoError(f"{workflows} has no workflows (*.json)")
     if base.exists() and not (base / "custom_nodes" / host.PACK).exists():
@@ -272,8 +256,8 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path) -> Path:
         for place, path in enumerate(files, 1):
             start = time.monotonic()
             print(f"Workflow {place} of {len(files)}: {path.name}", flush=True)
-            workflow = json.loads(path.read_text("utf-8"))
             try:
+                workflow = for_small_model(json.loads(path.read_text("utf-8")), server.get("/object_info"))
                 results = asyncio.run(run_workflow(server, workflow))
             except (DemoError, graph.GraphError, aiohttp.ClientError, OSError) as error:
                 raise DemoError(f"{path.name}: {error}") from error
@@ -294,10 +278,11 @@ def main() -> int:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--workflows", type=Path, default=host.ROOT / "example_workflows")
+    parser.add_argument("--all", action="store_true", help="every workflow, not the four essential ones")
     args = parser.parse_args()
     host.end_on_terminate()
     try:
-        demo(args.base.resolve(), args.checkpoint, args.workflows)
+        demo(args.base.resolve(), args.checkpoint, args.workflows, args.all)
     except (DemoError, host.HostError) as error:
         print(
             f"\nThe demo stopped: {error}\nThe server's own words: {args.base.resolve() / 'console.log'}",

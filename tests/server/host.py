@@ -7,7 +7,6 @@ Standard library only. The demo, the tests and `dev.py serve` all start ComfyUI 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -204,39 +203,3 @@ def stop(process: subprocess.Popen | None, seconds: float = 10) -> None:
 def end_on_terminate() -> None:
     """Let SIGTERM unwind the stack as Ctrl-C does, so that every `finally` and `with` ends its child."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Serve ComfyUI with this pack; further options go to ComfyUI.")
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--port", type=int, default=8188)
-    args, options = parser.parse_known_args()
-    if not port_is_free(args.port):
-        print(f"Port {args.port} is in use: stop what listens there, or choose another with --port {args.port + 1}.")
-        return 1
-    base = prepare_base(args.base, args.checkpoint)
-    if "--cpu" not in options and not _has_accelerator():
-        options = ["--cpu", *options]
-    end_on_terminate()
-    process = subprocess.Popen(command(base, args.port, options), cwd=base)
-    print(
-        f"ComfyUI starts at http://127.0.0.1:{args.port} (about 10 s); its files are in {base}. Ctrl-C ends it.",
-        flush=True,
-    )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        stop(process)
-
-
-def _has_accelerator() -> bool:
-    # Asked in another process: ComfyUI wants to set torch up before it is imported.
-    probe = "import torch; raise SystemExit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
-    return subprocess.run([sys.executable, "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

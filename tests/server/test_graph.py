@@ -222,8 +222,6 @@ def test_growing_inputs(object_info):
 def test_what_cannot_be_read_is_refused(object_info):
     with pytest.raises(graph.GraphError, match="no list of nodes"):
         graph.to_prompt({"1": {"class_type": "KSampler", "inputs": {}}}, object_info)
-    with pytest.raises(graph.GraphError, match="subgraphs"):
-        graph.to_prompt(text_to_image() | {"definitions": {"subgraphs": [{"id": "x"}]}}, object_info)
     with pytest.raises(graph.GraphError, match=r"node 5 \(NoSuchNode\): the server has no node of this type"):
         graph.to_prompt(text_to_image(type="NoSuchNode"), object_info)
     flow = text_to_image()

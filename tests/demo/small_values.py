@@ -1,0 +1,70 @@
+"""What the small model runs instead of a real checkpoint: widget values by node type and input, and nothing else.
+
+The example workflows are laid out for an SD1.5 checkpoint and a user's own folders. The demo, the tests and
+`dev.py serve` swap just the values of `VALUES`: a plain value stands for whatever was there; of a dictionary, the
+entry of the value that was there, which must be one of its keys.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import graph
+import host
+import pictures
+
+STRENGTH = {"cfg": 2.0, "sampler_name": "euler", "scheduler": {"karras": "normal", "sgm_uniform": "sgm_uniform"}}
+VALUES: dict[str, dict[str, object]] = {
+    "CheckpointLoaderSimple": {"ckpt_name": host.CHECKPOINT},
+    "EmptyLatentImage": {"width": 128, "height": 128},
+    "LoadImage": {"image": {"my_picture.png": pictures.PICTURE, "my_style.png": pictures.ONE}},
+    "LoadImageMask": {"image": pictures.MASK},
+    "BespokeImageFolder": {
+        "folder": {"my_style": pictures.TEAL, "my_style_for_the_word": pictures.TEAL_WORD, "my_subject": pictures.HEART,
+                   "my_class": pictures.CLASS, "my_thing": pictures.PINK},
+        "trigger": "",
+    },
+    "BespokeTrainLora": {"learning_rate": 0.002},
+    "BespokeTrainTextualInversion": {
+        "learning_rate": 0.02, "steps": 120, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
+    },
+    "CLIPTextEncode": {
+        "text": {
+            "": "",
+            "a lighthouse on a cliff": "a circle on white",
+            "a lighthouse on a cliff, in my style": "a teal cross on white",
+            "a photo of sks dog on a beach": "a red heart on white",
+            "a photo of a dog on a beach": "a red circle on white",
+            "a photo of sks dog on a beach, in my style": "a teal heart on white",
+            "the same scene in winter, snow": "a blue square on white",
+            "a red balloon in the sky": "a green cross on white",
+            "a photo of a toy on a table": "a red circle on white",
+            "a photo of a toy on a table, in my style": "a red cross on white",
+            "a photo of a embedding:my-word on a table, in my style": "a embedding:my-word cross on white",
+        }
+    },
+    "StringConcatenate": {
+        "string_a": {"": "", "a photo of a": "a", "a lighthouse on a cliff in the style of": "a"},
+        "string_b": {"": "", "on a table": "circle on white", ",": "circle on white"},
+    },
+    "KSampler": {"steps": 20, **STRENGTH},
+    "KSamplerAdvanced": {"steps": 20, "end_at_step": {12: 10, 10000: 10000}, "start_at_step": {0: 0, 12: 10}, **STRENGTH},
+    "BespokePartialDenoise": {"steps": {25: 20, 4: 4}, **STRENGTH},
+    "CFGGuider": {"cfg": 2.0},
+    "BespokeLatentMaskBlend": {"feather": {24: 0, 64: 24}},  # it paints in cells of 8 px, which a feather would only blur
+}  # fmt: skip
+
+
+def for_small_model(workflow: dict, object_info: dict) -> dict:
+    """A copy of an example workflow with the values of the small model. `GraphError` names a value that is not listed."""
+    workflow = copy.deepcopy(workflow)
+    for node in workflow["nodes"]:
+        for name, value in VALUES.get(node["type"], {}).items():
+            definition = object_info[node["type"]]
+            if isinstance(value, dict):
+                was = graph.widget_values(node, definition)[name]
+                if was not in value:
+                    raise graph.GraphError(f"node {node['id']} ({node['type']}): no value of the small model for {name} = {was!r}")
+                value = value[was]
+            graph.set_widget(node, definition, name, value)
+    return workflow
