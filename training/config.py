@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from .errors import InputError
+from .objective import LOSS_WEIGHTINGS
 
 # (smallest, largest) of each number: the nodes' widgets take their min and max from here.
 RANGES: dict[str, tuple[float, float]] = {
@@ -33,7 +34,6 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
-LOSS_WEIGHTINGS = ("none", "min-SNR", "debiased")
 TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "shifted")
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine with restarts")
 KEEPS = ("best", "last")
@@ -41,7 +41,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 CHOICES = {
     "lr_schedule": LR_SCHEDULES,
     "optimizer": OPTIMIZERS,
-    "loss_weighting": LOSS_WEIGHTINGS,
+    "loss_weighting": tuple(LOSS_WEIGHTINGS),
     "timestep_sampling": TIMESTEP_SAMPLINGS,
     "keep": KEEPS,
 }
