@@ -42,7 +42,7 @@ export function prepare(canvas, sharpest = 2) {
  * Draw one curve or two beside each other.
  * curves: [Curve, ...]; goesOn: whether more steps come; at: a step to mark, or null. Gives a function from x in px to the step there, or null.
  */
-export function drawCurves(canvas, curves, { goesOn = false, at = null, small = false, bestWord = "best" } = {}) {
+export function drawCurves(canvas, curves, { goesOn = false, at = null, small = false, bestWord = "best", singleLosses = true } = {}) {
   const ready = prepare(canvas);
   const shown = curves.filter((curve) => curve.last > 0 || curve.heldOut.length);
   if (!ready || !shown.length) return null;
@@ -62,7 +62,7 @@ export function drawCurves(canvas, curves, { goesOn = false, at = null, small = 
 
   if (!small) axes(pen, box, colours, ticks(low, high), y, steps);
   shown.forEach((curve, i) => {
-    if (!small) singles(pen, curve, x, inside, shown.length > 1 ? lines(i).average : colours.text);
+    if (!small && singleLosses) singles(pen, curve, x, inside, shown.length > 1 ? lines(i).average : colours.text);
     average(pen, curve, x, inside, lines(i).average, small ? 1.3 : 1.8);
     heldOut(pen, curve, x, inside, lines(i).heldOut, small);
   });
@@ -163,8 +163,14 @@ function best(pen, [step, loss], x, y, box, colours, word) {
   const room = pen.measureText(words).width;
   const left = px + 9 + room < box.right;
   pen.textAlign = left ? "left" : "right";
+  // With an edge in the ground's colour, as the lines run through it.
+  const at = [words, left ? px + 9 : px - 9, Math.max(box.top + 9, Math.min(box.bottom - 3, py - 6))];
+  pen.lineJoin = "round";
+  pen.lineWidth = 3;
+  pen.strokeStyle = colours.ground;
+  pen.strokeText(...at);
   pen.fillStyle = colours.text;
-  pen.fillText(words, left ? px + 9 : px - 9, Math.max(box.top + 9, Math.min(box.bottom - 3, py - 5)));
+  pen.fillText(...at);
 }
 
 function middle(curve, bin) {

@@ -1,6 +1,7 @@
 // The image node's own list: the folder's pictures with their captions, editable in place; a folder or pictures dropped
 // on the node become a training folder under ComfyUI's input. No side effects: index.js attaches it.
 
+import { addBox, keepInside, makeRoom } from "./box.js";
 import { el, say } from "./dom.js";
 import { t } from "./words.js";
 
@@ -15,7 +16,7 @@ export function attachFolder(node, page) {
   const note = el("p", { class: "bespoke-note", role: "status" });
   const list = el("div", { class: "bespoke-captions", role: "list", "aria-label": t("folder.pictures") });
   const box = el("section", { class: "bespoke-panel", "aria-label": t("folder.pictures") }, note, list);
-  for (const kind of ["keydown", "pointerdown", "wheel"]) box.addEventListener(kind, (event) => event.stopPropagation());
+  keepInside(box);
   let shown = null; // the folder in the list
   let height = HEIGHT.empty;
 
@@ -59,8 +60,7 @@ export function attachFolder(node, page) {
     }
     height = list.children.length ? HEIGHT.list : HEIGHT.empty;
     box.style.minHeight = `${height}px`;
-    const [width, tall] = node.computeSize();
-    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)]);
+    makeRoom(node);
   }
 
   /** Send the files to a new folder and choose it. */
@@ -97,13 +97,7 @@ export function attachFolder(node, page) {
     return true;
   };
 
-  const widget = node.addDOMWidget("pictures", "bespoke_pictures", box, {
-    serialize: false,
-    hideOnZoom: false,
-    getMinHeight: () => height,
-    getMaxHeight: () => 3 * HEIGHT.list,
-  });
-  widget.serialize = false;
+  const widget = addBox(node, "pictures", "bespoke_pictures", box, { height: () => height, grows: true });
   say(note, t("folder.empty"));
   const timer = setInterval(look, LOOK_MS);
   const removed = node.onRemoved;
@@ -111,8 +105,6 @@ export function attachFolder(node, page) {
     clearInterval(timer);
     return removed?.apply(this, args);
   };
-  const [width, tall] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], tall)]);
   return widget;
 }
 

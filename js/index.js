@@ -2,23 +2,33 @@
 // each .js file under WEB_DIRECTORY by itself.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { actsOn } from "./acts.js";
 import { el } from "./dom.js";
 import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
+import { attachLoraDial, LORA_NODES } from "./lora_dial.js";
 import { placer } from "./place.js";
 import { createRuns } from "./runs.js";
 import { TRAINERS } from "./run_match.js";
 import { fillTab } from "./runs_tab.js";
+import { commands, KEYS, MENU, settings, wishes } from "./settings.js";
 import { attachDial, DIAL_NODES } from "./strength_dial.js";
 import { STYLE } from "./style.js";
 import { tellOfRuns } from "./toasts.js";
 import { attachPanel } from "./training_panel.js";
+import { attachWords, WORD_NODE } from "./word_list.js";
 import { loadWords, t } from "./words.js";
 
 const fetchApi = (path, options) => api.fetchApi(path, options);
 const runs = createRuns(api);
+const wish = wishes((id) => app.extensionManager?.setting?.get(id));
+const acts = actsOn(runs, { app, toast: (message) => app.extensionManager.toast.add(message) });
 
 app.registerExtension({
   name: "Bespoke",
+  settings: settings(),
+  commands: commands(acts),
+  keybindings: KEYS,
+  menuCommands: MENU,
   async init() {
     document.head.append(el("style", {}, STYLE));
     await loadWords(fetchApi, app.extensionManager?.setting?.get("Comfy.Locale"));
@@ -26,6 +36,7 @@ app.registerExtension({
       toast: (message) => app.extensionManager.toast.add(message),
       refresh: () => app.reloadNodeDefs?.(),
       addEventListener: (name, listener) => api.addEventListener(name, listener),
+      wish,
     });
   },
   setup() {
@@ -51,6 +62,8 @@ app.registerExtension({
     if (node.comfyClass === FOLDER_NODE) {
       attachFolder(node, { fetchApi, apiURL: (path) => api.apiURL(path), reload: () => app.reloadNodeDefs?.() });
     }
-    if (node.comfyClass in TRAINERS) attachPanel(node, runs, { graphId: () => app.rootGraph?.id ?? "" });
+    if (node.comfyClass in LORA_NODES && wish("LoraDial")) attachLoraDial(node, fetchApi);
+    if (node.comfyClass === WORD_NODE) attachWords(node);
+    if (node.comfyClass in TRAINERS) attachPanel(node, runs, { graphId: () => app.rootGraph?.id ?? "", wish });
   },
 });

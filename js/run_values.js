@@ -57,6 +57,7 @@ export function readEvent(detail) {
     best: detail.best === true,
     state: STATES.includes(detail.state) ? detail.state : null,
     image: sampleFile(detail.image),
+    text: text(detail.text, 400),
     ...Object.fromEntries(numbers.map((name) => [name, finite(detail[name])])),
   };
 }

@@ -34,7 +34,7 @@ export function createRuns(api) {
     if (!runs.has(id)) {
       runs.set(id, {
         id, record: null, curve: new Curve(steps), samples: [], state: "running", live: false, lost: false, path: "",
-        step: 0, steps, rate: null, eta: null, memory: null, loss: null, average: null, error: "", heard: 0,
+        step: 0, steps, rate: null, eta: null, memory: null, loss: null, average: null, error: "", preflight: "", heard: 0,
       });
     }
     return runs.get(id);
@@ -57,7 +57,7 @@ export function createRuns(api) {
   const heard = {
     start(run, event) {
       const goesOn = run.record !== null || run.step > 0;
-      Object.assign(run, { state: "running", live: true, lost: false, error: "", steps: event.steps ?? run.steps });
+      Object.assign(run, { state: "running", live: true, lost: false, error: "", preflight: event.text, steps: event.steps ?? run.steps });
       if (!goesOn) run.curve = new Curve(run.steps);
       load(run.id, true).catch(() => {}); // the settings, and the curve as far as an earlier sitting drew it
     },
@@ -177,6 +177,8 @@ export function createRuns(api) {
     ask,
     load,
     connected: () => connected,
+    /** The run that goes on now, or null. */
+    live: () => [...runs.values()].find((run) => run.live && !run.lost) ?? null,
     endedAt: () => endedAt,
     /** Every run's summary, newest first; kept until a run begins or ends. */
     async list(anew = false) {

@@ -1,6 +1,8 @@
 // The small picture under the strength slider: the noise schedule, the part of it that runs, where it starts and how
 // much of the start is noise. It moves with the slider, before anything is queued. No side effects: index.js attaches it.
 
+import { addBox } from "./box.js";
+
 const HEIGHT = 128;
 const LOOK_EVERY_MS = 80; // widgets, links and files upstream change in more ways than there are events for
 const WIDGETS = ["strength", "steps", "contract", "exact_steps", "scheduler", "sampler_name"];
@@ -14,7 +16,7 @@ export const DIAL_NODES = new Set(["BespokePartialDenoise", "BespokeStrengthSigm
 export function attachDial(node, fetchApi) {
   const box = document.createElement("div");
   const canvas = document.createElement("canvas");
-  box.style.cssText = "position:relative;width:100%;height:100%;pointer-events:none";
+  box.style.cssText = `position:relative;width:100%;height:100%;min-height:${HEIGHT}px;pointer-events:none`;
   canvas.style.cssText = "position:absolute;inset:0;width:100%;height:100%";
   canvas.setAttribute("role", "img");
   box.append(canvas);
@@ -44,13 +46,7 @@ export function attachDial(node, fetchApi) {
   const sizes = new ResizeObserver(paint);
   sizes.observe(canvas);
 
-  const widget = node.addDOMWidget("schedule", "bespoke_schedule", box, {
-    serialize: false, // not a value of the prompt
-    hideOnZoom: false,
-    getMinHeight: () => HEIGHT,
-    getMaxHeight: () => 2 * HEIGHT,
-  });
-  widget.serialize = false; // nor of the workflow
+  const widget = addBox(node, "schedule", "bespoke_schedule", box, { after: "strength", height: () => HEIGHT });
 
   const removed = node.onRemoved;
   node.onRemoved = function (...args) {
@@ -58,8 +54,6 @@ export function attachDial(node, fetchApi) {
     sizes.disconnect();
     return removed?.apply(this, args);
   };
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   return widget;
 }
 

@@ -31,7 +31,7 @@ export const STYLE = `
 .bespoke-strip { display: flex; gap: 4px; overflow-x: auto; flex: none; padding-bottom: 2px; scrollbar-width: thin; }
 .bespoke-strip button { display: block; padding: 0; border: 0; background: none; color: var(--descrip-text); cursor: zoom-in;
   font: 10px Inter, system-ui, sans-serif; text-align: center; }
-.bespoke-strip img { display: block; height: 64px; min-width: 40px; border-radius: 4px; margin-bottom: 1px; }
+.bespoke-strip img { display: block; height: var(--bespoke-sample, 64px); min-width: 40px; border-radius: 4px; margin-bottom: 1px; }
 .bespoke-buttons { display: flex; gap: 6px; flex-wrap: wrap; flex: none; }
 .bespoke-button { padding: 4px 10px; border: 1px solid var(--border-color); border-radius: 6px; background: var(--comfy-input-bg);
   color: var(--input-text); font: 11px Inter, system-ui, sans-serif; cursor: pointer; }
@@ -46,6 +46,39 @@ export const STYLE = `
 .bespoke-large img { display: block; max-width: 84vw; max-height: 76vh; min-width: min(384px, 80vw); border-radius: 6px;
   image-rendering: auto; margin: auto; }
 .bespoke-large p { margin: 10px 0; }
+.bespoke-heat-scroll { flex: 1; min-height: 0; overflow: auto; scrollbar-width: thin; }
+.bespoke-heat { width: 100%; border-collapse: separate; border-spacing: 2px; table-layout: fixed; font-size: 10px; }
+.bespoke-heat thead { position: sticky; top: 0; z-index: 1; background: var(--component-node-background, var(--comfy-menu-bg)); }
+.bespoke-heat tr > :first-child { width: 34%; }
+.bespoke-heat th { font-weight: 400; padding: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.bespoke-heat tbody th { text-align: left; }
+.bespoke-heat tbody th, .bespoke-heat thead th { color: var(--descrip-text); }
+.bespoke-heat th button { padding: 1px 3px; border: 0; border-radius: 3px; background: none; color: var(--input-text); font: inherit; cursor: pointer;
+  overflow: hidden; text-overflow: ellipsis; }
+.bespoke-heat tbody th button { width: calc(100% - 42px); text-align: left; vertical-align: middle; }
+.bespoke-heat th button[aria-pressed="false"] { color: var(--descrip-text); text-decoration: line-through; }
+.bespoke-heat th button:hover:not(:disabled) { background: var(--comfy-input-bg); }
+.bespoke-heat thead th button { display: block; width: 100%; }
+.bespoke-heat input { width: 40px; height: 17px; box-sizing: border-box; padding: 0 3px; border: 1px solid var(--border-color); border-radius: 3px;
+  background: var(--comfy-input-bg); color: var(--input-text); font: inherit; text-align: right; appearance: textfield;
+  font-variant-numeric: tabular-nums; vertical-align: middle; }
+.bespoke-heat thead input { width: 100%; text-align: center; }
+.bespoke-heat input::-webkit-inner-spin-button { appearance: none; }
+.bespoke-heat td { position: relative; height: 17px; padding: 0; border-radius: 3px; }
+.bespoke-heat tbody td::before { content: ""; position: absolute; inset: 0; border-radius: 3px; background: var(--input-text); opacity: .07; }
+.bespoke-heat tbody td::after { content: ""; position: absolute; inset: 0; border-radius: 3px; background: #f0a030; opacity: var(--bespoke-heat, 0); pointer-events: none; }
+.bespoke-heat tbody td[data-sign="minus"]::after { background: #4c9be8; }
+.bespoke-heat td button { position: absolute; inset: 0; width: 100%; border: 0; background: none; cursor: pointer; z-index: 1; }
+.bespoke-heat tbody td:hover { outline: 1px solid var(--descrip-text); }
+.bespoke-near { flex: 1; min-height: 0; overflow-y: auto; display: grid; gap: 8px; align-content: start; scrollbar-width: thin; }
+.bespoke-near-head { display: flex; justify-content: space-between; gap: 8px; color: var(--descrip-text); margin-bottom: 3px; }
+.bespoke-near-head b { color: var(--input-text); font-weight: 600; }
+.bespoke-near-head .bespoke-long { color: #e08a2a; }
+.bespoke-words-near { display: flex; flex-wrap: wrap; gap: 4px; }
+.bespoke-word { position: relative; padding: 1px 6px; border-radius: 4px; overflow: hidden; border: 1px solid var(--border-color); }
+.bespoke-word::before { content: ""; position: absolute; inset: 0; width: calc(100% * var(--bespoke-near)); background: #4c9be8; opacity: .3; z-index: -1; }
+.bespoke-word { isolation: isolate; }
+.bespoke-word i { font-style: normal; color: var(--descrip-text); margin-left: 5px; font-variant-numeric: tabular-nums; }
 .bespoke-captions { flex: 1; min-height: 0; overflow-y: auto; display: grid; gap: 4px; align-content: start; scrollbar-width: thin; }
 .bespoke-captions > div { display: flex; gap: 6px; align-items: center; }
 .bespoke-captions img { width: 36px; height: 36px; object-fit: cover; border-radius: 4px; flex: none; }

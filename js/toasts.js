@@ -7,7 +7,7 @@ const REFRESH_MS = 400; // files that come one after the other make one refresh
 
 /**
  * Say when a run ends, and refresh the lists of LoRAs and embeddings once there is a new file.
- * page: { toast(message), refresh(), addEventListener(name, listener) }.
+ * page: { toast(message), refresh(), addEventListener(name, listener), wish(name) }.
  */
 export function tellOfRuns(runs, page) {
   let due = 0;
@@ -17,7 +17,7 @@ export function tellOfRuns(runs, page) {
   };
   runs.listen(({ kind, run }) => {
     if (kind === "end") refreshSoon(); // files saved on the way
-    if (kind === "end" && (run.state === "finished" || run.state === "kept")) {
+    if (kind === "end" && page.wish("Toasts") && (run.state === "finished" || run.state === "kept")) {
       const detail = t(`toast.${run.state}`, { steps: run.step.toLocaleString("en"), time: time(run.record?.seconds ?? 0) });
       page.toast({ severity: "success", summary: t(`state.${run.state}`), detail, life: LIFE_MS });
     }

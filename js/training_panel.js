@@ -1,19 +1,23 @@
 // The panel on a trainer node: curve, numbers, samples, Finish and keep, Cancel. It draws what `runs` knows and keeps
 // nothing in the workflow. No side effects: index.js attaches it.
 
+import { addBox, keepInside, makeRoom } from "./box.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, enlarge, oncePerFrame, say } from "./dom.js";
 import { pathsOf } from "./graph_paths.js";
 import { requestOf, runFor, TRAINERS } from "./run_match.js";
 import { loss, memory, rate, t, time } from "./words.js";
 
-const HEIGHT = { empty: 40, curve: 226, samples: 316 }; // px
+const HEIGHT = { empty: 30, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
 const LOOK_MS = 1500; // between looks at the widgets, while no run is shown
-const SAY_EVERY_MS = 15000; // to a screen reader
 
-/** Add the panel to a trainer node. runs: from `createRuns`; graphId: () => the present workflow's id. */
-export function attachPanel(node, runs, { graphId }) {
+/**
+ * Add the panel to a trainer node. runs: from `createRuns`; graphId: () => the present workflow's id;
+ * wish: (name) => a setting of ours, see settings.js.
+ */
+export function attachPanel(node, runs, { graphId, wish }) {
   const view = panel({
+    wish,
     finish: () => act(runs.finish(shown?.id), "finishing"),
     cancel: () => act(runs.cancel(shown), "stopping"),
     sampleUrl: (file) => runs.sampleUrl(shown.id, file),
@@ -23,18 +27,12 @@ export function attachPanel(node, runs, { graphId }) {
   let asked = ""; // the request that was last looked for
   let doing = ""; // what a button has asked for and is not done
 
-  const widget = node.addDOMWidget("training", "bespoke_training", view.box, {
-    serialize: false, // not a value of the prompt
-    hideOnZoom: false,
-    getMinHeight: () => view.height(),
-    getMaxHeight: () => 2 * HEIGHT.samples,
-  });
-  widget.serialize = false; // nor of the workflow
+  const widget = addBox(node, "training", "bespoke_training", view.box, { after: null, height: () => view.height() });
 
   const paint = oncePerFrame(() => {
     const before = view.height();
     view.paint(shown, { exact, doing, connected: runs.connected() });
-    if (view.height() > before) grow(node);
+    if (view.height() > before) makeRoom(node);
   });
 
   async function act(work, word) {
@@ -97,21 +95,13 @@ export function attachPanel(node, runs, { graphId }) {
     sizes.disconnect();
     return removed?.apply(this, args);
   };
-  grow(node);
   return widget;
-}
-
-/** Make room for the panel; a node never gets smaller by it. */
-function grow(node) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
-  node.graph?.setDirtyCanvas?.(true, true);
 }
 
 // --- What is seen ----------------------------------------------------------------------------------------------------
 
 /** The panel's elements: { box, canvas, paint(run, how), complain(text), height() }. */
-export function panel({ finish, cancel, sampleUrl }) {
+export function panel({ finish, cancel, sampleUrl, wish }) {
   const canvas = el("canvas", { role: "img" });
   const state = el("span", { class: "bespoke-state" });
   const progress = el("span", { class: "bespoke-numbers" });
@@ -130,23 +120,22 @@ export function panel({ finish, cancel, sampleUrl }) {
   const buttons = el("div", { class: "bespoke-buttons" }, keep, stop);
   const spoken = el("div", { class: "bespoke-spoken", "aria-live": "polite" });
   const head = el("div", { class: "bespoke-head" }, state, progress);
-  const box = el("section", { class: "bespoke-panel bespoke-training", "aria-label": t("training") }, head, numbers, canvas, legend, strip, note, buttons, spoken);
-  // The graph's own shortcuts and zoom stay out of what is typed and scrolled in here.
-  for (const kind of ["keydown", "pointerdown"]) box.addEventListener(kind, (event) => event.stopPropagation());
+  const box = el("section", { class: "bespoke-panel bespoke-training", "aria-label": t("training") }, head, numbers, note, canvas, legend, strip, buttons, spoken);
+  keepInside(box, ["keydown", "pointerdown"]);
 
   let complaint = "";
   let drawn = null; // the samples in the strip
   let height = HEIGHT.empty;
   let saidAt = -Infinity;
+  let saidWord = "";
 
   function paint(run, { exact = true, doing = "", connected = true } = {}) {
     box.classList.toggle("bespoke-empty", !run);
     if (!run) {
       height = HEIGHT.empty;
+      box.style.minHeight = `${height}px`;
       return say(note, t("empty"));
     }
-    height = run.samples.length ? HEIGHT.samples : HEIGHT.curve;
-    box.style.minHeight = `${height}px`;
     const word = run.lost || !connected ? "lost" : doing && run.live ? doing : run.state;
     box.dataset.state = word;
     say(state, t(`state.${word}`));
@@ -160,7 +149,12 @@ export function panel({ finish, cancel, sampleUrl }) {
     keep.disabled = stop.disabled = Boolean(doing);
     say(note, complaint || noteOf(run, word, exact));
     note.hidden = !note.textContent;
-    drawCurves(canvas, [run.curve], { goesOn: run.live, bestWord: t("best") });
+    const size = wish("SampleHeight");
+    height = HEIGHT.around + wish("CurveHeight") + (note.hidden ? 0 : HEIGHT.note) + (run.samples.length ? size + HEIGHT.step : 0);
+    box.style.minHeight = `${height}px`;
+    box.style.setProperty("--bespoke-sample", `${size}px`);
+    entries[0].entry.hidden = !wish("SingleLosses");
+    drawCurves(canvas, [run.curve], { goesOn: run.live, bestWord: t("best"), singleLosses: wish("SingleLosses") });
     tell(run, word);
   }
 
@@ -196,8 +190,9 @@ export function panel({ finish, cancel, sampleUrl }) {
     const sentence = `${t(`state.${word}`)}. ${describe(run).join(", ")}. ${t("curve.average")} ${entries[1].value.textContent}`;
     canvas.setAttribute("aria-label", sentence);
     const now = performance.now();
-    if (now - saidAt < SAY_EVERY_MS && run.live) return;
-    saidAt = now;
+    const news = word !== saidWord;
+    if (!news && (!run.live || now - saidAt < 1000 * (wish("SpokenEvery") || Infinity))) return;
+    [saidAt, saidWord] = [now, word];
     say(spoken, sentence);
   }
 
@@ -230,5 +225,6 @@ export function describe(run) {
 function noteOf(run, word, exact) {
   if (word === "failed" && run.error) return run.error;
   if (word === "lost" || word === "interrupted" || word === "cut off" || word === "failed") return t(`note.${word}`);
-  return !run.live && !exact ? t("note.same") : "";
+  if (run.live) return run.preflight;
+  return exact ? "" : t("note.same");
 }

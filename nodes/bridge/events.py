@@ -1,4 +1,4 @@
-"""What a running training tells the page: bar, line of text and `bespoke.run.*` events to whoever queued it."""
+"""What a running training tells the page: the bar and `bespoke.run.*` events to whoever queued it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 from comfy_execution.utils import get_executing_context
-from PIL import Image
 
 MOST_PER_SECOND = 10
 
@@ -24,8 +23,8 @@ class RunDisplay:
         self._last = 0.0
 
     def start(self, text: str) -> None:
+        """The run begins. text: the line before the first step: what is trained and what it takes."""
         self._send("start", {"steps": self.steps, "text": text})
-        self.say(text)
 
     def step(self, values: dict[str, Any]) -> None:
         """A step is done: at most ten of these a second reach the page, the last one always."""
@@ -36,28 +35,17 @@ class RunDisplay:
         self._last = now
         self._bar.update_absolute(values["step"], self.steps)
         self._send("step", values)
-        self.say(
-            f"step {values['step']}/{self.steps}, loss {values['loss_ema']:.4f}, "
-            f"{values['images_per_second']:.1f} images/s, {values['eta_s']:.0f} s left"
-        )
 
     def validation(self, step: int, loss: float, best: bool) -> None:
         """The held-out pictures were scored."""
         self._send("validation", {"step": step, "loss": loss, "best": best})
 
-    def sample(self, step: int, name: str, picture: Image.Image) -> None:
-        """A sample image is drawn: its file in the run's folder, and the picture itself on the node."""
-        self._bar.update_absolute(step, self.steps, ("JPEG", picture, None))
+    def sample(self, step: int, name: str) -> None:
+        """A sample image is drawn: its file in the run's folder, which the panel on the node fetches."""
         self._send("sample", {"step": step, "image": name})
 
     def end(self, state: str, files: list[str] = ()) -> None:
         self._send("end", {"state": state, "files": list(files)})
-
-    def say(self, text: str) -> None:
-        """One line under the node."""
-        server = _server()
-        if server is not None and server.client_id is not None and self.node_id is not None:
-            server.send_progress_text(text, self.node_id, server.client_id)
 
     def _send(self, name: str, values: dict[str, Any]) -> None:
         server = _server()

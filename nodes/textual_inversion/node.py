@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -203,4 +204,4 @@ class InspectEmbedding(io.ComfyNode):
             name = embedding_name
             vectors, meta = read_embedding(Path(path), clip)
         near = neighbours(fitting(name, vectors, clip), clip)
-        return io.NodeOutput(describe(name, near, meta), plot(name, near))
+        return io.NodeOutput(describe(name, near, meta), plot(name, near), ui={"bespoke_words": [asdict(one) for one in near]})
