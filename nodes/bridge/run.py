@@ -170,7 +170,7 @@ class _Follower:
             picture = self.outlets.sample()
         name = self.store.save_sample(step, picture)
         self.run.samples.append((step, name))
-        self.display.sample(step, name, picture)
+        self.display.sample(step, name)
 
     def _note(self, event: Step) -> None:
         run = self.run

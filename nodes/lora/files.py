@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,12 +34,20 @@ def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, 
     """Any program's LoRA under the key names that ComfyUI maps, with its alphas, and with parts that fit together."""
     try:
         converted = from_diffusers(comfy.lora_convert.convert_lora(dict(tensors)))
+        converted = {_text_encoder_key(key): tensor for key, tensor in converted.items()}
     except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted
         raise InputError(f"{name} lacks {error}; the file is damaged") from error
     lora = NamedLora(converted, name, meta)
     _add_alphas(lora)
     check(lora, name)
     return lora
+
+
+def _text_encoder_key(key: str) -> str:
+    """CLIP's layers without the `text_model` around them, as with transformers 5, under the names of before."""
+    key = re.sub(r"^(lora_te\d?_)(?=encoder_layers_\d)", r"\1text_model_", key)
+    key = re.sub(r"^base_model\.model\.(?=encoder\.layers\.\d+\.(self_attn|mlp)\.)", "text_encoder.", key)
+    return re.sub(r"^(text_encoder(?:_\d)?\.)(?=encoder\.layers\.\d)", r"\1text_model.", key)
 
 
 def named(lora: Mapping[str, Tensor]) -> NamedLora:
