@@ -11,8 +11,8 @@ from .images.node import ImageBatch, ImageFolder
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend, RestoreUnmasked
-from .lora.compose_node import ComposeLoras, InspectLora
 from .lora import dial as lora_routes
+from .lora.compose_node import ComposeLoras, InspectLora
 from .lora.inject_node import InjectLora, LoadLora
 from .lora.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
