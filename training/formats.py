@@ -31,11 +31,12 @@ def layer_and_part(key: str) -> tuple[str, str]:
     raise InputError(f"the LoRA holds {key!r}, which is no low-rank factor; save it with ComfyUI's own node")
 
 
-def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, Mapping[str, str]]) -> dict[str, Tensor]:
+def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """The LoRA under another program's key names.
 
     lora: `<layer>.lora_up.weight`, `.lora_down.weight`, `.alpha` with ComfyUI's layer names, `diffusion_model....` and
-    `text_encoders....`. names: what each layer is called by format (a run knows them). Without a name, kohya's gets the checkpoint's own layer names, which ComfyUI and kohya
+    `text_encoders....`. names: what each layer is called by format (a run knows them); where a program
+    has several layers for one, a list of (name, first row, rows). Without a name, kohya's gets the checkpoint's own layer names, which ComfyUI and kohya
     load too; diffusers' is refused.
     """
     if key_format not in KEY_FORMATS:
@@ -58,11 +59,14 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
             )
         if part == ".alpha":
             continue  # diffusers' files have none: it is folded into the up factor below
-        if part == ".lora_up.weight":
-            alpha, rank = float(lora[f"{layer}.alpha"]), tensor.shape[1]
-            out[f"{name}.lora_B.weight"] = tensor * (alpha / rank)
-        else:
-            out[f"{name}.lora_A.weight"] = tensor
+        pieces = [(name, None, None)] if isinstance(name, str) else name
+        for piece, first, rows in pieces:
+            if part == ".lora_up.weight":
+                alpha, rank = float(lora[f"{layer}.alpha"]), tensor.shape[1]
+                own = tensor if first is None else tensor[first : first + rows]
+                out[f"{piece}.lora_B.weight"] = own * (alpha / rank)
+            else:
+                out[f"{piece}.lora_A.weight"] = tensor.clone() if first else tensor
     return out
 
 

@@ -6,17 +6,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block, each of `blocks` keeps only its inputs and is computed anew in the backward pass."""
+def checkpointed(blocks: Iterable[nn.Module], in_place: bool = False) -> Iterator[None]:
+    """Within the block, each of `blocks` keeps only its inputs and is computed anew in the backward pass.
+
+    in_place: the blocks add to their inputs; each pass then begins with a copy of what the first one began with.
+    """
     wrapped = list(blocks)
     try:
         for block in wrapped:
-            block.forward = partial(_forward, block.forward)
+            block.forward = partial(_forward, partial(_on_copies, block.forward) if in_place else block.forward)
         yield
     finally:
         for block in wrapped:
@@ -28,3 +31,11 @@ def _forward(forward, *args, **kwargs):
     args = [dict(value) if isinstance(value, dict) else value for value in args]
     kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _on_copies(forward, *args, **kwargs):
+    return forward(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
+
+
+def _copy(value):
+    return value.clone() if isinstance(value, Tensor) else value

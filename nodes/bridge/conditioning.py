@@ -6,19 +6,26 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.conds
 import comfy.model_base
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from . import cache, identity
+from .models import training_conds
 
 
 @dataclass(frozen=True)
 class ModelConds:
-    """ComfyUI's conditioning objects by the name under which the model takes them, batch of 1 or more."""
+    """ComfyUI's conditioning objects by the name under which the model takes them, batch of 1 or more.
+
+    apart: instead of `conds`, [(places in the batch, their conditioning)] where prompts of several lengths cannot share
+    a call of the model.
+    """
 
     conds: dict[str, Any]
+    apart: tuple[tuple[list[int], ModelConds], ...] = ()
 
     def tensors(self) -> dict[str, Any]:
         return {name: cond.cond for name, cond in self.conds.items()}
@@ -40,14 +47,32 @@ def model_conds(
         width=latent.shape[-1] * 8,
         height=latent.shape[-2] * 8,
         prompt_type="positive",
+        **{name: value for name, value in training_conds(base).items() if name not in extra},
     )
     return ModelConds({name: value.process_cond(batch_size=1, area=None) for name, value in made.items()})
 
 
 def join(parts: Sequence[ModelConds]) -> ModelConds:
-    """One batch out of single conditionings, by ComfyUI's own rule (shorter contexts are repeated to fit)."""
+    """One batch out of single conditionings, by ComfyUI's own rule.
+
+    A U-Net's shorter contexts are repeated to fit, which changes nothing for it. Where a model has no such rule (text
+    tokens of Flux and SD3 beyond the usual number), prompts of one length stay together, each length a call of its own.
+    """
+    together: dict[tuple, list[int]] = {}
+    for place, part in enumerate(parts):
+        together.setdefault(_fixed_shapes(part), []).append(place)
+    if len(together) > 1:
+        return ModelConds({}, tuple((where, join([parts[i] for i in where])) for where in together.values()))
     joined = comfy.samplers.cond_cat([part.conds for part in parts])
     return ModelConds({name: type(parts[0].conds[name])(value) for name, value in joined.items()})
+
+
+def _fixed_shapes(part: ModelConds) -> tuple:
+    return tuple(
+        (name, tuple(value.cond.shape))
+        for name, value in sorted(part.conds.items())
+        if isinstance(value.cond, Tensor) and not isinstance(value, comfy.conds.CONDCrossAttn)
+    )
 
 
 def encode_prompt(clip, text: str) -> tuple[Tensor, dict[str, Any]]:

@@ -20,7 +20,8 @@ from ...training.objective import Prediction
 from .checkpointing import checkpointed
 from .conditioning import ModelConds
 from .frozen import trainable_graph
-from .models import checkpoint_blocks
+from .in_place import inputs_kept
+from .models import checkpoint_blocks, overwritten
 
 _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.EPS: "epsilon",
@@ -63,6 +64,10 @@ class ComfyDenoiser:
         return self.base.model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), noise, latent)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: ModelConds) -> Tensor:
+        if conditioning.apart:
+            parts = [self.denoise(noisy[where], sigma[where], own) for where, own in conditioning.apart]
+            order = torch.tensor([i for where, _ in conditioning.apart for i in where])
+            return torch.cat(parts)[order.argsort().to(noisy.device)]
         with self.autocast():
             return self.base.apply_model(
                 noisy, sigma, transformer_options=self._transformer_options, **conditioning.tensors()
@@ -122,6 +127,7 @@ def opened_for_training(
         comfy.model_management.load_models_gpu([work], force_full_load=True)
         base, device = work.model, work.load_device
         blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
+        in_place = overwritten(base.diffusion_model)
         options = comfy.model_patcher.create_model_options_clone(work.model_options)["transformer_options"]
         options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(work.wrappers)
         options["callbacks"] = comfy.patcher_extension.copy_nested_dicts(work.callbacks)
@@ -139,7 +145,7 @@ def opened_for_training(
         comfy.model_management.in_training = True
         work.pre_run()
         try:
-            with trainable_graph(base, compute), checkpointed(blocks):
+            with trainable_graph(base, compute), inputs_kept(in_place), checkpointed(blocks, bool(in_place)):
                 yield ComfyDenoiser(work, options, autocast)
         finally:
             comfy.model_management.in_training = was_training

@@ -92,6 +92,14 @@ def follow(
             f"the memory is full after {training.done} steps, which are kept; lower batch_size or the pictures' "
             "resolution, or switch gradient_checkpointing on"
         ) from error
+    except RuntimeError as error:
+        run.state = "failed"
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise InputError(
+            "this model, or a patch on the wire before the trainer, overwrites values that a gradient needs, so it cannot "
+            "be trained here; take the patch off, or use a model of a family that is known"
+        ) from error
     except comfy.model_management.InterruptProcessingException:
         run.state = "interrupted"
         if training.done:

@@ -128,3 +128,64 @@ def vae(channels: int = 4):
     made = TAESD(latent_channels=channels)
     fill(made, 3)
     return comfy.sd.VAE(sd=made.state_dict())
+
+
+FLUX = {
+    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "context_in_dim": 64, "hidden_size": 64,
+    "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [8, 12, 12], "theta": 10000,
+    "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [], "dtype": torch.float32,
+}  # fmt: skip
+SD3 = {
+    "in_channels": 16, "patch_size": 2, "depth": 2, "input_size": None, "adm_in_channels": 2 * CONTEXT, "pos_embed_max_size": 24,
+    "num_patches": 576, "qk_norm": "rms", "dtype": torch.float32, "x_block_self_attn_layers": [0], "context_embedder_config":
+    {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+}  # fmt: skip
+
+
+def flux(seed: int = 0, **changes):
+    """(model, clip, vae) of Flux dev's own classes: two blocks of two streams and two of one, CLIP-L and a small T5."""
+    import comfy.model_base
+    import comfy.supported_models
+    import comfy.text_encoders.flux as text
+
+    base = comfy.model_base.Flux(comfy.supported_models.Flux(FLUX | changes), device=torch.device("cpu"))
+    return _flow(base, seed), _text(text.FluxClipModel, text.FluxTokenizer, FLUX["context_in_dim"]), vae(16)
+
+
+def sd3(seed: int = 0, **changes):
+    """(model, clip, vae) of SD3's own classes, the first of its two blocks with SD3.5 medium's second attention, without T5."""
+    import comfy.model_base
+    import comfy.supported_models
+    import comfy.text_encoders.sd3_clip as text
+
+    base = comfy.model_base.SD3(comfy.supported_models.SD3(SD3 | changes), device=torch.device("cpu"))
+    return _flow(base, seed), _text(text.sd3_clip(clip_l=True, clip_g=True, t5=False), text.SD3Tokenizer), vae(16)
+
+
+def _flow(base, seed: int):
+    import comfy.model_patcher
+
+    fill(base.diffusion_model, seed)
+    for name, parameter in base.diffusion_model.named_parameters():
+        if name.endswith(("mod.lin.bias", "modulation.lin.bias", "adaLN_modulation.1.bias")):
+            parameter.add_(0.5)  # gates that let a block's work through
+    for buffer in base.diffusion_model.buffers():
+        buffer.copy_(0.1 * torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed)))  # SD3's place embedding
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
+
+
+def _text(model, tokens, t5_width: int = 64):
+    import comfy.sd
+
+    small = {"hidden_size": CONTEXT, "intermediate_size": 2 * CONTEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": CONTEXT}
+    t5 = {"d_ff": 64, "d_kv": 8, "d_model": t5_width, "num_heads": 2, "num_layers": 1}
+
+    class Target:
+        params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
+        clip, tokenizer = model, tokens
+
+    options = {"clip_l_model_config": small, "clip_g_model_config": small, "t5xxl_model_config": t5, "dtype": torch.float32}
+    out = comfy.sd.CLIP(Target, model_options=options)
+    fill(out.cond_stage_model, 1)
+    return out
