@@ -28,6 +28,7 @@ export function addBox(node, name, kind, element, { height, grows = false, after
 
 /** Let the node be as large as its widgets want. */
 export function makeRoom(node) {
+  if (window.LiteGraph?.vueNodesMode) return; // Nodes 2.0 measures what is there, without the folded inputs
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.graph?.setDirtyCanvas?.(true, true);

@@ -8,7 +8,7 @@ import { t } from "./words.js";
 
 const PROJECTIONS = ["query", "key", "value", "out"]; // the widgets of the inject node
 const LOOK_MS = 300; // between looks at the widgets and at what is wired in
-const HEIGHT = { note: 40, head: 52, row: 21, most: 12 }; // px, px, px, rows
+const HEIGHT = { note: 40, head: 56, row: 19, most: 12 }; // px, px, px, rows
 const LARGEST = 10; // a strength
 const STEP = 0.05;
 
@@ -93,7 +93,7 @@ export function attachLoraDial(node, fetchApi) {
       return el("tr", {}, el("th", { scope: "row" }, ...parts), ...cells);
     });
     table.replaceChildren(el("thead", {}, el("tr", {}, el("td"), ...head)), el("tbody", {}, ...body));
-    table.classList.toggle("bespoke-set", canSet);
+    table.classList.toggle("bespoke-tall", rows.length > HEIGHT.most);
     resize(HEIGHT.head + HEIGHT.row * Math.min(rows.length, HEIGHT.most));
   }
 

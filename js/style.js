@@ -48,7 +48,7 @@ export const STYLE = `
 .bespoke-large p { margin: 10px 0; }
 .bespoke-heat-scroll { flex: 1; min-height: 0; overflow: auto; scrollbar-width: thin; }
 .bespoke-heat { width: 100%; border-collapse: separate; border-spacing: 2px; table-layout: fixed; font-size: 10px; }
-.bespoke-heat thead { position: sticky; top: 0; z-index: 1; background: var(--component-node-background, var(--comfy-menu-bg)); }
+.bespoke-heat.bespoke-tall thead { position: sticky; top: 0; z-index: 2; background: var(--component-node-background, var(--comfy-menu-bg)); }
 .bespoke-heat tr > :first-child { width: 34%; }
 .bespoke-heat th { font-weight: 400; padding: 0; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .bespoke-heat tbody th { text-align: left; }
@@ -65,7 +65,7 @@ export const STYLE = `
 .bespoke-heat thead input { width: 100%; text-align: center; }
 .bespoke-heat input::-webkit-inner-spin-button { appearance: none; }
 .bespoke-heat td { position: relative; height: 17px; padding: 0; border-radius: 3px; }
-.bespoke-heat tbody td::before { content: ""; position: absolute; inset: 0; border-radius: 3px; background: var(--input-text); opacity: .07; }
+.bespoke-heat tbody td:not(:empty)::before, .bespoke-heat tbody td[title]::before { content: ""; position: absolute; inset: 0; border-radius: 3px; background: var(--input-text); opacity: .07; }
 .bespoke-heat tbody td::after { content: ""; position: absolute; inset: 0; border-radius: 3px; background: #f0a030; opacity: var(--bespoke-heat, 0); pointer-events: none; }
 .bespoke-heat tbody td[data-sign="minus"]::after { background: #4c9be8; }
 .bespoke-heat td button { position: absolute; inset: 0; width: 100%; border: 0; background: none; cursor: pointer; z-index: 1; }
