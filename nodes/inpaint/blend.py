@@ -32,21 +32,31 @@ from ..bridge.errors import InputError
 KEY = "bespoke_latent_mask_blend"
 BLENDS = ("auto", "re-inject", "prediction", "differential")
 BIAS_MIN, BIAS_MAX = 0.0, 8.0
+PRESERVATION, PRESERVATION_MIN, PRESERVATION_MAX = 1.0, 0.0, 8.0
 
 
 @dataclass(frozen=True)
 class Blend:
-    """How a run under a mask is blended. `kind` is one of `BLENDS` but "auto"."""
+    """How a run under a mask is blended. `kind` is one of `BLENDS` but "auto".
+
+    At noise-to-signal r a mask value m acts as m ** (preservation * r ** bias): the two knobs of AUTOMATIC1111's soft
+    inpainting, "preservation strength" and "schedule bias".
+    """
 
     kind: str
     bias: float = 0.0
     original: torch.Tensor | None = None  # the clean latent, as the sampler is given it
+    preservation: float = PRESERVATION
 
     def __post_init__(self):
         if self.kind not in BLENDS[1:]:
             raise InputError(f"blend is {self.kind!r}; give one of {', '.join(BLENDS)}")
         if not BIAS_MIN <= self.bias <= BIAS_MAX:
             raise InputError(f"bias is {self.bias}; give {BIAS_MIN:g} to {BIAS_MAX:g}")
+        if not PRESERVATION_MIN <= self.preservation <= PRESERVATION_MAX:
+            raise InputError(
+                f"preservation is {self.preservation}; give {PRESERVATION_MIN:g} to {PRESERVATION_MAX:g} (1 leaves the mask as it is)"
+            )
 
 
 def has_own_inpaint_noise(model) -> bool:
@@ -192,8 +202,9 @@ class _Run:
         mask = self.mask
         level = sigma.reshape(-1, *[1] * (mask.ndim - 1))
         sampling = self.model.model_sampling
-        if self.blend.bias:
-            mask = mask ** (noise_to_signal(sampling, level) ** self.blend.bias)
+        if self.blend.bias or self.blend.preservation != PRESERVATION:
+            power = self.blend.preservation * noise_to_signal(sampling, level) ** self.blend.bias
+            mask = mask ** power.nan_to_num(0.0, torch.inf)  # 0 times flow's infinite ratio at sigma 1 is 0
         if self.blend.kind == "differential":
             began = self.sigmas[:1] if self.start is None else sampling.sigma_max.reshape(1)
             mask = (mask >= schedule_left(sampling, level, began.to(level))).to(mask.dtype)

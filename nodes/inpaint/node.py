@@ -8,7 +8,18 @@ from comfy_api.latest import io, ui
 
 from ..bridge import sampling as bridge
 from ..bridge.errors import InputError, names_itself
-from .blend import BIAS_MAX, BIAS_MIN, BLENDS, Blend, choose, has_own_inpaint_noise, patch
+from .blend import (
+    BIAS_MAX,
+    BIAS_MIN,
+    BLENDS,
+    PRESERVATION,
+    PRESERVATION_MAX,
+    PRESERVATION_MIN,
+    Blend,
+    choose,
+    has_own_inpaint_noise,
+    patch,
+)
 from .mask import (
     COVERAGES,
     FEATHER,
@@ -117,6 +128,16 @@ class LatentMaskBlend(io.ComfyNode):
                     advanced=True,
                     tooltip="How a soft mask acts over time. 0: the same at every step. Higher: grey places hold to the original early, when shapes are made, and are let go late, for details.",
                 ),
+                io.Float.Input(
+                    "preservation",
+                    default=PRESERVATION,
+                    min=PRESERVATION_MIN,
+                    max=PRESERVATION_MAX,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How strongly grey places hold to the original. 1: as the mask says. Higher: more of it stays there. 0: grey is repainted as white is.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -142,8 +163,9 @@ class LatentMaskBlend(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(
-        cls, model, latent, mask, blend="auto", grow=0, feather=FEATHER, coverage="any", min_strength=0.0, bias=0.0
-    ) -> io.NodeOutput:
+        cls, model, latent, mask, blend="auto", grow=0, feather=FEATHER, coverage="any", min_strength=0.0, bias=0.0,
+        preservation=PRESERVATION,
+    ) -> io.NodeOutput:  # fmt: skip
         settings = MaskSettings(grow, feather, coverage, min_strength)
         # An empty latent gets the model's channels only when it is sampled; the mask must fit that.
         samples = bridge.fitting_latent(model, latent, "latent")
@@ -161,7 +183,7 @@ class LatentMaskBlend(io.ComfyNode):
 
         kind, reason = (blend, "as chosen") if blend != "auto" else choose(shaped.cells, model)
         original = _clean_original(latent, samples)
-        patched = patch(model, Blend(kind, bias, original))
+        patched = patch(model, Blend(kind, bias, original, preservation))
         out = {**latent, "noise_mask": noise_mask, ORIGINAL: original}
         preview = draw(
             shaped,

@@ -100,6 +100,7 @@ INPUTS = {
     "coverage": ("覆盖", "セルの扱い", "couverture", "cobertura"),
     "min_strength": ("最小强度", "最小強度", "force minimale", "fuerza mínima"),
     "bias": ("偏置", "バイアス", "biais", "sesgo"),
+    "preservation": ("保留强度", "保持の強さ", "préservation", "preservación"),
     "original": ("原图", "元画像", "original", "original"),
     "generated": ("生成图", "生成画像", "généré", "generada"),
     "match_color": ("匹配颜色", "色を合わせる", "accorder la couleur", "igualar color"),

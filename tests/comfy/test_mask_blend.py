@@ -534,12 +534,13 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
         [3.0, 1.0]
     )
 
-    def kept_share(bias):
+    def kept_share(bias, preservation=1.0):
         """How much of a unit answer inside m = .5 remains, at each step."""
         shares = []
         model, masked, *_ = run_node(
             "BespokeLatentMaskBlend", model=analytic.wrap(lambda y, s: torch.ones_like(y)), latent=white,
             mask=torch.full((1, 128, 128), 0.5), blend="prediction", bias=bias,
+            preservation=preservation,
         )  # fmt: skip
         sigmas = torch.tensor([4.0, 1.0, 0.25, 0.0])
         model.add_wrapper_with_key(
@@ -559,6 +560,28 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
 
     assert kept_share(0.0) == pytest.approx([0.5, 0.5, 0.5])
     assert kept_share(1.0) == pytest.approx([0.5**4, 0.5, 0.5**0.25])
+    # AUTOMATIC1111's soft inpainting: mask ** (sigma ** "schedule bias" * "preservation strength").
+    assert kept_share(1.0, 0.5) == pytest.approx([0.5**2, 0.5**0.5, 0.5**0.125])
+    assert kept_share(0.0, 2.0) == pytest.approx([0.25, 0.25, 0.25])
+    assert kept_share(2.0, 0.0) == pytest.approx([1.0, 1.0, 1.0])
+    assert b.Blend("prediction", 0.0, None).preservation == 1.0
+    with pytest.raises(ValueError, match="preservation is 9.0; give 0 to 8"):
+        b.Blend("prediction", preservation=9.0)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_no_knob_moves_the_outside(run_node, field, latent, blend):
+    """Flow's first sigma is 1, where noise over signal is infinite: no setting makes a number that is none of it."""
+    for bias, preservation in ((0.0, 0.0), (1.0, 0.0), (8.0, 8.0), (0.5, 3.0)):
+        for kind in ("epsilon", "flow"):
+            model, masked, *_ = run_node(
+                "BespokeLatentMaskBlend", model=wrap(field, kind), latent=latent, mask=picture_mask(), blend=blend,
+                bias=bias, preservation=preservation,
+            )  # fmt: skip
+            result = ksample(model, masked)
+            assert torch.isfinite(result).all(), (bias, preservation, kind)
+            assert outside_error(result, latent, masked["noise_mask"]) == 0.0
+            assert not torch.equal(result, latent["samples"])
 
 
 def test_min_strength_lifts_touched_cells_in_the_latents_mask(run_node, field, latent):
