@@ -19,7 +19,8 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _PARTS = (".lora_up.weight", ".lora_down.weight", ".alpha")
 # The model specification's names -> kohya's.
 KOHYA_VERSIONS = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2-768-v": "sd_v2_v", "stable-diffusion-v2-512": "sd_v2",
-                  "stable-diffusion-xl-v1-base": "sdxl_base_v1-0"}  # fmt: skip
+                  "stable-diffusion-xl-v1-base": "sdxl_base_v1-0", "flux-1-dev": "flux1",
+                  "flux-1-schnell": "flux1"}  # fmt: skip
 COMFY_PREFIX = "diffusion_model."
 
 
