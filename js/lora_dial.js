@@ -110,10 +110,15 @@ export function attachLoraDial(node, fetchApi) {
     for (const work of painters) work();
   }
 
+  function tell(words) {
+    say(note, words);
+    note.hidden = !words;
+  }
+
   function empty(words) {
     painters = [];
     table.replaceChildren();
-    say(note, words);
+    tell(words);
     resize(HEIGHT.note);
   }
 
@@ -130,13 +135,12 @@ export function attachLoraDial(node, fetchApi) {
           if (asked !== name) return;
           if (!answer.ok) return empty(typeof said.error === "string" ? said.error.slice(0, 300) : `status ${answer.status}`);
           fill(readTable(said));
-          say(note, "");
+          tell("");
           paint(true);
         } catch {
           asked = null; // the server did not answer: asked again
         }
       }
-      note.hidden = !note.textContent;
     }
     paint();
   }

@@ -233,6 +233,10 @@ class Page:
         )
 
     def click(self, selector: str) -> None:
+        """Click the middle of an element, once nothing lies over it there."""
+        test = f"(() => {{ const e = document.querySelector({json.dumps(selector)}), r = e.getBoundingClientRect(); "
+        self.box(selector)
+        self.wait(test + "return e.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); })()")
         at = self.box(selector)
         self.click_at(at["x"], at["y"])
 
@@ -247,6 +251,11 @@ class Page:
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if text and kind == "keyDown" else {}
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key if key != " " else "Space", windowsVirtualKeyCode=codes[key], **more)
+
+    def letter(self, key: str) -> None:
+        """Press a letter's key, as a shortcut."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=f"Key{key.upper()}", windowsVirtualKeyCode=ord(key.upper()))
 
     def type(self, text: str) -> None:
         self.send("Input.insertText", text=text)

@@ -9,7 +9,11 @@ from pathlib import Path
 
 from chromium import Chromium, Page, PageError
 
-READY = "!!window.LiteGraph?.registered_node_types?.BespokeTrainLora && !!window.app?.vueAppReady && !!app.rootGraph"
+# The splash lies over the whole page for a while after the graph is there, and takes the clicks.
+READY = (
+    "!!window.LiteGraph?.registered_node_types?.BespokeTrainLora && !!window.app?.vueAppReady && !!app.rootGraph"
+    " && !document.getElementById('splash-loader')"
+)
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Workflow.WarnBeforeExecute": False}
 
 
@@ -30,6 +34,12 @@ class ComfyPage:
     def reload(self) -> None:
         self.tab.reload()
         self.ready()
+
+    def look(self, look: str) -> None:
+        """Change between the classic canvas and Nodes 2.0, as its setting does. The next graph that is loaded has it."""
+        on = json.dumps(look == "nodes 2.0")
+        self.tab.evaluate(f"app.extensionManager.setting.set('Comfy.VueNodes.Enabled', {on})")
+        self.tab.wait(f"LiteGraph.vueNodesMode === {on}")
 
     def load(self, workflow: dict, **changes: dict) -> None:
         """Open a graph. changes: widget values by node type, as BespokeTrainLora={"steps": 3}; mode=2 mutes."""

@@ -57,10 +57,8 @@ def open_page(browser, server):
 @pytest.fixture(scope="session")
 def workflow(server):
     """workflow("lora_train_and_use") -> the example workflow of that name, with the small model's values."""
-    info = server.get("/object_info")
-    return lambda name: for_small_model(
-        json.loads((host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8")), info
-    )
+    about = server.get("/object_info")
+    return lambda name: for_small_model(json.loads((host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8")), about)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +68,7 @@ def screenshots() -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Not yet steady on a loaded machine: run by hand, `python3 dev.py test -m slow tests/browser`."""
+    """All but the core handful take minutes: they are run by hand, `python3 dev.py test -m slow tests/browser`."""
     for item in items:
-        if "/browser/" in item.path.as_posix():
+        if "/browser/" in item.path.as_posix() and item.path.name != "test_core.py":
             item.add_marker(pytest.mark.slow)
