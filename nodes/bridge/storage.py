@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 from ...training.errors import InputError
 
 NO_FOLDER = "(no folder yet)"
+SCRAP = ".bespoke-"  # how the names of files begin that are being written
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"|?*]')
 
 
@@ -44,17 +47,28 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     Raises `FileExistsError` when the path is taken and `overwrite` is off, also when it was taken meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    _sweep(path.parent)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=SCRAP, suffix=".part")
     os.close(handle)
     try:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=metadata)
         os.chmod(temporary, 0o644)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # after a power cut too, the name must not stand for an empty file
         if overwrite:
             os.replace(temporary, path)
         else:
             _rename_new(Path(temporary), path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half written here; an hour is longer than any file takes."""
+    for scrap in folder.glob(f"{SCRAP}*.part"):
+        with contextlib.suppress(OSError):  # another process may be sweeping too
+            if time.time() - scrap.stat().st_mtime > 3600:
+                scrap.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,13 +14,10 @@ from bespoke.training.images import ImageSet
 from bespoke.training.record import Run
 from helpers import sprite_set
 
-# A single level: three attention blocks, which is fast.
-SMALLEST = tiny.SD15 | {"channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
-
 
 @pytest.fixture(scope="module")
 def models(comfyui):
-    return tiny.patcher(SMALLEST), tiny.clip(), tiny.vae()
+    return tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ SD15 = {
     "context_dim": CONTEXT, "num_heads": 2, "num_head_channels": -1, "use_spatial_transformer": True,
     "use_temporal_attention": False, "legacy": False, "adm_in_channels": None,
 }  # fmt: skip
+# A single level: three attention blocks, for tests of what happens around a model.
+SMALLEST = {**SD15, "channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
 SDXL = {
     **SD15, "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 3, 3], "channel_mult": [1, 2, 2],
     "transformer_depth_output": [0, 0, 0, 2, 2, 2, 3, 3, 3], "transformer_depth_middle": 3,

@@ -1,0 +1,74 @@
+"""What a long life costs: step 10 beside step 2,000, and the memory of ten trainings in one process.
+
+python3 dev.py test -m bench tests/bench/bench_long_runs.py -s
+"""
+
+import gc
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge.run import memory_mb
+from helpers import sprite_set
+
+pytestmark = pytest.mark.bench
+STEPS = 2050
+TRAININGS, MOST_MB = 10, 50
+
+
+@pytest.fixture(scope="module")
+def models(comfyui):
+    return tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
+
+
+def train(run_node, models, seed, **changes):
+    model, clip, vae = models
+    settings = dict(images=sprite_set(seed, 10, side=64, colour="teal"), steps=40, batch_size=2, rank=4, alpha=4.0, precision="fp32",
+                    resume=False, seed=seed)  # fmt: skip
+    return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, **settings | changes)
+
+
+def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
+    """The time of each step as the record has it: with the display, the autosave and the held-out scores beside it."""
+    import time
+
+    from bespoke.nodes.bridge import run
+
+    times = []
+    original = run._Follower._note
+
+    def note(self, event):
+        times.append(time.perf_counter())
+        original(self, event)
+
+    monkeypatch.setattr(run._Follower, "_note", note)
+    losses = train(run_node, models, 1, steps=STEPS)[2]["loss"]
+    assert len(losses) == STEPS
+    steps = np.diff(times) * 1e3
+    print("\nsteps          median ms   90th percentile ms")
+    windows = {}
+    for first in (10, 500, 1000, 1500, 2000):
+        window = steps[first - 5 : first + 45]
+        windows[first] = float(np.median(window))
+        print(f"{first:>5} to {first + 50:>5} {windows[first]:11.1f} {np.percentile(window, 90):20.1f}")
+    quarters = [float(np.median(part)) for part in np.array_split(steps, 4)]
+    print("quarters of the run, median ms:", " ".join(f"{value:.1f}" for value in quarters))
+    assert quarters[3] < 1.15 * quarters[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"validation": 2, "ema": 0.9, "sample_every": 20, "save_every": 20, "train_text_encoder": True}], ids=["plain", "everything"])
+def test_ten_trainings_leave_little_memory(models, run_node, settings):
+    """Each of its own pictures, so that what is kept by content is kept anew."""
+    before = None
+    print("\ntraining      MB   grown by")
+    for number in range(-2, TRAININGS + 1):  # the first ones bring libraries and arenas to life
+        train(run_node, models, 100 + number, **settings)
+        gc.collect()
+        now = memory_mb()
+        if number == 0:
+            before = now
+        print(f"{number:8} {now:7.0f} {'' if before is None else f'{now - before:10.1f}'}")
+    assert now - before <= MOST_MB
+    assert not any(p.grad is not None for p in models[0].model.parameters())
+    assert torch.is_grad_enabled()

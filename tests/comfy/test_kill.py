@@ -1,0 +1,179 @@
+"""Processes killed at random moments of a training: what was saved is whole, and the same request goes on from it."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge.run_store import RunStore
+from bespoke.training.checkpoint import unpack
+from helpers import sprite_set
+from safetensors import safe_open
+
+NURSERY = Path(__file__).parent.parent / "lib" / "nursery.py"
+SAVE_EVERY = 4
+LORA = dict(steps=40, batch_size=2, rank=4, alpha=4.0, learning_rate=1e-2, save_every=SAVE_EVERY, seed=7)
+WORD = dict(steps=30, batch_size=1, name="w", init_text="red", learning_rate=5e-3, save_every=SAVE_EVERY, seed=7)
+
+
+class Nursery:
+    """Starts trainings that can be killed. base: the ComfyUI base directory that they share."""
+
+    def __init__(self, errors: Path):
+        self.errors = errors.open("w")
+        self.process = subprocess.Popen([sys.executable, NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        self.base = Path(self.hear()["base"])
+
+    def hear(self) -> dict:
+        line = self.process.stdout.readline()
+        assert line, f"the nursery ended; see {self.errors.name}"
+        return json.loads(line)
+
+    def start(self, node: str, result: str, **settings) -> int:
+        self.process.stdin.write(json.dumps({"node": node, "result": result, "settings": settings}) + "\n")
+        self.process.stdin.flush()
+        return self.hear()["pid"]
+
+    def ended(self) -> int:
+        return self.hear()["status"]
+
+    def train(self, node: str, result: str, **settings) -> dict:
+        self.start(node, result, **settings)
+        assert self.ended() == 0, f"see {self.errors.name}"
+        return json.loads((self.base / f"{result}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    made = Nursery(tmp_path_factory.mktemp("nursery") / "errors.txt")
+    yield made
+    made.process.stdin.close()
+    made.process.wait(30)
+
+
+def read(path: Path) -> dict:
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+
+
+class Watcher:
+    """Reads every file that a list of LoRAs or embeddings would show, again and again."""
+
+    def __init__(self, *folders: Path):
+        self.folders, self.reads, self.broken = folders, 0, []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def look(self) -> None:
+        for path in (path for folder in self.folders for path in folder.rglob("*.safetensors")):
+            try:
+                assert read(path)
+                self.reads += 1
+            except FileNotFoundError:
+                continue  # set aside between the listing and the reading
+            except Exception as error:
+                self.broken.append(f"{path.name}: {error}")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.look()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("node", "settings", "kills"), [("BespokeTrainLora", LORA, 20), ("BespokeTrainTextualInversion", WORD, 6)])
+def test_killed_at_random_moments_it_goes_on_from_the_last_save(nursery, node, settings, kills):
+    kind = "loras" if node == "BespokeTrainLora" else "embeddings"
+    folder = nursery.base / "models" / kind
+    began = time.monotonic()
+    whole = nursery.train(node, "whole", resume=False, **settings)
+    seconds = time.monotonic() - began
+    (made,) = folder.glob("whole*.safetensors")
+    expected = read(made)
+    run = nursery.base / "user" / "bespoke" / "runs" / whole["id"]
+    draw, table = random.Random(0), []
+    for number in range(kills):
+        with Watcher(folder) as watcher:
+            child = nursery.start(node, f"cut{number}", resume=False, **settings)
+            moment = draw.uniform(0, seconds)
+            time.sleep(moment)
+            os.kill(child, signal.SIGKILL)
+            killed = nursery.ended() == signal.SIGKILL
+            watcher.look()
+        assert not watcher.broken
+        assert watcher.reads > 0
+        step, shown = 0, 0
+        if (run / "state.safetensors").is_file():
+            with safe_open(run / "state.safetensors", "pt") as file:
+                step = unpack({key: file.get_tensor(key) for key in file.keys()}, file.metadata()).step  # noqa: SIM118
+            json.loads((run / "record.json").read_text())
+        for path in folder.rglob(f"{whole['id']}-step*.safetensors"):
+            if path.stat().st_mtime > time.time() - seconds - 60:
+                shown = max(shown, int(path.stem.rsplit("step", 1)[1]))
+        with Watcher(folder) as watcher:
+            again = nursery.train(node, f"again{number}", resume=True, **settings)
+        assert not watcher.broken
+        (made,) = folder.glob(f"again{number}*.safetensors")
+        result = read(made)
+        assert again["losses"] == whole["losses"]
+        assert again["held_out"] == whole["held_out"]
+        assert result.keys() == expected.keys()
+        assert all(torch.equal(value, result[key]) for key, value in expected.items())
+        table.append((moment, killed, step, watcher.reads))
+    print(f"\n{node}: {kills} kills in {settings['steps']} steps of {seconds:.1f} s in all")
+    print(f"{'killed after s':>15} {'in mid-run':>11} {'goes on from':>13} {'files read':>11}")
+    for moment, killed, step, reads in table:
+        print(f"{moment:15.2f} {'yes' if killed else 'done':>11} {step:13} {reads:11}")
+    assert sum(killed for _, killed, *_ in table) >= kills * 2 // 3
+    assert any(0 < step < settings["steps"] for _, _, step, _ in table)
+
+
+@pytest.mark.slow
+def test_scraps_of_killed_writers_are_swept_and_never_listed(nursery):
+    folder = nursery.base / "models" / "loras" / "bespoke" / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    old, new = folder / ".bespoke-old.part", folder / ".bespoke-new.part"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    nursery.train("BespokeTrainLora", "sweep", resume=False, **LORA | {"steps": 4})
+    assert not old.exists()
+    assert new.exists()  # another process may be writing it
+    assert not [path for path in folder.glob("*.safetensors") if path.name.startswith(".")]
+
+
+def test_a_record_that_is_ahead_of_the_state_is_cut_to_it(comfyui, run_node):
+    """What a kill between the two writes leaves: the record is written first."""
+    model, clip, vae = tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
+
+    def train(steps, resume=True):
+        settings = dict(images=sprite_set(2, 10, side=64, colour="teal"), batch_size=1, rank=2, alpha=2.0, precision="fp32", validation=2, seed=77)
+        return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, steps=steps, resume=resume, lr_schedule="constant", keep="last", **settings)
+
+    whole = train(14, resume=False)
+    store = RunStore(whole[3].id)
+    train(9, resume=False)
+    shutil.copy(store.folder / "state.safetensors", comfyui / "earlier.safetensors")
+    train(12)
+    assert len(store.record().losses) == 12
+    shutil.copy(comfyui / "earlier.safetensors", store.folder / "state.safetensors")
+    again = train(14)
+    assert again[2]["loss"] == whole[2]["loss"]
+    assert [step for step, _ in again[3].held_out] == [0, 9, 10, 14]
+    assert all(torch.equal(value, again[1][key]) for key, value in whole[1].items())

@@ -1,0 +1,92 @@
+"""Trainings in processes that can be killed: ComfyUI is imported once here, each training is a fork of this process.
+
+Lines in: a request as JSON, {"node": ..., "result": file stem, "settings": {...}}. Lines out: {"pid": ...} when it runs,
+{"status": ...} when it ended. One thread, and nothing is computed with a graph before a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+import conftest  # noqa: E402 - loads the pack
+import inprocess  # noqa: E402
+
+
+def models():
+    import tiny
+
+    return tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
+
+
+def train(node: str, result: str, settings: dict, made) -> None:
+    """Train, and write what came out: the losses as JSON, the numbers by the save node."""
+    import nodes
+    import torch
+    from comfy_execution.utils import CurrentNodeContext
+    from helpers import sprite_set
+
+    def run(node_id: str, **inputs):
+        cls = nodes.NODE_CLASS_MAPPINGS[node_id]
+        for item in cls.GET_SCHEMA().inputs:
+            if not item.optional and getattr(item, "default", None) is not None:
+                inputs.setdefault(item.id, item.default)
+        with torch.inference_mode(), CurrentNodeContext("killable", "1", 0):
+            return cls.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).EXECUTE_NORMALIZED(**inputs).args
+
+    model, clip, vae = made
+    images = sprite_set(2, 4, side=64, colour="teal")
+    out = run(node, model=model, clip=clip, vae=vae, images=images, precision="fp32", **settings)
+    word = node == "BespokeTrainTextualInversion"
+    losses, record = (out[3], out[4]) if word else (out[2], out[3])
+    if word:
+        run("BespokeSaveEmbedding", embedding=out[1], name=result, overwrite=True)
+    else:
+        run("BespokeSaveLora", lora=out[1], filename_prefix=result, dtype="fp32")
+    Path(inprocess.start_comfyui() / f"{result}.json").write_text(json.dumps({"losses": losses["loss"], "held_out": record.held_out, "id": record.id}))
+
+
+def main() -> None:
+    import asyncio
+
+    import torch
+
+    torch.set_num_threads(1)
+    base = inprocess.start_comfyui()
+    import nodes
+
+    asyncio.run(conftest._load_all(nodes))
+    made = models()
+    say({"base": str(base)})
+    for line in sys.stdin:
+        request = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                train(request["node"], request["result"], request["settings"], made)
+                status = 0
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        say({"pid": child})
+        say({"status": os.waitpid(child, 0)[1]})
+
+
+def say(message: dict) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    # ComfyUI prints on stdout too: only this module's own lines go to the one who asked.
+    out = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(out, "w")
+    main()
