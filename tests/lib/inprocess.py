@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import importlib
 import os
 import shutil
 import sys
@@ -24,6 +25,8 @@ def start_comfyui() -> Path:
     if not where or not (Path(where) / "comfy").is_dir():
         pytest.exit("COMFYUI_PATH does not name a ComfyUI folder: run the tests with `python3 dev.py test`", 2)
     sys.path.insert(0, where)
+    # First, as in main.py: older versions put comfy/ on sys.path, and its utils.py would hide ComfyUI's package.
+    importlib.import_module("utils")
     import comfy.options
 
     comfy.options.enable_args_parsing(False)
