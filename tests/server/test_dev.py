@@ -277,3 +277,16 @@ def test_the_model_in_the_cache_is_named_by_its_recipe(dev, monkeypatch, tmp_pat
     ready = tmp_path / f"bespoke-small-{model.RECIPE}.safetensors"
     ready.touch()
     assert dev.small_model() == ready
+
+
+def test_an_older_comfyui_has_an_environment_of_its_own(dev, monkeypatch, capsys):
+    for name in ("chosen", "VENV", "PYTHON"):
+        monkeypatch.setattr(dev, name, getattr(dev, name))  # put back afterwards
+    assert dev.main(["test", "--comfyui", "0.1"]) == 1
+    assert "--comfyui is '0.1': choose one of 0.30.0, 0.27.0, 0.26.0, 0.24.1" in capsys.readouterr().err
+    monkeypatch.setenv("COMFYUI_PATH", "/nowhere")  # asked for by name, so what is here is not taken
+    dev.choose("0.24.1")
+    assert dev.local_comfyui() is None
+    assert dev.VENV.name == "venv-0.24.1"
+    assert dev.VENV in dev.PYTHON.parents
+    assert all(len(sha) == 64 for _, sha in dev.COMFYUIS.values())
