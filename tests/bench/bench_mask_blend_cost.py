@@ -2,8 +2,10 @@
 
     python3 dev.py test -m bench tests/bench/bench_mask_blend_cost.py -s
 
-They alternate in one process, on one thread; a run's ratio is to the mean of its neighbours, and medians are printed.
-Processor time is what counts (wall time stands beside it): other work on the machine hardly enters it.
+They alternate in one process, on one thread, in processor time. What counts is the least time of ours over the least
+of the core runs right after them: what else the machine does can only add to a time (Python's timeit says the same).
+The median of the ratios to the neighbours' mean stands beside it. The last column is the difference to core in
+milliseconds a run where the network does nothing: what the blend itself takes.
 """
 
 import statistics
@@ -32,7 +34,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-ROUNDS, STEPS, CELLS, LIMIT = 7, 6, 16, 1.02
+ROUNDS, STEPS, CELLS, LIMIT = 9, 4, 16, 1.02
 
 
 @pytest.fixture(scope="module")
@@ -49,53 +51,67 @@ def unet(comfyui):
     return comfy.model_patcher.ModelPatcher(net.eval(), torch.device("cpu"), torch.device("cpu"))
 
 
-def run(model, latent, sampler, scheduler):
+def run(model, latent, condition=None):
+    """Seconds of processor time of one KSampler run."""
     import nodes
 
-    condition = [[torch.zeros(1, 77, 768), {}]]
-    wall, processor = time.perf_counter(), time.process_time()
+    condition = condition or [[torch.zeros(1, 77, 768), {}]]
+    before = time.process_time()
     with torch.inference_mode():
-        nodes.common_ksampler(model, 1, STEPS, 4.0, sampler, scheduler, condition, condition, latent)
-    return time.process_time() - processor, time.perf_counter() - wall
+        nodes.common_ksampler(model, 1, STEPS, 4.0, "euler", "normal", condition, condition, latent)
+    return time.process_time() - before
+
+
+def ways(run_node, model, latent, mask):
+    """name -> (model, latent): core's two, the first the one that the others are measured against, and ours."""
+    (masked,) = run_node("SetLatentNoiseMask", samples=latent, mask=mask)
+    out = {"core: noise mask": (model, masked)}
+    out["core: Differential Diffusion"] = (*run_node("DifferentialDiffusion", model=model), masked)
+    for blend in ("re-inject", "prediction", "differential"):
+        out[f"ours: {blend}"] = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=mask, blend=blend)[
+            :2
+        ]
+    return out
 
 
 def test_cost_beside_ksampler_with_a_noise_mask(run_node, unet):
+    import analytic
+
     latent = {"samples": torch.randn(1, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(1))}
     mask = torch.zeros(1, 8 * CELLS, 8 * CELLS)
     mask[:, 40:90, 30:100] = 1.0
-    (masked,) = run_node("SetLatentNoiseMask", samples=latent, mask=mask)
-    (differential,) = run_node("DifferentialDiffusion", model=unet)
-    ways = {"core: Differential Diffusion": (differential, masked)}
-    for blend in ("re-inject", "prediction", "differential"):
-        ways[f"ours: {blend}"] = run_node("BespokeLatentMaskBlend", model=unet, latent=latent, mask=mask, blend=blend)[
-            :2
-        ]
-    ratios = {name: [] for name in ways}
-    walls = {name: [] for name in ways}
-    seconds = []
-    before = run(unet, masked, "euler", "normal")  # warm
+    (_, core), *others = ways(run_node, unet, latent, mask).items()
+    before = run(*core)  # warm
+    mine, neighbours, ratios = {}, {}, {}
     for _ in range(ROUNDS):
-        for name, (model, ours) in ways.items():
-            mine, after = run(model, ours, "euler", "normal"), run(unet, masked, "euler", "normal")
-            ratios[name].append(2 * mine[0] / (before[0] + after[0]))
-            walls[name].append(2 * mine[1] / (before[1] + after[1]))
-            seconds.append(after[0])
+        for name, way in others:
+            ours, after = run(*way), run(*core)
+            mine.setdefault(name, []).append(ours)
+            neighbours.setdefault(name, []).append(after)
+            ratios.setdefault(name, []).append(2 * ours / (before + after))
             before = after
-    print(
-        f"\nKSampler with a noise mask, {CELLS}x{CELLS} cells, {STEPS} steps: {statistics.median(seconds):.2f} s of processor time"
-    )
-    print(f"{'':32s}{'processor':>11s}{'range':>16s}{'wall':>8s}")
+    (_, core), *nothing = ways(run_node, analytic.wrap(lambda y, sigma: y * 0.5), latent, mask).items()
+    besides = {}
+    for _ in range(5 * ROUNDS):
+        for name, way in nothing:
+            ours, after = (run(*w, analytic.conditioning()) for w in (way, core))
+            besides.setdefault(name, []).append(1000 * (ours - after))
+    seconds = min(min(v) for v in neighbours.values())
+    print(f"\nKSampler with a noise mask, {CELLS}x{CELLS} cells, {STEPS} steps: {seconds:.2f} s of processor time")
+    print(f"{'':32s}{'least':>8s}{'median':>8s}{'range':>16s}{'itself':>12s}")
+    least = {name: min(mine[name]) / min(neighbours[name]) for name in mine}
     for name, values in ratios.items():
         span = f"{min(values):.3f}..{max(values):.3f}"
-        print(f"{name:32s}{statistics.median(values):11.3f}{span:>16s}{statistics.median(walls[name]):8.3f}")
-    assert max(statistics.median(v) for name, v in ratios.items() if name.startswith("ours")) <= LIMIT
+        print(
+            f"{name:32s}{least[name]:8.3f}{statistics.median(values):8.3f}{span:>16s}{statistics.median(besides[name]):9.2f} ms"
+        )
+    assert max(ratio for name, ratio in least.items() if name.startswith("ours")) <= LIMIT
 
 
 def test_the_empty_mask_costs_no_model_call(run_node, unet):
     latent = {"samples": torch.randn(1, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(1))}
     mask = torch.zeros(1, 8 * CELLS, 8 * CELLS)
     model, ours, *_ = run_node("BespokeLatentMaskBlend", model=unet, latent=latent, mask=mask)
-    full = run(unet, latent, "euler", "normal")[0]
-    empty = run(model, ours, "euler", "normal")[0]
+    full, empty = run(unet, latent), run(model, ours)
     print(f"\nempty mask: {empty:.4f} s, no mask: {full:.2f} s of processor time")
     assert empty < full / 20

@@ -358,10 +358,12 @@ def sprites_and_prompts(run_node, small):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [4, 20])
-def test_distance_rises_with_strength_on_the_trained_model(run_node, sprites_and_prompts, steps):
-    """The mean over eight pictures, each with noise of its own: one picture's noise may lead it astray and back."""
-    model, latent, positive, negative = sprites_and_prompts
+@pytest.mark.parametrize(("steps", "pictures"), [(4, PICTURES), (20, 2)])
+def test_distance_rises_with_strength_on_the_trained_model(run_node, sprites_and_prompts, steps, pictures):
+    """The mean over pictures, each with noise of its own: at few steps one picture's noise may lead it astray and back."""
+    model, latent, *prompts = sprites_and_prompts
+    latent = {"samples": latent["samples"][:pictures]}
+    positive, negative = ([[prompt[0][0][:pictures], {}]] for prompt in prompts)
     out = [
         run_node(
             "BespokePartialDenoise", model=model, positive=positive, negative=negative, latent_image=latent, steps=steps,
