@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ...training.errors import InputError
+from .frozen import ordinary
 
+_READABLE = (torch.float32, torch.float16, torch.bfloat16)  # of a table of words, without a copy in another type
 Vectors = Callable[[], Tensor]  # gives [vectors, width], possibly with a graph
 
 
@@ -126,12 +128,21 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     clip.load_model()
     device = clip.patcher.load_device
     with torch.inference_mode(False), torch.enable_grad():
-        model = copy.deepcopy(clip.cond_stage_model).requires_grad_(False).to(device)
+        own = clip.cond_stage_model
+        # The tables of words are only read, and large: the copy shares their memory where nothing can take it away.
+        shared = [
+            layer.weight for layer in own.modules()
+            if isinstance(layer, nn.Embedding) and layer.weight.device.type == "cpu" and layer.weight.dtype in _READABLE
+        ]  # fmt: skip
+        model = copy.deepcopy(own, {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
+        model.requires_grad_(False).to(device)
         for layer in model.modules():
             if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
+                layer.comfy_cast_weights = False  # the weights have the type they are used in
+                if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
+                    continue
                 narrow = compute is not None and isinstance(layer, nn.Linear)
                 layer.to(compute if narrow else torch.float32)
-                layer.comfy_cast_weights = False  # the weights have the type they are used in
             if isinstance(layer, comfy.clip_model.CLIPLayer):
                 layer.forward = partial(_out_of_place, layer)
         if compute is None:

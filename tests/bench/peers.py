@@ -108,12 +108,27 @@ def bare_step(unet, latent: Tensor, timesteps: Tensor, context: Tensor):
     return step
 
 
-def seconds(step, count: int) -> float:
-    """The mean wall time of `count` calls."""
-    began = time.perf_counter()
+def seconds(step, count: int) -> tuple[float, float]:
+    """(processor, wall) seconds of one of `count` calls, on average."""
+    began = time.process_time(), time.perf_counter()
     for _ in range(count):
         step()
-    return (time.perf_counter() - began) / count
+    return (time.process_time() - began[0]) / count, (time.perf_counter() - began[1]) / count
+
+
+def steps_of(run) -> tuple[float, float]:
+    """(processor, wall) seconds a step of a node's run, from the first step's end to the last's, by ComfyUI's progress."""
+    import comfy.utils
+
+    stamps = []
+    comfy.utils.set_progress_bar_global_hook(lambda value, *_, **__: stamps.append((value, time.process_time(), time.perf_counter())))
+    try:
+        run()
+    finally:
+        comfy.utils.set_progress_bar_global_hook(None)
+    first, last = (next(s for s in stamps if s[0] >= 1), stamps[-1])
+    steps = max(last[0] - first[0], 1)
+    return (last[1] - first[1]) / steps, (last[2] - first[2]) / steps
 
 
 def peak_mb(step) -> float:
