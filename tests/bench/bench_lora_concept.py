@@ -1,0 +1,202 @@
+"""Wall time to a concept: this pack's defaults beside diffusers with PEFT at its best of three learning rates, and what helps.
+
+    python3 dev.py test -m bench tests/bench/bench_lora_concept.py -s
+
+Both teach the small model the colour teal from the same 12 pictures at the same rank, targets and batch of 4. Both are
+scored on the same four other pictures, at the same noise levels with the same noises. The level to reach is the lowest
+loss that diffusers gets to in its steps at its best learning rate (cosine, as its README's example); a time is the
+number of steps to that level times the seconds of a step, which are measured at the end, taking turns. The second
+table trains with one thing changed at a time.
+
+BESPOKE_BENCH_STEPS (400) and BESPOKE_BENCH_SEEDS (3) make it shorter; with the defaults it takes hours on two cores.
+"""
+
+import contextlib
+import math
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+pytestmark = pytest.mark.bench
+
+STEPS, SEEDS = int(os.environ.get("BESPOKE_BENCH_STEPS", 400)), int(os.environ.get("BESPOKE_BENCH_SEEDS", 3))
+BATCH, RANK, EVERY = 4, 8, 10
+RATES = (5e-4, 1e-3, 2e-3)  # diffusers' choices
+
+
+@pytest.fixture(autouse=True)
+def quiet(comfyui, monkeypatch):
+    """No progress bars between the tables."""
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
+
+
+@pytest.fixture
+def sets():
+    from helpers import sprite_set
+
+    return sprite_set(1, 12, colour="teal"), sprite_set(77, 4, colour="teal")
+
+
+def encoded(small, images):
+    """(latents [N, 4, 16, 16] as the U-Net sees them, contexts [N, 77, 768])."""
+    from bespoke.nodes.bridge.conditioning import encode_prompt
+    from bespoke.nodes.bridge.pictures import prepare
+    from bespoke.training.config import TrainConfig
+
+    model, clip, vae = small
+    data = prepare(vae, model.model, TrainConfig(1, 0.0, 1, 0), images).data
+    return torch.cat(data.latents), torch.cat([encode_prompt(clip, item.caption)[0] for item in images.items])
+
+
+def curve_of_diffusers(small, checkpoint, sets, rate: float, seed: int) -> dict[int, float]:
+    """{step: held-out loss}."""
+    import peers
+    from bespoke.training.data import LatentSet
+    from bespoke.training.validation import grid
+
+    latents, contexts = encoded(small, sets[0])
+    others, their_contexts = encoded(small, sets[1])
+    # The scored pictures' places in the pack's own set, which holds them behind the training pictures: the same noises.
+    count = len(latents)
+    data = LatentSet([*latents[:, None], *others[:, None]], [None] * (count + len(others)))
+    scored = [
+        (batch.latent, batch.noise, (batch.u * 1000).long(), their_contexts[batch.indices[0] - count].expand(len(batch.u), -1, -1))
+        for batch in grid(data, range(count, count + len(others)), torch.device("cpu"))
+    ]
+    run = peers.PeftLora(peers.diffusers_unet(checkpoint), latents, contexts, BATCH, rate, STEPS, RANK, seed)
+    curve = {0: run.held_out(scored)}
+    for step in range(1, STEPS + 1):
+        run.step()
+        if step % EVERY == 0:
+            curve[step] = run.held_out(scored)
+    return curve
+
+
+def curve_of_ours(small, run_node, sets, seed: int, **changes) -> dict[int, float]:
+    model, clip, vae = small
+    *_, run, _, _ = run_node(
+        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sets[0], validation_images=sets[1], seed=seed, precision="fp32",
+        **{"steps": STEPS, "batch_size": BATCH, "rank": RANK, "alpha": float(RANK), "resume": False} | changes,
+    )  # fmt: skip
+    return dict(run.held_out)
+
+
+def reached(curve: dict[int, float], level: float) -> float:
+    """The first step at which the loss is at the level or below."""
+    return next((step for step, loss in sorted(curve.items()) if loss <= level), math.inf)
+
+
+def seconds_a_step(small, run_node, checkpoint, sets) -> tuple[float, float]:
+    import peers
+
+    model, clip, vae = small
+    theirs = peers.PeftLora(peers.diffusers_unet(checkpoint), *encoded(small, sets[0]), BATCH, 1e-4, 10_000, RANK)
+    times = []
+    for number in range(6):
+        *_, run, _, _ = run_node(
+            "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sets[0], seed=number, precision="fp32", steps=4,
+            batch_size=BATCH, rank=RANK, alpha=float(RANK), resume=False,
+        )  # fmt: skip
+        times.append((run.seconds / 4, peers.seconds(theirs.step, 4)[1]))
+    return tuple(statistics.median(t) for t in zip(*times[1:], strict=True))
+
+
+def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch):
+    from bespoke.training.config import TrainConfig
+
+    monkeypatch.setattr(TrainConfig, "validate_every", EVERY)
+    print(f"\n{STEPS} steps of {BATCH}, {SEEDS} seeds\n{'seed':>4} {'diffusers: lowest loss at ' + ', '.join(f'{r:g}' for r in RATES):>55} {'at step':>8} {'this pack: lowest':>18} {'at level':>9}")
+    needed = []
+    for seed in range(SEEDS):
+        theirs = {rate: curve_of_diffusers(small, small_checkpoint, sets, rate, seed) for rate in RATES}
+        ours = curve_of_ours(small, run_node, sets, seed)
+        assert ours[0] == pytest.approx(theirs[RATES[0]][0], rel=1e-3)  # the same base, scored the same
+        best = min(theirs, key=lambda rate: min(theirs[rate].values()))
+        level = min(theirs[best].values())
+        needed.append((reached(theirs[best], level), reached(ours, level)))
+        lows = ", ".join(f"{min(curve.values()):.5f}" for curve in theirs.values())
+        print(f"{seed:>4} {lows:>55} {needed[-1][0]:>8} {min(ours.values()):>18.5f} {needed[-1][1]:>9}  (base {ours[0]:.5f})")
+    mine, other = seconds_a_step(small, run_node, small_checkpoint, sets)
+    ratios = [ours * mine / (theirs * other) for theirs, ours in needed]
+    print(f"a step: this pack {mine:.3f} s, diffusers {other:.3f} s; wall time to the level over diffusers': {', '.join(f'{r:.2f}' for r in ratios)}")
+    assert statistics.mean(ratios) <= 2 / 3
+
+
+@contextlib.contextmanager
+def plainly_scored():
+    """Whatever loss is trained on, held-out pictures are scored by the plain one."""
+    from bespoke.nodes.lora import train
+
+    own = train.denoising_loss
+
+    def loss(*args):
+        return own(*args) if torch.is_grad_enabled() else own(*args[:-1], "none")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "denoising_loss", loss)
+        yield patch
+
+
+def variants():
+    """name: (settings of the node, what is changed in the engine)."""
+    from bespoke.nodes.lora import train
+    from bespoke.training import data, lora
+    from bespoke.training.randomness import generator
+
+    stratified, noise = data.stratified_uniform, data.noise
+
+    def independent(seed, step, batch):
+        return torch.rand(batch, generator=generator(seed, "independent", step))
+
+    def antithetic(seed, step, place, *rest):
+        drawn = noise(seed, step, place // 2 * 2, *rest)
+        return -drawn if place % 2 else drawn
+
+    def over_time(seed, step, batch):
+        # Strata shifted by the golden ratio from step to step: evenly spread over time too.
+        return (stratified(seed, 0, batch) + step * 0.6180339887) % 1.0
+
+    class Wider(lora.LowRankAdapters):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            for down in self.down.values():
+                down.data.mul_(3.0)
+
+    return {
+        "as shipped": ({}, []),
+        "independent noise levels": ({}, [(data, "stratified_uniform", independent)]),
+        "levels spread over time too": ({}, [(data, "stratified_uniform", over_time)]),
+        "antithetic noises": ({}, [(data, "noise", antithetic)]),
+        "LoRA+ 4": ({}, [(lora, "UP_RATE", 4.0)]),
+        "LoRA+ 16": ({}, [(lora, "UP_RATE", 16.0)]),
+        "down three times as large": ({}, [(train, "LowRankAdapters", Wider)]),
+        "min-SNR": ({"loss_weighting": "min-SNR"}, []),
+        "shifted noise levels": ({"timestep_sampling": "shifted"}, []),
+        "learning rate 2e-3": ({"learning_rate": 2e-3}, []),
+    }
+
+
+def test_what_helps(small, run_node, sets, monkeypatch):
+    """Held-out loss over the base's, at quarters of the run: one change at a time."""
+    from bespoke.training.config import TrainConfig
+
+    monkeypatch.setattr(TrainConfig, "validate_every", EVERY)
+    marks = [max(EVERY, round(STEPS * part / EVERY) * EVERY) for part in (0.25, 0.5, 0.75, 1.0)]
+    print(f"\nheld-out loss over the base's, {STEPS} steps of {BATCH}, mean of {SEEDS} seeds\n{'':30}" + "".join(f"step {m:<6}" for m in marks))
+    for name, (settings, changes) in variants().items():
+        rows = []
+        for seed in range(SEEDS):
+            with plainly_scored() as patch:
+                for place, what, value in changes:
+                    patch.setattr(place, what, value)
+                curve = curve_of_ours(small, run_node, sets, seed, **settings)
+            rows.append([curve[mark] / curve[0] for mark in marks])
+        print(f"{name:30}" + "".join(f"{statistics.mean(column):<11.3f}" for column in zip(*rows, strict=True)), flush=True)
