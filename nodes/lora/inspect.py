@@ -119,6 +119,8 @@ def _change(layer: str, parts: Mapping[str, Tensor], patch: Patch | None, base: 
         if changed.shape != base.shape:
             return None, ()
         change = (changed - base).flatten(1)
+        if not float(change.double().norm()) < lowrank.TOO_LARGE:
+            return None, ()
         small = change @ change.t() if change.shape[0] <= change.shape[1] else change.t() @ change
         values = torch.linalg.eigvalsh(small.double()).clamp(min=0).sqrt().flip(0)
     else:
@@ -172,7 +174,7 @@ def _line(one: Projection) -> str:
     alpha = "no alpha" if one.alpha is None else f"alpha {one.alpha:g}"
     parts = [f"{one.row}: {common_name(one.layer).removeprefix('diffusion_model.')}", f"{one.what}, rank {one.rank or 'none'}, {alpha}"]
     if one.norm is None:
-        parts.append("norm not known without the model")
+        parts.append("norm not known without the model" if one.base is None else "norm too large to be one")
     else:
         parts.append(f"norm {one.norm:.3g}" + ("" if one.relative is None else f" ({_percent(one.relative)} of the weight)"))
     if one.spectrum:

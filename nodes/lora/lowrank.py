@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ...training.errors import InputError
 
+TOO_LARGE = 1e15  # the norm of a factor: its square times another's is still a float32
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -66,10 +68,14 @@ def factors(layer: str, parts: Mapping[str, Tensor]) -> Factors:
             "inject that LoRA by a node of its own"
         )
     try:
-        return make({name: tensor.detach().to("cpu", torch.float32) for name, tensor in parts.items()})
+        made = make({name: tensor.detach().to("cpu", torch.float32) for name, tensor in parts.items()})
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
         raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error
+    largest = max(float(made.up.double().norm()), float(made.down.double().norm()))
+    if not largest < TOO_LARGE:
+        raise InputError(f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved")
+    return made
 
 
 def _scale(parts: Mapping[str, Tensor], rank: int) -> float:
