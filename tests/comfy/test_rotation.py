@@ -62,6 +62,8 @@ def test_the_curve_is_the_mean_of_trainings_that_never_saw_the_picture(models, r
     _, lora, loss, run, report, _ = train(run_node, models, seed=1)
     parts = of_run(run)
     assert [part.images for part in parts] == [4, 4, 4]
+    assert [part.settings["rotation"] for part in parts] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert "rotation" not in run.settings
     assert [part.state for part in parts] == ["finished"] * 3
     assert run.rotations == 3
     assert run.images == 6

@@ -217,6 +217,9 @@ def test_batches_on_the_wire():
     assert [i.caption for i in made.items] == ["zor, one", "zor, two"]
     assert made.items[0].pixels.shape == (64, 64, 3)
     assert [i.caption for i in image_set(images, "same for all").items] == ["same for all"] * 2
+    assert not made.notes
+    assert image_set(images[[0, 1, 0]], "").notes[0].startswith("The same picture twice: image 3 is image 1.")
+    assert "Blurry: image 1 (sharpness 0)" in describe(image_set(torch.full((1, 64, 64, 3), 0.5), ""))
     with pytest.raises(InputError, match="0 images"):
         image_set(images[:0], "")
     with pytest.raises(InputError, match="3 captions for 2 images"):
