@@ -5,7 +5,9 @@ import logging
 import pytest
 import tiny
 import torch
+from bespoke.nodes.bridge.denoiser import opened_for_training
 from bespoke.nodes.bridge.models import target_layers
+from bespoke.nodes.bridge.text import opened_text
 from helpers import batch_and_single_gradients, sprite_set
 
 STEPS, LAYERS = 4, 16 * 4  # SD1.5's blocks, and the projections of each one's cross-attention
@@ -37,6 +39,26 @@ def test_targets_are_exactly_the_cross_attention(sd15):
     assert len(expected) == LAYERS
     assert len(target_layers(unet, "attention")) == 2 * len(expected)
     assert set(target_layers(unet, "custom", "*attn2.to_k, *attn2.to_v")) == {n for n in expected if n.endswith(("to_k", "to_v"))}
+
+
+def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
+    """ComfyUI loads weights under inference mode, and autograd refuses such tensors: no copy of the model is made for that."""
+    with torch.inference_mode():
+        model, clip = tiny.patcher(), tiny.clip()
+    own = dict(model.model.diffusion_model.named_parameters())
+    assert all(parameter.is_inference() for parameter in own.values())
+    with opened_for_training(model, "fp32") as denoiser:
+        for name, parameter in denoiser.base.diffusion_model.named_parameters():
+            assert not parameter.is_inference()
+            if parameter.ndim != 4:  # the kernels of convolutions lie with the channels last
+                assert parameter.data_ptr() == own[name].data_ptr()
+    together, apart, _ = batch_and_single_gradients(model, clip, (4, 16, 16))
+    assert (together - apart).norm() / apart.norm() < 1e-5
+    assert all(own[name] is parameter for name, parameter in model.model.diffusion_model.named_parameters())
+    with opened_text(clip, None) as text:
+        table = text.model.clip_l.transformer.get_input_embeddings().weight
+        assert table.data_ptr() == clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.data_ptr()
+        assert not table.is_inference()
 
 
 @pytest.mark.slow
