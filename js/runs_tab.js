@@ -118,7 +118,7 @@ function card(summary, runs, page, onChoose) {
     say(name, nameOf(summary));
     say(state, t(`state.${word}`));
     const started = new Date(summary.started * 1000);
-    const parts = [Number.isNaN(started.getTime()) ? "" : started.toLocaleString(), t("steps", { steps: run?.step || summary.steps_done })];
+    const parts = [Number.isNaN(started.getTime()) ? "" : started.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }), t("steps", { steps: run?.step || summary.steps_done })];
     const best = run?.curve.best ?? summary.held_out.reduce((a, b) => (a && a[1] <= b[1] ? a : b), null);
     if (best) parts.push(t("best.loss", { loss: loss(best[1]) }));
     say(under, parts.filter(Boolean).join(" · "));
@@ -170,7 +170,7 @@ function card(summary, runs, page, onChoose) {
 /** What a run is called in the list: the word or trigger that was learned, else the kind and the base. */
 export function nameOf(run) {
   const kind = t(`technique.${run.technique}`);
-  const what = run.settings.name || run.trigger || run.base;
+  const what = String(run.settings.name || run.trigger || run.base).replace(/\.(safetensors|ckpt)$/, "");
   return what ? `${kind}: ${what}` : kind;
 }
 

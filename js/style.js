@@ -4,7 +4,7 @@
 export const STYLE = `
 .bespoke-panel { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; box-sizing: border-box;
   padding: 6px 8px; border: 1px solid var(--border-color); border-radius: 8px; color: var(--input-text);
-  font: 11px/1.35 Inter, system-ui, sans-serif; overflow: hidden; text-align: left; }
+  font: 11px/1.35 Inter, system-ui, sans-serif; overflow: hidden; text-align: left; contain: content; }
 .bespoke-panel [hidden], .bespoke-tab [hidden] { display: none !important; }
 .bespoke-panel canvas { flex: 1 1 96px; min-height: 0; width: 100%; }
 .bespoke-panel p, .bespoke-tab p { margin: 0; }

@@ -9,6 +9,7 @@ import { requestOf, runFor, TRAINERS } from "./run_match.js";
 import { loss, memory, rate, t, time } from "./words.js";
 
 const HEIGHT = { empty: 30, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
+const LABEL_EVERY_MS = 1000; // what the curve's picture says of itself
 const LOOK_MS = 1500; // between looks at the widgets, while no run is shown
 
 /**
@@ -126,6 +127,8 @@ export function panel({ finish, cancel, sampleUrl, wish }) {
   let complaint = "";
   let drawn = null; // the samples in the strip
   let height = HEIGHT.empty;
+  let sampleSize = 0;
+  let labelledAt = -Infinity;
   let saidAt = -Infinity;
   let saidWord = "";
 
@@ -136,8 +139,11 @@ export function panel({ finish, cancel, sampleUrl, wish }) {
       box.style.minHeight = `${height}px`;
       return say(note, t("empty"));
     }
+    // First of all, while the layout is clean: reading the canvas's size after a change would make the page lay itself out.
+    const singleLosses = wish("SingleLosses");
+    drawCurves(canvas, [run.curve], { goesOn: run.live, bestWord: t("best"), singleLosses });
     const word = run.lost || !connected ? "lost" : doing && run.live ? doing : run.state;
-    box.dataset.state = word;
+    if (box.dataset.state !== word) box.dataset.state = word;
     say(state, t(`state.${word}`));
     const [first, ...others] = describe(run);
     say(progress, first);
@@ -149,13 +155,19 @@ export function panel({ finish, cancel, sampleUrl, wish }) {
     keep.disabled = stop.disabled = Boolean(doing);
     say(note, complaint || noteOf(run, word, exact));
     note.hidden = !note.textContent;
+    resize(run);
+    entries[0].entry.hidden = !singleLosses;
+    tell(run, word);
+  }
+
+  /** Written only where it changes: a style that is set makes the page compute the styles of all that is below it. */
+  function resize(run) {
     const size = wish("SampleHeight");
-    height = HEIGHT.around + wish("CurveHeight") + (note.hidden ? 0 : HEIGHT.note) + (run.samples.length ? size + HEIGHT.step : 0);
+    const now = HEIGHT.around + wish("CurveHeight") + (note.hidden ? 0 : HEIGHT.note) + (run.samples.length ? size + HEIGHT.step : 0);
+    if (now === height && size === sampleSize) return;
+    [height, sampleSize] = [now, size];
     box.style.minHeight = `${height}px`;
     box.style.setProperty("--bespoke-sample", `${size}px`);
-    entries[0].entry.hidden = !wish("SingleLosses");
-    drawCurves(canvas, [run.curve], { goesOn: run.live, bestWord: t("best"), singleLosses: wish("SingleLosses") });
-    tell(run, word);
   }
 
   function legendOf(run) {
@@ -188,9 +200,12 @@ export function panel({ finish, cancel, sampleUrl, wish }) {
 
   function tell(run, word) {
     const sentence = `${t(`state.${word}`)}. ${describe(run).join(", ")}. ${t("curve.average")} ${entries[1].value.textContent}`;
-    canvas.setAttribute("aria-label", sentence);
     const now = performance.now();
     const news = word !== saidWord;
+    if (news || !run.live || now - labelledAt > LABEL_EVERY_MS) {
+      labelledAt = now;
+      canvas.setAttribute("aria-label", sentence);
+    }
     if (!news && (!run.live || now - saidAt < 1000 * (wish("SpokenEvery") || Infinity))) return;
     [saidAt, saidWord] = [now, word];
     say(spoken, sentence);
