@@ -34,7 +34,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-ROUNDS, STEPS, CELLS, LIMIT = 9, 4, 16, 1.02
+ROUNDS, STEPS, CELLS, LIMIT = 7, 3, 16, 1.02
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
     python3 dev.py test -m bench tests/bench/bench_partial_denoise.py -s
 
-Both run the small model and alternate in one process, on one thread; a run's ratio is to the mean of its neighbours,
-and medians are printed. Processor time is what counts (wall time stands beside it): other work on the machine hardly
-enters it. The last column is what this node does besides sampling - the plan, the noised start, the words - in
-milliseconds, measured without a network.
+Both run the small model and alternate in one process, on one thread, in processor time. What counts is the least time of
+ours over the least of KSampler's: what else the machine does can only add to a time. The median of the ratios to the
+neighbours' mean stands beside it. The last column is what this node does besides sampling - the plan, the noised
+start, the words - in milliseconds, measured without a network.
 """
 
 import statistics
@@ -51,18 +51,18 @@ def ksampler(model, latent, condition, sigmas, steps, sampler, scheduler):
 
 
 def timed(call):
-    wall, processor = time.perf_counter(), time.process_time()
+    """(seconds of processor time, what came back)."""
+    before = time.process_time()
     with torch.inference_mode():
         result = call()
-    return time.process_time() - processor, time.perf_counter() - wall, result
+    return time.process_time() - before, result
 
 
 CASES = [
-    ("noise level", False, 0.6, 10, "euler", "normal"),
-    ("noise level", True, 0.6, 6, "dpmpp_2m", "karras"),
-    ("comfy", False, 0.5, 6, "euler", "normal"),
-    ("a1111", False, 0.5, 10, "uni_pc", "karras"),
-    ("noise level", False, 1.0, 6, "euler", "normal"),
+    ("noise level", False, 0.6, 6, "euler", "normal"),
+    ("noise level", True, 0.6, 4, "dpmpp_2m", "karras"),
+    ("comfy", False, 0.5, 4, "euler", "normal"),
+    ("a1111", False, 0.5, 6, "uni_pc", "karras"),
 ]
 
 
@@ -74,8 +74,8 @@ def test_cost_beside_ksampler_on_the_same_sigmas(run_node, small):
     latent = {"samples": torch.randn(1, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(1))}
     none = [[torch.zeros(1, 77, 768), {}]]
     nothing = analytic.wrap(lambda y, sigma: y * 0.5)
-    print(f"\n{'':44s}{'steps':>6s}{'KSampler':>10s}{'processor':>11s}{'range':>15s}{'wall':>7s}{'besides':>10s}")
-    medians = []
+    print(f"\n{'':44s}{'steps':>6s}{'KSampler':>10s}{'least':>8s}{'median':>8s}{'range':>15s}{'besides':>10s}")
+    worst = 0.0
     for contract, exact_steps, strength, steps, sampler, scheduler in CASES:
         fixed = dict(
             latent_image=latent, strength=strength, steps=steps, cfg=4.0, sampler_name=sampler, scheduler=scheduler,
@@ -83,24 +83,26 @@ def test_cost_beside_ksampler_on_the_same_sigmas(run_node, small):
         )  # fmt: skip
         ours = lambda model, cond: run_node("BespokePartialDenoise", model=model, positive=cond, negative=cond, **fixed)  # noqa: E731
         theirs = lambda model, cond: ksampler(model, latent, cond, sigmas, steps, sampler, scheduler)  # noqa: E731
-        *_, (_, _, sigmas, _) = timed(lambda: ours(unet, none))
-        ratios, walls, seconds, besides = [], [], [], []
-        before = timed(lambda: theirs(unet, none))
+        _, (_, _, sigmas, _) = timed(lambda: ours(unet, none))
+        ratios, mine, core, besides = [], [], [], []
+        before, _ = timed(lambda: theirs(unet, none))
         for _ in range(ROUNDS):
-            mine, after = timed(lambda: ours(unet, none)), timed(lambda: theirs(unet, none))
-            assert torch.equal(mine[2][0]["samples"], after[2])
-            ratios.append(2 * mine[0] / (before[0] + after[0]))
-            walls.append(2 * mine[1] / (before[1] + after[1]))
-            seconds.append(after[0])
+            (a, (out, *_)), (after, expected) = timed(lambda: ours(unet, none)), timed(lambda: theirs(unet, none))
+            assert torch.equal(out["samples"], expected)
+            ratios.append(2 * a / (before + after))
+            mine.append(a)
+            core.append(after)
             before = after
-            plain = analytic.conditioning()
-            a, b = timed(lambda: ours(nothing, plain)), timed(lambda: theirs(nothing, plain))
-            besides.append(1000 * (a[0] - b[0]))
-        medians.append(statistics.median(ratios))
+        plain = analytic.conditioning()
+        for _ in range(3 * ROUNDS):
+            (a, _), (b, _) = timed(lambda: ours(nothing, plain)), timed(lambda: theirs(nothing, plain))
+            besides.append(1000 * (a - b))
+        least = min(mine) / min(core)
+        worst = max(worst, least)
         name = f"{contract}{', exact' if exact_steps else ''} {strength:g}, {sampler}, {scheduler}"
         span = f"{min(ratios):.3f}..{max(ratios):.3f}"
         print(
-            f"{name:44s}{len(sigmas) - 1:6d}{statistics.median(seconds):8.2f} s{medians[-1]:11.3f}{span:>15s}"
-            f"{statistics.median(walls):7.3f}{statistics.median(besides):7.1f} ms"
+            f"{name:44s}{len(sigmas) - 1:6d}{min(core):8.2f} s{least:8.3f}{statistics.median(ratios):8.3f}{span:>15s}"
+            f"{statistics.median(besides):7.1f} ms"
         )
-    assert max(medians) <= LIMIT
+    assert worst <= LIMIT
