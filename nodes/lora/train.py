@@ -102,7 +102,7 @@ def train_lora(
         run_id("lora", request.settings(), data.fingerprint(), identity.of_models(model, clip, vae)), "lora",
         request.settings(), identity.base_name(model), pictures.count(pictures.trained_on), data.images.trigger,
         tag_frequency(item.caption for item in data.images.items), resolution=common_resolution(data.images),
-        architecture=architecture(base), base_hash=identity.checksum(base),
+        architecture=architecture(base), base_hash=identity.checksum(model),
         clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
     compute = compute_type(base, model.load_device, request.precision)

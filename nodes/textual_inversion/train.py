@@ -90,10 +90,10 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     run = Run(
         run_id("textual inversion", request.settings(), images.fingerprint, identity.of_models(model, clip, vae)),
         "textual inversion", request.settings(), identity.base_name(model), pictures.count(pictures.trained_on), images.trigger,
-        tag_frequency(item.caption for item in images.items), base_hash=identity.checksum(model.model),
+        tag_frequency(item.caption for item in images.items), base_hash=identity.checksum(model),
         clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
-    weights = (model.model, clip.cond_stage_model, vae.first_stage_model)
+    weights = (model, clip.patcher, vae.patcher)
     before = [run.base_hash, *map(identity.checksum, weights[1:])]
     compute = compute_type(model.model, model.load_device, request.precision)
     with opened_for_training(model, request.precision) as denoiser, opened_text(clip, compute) as text:

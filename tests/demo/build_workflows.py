@@ -373,7 +373,7 @@ def word_and_lora(w: Workflow) -> None:
     base = Base(w)
     loaded = w.node("BespokeLoadLora", lora_name=STYLE)
     styled = w.node("BespokeInjectLora", model=base.model, lora=(loaded, "lora"))
-    near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name="my-word")
+    near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name="my-word.safetensors")
     w.column()
     w.node("PreviewImage", "What the word is near to", 300, images=(near, "plot"))
     plain = base.say("a photo of a toy on a table, in my style", "Without the word")

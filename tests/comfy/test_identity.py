@@ -1,0 +1,50 @@
+"""What a run was trained on is told from the base's own weights, whatever patches another clone has left in them."""
+
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge import identity
+
+
+@pytest.fixture(scope="module")
+def model(comfyui):
+    return tiny.patcher()
+
+
+def patched(model, value=0.01):
+    clone = model.clone()
+    key = "diffusion_model.input_blocks.0.0.weight"
+    weight = dict(clone.model.named_parameters())[key]
+    assert clone.add_patches({key: ("diff", (torch.full_like(weight, value),))}, 0.5)
+    return clone
+
+
+def test_patches_of_another_clone_are_not_the_base(model):
+    import comfy.model_management
+
+    before = identity.checksum(model), identity.of_patcher(model)
+    clone = patched(model)
+    plain = [tensor.clone() for _, tensor in identity.base_tensors(model)]
+    comfy.model_management.load_models_gpu([clone], force_full_load=True)
+    changed = dict(model.model.named_parameters())["diffusion_model.input_blocks.0.0.weight"]
+    assert any(not torch.equal(a, changed) for a in plain if a.shape == changed.shape)  # the clone's patch lies in the weights
+    assert (identity.checksum(model), identity.of_patcher(model)) == before
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    assert (identity.checksum(model), identity.of_patcher(model)) == before
+
+
+def test_patches_on_the_wire_are_told_apart(model):
+    names = {identity.of_patcher(one) for one in (model, patched(model), patched(model, 0.02))}
+    assert len(names) == 3
+    assert identity.of_patcher(patched(model)) in names
+
+
+def test_a_changed_weight_is_seen(model):
+    before = identity.checksum(model)
+    weight = next(iter(model.model.parameters()))
+    with torch.inference_mode():
+        kept = weight.flatten()[0].clone()
+        weight.view(-1)[0] = kept + 1
+        assert identity.checksum(model) != before
+        weight.view(-1)[0] = kept
+    assert identity.checksum(model) == before
