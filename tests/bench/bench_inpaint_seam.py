@@ -186,9 +186,21 @@ def decode(latent):
     )
 
 
+@functools.cache
+def cells_of_pixels():
+    """[CELLS, CELLS * CELL]: the least squares inverse of the decoder's bicubic along one side."""
+    eye = torch.eye(CELLS, dtype=torch.float64).view(1, CELLS, CELLS, 1)
+    return torch.linalg.pinv(F.interpolate(eye, (CELLS * CELL, 1), mode="bicubic")[0, :, :, 0].T)
+
+
 def encode(image):
-    """The mean of each cell, and the mean of the three as the fourth channel."""
-    rgb = (F.avg_pool2d(image.movedim(-1, 1), CELL) - 0.5) / (0.12 * SCALE)
+    """What `decode` made the picture of, exactly, and the mean of the three as the fourth channel.
+
+    An encoder that loses detail would make the inside smoother than the outside, on every way alike; here the border
+    is what is measured.
+    """
+    side = cells_of_pixels()
+    rgb = ((side @ image.movedim(-1, 1).double() @ side.T).float() - 0.5) / (0.12 * SCALE)
     return torch.cat((rgb, rgb.mean(1, keepdim=True)), 1)
 
 
@@ -200,43 +212,43 @@ RESTORES = {
 }
 
 
-def test_seam_in_pixels(run_node):
+@pytest.mark.parametrize("spectrum", ["pink", "natural", "steep", "blobs"])
+def test_seam_in_pixels(run_node, spectrum):
     rows, names, ours = [], None, {}
-    for spectrum in ("pink", "natural", "steep", "blobs"):
-        field = analytic.Field(CELLS, CELLS, spectrum)
-        original = decode(field.sample(3, 4, 3) / SCALE)
-        latent = {"samples": encode(original)}
-        for kind, sampler, scheduler, steps in (RUNS[0], RUNS[2]):
-            model, seams = analytic.wrap(field.denoise, kind), {}
-            free = decode(ksample(model, latent, sampler, scheduler, steps))
-            for mask in (blob_mask(5), blob_mask(6)):
+    field = analytic.Field(CELLS, CELLS, spectrum)
+    original = decode(field.sample(3, 4, 3) / SCALE)
+    latent = {"samples": encode(original)}
+    for kind, sampler, scheduler, steps in (RUNS[0], RUNS[2]):
+        model, seams = analytic.wrap(field.denoise, kind), {}
+        free = decode(ksample(model, latent, sampler, scheduler, steps))
+        for mask in (blob_mask(5), blob_mask(6)):
 
-                def add(name, image, inside, seams=seams):
-                    seams.setdefault(name, Seam(unit=CELL)).add(image.movedim(-1, 1), inside)
+            def add(name, image, inside, seams=seams):
+                seams.setdefault(name, Seam(unit=CELL)).add(image.movedim(-1, 1), inside)
 
-                add("original", original, mask[0])
-                add("hard paste", torch.where(mask[..., None] > 0, free, original), mask[0])
-                for name, (patched, masked, _, composite) in ways(run_node, model, latent, mask).items():
-                    decoded = decode(ksample(patched, masked, sampler, scheduler, steps))
-                    if name == "noise mask":
-                        # Core's run, pasted back as ours is: over all cells it touched, fading inward.
-                        cells = (core_cells(mask) > 0)[0].float()
-                        wide = cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
-                        image, *_ = run_node("BespokeRestoreUnmasked", original=original, generated=decoded, mask=wide)
-                        add("noise mask, faded", image, wide[0])
-                    # Core's way is ImageCompositeMasked, which pastes with a hard edge.
-                    for restored, options in RESTORES.items() if name == "ours" else [(name, {"feather": 0})]:
-                        image, _, changed = run_node(
-                            "BespokeRestoreUnmasked", original=original, generated=decoded, mask=composite, **options
-                        )
-                        assert changed == 0
-                        add(restored, image, (composite[0] > 0).float())
-            names = list(seams)
-            rows.append((f"{spectrum}, {kind}, {sampler} {steps}", [f"{s.ratio():.2f}" for s in seams.values()]))
-            ours[spectrum, kind] = seams["ours"].ratio()
+            add("original", original, mask[0])
+            add("hard paste", torch.where(mask[..., None] > 0, free, original), mask[0])
+            for name, (patched, masked, _, composite) in ways(run_node, model, latent, mask).items():
+                decoded = decode(ksample(patched, masked, sampler, scheduler, steps))
+                if name == "noise mask":
+                    # Core's run, pasted back as ours is: over all cells it touched, fading inward.
+                    cells = (core_cells(mask) > 0)[0].float()
+                    wide = cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
+                    image, *_ = run_node("BespokeRestoreUnmasked", original=original, generated=decoded, mask=wide)
+                    add("noise mask, faded", image, wide[0])
+                # Core's way is ImageCompositeMasked, which pastes with a hard edge.
+                for restored, options in RESTORES.items() if name == "ours" else [(name, {"feather": 0})]:
+                    image, _, changed = run_node(
+                        "BespokeRestoreUnmasked", original=original, generated=decoded, mask=composite, **options
+                    )
+                    assert changed == 0
+                    add(restored, image, (composite[0] > 0).float())
+        names = list(seams)
+        rows.append((f"{spectrum}, {kind}, {sampler} {steps}", [f"{s.ratio():.2f}" for s in seams.values()]))
+        ours[spectrum, kind] = seams["ours"].ratio()
     table("Pixels, pasted back: step across the border / step 16 to 48 px away", names, rows)
     print(f"\nours: {sum(r <= TARGET for r in ours.values())} of {len(ours)} rows at most {TARGET}")
-    assert max(ours.values()) <= 1.2, max(ours, key=ours.get)
+    assert max(ours.values()) <= TARGET, max(ours, key=ours.get)
 
 
 # --- Outside --------------------------------------------------------------------------------------------------------------
@@ -276,14 +288,16 @@ def test_outside_the_mask(run_node):
 def test_pixels_outside_the_mask(run_node):
     """The largest pixel difference outside what may change after 1 and 10 rounds of encode, repaint, decode.
 
-    The VAE is a real one's layers (TAESD's classes) with random weights: it returns no picture as it was, which is
-    what real ones do, only more so.
+    The VAE is ComfyUI's class over the small model's layers, which keep the mean of each cell: like any VAE, it does
+    not return a picture as it was.
     """
-    import tiny
+    import comfy.sd
+    import model as small
 
-    vae, field = tiny.vae(), analytic.Field(16, 16, "natural")
+    layers = {k.removeprefix("first_stage_model."): v for k, v in small.vae_state_dict().items()}
+    vae, field = comfy.sd.VAE(sd=layers), analytic.Field(16, 16, "natural")
     model = analytic.wrap(field.denoise)
-    original = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(1))
+    original = decode(field.sample(1, 4, 3) / SCALE)
     mask = torch.zeros(1, 128, 128)
     mask[:, 41:90, 50:100] = 1.0
     wide = (core_cells(mask) > 0)[0].float().repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
