@@ -1,0 +1,37 @@
+"""Every relative link in what people read leads somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "js" / "docs").rglob("*.md")]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_resolve(page):
+    for target in LINK.findall(page.read_text("utf-8")):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        where = page if not path else (page.parent / path)
+        assert where.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", where.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+def test_the_readme_names_every_help_page():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for page in (ROOT / "js" / "docs").glob("Bespoke*.md"):
+        assert f"js/docs/{page.name}" in readme
+
+
+def test_the_readme_names_every_workflow():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        assert f"`{path.stem}`" in readme
+    for path in (ROOT / "subgraphs").glob("*.json"):
+        assert f"*{path.stem}*" in readme
