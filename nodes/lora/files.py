@@ -33,6 +33,8 @@ def read_lora(path: Path) -> NamedLora:
 def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, str]) -> NamedLora:
     """Any program's LoRA under the key names that ComfyUI maps, with its alphas, and with parts that fit together."""
     try:
+        # PEFT keeps a convolution's magnitude as [1, out, 1, 1], the others as [out, 1, 1, 1].
+        tensors = {key: t.transpose(0, 1) if ".lora_magnitude_vector" in key and t.ndim > 2 else t for key, t in tensors.items()}
         converted = from_diffusers(comfy.lora_convert.convert_lora(dict(tensors)))
         converted = {_text_encoder_key(key): tensor for key, tensor in converted.items()}
     except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted

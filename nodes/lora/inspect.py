@@ -216,8 +216,7 @@ def _workflow(meta: Mapping[str, str]) -> list[str]:
 def picture(name: str, found: Sequence[Projection]) -> Image.Image:
     """Two tables: the size of the change by block and projection; how the energy is spread over the directions."""
     beside = any(p.relative is not None for p in found)
-    shown = [p for p in found if (p.relative if beside else p.norm) is not None]
-    tables = [draw(_sizes(name, shown or list(found), beside))]
+    tables = [draw(_sizes(name, found, beside))]
     if any(p.directions for p in found):
         tables.append(draw(_spread([p for p in found if p.directions])))
     width = max(table.width for table in tables)
@@ -238,6 +237,8 @@ def _sizes(name: str, found: Sequence[Projection], beside: bool) -> Table:
     """Per block and projection the root of the summed squares: of the change over that of the weight, or alone."""
     sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for p in found:
+        if (p.relative if beside else p.norm) is None:
+            continue
         for row in (p.row, ALL):
             for column in (p.column, ALL):
                 cell = sums[row, column]

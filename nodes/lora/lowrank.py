@@ -38,12 +38,12 @@ class Factors:
 
 
 def kind(parts: Mapping[str, Tensor]) -> str:
-    """What a layer's parts make: "LoRA", "LoHa", "LoKr", "OFT", "DoRA", "GLoRA", "full" (a difference of weights)."""
+    """What a layer's parts make: "LoRA", "LoHa", "LoKr", "OFT", "BOFT", "DoRA", "GLoRA", "full" (a difference of weights)."""
     names = set(parts)
     if ".dora_scale" in names:
         return "DoRA"
     if ".oft_blocks" in names:
-        return "OFT"
+        return "OFT" if parts[".oft_blocks"].ndim == 3 else "BOFT"
     if ".hada_w1_a" in names:
         return "LoHa"
     if any(name.startswith(".lokr_") for name in names):

@@ -164,10 +164,22 @@ def delta_shape(parts: Mapping[str, Tensor]) -> tuple[int, int | None] | None:
         return shapes.pop() if len(shapes) == 1 else (0, 0)
     if any(part.startswith(".lokr_") for part in parts):
         return _kronecker_shape(parts)
-    if ".oft_blocks" in parts and parts[".oft_blocks"].ndim == 3:
-        count, size, other = parts[".oft_blocks"].shape
+    if ".oft_blocks" in parts and parts[".oft_blocks"].ndim in (3, 4):  # OFT, and BOFT with one more axis in front
+        *_, count, size, other = parts[".oft_blocks"].shape
         return (count * size, None) if size == other else (0, None)
+    if ".a1.weight" in parts:
+        return _glora_shape(parts)
     return None
+
+
+def _glora_shape(parts: Mapping[str, Tensor]) -> tuple[int, int]:
+    """GLoRA: W A1 A2 + B1 B2 with A1 [in, r], A2 [r, in], B1 [out, r], B2 [r, in, *kernel]; in old files W A2 A1 + B2 B1."""
+    a1, a2, b1, b2 = (parts[f".{name}.weight"] for name in ("a1", "a2", "b1", "b2"))
+    if b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0] and b2.shape[1] == a1.shape[0] == a2.shape[1]:
+        return b1.shape[0], b2[0].numel()
+    if b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1] and b1.shape[1] == a2.shape[0] == a1.shape[1]:
+        return b2.shape[0], b1[0].numel()
+    return 0, 0
 
 
 def _kronecker_shape(parts: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -197,7 +209,8 @@ def _check_shape(layer: str, key: Any, parts: Mapping[str, Tensor], shapes: Mapp
     if ".reshape_weight" in parts:  # a LoRA that means to change the layer's shape
         return
     scale = parts.get(".dora_scale")
-    if scale is not None and scale.numel() not in (out, weight[1] if len(weight) > 1 else 1):
+    ones = (1,) * (len(weight) - 2)
+    if scale is not None and tuple(scale.shape) not in ((out, 1, *ones), (1, *weight[1:2], *ones)):
         raise _misfit(layer, tuple(scale.shape), weight, lora, model)
     made = delta_shape(parts)
     if made is not None and (made[0] != out or made[1] not in (None, inner)):
