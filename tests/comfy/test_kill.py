@@ -21,8 +21,8 @@ from safetensors import safe_open
 
 NURSERY = Path(__file__).parent.parent / "lib" / "nursery.py"
 SAVE_EVERY = 4
-LORA = dict(steps=40, batch_size=2, rank=4, alpha=4.0, learning_rate=1e-2, save_every=SAVE_EVERY, seed=7)
-WORD = dict(steps=30, batch_size=1, name="w", init_text="red", learning_rate=5e-3, save_every=SAVE_EVERY, seed=7)
+LORA = dict(steps=24, batch_size=2, rank=4, alpha=4.0, learning_rate=1e-2, save_every=SAVE_EVERY, seed=7)
+WORD = dict(steps=20, batch_size=1, name="w", init_text="red", learning_rate=5e-3, save_every=SAVE_EVERY, seed=7)
 
 
 class Nursery:
