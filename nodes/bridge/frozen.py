@@ -25,10 +25,8 @@ def trainable_graph(module: nn.Module, compute: torch.dtype | None = None) -> It
     """Within the block, gradients can flow through `module`; its own parameter objects return afterwards, untouched.
 
     ComfyUI loads weights under `torch.inference_mode()`, and autograd refuses to save such a tensor: each one is
-    replaced by a view of the same memory for as long as the block lasts. With `compute`, the float32 weights of linear and convolution
-    layers are replaced by copies in that type, so that autocast need not convert them at every step. On the CPU the
-    weights of 2D convolutions are laid out with the channels last, which takes a third off the time of a convolution
-    forward and backward; what flows through the network follows them.
+    replaced by a view of the same memory for as long as the block lasts. With `compute`, the float32 weights of linear
+    and convolution layers are replaced by copies in that type, so that autocast need not convert them at every step.
     """
     replaced: list[tuple[dict, str, torch.Tensor]] = []
     try:
@@ -38,10 +36,8 @@ def trainable_graph(module: nn.Module, compute: torch.dtype | None = None) -> It
                 if parameter is None:
                     continue
                 to = compute if narrow and parameter.dtype == torch.float32 else parameter.dtype
-                image = isinstance(layer, nn.Conv2d) and parameter.ndim == 4 and parameter.device.type == "cpu"
-                layout = torch.channels_last if image else torch.preserve_format
-                if to != parameter.dtype or image:
-                    fit = parameter.detach().to(to, copy=True, memory_format=layout)
+                if to != parameter.dtype:
+                    fit = parameter.detach().to(to)
                 elif parameter.is_inference():
                     fit = ordinary(parameter)
                 else:

@@ -50,8 +50,7 @@ def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
     with opened_for_training(model, "fp32") as denoiser:
         for name, parameter in denoiser.base.diffusion_model.named_parameters():
             assert not parameter.is_inference()
-            if parameter.ndim != 4:  # the kernels of convolutions lie with the channels last
-                assert parameter.data_ptr() == own[name].data_ptr()
+            assert parameter.data_ptr() == own[name].data_ptr()
     together, apart, _ = batch_and_single_gradients(model, clip, (4, 16, 16))
     assert (together - apart).norm() / apart.norm() < 1e-5
     assert all(own[name] is parameter for name, parameter in model.model.diffusion_model.named_parameters())
