@@ -2,10 +2,11 @@
 
     python3 dev.py test -m bench tests/bench/bench_mask_blend_cost.py -s
 
-They alternate in one process, on one thread, in processor time. What counts is the least time of ours over the least
-of the core runs right after them: what else the machine does can only add to a time (Python's timeit says the same).
-The median of the ratios to the neighbours' mean stands beside it. The last column is the difference to core in
-milliseconds a run where the network does nothing: what the blend itself takes.
+They alternate in one process, on one thread, in processor time. "itself" is the difference to core in milliseconds a
+run where the network does nothing, the median of many: what the blend itself takes, with no network's scatter over it.
+"ratio", which is checked, is 1 + that over the time of core's run with the network. Beside it stand the measured
+ratios with the network: of the least times, and the median and range of those to the neighbours' mean. On a machine
+that does other work they scatter by several percent, core's own two ways against each other too.
 """
 
 import statistics
@@ -98,14 +99,16 @@ def test_cost_beside_ksampler_with_a_noise_mask(run_node, unet):
             besides.setdefault(name, []).append(1000 * (ours - after))
     seconds = min(min(v) for v in neighbours.values())
     print(f"\nKSampler with a noise mask, {CELLS}x{CELLS} cells, {STEPS} steps: {seconds:.2f} s of processor time")
-    print(f"{'':32s}{'least':>8s}{'median':>8s}{'range':>16s}{'itself':>12s}")
-    least = {name: min(mine[name]) / min(neighbours[name]) for name in mine}
+    print(f"{'':32s}{'itself':>11s}{'ratio':>8s}{'least':>8s}{'median':>8s}{'range':>16s}")
+    itself = {name: statistics.median(values) for name, values in besides.items()}
+    total = {name: 1.0 + itself[name] / 1000 / seconds for name in itself}
     for name, values in ratios.items():
         span = f"{min(values):.3f}..{max(values):.3f}"
+        least = min(mine[name]) / min(neighbours[name])
         print(
-            f"{name:32s}{least[name]:8.3f}{statistics.median(values):8.3f}{span:>16s}{statistics.median(besides[name]):9.2f} ms"
+            f"{name:32s}{itself[name]:8.2f} ms{total[name]:8.4f}{least:8.3f}{statistics.median(values):8.3f}{span:>16s}"
         )
-    assert max(ratio for name, ratio in least.items() if name.startswith("ours")) <= LIMIT
+    assert max(ratio for name, ratio in total.items() if name.startswith("ours")) <= LIMIT
 
 
 def test_the_empty_mask_costs_no_model_call(run_node, unet):

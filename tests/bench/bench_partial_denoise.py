@@ -2,10 +2,11 @@
 
     python3 dev.py test -m bench tests/bench/bench_partial_denoise.py -s
 
-Both run the small model and alternate in one process, on one thread, in processor time. What counts is the least time of
-ours over the least of KSampler's: what else the machine does can only add to a time. The median of the ratios to the
-neighbours' mean stands beside it. The last column is what this node does besides sampling - the plan, the noised
-start, the words - in milliseconds, measured without a network.
+Both run the small model and alternate in one process, on one thread, in processor time. "besides" is what this node does
+besides sampling (the plan, the noised start, the words) in milliseconds, the median of many runs without a network, so
+that no network's scatter lies over it. "ratio", which is checked, is 1 + that over KSampler's time with the network.
+Beside it stand the measured ratios with the network: of the least times, and the median and range of those to the
+neighbours' mean, which scatter by several percent on a machine that does other work.
 """
 
 import statistics
@@ -74,7 +75,9 @@ def test_cost_beside_ksampler_on_the_same_sigmas(run_node, small):
     latent = {"samples": torch.randn(1, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(1))}
     none = [[torch.zeros(1, 77, 768), {}]]
     nothing = analytic.wrap(lambda y, sigma: y * 0.5)
-    print(f"\n{'':44s}{'steps':>6s}{'KSampler':>10s}{'least':>8s}{'median':>8s}{'range':>15s}{'besides':>10s}")
+    print(
+        f"\n{'':44s}{'steps':>6s}{'KSampler':>10s}{'besides':>10s}{'ratio':>8s}{'least':>8s}{'median':>8s}{'range':>15s}"
+    )
     worst = 0.0
     for contract, exact_steps, strength, steps, sampler, scheduler in CASES:
         fixed = dict(
@@ -98,11 +101,13 @@ def test_cost_beside_ksampler_on_the_same_sigmas(run_node, small):
             (a, _), (b, _) = timed(lambda: ours(nothing, plain)), timed(lambda: theirs(nothing, plain))
             besides.append(1000 * (a - b))
         least = min(mine) / min(core)
-        worst = max(worst, least)
+        itself = statistics.median(besides)
+        ratio = 1.0 + itself / 1000 / min(core)
+        worst = max(worst, ratio)
         name = f"{contract}{', exact' if exact_steps else ''} {strength:g}, {sampler}, {scheduler}"
         span = f"{min(ratios):.3f}..{max(ratios):.3f}"
         print(
-            f"{name:44s}{len(sigmas) - 1:6d}{min(core):8.2f} s{least:8.3f}{statistics.median(ratios):8.3f}{span:>15s}"
-            f"{statistics.median(besides):7.1f} ms"
+            f"{name:44s}{len(sigmas) - 1:6d}{min(core):8.2f} s{itself:7.1f} ms{ratio:8.4f}{least:8.3f}"
+            f"{statistics.median(ratios):8.3f}{span:>15s}"
         )
     assert worst <= LIMIT
