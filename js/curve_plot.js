@@ -119,11 +119,13 @@ function singles(pen, curve, x, y, colour) {
   pen.globalAlpha = 0.22;
   if (curve.stride > 1) {
     pen.fillStyle = colour;
-    const wide = Math.max(0.5, x(1 + curve.stride) - x(1));
-    for (let i = 0; i < BINS && i * curve.stride < curve.last; i++) {
-      if (curve.low[i] > curve.high[i]) continue;
-      const top = y(curve.high[i]);
-      pen.fillRect(x(1 + i * curve.stride), top, wide, Math.max(1, y(curve.low[i]) - top));
+    const each = perPixel(curve, x);
+    const wide = Math.max(0.5, x(1 + each * curve.stride) - x(1));
+    for (let i = 0; i < BINS && i * curve.stride < curve.last; i += each) {
+      const [low, high] = [Math.min(...curve.low.subarray(i, i + each)), Math.max(...curve.high.subarray(i, i + each))];
+      if (low > high) continue;
+      const top = y(high);
+      pen.fillRect(x(1 + i * curve.stride), top, wide, Math.max(1, y(low) - top));
     }
   } else {
     const points = [];
@@ -135,9 +137,16 @@ function singles(pen, curve, x, y, colour) {
   pen.globalAlpha = 1;
 }
 
+/** How many bins lie on one pixel across: more cannot be seen apart. */
+function perPixel(curve, x) {
+  return Math.max(1, Math.floor(1 / (x(1 + curve.stride) - x(1))));
+}
+
 function average(pen, curve, x, y, colour, thick) {
   const points = [];
-  for (let i = 0; i < BINS && i * curve.stride < curve.last; i++) {
+  const each = perPixel(curve, x);
+  const end = Math.min(BINS, Math.ceil(curve.last / curve.stride));
+  for (let i = (end - 1) % each; i < end; i += each) {
     if (Number.isFinite(curve.average[i])) points.push([x(Math.min(curve.last, (i + 1) * curve.stride)), y(curve.average[i])]);
   }
   pen.strokeStyle = colour;

@@ -1,0 +1,30 @@
+"""Every example workflow opened in the page and queued by its own button's command, with the small model."""
+
+from __future__ import annotations
+
+import pytest
+from host import ROOT
+
+# Those first whose files the others load.
+FIRST = ("lora_train_and_use", "lora_subject", "textual_inversion")
+NAMES = [*FIRST, *sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json") if path.stem not in FIRST)]
+SHORT = {
+    "BespokeTrainLora": {"steps": 2, "batch_size": 1}, "BespokeTrainTextualInversion": {"steps": 2}, "KSampler": {"steps": 2},
+    "BespokePartialDenoise": {"steps": 2}, "EmptyLatentImage": {"batch_size": 1}, "BespokeImageFolder": {"resolution": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_queued_and_comes_to_its_end(open_page, server, workflow, screenshots, name):
+    page = open_page()
+    page.load(workflow(name))
+    for kind, values in SHORT.items():
+        page.change(kind, **values)
+    page.tab.evaluate("""(() => { window.ended = []; for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+      app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""])); })()""")
+    page.queue()
+    ended = page.tab.wait("window.ended.length && window.ended", 300)
+    assert ended[0][0] == "execution_success", ended
+    page.idle()
+    page.picture(screenshots / f"example_{name}.png")
+    assert not [error for error in page.tab.errors if error.startswith("uncaught")]
