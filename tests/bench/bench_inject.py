@@ -3,7 +3,8 @@
     python3 dev.py test -m bench tests/bench/bench_inject.py -s
 
 Each pair alternates on the same files and model, from the file to the weights in place; medians of the ratios are
-printed, with the smallest and largest. $BESPOKE_BENCH_ROUNDS (5) says how often.
+printed, with the smallest and largest, and beside them those of the processor's time, which a busy machine disturbs less.
+$BESPOKE_BENCH_ROUNDS (5) says how often.
 """
 
 import gc
@@ -61,20 +62,40 @@ def load(model):
     return model
 
 
-def race(title, target, theirs, ours, before, rounds=ROUNDS):
+def clock():
+    """(seconds, seconds of the processor)."""
+    return time.perf_counter(), time.process_time()
+
+
+def told(title, target, spent):
+    """Print the ratios of two ways' times; spent: for each way a list of (seconds, processor's seconds)."""
+    (a, _), (b, _) = (map(statistics.median, zip(*way, strict=True)) for way in spent)
+    wall, cpu = ([two[i] / one[i] for one, two in zip(*spent, strict=True)] for i in (0, 1))
+    print(
+        f"\n{title}: {a:.3f} s and {b:.3f} s, ratio {statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f}), "
+        f"of processor time {statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f}), {len(wall)} rounds; target {target}"
+    )
+
+
+def timed(work, times=1):
+    """(seconds, processor's seconds) of a call."""
+    gc.collect()
+    began = clock()
+    for _ in range(times):
+        work()
+    return tuple((after - before) / times for before, after in zip(began, clock(), strict=True))
+
+
+def race(title, target, theirs, ours, before):
     """Run two ways in turn, `before` each; print the ratio of their times."""
-    times = ([], [])
-    for turn in range(rounds + 1):
+    spent = ([], [])
+    for turn in range(ROUNDS + 1):
         for which in (0, 1) if turn % 2 else (1, 0):
             before()
-            gc.collect()
-            began = time.perf_counter()
-            (theirs, ours)[which]()
+            took = timed((theirs, ours)[which])
             if turn:  # the first round warms up
-                times[which].append(time.perf_counter() - began)
-    ratios = [b / a for a, b in zip(*times, strict=True)]
-    a, b = (statistics.median(t) for t in times)
-    print(f"\n{title}: {a:.3f} s and {b:.3f} s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {rounds} rounds; target {target})")
+                spent[which].append(took)
+    told(title, target, spent)
 
 
 def test_one_lora(run_node, model, files):
@@ -130,20 +151,13 @@ def test_a_step_of_bypass_and_its_memory(run_node, model, files):
             return at.model.apply_model(x, sigma, c_crossattn=context)
 
     # The model is shared: a round loads one way, runs it once to warm up, and only then measures.
-    times = ([], [])
+    spent = ([], [])
     for turn in range(ROUNDS):
         for which in (0, 1) if turn % 2 else (1, 0):
             at = load((merged, beside)[which])
             step(at)
-            began = time.perf_counter()
-            for _ in range(3):
-                step(at)
-            times[which].append((time.perf_counter() - began) / 3)
-    ratios = [b / a for a, b in zip(*times, strict=True)]
-    print(
-        f"\na step at {CELLS}x{CELLS} latents, batch 2, merged {statistics.median(times[0]):.3f} s and bypass {statistics.median(times[1]):.3f} s, "
-        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}, {ROUNDS} rounds; target at most 1.10)"
-    )
+            spent[which].append(timed(lambda at=at: step(at), 3))
+    told(f"a step at {CELLS}x{CELLS} latents, batch 2, merged and bypass", "at most 1.10", spent)
     del merged, beside
     load(model)
     before = storages()
