@@ -265,6 +265,8 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
             if not made:
                 raise DemoError(f"{path.name} ran and made no picture: give it a SaveImage or PreviewImage node")
             sections.append(to_section(path.stem, workflow, results))
+            (base / "thumbnails").mkdir(exist_ok=True)
+            sheet.thumbnail(sections[-1]).save(base / "thumbnails" / f"{path.stem}.jpg", quality=88)
             count += made
             print(f"  {made} pictures, {time.monotonic() - start:.0f} s", flush=True)
     foot = f"ComfyUI {stats['comfyui_version']}, PyTorch {stats['pytorch_version']}, CPU: {count} pictures in {time.monotonic() - began:.0f} s"
