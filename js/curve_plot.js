@@ -116,7 +116,7 @@ function axes(pen, box, colours, marks, y, steps) {
  * not one long line up and down: that took a processor ten times as long to fill.
  */
 function singles(pen, curve, x, y, colour) {
-  pen.globalAlpha = 0.22;
+  pen.globalAlpha = curve.stride > 1 ? 0.15 : 0.22;
   if (curve.stride > 1) {
     pen.fillStyle = colour;
     const each = perPixel(curve, x);
