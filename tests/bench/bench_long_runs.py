@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.run import memory_mb
-from helpers import sprite_set
 
 pytestmark = pytest.mark.bench
 STEPS = 2050
@@ -23,6 +21,8 @@ def models(comfyui):
 
 
 def train(run_node, models, seed, **changes):
+    from helpers import sprite_set  # imports ComfyUI, which is there only now
+
     model, clip, vae = models
     settings = dict(images=sprite_set(seed, 10, side=64, colour="teal"), steps=40, batch_size=2, rank=4, alpha=4.0, precision="fp32",
                     resume=False, seed=seed)  # fmt: skip
@@ -60,6 +60,8 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"validation": 2, "ema": 0.9, "sample_every": 20, "save_every": 20, "train_text_encoder": True}], ids=["plain", "everything"])
 def test_ten_trainings_leave_little_memory(models, run_node, settings):
     """Each of its own pictures, so that what is kept by content is kept anew."""
+    from bespoke.nodes.bridge.run import memory_mb
+
     before = None
     print("\ntraining      MB   grown by")
     for number in range(-2, TRAININGS + 1):  # the first ones bring libraries and arenas to life
