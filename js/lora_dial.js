@@ -133,7 +133,7 @@ export function attachLoraDial(node, fetchApi) {
           const answer = await fetchApi(`/bespoke/lora?${new URLSearchParams({ name })}`);
           const said = await answer.json();
           if (asked !== name) return;
-          if (!answer.ok) return empty(typeof said.error === "string" ? said.error.slice(0, 300) : `status ${answer.status}`);
+          if (!answer.ok || said.error) return empty(typeof said.error === "string" ? said.error.slice(0, 300) : `status ${answer.status}`);
           fill(readTable(said));
           tell("");
           paint(true);

@@ -27,7 +27,9 @@ def register(server) -> None:
         try:
             return web.json_response(await asyncio.to_thread(answer_to, request.query.get("name", "")))
         except (InputError, OSError) as error:
-            return web.json_response({"error": str(error)}, status=400)
+            # An answer like another: a graph that names a file which is not here is no fault of the page, whose console
+            # would say so for every other status.
+            return web.json_response({"error": str(error)})
 
 
 def answer_to(name: str) -> dict:
