@@ -51,8 +51,8 @@ export function attachFolder(node, page) {
     if (document.hidden || !name || (name === shown && !anew)) return;
     shown = name;
     try {
-      const { pictures } = await ask(`/bespoke/folder?${new URLSearchParams({ name })}`);
-      say(note, t("folder.drop", { count: pictures.length }));
+      const { pictures, missing } = await ask(`/bespoke/folder?${new URLSearchParams({ name })}`);
+      say(note, missing ? t("folder.empty") : t("folder.drop", { count: pictures.length }));
       list.replaceChildren(...pictures.slice(0, 500).map((picture) => row(name, picture)));
     } catch {
       say(note, t("folder.empty"));
