@@ -36,7 +36,7 @@ class ImageFolder(io.ComfyNode):
                 io.Int.Input("resolution", default=512, min=SMALLEST_SIDE, max=4096, step=8, tooltip="Pixels: a picture's area is brought down to this squared. Smaller pictures stay as they are; nothing is enlarged."),
                 io.Boolean.Input("bucket", default=True, optional=True, advanced=True, tooltip="On keeps each picture's aspect ratio; off takes the middle square."),
                 io.Boolean.Input("flip", default=False, optional=True, advanced=True, tooltip="Adds every picture mirrored left to right. Not for text, logos or faces that are not symmetric."),
-                io.Int.Input("repeats", default=1, min=1, max=1000, optional=True, advanced=True, tooltip="How many times each picture stands in the set. Only matters when sets of different size are mixed."),
+                io.Int.Input("repeats", default=1, min=1, max=1000, optional=True, advanced=True, tooltip="How many times each picture stands in the set. Changes only the order in which they come; to train longer, raise the trainer's steps."),
                 io.Combo.Input("masks", options=list(MASKS), default=MASKS[0], optional=True, advanced=True, tooltip="What of each picture counts in the loss: all of it, what its alpha shows, or what NAME-mask.png shows in white."),
             ],
             outputs=[

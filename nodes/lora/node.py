@@ -49,11 +49,11 @@ class TrainLora(io.ComfyNode):
                 Images.Input("prior_images", optional=True, tooltip="Pictures of what must not change (of the class that the subject belongs to): trained beside the others, with their own captions."),
                 widget("prior_weight", **ADVANCED),
                 io.Boolean.Input("train_text_encoder", default=False, tooltip="Trains adapters on the text encoder's attention too. Learns new words faster and forgets old ones sooner.", **ADVANCED),
-                widget("text_encoder_lr", "The text encoder's own learning rate. 0 takes learning_rate; a tenth of it is usual.", 0.0, step=1e-6, **ADVANCED),
+                widget("text_encoder_lr", "The text encoder's own learning rate. 0 takes learning_rate whole, which is usually too much: type a tenth of it.", 0.0, step=1e-6, **ADVANCED),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA applied at strength 1."),
-                io.LoraModel.Output("lora", display_name="lora", tooltip="The LoRA, for Bespoke Save LoRA, core's Save LoRA or Load LoRA Model."),
+                io.LoraModel.Output("lora", display_name="lora", tooltip="The LoRA, for Bespoke Save LoRA, core's Save LoRA Weights or Load LoRA Model."),
                 io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."),
                 Run.Output("run", display_name="run", tooltip="The record of the run: settings, times, losses. Bespoke Save LoRA writes it into the file."),
                 io.String.Output("report", display_name="report", tooltip="What was trained and how it went, in words."),
@@ -92,7 +92,7 @@ class SaveLora(io.ComfyNode):
             node_id="BespokeSaveLora",
             display_name="Bespoke Save LoRA",
             category="Bespoke/lora",
-            description="Saves a LoRA into ComfyUI's loras folder, so that every LoRA list has it at once. Never overwrites a file.",
+            description="Saves a LoRA into ComfyUI's loras folder, where every LoRA list has it after a refresh (R). Never overwrites a file.",
             search_aliases=["save lora", "export lora", "kohya", "safetensors"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -103,7 +103,7 @@ class SaveLora(io.ComfyNode):
                 io.Combo.Input("key_format", options=list(KEY_FORMATS), default="kohya", tooltip="How the file names the layers. kohya is read by nearly every program, ComfyUI included; diffusers needs the run wired in.", **ADVANCED),
                 io.Combo.Input("dtype", options=list(DTYPES), default="fp16", tooltip="The precision of the numbers in the file. fp16 halves the file; the difference cannot be seen.", **ADVANCED),
             ],
-            outputs=[io.String.Output("lora_name", display_name="lora_name", tooltip="The file's name as LoRA lists show it; wire it into a loader's lora_name.")],
+            outputs=[io.String.Output("lora_name", display_name="lora_name", tooltip="The file's name, as LoRA lists show it after a refresh (R).")],
         )  # fmt: skip
 
     @classmethod

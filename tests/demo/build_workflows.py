@@ -19,6 +19,11 @@ from canvas import Workflow
 OUT = host.ROOT / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 STYLE, SUBJECT = "bespoke/my-style_00001.safetensors", "bespoke/my-subject_00001.safetensors"
+# For a style in some tens of pictures; a subject of 5 to 20 needs fewer steps and a lower rank.
+STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 3e-4, "steps": 750}
+SUBJECT_TRAINING = {"learning_rate": 3e-4, "steps": 400}
+BRING = "Choose your own picture in *The picture*: 512 to 768 px a side for SD1.5, as nothing scales it down."
+FIRST_TRAIN = "and choose your file where a list is red (press R to refresh the lists)."
 SAMPLING = {"seed": 3, "steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
@@ -83,13 +88,16 @@ def lora_style(w: Workflow) -> None:
     w.group("1  Learn from pictures", "learn")
     w.note(
         "**Train a LoRA on a style, then use it with ComfyUI's own loader.**\n\n"
-        "Put 10 to 50 pictures with a .txt caption each into a folder under *input* and choose it below. "
-        "Queue once: the training runs and the file lands in the loras folder. ComfyUI's *Load LoRA* (right) cannot know "
-        "a file before it is there, so the first time it is marked red: choose the new file there and queue again. The "
-        "training is not repeated."
+        "Put 20 to 200 pictures with a .txt caption each into a folder under *input*, press R and choose it below. *trigger* "
+        "is put before every caption; say the same words in the prompt. *steps*: about pictures x 100 / batch_size (30 "
+        "pictures: 750).\n\n"
+        "Queue once: the training runs and the file lands in the loras folder. ComfyUI's own loader (right) cannot know "
+        "a file before it is there, so the first time it is marked red: press R, choose the new file and queue again. The "
+        "training is not repeated. Every further training makes a file with a new number: choose that one.",
+        330,
     )
     base = Base(w)
-    trainer = learn(w, base, "BespokeTrainLora", "my_style")
+    trainer = learn(w, base, "BespokeTrainLora", "my_style", {"trigger": "my style"}, **STYLE_TRAINING)
     w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-style")
     report(w, trainer, 160)
     w.column()
@@ -110,14 +118,17 @@ def lora_subject(w: Workflow) -> None:
     w.note(
         "**Train a LoRA on one subject.** 5 to 20 pictures of it, each from another side or in another place. Its "
         "trigger word stands in every caption.\n\nThe second folder holds pictures of its *class* (any dog, if yours "
-        "is a dog): they keep the model from turning every dog into yours (prior preservation).\n\nThe trainer's own "
-        "*model* output is used on the right, so that one queue does it all."
+        "is a dog): they keep the model from turning every dog into yours (prior preservation). Write your class where it "
+        "says dog: in *template*, *trigger* and the prompts.\n\nThe trainer's own *model* output is used on the right, so "
+        "that one queue does it all.",
+        300,
     )
     base = Base(w)
-    classes = w.node("BespokeImageFolder", "The class", folder="my_class")
+    classes = w.node("BespokeImageFolder", "The class", folder="my_class", captions="template", template="a photo of a dog")
     trainer = learn(
-        w, base, "BespokeTrainLora", "my_subject", {"trigger": "sks dog"}, prior_images=(classes, "images"), prior_weight=0.5
-    )
+        w, base, "BespokeTrainLora", "my_subject", {"trigger": "sks dog"}, prior_images=(classes, "images"), prior_weight=0.5,
+        **SUBJECT_TRAINING,
+    )  # fmt: skip
     w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-subject")
     report(w, trainer, 160)
     w.column()
@@ -142,7 +153,7 @@ def lora_compose(w: Workflow) -> None:
     w.note(
         "**Compose LoRAs.** The sum of two adaptations is a LoRA again: exactly, with the ranks added, or brought to a "
         "smaller rank, with the share that is kept in the report. The heatmap shows where the two pull the same way or "
-        "against each other.\n\nRun the two training workflows first, or choose your own files."
+        f"against each other.\n\nFirst run *lora_train_and_use* and *lora_subject*, {FIRST_TRAIN}"
     )
     base = Base(w)
     loaded = [w.node("BespokeLoadLora", title, lora_name=name) for title, name in (("The style", STYLE), ("The subject", SUBJECT))]
@@ -170,6 +181,8 @@ def lora_inspect(w: Workflow) -> None:
         "**Inspect a LoRA, then use only a part of it.** The heatmap says which blocks and projections it changes most. "
         "Query and key decide *where* a word acts, value and out *what* it brings there; the blocks in the middle hold "
         "the composition, the outer ones the surface. Start and end say in which share of the denoising it acts."
+        f"\n\nFirst run *lora_train_and_use*, {FIRST_TRAIN}",
+        260,
     )
     base = Base(w)
     loaded = w.node("BespokeLoadLora", lora_name=STYLE)
@@ -203,8 +216,8 @@ def strength_ladder(w: Workflow) -> None:
     w.note(
         "**Partial denoise (img2img).** The picture is encoded, noised up to the strength, and denoised from there with "
         "the new prompt. No pixel is edited: at 0 it comes back as it was, at 1 nothing of it is left.\n\n"
-        "Each node's report says how many steps run and how much of the start is noise.",
-        170,
+        f"Each node's report says how many steps run and how much of the start is noise. {BRING}",
+        230,
     )
     base = Base(w)
     picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
@@ -223,11 +236,13 @@ def few_steps(w: Workflow) -> None:
     w.column()
     w.group("Four steps, and every turn of the dial counts", "use")
     w.note(
-        "**Image to image with a few-step model.** With four steps, ComfyUI's *denoise* and diffusers' *strength* know "
-        "only four places to start from: .60 and .70 give the same picture. The contract *noise level* starts exactly "
-        "at the noise that the strength means, with a shorter first step.\n\nLeft: the schedule as SIGMAS for "
-        "*SamplerCustomAdvanced*. Below: the same two strengths in two contracts.",
-        220,
+        "**Image to image with a few-step model.** Choose a few-step checkpoint in *Base model* (Turbo, LCM, Hyper), with "
+        "the sampler and scheduler that it asks for. With four steps diffusers' *strength* has only four places to start "
+        "from, so .60 and .70 give the same picture; ComfyUI's *denoise* has gaps too. The contract *noise level* starts "
+        "exactly at the noise that the strength means, with a shorter first step.\n\n"
+        "Right: the same two strengths in two contracts, and the schedule as SIGMAS for *SamplerCustomAdvanced*. "
+        f"{BRING}",
+        300,
     )
     base = Base(w)
     picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
@@ -263,7 +278,11 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
     """A picture, a mask and a model that repaints under it: (base, picture, blend, prompts)."""
     w.column()
     w.group(title, "use")
-    w.note(note, 200)
+    w.note(
+        f"{note}\n\n{BRING} The mask is a black and white picture of the same size. To paint one instead: right click *The "
+        "picture*, *Open in MaskEditor*, and wire its MASK into the blend.",
+        330,
+    )
     base = Base(w)
     picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
     mask = w.node("LoadImageMask", "The mask: white may change", 330, image="my_mask.png", channel="red")
@@ -343,8 +362,10 @@ def textual_inversion(w: Workflow) -> None:
     w.note(
         "**Textual inversion.** A new word is learned as a vector in the text encoder's space; no weight of any model "
         "changes. The search begins at the words in *init_text*: say there plainly what your pictures show."
-        "\n\nThe saved word is wired into the prompt, so that it is read after it is saved. Later, type "
-        "*embedding:my-word* into any prompt.",
+        "\n\nPut 3 to 8 pictures into a folder under *input* (no captions needed), press R and choose it. The saved word is "
+        "wired into the prompt, so that it is read after it is saved. Later, type *embedding:my-word* into any prompt. "
+        "*overwrite* is on: give a second thing another *name*, in both nodes.",
+        280,
     )
     base = Base(w)
     trainer = learn(w, base, "BespokeTrainTextualInversion", "my_thing", name="my-word", init_text="toy")
@@ -367,8 +388,8 @@ def word_and_lora(w: Workflow) -> None:
     w.group("A word of your own in a style of your own", "use")
     w.note(
         "**Word plus LoRA.** They change different things, so they go together: the word says *what*, the LoRA *how*. "
-        "The word is in the prompt by its file's name; the LoRA is on the model.\n\nRun *Textual inversion* and "
-        "*LoRA: train and use* first, or choose your own.",
+        "The word is in the prompt by its file's name; the LoRA is on the model.\n\nFirst run *textual_inversion* and "
+        f"*lora_train_and_use*, {FIRST_TRAIN}",
     )
     base = Base(w)
     loaded = w.node("BespokeLoadLora", lora_name=STYLE)
@@ -400,19 +421,22 @@ def three_techniques(w: Workflow) -> None:
         "**The three techniques on the same pictures.** The LoRA changes weights, the word an embedding, the partial "
         "denoise nothing but the start. The comparison on the right says what each took and shows what each gives at the "
         "same seeds: a LoRA can teach what the model has never seen; a word can only point at what it knows; a partial "
-        "denoise changes one picture and learns nothing.",
-        220,
+        "denoise changes one picture and learns nothing.\n\nUse the folder of *lora_train_and_use*, and copy one of its "
+        "pictures into *input* itself for *One of them*.",
+        300,
     )
     base = Base(w)
-    folder = w.node("BespokeImageFolder", folder="my_style")
-    again = w.node("BespokeImageFolder", "The same, for the word", folder="my_style_for_the_word")
+    folder = w.node("BespokeImageFolder", folder="my_style", trigger="my style")
+    again = w.node("BespokeImageFolder", "The same, for the word", folder="my_style")
     picture = w.node("LoadImage", "One of them", 330, image="my_style.png")
     w.column()
     w.group("2  Learn", "learn")
     wires = {"model": base.model, "clip": base.clip, "vae": base.vae}
-    lora = w.node("BespokeTrainLora", **wires, images=(folder, "images"))
+    lora = w.node("BespokeTrainLora", **wires, images=(folder, "images"), validation=2, **STYLE_TRAINING)
+    w.node("BespokeSaveLora", lora=(lora, "lora"), run=(lora, "run"), filename_prefix="bespoke/compared")
     w.column()
-    word = w.node("BespokeTrainTextualInversion", **wires, images=(again, "images"), name="my-style", init_text="painting", template="style")
+    word = w.node("BespokeTrainTextualInversion", **wires, images=(again, "images"), name="my-style", init_text="painting", template="style", validation=2)
+    w.node("BespokeSaveEmbedding", embedding=(word, "embedding"), run=(word, "run"), name="my-style", overwrite=True)
     w.column()
     w.group("3  The same seeds", "use")
     plain = base.say("a lighthouse on a cliff")

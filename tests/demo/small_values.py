@@ -2,7 +2,7 @@
 
 The example workflows are laid out for an SD1.5 checkpoint and a user's own folders. The demo, the tests and
 `dev.py serve` swap just the values of `VALUES`: a plain value stands for whatever was there; of a dictionary, the
-entry of the value that was there, which must be one of its keys.
+entry of the node's title or of the value that was there, one of which must be among its keys.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ VALUES: dict[str, dict[str, object]] = {
     "LoadImage": {"image": {"my_picture.png": pictures.PICTURE, "my_style.png": pictures.ONE}},
     "LoadImageMask": {"image": pictures.MASK},
     "BespokeImageFolder": {
-        "folder": {"my_style": pictures.TEAL, "my_style_for_the_word": pictures.TEAL_WORD, "my_subject": pictures.HEART,
+        "folder": {"my_style": pictures.TEAL, "The same, for the word": pictures.TEAL_WORD, "my_subject": pictures.HEART,
                    "my_class": pictures.CLASS, "my_thing": pictures.PINK},
-        "trigger": "",
+        "trigger": "", "captions": "text files",
     },
-    "BespokeTrainLora": {"learning_rate": 0.002},
+    "BespokeTrainLora": {"learning_rate": 0.002, "rank": 8, "alpha": 8.0, "steps": 400},
     "BespokeTrainTextualInversion": {
         "learning_rate": 0.02, "steps": 120, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
     },
@@ -63,8 +63,9 @@ def for_small_model(workflow: dict, object_info: dict) -> dict:
             definition = object_info[node["type"]]
             if isinstance(value, dict):
                 was = graph.widget_values(node, definition)[name]
-                if was not in value:
+                key = node["title"] if node.get("title") in value else was
+                if key not in value:
                     raise graph.GraphError(f"node {node['id']} ({node['type']}): no value of the small model for {name} = {was!r}")
-                value = value[was]
+                value = value[key]
             graph.set_widget(node, definition, name, value)
     return workflow
