@@ -105,7 +105,7 @@ def test_a_few_steps_teach_a_word(small, run_node):
 
 # --- LoRA: the whole claim ------------------------------------------------------------------------------------------
 
-CONCEPT = dict(steps=160, batch_size=4, learning_rate=5e-3, warmup_steps=10, rank=8, alpha=8.0, timestep_sampling="shifted",
+CONCEPT = dict(steps=320, batch_size=4, learning_rate=5e-3, warmup_steps=10, rank=8, alpha=8.0, timestep_sampling="shifted",
                loss_weighting="debiased", ema=0.95)  # fmt: skip
 
 
