@@ -50,8 +50,8 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
         name = names.get(layer, {}).get(key_format)
         if key_format == "kohya":
             # A layer that came from a file keeps the name it has there.
-            own = layer if layer.startswith(("lora_", "lycoris_", "text_encoder")) else None
-            out[(name or own or "lora_unet_" + layer.removeprefix(COMFY_PREFIX).replace(".", "_")) + part] = tensor
+            own = "lora_unet_" + layer.removeprefix(COMFY_PREFIX).replace(".", "_") if layer.startswith(COMFY_PREFIX) else layer
+            out[(name or own) + part] = tensor
             continue
         if name is None:
             raise InputError(

@@ -18,6 +18,10 @@ from .config import TrainConfig
 from .errors import InputError
 from .optimizers import Group, clip_gradient, lr_schedule, make_optimizer
 
+# Gradients of half-precision models are of the order of 1e-6, where fp16 keeps few bits or none: the backward pass runs
+# on a loss this many times larger. A power of two, so that nothing changes in the wider types, to the bit.
+GRADIENT_SCALE = 2.0**12
+
 
 class Trainable(Protocol):
     """What is learned: adapters or an embedding.
@@ -113,16 +117,20 @@ class Training:
             total = 0.0
             for micro in range(config.gradient_accumulation):
                 loss = self.loss_of(self.done * config.gradient_accumulation + micro) / config.gradient_accumulation
-                loss.backward()
+                (loss * GRADIENT_SCALE).backward()
                 total += loss.item()
             for parameter in self.what.idle:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch._foreach_div_([parameter.grad for parameter in self.parameters if parameter.grad is not None], GRADIENT_SCALE)
             grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
             if not math.isfinite(total) or not math.isfinite(grad_norm):
                 self._optimizer.zero_grad()
                 raise NotANumber(f"the loss at step {self.done + 1} is {total:g}, the gradient's length {grad_norm:g}")
             if self.done == 0 and grad_norm == 0.0:
-                raise InputError("the gradient is zero at the first step, so nothing would be learned; check the targets")
+                raise InputError(
+                    "the gradient is zero at the first step, so nothing would be learned; check the targets, "
+                    "that alpha is not 0, and that the masks let something through"
+                )
             learning_rate = self._schedule.get_last_lr()[0]
             self._optimizer.step()
             self._optimizer.zero_grad()
@@ -163,6 +171,10 @@ class Training:
         """What is handed on: the best by the held-out loss where that is kept, else the last (its mean, with `ema`)."""
         if self.config.keep == "best" and self.best:
             return self.best
+        return self.learned()
+
+    def learned(self) -> dict[str, Tensor]:
+        """What is learned so far (its mean, with `ema`): a copy, on the CPU."""
         with self.mean.in_place():
             return self.what.state_dict()
 

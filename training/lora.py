@@ -86,6 +86,12 @@ class LowRankAdapters:
 
         Another alpha is folded into the up factor, so that the LoRA acts as it did.
         """
+        beyond = sorted({key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight")} - set(self.layers))
+        if beyond:
+            raise InputError(
+                f"the LoRA to go on from has {len(beyond)} layers that are not trained here, such as {beyond[0]}, and they "
+                "would be lost; choose the targets it was trained with, and train_text_encoder if it has text layers"
+            )
         for name in self.layers:
             up, down = state.get(f"{name}.lora_up.weight"), state.get(f"{name}.lora_down.weight")
             if up is None or down is None:
@@ -112,7 +118,8 @@ class LowRankAdapters:
     def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
         dtype = output.dtype
-        down, up = self.down[name].to(dtype), self.up[name].to(dtype)
+        # The text encoder may run on another device than the model, on which the factors are kept.
+        down, up = self.down[name].to(x.device, dtype), self.up[name].to(x.device, dtype)
         hidden = nn.functional.linear(x.to(dtype), down)  # [..., rank]
         # One fused multiply-add instead of a product and a sum over the layer's whole output.
         added = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=self.scale)

@@ -37,6 +37,8 @@ def measure_step(loss_of: Callable[[], Tensor], frozen: Iterable[Tensor], traine
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = loss_of()
     loss.backward()
+    if loss.device.type == "cuda":
+        torch.cuda.synchronize(loss.device)  # until here the work was only handed over
     seconds = time.perf_counter() - began
     for parameter in trained:
         parameter.grad = None

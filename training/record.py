@@ -64,7 +64,7 @@ class Run:
     @property
     def best(self) -> tuple[int, float] | None:
         """(step, loss) of the lowest held-out loss."""
-        return min(self.held_out, key=lambda point: point[1], default=None)
+        return min((point for point in self.held_out if math.isfinite(point[1])), key=lambda point: point[1], default=None)
 
     def quarters(self) -> tuple[float, float]:
         """The mean loss over the first and the last quarter of the steps."""
@@ -90,7 +90,7 @@ class Run:
             known = {f.name for f in fields(cls)}
             run = cls(**{key: value for key, value in values.items() if key in known})
             run.losses = [math.nan if loss is None else float(loss) for loss in run.losses]
-            run.held_out = [(int(step), float(loss)) for step, loss in run.held_out]
+            run.held_out = [(int(step), math.nan if loss is None else float(loss)) for step, loss in run.held_out]
             run.samples = [(int(step), str(name)) for step, name in run.samples]
         except (AttributeError, TypeError) as error:
             raise ValueError(f"no record of a run: {error}") from error

@@ -17,13 +17,16 @@ def checkpointed(blocks: Iterable[nn.Module], in_place: bool = False) -> Iterato
     in_place: the blocks add to their inputs; each pass then begins with a copy of what the first one began with.
     """
     wrapped = list(blocks)
+    before = [vars(block).get("forward") for block in wrapped]  # another pack may have put one there
     try:
         for block in wrapped:
             block.forward = partial(_forward, partial(_on_copies, block.forward) if in_place else block.forward)
         yield
     finally:
-        for block in wrapped:
+        for block, own in zip(wrapped, before, strict=True):
             vars(block).pop("forward", None)  # what the class says holds again
+            if own is not None:
+                block.forward = own
 
 
 def _forward(forward, *args, **kwargs):

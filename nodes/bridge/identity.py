@@ -29,22 +29,49 @@ def base_tensors(patcher) -> Iterator[tuple[str, torch.Tensor]]:
     loaded; what they replaced lies in the backup, which the clones share too.
     """
     for name, tensor in (*patcher.model.named_parameters(), *patcher.model.named_buffers()):
+        if name.startswith("model_sampling."):
+            continue  # the noise schedule: no weight, and another clone's may be in its place
         kept = patcher.backup.get(name)
         yield name, tensor if kept is None else kept.weight
 
 
 def of_patcher(patcher) -> str:
-    """Weights (a sample of them) and the patches on the wire."""
+    """Weights (a sample of them) and what other nodes changed on the wire: patches, the noise schedule, paths beside."""
     if patcher is None:
         return ""
     parts = sorted(f"{key}:{[_patch(patch) for patch in patches]}" for key, patches in patcher.patches.items())
-    # Every sixteenth tensor's first numbers: enough to tell two models apart, and read in a moment.
-    parts += [f"{name}{_head(tensor)}" for name, tensor in list(base_tensors(patcher))[::16]]
+    # The class, every shape, and every sixteenth tensor's first numbers: enough to tell two models apart, and read in a
+    # moment. Two text encoders may have the same weights and say another thing, as SDXL's and SD3's do.
+    tensors = list(base_tensors(patcher))
+    parts += [f"{type(patcher.model).__module__}.{type(patcher.model).__qualname__}", f"{[tuple(t.shape) for _, t in tensors]}"]
+    parts += [f"{name}{_head(tensor)}" for name, tensor in tensors[::16]]
+    parts += [f"{name}={_object(value)}" for name, value in sorted(patcher.object_patches.items())]
+    parts += sorted(_injection(one) for group in patcher.injections.values() for one in group)
+    if hasattr(patcher.model, "model_sampling"):
+        parts.append(_object(patcher.get_model_object("model_sampling")))
     return "|".join(parts)
 
 
+def _object(value) -> str:
+    """What tells one object that a node put in another's place: its classes, its plain settings, its buffers."""
+    kinds = "/".join(kind.__qualname__ for kind in type(value).__mro__[:-1])
+    settings = {k: v for k, v in sorted(vars(value).items()) if isinstance(v, (int, float, str, bool)) and k != "training"} if hasattr(value, "__dict__") else {}
+    buffers = [f"{name}{_head(tensor)}" for name, tensor in value.named_buffers()] if isinstance(value, torch.nn.Module) else []
+    return f"{kinds}{settings}{buffers}"
+
+
 def _head(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)}{float(tensor.detach().flatten()[:64].float().sum()):.6e}"
+    # Bits as whole numbers: the same on every device, where the order of a sum of floats is not.
+    bits = tensor.detach().flatten()[:64].contiguous().view(_WHOLE[tensor.element_size()])
+    return f"{tuple(tensor.shape)}{tensor.dtype}{int(bits.sum(dtype=torch.int64))}"
+
+
+def _injection(one) -> str:
+    """What a path beside the weights computes; one of another pack, which cannot be read, is like itself alone."""
+    ours = getattr(one.inject, "__self__", None)
+    if not hasattr(ours, "patches"):
+        return f"{getattr(one.inject, '__qualname__', type(one.inject).__name__)}@{id(one)}"
+    return f"{[(strength, patch.weight, _patch(patch.adapter)) for strength, patch in ours.patches]}{ours.timing}"
 
 
 def _patch(value) -> str:

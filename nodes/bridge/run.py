@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -103,7 +104,7 @@ def follow(
     except comfy.model_management.InterruptProcessingException:
         run.state = "interrupted"
         if training.done:
-            outlets.save(training.done, what.state_dict())
+            outlets.save(training.done, training.learned())
         raise
     except BaseException:
         run.state = "failed"
@@ -113,6 +114,8 @@ def follow(
             store.save(training.state(), run)
         else:
             store.save_record(run)
+        if training.done and run.state == "failed":
+            _save_what_there_is(outlets, training)
         display.end(run.state)
     return _handed_on(training)
 
@@ -122,6 +125,14 @@ def _handed_on(training: Training) -> dict[str, Tensor]:
     result = training.result()
     training.what.load_state_dict(result)
     return result
+
+
+def _save_what_there_is(outlets: Outlets, training: Training) -> None:
+    """Write what was learned before the failure as a file of its own; the failure is what the person must read."""
+    try:
+        outlets.save(training.done, training.learned())
+    except Exception:
+        logging.exception("Bespoke: what was learned before the failure could not be written as a file")
 
 
 class _Follower:
@@ -142,7 +153,7 @@ class _Follower:
                 self._sample(event.step)
             due = self._due(self.config.save_every, event.step)
             if due:
-                self.outlets.save(event.step, self.training.what.state_dict())
+                self.outlets.save(event.step, self.training.learned())
             if due or time.monotonic() - saved > AUTOSAVE_SECONDS:
                 self.store.save(self.training.state(), self.run)
                 saved = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from .run_store import RunStore, list_runs, request_finish
@@ -13,16 +14,11 @@ def register(server) -> None:
 
     @server.routes.get("/bespoke/runs")
     async def runs(_request):
-        summaries = []
-        for run in list_runs():
-            summary = json.loads(run.to_json())
-            summary["steps_done"] = len(summary.pop("losses"))
-            summaries.append(summary)
-        return web.json_response(summaries)
+        return web.json_response(await asyncio.to_thread(_summaries))  # many files, and the socket must not wait
 
     @server.routes.get("/bespoke/runs/{id}")
     async def run(request):
-        found = _record(request.match_info["id"])
+        found = await asyncio.to_thread(_record, request.match_info["id"])
         if found is None:
             return web.json_response({"error": "no such run"}, status=404)
         return web.Response(text=found.to_json(), content_type="application/json")
@@ -44,6 +40,15 @@ def register(server) -> None:
             return web.json_response({"error": f"the run is {found.state}, so there is nothing to finish"}, status=409)
         request_finish(found.id)
         return web.json_response({"id": found.id, "finish": "requested"})
+
+
+def _summaries() -> list[dict]:
+    summaries = []
+    for run in list_runs():
+        summary = json.loads(run.to_json())
+        summary["steps_done"] = len(summary.pop("losses"))
+        summaries.append(summary)
+    return summaries
 
 
 def _record(run_id: str):

@@ -70,7 +70,8 @@ class RunStore:
         path = self.folder / "state.safetensors"
         try:
             with safe_open(path, "pt") as file:
-                return unpack({key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
+                # Copies: on Windows a file that is mapped cannot be replaced by the next save.
+                return unpack({key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, KeyError, ValueError) as error:
@@ -103,5 +104,8 @@ class RunStore:
 
     def set_aside(self) -> None:
         """Keep what is there under another name: a shorter run begins anew, and nothing that was trained is lost."""
-        if self.folder.is_dir():
-            self.folder.rename(self.folder.with_name(f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+        if not self.folder.is_dir():
+            return
+        stamp = f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
+        names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))  # twice in one second
+        self.folder.rename(next(path for path in map(self.folder.with_name, names) if not path.exists()))

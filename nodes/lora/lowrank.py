@@ -104,6 +104,9 @@ def _loha(parts: Mapping[str, Tensor]) -> Factors:
             a, b = a.t(), torch.einsum("pq...,qi->pi...", core, b).flatten(1)
         sides.append((a, b))
     (a1, b1), (a2, b2) = sides
+    if a1.shape[1] * a2.shape[1] > min(a1.shape[0], b1.shape[1]):  # the whole difference is smaller than its factors
+        whole = (a1 @ b1) * (a2 @ b2) * scale
+        return _full({".diff": whole.reshape(*whole.shape[:1], -1, *kernel)})
     up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
     down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
     return Factors(up * scale, down, kernel)

@@ -80,7 +80,9 @@ def keys_and_shapes(module: nn.Module, is_clip: bool) -> tuple[dict[str, Any], d
     """({a file's layer name: the weight's key}, {key: shape}) of a base model or a text encoder, kept while it lives."""
     if module not in _known:
         names = comfy.lora.model_lora_keys_clip if is_clip else comfy.lora.model_lora_keys_unet
-        shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        # Quantised kinds keep packed numbers in their state dict, of another shape than the weight they stand for.
+        logical = {name: tuple(tensor.shape) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+        shapes = {key: logical.get(key, tuple(tensor.shape)) for key, tensor in module.state_dict().items()}
         _known[module] = names(module, {}), shapes
     return _known[module]
 

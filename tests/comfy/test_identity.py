@@ -48,3 +48,28 @@ def test_a_changed_weight_is_seen(model):
         assert identity.checksum(model) != before
         weight.view(-1)[0] = kept
     assert identity.checksum(model) == before
+
+
+def test_text_encoders_of_one_width_and_another_class_are_told_apart(comfyui):
+    """SDXL's and SD3's two encoders may have the same weights; what they say differs."""
+    clip = tiny.clip(two=True)
+    other = tiny.clip(two=True, width=48)
+    assert identity.of_clip(clip) != identity.of_clip(other)
+    same = tiny.clip(two=True)
+    assert identity.of_clip(clip) == identity.of_clip(same)
+    same.cond_stage_model.__class__ = type("Another", (type(same.cond_stage_model),), {})
+    assert identity.of_clip(clip) != identity.of_clip(same)
+
+
+def test_the_schedule_and_paths_beside_the_weights_count(model):
+    import comfy.model_sampling
+
+    shifted = model.clone()
+    sampling = type(model.get_model_object("model_sampling"))(model.model.model_config)
+    sampling.set_sigmas(sampling.sigmas * 2)
+    shifted.add_object_patch("model_sampling", sampling)
+    assert identity.of_patcher(shifted) != identity.of_patcher(model)
+    v = model.clone()
+    v.add_object_patch("model_sampling", type("V", (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.ModelSamplingDiscrete), {})(model.model.model_config))
+    assert len({identity.of_patcher(one) for one in (model, shifted, v)}) == 3
+    assert identity.checksum(shifted) == identity.checksum(model)  # the weights are the same

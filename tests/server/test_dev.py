@@ -225,7 +225,9 @@ def test_a_lock_is_held_once_and_let_go_of_at_death(dev):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_the_child(dev, sent):
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    program = f"import dev, sys\ndev.test = lambda rest: dev.run([sys.executable, '-c', {child!r}], {{}})\nsys.exit(dev.main(['test']))"
+    # A runner in the background leaves SIGINT ignored, and a child takes that over.
+    awake = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{awake}\nimport dev, sys\ndev.test = lambda rest: dev.run([sys.executable, '-c', {child!r}], {{}})\nsys.exit(dev.main(['test']))"
     parent = subprocess.Popen(
         [sys.executable, "-c", program], cwd=dev.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
