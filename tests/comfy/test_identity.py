@@ -53,8 +53,6 @@ def test_a_changed_weight_is_seen(model):
 def test_text_encoders_of_one_width_and_another_class_are_told_apart(comfyui):
     """SDXL's and SD3's two encoders may have the same weights; what they say differs."""
     clip = tiny.clip(two=True)
-    other = tiny.clip(two=True, width=48)
-    assert identity.of_clip(clip) != identity.of_clip(other)
     same = tiny.clip(two=True)
     assert identity.of_clip(clip) == identity.of_clip(same)
     same.cond_stage_model.__class__ = type("Another", (type(same.cond_stage_model),), {})
