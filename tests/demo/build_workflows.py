@@ -289,7 +289,7 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
     w.column()
     latent = base.encode(picture)
     words, nothing = base.say(prompt), base.nothing()
-    blended = w.node("BespokeLatentMaskBlend", model=base.model, latent=latent, mask=(mask, "MASK"), **blend)
+    blended = w.node("BespokeLatentMaskBlend", "Blend: what it sees", model=base.model, latent=latent, mask=(mask, "MASK"), **blend)
     w.column()
     return base, picture, blended, words, nothing
 
@@ -300,7 +300,6 @@ def restored(w: Workflow, base: Base, picture, blended, latent, title: str, file
     report(w, node)
     w.column()
     w.node("SaveImage", "the original", 280, images=(picture, "IMAGE"), filename_prefix=f"bespoke/{file}_original")
-    w.node("SaveImage", "what the latent sees", 280, images=(blended, "preview"), filename_prefix=f"bespoke/{file}_mask")
     w.node("SaveImage", title, 280, images=(node, "image"), filename_prefix=f"bespoke/{file}_result")
 
 

@@ -24,9 +24,11 @@ VALUES: dict[str, dict[str, object]] = {
                    "my_class": pictures.CLASS, "my_thing": pictures.PINK},
         "trigger": "", "captions": "text files",
     },
-    "BespokeTrainLora": {"learning_rate": 0.002, "rank": 8, "alpha": 8.0, "steps": 400},
+    # What shows a new colour soonest on the small model; tests/bench/bench_lora_concept.py compares settings.
+    "BespokeTrainLora": {"learning_rate": 0.005, "rank": 8, "alpha": 8.0, "steps": 130, "warmup_steps": 10, "ema": 0.95,
+                         "timestep_sampling": "shifted", "loss_weighting": "debiased"},
     "BespokeTrainTextualInversion": {
-        "learning_rate": 0.02, "steps": 120, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
+        "learning_rate": 0.03, "steps": 40, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
     },
     "CLIPTextEncode": {
         "text": {
@@ -47,7 +49,7 @@ VALUES: dict[str, dict[str, object]] = {
         "string_a": {"": "", "a photo of a": "a", "a lighthouse on a cliff in the style of": "a"},
         "string_b": {"": "", "on a table": "circle on white", ",": "circle on white"},
     },
-    "KSampler": {"steps": 20, **STRENGTH},
+    "KSampler": {"steps": 16, **STRENGTH},
     "KSamplerAdvanced": {"steps": 20, "end_at_step": {12: 10, 10000: 10000}, "start_at_step": {0: 0, 12: 10}, **STRENGTH},
     "BespokePartialDenoise": {"steps": {25: 20, 4: 4}, **STRENGTH},
     "CFGGuider": {"cfg": 2.0},
