@@ -25,10 +25,10 @@ VALUES: dict[str, dict[str, object]] = {
         "trigger": "", "captions": "text files",
     },
     # What shows a new colour soonest on the small model; tests/bench/bench_lora_concept.py compares settings.
-    "BespokeTrainLora": {"learning_rate": 0.005, "rank": 8, "alpha": 8.0, "steps": 130, "warmup_steps": 10, "ema": 0.95,
+    "BespokeTrainLora": {"learning_rate": 0.005, "rank": 8, "alpha": 8.0, "steps": 300, "warmup_steps": 10, "ema": 0.95,
                          "timestep_sampling": "shifted", "loss_weighting": "debiased"},
     "BespokeTrainTextualInversion": {
-        "learning_rate": 0.03, "steps": 40, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
+        "learning_rate": 0.02, "steps": 60, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
     },
     "CLIPTextEncode": {
         "text": {
