@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .plain_json import read_json
+
 
 @dataclass
 class State:
@@ -45,7 +47,7 @@ def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> State:
     """The state that `pack` wrote. Raises `KeyError` or `ValueError` when it is none."""
-    meta = json.loads(metadata["bespoke.state"])
+    meta = read_json(metadata["bespoke.state"])
     state = State(int(meta["step"]), {}, {}, best_loss=float(meta["best_loss"]), best_step=int(meta["best_step"]))
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")

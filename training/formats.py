@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .plain_json import read_json
 from .record import Run
 
 KEY_FORMATS = ("kohya", "diffusers", "comfy")
@@ -184,12 +185,12 @@ def trigger_words(meta: Mapping[str, str]) -> str:
     if meta.get("modelspec.trigger_phrase"):
         return meta["modelspec.trigger_phrase"]
     try:
-        folders = json.loads(meta.get("ss_tag_frequency", "{}"))
+        folders = read_json(meta.get("ss_tag_frequency", "{}"))
         counts: dict[str, int] = {}
         for tags in folders.values():
             for tag, count in tags.items():
                 counts[str(tag).strip()] = counts.get(str(tag).strip(), 0) + int(count)
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, OverflowError):
         return ""
     common = sorted(counts, key=lambda tag: (-counts[tag], tag))
     return ", ".join(common[:3])

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from .plain_json import read_json
+
 # What may change between two requests that are still the same run, only longer or watched more closely.
 NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep"})
 
@@ -86,7 +88,7 @@ class Run:
     def from_json(cls, text: str) -> Run:
         """The record that `to_json` wrote. Raises `ValueError` when it is none."""
         try:
-            values = json.loads(text)
+            values = read_json(text)
             known = {f.name for f in fields(cls)}
             run = cls(**{key: value for key, value in values.items() if key in known})
             run.losses = [math.nan if loss is None else float(loss) for loss in run.losses]

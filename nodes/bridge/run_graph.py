@@ -10,6 +10,7 @@ from pathlib import Path
 import folder_paths
 from comfy_execution.utils import get_executing_context
 
+from ...training.plain_json import read_json
 from .run_store import RunStore
 from .safe_files import LARGEST_HEADER
 from .storage import write_text
@@ -47,14 +48,15 @@ def running_workflow() -> dict | None:
 
 def kept_graph(run_id: str) -> dict | None:
     """The run's workflow: the kept one, else that in a file it made. Raises `ValueError` for what is no run's id."""
+    folder = RunStore(run_id).folder
     try:
-        return json.loads((RunStore(run_id).folder / GRAPH).read_text("utf-8"))
-    except (OSError, json.JSONDecodeError):
+        return read_json((folder / GRAPH).read_text("utf-8"))
+    except (OSError, ValueError):
         pass
     for kind, names in files_of(run_id).items():
         for name in names:
             try:
-                return json.loads(_metadata(*_identity(kind, name)).get("workflow", ""))
+                return read_json(_metadata(*_identity(kind, name)).get("workflow", ""))
             except ValueError:
                 continue
     return None

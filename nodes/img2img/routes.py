@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Mapping
 
+from ...training.plain_json import read_json
 from ..bridge import sampling as bridge
 from ..bridge.errors import InputError
 from ..bridge.weightless import model_of
@@ -48,7 +48,7 @@ def answer_to(query: Mapping[str, str]) -> dict:
     )
     if request.strength > 0 and request.steps / request.strength > LONGEST:
         raise InputError(f"{request.steps} steps at strength {request.strength:g} make a schedule too long to draw")
-    chain = json.loads(query.get("model", "[]"))
+    chain = read_json(query.get("model", "[]"))
     if not isinstance(chain, list) or not all(isinstance(step, dict) for step in chain):
         raise InputError("model is a list of nodes, each with its type and values")
     model, name = model_of(chain)

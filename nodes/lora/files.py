@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ...training.errors import InputError
 from ...training.formats import from_diffusers, split_key
+from ...training.plain_json import read_json
 from ..bridge.safe_files import read_safetensors
 
 
@@ -73,7 +73,7 @@ def layers_of(lora: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def _add_alphas(lora: NamedLora) -> None:
     # diffusers writes alpha into the metadata: {"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": ...}.
     try:
-        settings = json.loads(lora.meta.get("lora_adapter_metadata", "{}"))
+        settings = read_json(lora.meta.get("lora_adapter_metadata", "{}"))
     except ValueError:
         return
     if not isinstance(settings, dict):
