@@ -21,6 +21,7 @@ def names_itself(execute):
         try:
             return execute(cls, *args, **kwargs)
         except InputError as error:
-            raise InputError(f"{cls.GET_SCHEMA().display_name}: {error}") from error
+            # Not GET_SCHEMA, which wants to keep the schema on the class: ComfyUI runs a locked copy of it.
+            raise InputError(f"{cls.define_schema().display_name}: {error}") from error
 
     return run

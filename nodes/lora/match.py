@@ -214,6 +214,10 @@ def _check_shape(layer: str, key: Any, parts: Mapping[str, Tensor], shapes: Mapp
     ones = (1,) * (len(weight) - 2)
     if scale is not None and tuple(scale.shape) not in ((out, 1, *ones), (1, *weight[1:2], *ones)):
         raise _misfit(layer, tuple(scale.shape), weight, lora, model)
+    for n in ("1", "2"):  # a LoHa's halves: core multiplies each pair without a look
+        a, b = parts.get(f".hada_w{n}_a"), parts.get(f".hada_w{n}_b")
+        if a is not None and b is not None and (a.ndim != 2 or b.ndim != 2 or (f".hada_t{n}" not in parts and a.shape[1] != b.shape[0])):
+            raise _misfit(layer, (*a.shape, *b.shape), weight, lora, model)
     made = delta_shape(parts)
     if made is not None and (made[0] != out or made[1] not in (None, inner)):
         raise _misfit(layer, made, (out, inner), lora, model)

@@ -24,7 +24,7 @@ from small_values import for_small_model
 FOLDER = ROOT / "example_workflows"
 # Only the lengths are cut, so that the whole runs in seconds: what is learned is measured in tests/comfy.
 SHORT = {
-    "BespokeTrainLora": {"steps": 3}, "BespokeTrainTextualInversion": {"steps": 2}, "KSampler": {"steps": 3},
+    "BespokeTrainLora": {"steps": 3, "warmup_steps": 0}, "BespokeTrainTextualInversion": {"steps": 2}, "KSampler": {"steps": 3},
     "BespokePartialDenoise": {"steps": 4}, "EmptyLatentImage": {"batch_size": 2}, "RepeatLatentBatch": {"amount": 2},
 }  # fmt: skip
 # The rest's trained files: what their workflows save is what the later ones load.
