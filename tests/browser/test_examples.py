@@ -9,7 +9,7 @@ from host import ROOT
 FIRST = ("lora_train_and_use", "lora_subject", "textual_inversion")
 NAMES = [*FIRST, *sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json") if path.stem not in FIRST)]
 SHORT = {
-    "BespokeTrainLora": {"steps": 2, "batch_size": 1}, "BespokeTrainTextualInversion": {"steps": 2}, "KSampler": {"steps": 2},
+    "BespokeTrainLora": {"steps": 2, "batch_size": 1, "warmup_steps": 0}, "BespokeTrainTextualInversion": {"steps": 2}, "KSampler": {"steps": 2},
     "BespokePartialDenoise": {"steps": 2}, "EmptyLatentImage": {"batch_size": 1}, "BespokeImageFolder": {"resolution": 64},
 }  # fmt: skip
 
