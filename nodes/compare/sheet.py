@@ -5,11 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..bridge.image import tensor_of
 from .layout import Grid
 from .table import HEADINGS, Row
 
@@ -29,7 +28,7 @@ def draw(grid: Grid, rows: Sequence[Row]) -> Tensor:
     for part in parts:
         image.paste(part, (0, y))
         y += part.height
-    return torch.from_numpy(np.asarray(image).copy())[None].float() / 255
+    return tensor_of(image)
 
 
 def _font(size: float = TEXT) -> ImageFont.FreeTypeFont:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ...training.images import ImageSet, passes
+from ..bridge.image import tensor_of
 
 THUMB, TEXT, GAP, MOST = 192, 54, 12, 60
 INK, PAPER, FAINT = (28, 28, 32), (250, 249, 246), (120, 118, 112)
@@ -34,7 +35,7 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
         text = item.caption or "(no caption)"
         lines = textwrap.wrap(text, 28)[:3]
         draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else FAINT, font, spacing=2)
-    return torch.from_numpy(np.asarray(sheet).copy())[None].float() / 255
+    return tensor_of(sheet)
 
 
 def describe(images: ImageSet) -> str:

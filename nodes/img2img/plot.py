@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..bridge.image import tensor_of
 from .report import number, percent
 from .strength import Plan
 
@@ -93,7 +93,7 @@ def draw(plan: Plan, headline: str, share: float, timestep: float) -> torch.Tens
         pen.text((x - 14 if left else x + 14, TOP + inner_h - 30), words, 16, START, anchor="ra" if left else "la")
     _share(pen, share if plan.run else 0.0)
     small = image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(small, dtype=np.float32) / 255.0)[None]
+    return tensor_of(small)
 
 
 class Pen:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bridge.errors import InputError, names_itself
+from ..bridge.image import tensor_of
 from . import compose as composition
 from . import inspect as inspection
 from .files import named
-from .heatmap import tensor_of
 from .inject_node import NONE, chosen, fingerprint, lora_choices
 
 MOST = 26

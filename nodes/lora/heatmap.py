@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 INK, FAINT, PAPER, EMPTY = (28, 28, 32), (122, 120, 114), (250, 249, 246), (238, 236, 230)
 # From light to dark: readable without colour, too.
@@ -160,8 +157,3 @@ def _bar(pad: ImageDraw.ImageDraw, scale: Scale, left: int, top: int, width: int
         x = left + at * (width - 1)
         pad.line((x, top + 9, x, top + 13), FAINT)
         pad.text((x, top + 16), words, FAINT, font(12), anchor="ma")
-
-
-def tensor_of(image: Image.Image) -> Tensor:
-    """[1, H, W, 3] in 0..1."""
-    return torch.from_numpy(np.asarray(image.convert("RGB")).copy())[None].float() / 255

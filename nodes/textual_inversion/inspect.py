@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...training.embedding import nearest_words
 from ...training.errors import InputError
+from ..bridge.image import tensor_of
 from ..bridge.safe_files import read_safetensors
 from ..bridge.text import encoders, vocabulary
 
@@ -114,4 +114,4 @@ def plot(name: str, near: list[Neighbour]) -> Tensor:
             draw.text((left - 10, at), word[:16], INK, text, anchor="ra")
             draw.rectangle((left, at + 3, left + max(1, round(max(cosine, 0.0) * (width - left - 90))), at + 15), BAR)
             draw.text((width - 70, at), f"{cosine:.2f}", FAINT, text)
-    return torch.from_numpy(np.asarray(sheet).copy())[None].float() / 255
+    return tensor_of(sheet)
