@@ -26,6 +26,15 @@ export function addBox(node, name, kind, element, { height, grows = false, after
   return widget;
 }
 
+/** Call `end` when the node is removed, beside what it does then already. */
+export function whenRemoved(node, end) {
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    end();
+    return removed?.apply(this, args);
+  };
+}
+
 /** Let the node be as large as its widgets want. */
 export function makeRoom(node) {
   if (window.LiteGraph?.vueNodesMode) return; // Nodes 2.0 measures what is there, without the folded inputs

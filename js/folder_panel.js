@@ -1,7 +1,7 @@
 // The image node's own list: the folder's pictures with their captions, editable in place; a folder or pictures dropped
 // on the node become a training folder under ComfyUI's input. No side effects: index.js attaches it.
 
-import { addBox, keepInside, makeRoom } from "./box.js";
+import { addBox, keepInside, makeRoom, whenRemoved } from "./box.js";
 import { el, say } from "./dom.js";
 import { t } from "./words.js";
 
@@ -100,11 +100,7 @@ export function attachFolder(node, page) {
   const widget = addBox(node, "pictures", "bespoke_pictures", box, { height: () => height, grows: true });
   say(note, t("folder.empty"));
   const timer = setInterval(look, LOOK_MS);
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
-    clearInterval(timer);
-    return removed?.apply(this, args);
-  };
+  whenRemoved(node, () => clearInterval(timer));
   return widget;
 }
 

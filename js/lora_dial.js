@@ -2,7 +2,7 @@
 // inject node every row and every column has its strength, which writes the node's own widgets. No side effects:
 // index.js attaches it.
 
-import { addBox, keepInside, makeRoom } from "./box.js";
+import { addBox, keepInside, makeRoom, whenRemoved } from "./box.js";
 import { el, say } from "./dom.js";
 import { t } from "./words.js";
 
@@ -147,11 +147,7 @@ export function attachLoraDial(node, fetchApi) {
 
   const widget = addBox(node, "heatmap", "bespoke_heatmap", box, { height: () => height, after: "strength_model" });
   const timer = setInterval(look, LOOK_MS);
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
-    clearInterval(timer);
-    return removed?.apply(this, args);
-  };
+  whenRemoved(node, () => clearInterval(timer));
   return widget;
 }
 

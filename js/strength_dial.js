@@ -1,7 +1,7 @@
 // The small picture under the strength slider: the noise schedule, the part of it that runs, where it starts and how
 // much of the start is noise. It moves with the slider, before anything is queued. No side effects: index.js attaches it.
 
-import { addBox } from "./box.js";
+import { addBox, whenRemoved } from "./box.js";
 
 const HEIGHT = 128;
 const LOOK_EVERY_MS = 80; // widgets, links and files upstream change in more ways than there are events for
@@ -48,12 +48,10 @@ export function attachDial(node, fetchApi) {
 
   const widget = addBox(node, "schedule", "bespoke_schedule", box, { after: "strength", height: () => HEIGHT });
 
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
+  whenRemoved(node, () => {
     clearInterval(timer);
     sizes.disconnect();
-    return removed?.apply(this, args);
-  };
+  });
   return widget;
 }
 

@@ -1,7 +1,7 @@
 // The panel on a trainer node: curve, numbers, samples, Finish and keep, Cancel. It draws what `runs` knows and keeps
 // nothing in the workflow. No side effects: index.js attaches it.
 
-import { addBox, keepInside, makeRoom } from "./box.js";
+import { addBox, keepInside, makeRoom, whenRemoved } from "./box.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, enlarge, oncePerFrame, say } from "./dom.js";
 import { pathsOf } from "./graph_paths.js";
@@ -89,13 +89,11 @@ export function attachPanel(node, runs, { graphId, wish }) {
   setTimeout(find, 50); // once the widgets have the workflow's values
   const sizes = new ResizeObserver(paint);
   sizes.observe(view.canvas);
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
+  whenRemoved(node, () => {
     clearInterval(timer);
     deaf();
     sizes.disconnect();
-    return removed?.apply(this, args);
-  };
+  });
   return widget;
 }
 
