@@ -64,6 +64,8 @@ def start_vectors(table: Tensor, ids: list[int], vectors: int, init: str, seed: 
 
 def nearest_words(vector: Tensor, table: Tensor, count: int = 5) -> list[tuple[int, float]]:
     """[(token id, cosine)] of the vocabulary's rows nearest to `vector` [width]."""
-    cosine = nn.functional.cosine_similarity(vector[None].float(), table, dim=-1)
+    vector = vector.float()
+    # A product and lengths, where `cosine_similarity` would make a normalised copy of the whole table.
+    cosine = (table @ vector) / (table.norm(dim=-1) * vector.norm()).clamp(min=1e-8)
     top = cosine.topk(count)
     return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ _UNET_BLOCKS = re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|ti
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
+@lru_cache(maxsize=2**16)  # asked for each key of each file several times, and ten LoRAs of a graph share their keys
 def split_key(key: str) -> tuple[str, str]:
     """(layer, part) of a key in any program's spelling; the part in kohya's, `.lora_up.weight` for what multiplies last.
 

@@ -47,5 +47,7 @@ def read_safetensors(path: Path, what: str, largest: int | None = None) -> tuple
 
 
 def _finite(tensor: Tensor) -> bool:
-    # torch looks into no 8-bit number, and those of a LoRA are few.
-    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
+    if tensor.element_size() == 1:
+        tensor = tensor.float()  # torch looks into no 8-bit number, and those of a LoRA are few
+    # One number that is not finite makes the sum so. The sum may overflow by itself: then each number is looked at.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())

@@ -129,17 +129,16 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     device = clip.patcher.load_device
     with torch.inference_mode(False), torch.enable_grad():
         own = clip.cond_stage_model
-        # The tables of words are only read, and large: the copy shares their memory where nothing can take it away.
-        shared = [
-            layer.weight for layer in own.modules()
-            if isinstance(layer, nn.Embedding) and layer.weight.device.type == "cpu" and layer.weight.dtype in _READABLE
-        ]  # fmt: skip
+        # Weights are only read: the copy shares their memory where nothing can take it away. What it needs in another
+        # type is replaced below, in the copy alone.
+        shared = [p for p in own.parameters() if p.device.type == "cpu" and p.dtype in _READABLE]
         model = copy.deepcopy(own, {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
         model.requires_grad_(False).to(device)
         for layer in model.modules():
             if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
                 if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
+                    layer.forward = partial(_rows, layer)
                     continue
                 narrow = compute is not None and isinstance(layer, nn.Linear)
                 layer.to(compute if narrow else torch.float32)
@@ -180,6 +179,11 @@ def file_names(model: nn.Module) -> dict[str, dict[str, str]]:
             if name.startswith((start, second)):
                 found.setdefault(layer, {})[form] = name
     return found
+
+
+def _rows(layer: nn.Embedding, ids: Tensor, **_) -> Tensor:
+    """The words' vectors in float32, of a table that may be narrower: autocast on a CPU joins no float16 with others."""
+    return nn.functional.embedding(ids, layer.weight).float()
 
 
 def _out_of_place(layer, x: Tensor, mask=None, optimized_attention=None) -> Tensor:

@@ -104,11 +104,11 @@ def compose(loras: Sequence[NamedLora], strengths: Sequence[float], rank: int) -
                 titles.setdefault(name, layer)
                 terms.setdefault(name, []).append((i, factors(layer, matrix).scaled(strength)))
     _check_shapes(terms, loras)
-    overlap = Overlap(_products(terms, len(loras)), len(loras))
+    sums = {name: add([term for _, term in parts]) for name, parts in terms.items()}
+    overlap = Overlap(_products(terms, sums, len(loras)), len(loras))
     names = tuple(ascii_uppercase[i] if len(loras) <= 26 else f"L{i + 1}" for i in range(len(loras)))
     out, energies = dict(vectors), {}
-    for name, parts in terms.items():
-        whole = add([term for _, term in parts])
+    for name, whole in sums.items():
         if rank or whole.rank > min(whole.shape):  # no delta has a higher rank than its shorter side
             whole, energies[name] = truncate(whole, rank or min(whole.shape))
         out |= _tensors(titles[name], whole)
@@ -140,10 +140,10 @@ def _check_shapes(terms: dict[str, list[tuple[int, Factors]]], loras: Sequence[N
                 )
 
 
-def _products(terms: dict[str, list[tuple[int, Factors]]], count: int) -> dict[tuple[str, str], Tensor]:
+def _products(terms: dict[str, list[tuple[int, Factors]]], sums: dict[str, Factors], count: int) -> dict[tuple[str, str], Tensor]:
     out: dict[tuple[str, str], Tensor] = {}
     for name, parts in terms.items():
-        mine = inner_products([term for _, term in parts])
+        mine = inner_products([term for _, term in parts], sums[name])
         owner = torch.tensor([i for i, _ in parts])
         rows = torch.zeros(count, len(parts), dtype=torch.float64).index_add_(0, owner, mine)
         here = torch.zeros(count, count, dtype=torch.float64).index_add_(1, owner, rows)

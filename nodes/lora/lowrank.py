@@ -72,7 +72,7 @@ def factors(layer: str, parts: Mapping[str, Tensor]) -> Factors:
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
         raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error
-    largest = max(float(made.up.double().norm()), float(made.down.double().norm()))
+    largest = max(float(made.up.norm()), float(made.down.norm()))  # what overflows is infinite, and refused with the rest
     if not largest < TOO_LARGE:
         raise InputError(f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved")
     return made
@@ -155,12 +155,12 @@ def add(terms: Sequence[Factors]) -> Factors:
     return Factors(torch.cat([t.up for t in terms], 1), torch.cat([t.down for t in terms], 0), terms[0].kernel)
 
 
-def inner_products(terms: Sequence[Factors]) -> Tensor:
-    """The Frobenius inner products of n deltas of one shape: [n, n], float64.
+def inner_products(terms: Sequence[Factors], whole: Factors | None = None) -> Tensor:
+    """The Frobenius inner products of n deltas of one shape: [n, n], float64. whole: their sum, where it is known.
 
     tr(A^T B) = sum((Ua^T Ub) * (Da Db^T)), for all pairs in two products, at a cost of R^2 (out + in).
     """
-    whole = add(terms)
+    whole = whole or add(terms)
     product = (whole.up.t() @ whole.up).double() * (whole.down @ whole.down.t()).double()
     owner = torch.repeat_interleave(torch.arange(len(terms)), torch.tensor([t.rank for t in terms]))
     sums = torch.zeros(len(terms), whole.rank, dtype=torch.float64).index_add_(0, owner, product)

@@ -35,10 +35,10 @@ def quiet(comfyui, monkeypatch):
 class Contest:
     """One batch size and picture size; each contender as a function of a number of steps that gives seconds a step."""
 
-    def __init__(self, small, run_node, checkpoint, batch: int, cells: int):
+    def __init__(self, small, run_node, checkpoint, batch: int, cells: int, precision: str = "fp32"):
         from helpers import sprite_set
 
-        self.run_node, self.batch, self.models = run_node, batch, small
+        self.run_node, self.batch, self.models, self.precision = run_node, batch, small, precision
         model, clip, vae = small
         self.images = sprite_set(1, 4, colour="teal", side=8 * cells)
         self.latents, self.positive = [], []
@@ -50,7 +50,7 @@ class Contest:
         contexts = torch.cat([cond.clone() for cond, _ in self.positive])
         scaled = torch.cat(self.latents) * 0.18215
         self.peft_of = (peers.diffusers_unet(checkpoint), scaled, contexts, batch, 1e-4, 10_000)
-        self.peft = peers.PeftLora(*self.peft_of)
+        self.peft = peers.PeftLora(*self.peft_of, bf16=precision == "bf16")
         timesteps = torch.linspace(50, 950, batch).long()
         self._bare = peers.bare_step(model.model.diffusion_model, scaled[:batch], timesteps, contexts[:batch])
 
@@ -58,7 +58,7 @@ class Contest:
         model, clip, vae = self.models
         return peers.steps_of(lambda: self.run_node(
             "BespokeTrainLora", model=model, clip=clip, vae=vae, images=self.images, steps=steps + 1, batch_size=self.batch,
-            rank=8, alpha=8.0, learning_rate=1e-4, seed=0, precision="fp32", resume=False,
+            rank=8, alpha=8.0, learning_rate=1e-4, seed=0, precision=self.precision, resume=False,
         ))  # fmt: skip
 
     def core(self, steps: int) -> tuple[float, float]:
@@ -119,6 +119,16 @@ def test_other_sizes(small, run_node, small_checkpoint, batch, cells):
     contest = Contest(small, run_node, small_checkpoint, batch, cells)
     print(f"\nbatch {batch}, {cells}x{cells} latents:", end=" ")
     assert run_contest(contest, ["diffusers", "bare"], 5, 2 if cells > 16 else 6)["diffusers"] >= 1.0
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_in_bfloat16(small, run_node, small_checkpoint, batch):
+    """Both with bfloat16 multiplications, which is this pack's choice where the processor has them."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor multiplies no bfloat16")
+    contest = Contest(small, run_node, small_checkpoint, batch, 16, "bf16")
+    print(f"\nbfloat16, batch {batch}, 16x16 latents:", end=" ")
+    assert run_contest(contest, ["diffusers"], 9, 8 if batch == 1 else 4)["diffusers"] >= 1.0
 
 
 @pytest.mark.parametrize("batch", [1, 4])

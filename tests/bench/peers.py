@@ -45,10 +45,12 @@ class PeftLora:
     """diffusers' train_text_to_image_lora.py with PEFT: uniform timesteps, MSE on the noise, AdamW, clipping, one call a step.
 
     latents: [N, 4, H, W], scaled. contexts: [N, 77, 768]. `step()` does one optimiser step and gives its loss;
-    `held_out(batches)` the loss on a fixed grid of (latent, noise, timestep, context).
+    `held_out(batches)` the loss on a fixed grid of (latent, noise, timestep, context). bf16: as with
+    --mixed_precision=bf16: the frozen weights in bfloat16, the adapters in float32, autocast around the network.
     """
 
-    def __init__(self, unet, latents: Tensor, contexts: Tensor, batch: int, learning_rate: float, steps: int, rank: int = 8, seed: int = 0):
+    def __init__(self, unet, latents: Tensor, contexts: Tensor, batch: int, learning_rate: float, steps: int, rank: int = 8, seed: int = 0,
+                 bf16: bool = False):  # fmt: skip
         from diffusers.optimization import get_scheduler
         from peft import LoraConfig
 
@@ -59,6 +61,11 @@ class PeftLora:
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
         unet.train()
         self.parameters = [p for p in unet.parameters() if p.requires_grad]
+        self.bf16 = bf16
+        if bf16:
+            unet.to(torch.bfloat16)
+            for parameter in self.parameters:
+                parameter.data = parameter.data.float()
         self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
         self.schedule = get_scheduler("cosine", self.optimizer, num_warmup_steps=0, num_training_steps=steps)
         self.noising, self.order = scheduler(), []
@@ -71,7 +78,8 @@ class PeftLora:
         noise = torch.randn_like(latent)
         timesteps = torch.randint(0, 1000, (self.batch,))
         noisy = self.noising.add_noise(latent, noise, timesteps)
-        predicted = self.unet(noisy, timesteps, self.contexts[chosen], return_dict=False)[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            predicted = self.unet(noisy, timesteps, self.contexts[chosen], return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -66,6 +66,18 @@ def test_no_weight_changes_and_the_models_still_infer(models, run_node, precisio
         assert not any("forward" in vars(m) or m._forward_hooks for m in part.modules())
 
 
+def test_a_clip_in_half_precision_learns_in_bf16_too(small, run_node):
+    """The table of words is float16, as in most checkpoints, which autocast on a CPU joins with nothing else."""
+    assert encoders(small[1])["clip_l"][1].transformer.get_input_embeddings().weight.dtype == torch.float16
+    exact, coarse = (
+        learn(run_node, small, side=128, precision=precision, steps=1, warmup_steps=0)[1]["clip_l"] for precision in ("fp32", "bf16")
+    )
+    start = vocabulary(encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
+    agree = torch.nn.functional.cosine_similarity(exact - start, coarse - start).item()
+    assert agree > 0.8  # one step of AdamW is nearly the gradient's signs
+    assert (coarse - start).abs().max() > 1e-3
+
+
 def test_the_report_says_what_happened(small, run_node):
     """On CLIP-L itself: one vector of it is 768 numbers."""
     model, _, vae = tiny.patcher(tiny.SD15 | {"context_dim": 768}), None, tiny.vae()
