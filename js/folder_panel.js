@@ -52,6 +52,7 @@ export function attachFolder(node, page) {
     shown = name;
     try {
       const { pictures, missing } = await ask(`/bespoke/folder?${new URLSearchParams({ name })}`);
+      if (shown !== name) return; // another folder was chosen meanwhile
       say(note, missing ? t("folder.empty") : t("folder.drop", { count: pictures.length }));
       list.replaceChildren(...pictures.slice(0, 500).map((picture) => row(name, picture)));
     } catch {

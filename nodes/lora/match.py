@@ -16,6 +16,7 @@ from ..bridge.models import architecture
 from . import lowrank
 from .files import NamedLora, layers_of
 from .places import common_name
+from .rehearsal import fits
 from .scope import listed
 
 BASES = {
@@ -120,10 +121,20 @@ def match(model, clip, lora: NamedLora) -> Matched:
             for key, adapter in comfy.lora.load_lora(lora, to_load, log_missing=False).items():
                 patch = Patch(key, adapter, by_key.get(key, str(key)))
                 if patch.weight in shapes:  # a bias that the file has and the model lacks is none
+                    _rehearse(patch, shapes[patch.weight], lora)
                     patches.append(patch)
     if not found.model and not found.clip:
         raise InputError(_wrong_base(model, lora, found))
     return found
+
+
+def _rehearse(patch: Patch, shape: tuple[int, ...], lora: NamedLora) -> None:
+    if not fits(patch.adapter, patch.weight, shape, None if isinstance(patch.key, str) else patch.key[1]):
+        parts = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in layers_of(lora).get(patch.layer, {}).items() if part)
+        raise InputError(
+            f"{lora.name}: the parts of {patch.layer} ({parts}) cannot be put together for a layer of {tuple(shape)}; one is "
+            "missing or damaged, so fetch the file again"
+        )
 
 
 def _spellings(layer: str) -> Iterator[str]:

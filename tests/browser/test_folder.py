@@ -22,6 +22,8 @@ def test_drop_a_folder_and_write_a_caption(open_page, server, workflow, screensh
       return [r.x + (x + n.size[0] / 2 + ds.offset[0]) * ds.scale, r.y + (y - 12 + ds.offset[1]) * ds.scale]; }})()""")
     page.tab.drop([dropped], *at)
     page.tab.wait(f"{page.node('BespokeImageFolder')}.widgets.find((w) => w.name === 'folder').value === {dropped.name!r}")
+    # The list before had as many rows: what tells them apart is where the pictures are fetched from.
+    page.tab.wait(f"new URL(document.querySelector('.bespoke-captions img').src).searchParams.get('subfolder') === {dropped.name!r}")
     page.tab.wait(f"{rows} === {count}")
     made = server.base / "input" / dropped.name
     assert sorted(path.name for path in made.iterdir()) == sorted(path.name for path in dropped.iterdir() if path.suffix != ".json")

@@ -132,6 +132,8 @@ def hostile_files(folder, canary):
     put("dora", "wire in the base it was trained on", attn2__to_k__dora_scale=torch.ones(5, 1))
     put("loha", "damaged", attn2__to_v__hada_w2_b=torch.ones(5, tiny.CONTEXT))
     put("lokr", "wire in the base it was trained on", attn2__to_q__lokr_w1=torch.ones(3, 3))
+    put("lokr-deep", "cannot be put together", attn2__to_q__lokr_w2_b=torch.ones(2, tiny.WIDTH // 4, 1))
+    put("boft-bare", "cannot be put together", attn2__to_out__0__oft_blocks=torch.zeros(1, 4, tiny.WIDTH // 4, tiny.WIDTH // 4))
     put("oft", "wire in the base it was trained on", attn2__to_out__0__oft_blocks=torch.ones(3, 3, 3))
     put("alpha", "alpha of shape", attn1__to_q__alpha=torch.ones(3))
     put("nothing", "shape (0, 2)", attn1__to_q__lora_up__weight=torch.ones(0, 2))
