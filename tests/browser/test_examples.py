@@ -28,3 +28,27 @@ def test_it_is_queued_and_comes_to_its_end(open_page, server, workflow, screensh
     page.idle()
     page.picture(screenshots / f"example_{name}.png")
     assert not [error for error in page.tab.errors if error.startswith("uncaught")]
+
+
+OVERLAPS = """(() => {
+  const head = 30, box = (n) => [n.pos[0], n.pos[1] - head, n.pos[0] + n.size[0], n.pos[1] + n.size[1]];
+  const found = [], nodes = app.graph._nodes;
+  nodes.forEach((one, i) => nodes.slice(i + 1).forEach((other) => {
+    const [a, b] = [box(one), box(other)];
+    const [wide, high] = [Math.min(a[2], b[2]) - Math.max(a[0], b[0]), Math.min(a[3], b[3]) - Math.max(a[1], b[1])];
+    if (wide > 1 && high > 1) found.push(`${one.title} (${Math.round(one.size[1])} high) and ${other.title} by ${Math.round(high)}`);
+  }));
+  return found;
+})()"""
+
+
+@pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
+def test_no_node_covers_another(open_page, workflow, look):
+    page = open_page(look=look)
+    found = {}
+    for name in NAMES:
+        page.load(workflow(name))
+        page.idle()
+        if overlaps := page.tab.evaluate(OVERLAPS):
+            found[name] = overlaps
+    assert not found

@@ -134,6 +134,8 @@ def hostile_files(folder, canary):
     put("lokr", "wire in the base it was trained on", attn2__to_q__lokr_w1=torch.ones(3, 3))
     put("lokr-deep", "cannot be put together", attn2__to_q__lokr_w2_b=torch.ones(2, tiny.WIDTH // 4, 1))
     put("boft-bare", "cannot be put together", attn2__to_out__0__oft_blocks=torch.zeros(1, 4, tiny.WIDTH // 4, tiny.WIDTH // 4))
+    put("reshape", "cannot be put together", attn1__to_q__reshape_weight=torch.ones(2, 2))
+    put("enormous", "cannot be put together", attn1__to_q__reshape_weight=torch.tensor([2**20, 2**20]))
     put("oft", "wire in the base it was trained on", attn2__to_out__0__oft_blocks=torch.ones(3, 3, 3))
     put("alpha", "alpha of shape", attn1__to_q__alpha=torch.ones(3))
     put("nothing", "shape (0, 2)", attn1__to_q__lora_up__weight=torch.ones(0, 2))
@@ -165,6 +167,17 @@ def test_the_good_file_is_good(run_node, model, clip, folder, unchanged, caplog)
         assert not torch.equal(tiny.encode(spoken), tiny.encode(clip))
         assert "matched nothing" not in report
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+    unchanged()
+
+
+def test_a_lora_may_widen_its_layer(run_node, model, folder, unchanged):
+    """As those do that give a model a further input: core makes the weight as large as the file says."""
+    w = tiny.WIDTH
+    lora = {f"{AT}attn1.to_q.lora_up.weight": torch.ones(w, 2), f"{AT}attn1.to_q.lora_down.weight": torch.ones(2, 2 * w), f"{AT}attn1.to_q.reshape_weight": torch.tensor([w, 2 * w])}
+    safetensors.torch.save_file(lora, folder / "wide.safetensors")
+    wide, *_ = run_node("BespokeInjectLora", model=model, lora_name="hostile/wide.safetensors", strength_model=1.0)
+    (key,) = wide.patches
+    assert tuple(wide.patch_weight_to_device(key, return_weight=True).shape) == (w, 2 * w)
     unchanged()
 
 
