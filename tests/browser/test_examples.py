@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from host import ROOT
 
@@ -51,4 +53,4 @@ def test_no_node_covers_another(open_page, workflow, look):
         page.idle()
         if overlaps := page.tab.evaluate(OVERLAPS):
             found[name] = overlaps
-    assert not found
+    assert not found, json.dumps(found, indent=1)
