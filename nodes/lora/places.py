@@ -17,7 +17,7 @@ _LAST = {
     "query": ("to_q", "q_proj", "q", "wq", "add_q_proj"),
     "key": ("to_k", "k_proj", "k", "wk", "add_k_proj"),
     "value": ("to_v", "v_proj", "v", "wv", "add_v_proj"),
-    "out": ("to_out", "out_proj", "o", "wo", "to_add_out", "proj"),
+    "out": ("to_out", "out_proj", "o", "wo", "to_add_out", "proj", "out"),
 }
 _FUSED = ("qkv", "linear1_qkv", "attn_qkv", "img_attn_qkv", "txt_attn_qkv")
 
@@ -33,7 +33,8 @@ def projection_of(layer: str) -> str | None:
         return "fused"
     for name, spellings in _LAST.items():
         # Short names are projections only inside an attention.
-        if last in spellings and (len(last) > 4 or last.startswith("to_") or "attn" in ".".join(words[:-1]).lower()):
+        inside = re.search(r"attn|attention$", ".".join(words[:-1]).lower())
+        if last in spellings and (len(last) > 4 or last.startswith("to_") or inside):
             return name
     return None
 
