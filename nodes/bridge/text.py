@@ -37,7 +37,10 @@ def encoders(clip) -> dict[str, tuple[Any, nn.Module]]:
         ):
             found[tokenizer.embedding_key] = (tokenizer, model)
     if not found:
-        raise InputError(f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; wire in one with CLIP-L, -G or -H")
+        raise InputError(
+            f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; a pseudo-word is a row of CLIP's table of "
+            "words, so wire in a model with CLIP-L, -G or -H, or train a LoRA with a trigger word"
+        )
     return found
 
 

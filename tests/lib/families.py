@@ -88,7 +88,7 @@ def sd2_v(**more):
     import comfy.supported_models
     import comfy.text_encoders.sd2_clip as text
 
-    config = tiny.SD15 | {"use_linear_in_transformer": True, "num_heads": -1, "num_head_channels": 16} | more
+    config = tiny.SD15 | {"use_linear_in_transformer": True, "model_channels": 64, "channel_mult": [1, 1, 1, 1]} | more  # heads are 64 wide
     h = {"hidden_size": tiny.CONTEXT, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2}
     return _base(comfy.supported_models.SD20(config), _V), _encoder(text.SD2ClipModel, text.SD2Tokenizer, clip_h=h), tiny.vae()
 
