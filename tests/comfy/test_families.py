@@ -18,17 +18,17 @@ TARGETS = ("cross-attention", "attention", "attention + feed-forward")
 # name -> (family, prediction, layers by target). Flux and SD3 have a file of their own, test_flow.py.
 KNOWN = {
     "sd15": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (64, 128, 160)),
-    "sd2_v": ("U-Net (SD1.5, SD2, SDXL)", "v", (64, 128, 160)),
+    "sd2_v": ("U-Net (SD1.5, SD2, SDXL)", "v", (16, 32, 40)),
     "sdxl": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (112, 224, 280)),
     "sdxl_refiner": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (112, 224, 280)),
-    "inpainting": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (64, 128, 160)),
+    "inpainting": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (16, 32, 40)),
     "sdxl_inpainting": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (112, 224, 280)),
     "sd3": ("SD3", "flow", (7, 9, 15)),
     "flux": ("Flux", "flow", (8, 12, 20)),
     "flux_fill": ("Flux", "flow", (8, 12, 20)),
     "flux2": ("Flux 2", "flow", (8, 12, 20)),
     "chroma": ("Chroma", "flow", (8, 12, 20)),
-    "qwen_image": ("Qwen-Image", "flow", (16, 16, 24)),
+    "qwen_image": ("Qwen-Image", "flow", (14, 14, 20)),
     "z_image": ("Z-Image, Lumina 2", "flow", (4, 8, 20)),
     "lumina2": ("Z-Image, Lumina 2", "flow", (4, 8, 20)),
     "wan": ("Wan", "flow", (8, 16, 20)),
@@ -98,7 +98,9 @@ def test_cross_attention_is_where_text_and_picture_meet(comfyui):
         return list(target_layers(families.made(name)[0].model.diffusion_model, TARGETS[0]))
 
     projections = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out")
-    assert names("qwen_image") == [f"transformer_blocks.{i}.attn.{layer}" for i in (0, 1) for layer in projections]
+    # The last block's text goes nowhere, so its query and output would never learn.
+    blocks = ((0, projections), (1, [layer for layer in projections if layer not in ("add_q_proj", "to_add_out")]))
+    assert names("qwen_image") == [f"transformer_blocks.{i}.attn.{layer}" for i, layers in blocks for layer in layers]
     assert names("z_image") == [f"layers.{i}.attention.{layer}" for i in (0, 1) for layer in ("qkv", "out")]
     assert names("wan") == [f"blocks.{i}.cross_attn.{layer}" for i in (0, 1) for layer in "qkvo"]
     joint = [f"double_blocks.{i}.{stream}_attn.{layer}" for i in (0, 1) for stream in ("img", "txt") for layer in ("qkv", "proj")]

@@ -55,7 +55,7 @@ def test_outside_the_mask_the_latent_is_the_original(run_node, wires, name, blen
     model, conds, latent = wires
     mask = torch.zeros(1, 64, 96)
     mask[:, 16:40, 24:72] = 1.0
-    patched, masked, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=mask, blend=blend)
+    patched, masked, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=mask, blend=blend, grow=0, feather=0)
     result = ksampler(run_node, patched, conds, masked)
     noise_mask = masked["noise_mask"]
     assert noise_mask.ndim == latent["samples"].ndim
@@ -65,7 +65,7 @@ def test_outside_the_mask_the_latent_is_the_original(run_node, wires, name, blen
     assert float((result - latent["samples"]).abs().masked_fill(inside, 0.0).max()) == 0.0
     assert bool((result != latent["samples"])[inside].any())
     # No mask, no difference from KSampler; all of the mask, neither.
-    patched, masked, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=torch.ones(1, 64, 96), blend=blend)
+    patched, masked, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=torch.ones(1, 64, 96), blend=blend, grow=0, feather=0)
     whole = ksampler(run_node, patched, conds, masked)
     core = ksampler(run_node, model, conds, {**latent, "noise_mask": masked["noise_mask"]})
     assert torch.allclose(whole, core, atol=1e-5 * float(core.abs().max()))

@@ -88,7 +88,7 @@ def sd2_v(**more):
     import comfy.supported_models
     import comfy.text_encoders.sd2_clip as text
 
-    config = tiny.SD15 | {"use_linear_in_transformer": True, "model_channels": 64, "channel_mult": [1, 1, 1, 1]} | more  # heads are 64 wide
+    config = tiny.SMALLEST | {"use_linear_in_transformer": True, "model_channels": 64} | more  # heads are 64 wide
     h = {"hidden_size": tiny.CONTEXT, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2}
     return _base(comfy.supported_models.SD20(config), _V), _encoder(text.SD2ClipModel, text.SD2Tokenizer, clip_h=h), tiny.vae()
 
@@ -96,7 +96,7 @@ def sd2_v(**more):
 def inpainting(**more):
     import comfy.supported_models
 
-    return _base(comfy.supported_models.SD15(tiny.SD15 | {"in_channels": 9} | more)), tiny.clip(), tiny.vae()
+    return _base(comfy.supported_models.SD15(tiny.SMALLEST | {"in_channels": 9} | more)), tiny.clip(), tiny.vae()
 
 
 def sdxl(**more):

@@ -13,8 +13,6 @@ from . import flux, lumina, qwen, sd3, unet, wan
 from .family import Family
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
-
-
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
 
 
@@ -72,12 +70,16 @@ def architecture(base) -> str:
 
 
 def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") -> dict[str, nn.Module]:
-    """{layer name: linear layer} of the layers that get an adapter.
+    """{layer name: linear layer} of the layers that get an adapter; never one whose output reaches nothing.
 
     custom: comma-separated patterns with `*`, matched against whole layer names, for `targets == "custom"`.
     Raises `InputError` where the model's family is not known or nothing matches.
     """
-    linear = {name: layer for name, layer in diffusion_model.named_modules() if isinstance(layer, nn.Linear)}
+    family = family_of(diffusion_model)
+    idle = set(family.idle(diffusion_model)) if family else set()
+    linear = {
+        name: layer for name, layer in diffusion_model.named_modules() if isinstance(layer, nn.Linear) and name not in idle
+    }  # fmt: skip
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
     if targets == "custom":
@@ -86,7 +88,6 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
             raise InputError("targets is 'custom' and custom_targets is empty; write patterns such as '*attn2.to_k'")
         pattern = "|".join(re.escape(part).replace(r"\*", ".*") for part in parts)
     else:
-        family = family_of(diffusion_model)
         if family is None:
             raise InputError(
                 f"the layers of a {type(diffusion_model).__name__} are not known by name here; "

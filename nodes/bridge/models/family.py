@@ -25,6 +25,7 @@ class Family:
     file_names: Callable[[Any], dict[str, dict]]  # base -> layer -> name by file format, see `to_format`
     architecture: Callable[[Any], str] = lambda _: ""  # base -> its name in the model specification
     overwritten: Callable[[nn.Module], Iterable[nn.Module]] = lambda _: ()  # layers whose input is overwritten in place
+    idle: Callable[[nn.Module], Iterable[str]] = lambda _: ()  # names of layers whose output reaches nothing
     conds: Mapping[str, Any] = field(default_factory=dict)  # what a training tells the model besides its prompts
     masked_picture: Callable[[Any], bool] = lambda _: False  # base -> whether it also reads a picture with a hole
     refusal: Callable[[Any], str] = lambda _: ""  # base -> why it cannot be trained on pictures and prompts, or nothing

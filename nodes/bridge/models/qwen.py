@@ -16,7 +16,7 @@ from .names import as_they_are
 _JOINT = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _MLP = r"transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)"
 PATTERNS = {"cross-attention": _JOINT, "attention": _JOINT, "attention + feed-forward": f"{_JOINT}|{_MLP}"}
-MEETING = "the eight projections of `attn` in every block, the picture's (`to_q` ... `to_out.0`) and the text's (`add_q_proj` ... `to_add_out`); there is no other attention"
+MEETING = "the eight projections of `attn` in every block, the picture's (`to_q` ... `to_out.0`) and the text's (`add_q_proj` ... `to_add_out`); there is no other attention, and the last block's text (`add_q_proj`, `to_add_out`) goes nowhere, so it is left out"
 
 
 def fits(diffusion_model: nn.Module) -> bool:
@@ -30,9 +30,15 @@ def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
     yield from diffusion_model.transformer_blocks
 
 
+def idle(diffusion_model: nn.Module) -> Iterator[str]:
+    """The last block's text goes nowhere: what only makes it gets no gradient and could never learn."""
+    last = f"transformer_blocks.{len(diffusion_model.transformer_blocks) - 1}."
+    yield from (last + layer for layer in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"))
+
+
 def file_names(base) -> dict[str, dict]:
     """The checkpoint's names are diffusers' own."""
     return as_they_are(base, "transformer.")
 
 
-FAMILY = Family("Qwen-Image", fits, PATTERNS, MEETING, blocks, file_names, lambda _: "Qwen-Image")
+FAMILY = Family("Qwen-Image", fits, PATTERNS, MEETING, blocks, file_names, lambda _: "Qwen-Image", idle=idle)
