@@ -163,12 +163,18 @@ TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer 
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """{layer name: linear layer} of the text encoders' attention: what a LoRA of theirs trains."""
-    return {
+    """{layer name: linear layer} of the CLIPs' attention: what a LoRA of theirs trains. Raises `InputError` without a CLIP."""
+    found = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and re.fullmatch(ATTENTION, name)
     }
+    if not found:
+        raise InputError(
+            f"train_text_encoder is on, and the text encoder ({type(model).__name__}) holds no CLIP, which alone is trained "
+            "here; switch it off"
+        )
+    return found
 
 
 def file_names(model: nn.Module) -> dict[str, dict[str, str]]:

@@ -98,6 +98,8 @@ def train_lora(
     config, base = request.train, model.model
     check_trainable(base)
     target_layers(base.diffusion_model, request.targets, request.custom_targets)  # wrong targets are said before the wait
+    if request.train_text_encoder:
+        attention_layers(clip.cond_stage_model)
     pictures = prepare(vae, base, config, data.images, data.validation, data.prior)
     run = Run(
         run_id("lora", request.settings(), data.fingerprint(), identity.of_models(model, clip, vae)), "lora",

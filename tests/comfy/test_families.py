@@ -11,7 +11,7 @@ from bespoke.nodes.bridge.models import FAMILIES, checkpoint_blocks, family_of, 
 from bespoke.training.errors import InputError
 from bespoke.training.formats import COMFY_PREFIX
 from bespoke.training.lora import LowRankAdapters
-from bespoke.training.objective import loss_weight
+from bespoke.training.objective import denoising_loss, loss_weight
 from helpers import batch_and_single_gradients, sprite_set, weights_hash
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward")
@@ -32,8 +32,9 @@ KNOWN = {
     "z_image": ("Z-Image, Lumina 2", "flow", (4, 8, 20)),
     "lumina2": ("Z-Image, Lumina 2", "flow", (4, 8, 20)),
     "wan": ("Wan", "flow", (8, 16, 20)),
+    "wan22": ("Wan", "flow", (8, 16, 20)),
 }
-SLOW = {"sd15", "sdxl", "sdxl_inpainting", "sdxl_refiner", "sd3", "flux", "flux_fill", "lumina2"}
+SLOW = {"sd15", "sdxl", "sdxl_inpainting", "sdxl_refiner", "sd3", "flux", "flux_fill", "lumina2", "wan22"}
 each = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.FAMILIES])
 
 
@@ -137,7 +138,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, name):
         with opened_for_training(models[0], "fp32", saving) as denoiser:
             adapters = opened_adapters(denoiser, dtype=torch.float64)
             parameters = adapters.parameters()
-            values = batch(models, denoiser, frames=2 if name == "wan" else 1)
+            values = batch(models, denoiser, frames=2 if "wan" in name else 1)
             with adapters.attached():
                 loss = exact_loss(denoiser, *values)
                 loss.backward()
@@ -173,6 +174,22 @@ def test_gradient_of_four_captions_is_the_mean_of_four(comfyui, name):
     assert len(sizes) == 1 or name in ("chroma", "qwen_image", "z_image", "lumina2")
     assert apart.norm() > 0
     assert (together - apart).norm() / apart.norm() < 2e-5
+
+
+@pytest.mark.parametrize("name", ["flux2", "chroma", "qwen_image", "z_image", pytest.param("lumina2", marks=pytest.mark.slow), "wan"])
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
+def test_bf16_gives_nearly_the_fp32_gradient(comfyui, name, weights):
+    """bf16 weights as these models' files have them, and fp32 weights under autocast."""
+    gradients = []
+    for kind, precision in ((torch.float32, "fp32"), (weights, "bf16")):
+        models = families.MAKERS[name](dtype=kind)
+        with opened_for_training(models[0], precision) as denoiser:
+            adapters = opened_adapters(denoiser, "cross-attention")
+            with adapters.attached():
+                denoising_loss(denoiser, *batch(models, denoiser)).mean().backward()
+            assert all(p.dtype == p.grad.dtype == torch.float32 for p in adapters.parameters())
+            gradients.append(torch.cat([p.grad.flatten() for p in adapters.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.98
 
 
 # --- the node and its files -----------------------------------------------------------------------------------------
@@ -239,6 +256,27 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
         adapters.load_state_dict(lora)
         with torch.no_grad(), adapters.attached():
             assert (denoiser.denoise(*given) - ours).abs().max() < 1e-4 * movement
+
+
+@pytest.mark.parametrize("name", ["inpainting", "flux2", "qwen_image", "z_image", "wan"])
+def test_nothing_is_left_on_the_users_model(run_node, name):
+    """With all that reaches into it on the way: block by block anew, sample images, held-out pictures."""
+    models = families.made(name)
+    model = models[0].model
+    before = weights_hash(model)
+    held_out = sprite_set(4, 2, side=64, colour="teal")
+    *_, report, _ = train(run_node, models, gradient_checkpointing=True, sample_every=2, validation_images=held_out, validation=2)
+    assert "Held-out loss" in report
+    assert weights_hash(model) == before
+    assert not models[0].patches
+    assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["chroma", "z_image", "wan"])
+def test_a_text_encoder_that_cannot_learn_is_said(run_node, name):
+    with pytest.raises(InputError, match=r"train_text_encoder is on, and the text encoder \(\w+\) holds no CLIP.*switch it off"):
+        train(run_node, families.made(name), train_text_encoder=True)
 
 
 # --- what is not known ----------------------------------------------------------------------------------------------

@@ -175,6 +175,18 @@ def wan(**more):
     return _base(comfy.supported_models.WAN21_T2V(WAN | more)), clip, wan_vae()
 
 
+def wan22(**more):
+    """Wan 2.2's 5B, with 48 channels and a way of its own to be told of masks; its VAE is taew2_2's."""
+    import comfy.sd
+    import comfy.supported_models
+    from comfy.taesd.taehv import TAEHV
+
+    small = TAEHV(latent_channels=48)
+    tiny.fill(small, 3)
+    base = _base(comfy.supported_models.WAN22_T2V(WAN | {"in_dim": 48, "out_dim": 48} | more))
+    return base, made("wan")[1], comfy.sd.VAE(sd=small.state_dict())
+
+
 def _words() -> torch.Tensor:
     """A vocabulary of 64 pieces: UMT5's lies in its checkpoint, not in ComfyUI."""
     import sentencepiece
@@ -193,6 +205,7 @@ MAKERS = {
     "sd15": sd15, "sd2_v": sd2_v, "sdxl": sdxl, "sdxl_refiner": sdxl_refiner, "inpainting": inpainting,
     "sdxl_inpainting": sdxl_inpainting, "sd3": tiny.sd3, "flux": tiny.flux, "flux_fill": flux_fill, "flux2": flux2,
     "chroma": chroma, "qwen_image": qwen_image, "z_image": z_image, "lumina2": lumina2, "wan": wan,
+    "wan22": wan22,
 }  # fmt: skip
 FAMILIES = tuple(MAKERS)
 WITH_CLIP = ("sd15", "sd2_v", "sdxl", "sdxl_refiner", "inpainting", "sdxl_inpainting", "sd3", "flux", "flux_fill")
