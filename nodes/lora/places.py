@@ -39,6 +39,17 @@ def projection_of(layer: str) -> str | None:
     return None
 
 
+def fused_rows(rows: int, unet_config: Mapping | None = None) -> tuple[int, int, int] | None:
+    """How many of a fused layer's `rows` make query, key and value; None where they cannot be told apart.
+
+    A third each, but where several queries share a key: Lumina 2 has three to one. unet_config: ComfyUI's.
+    """
+    queries = (unet_config or {}).get("n_heads") or 1
+    keys = (unet_config or {}).get("n_kv_heads") or queries
+    size, rest = divmod(rows, queries + 2 * keys)
+    return None if rest else (size * queries, size * keys, size * keys)
+
+
 def kind_of(layer: str) -> str:
     """The layer's column in an overview: "self query" ... "cross out", "fused", "feed-forward", "conv" or "other"."""
     projection = projection_of(layer)

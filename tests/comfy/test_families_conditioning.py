@@ -258,3 +258,22 @@ def test_masks_count_for_latents_with_frames(comfyui):
     batch = pictures.data.batch(CONFIG, 0, torch.device("cpu"))
     assert batch.mask.shape == (2, 1, 1, 8, 8)
     assert batch.mask[0, 0, 0].sum(1).tolist() == [8.0] * 4 + [0.0] * 4
+
+
+# --- fused layers in use ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "queries"), [("z_image", 256), ("lumina2", 96)])
+def test_the_query_of_a_fused_layer_is_its_own_rows(run_node, name, queries):
+    """Lumina 2 has fewer keys than queries, so that its query is half of the layer, where Z-Image's is a third."""
+    import comfy.lora
+
+    model = families.made(name)[0]
+    layer = "layers.0.attention.qkv"
+    weight = model.model.diffusion_model.get_submodule(layer).weight
+    lora = tiny.random_lora({layer: tuple(weight.shape)})
+    scoped, *_ = run_node("BespokeInjectLora", model=model, lora_name="none", lora=lora, strength_model=1.0, key=0.0, value=0.0)
+    key = f"diffusion_model.{layer}.weight"
+    change = comfy.lora.calculate_weight(scoped.patches[key], torch.zeros_like(weight), key)
+    assert bool((change[:queries].abs().sum(1) > 0).all())
+    assert not bool(change[queries:].any())
