@@ -35,13 +35,17 @@ _NOT_FLUX2 = re.compile(r"\.ff(_context)?\.net\.|^single_transformer_blocks\.\d+
 def is_flux(diffusion_model: nn.Module) -> bool:
     from comfy.ldm.flux.model import Flux
 
-    return type(diffusion_model) is Flux and not diffusion_model.params.global_modulation
+    return type(diffusion_model) is Flux and not _one_modulation(diffusion_model)
 
 
 def is_flux2(diffusion_model: nn.Module) -> bool:
     from comfy.ldm.flux.model import Flux
 
-    return type(diffusion_model) is Flux and diffusion_model.params.global_modulation
+    return type(diffusion_model) is Flux and _one_modulation(diffusion_model)
+
+
+def _one_modulation(diffusion_model: nn.Module) -> bool:
+    return bool(getattr(diffusion_model.params, "global_modulation", False))
 
 
 def is_chroma(diffusion_model: nn.Module) -> bool:
@@ -102,8 +106,9 @@ def refusal(base) -> str:
 
 def _read(base) -> int:
     """Channels of the latents that the network is given, counted as ComfyUI does: a LoRA may have widened the layer."""
-    model = base.diffusion_model
-    return model.img_in.weight.shape[1] // model.patch_size**2
+    model, weight = base.diffusion_model, getattr(base.diffusion_model.img_in, "weight", None)
+    width = model.img_in.in_features if weight is None else weight.shape[1]
+    return width // model.patch_size**2
 
 
 def _made(base) -> int:

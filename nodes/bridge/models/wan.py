@@ -40,7 +40,7 @@ def file_names(base) -> dict[str, dict]:
 
 
 def refusal(base) -> str:
-    if base.diffusion_model.patch_embedding.weight.shape[1] != base.latent_format.latent_channels:
+    if base.diffusion_model.patch_embedding.in_channels != base.latent_format.latent_channels:
         return (
             "it continues a picture that it is given, and a training on still pictures would teach it to repeat that one; "
             "train on the text-to-video model of the same size"
