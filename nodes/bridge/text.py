@@ -32,9 +32,7 @@ def encoders(clip) -> dict[str, tuple[Any, nn.Module]]:
     found = {}
     for name, tokenizer in vars(clip.tokenizer).items():
         model = getattr(clip.cond_stage_model, name, None)
-        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and isinstance(
-            getattr(model, "transformer", None), comfy.clip_model.CLIPTextModel
-        ):
+        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and _is_clip(model):
             found[tokenizer.embedding_key] = (tokenizer, model)
     if not found:
         raise InputError(
@@ -42,6 +40,10 @@ def encoders(clip) -> dict[str, tuple[Any, nn.Module]]:
             "words, so wire in a model with CLIP-L, -G or -H, or train a LoRA with a trigger word"
         )
     return found
+
+
+def _is_clip(model) -> bool:
+    return isinstance(getattr(model, "transformer", None), comfy.clip_model.CLIPTextModel)
 
 
 def vocabulary(model) -> Tensor:
@@ -126,6 +128,7 @@ class TrainableText:
 def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     """The CLIP as it is on the wire, copied: its in-place sums would break a backward pass, the user's stays whole.
 
+    Only the CLIP encoders are copied; a T5 beside them is the user's own.
     compute: the type of the matrix products, None for float32.
     """
     clip.load_model()
@@ -137,9 +140,17 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
             layer.weight for layer in own.modules()
             if isinstance(layer, nn.Embedding) and layer.weight.device.type == "cpu" and layer.weight.dtype in _READABLE
         ]  # fmt: skip
-        model = copy.deepcopy(own, {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
-        model.requires_grad_(False).to(device)
+        known: dict[int, Any] = {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared}
+        # A T5 beside the CLIPs learns nothing and is many times their size: the user's own answers, with no graph.
+        beside = [part for part in own.children() if isinstance(part, comfy.sd1_clip.SDClipModel) and not _is_clip(part)]
+        model = copy.deepcopy(own, known | {id(part): part for part in beside})
+        for part in model.children():
+            if not any(part is other for other in beside):
+                part.requires_grad_(False).to(device)
+        theirs = {id(layer) for part in beside for layer in part.modules()}
         for layer in model.modules():
+            if id(layer) in theirs:
+                continue
             if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
                 if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
