@@ -115,6 +115,7 @@ def _made(base) -> int:
     return base.model_config.unet_config["out_channels"]
 
 
-FLUX = Family("Flux", is_flux, PATTERNS, MEETING, blocks, file_names, architecture, overwritten, GUIDANCE, masked_picture, refusal)
+FLUX = Family("Flux", is_flux, PATTERNS, MEETING, blocks, file_names, architecture, overwritten, conds=GUIDANCE,
+              masked_picture=masked_picture, refusal=refusal)  # fmt: skip
 FLUX2 = Family("Flux 2", is_flux2, PATTERNS, MEETING, blocks, file_names, overwritten=overwritten, conds=GUIDANCE)
 CHROMA = Family("Chroma", is_chroma, PATTERNS, MEETING, blocks, file_names, lambda _: "chroma", overwritten)
