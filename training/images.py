@@ -15,12 +15,18 @@ MIRRORED = " (mirrored)"  # behind the name of a picture's mirrored copy
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One picture. pixels: [H, W, 3] uint8. mask: [H, W] in 0..1 (1 counts in the loss) or None."""
+    """One picture. pixels: [H, W, 3] uint8. mask: [H, W] in 0..1 (1 counts in the loss) or None.
+
+    original: (height, width) in px before it was scaled, None where it was not. crop: (top, left), how many px of the
+    scaled picture were cut away. SDXL is told both (Podell et al. 2023, arXiv 2307.01952, section 2.2).
+    """
 
     name: str
     pixels: Tensor
     caption: str
     mask: Tensor | None = None
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)

@@ -36,19 +36,13 @@ def model_conds(
 ) -> ModelConds:
     """What the model wants to know for one picture: context, and for some families the pooled vector and the size.
 
-    cond: [1, tokens, width]. extra: what ComfyUI's CLIP gives beside it (pooled_output, attention_mask, ...).
-    latent: [1, C, H, W]: its shape tells the picture's size.
+    cond: [1, tokens, width]. extra: what ComfyUI's CLIP gives beside it (pooled_output, attention_mask, ...) and what is
+    known of the picture, see `Pictures.facts`; it goes before what is taken by default. latent: [1, C, ...]: its shape
+    tells the picture's size.
     """
-    made = base.extra_conds(
-        cross_attn=cond,
-        **extra,
-        noise=latent,
-        device=device,
-        width=latent.shape[-1] * 8,
-        height=latent.shape[-2] * 8,
-        prompt_type="positive",
-        **{name: value for name, value in training_conds(base).items() if name not in extra},
-    )
+    size = {"width": latent.shape[-1] * 8, "height": latent.shape[-2] * 8}
+    given = {**size, **training_conds(base), **extra}
+    made = base.extra_conds(cross_attn=cond, noise=latent, device=device, prompt_type="positive", **given)
     return ModelConds({name: value.process_cond(batch_size=1, area=None) for name, value in made.items()})
 
 
@@ -69,9 +63,9 @@ def join(parts: Sequence[ModelConds]) -> ModelConds:
 
 def _fixed_shapes(part: ModelConds) -> tuple:
     return tuple(
-        (name, tuple(value.cond.shape))
+        (name, tuple(value.cond.shape) if isinstance(value.cond, Tensor) else repr(value.cond))
         for name, value in sorted(part.conds.items())
-        if isinstance(value.cond, Tensor) and not isinstance(value, comfy.conds.CONDCrossAttn)
+        if not isinstance(value, comfy.conds.CONDCrossAttn)
     )
 
 

@@ -34,6 +34,10 @@ _PREDICTIONS: dict[type, Prediction] = {
 def prediction_of(model_sampling) -> Prediction:
     """Which target the model's network was trained on: whose rule turns its output into a clean latent."""
     rule = next(kind for kind in type(model_sampling).__mro__ if "calculate_denoised" in vars(kind))
+    if rule.__name__ == "LCM" and issubclass(rule, comfy.model_sampling.EPS):
+        # ModelSamplingDiscrete's: the clean latent of a noise prediction, mixed with x by less than 1e-5 at every noise
+        # level that this sampling has.
+        return "epsilon"
     if rule not in _PREDICTIONS:
         raise InputError(
             f"the model's prediction type {rule.__name__} cannot be trained here; "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import comfy.model_base
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from ...training.config import TrainConfig
 from ...training.data import LatentSet
+from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage, by_picture
 from ...training.record import Run
 from ...training.validation import FEW, rotations, split
 from . import cache, identity
+from .models import wants_masked_picture
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Pictures:
     """items and data go together; trained_on, held_out and prior are indices into both.
 
     rotations: (trained on, held out) of the trainings that come first, where the set is too small to spare a picture.
+    blank: for a model that reads a picture with a hole, the latent [1, C, h, w] of a grey picture by its
+    (height, width) in px, not yet scaled.
     """
 
     items: list[TrainingImage]
@@ -30,6 +35,25 @@ class Pictures:
     held_out: list[int]
     prior: list[int]
     rotations: list[tuple[list[int], list[int]]]
+    blank: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What a model may want to know of a picture, by the names of ComfyUI's `extra_conds`.
+
+        Its size before it was scaled and what was cut away, in px: SDXL learns from small and cropped pictures without
+        drawing like them (Podell et al. 2023, arXiv 2307.01952, section 2.2). For an inpainting model a picture of which
+        nothing is kept, as InpaintModelConditioning makes it of a mask of ones: grey, the colour of a hole.
+        """
+        item, latent = self.items[index], self.data.latents[index]
+        known: dict[str, Any] = {}
+        if item.original is not None:
+            height, width = item.original
+            known = {"height": height, "width": width, "crop_h": item.crop[0], "crop_w": item.crop[1],
+                     "target_height": latent.shape[-2] * 8, "target_width": latent.shape[-1] * 8}  # fmt: skip
+        if self.blank:
+            known["concat_latent_image"] = self.blank[tuple(item.pixels.shape[:2])]
+            known["concat_mask"] = torch.ones(1, 1, *latent.shape[-2:])
+        return known
 
     def count(self, indices: Sequence[int]) -> int:
         """How many different pictures `indices` are."""
@@ -60,7 +84,17 @@ def prepare(
     with torch.inference_mode(False), torch.no_grad():
         latents = _encoded(vae, base, items)
     masks = [None if item.mask is None else mask_to_latent(item.mask, latent) for item, latent in zip(items, latents, strict=True)]
-    return Pictures(items, LatentSet(latents, masks), trained_on, held_out, list(range(before, len(items))), rotated)
+    blank = _blank(vae, items) if wants_masked_picture(base) else {}
+    return Pictures(items, LatentSet(latents, masks), trained_on, held_out, list(range(before, len(items))), rotated, blank)
+
+
+def _blank(vae, items: list[TrainingImage]) -> dict[tuple[int, ...], Tensor]:
+    """{(height, width) in px: a grey picture of that size through the VAE}, unscaled, on the CPU."""
+    with torch.inference_mode(False), torch.no_grad():
+        return {
+            size: vae.encode(torch.full((1, *size, 3), 0.5)).float().to("cpu", copy=True).clone()
+            for size in {tuple(item.pixels.shape[:2]) for item in items}
+        }
 
 
 def _encoded(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) -> list[Tensor]:
@@ -71,15 +105,30 @@ def _encoded(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) 
         key = cache.digest(of_vae, type(base.latent_format).__name__, str(tuple(pixels.shape)), pixels.numpy().tobytes())
 
         def encode(pixels=pixels) -> Tensor:
-            return base.process_latent_in(vae.encode(pixels[None].float() / 255)).float().to("cpu", copy=True).clone()
+            latent = _of_the_model(base, vae.encode(pixels[None].float() / 255))
+            return base.process_latent_in(latent).float().to("cpu", copy=True).clone()
 
         out.append(cache.latents.get(key, encode))
     return out
 
 
+def _of_the_model(base: comfy.model_base.BaseModel, latent: Tensor) -> Tensor:
+    """What a VAE made, in the shape of the model's latents; a video model's have one frame. Raises `InputError` otherwise."""
+    channels, axes = base.latent_format.latent_channels, base.latent_format.latent_dimensions
+    if axes == 3 and latent.ndim == 4:
+        latent = latent.unsqueeze(2)
+    if latent.shape[1] != channels or latent.ndim != axes + 2:
+        raise InputError(
+            f"the VAE makes latents of {latent.shape[1]} channels in {latent.ndim} dimensions, and this model's have "
+            f"{channels} in {axes + 2}; wire in the VAE that belongs to the model"
+        )
+    return latent
+
+
 def mask_to_latent(mask: Tensor, latent: Tensor) -> Tensor:
-    """A pixel mask [H, W] as [1, 1, h, w] at the latent's size: the mean of each cell."""
-    return torch.nn.functional.adaptive_avg_pool2d(mask[None, None].float(), latent.shape[-2:])
+    """A pixel mask [H, W] as [1, 1, h, w], or [1, 1, 1, h, w] for one frame, at the latent's size: the mean of each cell."""
+    cells = torch.nn.functional.adaptive_avg_pool2d(mask[None, None].float(), latent.shape[-2:])
+    return cells.reshape(1, *[1] * (latent.ndim - 3), *latent.shape[-2:])
 
 
 def describe_held_out(run: Run, config: TrainConfig) -> list[str]:

@@ -32,13 +32,18 @@ def encoders(clip) -> dict[str, tuple[Any, nn.Module]]:
     found = {}
     for name, tokenizer in vars(clip.tokenizer).items():
         model = getattr(clip.cond_stage_model, name, None)
-        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and isinstance(
-            getattr(model, "transformer", None), comfy.clip_model.CLIPTextModel
-        ):
+        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and _is_clip(model):
             found[tokenizer.embedding_key] = (tokenizer, model)
     if not found:
-        raise InputError(f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; wire in one with CLIP-L, -G or -H")
+        raise InputError(
+            f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; a pseudo-word is a row of CLIP's table of "
+            "words, so wire in a model with CLIP-L, -G or -H, or train a LoRA with a trigger word"
+        )
     return found
+
+
+def _is_clip(model) -> bool:
+    return isinstance(getattr(model, "transformer", None), comfy.clip_model.CLIPTextModel)
 
 
 def vocabulary(model) -> Tensor:
@@ -123,18 +128,27 @@ class TrainableText:
 def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     """The CLIP as it is on the wire, copied: its in-place sums would break a backward pass, the user's stays whole.
 
+    Only the CLIP encoders are copied; a T5 beside them is the user's own.
     compute: the type of the matrix products, None for float32.
     """
     clip.load_model()
     device = clip.patcher.load_device
     with torch.inference_mode(False), torch.enable_grad():
         own = clip.cond_stage_model
-        # Weights are only read: the copy shares their memory where nothing can take it away. What it needs in another
-        # type is replaced below, in the copy alone.
-        shared = [p for p in own.parameters() if p.device.type == "cpu" and p.dtype in _READABLE]
-        model = copy.deepcopy(own, {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
-        model.requires_grad_(False).to(device)
-        for layer in model.modules():
+        learning = {id(layer) for part in own.modules() if _is_clip(part) for layer in part.modules()}
+        # Through other encoders (T5 and the like, often fp8 or quantised, and many times a CLIP's size) no gradient flows:
+        # theirs are used as they lie.
+        others = [layer for layer in own.modules() if id(layer) not in learning]
+        known = {id(tensor): tensor for layer in others for tensor in (*layer._parameters.values(), *layer._buffers.values())}
+        # A CLIP's weights are only read: the copy shares their memory where nothing can take it away. What it needs in
+        # another type is replaced below, in the copy alone.
+        shared = [
+            weight for part in own.modules() if _is_clip(part)
+            for weight in part.parameters() if weight.device.type == "cpu" and weight.dtype in _READABLE
+        ]  # fmt: skip
+        model = copy.deepcopy(own, known | {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
+        parts = [part.requires_grad_(False).to(device) for part in model.modules() if _is_clip(part)]
+        for layer in (layer for part in parts for layer in part.modules()):
             if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
                 if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
@@ -159,12 +173,18 @@ TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer 
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """{layer name: linear layer} of the text encoders' attention: what a LoRA of theirs trains."""
-    return {
+    """{layer name: linear layer} of the CLIPs' attention: what a LoRA of theirs trains. Raises `InputError` without a CLIP."""
+    found = {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and re.fullmatch(ATTENTION, name)
     }
+    if not found:
+        raise InputError(
+            f"train_text_encoder is on, and the text encoder ({type(model).__name__}) holds no CLIP, which alone is trained "
+            "here; switch it off"
+        )
+    return found
 
 
 def file_names(model: nn.Module) -> dict[str, dict[str, str]]:

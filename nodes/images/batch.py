@@ -44,6 +44,6 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
         if pixels.shape[-1] == 1:
             pixels = pixels.expand(-1, -1, 3)
         mask = None if masks is None else masks[i % masks.shape[0], rows, columns].float().clamp(0, 1).cpu().clone()
-        items.append(TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask))
+        items.append(TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, tuple(images.shape[1:3]), (top, left)))
     notes = remarks([item.name for item in items], [item.pixels for item in items])
     return ImageSet(tuple(items), trigger.strip(), fingerprint(items), tuple(notes))

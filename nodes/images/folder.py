@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +135,11 @@ def read_folder(request: FolderRequest) -> ImageSet:
             notes.append(f"{path.name}: {note}")
         if pixels.shape[0] * pixels.shape[1] < request.resolution**2 / 2:
             small.append(f"{path.name} ({pixels.shape[1]}x{pixels.shape[0]} px)")
-        item = TrainingImage(path.name, fit(pixels, height, width), caption, None if mask is None else fit(mask, height, width))
+        original = tuple(pixels.shape[:2])
+        item = TrainingImage(
+            path.name, fit(pixels, height, width), caption, None if mask is None else fit(mask, height, width),
+            original, cut_away(original, height, width),
+        )  # fmt: skip
         items.append(item)
         distinct.append(item)
         if request.flip:
@@ -244,10 +248,16 @@ def fit(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return torch.from_numpy(np.array(picture).astype(np.float32) / 255 if mask else np.array(picture))
 
 
+def cut_away(original: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """(top, left) px of the scaled picture that `fit` crops."""
+    scale = max(height / original[0], width / original[1])
+    return round((original[0] * scale - height) / 2), round((original[1] * scale - width) / 2)
+
+
 def mirrored(item: TrainingImage) -> TrainingImage:
     """The picture left to right."""
     mask = None if item.mask is None else item.mask.flip(1)
-    return TrainingImage(item.name + MIRRORED, item.pixels.flip(1), item.caption, mask)
+    return replace(item, name=item.name + MIRRORED, pixels=item.pixels.flip(1), mask=mask)
 
 
 def read_caption(path: Path) -> str:
@@ -286,7 +296,7 @@ def fingerprint(items: Iterable[TrainingImage]) -> str:
     """A hash of all that a training sees of the pictures."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(f"{tuple(item.pixels.shape)}\0{item.caption}\0".encode())
+        digest.update(f"{tuple(item.pixels.shape)}\0{item.caption}\0{item.original}{item.crop}".encode())
         digest.update(item.pixels.contiguous().numpy().tobytes())
         if item.mask is not None:
             digest.update(item.mask.contiguous().numpy().tobytes())

@@ -14,7 +14,7 @@ from ...training.errors import InputError
 from .bypass import add_injection, can_bypass, low_rank_path, module_of
 from .files import NamedLora
 from .match import Patch, describe_unmatched, keys_and_shapes, match
-from .places import PREFIX, projection_of
+from .places import PREFIX, fused_rows, projection_of
 from .scope import Scope, listed
 from .timing import Timing
 
@@ -57,7 +57,7 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
     own: Weighted = []
     for patch in found.model:
         layer = _layer(patch)
-        own.append((request.strength_model * scope.strength(layer, config), _by_rows(patch, scope)))
+        own.append((request.strength_model * scope.strength(layer, config), _by_rows(patch, scope, config)))
     text = [(request.strength_clip * scope.projections.get(projection_of(_layer(p)) or "", 1.0), p) for p in found.clip]
 
     beside = request.mode == "bypass" or not request.timing.always
@@ -78,13 +78,16 @@ def _layer(patch: Patch) -> str:
     return patch.weight.removesuffix(".weight") if isinstance(patch.key, str) else patch.layer
 
 
-def _by_rows(patch: Patch, scope: Scope) -> Patch:
-    """With query, key and value in one layer: its rows by thirds at each one's strength."""
-    rows = scope.rows(_layer(patch))
-    if rows is None or not low_rank_path(patch.adapter) or patch.adapter.weights[0].shape[0] % 3:
+def _by_rows(patch: Patch, scope: Scope, config) -> Patch:
+    """With query, key and value in one layer: the rows of each at its strength."""
+    strengths = scope.rows(_layer(patch))
+    if strengths is None or not low_rank_path(patch.adapter):
         return patch
     up, *rest = patch.adapter.weights
-    factor = torch.tensor(rows, dtype=up.dtype).repeat_interleave(up.shape[0] // 3)
+    rows = fused_rows(up.shape[0], config)
+    if rows is None:
+        return patch
+    factor = torch.tensor(strengths, dtype=up.dtype).repeat_interleave(torch.tensor(rows))
     scaled = up * factor.reshape(-1, *[1] * (up.ndim - 1))
     return replace(patch, adapter=LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)))
 

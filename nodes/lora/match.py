@@ -21,10 +21,11 @@ from .scope import listed
 
 BASES = {
     "stable-diffusion-v1": "SD1.5", "stable-diffusion-v2-512": "SD2", "stable-diffusion-v2-768-v": "SD2",
-    "stable-diffusion-xl-v1-base": "SDXL",
+    "stable-diffusion-xl-v1-base": "SDXL", "Qwen-Image": "Qwen-Image", "wan2.1": "Wan", "chroma": "Chroma", "lumina-2": "Lumina 2",
 }  # fmt: skip
 _BY_METADATA = (("sdxl", "SDXL"), ("xl-v1", "SDXL"), ("sd_v1", "SD1.5"), ("diffusion-v1", "SD1.5"), ("sd_v2", "SD2"),
-                ("diffusion-v2", "SD2"), ("flux", "Flux"), ("sd3", "SD3"), ("diffusion-v3", "SD3"))  # fmt: skip
+                ("diffusion-v2", "SD2"), ("flux", "Flux"), ("sd3", "SD3"), ("diffusion-v3", "SD3"),
+                ("qwen-image", "Qwen-Image"), ("wan2", "Wan"), ("chroma", "Chroma"), ("lumina-2", "Lumina 2"))  # fmt: skip
 _BY_CONTEXT = {768: "SD1.5", 1024: "SD2", 2048: "SDXL", 1280: "the SDXL refiner"}
 _BY_NAME = (("double_blocks", "Flux"), ("single_transformer_blocks", "Flux"), ("joint_blocks", "SD3"))
 

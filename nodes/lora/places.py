@@ -17,7 +17,7 @@ _LAST = {
     "query": ("to_q", "q_proj", "q", "wq", "add_q_proj"),
     "key": ("to_k", "k_proj", "k", "wk", "add_k_proj"),
     "value": ("to_v", "v_proj", "v", "wv", "add_v_proj"),
-    "out": ("to_out", "out_proj", "o", "wo", "to_add_out", "proj"),
+    "out": ("to_out", "out_proj", "o", "wo", "to_add_out", "proj", "out"),
 }
 _FUSED = ("qkv", "linear1_qkv", "attn_qkv", "img_attn_qkv", "txt_attn_qkv")
 
@@ -33,9 +33,21 @@ def projection_of(layer: str) -> str | None:
         return "fused"
     for name, spellings in _LAST.items():
         # Short names are projections only inside an attention.
-        if last in spellings and (len(last) > 4 or last.startswith("to_") or "attn" in ".".join(words[:-1]).lower()):
+        inside = re.search(r"attn|attention$", ".".join(words[:-1]).lower())
+        if last in spellings and (len(last) > 4 or last.startswith("to_") or inside):
             return name
     return None
+
+
+def fused_rows(rows: int, unet_config: Mapping | None = None) -> tuple[int, int, int] | None:
+    """How many of a fused layer's `rows` make query, key and value; None where they cannot be told apart.
+
+    A third each, but where several queries share a key: Lumina 2 has three to one. unet_config: ComfyUI's.
+    """
+    queries = (unet_config or {}).get("n_heads") or 1
+    keys = (unet_config or {}).get("n_kv_heads") or queries
+    size, rest = divmod(rows, queries + 2 * keys)
+    return None if rest else (size * queries, size * keys, size * keys)
 
 
 def kind_of(layer: str) -> str:

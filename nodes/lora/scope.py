@@ -72,7 +72,7 @@ class Scope:
         return factor * (self.block_strength(block_names(layer, unet_config)) if self.blocks else 1.0)
 
     def rows(self, layer: str) -> tuple[float, float, float] | None:
-        """Factors for the three thirds of a layer that holds query, key and value in one; None where they are all 1."""
+        """Factors for query, key and value of a layer that holds all three; None where they are all 1."""
         parts = tuple(self.projections.get(name, 1.0) for name in ("query", "key", "value"))
         return parts if projection_of(layer) == "fused" and parts != (1.0, 1.0, 1.0) else None
 

@@ -24,7 +24,7 @@ from ..bridge import identity
 from ..bridge.cache import digest
 from ..bridge.conditioning import ModelConds, encode_prompts, join, model_conds
 from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training
-from ..bridge.models import TARGETS, architecture, file_names, target_layers
+from ..bridge.models import TARGETS, architecture, check_trainable, file_names, target_layers
 from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
@@ -96,7 +96,10 @@ def train_lora(
     settings: how sample images are drawn. save: called with (step, LoRA, run) for what is saved on the way.
     """
     config, base = request.train, model.model
+    check_trainable(base)
     target_layers(base.diffusion_model, request.targets, request.custom_targets)  # wrong targets are said before the wait
+    if request.train_text_encoder:
+        attention_layers(clip.cond_stage_model)
     pictures = prepare(vae, base, config, data.images, data.validation, data.prior)
     run = Run(
         run_id("lora", request.settings(), data.fingerprint(), identity.of_models(model, clip, vae)), "lora",
@@ -182,7 +185,8 @@ class Prompts:
         return self._known[index, caption]
 
     def _conds(self, index: int, cond: Tensor, extra: dict[str, Any]) -> ModelConds:
-        return model_conds(self._denoiser.base, cond, extra, self._pictures.data.latents[index], self._denoiser.device)
+        pictures, denoiser = self._pictures, self._denoiser
+        return model_conds(denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device)
 
     def for_sample(self) -> tuple[list, list]:
         """(positive, negative) of a sample image, as ComfyUI's samplers take them."""

@@ -18,6 +18,7 @@ from ...training.validation import SEED, grid, scorer
 from ..bridge import identity
 from ..bridge.conditioning import join, model_conds
 from ..bridge.denoiser import compute_type, opened_for_training
+from ..bridge.models import check_trainable
 from ..bridge.pictures import describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
@@ -79,6 +80,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     config, word = request.train, prompt_word(request.name)
     if request.template == "captions":
         check_captions(images.items)
+    check_trainable(model.model)
     parts = encoders(clip)
     tables = {key: vocabulary(encoder) for key, (_, encoder) in parts.items()}
     start = {
@@ -109,7 +111,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
                     for place, index in enumerate(batch.indices)
                 ]
                 conditioning = join([
-                    model_conds(denoiser.base, cond, extra, pictures.data.latents[index], denoiser.device)
+                    model_conds(denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device)
                     for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
                 ])  # fmt: skip
                 sigma = denoiser.sigma(batch.u)

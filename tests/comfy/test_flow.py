@@ -266,24 +266,6 @@ def test_a_go_on_from_a_saved_lora(flux, run_node):
     assert all(torch.allclose(again[key], value) for key, value in first.items())
 
 
-# --- what is not known ----------------------------------------------------------------------------------------------
-
-
-def test_other_families_are_refused_with_the_reason(comfyui):
-    import comfy.ldm.chroma.model
-    import comfy.ops
-
-    params = {k: v for k, v in tiny.FLUX.items() if k not in ("image_model", "guidance_embed", "dtype")}
-    chroma = comfy.ldm.chroma.model.Chroma(
-        **params, in_dim=8, out_dim=64, hidden_dim=16, n_layers=1, device="cpu", dtype=torch.float32, operations=comfy.ops.disable_weight_init
-    )
-    assert family_of(chroma) is None
-    with pytest.raises(InputError, match="the layers of a Chroma are not known by name here; set targets to 'custom'"):
-        target_layers(chroma, "cross-attention")
-    with pytest.raises(InputError, match="the blocks of a Chroma are not known here.*switch it off"):
-        checkpoint_blocks(chroma)
-
-
 def test_a_patch_that_overwrites_in_place_is_said(flux, run_node):
     """A user's own patch on the wire that changes q in place, which the attention has kept for its gradient."""
     patched = flux[0].clone()

@@ -123,13 +123,13 @@ def random_lora(layers: dict[str, tuple[int, int]], rank: int = 4, alpha: float 
 
 
 def vae(channels: int = 4):
-    """A VAE of TAESD's classes with random weights: 8x8 pixels a latent."""
+    """A VAE of TAESD's classes with random weights: 8x8 pixels a latent, 16x16 for Flux 2's 128 channels."""
     import comfy.sd
     from comfy.taesd.taesd import TAESD
 
     made = TAESD(latent_channels=channels)
     fill(made, 3)
-    return comfy.sd.VAE(sd=made.state_dict())
+    return comfy.sd.VAE(sd=made.state_dict(), metadata={"tae_latent_channels": channels})
 
 
 FLUX = {

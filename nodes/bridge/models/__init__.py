@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from ....training.errors import InputError
-from . import joint, unet
+from . import flux, lumina, qwen, sd3, unet, wan
+from .family import Family
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
-
-
-@dataclass(frozen=True)
-class Family:
-    """What differs between model families: the names of their layers, and what a training has to mind."""
-
-    name: str
-    fits: Callable[[nn.Module], bool]
-    patterns: dict[str, str]  # target -> regular expression over layer names
-    blocks: Callable[[nn.Module], Iterable[nn.Module]]  # what gradient checkpointing computes anew
-    file_names: Callable[[nn.Module], dict[str, dict]]  # base model -> layer -> name by file format, see `to_format`
-    architecture: Callable[[nn.Module], str]  # base model -> its name in the model specification
-    overwritten: Callable[[nn.Module], Iterable[nn.Module]] = lambda _: ()  # layers whose input is overwritten in place
-    conds: Mapping[str, Any] = field(default_factory=dict)  # what a training tells the model besides its prompts
-
-
-FAMILIES = (
-    Family("U-Net (SD1.5, SD2, SDXL)", unet.fits, unet.PATTERNS, unet.blocks, unet.file_names, unet.architecture),
-    Family("Flux", joint.is_flux, joint.FLUX_PATTERNS, joint.flux_blocks, joint.flux_names, joint.architecture,
-           joint.flux_overwritten, joint.FLUX_CONDS),
-    Family("SD3", joint.is_sd3, joint.SD3_PATTERNS, joint.sd3_blocks, joint.sd3_names, joint.architecture),
-)  # fmt: skip
+FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
 
 
 def family_of(diffusion_model: nn.Module) -> Family | None:
@@ -51,6 +30,20 @@ def training_conds(base) -> Mapping[str, Any]:
     """What a training tells the model besides the prompts, by the names of ComfyUI's `extra_conds`."""
     family = family_of(base.diffusion_model)
     return family.conds if family else {}
+
+
+def check_trainable(base) -> None:
+    """Raise `InputError` for a model that needs more than pictures and prompts, with the reason."""
+    family = family_of(base.diffusion_model)
+    reason = family.refusal(base) if family else ""
+    if reason:
+        raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}")
+
+
+def wants_masked_picture(base) -> bool:
+    """Whether the model also reads a mask and the picture outside of it, as inpainting checkpoints do."""
+    family = family_of(base.diffusion_model)
+    return bool(family and family.masked_picture(base))
 
 
 def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
@@ -77,12 +70,16 @@ def architecture(base) -> str:
 
 
 def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") -> dict[str, nn.Module]:
-    """{layer name: linear layer} of the layers that get an adapter.
+    """{layer name: linear layer} of the layers that get an adapter; never one whose output reaches nothing.
 
     custom: comma-separated patterns with `*`, matched against whole layer names, for `targets == "custom"`.
     Raises `InputError` where the model's family is not known or nothing matches.
     """
-    linear = {name: layer for name, layer in diffusion_model.named_modules() if isinstance(layer, nn.Linear)}
+    family = family_of(diffusion_model)
+    idle = set(family.idle(diffusion_model)) if family else set()
+    linear = {
+        name: layer for name, layer in diffusion_model.named_modules() if isinstance(layer, nn.Linear) and name not in idle
+    }  # fmt: skip
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
     if targets == "custom":
@@ -91,7 +88,6 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
             raise InputError("targets is 'custom' and custom_targets is empty; write patterns such as '*attn2.to_k'")
         pattern = "|".join(re.escape(part).replace(r"\*", ".*") for part in parts)
     else:
-        family = family_of(diffusion_model)
         if family is None:
             raise InputError(
                 f"the layers of a {type(diffusion_model).__name__} are not known by name here; "

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from .family import Family
+
 _BLOCK = r".*transformer_blocks\.\d+\."
 PATTERNS = {
     "cross-attention": _BLOCK + r"attn2\.(to_q|to_k|to_v|to_out\.0)",
     "attention": _BLOCK + r"attn[12]\.(to_q|to_k|to_v|to_out\.0)",
     "attention + feed-forward": _BLOCK + r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
 }
+MEETING = "`attn2` (`to_q`, `to_k`, `to_v`, `to_out.0`) of every transformer block"
 
 
 def fits(diffusion_model: nn.Module) -> bool:
@@ -59,3 +62,20 @@ def architecture(base) -> str:
         known.SDXL: "stable-diffusion-xl-v1-base",
     }
     return names.get(type(base.model_config), "")
+
+
+def masked_picture(base) -> bool:
+    """Whether it is an inpainting checkpoint: 9 channels, the latent, a mask and the picture outside of it."""
+    return "masked_image" in base.concat_keys
+
+
+def refusal(base) -> str:
+    import comfy.model_base as known
+
+    if isinstance(base, (known.SVD_img2vid, known.Stable_Zero123, known.SD_X4Upscaler, known.Lotus)):
+        return "it works from a picture instead of a prompt, which a training set does not have; wire in a text-to-image model"
+    return ""
+
+
+FAMILY = Family("U-Net (SD1.5, SD2, SDXL)", fits, PATTERNS, MEETING, blocks, file_names, architecture,
+                masked_picture=masked_picture, refusal=refusal)  # fmt: skip

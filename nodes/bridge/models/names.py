@@ -1,0 +1,45 @@
+"""What LoRA files call the layers of a transformer."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def linear_layers(base) -> dict[str, nn.Linear]:
+    return {name: layer for name, layer in base.diffusion_model.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def by_program(base, diffusers: dict) -> dict[str, dict]:
+    """{layer: {"kohya": ..., "diffusers": ...}}. diffusers: its name -> ComfyUI's, or (ComfyUI's, (0, first, rows)).
+
+    kohya writes the checkpoint's own names with underscores. diffusers has a layer for q, k and v each, so a fused
+    layer is a list of (name, first row, rows) there.
+    """
+    layers = linear_layers(base)
+    names: dict[str, dict] = {name: {"kohya": kohya(name)} for name in layers}
+    parts: dict[str, list[tuple[str, int, int]]] = {}
+    for theirs, ours in diffusers.items():
+        if not theirs.endswith(".weight"):
+            continue
+        theirs = "transformer." + theirs.removesuffix(".weight")
+        if isinstance(ours, str):
+            forms = names.get(ours.removesuffix(".weight"))
+            if forms is not None:
+                forms.setdefault("diffusers", theirs)
+        elif len(ours) == 2:
+            parts.setdefault(ours[0].removesuffix(".weight"), []).append((theirs, ours[1][1], ours[1][2]))
+    for layer, pieces in parts.items():
+        pieces = sorted(pieces, key=lambda piece: piece[1])
+        # Only where the pieces are the whole layer: ComfyUI's table knows one width of the feed-forward.
+        if layer in names and sum(rows for _, _, rows in pieces) == layers[layer].out_features:
+            names[layer]["diffusers"] = pieces
+    return names
+
+
+def as_they_are(base, prefix: str) -> dict[str, dict]:
+    """`by_program` of a model whose layers diffusers' files call as ComfyUI does, behind `prefix`."""
+    return {name: {"kohya": kohya(name), "diffusers": prefix + name} for name in linear_layers(base)}
+
+
+def kohya(layer: str) -> str:
+    return "lora_unet_" + layer.replace(".", "_")

@@ -1,0 +1,44 @@
+"""SD3 and SD3.5: every block has a stream for the text and one for the picture, which attend to each other in one attention.
+
+Esser et al. 2024, arXiv 2403.03206, figure 2b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from .family import Family
+from .names import by_program
+
+_JOINT = r"joint_blocks\.\d+\.(context|x)_block\.attn\.(qkv|proj)"
+_SELF = r"joint_blocks\.\d+\.x_block\.attn2\.(qkv|proj)"  # SD3.5 medium's picture tokens among themselves
+_MLP = r"joint_blocks\.\d+\.(context|x)_block\.mlp\.fc[12]"
+PATTERNS = {
+    "cross-attention": _JOINT,
+    "attention": f"{_JOINT}|{_SELF}",
+    "attention + feed-forward": f"{_JOINT}|{_SELF}|{_MLP}",
+}
+MEETING = "`attn` (`qkv`, `proj`) of both streams, `context_block` and `x_block`, in every block"
+
+
+def fits(diffusion_model: nn.Module) -> bool:
+    from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+
+    return isinstance(diffusion_model, MMDiT)
+
+
+def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
+    """What gradient checkpointing computes anew."""
+    yield from diffusion_model.joint_blocks
+
+
+def file_names(base) -> dict[str, dict]:
+    """See `by_program`."""
+    import comfy.utils
+
+    return by_program(base, comfy.utils.mmdit_to_diffusers(base.model_config.unet_config))
+
+
+FAMILY = Family("SD3", fits, PATTERNS, MEETING, blocks, file_names)
