@@ -69,7 +69,8 @@ def test_the_sprites_are_of_the_small_models_kind():
         border = cells.copy()
         border[2:14, 2:14] = paper
         assert (border == paper).all()
-        assert np.abs(np.median(inside.reshape(-1, 3), 0) - (252, 234, 43)).max() < 30, caption
+        yellow = np.abs(inside.astype(int) - (252, 234, 43)).max(-1) < 40  # OpenMoji's, apart from lines that share a cell
+        assert yellow.mean() > 0.2
 
 
 @pytest.mark.slow

@@ -122,13 +122,14 @@ def thumbnail(section: Section) -> Image.Image:
     rows = -(-len(firsts) // columns)
     page, font, words = Image.new("RGB", (480, 320), PAPER), _font(13), 18  # px: the height of a label
     draw = ImageDraw.Draw(page)
-    side = min((480 - GAP) // columns, (320 - GAP) // rows - words) - GAP
-    left, top = (480 - columns * (side + GAP) + GAP) // 2, (320 - rows * (side + words + GAP) + GAP) // 2
+    room = (480 - GAP) // columns - GAP  # for a picture's label
+    side = min(room, (320 - GAP) // rows - words - GAP)
+    top = (320 - rows * (side + words + GAP) + GAP) // 2
     for i, (label, picture) in enumerate(firsts):
         scale = side / max(picture.size)
         size = tuple(max(1, round(length * scale)) for length in picture.size)
         small = picture.convert("RGB").resize(size, Image.NEAREST if scale >= 1 else Image.LANCZOS)
-        x, y = left + i % columns * (side + GAP), top + i // columns * (side + words + GAP)
-        draw.text((x, y), _fit(draw, label, font, side + GAP), INK, font)
-        page.paste(small, (x + (side - size[0]) // 2, y + words + (side - size[1]) // 2))
+        middle, y = GAP + i % columns * (room + GAP) + room // 2, top + i // columns * (side + words + GAP)
+        draw.text((middle, y), _fit(draw, label, font, room + GAP // 2), INK, font, anchor="ma")
+        page.paste(small, (middle - size[0] // 2, y + words + (side - size[1]) // 2))
     return page

@@ -125,7 +125,8 @@ class Host:
     ):
         self.base, self.port, self.options = Path(base).resolve(), port or free_port(), options
         self.url = f"http://127.0.0.1:{self.port}"
-        self.console, self.log = self.base / "console.log", self.base / "comfyui.log"
+        self.console = self.base / "console.log"
+        self.log = self.base / "comfyui.log" if keeps_a_log() else self.console
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Host:
