@@ -137,10 +137,10 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
         model = copy.deepcopy(own, {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
         model.requires_grad_(False).to(device)
         for layer in model.modules():
-            if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
+            if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
+                layer.comfy_cast_weights = True  # the table keeps its type; its rows come in the type that is asked for
+            elif isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
-                if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
-                    continue
                 narrow = compute is not None and isinstance(layer, nn.Linear)
                 layer.to(compute if narrow else torch.float32)
             if isinstance(layer, comfy.clip_model.CLIPLayer):

@@ -17,10 +17,11 @@ import torch
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.images import ImageSet, TrainingImage
 from helpers import sample
+from model import LATENT_SCALE
 
 COUNT = 4  # pictures a ground
 SETTINGS = dict(cfg=2.0, steps=12)
-LORA = dict(steps=240, batch_size=4, learning_rate=5e-3, warmup_steps=10, rank=8, alpha=8.0, timestep_sampling="shifted",
+LORA = dict(targets="attention + feed-forward", steps=240, batch_size=4, learning_rate=5e-3, warmup_steps=10, rank=8, alpha=8.0, timestep_sampling="shifted",
             loss_weighting="debiased", ema=0.95)  # fmt: skip
 WORD = dict(steps=80, batch_size=2, learning_rate=2e-2, template="captions", vectors=1)
 
@@ -34,7 +35,7 @@ def image_set(faces, word: str) -> ImageSet:
 def latents(vae, pictures) -> torch.Tensor:
     """[N, 4 * 16 * 16]"""
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
-    return vae.encode(pixels).flatten(1)
+    return vae.encode(pixels).flatten(1) * LATENT_SCALE
 
 
 def distance(vae, drawn) -> float:
