@@ -7,7 +7,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import comfy.clip_model
@@ -72,13 +72,22 @@ def clip_with_word(clip, name: str, vectors: Mapping[str, Vectors]):
 
 
 def _look_up(name: str, vectors: Vectors, otherwise, text: str):
-    """As ComfyUI's own look-up: (vectors, the name found, what follows it in the prompt)."""
+    """As ComfyUI's own look-up: (vectors, the name found, what follows it in the prompt); older ones give no name."""
     first, *rest = text.split()
     word = first.strip(",")
     if word != name:
         return otherwise(text)
     leftover = " ".join(rest)
-    return vectors(), first, leftover if word == first else f"{first[len(word):]} {leftover}"
+    found = (first,) if _look_up_gives_the_name() else ()
+    return vectors(), *found, leftover if word == first else f"{first[len(word):]} {leftover}"
+
+
+@cache
+def _look_up_gives_the_name() -> bool:
+    class Nowhere:
+        embedding_directory, embedding_size, embedding_key = (), 1, "clip_l"
+
+    return len(comfy.sd1_clip.SDTokenizer._try_get_embedding(Nowhere, "word")) == 3
 
 
 class TrainableText:
@@ -129,18 +138,17 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     device = clip.patcher.load_device
     with torch.inference_mode(False), torch.enable_grad():
         own = clip.cond_stage_model
-        # The tables of words are only read, and large: the copy shares their memory where nothing can take it away.
-        shared = [
-            layer.weight for layer in own.modules()
-            if isinstance(layer, nn.Embedding) and layer.weight.device.type == "cpu" and layer.weight.dtype in _READABLE
-        ]  # fmt: skip
+        # Weights are only read: the copy shares their memory where nothing can take it away. What it needs in another
+        # type is replaced below, in the copy alone.
+        shared = [p for p in own.parameters() if p.device.type == "cpu" and p.dtype in _READABLE]
         model = copy.deepcopy(own, {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
         model.requires_grad_(False).to(device)
         for layer in model.modules():
-            if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
-                layer.comfy_cast_weights = True  # the table keeps its type; its rows come in the type that is asked for
-            elif isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
+            if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
+                if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
+                    layer.forward = partial(_rows, layer)
+                    continue
                 narrow = compute is not None and isinstance(layer, nn.Linear)
                 layer.to(compute if narrow else torch.float32)
             if isinstance(layer, comfy.clip_model.CLIPLayer):
@@ -180,6 +188,11 @@ def file_names(model: nn.Module) -> dict[str, dict[str, str]]:
             if name.startswith((start, second)):
                 found.setdefault(layer, {})[form] = name
     return found
+
+
+def _rows(layer: nn.Embedding, ids: Tensor, **_) -> Tensor:
+    """The words' vectors in float32, of a table that may be narrower: autocast on a CPU joins no float16 with others."""
+    return nn.functional.embedding(ids, layer.weight).float()
 
 
 def _out_of_place(layer, x: Tensor, mask=None, optimized_attention=None) -> Tensor:

@@ -53,10 +53,10 @@ def image(face: str, ground: str) -> Image.Image:
     return small.resize((CELLS * CELL,) * 2, Image.NEAREST)
 
 
-def pictures(faces, word: str = "smiley") -> list[tuple[Image.Image, str]]:
+def pictures(faces, figure: str = "smiley") -> list[tuple[Image.Image, str]]:
     """(image, caption) of each face, the grounds taking turns."""
     grounds = list(GROUNDS)
-    return [(image(face, grounds[i % 2]), f"a {word} on {grounds[i % 2]}") for i, face in enumerate(faces)]
+    return [(image(face, grounds[i % 2]), f"a {figure} on {grounds[i % 2]}") for i, face in enumerate(faces)]
 
 
 def main() -> None:
