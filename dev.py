@@ -433,7 +433,7 @@ def test(arguments: list[str]) -> int:
         choose(version)
     env = prepare(with_tests=True)
     if not arguments:
-        print("* Running the checks and tests (about 5 minutes on 2 cores)", flush=True)
+        print("* Running the checks and tests (about 10 minutes on 2 cores)", flush=True)
     style = 0 if arguments else run([PYTHON, "-m", "ruff", "check"], env)
     return run([PYTHON, "-m", "pytest", *arguments], env) or style
 

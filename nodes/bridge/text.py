@@ -7,7 +7,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import comfy.clip_model
@@ -77,13 +77,22 @@ def clip_with_word(clip, name: str, vectors: Mapping[str, Vectors]):
 
 
 def _look_up(name: str, vectors: Vectors, otherwise, text: str):
-    """As ComfyUI's own look-up: (vectors, the name found, what follows it in the prompt)."""
+    """As ComfyUI's own look-up: (vectors, the name found, what follows it in the prompt); older ones give no name."""
     first, *rest = text.split()
     word = first.strip(",")
     if word != name:
         return otherwise(text)
     leftover = " ".join(rest)
-    return vectors(), first, leftover if word == first else f"{first[len(word):]} {leftover}"
+    found = (first,) if _look_up_gives_the_name() else ()
+    return vectors(), *found, leftover if word == first else f"{first[len(word):]} {leftover}"
+
+
+@cache
+def _look_up_gives_the_name() -> bool:
+    class Nowhere:
+        embedding_directory, embedding_size, embedding_key = (), 1, "clip_l"
+
+    return len(comfy.sd1_clip.SDTokenizer._try_get_embedding(Nowhere, "word")) == 3
 
 
 class TrainableText:

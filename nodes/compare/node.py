@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ...training.errors import InputError
 from ...training.record import Run as Record
+from ..bridge import lettering
 from ..bridge.errors import names_itself
 from ..bridge.types import Run
 from . import sheet, table
@@ -50,6 +51,9 @@ class Compare(io.ComfyNode):
         if pictures:
             counts = f"{len(pictures)} images in {len(grid.rows)} rows and {len(grid.columns)} columns."
             lines.append(counts.replace("1 images", "1 image").replace("1 rows", "1 row").replace("1 columns", "1 column"))
+        codes = lettering.undrawn("".join(grid.rows + grid.columns))
+        if codes:
+            grid.notes.append(f"No font here has {', '.join(codes)}: in the picture they are written as codes, {codes[0]} as U+{ord(codes[0]):04X}.")
         return io.NodeOutput(sheet.draw(grid, rows), "\n".join(lines + grid.notes))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..bridge import lettering
 from ..bridge.image import tensor_of
 from .layout import Grid
 from .table import HEADINGS, Row
@@ -29,17 +29,6 @@ def draw(grid: Grid, rows: Sequence[Row]) -> Tensor:
         image.paste(part, (0, y))
         y += part.height
     return tensor_of(image)
-
-
-def _font(size: float = TEXT) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def _lines(text: str, width: float) -> list[str]:
-    """The text in at most three lines of `width` px."""
-    letters = max(4, int(width / _font().getlength("n")))
-    lines = textwrap.wrap(text, letters) or [""]
-    return lines if len(lines) <= 3 else [*lines[:2], f"{lines[2][:-3]}..."]
 
 
 def _grid(grid: Grid) -> Image.Image | None:
@@ -66,11 +55,13 @@ def _grid(grid: Grid) -> Image.Image | None:
     image = Image.new("RGB", (left + sum(widths.values()) + MARGIN, top + sum(h + GAP for h in heights.values()) + MARGIN), PAPER)
     pad, x = ImageDraw.Draw(image), left
     for column in grid.columns:
-        pad.text((x, MARGIN), _lines(column, widths[column])[0], FAINT, _font())
+        words, font = lettering.set_in(column, TEXT)
+        pad.text((x, MARGIN), lettering.lines(words, font, widths[column] - GAP, 1)[0], FAINT, font)
         y = top
         for row in grid.rows:
             if column == grid.columns[0] and named:
-                pad.multiline_text((MARGIN, y), "\n".join(_lines(row, LABEL - 16)), INK, _font(), spacing=4)
+                words, font = lettering.set_in(row, TEXT)
+                pad.multiline_text((MARGIN, y), "\n".join(lettering.lines(words, font, LABEL - 16, 3)), INK, font, spacing=4)
             cell = grid.cells.get((row, column), ())
             if not cell:
                 pad.rectangle((x, y, x + side - 1, y + heights[row] - 1), EMPTY)
@@ -97,10 +88,10 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _table(rows: Sequence[Row]) -> Image.Image | None:
     if not rows:
         return None
-    font, small = _font(), _font(14)
+    (_, font), named = lettering.set_in("".join(HEADINGS), TEXT), [lettering.set_in(row.name, 14) for row in rows]
     lines = [HEADINGS, *(row.cells for row in rows)]
     widths = [int(max(font.getlength(line[i]) for line in lines)) + 32 for i in range(len(HEADINGS))]
-    name = int(max(small.getlength(row.name) for row in rows))
+    name = int(max(small.getlength(words) for words, small in named))
     image = Image.new("RGB", (max(sum(widths), name) + 2 * MARGIN, 2 * MARGIN + HEAD + 56 * len(rows)), PAPER)
     pad, y = ImageDraw.Draw(image), MARGIN
 
@@ -112,9 +103,9 @@ def _table(rows: Sequence[Row]) -> Image.Image | None:
 
     write(HEADINGS, FAINT)
     y += HEAD
-    for row in rows:
+    for row, (words, small) in zip(rows, named, strict=True):
         pad.line((MARGIN, y - 6, image.width - MARGIN, y - 6), LINE)
         write(row.cells, INK)
-        pad.text((MARGIN, y + 24), row.name, FAINT, small)
+        pad.text((MARGIN, y + 24), words, FAINT, small)
         y += 56
     return image

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ...training.images import ImageSet, passes
+from ..bridge import lettering
 from ..bridge.image import tensor_of
 
 THUMB, TEXT, GAP, MOST = 192, 54, 12, 60
@@ -21,7 +20,7 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
     columns = min(6, len(items))
     rows = -(-len(items) // columns)
     sheet = Image.new("RGB", (columns * (THUMB + GAP) + GAP, rows * (THUMB + TEXT + GAP) + GAP), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw = ImageDraw.Draw(sheet)
     for i, item in enumerate(items):
         x, y = GAP + i % columns * (THUMB + GAP), GAP + i // columns * (THUMB + TEXT + GAP)
         picture = Image.fromarray(item.pixels.numpy())
@@ -32,8 +31,8 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
             keep = Image.fromarray((item.mask.numpy() * 255).astype(np.uint8)).resize(size)
             picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
         sheet.paste(picture, (x + (THUMB - size[0]) // 2, y + (THUMB - size[1]) // 2))
-        text = item.caption or "(no caption)"
-        lines = textwrap.wrap(text, 28)[:3]
+        text, font = lettering.set_in(item.caption or "(no caption)", 13)
+        lines = lettering.lines(text, font, THUMB, 3)
         draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else FAINT, font, spacing=2)
     return tensor_of(sheet)
 

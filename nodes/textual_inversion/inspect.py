@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...training.embedding import nearest_words
 from ...training.errors import InputError
+from ..bridge import lettering
 from ..bridge.image import tensor_of
 from ..bridge.safe_files import read_safetensors
 from ..bridge.text import encoders, vocabulary
@@ -111,7 +112,8 @@ def plot(name: str, near: list[Neighbour]) -> Tensor:
         draw.text((left + 60, y), f"length {one.length:.2f}, {times:.1f} x the vocabulary's median", LONG if times > 5 else FAINT, text)
         for j, (word, cosine) in enumerate(one.words):
             at = y + 26 + j * 22
-            draw.text((left - 10, at), word[:16], INK, text, anchor="ra")
+            shown, font = lettering.set_in(word[:16], 14)
+            draw.text((left - 10, at), shown, INK, font, anchor="ra")
             draw.rectangle((left, at + 3, left + max(1, round(max(cosine, 0.0) * (width - left - 90))), at + 15), BAR)
             draw.text((width - 70, at), f"{cosine:.2f}", FAINT, text)
     return tensor_of(sheet)

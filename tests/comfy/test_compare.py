@@ -106,6 +106,40 @@ def test_runs_say_what_they_took(run_node, comfyui):
     assert with_pictures.shape[0] > image.shape[0]
 
 
+@pytest.mark.parametrize("word", ["LoRA, 300 steps", "résumé", "ночь", "νύχτα", "夜の絵", "밤", "रात", "\U000fabcd rest"])
+def test_no_letter_is_drawn_as_a_box(run_node, word):
+    """A font that has the letter, or its code: whichever fonts this machine has."""
+    from bespoke.nodes.bridge import lettering
+
+    shown, font = lettering.set_in(word, 17)
+    box = font.getmask("\U0010ffff")
+    for letter in set(shown) - {" "}:
+        drawn = font.getmask(letter)
+        assert (drawn.size, bytes(drawn)) != (box.size, bytes(box)), letter
+    codes = [letter for letter in word if letter not in shown]
+    _, report = compare(run_node, [flat((1, 0, 0))], word)
+    assert ("No font here has" in report) == bool(codes)
+    assert all(f"U+{ord(letter):04X}" in shown and letter in report for letter in codes)
+    assert "\U000fabcd" not in word or codes  # of private use: no font has it
+    assert "LoRA" not in word or not codes  # Pillow's own font has ASCII
+
+
+def test_a_long_label_stays_beside_its_row(run_node):
+    """However it is written: in words, or in one word of wide letters."""
+    from bespoke.nodes.bridge import lettering
+
+    for label in ("a label of many words that goes on and on " * 9, "W" * 300, "夜" * 300, "two\nlines"):
+        shown, font = lettering.set_in(label, 17)
+        rows = lettering.lines(shown, font, 184, 3)
+        assert 1 <= len(rows) <= 3
+        assert all(font.getlength(row) <= 184 for row in rows)
+        assert rows[-1].endswith("...") == (len(label) > 20)
+    assert lettering.lines("", font, 184, 3) == [""]
+    image, _ = compare(run_node, [flat((1, 0, 0))], "W" * 300)
+    left = np.argwhere((image == np.array((255, 0, 0))).all(-1))[:, 1].min()
+    assert (image[:, 28 + 190 : left] == np.array((250, 249, 246))).all()  # paper between the label and the picture
+
+
 def test_the_picture_for_eyes(run_node, tmp_path):
     rng = np.random.default_rng(0)
     noise = [torch.from_numpy(rng.random((4, 128, 128, 3), np.float32)) for _ in range(3)]

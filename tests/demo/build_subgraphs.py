@@ -28,6 +28,7 @@ class Blueprint(Workflow):
         super().__init__(object_info)
         self.name, self.description = name, description
         self.entries, self.exits = [], []  # inputs as (name, type, widget value or None, link ids); outputs alike
+        self.boxes = 0  # widgets of several lines
 
     def _id(self, what: str) -> str:
         return str(uuid.uuid5(NAMESPACE, f"{self.name}/{what}"))
@@ -40,6 +41,8 @@ class Blueprint(Workflow):
             kind = kind or slot["type"]
             if "widget" in slot:
                 value = self._widget(node, slot_name)
+                spec = {**self.info[node["type"]]["input"].get("optional", {}), **self.info[node["type"]]["input"].get("required", {})}[slot_name]
+                self.boxes += bool(spec[1:] and spec[1].get("multiline"))
             link = len(self.links) + 1
             slot["link"] = link
             self.links.append([link, INPUT, len(self.entries), node["id"], place, slot["type"]])
@@ -79,8 +82,9 @@ class Blueprint(Workflow):
             "category": "Bespoke", "description": self.description,
         }  # fmt: skip
         widgets = [(name, value) for name, _, value, _ in self.entries if value is not None]
+        sockets = max(len(self.entries) - len(widgets), len(self.exits))
         outer = {
-            "id": 1, "type": key, "pos": [0, 0], "size": [WIDTH, 80 + 24 * len(self.entries) + 40 * len(widgets)], "flags": {},
+            "id": 1, "type": key, "pos": [0, 0], "size": [WIDTH, 20 + 20 * sockets + 24 * len(widgets) + 100 * self.boxes], "flags": {},
             "order": 0, "mode": 0, "title": self.name,
             "inputs": [
                 {"name": name, "type": kind, "link": None} | ({"widget": {"name": name}} if value is not None else {})

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "server"))
 
 import host
 from canvas import Workflow
+from small_values import STYLE, SUBJECT
 
 OUT = host.ROOT / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-STYLE, SUBJECT = "bespoke/my-style_00001.safetensors", "bespoke/my-subject_00001.safetensors"
 # For a style in some tens of pictures; a subject of 5 to 20 needs fewer steps and a lower rank.
 STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 3e-4, "steps": 750}
 SUBJECT_TRAINING = {"learning_rate": 3e-4, "steps": 400}
@@ -391,7 +391,7 @@ def word_and_lora(w: Workflow) -> None:
         f"*lora_train_and_use*, {FIRST_TRAIN}",
     )
     base = Base(w)
-    loaded = w.node("BespokeLoadLora", lora_name=STYLE)
+    loaded = w.node("BespokeLoadLora", "The LoRA", lora_name=STYLE)
     styled = w.node("BespokeInjectLora", model=base.model, lora=(loaded, "lora"))
     near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name="my-word.safetensors")
     w.column()

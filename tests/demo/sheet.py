@@ -116,17 +116,20 @@ def save(page: Image.Image, path: Path) -> Path:
 
 
 def thumbnail(section: Section) -> Image.Image:
-    """What the template browser shows of a workflow: the first picture of each group, at most six, on 480x320."""
-    firsts = [group.pictures[0] for group in section.groups if group.pictures][:6]
+    """What the template browser shows of a workflow: the first picture of each group under its label, at most six, on 480x320."""
+    firsts = [(group.label, group.pictures[0]) for group in section.groups if group.pictures][:6]
     columns = {1: 1, 2: 2, 4: 2}.get(len(firsts), 3)
     rows = -(-len(firsts) // columns)
-    page = Image.new("RGB", (480, 320), PAPER)
-    side = min((480 - GAP) // columns, (320 - GAP) // rows) - GAP
-    left, top = (480 - columns * (side + GAP) + GAP) // 2, (320 - rows * (side + GAP) + GAP) // 2
-    for i, picture in enumerate(firsts):
+    page, font, words = Image.new("RGB", (480, 320), PAPER), _font(13), 18  # px: the height of a label
+    draw = ImageDraw.Draw(page)
+    room = (480 - GAP) // columns - GAP  # for a picture's label
+    side = min(room, (320 - GAP) // rows - words - GAP)
+    top = (320 - rows * (side + words + GAP) + GAP) // 2
+    for i, (label, picture) in enumerate(firsts):
         scale = side / max(picture.size)
         size = tuple(max(1, round(length * scale)) for length in picture.size)
         small = picture.convert("RGB").resize(size, Image.NEAREST if scale >= 1 else Image.LANCZOS)
-        x, y = left + i % columns * (side + GAP), top + i // columns * (side + GAP)
-        page.paste(small, (x + (side - size[0]) // 2, y + (side - size[1]) // 2))
+        middle, y = GAP + i % columns * (room + GAP) + room // 2, top + i // columns * (side + words + GAP)
+        draw.text((middle, y), _fit(draw, label, font, room + GAP // 2), INK, font, anchor="ma")
+        page.paste(small, (middle - size[0] // 2, y + words + (side - size[1]) // 2))
     return page

@@ -13,6 +13,7 @@ import graph
 import host
 import pictures
 
+STYLE, SUBJECT = "bespoke/my-style_00001.safetensors", "bespoke/my-subject_00001.safetensors"  # what the first two save
 STRENGTH = {"cfg": 2.0, "sampler_name": "euler", "scheduler": {"karras": "normal", "sgm_uniform": "sgm_uniform"}}
 VALUES: dict[str, dict[str, object]] = {
     "CheckpointLoaderSimple": {"ckpt_name": host.CHECKPOINT},
@@ -27,6 +28,8 @@ VALUES: dict[str, dict[str, object]] = {
     # What shows a new colour soonest on the small model; tests/bench/bench_lora_concept.py compares settings.
     "BespokeTrainLora": {"learning_rate": 0.005, "rank": 8, "alpha": 8.0, "steps": 300, "warmup_steps": 10, "ema": 0.95,
                          "timestep_sampling": "shifted", "loss_weighting": "debiased"},
+    # Where the word is a colour, the LoRA that goes with it is the one of a shape.
+    "BespokeLoadLora": {"lora_name": {"The LoRA": SUBJECT, STYLE: STYLE, SUBJECT: SUBJECT}},
     "BespokeTrainTextualInversion": {
         "learning_rate": 0.02, "steps": 60, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
     },
@@ -41,8 +44,9 @@ VALUES: dict[str, dict[str, object]] = {
             "the same scene in winter, snow": "a blue square on white",
             "a red balloon in the sky": "a green cross on white",
             "a photo of a toy on a table": "a red circle on white",
-            "a photo of a toy on a table, in my style": "a red cross on white",
-            "a photo of a embedding:my-word on a table, in my style": "a embedding:my-word cross on white",
+            "a photo of a toy on a table, in my style": "a red heart on white",
+            "a photo of a embedding:my-word on a table, in my style": "a embedding:my-word heart on white",
+            "Prompt for the LoRA": "a teal circle on white",
         }
     },
     "StringConcatenate": {

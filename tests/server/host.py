@@ -39,6 +39,11 @@ def comfyui() -> Path:
     return where
 
 
+def keeps_a_log() -> bool:
+    """Whether this ComfyUI writes a log with a level on every line beside what it prints: older ones (0.24.1) do not."""
+    return "LEVEL FILE" in (comfyui() / "comfy" / "cli_args.py").read_text("utf-8")
+
+
 def prepare_base(base: Path, checkpoint: Path | None = None) -> Path:
     """Make `base` a ComfyUI base directory with the pack in custom_nodes and the checkpoint among the models."""
     base = Path(base).resolve()
@@ -104,7 +109,7 @@ def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) ->
         "--disable-auto-launch",
         "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK,
         # A log with the time and the level on every line; naming it keeps the default one out of the working folder.
-        "--verbose", "INFO", "--verbose", "INFO", str(base / "comfyui.log"),
+        "--verbose", "INFO", *(["--verbose", "INFO", str(base / "comfyui.log")] if keeps_a_log() else []),
         *options,
     ]  # fmt: skip
 
@@ -112,7 +117,7 @@ def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) ->
 class Host:
     """A running server: `with Host(base) as host: host.get("/object_info")`.
 
-    `console` is what the process printed, `log` ComfyUI's own log with a level on every line.
+    `console` is what the process printed, `log` ComfyUI's own log with a level on every line where it keeps one.
     """
 
     def __init__(
@@ -120,7 +125,8 @@ class Host:
     ):
         self.base, self.port, self.options = Path(base).resolve(), port or free_port(), options
         self.url = f"http://127.0.0.1:{self.port}"
-        self.console, self.log = self.base / "console.log", self.base / "comfyui.log"
+        self.console = self.base / "console.log"
+        self.log = self.base / "comfyui.log" if keeps_a_log() else self.console
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Host:

@@ -41,7 +41,8 @@ def test_the_pack_loads_without_a_word_against_it(server):
     log = server.log.read_text("utf-8")
     assert re.search(r"seconds: .*custom_nodes.bespoke$", log, re.MULTILINE), "the pack is not in the list of imports"
     assert "IMPORT FAILED" not in log
-    assert complaints(log, str(host.ROOT), str(server.base)) == []
+    if host.keeps_a_log():  # an older ComfyUI prints no level that tells a complaint from news
+        assert complaints(log, str(host.ROOT), str(server.base)) == []
     # What Python itself warns of (warnings, not logging) goes to the console alone.
     printed = server.console.read_text("utf-8").replace(str(host.ROOT), "").replace(str(server.base), "")
     assert [line for line in printed.splitlines() if re.search(r"bespoke.*warning", line, re.IGNORECASE)] == []
@@ -83,8 +84,8 @@ def test_the_templates_are_listed(server):
 
 def test_nothing_is_written_into_comfyui(server):
     # The server's own files lie in the base directory, where the command line puts them.
-    for name in ("comfyui.log", "console.log", "user/comfyui.db"):
-        assert (server.base / name).is_file(), name
+    for file in (server.log, server.console, server.base / "user" / "comfyui.db"):
+        assert file.is_file(), file
     assert not (host.comfyui() / "comfyui_detail.log").exists()
 
 

@@ -137,6 +137,19 @@ def test_the_sheet_is_1600_wide_and_holds_every_picture():
     assert counts[(1, 2, 250)] == sheet.TILE * sheet.TILE // 2
 
 
+@pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
+def test_a_thumbnail_shows_the_first_of_each_group_under_its_label(count):
+    groups = [sheet.Group("a label that is far too long for a thumbnail", [Image.new("RGB", (128, 128), (250, 20 * i, 9)), Image.new("RGB", (9, 9))]) for i in range(count)]
+    page = sheet.thumbnail(sheet.Section("Title", "Sentence", groups))
+    assert page.size == (480, 320)
+    areas = {colour: n for n, colour in page.getcolors(maxcolors=1 << 24)}
+    shown = [areas[250, 20 * i, 9] for i in range(min(count, 6))]
+    assert len(set(shown)) == 1  # alike in size, and nothing lies over a picture
+    assert shown[0] == round(shown[0] ** 0.5) ** 2 > 120**2
+    assert (250, 120, 9) not in areas
+    assert sheet.INK in areas
+
+
 def test_sprites_are_enlarged_without_smoothing(tmp_path):
     pictures.make(tmp_path)
     sprite = Image.open(tmp_path / pictures.PICTURE)

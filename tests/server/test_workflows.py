@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import threading
 import time
 import urllib.error
@@ -70,8 +71,12 @@ def test_each_has_a_section_and_values_for_the_small_model(object_info):
         assert real["links"] == small["links"]
 
 
-def test_the_files_are_what_the_script_lays_out(object_info):
+def test_the_files_are_what_the_script_lays_out(server, object_info):
     """A node's new input must not leave the files behind."""
+    version = server.get("/system_stats")["system"]["comfyui_version"]
+    newest = re.search(r'^NEWEST = "(.+)"', (ROOT / "dev.py").read_text("utf-8"), re.MULTILINE)[1]
+    if version != newest:
+        pytest.skip(f"core's nodes of ComfyUI {version} have other inputs than those of {newest}, for which the files are laid out")
     for name, build in build_workflows.WORKFLOWS.items():
         w = Workflow(object_info)
         build(w)
