@@ -88,7 +88,7 @@ def test_a_few_steps_teach_a_word(small, run_node):
     before = own_weights(small)
     knowing, embedding, word, *_ = run_node(
         "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, name="my-pink", init_text="red", vectors=1,
-        images=sprite_set(3, 8, colour="pink", word="{word}"), steps=24, batch_size=2, learning_rate=3e-2, seed=0,
+        images=sprite_set(3, 8, colour="pink", word="{word}"), steps=32, batch_size=2, learning_rate=3e-2, seed=0,
         template="captions", resume=False,
     )  # fmt: skip
     assert own_weights(small) == before

@@ -13,6 +13,10 @@ import graph
 
 WIDTH, GAP_X, GAP_Y, HEAD = 320, 60, 40, 90
 COLOURS = {"plain": "#3f5159", "learn": "#8a6d3b", "use": "#3b6e8a"}
+# What the page draws on a node besides its sockets and widgets, in the look that needs more room for it.
+BOXES = {"BespokeImageFolder": 430, "BespokeTrainLora": 240, "BespokeTrainTextualInversion": 240, "BespokePartialDenoise": 60,
+         "BespokeStrengthSigmas": 80, "BespokeInjectLora": 140, "BespokeLoadLora": 20, "BespokeComposeLoras": 30,
+         "StringConcatenate": 60}  # fmt: skip
 AUTOGROW = "COMFY_AUTOGROW_V3"
 
 
@@ -98,7 +102,7 @@ class Workflow:
         if title:
             made["title"] = title
         rows = max(sum("widget" not in s for s in inputs), len(outputs))
-        needed = 40 + 22 * rows + 30 * len(widgets) + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets)
+        needed = 40 + 22 * rows + 30 * len(widgets) + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets) + BOXES.get(kind, 0)
         node = self._place(made, tall or needed)
         for name, value in (values | growing).items():
             if isinstance(value, tuple):
