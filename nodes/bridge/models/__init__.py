@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ....training.errors import InputError
+from ..recast import is_linear
 from . import joint, unet
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
@@ -82,7 +83,7 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
     custom: comma-separated patterns with `*`, matched against whole layer names, for `targets == "custom"`.
     Raises `InputError` where the model's family is not known or nothing matches.
     """
-    linear = {name: layer for name, layer in diffusion_model.named_modules() if isinstance(layer, nn.Linear)}
+    linear = {name: layer for name, layer in diffusion_model.named_modules() if is_linear(layer)}
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
     if targets == "custom":
