@@ -24,6 +24,11 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().clone()
 
 
+def _elsewhere(tensor: torch.Tensor, device: torch.device) -> bool:
+    # A device without a number, as ComfyUI names a Mac's, is that of the tensor with one.
+    return tensor.device.type != device.type or (device.index is not None and tensor.device.index != device.index)
+
+
 @contextmanager
 def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtype | None = None) -> Iterator[Callable[[], None]]:
     """Within the block, gradients can flow through `module`; its own parameter objects return afterwards, untouched.
@@ -47,7 +52,7 @@ def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtyp
                 if parameter is None or casts_itself(layer):
                     continue
                 to = compute if narrow and parameter.dtype == torch.float32 else parameter.dtype
-                if to != parameter.dtype or parameter.device != device:
+                if to != parameter.dtype or _elsewhere(parameter, device):
                     # Of norms, biases and the like ComfyUI may have left some elsewhere. What it would stream of them
                     # at each call does not last until the backward pass.
                     put(layer._parameters, name, nn.Parameter(parameter.detach().to(device, to), requires_grad=False))

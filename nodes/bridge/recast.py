@@ -59,6 +59,8 @@ def weights_recast(module: nn.Module, compute: torch.dtype | None = None) -> Ite
                 put(layer, "_full_precision_mm", True)
             if not hasattr(layer, "forward_comfy_cast_weights") or not (is_linear(layer) or _is_convolution(layer)):
                 continue
+            if layer.weight is None:
+                continue
             if not _is_recast(layer):
                 put(layer, "forward_comfy_cast_weights", partial(_frozen, layer))
             # float32 weights under autocast have their copies elsewhere.
