@@ -129,14 +129,17 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     device = clip.patcher.load_device
     with torch.inference_mode(False), torch.enable_grad():
         own = clip.cond_stage_model
+        copied = {id(layer) for part in own.modules() if isinstance(part, comfy.clip_model.CLIPTextModel) for layer in part.modules()}
+        # Through other encoders (T5 and the like, often fp8 or quantised) no gradient flows: theirs are used as they lie.
+        memo = {id(tensor): tensor for layer in own.modules() if id(layer) not in copied for tensor in (*layer._parameters.values(), *layer._buffers.values())}
         # The tables of words are only read, and large: the copy shares their memory where nothing can take it away.
         shared = [
             layer.weight for layer in own.modules()
-            if isinstance(layer, nn.Embedding) and layer.weight.device.type == "cpu" and layer.weight.dtype in _READABLE
+            if id(layer) in copied and isinstance(layer, nn.Embedding) and layer.weight.device.type == "cpu" and layer.weight.dtype in _READABLE
         ]  # fmt: skip
-        model = copy.deepcopy(own, {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
-        model.requires_grad_(False).to(device)
-        for layer in model.modules():
+        model = copy.deepcopy(own, memo | {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
+        parts = [part.requires_grad_(False).to(device) for part in model.modules() if isinstance(part, comfy.clip_model.CLIPTextModel)]
+        for layer in (layer for part in parts for layer in part.modules()):
             if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
                 if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:

@@ -9,6 +9,7 @@ import torch
 from bespoke.nodes.bridge import conditioning, identity
 from bespoke.nodes.bridge import denoiser as bridge
 from bespoke.nodes.bridge.models import target_layers
+from bespoke.nodes.bridge.text import opened_text
 from bespoke.training.errors import InputError
 from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step
@@ -184,6 +185,42 @@ def test_the_node_trains_on_an_fp8_model_and_its_lora_acts_there(states, run_nod
     assert weights_hash(model.model) == before
     assert torch.equal(tiny.predict(model), plain)
     assert (tiny.predict(trained) - plain).abs().max() > 1e-3
+
+
+def flux_clip_with_quantised_t5():
+    """Flux's CLIP, small, with the T5 as a quantised file has it."""
+    import comfy.sd
+    import comfy.text_encoders.flux as text
+
+    plain = tiny.flux()[1].cond_stage_model
+    state = {f"blocks.{k}" if ".layer." in k and "relative" not in k else k: v for k, v in plain.t5xxl.transformer.state_dict().items()}
+    state = {k.removeprefix("blocks."): v for k, v in quantised(state, "float8_e4m3fn").items()}
+
+    class Target:
+        params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
+        clip, tokenizer = staticmethod(text.flux_clip(t5_quantization_metadata={"mixed_ops": True})), text.FluxTokenizer
+
+    with torch.inference_mode():
+        return comfy.sd.CLIP(Target, model_options=tiny.text_options(), state_dict=[plain.clip_l.transformer.state_dict(), state])
+
+
+def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
+    """No gradient flows through the T5: it is used as it lies, and what CLIP is told is what the user's own CLIP says."""
+    clip = flux_clip_with_quantised_t5()
+    t5 = clip.cond_stage_model.t5xxl
+    assert sum(hasattr(getattr(layer, "weight", None), "_layout_cls") for layer in t5.modules()) == 7
+    expected, _ = conditioning.encode_prompt(clip, "a red circle")
+    before = identity.checksum(clip.patcher)
+    with opened_text(clip, None) as text:
+        assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
+        assert torch.equal(text.encode(["a red circle"], clip)[0][0], expected)
+        assert not any(p.is_inference() for p in text.model.clip_l.transformer.parameters())
+    model, _, vae = tiny.flux()
+    images = sprite_set(2, 2, side=64, colour="teal")
+    *_, run, _ = run_node("BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="word", init_text="red",
+                          steps=2, batch_size=1, precision="fp32", resume=False)  # fmt: skip
+    assert len(run.losses) == 2
+    assert identity.checksum(clip.patcher) == before
 
 
 # --- as they are on the wire ----------------------------------------------------------------------------------------
