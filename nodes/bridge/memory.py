@@ -36,7 +36,7 @@ SMALL = 50  # a model of less than a fiftieth of the memory needs no forecast
 class StepMemory:
     """Bytes of one training step.
 
-    weights: the frozen model. streamed: the part of it that must be on the device at once where the rest is offloaded.
+    weights: the frozen model. copies: the part of that which is made for the training. streamed: the part of it that must be on the device at once where the rest is offloaded.
     trained: what is learned, with the optimiser's state. kept: what the forward pass keeps for the backward. step: the
     most that the two passes hold at once, what is kept and the gradients of what is learned among it.
     """
@@ -46,6 +46,7 @@ class StepMemory:
     trained: int
     kept: int
     step: int
+    copies: int = 0
 
     def peak(self, offload: bool = False) -> int:
         return (self.streamed if offload else self.weights) + self.trained + self.step
@@ -71,9 +72,10 @@ def forecast(
     weights, by_layer = sum(size for size, _ in frozen), {}
     for size, layer in frozen:
         by_layer[id(layer)] = by_layer.get(id(layer), 0) + size
+    copies = 0
     if compute is not None:  # float32 matrices are there twice, see `trainable_graph`
         matrices = (m for m in base.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)))
-        weights += sum(m.weight.numel() * compute.itemsize for m in matrices if m.weight.dtype == torch.float32)
+        copies = sum(m.weight.numel() * compute.itemsize for m in matrices if m.weight.dtype == torch.float32)
     blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
     in_place = overwritten(base.diffusion_model)
     options = {"optimized_attention_override": _attention}
@@ -98,7 +100,7 @@ def forecast(
             numbers = sum(parameter.numel() for parameter in trained)
     finally:
         comfy.model_management.in_training = was_training
-    return StepMemory(weights, STREAMS * max(by_layer.values()), numbers * (4 + state_bytes), kept, live.peak)
+    return StepMemory(weights + copies, STREAMS * max(by_layer.values()), numbers * (4 + state_bytes), kept, live.peak, copies)
 
 
 def _tensors_of(layer: nn.Module) -> list[Tensor]:
@@ -180,11 +182,13 @@ def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = 
 
     possible: whether they can be. weights_there: the weights are in that memory already, as on the CPU.
     """
-    if step.peak() - (step.weights if weights_there else 0) <= free:
+    least = step.peak() - (step.weights - step.copies if weights_there else 0)
+    if least <= free:
         return False
-    if possible and step.peak(offload=True) <= free:
-        return True
-    least = step.peak(offload=True) if possible else step.peak() - (step.weights if weights_there else 0)
+    if possible:
+        least = step.peak(offload=True)
+        if least <= free:
+            return True
     raise InputError(
         f"a step needs about {gigabytes(least)}{' with the weights offloaded' if possible else ''} and {gigabytes(free)} are "
         "free; switch gradient_checkpointing on, take batch_size 1 with gradient_accumulation, a smaller resolution of the "
@@ -194,8 +198,11 @@ def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = 
 
 def said(step: StepMemory, offload: bool) -> str:
     """The forecast for the line before the first step."""
-    where = f"weights {gigabytes(step.weights)} offloaded, {gigabytes(step.streamed)} at a time" if offload else f"weights {gigabytes(step.weights)}"
-    return f"about {gigabytes(step.peak(offload))} at the peak ({where}, step {gigabytes(step.step)}, learned {gigabytes(step.trained)})"
+    weights = gigabytes(step.weights) + (", offloaded as far as they do not fit" if offload else "")
+    return (
+        f"{'at least' if offload else 'about'} {gigabytes(step.peak(offload))} at the peak (weights {weights}; step "
+        f"{gigabytes(step.step)}; learned {gigabytes(step.trained)})"
+    )
 
 
 def gigabytes(size: int) -> str:

@@ -2,8 +2,8 @@
 
 ComfyUI's layers cast a weight that lies elsewhere or in another type than the computation: fp8, quantised, fp16 under
 bfloat16, offloaded to the CPU. Autograd would keep each cast for the backward pass, which is the whole model once more,
-in the wider type, on the device that it was too large for. Where ComfyUI streams weights through one buffer it is worse:
-by the backward pass another layer's weight lies there, and the gradient is wrong without a word.
+in the wider type, on the device that it was too large for. And where ComfyUI streams weights through one buffer, another
+layer's weight lies there by the time of the backward pass.
 
 The gradient to a frozen layer's input is W^T times that to its output. It needs W and nothing else, so W is fetched
 again: at most a few layers' weights are on the device at once, in either pass.
@@ -59,7 +59,7 @@ def weights_recast(module: nn.Module, compute: torch.dtype | None = None) -> Ite
                 put(layer, "_full_precision_mm", True)
             if not hasattr(layer, "forward_comfy_cast_weights") or not (is_linear(layer) or _is_convolution(layer)):
                 continue
-            if layer.weight is None:
+            if layer.weight is None or not (_is_recast(layer) or _is_comfyuis(layer)):
                 continue
             if not _is_recast(layer):
                 put(layer, "forward_comfy_cast_weights", partial(_frozen, layer))
@@ -84,6 +84,11 @@ def weights_recast(module: nn.Module, compute: torch.dtype | None = None) -> Ite
 
 def _is_recast(layer: nn.Module) -> bool:
     return getattr(vars(layer).get("forward_comfy_cast_weights"), "func", None) is _frozen
+
+
+def _is_comfyuis(layer: nn.Module) -> bool:
+    """Whether ComfyUI's own code makes the weight ready. Another pack's may hold something else than the matrix itself."""
+    return getattr(layer.forward_comfy_cast_weights, "__module__", "") == comfy.ops.__name__
 
 
 def _is_convolution(layer: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """What a step takes of the memory: the forecast on fake tensors against what real steps take, and what follows from it."""
 
 import ctypes
+import dataclasses
 import gc
 import itertools
 from pathlib import Path
@@ -142,7 +143,7 @@ def test_checkpointing_and_half_precision_need_less(models):
     assert saved.peak() < whole.peak()
     assert half.step < 0.8 * whole.step
     matrices = [m.weight for m in models[0].model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
-    assert half.weights - whole.weights == sum(2 * w.numel() for w in matrices)  # their bfloat16 copies
+    assert half.weights - whole.weights == half.copies == sum(2 * w.numel() for w in matrices)  # their bfloat16 copies
     assert forecast(models, latent, False, targets="attention").trained > whole.trained
     numbers = sum(4 * (m.in_features + m.out_features) for m in target_layers(models[0].model.diffusion_model, "cross-attention").values())
     assert whole.trained == numbers * 12  # the number and AdamW's two moments; its gradient is part of the step
@@ -155,12 +156,18 @@ def test_offloading_is_chosen_where_the_weights_do_not_fit_and_refused_where_not
     assert memory.offloads(step, 15_099, possible=True)
     assert memory.offloads(step, 3_600, possible=True)
     assert not memory.offloads(step, 3_100, possible=False, weights_there=True)  # the CPU: they are loaded already
+    copied = dataclasses.replace(step, weights=18_000, copies=6_000)
+    assert not memory.offloads(copied, 9_100, possible=False, weights_there=True)
+    with pytest.raises(InputError):
+        memory.offloads(copied, 9_099, possible=False, weights_there=True)  # the copies are not there yet
     for free, possible, there in ((3_599, True, False), (15_099, False, False), (3_099, False, True)):
         with pytest.raises(InputError, match=r"are free; switch gradient_checkpointing on, take batch_size 1"):
             memory.offloads(step, free, possible, there)
-    assert memory.said(step, True) == "about 0 MB at the peak (weights 0 MB offloaded, 0 MB at a time, step 0 MB, learned 0 MB)"
     large = memory.StepMemory(23_800_000_000, 340_000_000, 60_000_000, 0, 2_900_000_000)
-    assert memory.said(large, False) == "about 26.8 GB at the peak (weights 23.8 GB, step 2.9 GB, learned 60 MB)"
+    assert memory.said(large, False) == "about 26.8 GB at the peak (weights 23.8 GB; step 2.9 GB; learned 60 MB)"
+    assert memory.said(large, True) == (
+        "at least 3.3 GB at the peak (weights 23.8 GB, offloaded as far as they do not fit; step 2.9 GB; learned 60 MB)"
+    )
 
 
 def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(sdxl, run_node, monkeypatch):
@@ -183,7 +190,7 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(sdxl, run_node, 
     with_room(10 * weights)
     run_node("BespokeTrainLora", **inputs)
     assert "MB beside the model; about" in (line := said.pop()(cost))
-    assert "MB at the peak (weights 17 MB, step" in line
+    assert "MB at the peak (weights 17 MB; step" in line
     with_room(10**6)
     with pytest.raises(InputError, match=r"Bespoke Train LoRA: a step needs about \d+ MB and 1 MB are free; switch gradient_checkpointing on"):
         run_node("BespokeTrainLora", **inputs)

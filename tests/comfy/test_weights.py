@@ -31,13 +31,14 @@ def base_of(config: dict, quant_config=None, dtype=torch.float32, manual=None):
     known = (comfy.supported_models.Flux if flux else comfy.supported_models.SD15)(dict(config))
     known.quant_config = quant_config
     known.set_inference_dtype(dtype, manual, device=CPU)
-    return (comfy.model_base.Flux if flux else comfy.model_base.BaseModel)(known, device=CPU)
+    with torch.inference_mode():  # as in a loader node
+        return (comfy.model_base.Flux if flux else comfy.model_base.BaseModel)(known, device=CPU)
 
 
 def patcher_of(base, state):
     import comfy.model_patcher
 
-    with torch.inference_mode():  # as in a loader node
+    with torch.inference_mode():
         missing, unexpected = base.diffusion_model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
     assert not [name for name in (*missing, *unexpected) if "comfy_quant" not in name]
     base.diffusion_model.requires_grad_(False)
@@ -223,6 +224,23 @@ def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
     assert identity.checksum(clip.patcher) == before
 
 
+def test_layers_that_another_pack_made_read_their_weights_themselves(states, comfyui):
+    """What lies in their `weight` is theirs to say: a half of it here, and the gradient follows their own code."""
+    import comfy.ops
+
+    class Doubling(comfy.ops.manual_cast.Linear):
+        def forward_comfy_cast_weights(self, x):
+            return torch.nn.functional.linear(x, 2 * self.weight, self.bias)
+
+    state, name = dict(states[id(tiny.SD15)]), "middle_block.1.transformer_blocks.0.ff.net.2"
+    expected, _ = gradient(patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), state), U_NET)
+    base = base_of(tiny.SD15 | {"dtype": torch.float32})
+    rows, columns = state[f"{name}.weight"].shape
+    base.diffusion_model.get_submodule(name.rpartition(".")[0])[2] = Doubling(columns, rows)
+    state[f"{name}.weight"] = state[f"{name}.weight"] / 2
+    assert apart(gradient(patcher_of(base, state), U_NET)[0], expected) < 1e-6
+
+
 # --- as they are on the wire ----------------------------------------------------------------------------------------
 
 
@@ -307,13 +325,40 @@ def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind
     assert apart(gradient(patched, kind, saving=saving)[0], whole) < 1e-6  # as if nothing had been
 
 
-def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states):
-    """A sample image or a text encoder may take the model's place: the layers that were whole are offloaded, and back."""
+def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, monkeypatch):
+    """As ComfyUI does it on a card: each layer's weight is brought to where the last one's was. Here the buffer is the CPU's."""
+    import comfy.ops
+
+    kind, state = FLUX, states[id(tiny.FLUX)]
+    model = patcher_of(base_of(tiny.FLUX), state)
+    expected, _ = gradient(model, kind)
+    buffer, cast = torch.empty(max(v.numel() for v in state.values())), comfy.ops.cast_bias_weight
+
+    def streamed(*args, **kwargs):
+        weight, *rest = cast(*args, **kwargs)
+        if weight.ndim < 2:  # norms: a training has them on the card
+            return weight, *rest
+        return buffer[: weight.numel()].view(weight.shape).copy_(weight), *rest
+
+    monkeypatch.setattr(bridge, "_load", offload)
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", streamed)
+    assert apart(gradient(model, kind)[0], expected) < 1e-6
+    monkeypatch.setattr(bridge, "weights_recast", lambda *_: contextlib.nullcontext(lambda: None))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient(model, kind)  # what the buffer was for is gone
+
+
+@pytest.mark.parametrize("first", ["whole", "offloaded"])
+def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, first, monkeypatch):
+    """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the reverse."""
     import comfy.model_management
 
     model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
     expected, _ = gradient(model, U_NET)
+    if first == "offloaded":
+        monkeypatch.setattr(bridge, "_load", offload)
     with bridge.opened_for_training(model, "fp32") as denoiser:
+        monkeypatch.undo()
         layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
         adapters = LowRankAdapters(layers, 4, 4, 0, CPU)
         for seed, up in enumerate(adapters.up.values()):
@@ -321,7 +366,7 @@ def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states):
         generator = torch.Generator().manual_seed(0)
         latent, noise = torch.randn(2, 2, 4, 8, 12, generator=generator)
         given = denoiser.sigma(torch.tensor([0.3, 0.7])), conds_of(denoiser.base, tiny.SD15, 2)
-        for move in (lambda: denoiser.work.partially_unload(CPU, 10**12), lambda: denoiser.work.detach(), lambda: None):
+        for move in (denoiser.work.detach, lambda: denoiser.work.partially_unload(CPU, 10**12), lambda: None):
             with torch.inference_mode():
                 move()
             denoiser.reload()
