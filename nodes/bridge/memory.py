@@ -64,9 +64,9 @@ def forecast(
 ) -> StepMemory:  # fmt: skip
     """What a step on a batch like `latent` [B, C, ...] and its conditioning takes. Only their shapes count.
 
-    learn: makes the trained parameters, on fake tensors; None where the prompt itself is learned. attached: the block within which they act. compute: the type
-    of autocast. state_bytes: the optimiser's and the running mean's, for each trained number. The model's own tensors
-    are put aside for that long and come back as they were.
+    learn: makes the trained parameters, on fake tensors; None where the prompt itself is learned. attached: the block
+    within which they act. compute: the type of autocast. state_bytes: the optimiser's and the running mean's, for each
+    trained number. The model's own tensors are put aside for that long and come back as they were.
     """
     frozen = [(part.numel() * part.element_size(), layer) for layer in base.modules() for own in _tensors_of(layer) for part in plain_tensors(own)]
     weights, by_layer = sum(size for size, _ in frozen), {}
