@@ -29,6 +29,7 @@ from .recast import weights_recast
 # Bytes of each trained number beside itself and its gradient, which the step has: the optimiser's float32 state.
 OPTIMIZER_BYTES = {"AdamW": 8, "Adafactor": 1, "SGD": 4}
 STREAMS = 2  # ComfyUI brings one layer's weights while another's are in use
+LESS = "batch_size 1 with gradient_accumulation, a smaller resolution of the pictures"
 SMALL = 50  # a model of less than a fiftieth of the memory needs no forecast
 
 
@@ -177,10 +178,11 @@ def can_offload(device: torch.device) -> bool:
     return device.type != "cpu" and comfy.model_management.vram_state in (states.NO_VRAM, states.LOW_VRAM, states.NORMAL_VRAM)
 
 
-def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = False) -> bool:
+def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = False, helps: str = LESS) -> bool:
     """Whether weights must be offloaded for the step to fit into `free` bytes. Raises `InputError` where that is not enough.
 
-    possible: whether they can be. weights_there: the weights are in that memory already, as on the CPU.
+    possible: whether they can be. weights_there: the weights are in that memory already, as on the CPU. helps: what a
+    user can do.
     """
     least = step.peak() - (step.weights - step.copies if weights_there else 0)
     if least <= free:
@@ -191,8 +193,7 @@ def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = 
             return True
     raise InputError(
         f"a step needs about {gigabytes(least)}{' with the weights offloaded' if possible else ''} and {gigabytes(free)} are "
-        "free; switch gradient_checkpointing on, take batch_size 1 with gradient_accumulation, a smaller resolution of the "
-        "pictures, a lower rank or fewer targets"
+        f"free; what lowers it: {helps}"
     )
 
 

@@ -24,7 +24,7 @@ from ..bridge import identity
 from ..bridge.cache import digest
 from ..bridge.conditioning import ModelConds, encode_prompts, join, model_conds
 from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training, refuse_gguf
-from ..bridge.memory import OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
+from ..bridge.memory import LESS, OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
 from ..bridge.models import TARGETS, architecture, file_names, target_layers
 from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
@@ -109,7 +109,8 @@ def train_lora(
     )  # fmt: skip
     compute = compute_type(base, model.load_device, request.precision)
     need = step_memory(model, clip, pictures, request, compute)
-    offload = need is not None and offloads(need, room(model.load_device), can_offload(model.load_device), model.load_device.type == "cpu")
+    device, helps = model.load_device, f"{'' if config.gradient_checkpointing else 'gradient_checkpointing, '}{LESS}, a lower rank, fewer targets"
+    offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu", helps)
     with contextlib.ExitStack() as stack:
         text = stack.enter_context(opened_text(clip, compute)) if request.train_text_encoder else None
         denoiser = stack.enter_context(

@@ -161,7 +161,7 @@ def test_offloading_is_chosen_where_the_weights_do_not_fit_and_refused_where_not
     with pytest.raises(InputError):
         memory.offloads(copied, 9_099, possible=False, weights_there=True)  # the copies are not there yet
     for free, possible, there in ((3_599, True, False), (15_099, False, False), (3_099, False, True)):
-        with pytest.raises(InputError, match=r"are free; switch gradient_checkpointing on, take batch_size 1"):
+        with pytest.raises(InputError, match=r"are free; what lowers it: batch_size 1 with gradient_accumulation"):
             memory.offloads(step, free, possible, there)
     large = memory.StepMemory(23_800_000_000, 340_000_000, 60_000_000, 0, 2_900_000_000)
     assert memory.said(large, False) == "about 26.8 GB at the peak (weights 23.8 GB; step 2.9 GB; learned 60 MB)"
@@ -192,8 +192,10 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(sdxl, run_node, 
     assert "MB beside the model; about" in (line := said.pop()(cost))
     assert "MB at the peak (weights 17 MB; step" in line
     with_room(10**6)
-    with pytest.raises(InputError, match=r"Bespoke Train LoRA: a step needs about \d+ MB and 1 MB are free; switch gradient_checkpointing on"):
+    with pytest.raises(InputError, match=r"Bespoke Train LoRA: a step needs about \d+ MB and 1 MB are free; what lowers it: gradient_checkpointing, batch_size 1"):
         run_node("BespokeTrainLora", **inputs)
+    with pytest.raises(InputError, match=r"what lowers it: batch_size 1"):
+        run_node("BespokeTrainLora", gradient_checkpointing=True, **inputs)
 
 
 def test_a_model_that_looks_at_numbers_trains_without_a_forecast(sdxl, monkeypatch):
