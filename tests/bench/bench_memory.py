@@ -9,8 +9,6 @@ not (the nodes leave ComfyUI's reserve free for it). tests/comfy/test_memory.py 
 
 import pytest
 import torch
-from bespoke.nodes.bridge import conditioning, memory
-from bespoke.nodes.bridge.models import target_layers
 from bespoke.training.lora import LowRankAdapters
 
 pytestmark = pytest.mark.bench
@@ -47,6 +45,9 @@ def model_of(config: dict, dtype, manual):
 
 
 def forecast(base, compute, saving: bool, tokens: int, width: int, pooled: int, channels: int):
+    from bespoke.nodes.bridge import conditioning, memory
+    from bespoke.nodes.bridge.models import target_layers
+
     latent, made = torch.empty(1, channels, PIXELS // 8, PIXELS // 8), []
     one = conditioning.model_conds(base, torch.zeros(1, tokens, width), {"pooled_output": torch.zeros(1, pooled)}, latent, CPU)
 
