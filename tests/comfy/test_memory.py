@@ -194,6 +194,7 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(sdxl, run_node, 
     with_room(10**6)
     with pytest.raises(InputError, match=r"Bespoke Train LoRA: a step needs about \d+ MB and 1 MB are free; what lowers it: gradient_checkpointing, batch_size 1"):
         run_node("BespokeTrainLora", **inputs)
+    with_room(10**5)
     with pytest.raises(InputError, match=r"what lowers it: batch_size 1"):
         run_node("BespokeTrainLora", gradient_checkpointing=True, **inputs)
 
