@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import comfy.ldm.modules.attention
@@ -22,6 +22,7 @@ from .conditioning import ModelConds
 from .frozen import trainable_graph
 from .in_place import inputs_kept
 from .models import checkpoint_blocks, overwritten
+from .recast import weights_recast
 
 _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.EPS: "epsilon",
@@ -49,12 +50,13 @@ def prediction_of(model_sampling) -> Prediction:
 class ComfyDenoiser:
     """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `opened_for_training`.
 
-    work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type.
+    work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type. load: brings the
+    weights to the device, or as many as are to be there, and makes them fit for autograd.
     """
 
-    def __init__(self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast):
+    def __init__(self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast, load: Callable[[], None]):
         base, device = work.model, work.load_device
-        self.work, self.base, self.device, self.autocast = work, base, device, autocast
+        self.work, self.base, self.device, self.autocast, self._load = work, base, device, autocast, load
         self.prediction = prediction_of(base.model_sampling)
         self._transformer_options = transformer_options
         # A table of the training schedule: discrete models have one noise level a timestep, flow models a fine grid.
@@ -79,7 +81,7 @@ class ComfyDenoiser:
 
     def reload(self) -> None:
         """Back on the device and ready for the next step, after something else has used the model."""
-        comfy.model_management.load_models_gpu([self.work], force_full_load=True)
+        self._load()
         self.work.pre_run()
 
 
@@ -114,13 +116,16 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def opened_for_training(
-    model: comfy.model_patcher.ModelPatcher, precision: str = "auto", gradient_checkpointing: bool = False
+    model: comfy.model_patcher.ModelPatcher, precision: str = "auto", gradient_checkpointing: bool = False, leave_free: int | None = None
 ) -> Iterator[ComfyDenoiser]:
     """The MODEL loaded as it is on the wire (patches, shifts, wrappers), frozen, with gradients able to flow.
 
     Works on a clone of the patcher; every weight is the same object with the same bits after the block. The block
-    runs outside of inference mode with gradients on.
+    runs outside of inference mode with gradients on. leave_free: load only as many weights as leave that many bytes of
+    the device free, and bring the others there layer by layer at each call; None loads all. Raises `InputError` for a
+    model whose weights cannot be trained through.
     """
+    refuse_gguf(model)
     if model.is_dynamic() and model.cached_patcher_init is None:
         raise InputError(
             "this MODEL's weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
@@ -128,7 +133,7 @@ def opened_for_training(
         )
     with torch.inference_mode(False), torch.enable_grad():
         work = model.clone(disable_dynamic=True)  # evictable weights could change under a saved graph
-        comfy.model_management.load_models_gpu([work], force_full_load=True)
+        _load(work, leave_free)
         base, device = work.model, work.load_device
         blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
         in_place = overwritten(base.diffusion_model)
@@ -149,11 +154,35 @@ def opened_for_training(
         comfy.model_management.in_training = True
         work.pre_run()
         try:
-            with trainable_graph(base, compute), inputs_kept(in_place), checkpointed(blocks, bool(in_place)):
-                yield ComfyDenoiser(work, options, autocast)
+            with (
+                weights_recast(base, compute) as recast, trainable_graph(base, device, compute) as ready,
+                inputs_kept(in_place), checkpointed(blocks, bool(in_place)),
+            ):  # fmt: skip
+
+                def load() -> None:
+                    _load(work, leave_free)
+                    recast()
+                    ready()
+
+                yield ComfyDenoiser(work, options, autocast, load)
         finally:
             comfy.model_management.in_training = was_training
             work.cleanup()
+
+
+def _load(work: comfy.model_patcher.ModelPatcher, leave_free: int | None) -> None:
+    comfy.model_management.load_models_gpu([work], memory_required=leave_free or 0, force_full_load=leave_free is None)
+
+
+def refuse_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raises `InputError` for a model from a GGUF file: its layers read those weights themselves, and without a gradient."""
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    kinds |= {kind.__name__ for layer in model.model.modules() for kind in type(layer).__mro__}
+    if kinds & {"GGUFModelPatcher", "GGMLLayer"}:
+        raise InputError(
+            "this MODEL comes from a GGUF file, whose weights cannot be trained through; load the same model from a "
+            "safetensors file (fp8 is nearly as small) with Load Diffusion Model, train, and use the LoRA on the GGUF model"
+        )
 
 
 def _attention(_chosen, *args, **kwargs):

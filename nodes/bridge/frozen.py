@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+from .recast import casts_itself
 
 
 def ordinary(tensor: torch.Tensor) -> torch.Tensor:
@@ -14,41 +16,56 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
 
     What it is given must not change while it is in use. Called outside of inference mode.
     """
+    if hasattr(tensor, "__tensor_flatten__"):  # quantised kinds
+        return tensor.detach().clone()
     try:
         return torch.from_dlpack(tensor.detach())
-    except (BufferError, RuntimeError, TypeError, NotImplementedError):  # quantised kinds, devices without the protocol
+    except (BufferError, RuntimeError, TypeError, NotImplementedError):  # devices without the protocol
         return tensor.detach().clone()
 
 
+def _elsewhere(tensor: torch.Tensor, device: torch.device) -> bool:
+    # A device without a number, as ComfyUI names a Mac's, is that of the tensor with one.
+    return tensor.device.type != device.type or (device.index is not None and tensor.device.index != device.index)
+
+
 @contextmanager
-def trainable_graph(module: nn.Module, compute: torch.dtype | None = None) -> Iterator[None]:
+def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtype | None = None) -> Iterator[Callable[[], None]]:
     """Within the block, gradients can flow through `module`; its own parameter objects return afterwards, untouched.
 
     ComfyUI loads weights under `torch.inference_mode()`, and autograd refuses to save such a tensor: each one is
     replaced by a view of the same memory for as long as the block lasts. With `compute`, the float32 weights of linear
     and convolution layers are replaced by copies in that type, so that autocast need not convert them at every step.
+    Layers that cast their weight at each call (`recast`) are left, since theirs is never saved; of all others the weights
+    are on the device. Gives a function that does the same once more, for weights that ComfyUI has loaded meanwhile.
     """
-    replaced: list[tuple[dict, str, torch.Tensor]] = []
-    try:
+    replaced: list[tuple[dict, str, torch.Tensor, torch.Tensor]] = []
+
+    def put(holder: dict, name: str, fit: torch.Tensor) -> None:
+        replaced.append((holder, name, holder[name], fit))
+        holder[name] = fit
+
+    def replace() -> None:
         for layer in module.modules():
             narrow = compute is not None and isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
             for name, parameter in layer._parameters.items():
-                if parameter is None:
+                if parameter is None or casts_itself(layer):
                     continue
                 to = compute if narrow and parameter.dtype == torch.float32 else parameter.dtype
-                if to != parameter.dtype:
-                    fit = parameter.detach().to(to)
+                if to != parameter.dtype or _elsewhere(parameter, device):
+                    # Of norms, biases and the like ComfyUI may have left some elsewhere. What it would stream of them
+                    # at each call does not last until the backward pass.
+                    put(layer._parameters, name, nn.Parameter(parameter.detach().to(device, to), requires_grad=False))
                 elif parameter.is_inference():
-                    fit = ordinary(parameter)
-                else:
-                    continue
-                replaced.append((layer._parameters, name, parameter))
-                layer._parameters[name] = nn.Parameter(fit, requires_grad=False)
+                    put(layer._parameters, name, nn.Parameter(ordinary(parameter), requires_grad=False))
             for name, buffer in layer._buffers.items():
                 if buffer is not None and buffer.is_inference():
-                    replaced.append((layer._buffers, name, buffer))
-                    layer._buffers[name] = ordinary(buffer)
-        yield
+                    put(layer._buffers, name, ordinary(buffer))
+
+    try:
+        replace()
+        yield replace
     finally:
-        for holder, name, tensor in replaced:
-            holder[name] = tensor
+        for holder, name, own, fit in reversed(replaced):
+            if holder.get(name) is fit:  # else ComfyUI has put another there meanwhile
+                holder[name] = own

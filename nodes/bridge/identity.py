@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ...training.measure import plain_tensors
+
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PIECE = 2**22  # numbers summed at a time: a sum in a wider type makes a copy in that type
 
@@ -24,7 +26,7 @@ def base_name(model) -> str:
 
 
 def base_tensors(patcher) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of every parameter and buffer as it was loaded from its file.
+    """(name, tensor) of every parameter and buffer as it was loaded from its file; a quantised one's parts each.
 
     Clones share one set of weights, and ComfyUI leaves the patches of the last clone that ran in them until another is
     loaded; what they replaced lies in the backup, which the clones share too.
@@ -33,7 +35,8 @@ def base_tensors(patcher) -> Iterator[tuple[str, torch.Tensor]]:
         if name.startswith("model_sampling."):
             continue  # the noise schedule: no weight, and another clone's may be in its place
         kept = patcher.backup.get(name)
-        yield name, tensor if kept is None else kept.weight
+        for part in plain_tensors(tensor if kept is None else kept.weight):
+            yield name, part
 
 
 def of_patcher(patcher) -> str:

@@ -23,7 +23,8 @@ from ...training.validation import grid, scorer
 from ..bridge import identity
 from ..bridge.cache import digest
 from ..bridge.conditioning import ModelConds, encode_prompts, join, model_conds
-from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training
+from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training, refuse_gguf
+from ..bridge.memory import LESS, OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
 from ..bridge.models import TARGETS, architecture, check_trainable, file_names, target_layers
 from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
@@ -96,6 +97,7 @@ def train_lora(
     settings: how sample images are drawn. save: called with (step, LoRA, run) for what is saved on the way.
     """
     config, base = request.train, model.model
+    refuse_gguf(model)
     check_trainable(base)
     target_layers(base.diffusion_model, request.targets, request.custom_targets)  # wrong targets are said before the wait
     if request.train_text_encoder:
@@ -109,9 +111,14 @@ def train_lora(
         clip_skip=str(clip.layer_idx or ""),
     )  # fmt: skip
     compute = compute_type(base, model.load_device, request.precision)
+    need = step_memory(model, clip, pictures, request, compute)
+    device, helps = model.load_device, f"{'' if config.gradient_checkpointing else 'gradient_checkpointing, '}{LESS}, a lower rank, fewer targets"
+    offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu", helps)
     with contextlib.ExitStack() as stack:
         text = stack.enter_context(opened_text(clip, compute)) if request.train_text_encoder else None
-        denoiser = stack.enter_context(opened_for_training(model, request.precision, config.gradient_checkpointing))
+        denoiser = stack.enter_context(
+            opened_for_training(model, request.precision, config.gradient_checkpointing, need.beside if offload else None)
+        )
         run.prediction = denoiser.prediction
         # The layers are taken only now: loading may have brought the model to life under new modules.
         layers = target_layers(denoiser.base.diffusion_model, request.targets, request.custom_targets)
@@ -120,10 +127,12 @@ def train_lora(
         if text is not None:
             layers |= {TEXT_PREFIX + name: layer for name, layer in attention_layers(text.model).items()}
             names |= {TEXT_PREFIX + name: forms for name, forms in text_file_names(clip.cond_stage_model).items()}
+        memory = "" if need is None else f"; {said(need, offload)}"
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
         start = factors_of(data.start, model, clip) if data.start else None
         run.names = {name: forms for name, forms in names.items() if name in layers}
         prompts = Prompts(denoiser, pictures, clip, text, request.sample_prompt)
+        denoiser.reload()  # the text encoder may have taken its place
 
         def fit(part: Part) -> dict[str, Tensor]:
             adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
@@ -147,13 +156,41 @@ def train_lora(
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), prompts.for_sample)
             outlets = Outlets(
-                lambda cost: part.said + preflight(part.run, request, cost, part.steps), lambda step, state: save(step, state, part.run),
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory, lambda step, state: save(step, state, part.run),
                 sample, [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
             )  # fmt: skip
             with adapters.attached():
                 return follow(adapters, loss_of, part.config, part.run, outlets, score, request.resume, part.until)
 
         return in_rotation(pictures, config, run, fit)
+
+
+def step_memory(model, clip, pictures: Pictures, request: LoraRequest, compute: torch.dtype | None) -> StepMemory | None:
+    """What a step will take of the memory, from the largest picture and its caption; None where there is no forecast.
+
+    A trained text encoder is not in it.
+    """
+    config, base = request.train, model.model
+
+    def make() -> StepMemory:
+        index = max(pictures.trained_on, key=lambda i: pictures.data.latents[i].numel())
+        caption, latent = pictures.items[index].caption, pictures.data.latents[index]
+        one = model_conds(base, *encode_prompts(clip, [caption])[caption], latent, torch.device("cpu"))
+        layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
+        made: list[LowRankAdapters] = []
+
+        def learn() -> list[torch.nn.Parameter]:
+            made.append(LowRankAdapters(layers, request.rank, request.alpha, 0, torch.device("cpu")))
+            return made[0].parameters()
+
+        # The pictures of the prior are a second batch, whose graph is kept beside the first's.
+        batch = config.batch_size * (2 if pictures.prior else 1)
+        return forecast(
+            base, latent.expand(batch, *latent.shape[1:]), join([one] * batch), learn, compute, config.gradient_checkpointing,
+            OPTIMIZER_BYTES[config.optimizer] + (4 if config.ema else 0), lambda: made[0].attached(),
+        )  # fmt: skip
+
+    return try_forecast(base, model.load_device, make)
 
 
 class Prompts:

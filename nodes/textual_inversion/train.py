@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor
 
 from ...training.config import PRECISIONS, TrainConfig, check_choice, check_range
@@ -16,10 +17,11 @@ from ...training.objective import denoising_loss
 from ...training.record import Run, run_id, tag_frequency
 from ...training.validation import SEED, grid, scorer
 from ..bridge import identity
-from ..bridge.conditioning import join, model_conds
-from ..bridge.denoiser import compute_type, opened_for_training
+from ..bridge.conditioning import encode_prompts, join, model_conds
+from ..bridge.denoiser import compute_type, opened_for_training, refuse_gguf
+from ..bridge.memory import OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
 from ..bridge.models import check_trainable
-from ..bridge.pictures import describe_held_out, prepare
+from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
 from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
@@ -78,6 +80,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     settings: how sample images are drawn. save: called with (step, embedding, run) for what is saved on the way.
     """
     config, word = request.train, prompt_word(request.name)
+    refuse_gguf(model)
     if request.template == "captions":
         check_captions(images.items)
     check_trainable(model.model)
@@ -98,8 +101,15 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     weights = (model, clip.patcher, vae.patcher)
     before = [run.base_hash, *map(identity.checksum, weights[1:])]
     compute = compute_type(model.model, model.load_device, request.precision)
-    with opened_for_training(model, request.precision) as denoiser, opened_text(clip, compute) as text:
+    need = step_memory(model, clip, pictures, config, compute)
+    device = model.load_device
+    offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu")
+    memory = "" if need is None else f"; {said(need, offload)}"
+    leave_free = need.beside if offload else None
+    with opened_for_training(model, request.precision, leave_free=leave_free) as denoiser, opened_text(clip, compute) as text:
+        denoiser.reload()  # the text encoder may have taken its place
         run.prediction = denoiser.prediction
+
         def fit(part: Part) -> dict[str, Tensor]:
             learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
             part.run.trained = sum(vectors.numel() for vectors in learned.vectors.values())
@@ -136,7 +146,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
             outlets = Outlets(
-                lambda cost: part.said + preflight(part.run, request, cost, part.steps), lambda step, state: save(step, state, part.run), sample,
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory, lambda step, state: save(step, state, part.run), sample,
                 [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
             )  # fmt: skip
             return follow(learned, loss_of, part.config, part.run, outlets, score, request.resume, part.until)
@@ -145,6 +155,24 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     if [*map(identity.checksum, weights)] != before:
         raise RuntimeError("a weight of the models changed during the training; this is a fault of Bespoke, please report it")
     return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
+
+
+def step_memory(model, clip, pictures: Pictures, config: TrainConfig, compute: torch.dtype | None) -> StepMemory | None:
+    """What a step will take of the memory, from the largest picture and its caption; None where there is no forecast.
+
+    The text encoder's own part is not in it.
+    """
+
+    def make() -> StepMemory:
+        index = max(pictures.trained_on, key=lambda i: pictures.data.latents[i].numel())
+        latent = pictures.data.latents[index]
+        one = model_conds(model.model, *encode_prompts(clip, ["a photo"])["a photo"], latent, torch.device("cpu"))
+        return forecast(
+            model.model, latent.expand(config.batch_size, *latent.shape[1:]), join([one] * config.batch_size), None, compute, False,
+            OPTIMIZER_BYTES["AdamW"],
+        )  # fmt: skip
+
+    return try_forecast(model.model, model.load_device, make)
 
 
 def preflight(run: Run, request: InversionRequest, cost: StepCost, steps: int) -> str:

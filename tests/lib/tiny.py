@@ -180,14 +180,17 @@ def _flow(base, seed: int):
 def _text(model, tokens, t5_width: int = 64):
     import comfy.sd
 
-    small = {"hidden_size": CONTEXT, "intermediate_size": 2 * CONTEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": CONTEXT}
-    t5 = {"d_ff": 64, "d_kv": 8, "d_model": t5_width, "num_heads": 2, "num_layers": 1}
-
     class Target:
         params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
         clip, tokenizer = model, tokens
 
-    options = {"clip_l_model_config": small, "clip_g_model_config": small, "t5xxl_model_config": t5, "dtype": torch.float32}
-    out = comfy.sd.CLIP(Target, model_options=options)
+    out = comfy.sd.CLIP(Target, model_options=text_options(t5_width))
     fill(out.cond_stage_model, 1)
     return out
+
+
+def text_options(t5_width: int = 64) -> dict:
+    """The sizes of a small CLIP-L, CLIP-G and T5."""
+    small = {"hidden_size": CONTEXT, "intermediate_size": 2 * CONTEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": CONTEXT}
+    t5 = {"d_ff": 64, "d_kv": 8, "d_model": t5_width, "num_heads": 2, "num_layers": 1}
+    return {"clip_l_model_config": small, "clip_g_model_config": small, "t5xxl_model_config": t5, "dtype": torch.float32}

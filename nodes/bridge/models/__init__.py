@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ....training.errors import InputError
+from ..recast import is_linear
 from . import flux, lumina, qwen, sd3, unet, wan
 from .family import Family
 
@@ -78,7 +79,7 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
     family = family_of(diffusion_model)
     idle = set(family.idle(diffusion_model)) if family else set()
     linear = {
-        name: layer for name, layer in diffusion_model.named_modules() if isinstance(layer, nn.Linear) and name not in idle
+        name: layer for name, layer in diffusion_model.named_modules() if is_linear(layer) and name not in idle
     }  # fmt: skip
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")

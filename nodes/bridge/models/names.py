@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..recast import is_linear
+
 
 def linear_layers(base) -> dict[str, nn.Linear]:
-    return {name: layer for name, layer in base.diffusion_model.named_modules() if isinstance(layer, nn.Linear)}
+    return {name: layer for name, layer in base.diffusion_model.named_modules() if is_linear(layer)}
 
 
 def by_program(base, diffusers: dict) -> dict[str, dict]:

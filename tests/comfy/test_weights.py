@@ -1,0 +1,416 @@
+"""The weights that users have: half, fp8 and quantised ones, patched and offloaded ones, with gradients as exact as through float32."""
+
+import contextlib
+import json
+
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge import conditioning, identity
+from bespoke.nodes.bridge import denoiser as bridge
+from bespoke.nodes.bridge.models import target_layers
+from bespoke.nodes.bridge.text import opened_text
+from bespoke.training.errors import InputError
+from bespoke.training.lora import LowRankAdapters
+from bespoke.training.measure import measure_step
+from bespoke.training.objective import denoising_loss
+from helpers import sprite_set, weights_hash
+
+CPU = torch.device("cpu")
+PLAIN = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
+QUANTISED = ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "nvfp4", "mxfp8", "scaled_fp8"]
+U_NET, FLUX = (4, tiny.SD15), (16, tiny.FLUX)  # latent channels, configuration
+
+
+def base_of(config: dict, quant_config=None, dtype=torch.float32, manual=None):
+    """A BaseModel of ComfyUI's, empty, for weights of a type that are cast to another."""
+    import comfy.model_base
+    import comfy.supported_models
+
+    flux = config.get("image_model") == "flux"
+    known = (comfy.supported_models.Flux if flux else comfy.supported_models.SD15)(dict(config))
+    known.quant_config = quant_config
+    known.set_inference_dtype(dtype, manual, device=CPU)
+    with torch.inference_mode():  # as in a loader node
+        return (comfy.model_base.Flux if flux else comfy.model_base.BaseModel)(known, device=CPU)
+
+
+def patcher_of(base, state):
+    import comfy.model_patcher
+
+    with torch.inference_mode():
+        missing, unexpected = base.diffusion_model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
+    assert not [name for name in (*missing, *unexpected) if "comfy_quant" not in name]
+    base.diffusion_model.requires_grad_(False)
+    return comfy.model_patcher.ModelPatcher(base.eval(), CPU, CPU)
+
+
+def quantised(state: dict, format: str) -> dict:
+    """A state dict as ComfyUI writes it for a quantised model: the larger matrices, each with its scales."""
+    from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+
+    out = {}
+    for name, value in state.items():
+        layer = name.removesuffix(".weight")
+        if value.ndim != 2 or "blocks." not in name:
+            out[name] = value
+        elif format == "scaled_fp8":  # the older kind, which ComfyUI converts
+            scale = value.abs().max() / 448
+            out |= {name: (value / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
+        else:
+            scale = {"scale": "recalculate"} if format in ("float8_e4m3fn", "float8_e5m2", "nvfp4") else {}
+            made = QuantizedTensor.from_float(value, QUANT_ALGOS[format]["comfy_tensor_layout"], **scale)
+            out |= made.state_dict(name)
+            out[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+    if format == "scaled_fp8":
+        import comfy.utils
+
+        out["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+        out, _ = comfy.utils.convert_old_quants(out, model_prefix="", metadata={})
+    return out
+
+
+def dequantised(base) -> dict:
+    """The model's weights as float32 numbers."""
+    own = dict(base.diffusion_model.named_parameters()) | dict(base.diffusion_model.named_buffers())
+    return {name: (t.dequantize() if hasattr(t, "dequantize") and hasattr(t, "__tensor_flatten__") else t).float().clone() for name, t in own.items()}
+
+
+def conds_of(base, config, count: int):
+    generator = torch.Generator().manual_seed(1)
+    flux = config.get("image_model") == "flux"
+    cond = torch.randn(1, 12, config["context_in_dim"] if flux else config["context_dim"], generator=generator)
+    extra = {"pooled_output": torch.randn(1, config["vec_in_dim"], generator=generator)} if flux else {}
+    one = conditioning.model_conds(base, cond, extra, torch.zeros(1, base.latent_format.latent_channels, 8, 12), CPU)
+    return conditioning.join([one] * count)
+
+
+def gradient(model, kind, precision="fp32", saving=False, targets="attention + feed-forward"):
+    """(the adapters' gradient in one vector, the bytes that the graph keeps)."""
+    channels, config = kind
+    with bridge.opened_for_training(model, precision, saving) as denoiser:
+        adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, targets), 4, 4, 0, CPU)
+        for seed, up in enumerate(adapters.up.values()):
+            up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(0)
+        latent, noise = torch.randn(2, 2, channels, 8, 12, generator=generator)
+        given = denoiser.sigma(torch.tensor([0.3, 0.7])), conds_of(denoiser.base, config, 2)
+
+        def loss():
+            return denoising_loss(denoiser, latent, noise, *given).mean()
+
+        with adapters.attached():
+            kept = measure_step(loss, [*denoiser.base.parameters(), *denoiser.base.buffers()], adapters.parameters()).kept
+            loss().backward()
+        return torch.cat([p.grad.flatten() for p in adapters.parameters()]), kept
+
+
+def apart(a, b) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def states(comfyui):
+    """{configuration's id: a float32 state dict of about unit gain}."""
+    out = {}
+    for kind in (U_NET, FLUX):
+        base = tiny.flux()[0].model if kind is FLUX else tiny.patcher().model
+        out[id(kind[1])] = {k: v.clone() for k, v in base.diffusion_model.state_dict().items()}
+    return out
+
+
+# --- the types a file may have --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
+@pytest.mark.parametrize("dtype", PLAIN, ids=str)
+def test_gradients_through_half_and_fp8_weights_are_those_of_their_float32_values(states, kind, dtype):
+    """UNETLoader's weight_dtype: the weights stay in that type and are cast at each call."""
+    config = kind[1] | {"dtype": dtype}
+    model = patcher_of(base_of(config, dtype=dtype, manual=torch.float32), {k: v.to(dtype) for k, v in states[id(kind[1])].items()})
+    plain = patcher_of(base_of(kind[1] | {"dtype": torch.float32}), dequantised(model.model))
+    before = weights_hash(model.model)
+    (own, kept), (expected, kept_plain) = gradient(model, (kind[0], config)), gradient(plain, kind)
+    assert {p.dtype for p in model.model.diffusion_model.parameters()} == {dtype}
+    assert apart(own, expected) < 1e-5
+    assert kept < 1.02 * kept_plain  # no cast weight is kept
+    assert weights_hash(model.model) == before
+    assert apart(gradient(model, (kind[0], config), saving=True)[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("format", QUANTISED)
+def test_gradients_through_quantised_weights_are_those_of_their_float32_values(states, format):
+    """ComfyUI's own quantised models. A card that multiplies in their type would round the activations too; a training not."""
+    quant = {"mixed_ops": True}
+    model = patcher_of(base_of(tiny.FLUX, quant, torch.float32, torch.float32), quantised(states[id(tiny.FLUX)], format))
+    layer = model.model.diffusion_model.double_blocks[0].img_attn.qkv
+    assert hasattr(layer.weight, "_layout_cls")
+    plain = patcher_of(base_of(tiny.FLUX), dequantised(model.model))
+    assert apart(dequantised(model.model)["double_blocks.0.img_attn.qkv.weight"], states[id(tiny.FLUX)]["double_blocks.0.img_attn.qkv.weight"]) > 1e-3
+    before = identity.checksum(model)
+    quick = [m for m in model.model.modules() if hasattr(m, "_full_precision_mm")]
+    for module in quick:
+        module._full_precision_mm = False  # as on such a card
+    (own, kept), (expected, kept_plain) = gradient(model, FLUX), gradient(plain, FLUX)
+    assert apart(own, expected) < 1e-5
+    assert kept < 1.02 * kept_plain
+    assert quick
+    assert not any(module._full_precision_mm for module in quick)
+    assert identity.checksum(model) == before
+    layer.weight._qdata.view(torch.uint8)[0, 0] += 1
+    assert identity.checksum(model) != before  # it reads the stored bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
+def test_under_autocast_the_gradient_is_that_of_comfyuis_own_casts_which_are_not_kept(states, dtype, monkeypatch):
+    """Narrow weights in bfloat16 products: ComfyUI's layers and autocast alone would keep a second model."""
+    state = {k: v.to(dtype) for k, v in states[id(tiny.SD15)].items()}
+    model = patcher_of(base_of(tiny.SD15 | {"dtype": dtype}, dtype=dtype, manual=torch.float32), state)
+    own, kept = gradient(model, U_NET, "bf16")
+    monkeypatch.setattr(bridge, "weights_recast", lambda *_: contextlib.nullcontext(lambda: None))
+    theirs, kept_theirs = gradient(model, U_NET, "bf16")
+    assert apart(own, theirs) < 1e-6
+    matrices = sum(2 * p.numel() for p in model.model.parameters() if p.ndim > 1)  # as bfloat16
+    assert kept < kept_theirs - 0.4 * matrices  # those above the first adapter, which the backward pass reaches
+
+
+def test_the_node_trains_on_an_fp8_model_and_its_lora_acts_there(states, run_node):
+    config = tiny.SD15 | {"dtype": torch.float8_e4m3fn}
+    state = {k: v.to(torch.float8_e4m3fn) for k, v in states[id(tiny.SD15)].items()}
+    model = patcher_of(base_of(config, dtype=torch.float8_e4m3fn, manual=torch.float32), state)
+    before, plain = weights_hash(model.model), tiny.predict(model)
+    trained, *_ = run_node(
+        "BespokeTrainLora", model=model, clip=tiny.clip(), vae=tiny.vae(), images=sprite_set(2, 2, side=64, colour="teal"), steps=3,
+        batch_size=1, rank=2, learning_rate=1e-1, precision="fp32", resume=False,
+    )  # fmt: skip
+    assert weights_hash(model.model) == before
+    assert torch.equal(tiny.predict(model), plain)
+    assert (tiny.predict(trained) - plain).abs().max() > 1e-3
+
+
+def flux_clip_with_quantised_t5():
+    """Flux's CLIP, small, with the T5 as a quantised file has it."""
+    import comfy.sd
+    import comfy.text_encoders.flux as text
+
+    plain = tiny.flux()[1].cond_stage_model
+    state = {f"blocks.{k}" if ".layer." in k and "relative" not in k else k: v for k, v in plain.t5xxl.transformer.state_dict().items()}
+    state = {k.removeprefix("blocks."): v for k, v in quantised(state, "float8_e4m3fn").items()}
+
+    class Target:
+        params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
+        clip, tokenizer = staticmethod(text.flux_clip(t5_quantization_metadata={"mixed_ops": True})), text.FluxTokenizer
+
+    with torch.inference_mode():
+        return comfy.sd.CLIP(Target, model_options=tiny.text_options(), state_dict=[plain.clip_l.transformer.state_dict(), state])
+
+
+def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
+    """No gradient flows through the T5: it is used as it lies, and what CLIP is told is what the user's own CLIP says."""
+    clip = flux_clip_with_quantised_t5()
+    t5 = clip.cond_stage_model.t5xxl
+    assert sum(hasattr(getattr(layer, "weight", None), "_layout_cls") for layer in t5.modules()) == 7
+    expected, _ = conditioning.encode_prompt(clip, "a red circle")
+    before = identity.checksum(clip.patcher)
+    with opened_text(clip, None) as text:
+        assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
+        assert torch.equal(text.encode(["a red circle"], clip)[0][0], expected)
+        assert not any(p.is_inference() for p in text.model.clip_l.transformer.parameters())
+    model, _, vae = tiny.flux()
+    images = sprite_set(2, 2, side=64, colour="teal")
+    *_, run, _ = run_node("BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="word", init_text="red",
+                          steps=2, batch_size=1, precision="fp32", resume=False)  # fmt: skip
+    assert len(run.losses) == 2
+    assert identity.checksum(clip.patcher) == before
+
+
+def test_layers_that_another_pack_made_read_their_weights_themselves(states, comfyui):
+    """What lies in their `weight` is theirs to say: a half of it here, and the gradient follows their own code."""
+    import comfy.ops
+
+    class Doubling(comfy.ops.manual_cast.Linear):
+        def forward_comfy_cast_weights(self, x):
+            return torch.nn.functional.linear(x, 2 * self.weight, self.bias)
+
+    state, name = dict(states[id(tiny.SD15)]), "middle_block.1.transformer_blocks.0.ff.net.2"
+    expected, _ = gradient(patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), state), U_NET)
+    base = base_of(tiny.SD15 | {"dtype": torch.float32})
+    rows, columns = state[f"{name}.weight"].shape
+    base.diffusion_model.get_submodule(name.rpartition(".")[0])[2] = Doubling(columns, rows)
+    state[f"{name}.weight"] = state[f"{name}.weight"] / 2
+    assert apart(gradient(patcher_of(base, state), U_NET)[0], expected) < 1e-6
+
+
+# --- as they are on the wire ----------------------------------------------------------------------------------------
+
+
+def test_what_other_nodes_changed_is_trained_on(states, run_node, comfyui):
+    """A LoRA that LoraLoader merged, ModelMergeSimple: the gradient is that of a model that has those weights in its file."""
+    from safetensors.torch import save_file
+
+    state, second = states[id(tiny.SD15)], tiny.patcher(seed=5)
+    first = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), state)
+    lora = tiny.random_lora(tiny.linear_layers(first, "attn2"))
+    save_file(lora, comfyui / "models" / "loras" / "wire.safetensors")
+    (changed, _) = run_node("LoraLoader", model=first, clip=tiny.clip(), lora_name="wire.safetensors", strength_model=0.7, strength_clip=0.0)
+    (changed,) = run_node("ModelMergeSimple", model1=changed, model2=second, ratio=0.25)
+    assert apart(gradient(changed, U_NET)[0], gradient(first, U_NET)[0]) > 0.1
+
+    baked = {k: v.clone() for k, v in state.items()}
+    for name in tiny.linear_layers(first, "attn2"):
+        up, down = (lora[f"diffusion_model.{name}.lora_{part}.weight"] for part in ("up", "down"))
+        baked[f"{name}.weight"] += 0.7 * (2.0 / 4) * up @ down
+    other = second.model.diffusion_model.state_dict()
+    baked = {k: 0.25 * v + 0.75 * other[k] for k, v in baked.items()}
+    expected = gradient(patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), baked), U_NET)[0]
+    assert apart(gradient(changed, U_NET)[0], expected) < 1e-4
+    assert not first.patches
+
+
+def test_prediction_type_and_shift_are_those_of_the_wire(states, run_node):
+    unet = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
+    (v,) = run_node("ModelSamplingDiscrete", model=unet, sampling="v_prediction", zsnr=False)
+    flux = patcher_of(base_of(tiny.FLUX), states[id(tiny.FLUX)])
+    (shifted,) = run_node("ModelSamplingSD3", model=flux, shift=5.0)
+    with bridge.opened_for_training(v, "fp32") as denoiser:
+        assert denoiser.prediction == "v"
+    with bridge.opened_for_training(unet, "fp32") as denoiser:
+        assert denoiser.prediction == "epsilon"
+    u = torch.tensor([0.25, 0.5, 0.75])
+    with bridge.opened_for_training(shifted, "fp32") as denoiser:
+        assert torch.allclose(denoiser.sigma(u), 5 * u / (1 + 4 * u), atol=2e-3)
+
+
+# --- offloaded ------------------------------------------------------------------------------------------------------
+
+
+def offload(work, _leave_free) -> None:
+    """What ComfyUI does where weights do not fit: the layers give up their places and cast their weight at each call."""
+    import comfy.model_management
+
+    comfy.model_management.load_models_gpu([work])
+    work.partially_unload(CPU, 10**12)
+
+
+@pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
+@pytest.mark.parametrize("saving", [False, True])
+def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind, saving, monkeypatch, run_node):
+    """On one device: ComfyUI's partly loaded model, with a LoRA that it applies at each call. No accelerator is here."""
+    import comfy.lora
+    import comfy.model_management
+
+    model = patcher_of(base_of(kind[1] | {"dtype": torch.float32}), states[id(kind[1])])
+    patched = model.clone()
+    layers = tiny.linear_layers(model, "attn2.to_k" if kind is U_NET else "img_attn.qkv")
+    lora = tiny.random_lora(layers)
+    known = {f"diffusion_model.{name}": f"diffusion_model.{name}.weight" for name in layers}
+    assert patched.add_patches(comfy.lora.load_lora(lora, known), 0.8)
+    whole, kept_whole = gradient(patched, kind, saving=saving)
+    comfy.model_management.unload_all_models()
+    before = weights_hash(model.model)
+
+    monkeypatch.setattr(bridge, "_load", offload)
+    with bridge.opened_for_training(patched, "fp32", saving) as denoiser:
+        cast = [layer for layer in denoiser.base.modules() if isinstance(layer, torch.nn.Linear) and layer.comfy_cast_weights]
+        assert len(cast) > 10
+        assert sum(len(layer.weight_function) for layer in cast) == len(layers)
+    parts, kept = gradient(patched, kind, saving=saving)
+    assert apart(parts, whole) < 1e-5
+    assert kept < 1.02 * kept_whole
+    monkeypatch.undo()
+    comfy.model_management.unload_all_models()
+    assert weights_hash(model.model) == before
+    for layer in model.model.modules():
+        assert not {"forward", "forward_comfy_cast_weights", "prev_comfy_cast_weights"} & set(vars(layer))
+    assert apart(gradient(patched, kind, saving=saving)[0], whole) < 1e-6  # as if nothing had been
+
+
+def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, monkeypatch):
+    """As ComfyUI does it on a card: each layer's weight is brought to where the last one's was. Here the buffer is the CPU's."""
+    import comfy.ops
+
+    kind, state = FLUX, states[id(tiny.FLUX)]
+    model = patcher_of(base_of(tiny.FLUX), state)
+    expected, _ = gradient(model, kind)
+    buffer, cast = torch.empty(max(v.numel() for v in state.values())), comfy.ops.cast_bias_weight
+
+    def streamed(*args, **kwargs):
+        weight, *rest = cast(*args, **kwargs)
+        if weight.ndim < 2:  # norms: a training has them on the card
+            return weight, *rest
+        return buffer[: weight.numel()].view(weight.shape).copy_(weight), *rest
+
+    monkeypatch.setattr(bridge, "_load", offload)
+    monkeypatch.setattr(comfy.ops, "cast_bias_weight", streamed)
+    assert apart(gradient(model, kind)[0], expected) < 1e-6
+    monkeypatch.setattr(bridge, "weights_recast", lambda *_: contextlib.nullcontext(lambda: None))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gradient(model, kind)  # what the buffer was for is gone
+
+
+@pytest.mark.parametrize("first", ["whole", "offloaded"])
+def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, first, monkeypatch):
+    """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the reverse."""
+    import comfy.model_management
+
+    model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
+    expected, _ = gradient(model, U_NET)
+    if first == "offloaded":
+        monkeypatch.setattr(bridge, "_load", offload)
+    with bridge.opened_for_training(model, "fp32") as denoiser:
+        monkeypatch.undo()
+        layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
+        adapters = LowRankAdapters(layers, 4, 4, 0, CPU)
+        for seed, up in enumerate(adapters.up.values()):
+            up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(0)
+        latent, noise = torch.randn(2, 2, 4, 8, 12, generator=generator)
+        given = denoiser.sigma(torch.tensor([0.3, 0.7])), conds_of(denoiser.base, tiny.SD15, 2)
+        for move in (denoiser.work.detach, lambda: denoiser.work.partially_unload(CPU, 10**12), lambda: None):
+            with torch.inference_mode():
+                move()
+            denoiser.reload()
+            with adapters.attached():
+                denoising_loss(denoiser, latent, noise, *given).mean().backward()
+            assert apart(torch.cat([p.grad.flatten() for p in adapters.parameters()]), expected) < 1e-6
+            for p in adapters.parameters():
+                p.grad = None
+    comfy.model_management.unload_all_models()
+    assert apart(gradient(model, U_NET)[0], expected) < 1e-6
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+class GGMLTensor(torch.Tensor):
+    """By the name of ComfyUI-GGUF's, and as far as that matters here like it: its clone and its detach are itself."""
+
+    def clone(self, *_args, **_kwargs):
+        return self
+
+    def detach(self, *_args, **_kwargs):
+        return self
+
+
+class GGMLLayer(torch.nn.Module):
+    """By the name of ComfyUI-GGUF's mixin of layers that read such weights."""
+
+    comfy_cast_weights = True
+
+
+def test_a_gguf_model_is_refused_with_what_to_do_instead(run_node, comfyui):
+    import comfy.ops
+
+    class Linear(GGMLLayer, comfy.ops.manual_cast.Linear):
+        pass
+
+    model = tiny.patcher(tiny.SMALLEST)
+    attention = next(m for name, m in model.model.named_modules() if name.endswith("attn2"))
+    own = attention.to_k
+    attention.to_k = Linear(own.in_features, own.out_features, bias=False)
+    attention.to_k.weight = torch.nn.Parameter(own.weight.detach().as_subclass(GGMLTensor), requires_grad=False)
+    inputs = dict(model=model, clip=tiny.clip(), vae=tiny.vae(), images=sprite_set(2, 2, side=64, colour="teal"), steps=1, resume=False)
+    with pytest.raises(InputError, match=r"Bespoke Train LoRA: .*GGUF file.*safetensors file.*Load Diffusion Model"):
+        run_node("BespokeTrainLora", **inputs)
+    with pytest.raises(InputError, match="GGUF file"):
+        run_node("BespokeTrainTextualInversion", name="word", init_text="dog", **inputs)
