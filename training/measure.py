@@ -19,8 +19,8 @@ class StepCost:
     kept: int
 
 
-def measure_step(loss_of: Callable[[], Tensor], frozen: Iterable[Tensor], trained: list[nn.Parameter]) -> StepCost:
-    """Run one micro-batch and throw its gradient away.
+def measure_step(loss_of: Callable[[], Tensor | None], frozen: Iterable[Tensor], trained: list[nn.Parameter]) -> StepCost:
+    """Run one micro-batch and throw its gradient away. Nothing is measured where `loss_of` gives None.
 
     frozen: tensors that exist anyway, so that a reference to one costs nothing.
     """
@@ -36,6 +36,8 @@ def measure_step(loss_of: Callable[[], Tensor], frozen: Iterable[Tensor], traine
     began = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = loss_of()
+    if loss is None:
+        return StepCost(0.0, 0)
     loss.backward()
     if loss.device.type == "cuda":
         torch.cuda.synchronize(loss.device)  # until here the work was only handed over

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_base
 import torch
@@ -22,6 +22,7 @@ class Pictures:
     """items and data go together; trained_on, held_out and prior are indices into both.
 
     rotations: (trained on, held out) of the trainings that come first, where the set is too small to spare a picture.
+    counts: see `arrange`.
     """
 
     items: list[TrainingImage]
@@ -30,6 +31,7 @@ class Pictures:
     held_out: list[int]
     prior: list[int]
     rotations: list[tuple[list[int], list[int]]]
+    counts: tuple[int, int, int] = (0, 0, 0)
 
     def count(self, indices: Sequence[int]) -> int:
         """How many different pictures `indices` are."""
@@ -46,21 +48,28 @@ def prepare(
     prior: ImageSet | None = None,
 ) -> Pictures:  # fmt: skip
     """Encode everything once. validation: pictures to score instead of some of `images`. prior: pictures to keep."""
-    items, count = list(images.items), len(images.items)
-    trained_on, held_out, rotated = list(range(count)), [], []
-    if validation is not None:
-        held_out = list(range(count, count + len(validation.items)))
-        items += validation.items
-    elif config.validation and len(images.copies()) < FEW:
-        rotated = rotations(images.copies(), config.validation, config.seed)
-    elif config.validation:
-        trained_on, held_out = split(images.copies(), config.validation, config.seed)
-    before = len(items)
-    items += prior.items if prior is not None else ()
+    sets = [list(given.items) if given is not None else [] for given in (images, validation, prior)]
+    items = [item for one in sets for item in one]
+    plan = arrange(items, LatentSet([], []), [len(one) for one in sets], config)  # before the wait, as it may be refused
     with torch.inference_mode(False), torch.no_grad():
         latents = _encoded(vae, base, items)
     masks = [None if item.mask is None else mask_to_latent(item.mask, latent) for item, latent in zip(items, latents, strict=True)]
-    return Pictures(items, LatentSet(latents, masks), trained_on, held_out, list(range(before, len(items))), rotated)
+    return replace(plan, data=LatentSet(latents, masks))
+
+
+def arrange(items: list[TrainingImage], data: LatentSet, counts: Sequence[int], config: TrainConfig) -> Pictures:
+    """Which pictures are trained on, scored, and kept. counts: how many are the training set's, pictures to score, and
+    prior pictures, in this order. Of the items only names and captions are read."""
+    count, scored, prior = counts
+    copies = by_picture(items[:count])
+    trained_on, held_out, rotated = list(range(count)), [], []
+    if scored:
+        held_out = list(range(count, count + scored))
+    elif config.validation and len(copies) < FEW:
+        rotated = rotations(copies, config.validation, config.seed)
+    elif config.validation:
+        trained_on, held_out = split(copies, config.validation, config.seed)
+    return Pictures(items, data, trained_on, held_out, list(range(count + scored, len(items))), rotated, (count, scored, prior))
 
 
 def _encoded(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) -> list[Tensor]:
