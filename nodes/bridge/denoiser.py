@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import comfy.ldm.modules.attention
 import comfy.model_base
@@ -45,12 +46,14 @@ def prediction_of(model_sampling) -> Prediction:
 class ComfyDenoiser:
     """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `opened_for_training`.
 
-    work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type.
+    work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type. compute: that type,
+    or None for the model's own.
     """
 
-    def __init__(self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast):
+    def __init__(self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast, compute: torch.dtype | None = None):
         base, device = work.model, work.load_device
         self.work, self.base, self.device, self.autocast = work, base, device, autocast
+        self.compute = compute
         self.prediction = prediction_of(base.model_sampling)
         self._transformer_options = transformer_options
         # A table of the training schedule: discrete models have one noise level a timestep, flow models a fine grid.
@@ -72,6 +75,12 @@ class ComfyDenoiser:
             return self.base.apply_model(
                 noisy, sigma, transformer_options=self._transformer_options, **conditioning.tensors()
             )
+
+    def move_to(self, device: torch.device) -> None:
+        """Compute on `device` from now on, where the caller has put the base's weights."""
+        self.device, self._sigmas = device, self._sigmas.to(device)
+        if self.compute is not None:
+            self.autocast = partial(torch.autocast, device.type, self.compute)
 
     def reload(self) -> None:
         """Back on the device and ready for the next step, after something else has used the model."""
@@ -146,7 +155,7 @@ def opened_for_training(
         work.pre_run()
         try:
             with trainable_graph(base, compute), inputs_kept(in_place), checkpointed(blocks, bool(in_place)):
-                yield ComfyDenoiser(work, options, autocast)
+                yield ComfyDenoiser(work, options, autocast, compute)
         finally:
             comfy.model_management.in_training = was_training
             work.cleanup()

@@ -250,7 +250,7 @@ def preflight(run: Run, request: LoraRequest, cost: StepCost, steps: int) -> str
     )
 
 
-def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int) -> str:
+def describe(run: Run, request: LoraRequest, trigger: str, layer_count: int) -> str:
     """What was trained and how it went, in words."""
     losses, config = run.losses, request.train
     seen = passes(run.images, len(losses), config.images_per_step)
@@ -268,6 +268,6 @@ def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int)
     lines += describe_held_out(run, config)
     if seen > 400:
         lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
-    if images.trigger:
-        lines.append(f"Call it with: {images.trigger}")
+    if trigger:
+        lines.append(f"Call it with: {trigger}")
     return "\n".join(lines)
