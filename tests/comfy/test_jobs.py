@@ -24,17 +24,11 @@ def models(comfyui):
     return jobs.base_model(comfyui)
 
 
-def export(run_node, models, name, **changes):
-    images, validation = jobs.pictures()
-    given = dict(model=models[0], clip=models[1], vae=models[2], images=images, validation_images=validation)
-    return run_node("BespokeExportLoraJob", **given | jobs.SETTINGS | {"folder": name} | changes)
-
-
 @pytest.fixture(scope="module")
 def job(comfyui, models, run_node):
     from pathlib import Path
 
-    return Path(export(run_node, models, "jobs/teal")[0])
+    return Path(jobs.export(run_node, models, "jobs/teal")[0])
 
 
 def test_the_node_and_the_command_give_the_same_file(comfyui, models, run_node, job):
@@ -91,7 +85,7 @@ def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
 
 def test_a_folder_that_is_taken_gets_a_number(run_node, models, job):
     before = job.joinpath("job.toml").read_bytes()
-    again, report, *_ = export(run_node, models, "jobs/teal", steps=3)
+    again, report, *_ = jobs.export(run_node, models, "jobs/teal", steps=3)
     assert again == f"{job}_00002"
     assert "SHA-256" in report
     assert "torchrun" in report
@@ -129,7 +123,7 @@ def test_what_is_on_the_wire_comes_back(comfyui, models, run_node):
 
 def refused(run_node, models, says, **changes):
     with pytest.raises(InputError, match=f"Bespoke Export LoRA Job: {says}"):
-        export(run_node, models, "jobs/refused", **changes)
+        jobs.export(run_node, models, "jobs/refused", **changes)
 
 
 def test_what_cannot_be_carried_is_refused_with_the_reason(comfyui, models, run_node):

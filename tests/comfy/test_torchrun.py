@@ -11,7 +11,6 @@ import jobs
 import psutil
 import pytest
 import torch
-from test_jobs import export
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def forks(comfyui, tmp_path_factory):
 def job(comfyui, run_node):
     from pathlib import Path
 
-    return Path(export(run_node, jobs.base_model(comfyui), "jobs/many", save_every=5)[0])
+    return Path(jobs.export(run_node, jobs.base_model(comfyui), "jobs/many", save_every=5)[0])
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +136,9 @@ def test_when_a_process_dies_the_others_say_so_and_the_next_start_goes_on(forks,
     assert statuses[rank] == -signal.SIGKILL
     assert statuses[1 - rank] == 4, said[1 - rank]
     assert "another process ended or did not answer" in said[1 - rank]
-    before = jobs.events(run, "step")[-1]["step"]
     forks.train(run, 2)
-    again = [line["step"] for line in jobs.events(run, "step") if "step" in line]
-    went_on = again[[i for i in range(1, len(again)) if again[i] <= again[i - 1]][0] if len(again) > 50 else before]
-    assert before - went_on + 1 <= 5  # steps lost: those since the last save
+    last, first = jobs.step_lost(run)
+    assert last - first <= 5  # those since the last save
     assert jobs.losses(run) == jobs.losses(whole[2])
     assert all(torch.equal(value, jobs.result(run)[0][key]) for key, value in jobs.result(whole[2])[0].items())
 
@@ -159,11 +156,8 @@ def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
     finally:
         process.kill()
     assert process.returncode == 0, text
-    steps = [line["step"] for line in jobs.events(run, "step")]
-    turn = next((i for i in range(1, len(steps)) if steps[i] <= steps[i - 1]), None)
-    last, first = (steps[-1], steps[-1]) if turn is None else (steps[turn - 1], steps[turn] - 1)
+    last, first = jobs.step_lost(run)
     assert last - first <= 5
-    assert len(jobs.events(run, "end")) >= 1
     assert jobs.losses(run) == jobs.losses(whole[2])
     assert all(torch.equal(value, jobs.result(run)[0][key]) for key, value in jobs.result(whole[2])[0].items())
     return victim, last, first

@@ -38,10 +38,25 @@ def pictures():
     return sprite_set(2, 5, side=64, colour="teal"), sprite_set(9, 3, side=64, colour="teal")
 
 
+def export(run_node, models, name, **changes):
+    """(folder, report) of the LoRA job that these tests train, with other settings."""
+    images, validation = pictures()
+    given = dict(model=models[0], clip=models[1], vae=models[2], images=images, validation_images=validation)
+    return run_node("BespokeExportLoraJob", **given | SETTINGS | {"folder": name} | changes)
+
+
 def losses(job: Path) -> list[float]:
     """The loss of each step, as the newest run's record has it."""
     newest = max((job / "runs").glob("*/record.json"), key=lambda path: path.stat().st_mtime)
     return json.loads(newest.read_text())["losses"]
+
+
+def step_lost(job: Path) -> tuple[int, int]:
+    """(the last step before a start that went back, the step it went on from); twice the last where none did."""
+    steps = [line["step"] for line in events(job, "step")]
+    turns = [(a, b - 1) for a, b in zip(steps, steps[1:], strict=False) if b <= a]
+    assert len(turns) <= 1
+    return turns[0] if turns else (steps[-1], steps[-1])
 
 
 def events(job: Path, kind: str) -> list[dict]:
