@@ -250,3 +250,25 @@ def test_an_unreadable_log_line_is_none(job, whole):
     assert {line["event"] for line in lines} == {"start", "step", "validation", "end", "result"}
     assert all(line["time"] > 1e9 for line in lines)
     assert (whole[1] / lines[-1]["file"]).is_file()
+
+
+def test_a_lora_on_sd15_sends_six_megabytes_a_step(comfyui):
+    """Rank 16 in float32 on the cross-attention of Stable Diffusion 1.5, counted on its real layers (without weights)."""
+    import comfy.model_base
+    import comfy.supported_models
+    from bespoke.nodes.bridge.models import target_layers
+
+    layout = {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "transformer_depth_middle": 1, "channel_mult": [1, 2, 4, 4], "use_linear_in_transformer": False, "context_dim": 768,
+        "num_heads": 8, "num_head_channels": -1, "use_spatial_transformer": True, "use_temporal_attention": False, "legacy": False,
+        "adm_in_channels": None,
+    }  # fmt: skip
+    base = comfy.model_base.BaseModel(comfy.supported_models.SD15(layout), device=torch.device("meta"))
+    assert sum(p.numel() for p in base.diffusion_model.parameters()) == 859_520_964
+    layers = target_layers(base.diffusion_model, "cross-attention")
+    numbers = sum(16 * sum(layer.weight.shape) for layer in layers.values())
+    assert len(layers) == 64
+    assert numbers == 1_591_296
+    assert 4 * numbers == 6_365_184
