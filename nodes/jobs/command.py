@@ -103,12 +103,15 @@ def choose_device(options: argparse.Namespace):
     """The device of this process: the GPU of its number on this machine, else the processor."""
     import torch
 
+    if not hasattr(torch, "accelerator"):
+        raise Unusable(f"this needs PyTorch 2.6 or newer, and {torch.__version__} is here; update ComfyUI's environment")
     if options.cpu or not torch.accelerator.is_available():
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.accelerator.device_count()
     if number >= count:
         raise Unusable(f"this machine has {count} GPUs and was given process {number + 1}; start torchrun with --nproc-per-node {count}")
-    torch.accelerator.set_device_index(number)
+    if count > 1:
+        torch.accelerator.set_device_index(number)
     return torch.device(torch.accelerator.current_accelerator().type, number)
 
 

@@ -21,6 +21,7 @@ from ..bridge.surroundings import Surroundings
 from ..lora import files as lora_files
 from ..lora.train import LoraRequest, describe, fit_lora, sample_prompt
 from ..textual_inversion import files as word_files
+from ..textual_inversion.templates import check_captions
 from ..textual_inversion.train import InversionRequest, fit_word
 from .job import Job, needed, read_job, restored
 from .sharding import shard_base
@@ -112,6 +113,8 @@ def models_of(job: Job, orders: Orders) -> dict[str, Any]:
 def check(job: Job, request, world: World, orders: Orders) -> None:
     """Raise `InputError` for settings that were edited into what the job or so many processes cannot do."""
     config = request.train
+    if job.technique == "textual inversion" and request.template == "captions":
+        check_captions(job.material(config).pictures.items)
     if job.technique == "lora" and not request.train_text_encoder:
         pictures = job.material(config).pictures
         missing = sorted({*pictures.captions, sample_prompt(pictures, request)} - {text for text, _ in job.plan["prompts"]})

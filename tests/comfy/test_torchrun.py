@@ -126,6 +126,16 @@ def test_finish_ends_it_early_for_all(forks, job):
     assert 3 < int(jobs.result(run)[1]["ss_steps"]) < 5000
 
 
+def test_a_loss_that_is_no_number_ends_all_at_the_same_step(forks, job):
+    run = jobs.copy_of(job, "exploding", optimizer="SGD", learning_rate=1.0, alpha=4096.0, max_grad_norm=0.0, steps=40, lr_schedule="constant")
+    forks.start(run, run)
+    statuses, said = forks.ended()
+    assert statuses == [3, 3], "\n".join(said)
+    assert all("the loss at step" in text and "is kept" in text for text in said)
+    assert jobs.events(run, "end")[-1]["state"] == "failed"
+    assert not (run / "result").exists()
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_a_process_dies_the_others_say_so_and_the_next_start_goes_on(forks, job, whole, rank):
     run = jobs.copy_of(job, f"dead-{rank}")

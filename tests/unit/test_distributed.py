@@ -76,7 +76,7 @@ def test_held_out_pictures_are_shared_out():
         calls.append(own)
         numbers.append(world.own)
     assert calls == [[0, 2, 4], [1, 3, 4]]  # each as many, so that a model that is spread over both is called by both
-    assert [sum(pair) for pair in zip(*numbers)] == [1, 2, 3, 4, 5]  # the one too many does not count
+    assert [sum(pair) for pair in zip(*numbers, strict=True)] == [1, 2, 3, 4, 5]  # the one too many does not count
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's counters of sockets")
