@@ -126,11 +126,11 @@ class Training:
                 loss, computed = loss / config.gradient_accumulation, True
                 (loss * GRADIENT_SCALE).backward()
                 total += loss.item()
-            for parameter in self.what.idle:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            torch._foreach_div_([parameter.grad for parameter in self.parameters if parameter.grad is not None], GRADIENT_SCALE)
             if computed:
+                for parameter in self.what.idle:
+                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 check_gradients(self.parameters)
+                torch._foreach_div_([parameter.grad for parameter in self.parameters], GRADIENT_SCALE)
             total = self.world.add_up(self.parameters, total)
             grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
             if not math.isfinite(total) or not math.isfinite(grad_norm):

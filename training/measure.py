@@ -24,7 +24,9 @@ def measure_step(loss_of: Callable[[], Tensor | None], frozen: Iterable[Tensor],
 
     frozen: tensors that exist anyway, so that a reference to one costs nothing.
     """
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*frozen, *trained)}
+    # Of a weight that is spread over processes this one holds a part.
+    held = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in (*frozen, *trained))
+    known = {tensor.untyped_storage().data_ptr() for tensor in held}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
     python command.py JOB                                             one process
     torchrun --standalone --nproc-per-node 2 command.py JOB           two on this machine, one a GPU
     torchrun --standalone --nproc-per-node 8 --max-restarts 3 command.py JOB    a process that dies is started again
-    torchrun --nnodes 1:4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --max-restarts 3 command.py JOB
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 1:4 --nproc-per-node 8 --rdzv-backend c10d \\
+        --rdzv-endpoint HOST:29400 --max-restarts 3 command.py JOB    up to four machines
 
 Run it with ComfyUI's own Python. ComfyUI is $COMFYUI_PATH, or the one in whose custom_nodes this pack lies; its server is
 not started. Everything is written into the job's folder: result/ (the LoRA or embedding file), saves/, runs/ (the state
@@ -126,10 +127,21 @@ def join(options: argparse.Namespace, device):
     if "MASTER_ADDR" not in os.environ:
         raise Unusable("--shard spreads the model over processes; start it with torchrun")
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    starts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+        raise Unusable(
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine before torchrun: without it PyTorch's restarted processes "
+            "look for one another where the dead ones were (pytorch/pytorch issue 135712)"
+        )
+    wait = datetime.timedelta(seconds=options.timeout)
     # The first for what is said between the processes, the second for gradients and weights.
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=options.timeout))
+        store, number, count = next(iter(dist.rendezvous("env://", timeout=wait)))
+        # On one machine torchrun counts the starts for all, so that a name a start keeps the dead ones' addresses apart.
+        store = dist.PrefixStore(f"start {starts}", store)
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=wait)
     except Exception as error:
         text = str(error).splitlines()[0]
         if "in use" in text or "EADDRINUSE" in text:
@@ -179,7 +191,7 @@ def main(given: list[str]) -> int:
     try:
         world = join(options, device)
         job = work.take_job(world, options.job.absolute())
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # what this very start learned is not set aside
         wish = Wish(distributed.STOP, distributed.GO_ON)
         orders = work.Orders(options.models, options.anew and not again, device if options.shard else None, wish)
         parts = work.prepared(job, world, orders)
