@@ -25,6 +25,7 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -135,6 +136,11 @@ def join(options: argparse.Namespace, device):
             "look for one another where the dead ones were (pytorch/pytorch issue 135712)"
         )
     wait = datetime.timedelta(seconds=options.timeout)
+    lost = f"the processes did not find one another at {where} within {options.timeout:g} s"
+    # torch waits without end for a program that takes the connection and says nothing.
+    watch = threading.Timer(options.timeout + 2, give_up, [f"{lost}; another program may have the port"])
+    watch.daemon = True
+    watch.start()
     # The first for what is said between the processes, the second for gradients and weights.
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     try:
@@ -146,8 +152,21 @@ def join(options: argparse.Namespace, device):
         text = str(error).splitlines()[0]
         if "in use" in text or "EADDRINUSE" in text:
             raise Unusable(f"the port {where} is in use by another program; give torchrun another --master-port, or --standalone") from error
-        raise Unusable(f"the processes did not find one another at {where} within {options.timeout:g} s ({text})") from error
+        raise Unusable(f"{lost} ({text})") from error
+    finally:
+        watch.cancel()
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def say(text: str) -> None:
+    rank = os.environ.get("RANK")
+    who = "bespoke" if rank is None else f"bespoke, process {rank} of {os.environ.get('WORLD_SIZE')}"
+    print(f"{who}: {text}", file=sys.stderr, flush=True)
+
+
+def give_up(text: str) -> None:
+    say(text)
+    os._exit(UNUSABLE)
 
 
 class Wish:
@@ -169,12 +188,6 @@ class Wish:
 
 def main(given: list[str]) -> int:
     options = arguments(given)
-    rank = os.environ.get("RANK")
-    who = "bespoke" if rank is None else f"bespoke, process {rank} of {os.environ.get('WORLD_SIZE')}"
-
-    def say(text: str) -> None:
-        print(f"{who}: {text}", file=sys.stderr, flush=True)
-
     try:
         comfyui = find_comfyui()
         device = choose_device(options)

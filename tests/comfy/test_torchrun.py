@@ -172,7 +172,8 @@ def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
         workers[victim].kill()
         text, _ = process.communicate(timeout=300)
     finally:
-        process.kill()
+        for left in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
+            left.kill()
     assert process.returncode == 0, text
     last, first = jobs.step_lost(run)
     assert last - first <= 5
@@ -262,8 +263,15 @@ def test_a_process_that_never_comes_is_waited_for_as_long_as_told(forks, job):
     assert time.monotonic() - began < 40
 
 
-def test_an_unreadable_log_line_is_none(job, whole):
-    """Every line of the log is JSON with a time and an event."""
+def test_restarts_on_several_machines_need_torchs_own_switch(forks, job):
+    env = {"TORCHELASTIC_USE_AGENT_STORE": "True", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    forks.start(job, job, env=env)
+    statuses, said = forks.ended()
+    assert statuses == [2, 2]
+    assert all("set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in text for text in said)
+
+
+def test_every_line_of_the_log_is_json_with_a_time_and_an_event(whole):
     lines = [json.loads(line) for line in (whole[1] / "log.jsonl").read_text().splitlines()]
     assert {line["event"] for line in lines} == {"start", "step", "validation", "end", "result"}
     assert all(line["time"] > 1e9 for line in lines)

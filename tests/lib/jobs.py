@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import ranks
 import tiny
 import torch
@@ -135,11 +138,15 @@ class Ranks:
         request = {"arguments": [[str(job), *options] for job in jobs], "port": port, "out": str(self.out / str(self._number)), "env": env or {}}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return self._hear()["pids"]
+        self.pids = self._hear()["pids"]
+        return self.pids
 
-    def ended(self) -> tuple[list[int], list[str]]:
-        """(exit status of each, what each said)."""
+    def ended(self, seconds: float = 240) -> tuple[list[int], list[str]]:
+        """(exit status of each, what each said). Those that have not ended after so long are killed."""
+        late = threading.Timer(seconds, lambda: [os.kill(pid, signal.SIGKILL) for pid in self.pids if psutil.pid_exists(pid)])
+        late.start()
         statuses = self._hear()["statuses"]
+        late.cancel()
         return statuses, [(self.out / str(self._number) / f"{rank}.txt").read_text() for rank in range(len(statuses))]
 
     def train(self, job: Path, count: int, options: list[str] = ()) -> Path:
