@@ -170,17 +170,18 @@ def give_up(text: str) -> None:
 
 
 class Wish:
-    """What signals ask for: the first to stop after the present step, a second one at once."""
+    """What signals ask for: the first to stop after the present step, a second Ctrl-C at once."""
 
     def __init__(self, stop: int, go_on: int):
-        self._stop, self.value = stop, go_on
+        self._stop, self.value, self._pressed = stop, go_on, False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._heard)
 
     def _heard(self, number: int, _frame) -> None:
-        if self.value == self._stop:
+        # From Ctrl-C under torchrun both signals come: one from the terminal, one from torchrun.
+        if number == signal.SIGINT and self._pressed:
             raise KeyboardInterrupt
-        self.value = self._stop
+        self.value, self._pressed = self._stop, self._pressed or number == signal.SIGINT
 
     def __call__(self) -> int:
         return self.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Log:
 
     def write(self, event: str, **values: Any) -> None:
         if self.path is not None:
-            line = json.dumps({"time": round(time.time(), 3), "event": event, **values}, default=str)
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            line = json.dumps({"time": round(time.time(), 3), "event": event, **finite}, allow_nan=False)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 

@@ -16,6 +16,7 @@ from ...training.distributed import FINISH, GO_ON, World
 from ...training.errors import InputError
 from ...training.record import Run
 from ..bridge import storage
+from ..bridge.models import target_layers
 from ..bridge.run_store import RunStore
 from ..bridge.surroundings import Surroundings
 from ..lora import files as lora_files
@@ -141,7 +142,10 @@ def prepared(job: Job, world: World, orders: Orders) -> tuple[Any, dict[str, Any
     """(the request, the models by name). Raises `InputError` in every process where one of them lacks something."""
     request = agree(world, lambda: request_of(job))
     agree(world, lambda: check(job, request, world, orders))
-    return request, agree(world, lambda: models_of(job, orders))
+    models = agree(world, lambda: models_of(job, orders))
+    if job.technique == "lora":
+        agree(world, lambda: target_layers(models["model"].model.diffusion_model, request.targets, request.custom_targets))
+    return request, models
 
 
 def train(job: Job, world: World, orders: Orders, request, models: dict[str, Any]) -> Path | None:

@@ -1,16 +1,19 @@
 """A job folder: what is in it, what is refused, and that one process makes of it the file that the node makes."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jobs
 import pytest
 import ranks
 import tiny
 import torch
+from bespoke.nodes.bridge.run_store import RunStore
 from bespoke.nodes.jobs import wire
 from bespoke.nodes.jobs.job import read_job
 from bespoke.nodes.jobs.source import find, load, source_of
@@ -26,22 +29,16 @@ def models(comfyui):
 
 @pytest.fixture(scope="module")
 def job(comfyui, models, run_node):
-    from pathlib import Path
-
     return Path(jobs.export(run_node, models, "jobs/teal")[0])
 
 
 def test_the_node_and_the_command_give_the_same_file(comfyui, models, run_node, job):
     """Bit for bit: every tensor, and every line of metadata but the date."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        images, validation = jobs.pictures()
-        given = dict(model=models[0], clip=models[1], vae=models[2], images=images, validation_images=validation)
+    images, validation = jobs.pictures()
+    given = dict(model=models[0], clip=models[1], vae=models[2], images=images, validation_images=validation)
+    with one_thread():
         _, lora, _, run, *_ = run_node("BespokeTrainLora", resume=False, **given | jobs.SETTINGS)
         (name,) = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/teal")
-    finally:
-        torch.set_num_threads(threads)
     theirs, said = jobs.read(comfyui / "models" / "loras" / name)
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(job), "--base-directory", str(comfyui)], capture_output=True, text=True,
@@ -211,25 +208,68 @@ def test_settings_go_through_toml_and_back():
             _read_lines(bad)
 
 
+# --- with a checkpoint's text encoder and VAE -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(comfyui, small_checkpoint, run_node):
+    shutil.copy(small_checkpoint, comfyui / "models" / "checkpoints" / small_checkpoint.name)
+    return run_node("CheckpointLoaderSimple", ckpt_name=small_checkpoint.name)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Sums in the order in which a process with one thread takes them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+def test_a_text_encoder_learns_and_samples_are_drawn_by_the_command_as_by_the_node(comfyui, checkpoint, run_node, tmp_path):
+    model, clip, vae = checkpoint
+    (skipping,) = run_node("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=-2)
+    given = dict(model=model, clip=skipping, vae=vae, images=sprite_set(2, 4, side=64, colour="teal"), steps=4, batch_size=2, rank=2, alpha=2.0,
+                 seed=3, precision="fp32", keep="last", train_text_encoder=True, text_encoder_lr=1e-4, sample_every=2)  # fmt: skip
+    with one_thread():
+        _, lora, _, run, *_ = run_node("BespokeTrainLora", resume=False, **given)
+        (name,) = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/text")
+        folder, report = run_node("BespokeExportLoraJob", folder="jobs/text", **given)
+    assert "- clip: " in report
+    assert "- vae: " in report
+    forks = jobs.Ranks(comfyui, tmp_path)
+    try:
+        job = forks.train(Path(folder), 1)
+        made, meta = jobs.result(job)
+        two = forks.train(jobs.copy_of(job, "text-2"), 2)
+    finally:
+        forks.close()
+    theirs, said = jobs.read(comfyui / "models" / "loras" / name)
+    assert made.keys() == theirs.keys()
+    assert any(key.startswith("lora_te_") for key in made)
+    assert all(torch.equal(made[key], theirs[key]) for key in theirs)
+    assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {k: v for k, v in said.items() if k != "modelspec.date"}
+    drawn = {path.name: path.read_bytes() for path in (job / "runs").rglob("samples/*.png")}
+    assert sorted(drawn) == ["000000.png", "000002.png", "000004.png"]
+    assert drawn == {path.name: path.read_bytes() for path in RunStore(run.id).folder.rglob("samples/*.png")}
+    assert jobs.distance(made, jobs.result(two)[0]) < 1e-2
+
+
 # --- textual inversion ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_word_is_learned_by_the_command_as_by_the_node(comfyui, small, small_checkpoint, run_node, count, tmp_path):
-    from pathlib import Path
-
-    shutil.copy(small_checkpoint, comfyui / "models" / "checkpoints" / small_checkpoint.name)
-    model, clip, vae = run_node("CheckpointLoaderSimple", ckpt_name=small_checkpoint.name)
+def test_a_word_is_learned_by_the_command_as_by_the_node(comfyui, checkpoint, run_node, count, tmp_path):
+    model, clip, vae = checkpoint
     given = dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 4, side=64, colour="teal"), name=f"teal-{count}", init_text="green",
                  steps=6, batch_size=2, seed=3, precision="fp32", keep="last", vectors=2)  # fmt: skip
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         _, embedding, _, _, run, _ = run_node("BespokeTrainTextualInversion", resume=False, **given)
         run_node("BespokeSaveEmbedding", embedding=embedding, run=run, name=f"teal-{count}", overwrite=True)
-    finally:
-        torch.set_num_threads(threads)
     folder, report = run_node("BespokeExportTextualInversionJob", folder=f"jobs/word-{count}", **given)
     assert "clip: " in report
     forks = jobs.Ranks(comfyui, tmp_path)
