@@ -55,11 +55,11 @@ def losses(job: Path) -> list[float]:
 
 
 def step_lost(job: Path) -> tuple[int, int]:
-    """(the last step before a start that went back, the step it went on from); twice the last where none did."""
-    steps = [line["step"] for line in events(job, "step")]
-    turns = [(a, b - 1) for a, b in zip(steps, steps[1:], strict=False) if b <= a]
-    assert len(turns) <= 1
-    return turns[0] if turns else (steps[-1], steps[-1])
+    """(the last step of the first start, the step that the second one went on from)."""
+    lines = [json.loads(line) for line in (job / "log.jsonl").read_text().splitlines()]
+    first, second = (place for place, line in enumerate(lines) if line["event"] == "start")
+    steps = [[line["step"] for line in part if line["event"] == "step"] for part in (lines[first:second], lines[second:])]
+    return steps[0][-1], steps[1][0] - 1
 
 
 def events(job: Path, kind: str) -> list[dict]:
