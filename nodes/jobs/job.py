@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Job:
 
     def material(self, config: TrainConfig) -> Material:
         """What is trained on, its pictures divided as the settings now say."""
-        items = [TrainingImage(item["name"], torch.empty(0, 0, 3), item["caption"]) for item in self.plan["pictures"]]
+        items = [_picture(dict(item)) for item in self.plan["pictures"]]
         count = range(len(items))
         data = LatentSet([self.tensors[f"latent/{i}"] for i in count], [self.tensors.get(f"mask/{i}") for i in count])
         prompts = {
@@ -133,9 +133,22 @@ def _plan(material: Material) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for key, tensor in (material.start or {}).items():
         tensors[f"start/{key}"] = tensor.detach().cpu().clone()
     return {
-        "pictures": [{"name": item.name, "caption": item.caption} for item in pictures.items], "counts": pictures.counts,
+        "pictures": [_facts(item) for item in pictures.items], "counts": pictures.counts,
         "prompts": prompts, "fingerprint": material.fingerprint, "models": material.models, "about": dict(material.about),
     }, tensors  # fmt: skip
+
+
+def _facts(item: TrainingImage) -> dict[str, Any]:
+    """All that is known of a picture but its pixels: name, caption, size and what else stands beside them."""
+    known = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in ("pixels", "mask")}
+    return known | {"size": list(item.pixels.shape[:2])}
+
+
+def _picture(facts: dict[str, Any]) -> TrainingImage:
+    """The picture of `_facts`, of its size and without pixels."""
+    size = facts.pop("size")
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+    return TrainingImage(pixels=torch.empty(*size, 0), **known)
 
 
 def read_job(folder: Path) -> Job:

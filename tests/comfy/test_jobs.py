@@ -18,6 +18,7 @@ from bespoke.nodes.jobs import wire
 from bespoke.nodes.jobs.job import read_job
 from bespoke.nodes.jobs.source import find, load, source_of
 from bespoke.nodes.jobs.toml import _read_lines, read_toml, write_toml
+from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from helpers import sprite_set
 
@@ -78,6 +79,9 @@ def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
     assert read.sources["model"].files == (jobs.BASE,)
     assert set(read.sources) == {"model"}  # caches stand in for the text encoder and the VAE
     assert read.plan["counts"] == [5, 3, 0]
+    images, validation = jobs.pictures()
+    kept, given = read.material(TrainConfig(1, 1e-3, 1, 0)).pictures, [*images.items, *validation.items]
+    assert [(item.name, item.caption, item.pixels.shape[:2]) for item in kept.items] == [(i.name, i.caption, i.pixels.shape[:2]) for i in given]
 
 
 def test_a_folder_that_is_taken_gets_a_number(run_node, models, job):
