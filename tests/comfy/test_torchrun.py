@@ -167,7 +167,8 @@ def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
     at, victim = draw.randrange(8, 32), draw.randrange(2)
     process = jobs.torchrun(run, comfyui, 2, "--max-restarts", "3")
     try:
-        jobs.wait_for(lambda: [line for line in jobs.events(run, "step") if line["step"] >= at])
+        jobs.wait_for(lambda: process.poll() is not None or [line for line in jobs.events(run, "step") if line["step"] >= at])
+        assert process.poll() is None, process.communicate()[0]
         workers = sorted(psutil.Process(process.pid).children(), key=lambda one: int(one.environ()["RANK"]))
         workers[victim].kill()
         text, _ = process.communicate(timeout=300)
