@@ -11,6 +11,7 @@ from .images.node import ImageBatch, ImageFolder
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend, RestoreUnmasked
+from .jobs.node import ExportLoraJob, ExportTextualInversionJob
 from .lora import dial as lora_routes
 from .lora.compose_node import ComposeLoras, InspectLora
 from .lora.inject_node import InjectLora, LoadLora
@@ -30,4 +31,4 @@ class BespokeExtension(ComfyExtension):
             lora_routes.register(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, ComposeLoras, InspectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding, ApplyEmbedding, InspectEmbedding, Compare]
+        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, ComposeLoras, InspectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding, ApplyEmbedding, InspectEmbedding, Compare, ExportLoraJob, ExportTextualInversionJob]

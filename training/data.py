@@ -18,7 +18,8 @@ from .randomness import batch_indices, generator, noise, stratified_uniform
 class Batch:
     """What one model call trains on. latent, noise: [B, C, ...]. u: [B] in 0..1, the place in the noise schedule.
 
-    mask: [B, 1, ...] or None. indices: which image each sample is; -1 where its caption is dropped.
+    mask: [B, 1, ...] or None. indices: which image each sample is. captions: the same, -1 where the caption is dropped.
+    places: the place of each sample in the global batch, which has `count`: one process of several has some of them.
     """
 
     indices: list[int]
@@ -27,6 +28,12 @@ class Batch:
     noise: Tensor
     u: Tensor
     mask: Tensor | None
+    places: list[int]
+    count: int
+
+    def share_of_mean(self, losses: Tensor) -> Tensor:
+        """What the losses [B] of these places add to the mean over the global batch."""
+        return losses.sum() / self.count
 
 
 @dataclass(frozen=True)
@@ -44,22 +51,27 @@ class LatentSet:
         return list(by_shape.values())
 
     def batch(
-        self, config: TrainConfig, micro: int, device: torch.device, among: Sequence[int] | None = None, stream: str = ""
-    ) -> Batch:
+        self, config: TrainConfig, micro: int, device: torch.device, among: Sequence[int] | None = None, stream: str = "",
+        places: Sequence[int] | None = None,
+    ) -> Batch:  # fmt: skip
         """The micro-batch number `micro` of the run, drawn from `among`: a pure function of it and the seed.
 
-        stream: another name gives other draws (for prior-preservation images).
+        stream: another name gives other draws (for prior-preservation images). places: those of the batch that are
+        wanted, one at least; what is drawn for a place does not depend on which others are.
         """
         seed = f"{config.seed}/{stream}" if stream else config.seed
         groups = self.groups(range(len(self.latents)) if among is None else among)
         indices = batch_indices(groups, config.batch_size, seed, micro)
         count, shape = len(indices), self.latents[indices[0]].shape[1:]
-        drawn = torch.stack([noise(seed, micro, place, shape) for place in range(count)])
+        dropped = torch.rand(count, generator=generator(seed, "caption", micro)) < config.caption_dropout
+        u = schedule_place(stratified_uniform(seed, micro, count), config.timestep_sampling)
+        places = list(range(count) if places is None else places)
+        indices = [indices[place] for place in places]
+        drawn = torch.stack([noise(seed, micro, place, shape) for place in places])
         if config.noise_offset:
             # One number a channel: the model sees other mean brightnesses than nought ("offset noise", Guttenberg 2023).
-            means = torch.stack([noise(seed, micro, place, shape[:1], "offset") for place in range(count)])
-            drawn += config.noise_offset * means.reshape(count, shape[0], *[1] * (len(shape) - 1))
-        dropped = torch.rand(count, generator=generator(seed, "caption", micro)) < config.caption_dropout
+            means = torch.stack([noise(seed, micro, place, shape[:1], "offset") for place in places])
+            drawn += config.noise_offset * means.reshape(len(places), shape[0], *[1] * (len(shape) - 1))
         masks = [self.masks[i] for i in indices]
         mask = None
         if any(m is not None for m in masks):
@@ -67,9 +79,11 @@ class LatentSet:
             mask = torch.cat([whole if m is None else m for m in masks]).to(device)
         return Batch(
             indices,
-            [-1 if drop else i for i, drop in zip(indices, dropped.tolist(), strict=True)],
+            [-1 if drop else i for i, drop in zip(indices, dropped[places].tolist(), strict=True)],
             torch.cat([self.latents[i] for i in indices]).to(device),
             drawn.to(device),
-            schedule_place(stratified_uniform(seed, micro, count), config.timestep_sampling).to(device),
+            u[places].to(device),
             mask,
+            places,
+            count,
         )

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from .average import RunningMean
 from .checkpoint import State, optimizer_state, restore_optimizer
 from .config import TrainConfig
+from .distributed import World
 from .errors import InputError
-from .optimizers import Group, clip_gradient, lr_schedule, make_optimizer
+from .optimizers import Group, check_gradients, clip_gradient, lr_schedule, make_optimizer
 
 # Gradients of half-precision models are of the order of 1e-6, where fp16 keeps few bits or none: the backward pass runs
 # on a loss this many times larger. A power of two, so that nothing changes in the wider types, to the bit.
@@ -71,21 +72,24 @@ class Training:
     """A run that can be followed, stopped, saved and gone on with.
 
     what: the parameters that are trained. loss_of: micro-batch index (counted over the whole run) -> the mean loss of
-    that micro-batch, a scalar with a graph. held_out: the loss on the fixed grid as it stands now, or None. until: the
-    step to stop at where that is known beforehand, on the schedule of the whole run.
+    that micro-batch, a scalar with a graph; of several processes each gives its share of that mean, or None where it has
+    none. held_out: the loss on the fixed grid as it stands now, or None; the same in every process. until: the
+    step to stop at where that is known beforehand, on the schedule of the whole run. world: the processes.
     """
 
     def __init__(
         self,
         what: Trainable,
-        loss_of: Callable[[int], Tensor],
+        loss_of: Callable[[int], Tensor | None],
         config: TrainConfig,
         held_out: Callable[[], float] | None = None,
         state: State | None = None,
         until: int | None = None,
+        world: World | None = None,
     ):
         self.last = config.steps if until is None else min(until, config.steps)
         self.what, self.config, self.loss_of, self._held_out = what, config, loss_of, held_out
+        self.world = World() if world is None else world
         groups = what.groups(config.learning_rate)
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
         self._optimizer = make_optimizer(groups, config)
@@ -114,14 +118,20 @@ class Training:
         """
         started, config = time.monotonic(), self.config
         while self.done < self.last:
-            total = 0.0
+            total, computed = 0.0, False
             for micro in range(config.gradient_accumulation):
-                loss = self.loss_of(self.done * config.gradient_accumulation + micro) / config.gradient_accumulation
+                loss = self.loss_of(self.done * config.gradient_accumulation + micro)
+                if loss is None:
+                    continue
+                loss, computed = loss / config.gradient_accumulation, True
                 (loss * GRADIENT_SCALE).backward()
                 total += loss.item()
-            for parameter in self.what.idle:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            torch._foreach_div_([parameter.grad for parameter in self.parameters if parameter.grad is not None], GRADIENT_SCALE)
+            if computed:
+                for parameter in self.what.idle:
+                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                check_gradients(self.parameters)
+                torch._foreach_div_([parameter.grad for parameter in self.parameters], GRADIENT_SCALE)
+            total = self.world.add_up(self.parameters, total)
             grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
             if not math.isfinite(total) or not math.isfinite(grad_norm):
                 self._optimizer.zero_grad()

@@ -28,12 +28,14 @@ def plain_tensors(tensor: Tensor) -> list[Tensor]:
     return [tensor] if parts is None else [getattr(tensor, name) for name in parts()[0]]
 
 
-def measure_step(loss_of: Callable[[], Tensor], frozen: Iterable[Tensor], trained: list[nn.Parameter]) -> StepCost:
-    """Run one micro-batch and throw its gradient away.
+def measure_step(loss_of: Callable[[], Tensor | None], frozen: Iterable[Tensor], trained: list[nn.Parameter]) -> StepCost:
+    """Run one micro-batch and throw its gradient away. Nothing is measured where `loss_of` gives None.
 
     frozen: tensors that exist anyway, so that a reference to one costs nothing.
     """
-    known = {part.untyped_storage().data_ptr() for tensor in (*frozen, *trained) for part in plain_tensors(tensor)}
+    # Of a weight that is spread over processes this one holds a part.
+    held = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in (*frozen, *trained))
+    known = {part.untyped_storage().data_ptr() for tensor in held for part in plain_tensors(tensor)}
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -46,6 +48,8 @@ def measure_step(loss_of: Callable[[], Tensor], frozen: Iterable[Tensor], traine
     began = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = loss_of()
+    if loss is None:
+        return StepCost(0.0, 0)
     loss.backward()
     if loss.device.type == "cuda":
         torch.cuda.synchronize(loss.device)  # until here the work was only handed over

@@ -48,8 +48,12 @@ def lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.
     return schedulers.SequentialLR(optimizer, [rise, main], [config.warmup_steps])
 
 
-def clip_gradient(parameters: list[nn.Parameter], max_norm: float) -> float:
-    """Scale the gradient down to `max_norm` (0 leaves it) and give the length it had."""
+def check_gradients(parameters: list[nn.Parameter]) -> None:
+    """Raise `InputError` where a backward pass left a parameter without a gradient."""
     if any(parameter.grad is None for parameter in parameters):
         raise InputError("a trained parameter got no gradient, so it would never learn; check the targets")
+
+
+def clip_gradient(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradient down to `max_norm` (0 leaves it) and give the length it had."""
     return float(nn.utils.clip_grad_norm_(parameters, max_norm or math.inf))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .data import Batch, LatentSet
+from .distributed import World
 from .errors import InputError
 from .randomness import generator, noise
 
@@ -75,16 +76,31 @@ def grid(data: LatentSet, indices: Sequence[int], device: torch.device, levels: 
                 noises.to(device),
                 torch.tensor(levels, device=device),
                 None if mask is None else mask.expand(len(levels), *mask.shape[1:]).to(device),
+                list(range(len(levels))),
+                len(levels),
             )
         )
     return batches
 
 
-def scorer(batches: Sequence[Batch], loss_of: Callable[[Batch, int], Tensor]) -> Callable[[], float]:
-    """The mean loss over the grid as the model stands. loss_of: (batch, its number) -> [B]."""
+def scorer(
+    batches: Sequence[Batch], loss_of: Callable[[Batch, int], Tensor], world: World | None = None
+) -> Callable[[], float]:
+    """The mean loss over the grid as the model stands. loss_of: (batch, its number) -> [B].
+
+    world: the processes that share the batches out. Each computes as many, so that those of a model that is spread over
+    them call it together; what is one too many is not counted. The sum is the same whoever computed its parts.
+    """
+    world = World() if world is None else world
 
     def score() -> float:
-        losses = [loss_of(batch, number).double().mean().item() for number, batch in enumerate(batches)]
+        losses = [0.0] * len(batches)
+        for first in range(0, len(batches), world.size):
+            number = min(first + world.rank, len(batches) - 1)
+            loss = loss_of(batches[number], number).double().mean().item()
+            if first + world.rank == number:
+                losses[number] = loss
+        losses = world.add_numbers(losses)
         return sum(losses) / len(losses)
 
     return score

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import comfy.ldm.modules.attention
 import comfy.model_base
@@ -51,12 +52,17 @@ class ComfyDenoiser:
     """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `opened_for_training`.
 
     work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type. load: brings the
-    weights to the device, or as many as are to be there, and makes them fit for autograd.
+    weights to the device, or as many as are to be there, and makes them fit for autograd. compute: the type that matrices
+    are multiplied in, or None for the model's own.
     """
 
-    def __init__(self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast, load: Callable[[], None]):
+    def __init__(
+        self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast, load: Callable[[], None],
+        compute: torch.dtype | None = None,
+    ):  # fmt: skip
         base, device = work.model, work.load_device
         self.work, self.base, self.device, self.autocast, self._load = work, base, device, autocast, load
+        self.compute = compute
         self.prediction = prediction_of(base.model_sampling)
         self._transformer_options = transformer_options
         # A table of the training schedule: discrete models have one noise level a timestep, flow models a fine grid.
@@ -78,6 +84,12 @@ class ComfyDenoiser:
             return self.base.apply_model(
                 noisy, sigma, transformer_options=self._transformer_options, **conditioning.tensors()
             )
+
+    def move_to(self, device: torch.device) -> None:
+        """Compute on `device` from now on, where the caller has put the base's weights."""
+        self.device, self._sigmas = device, self._sigmas.to(device)
+        if self.compute is not None:
+            self.autocast = partial(torch.autocast, device.type, self.compute)
 
     def reload(self) -> None:
         """Back on the device and ready for the next step, after something else has used the model."""
@@ -164,7 +176,7 @@ def opened_for_training(
                     recast()
                     ready()
 
-                yield ComfyDenoiser(work, options, autocast, load)
+                yield ComfyDenoiser(work, options, autocast, load, compute)
         finally:
             comfy.model_management.in_training = was_training
             work.cleanup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -48,13 +49,11 @@ class RunDisplay:
         self._send("end", {"state": state, "files": list(files)})
 
     def _send(self, name: str, values: dict[str, Any]) -> None:
-        server = _server()
+        server = _server()  # never imported from here: a training under torchrun has none
         if server is None or server.client_id is None:
             return  # without a client it would go to every open page
         server.send_sync(f"bespoke.run.{name}", {"node_id": self.node_id, "run_id": self.run_id, **values}, server.client_id)
 
 
 def _server():
-    from server import PromptServer
-
-    return getattr(PromptServer, "instance", None)
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

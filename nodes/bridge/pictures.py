@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.model_base
@@ -27,6 +27,7 @@ class Pictures:
     rotations: (trained on, held out) of the trainings that come first, where the set is too small to spare a picture.
     blank: for a model that reads a picture with a hole, the latent [1, C, h, w] of a grey picture by its
     (height, width) in px, not yet scaled.
+    counts: see `arrange`.
     """
 
     items: list[TrainingImage]
@@ -36,6 +37,7 @@ class Pictures:
     prior: list[int]
     rotations: list[tuple[list[int], list[int]]]
     blank: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    counts: tuple[int, int, int] = (0, 0, 0)
 
     def facts(self, index: int) -> dict[str, Any]:
         """What a model may want to know of a picture, by the names of ComfyUI's `extra_conds`.
@@ -70,22 +72,28 @@ def prepare(
     prior: ImageSet | None = None,
 ) -> Pictures:  # fmt: skip
     """Encode everything once. validation: pictures to score instead of some of `images`. prior: pictures to keep."""
-    items, count = list(images.items), len(images.items)
-    trained_on, held_out, rotated = list(range(count)), [], []
-    if validation is not None:
-        held_out = list(range(count, count + len(validation.items)))
-        items += validation.items
-    elif config.validation and len(images.copies()) < FEW:
-        rotated = rotations(images.copies(), config.validation, config.seed)
-    elif config.validation:
-        trained_on, held_out = split(images.copies(), config.validation, config.seed)
-    before = len(items)
-    items += prior.items if prior is not None else ()
+    sets = [list(given.items) if given is not None else [] for given in (images, validation, prior)]
+    items = [item for one in sets for item in one]
+    plan = arrange(items, LatentSet([], []), [len(one) for one in sets], config)  # before the wait, as it may be refused
     with torch.inference_mode(False), torch.no_grad():
         latents = _encoded(vae, base, items)
     masks = [None if item.mask is None else mask_to_latent(item.mask, latent) for item, latent in zip(items, latents, strict=True)]
-    blank = _blank(vae, items) if wants_masked_picture(base) else {}
-    return Pictures(items, LatentSet(latents, masks), trained_on, held_out, list(range(before, len(items))), rotated, blank)
+    return replace(plan, data=LatentSet(latents, masks), blank=_blank(vae, items) if wants_masked_picture(base) else {})
+
+
+def arrange(items: list[TrainingImage], data: LatentSet, counts: Sequence[int], config: TrainConfig) -> Pictures:
+    """Which pictures are trained on, scored, and kept. counts: how many are the training set's, pictures to score, and
+    prior pictures, in this order. Of the items only names and captions are read."""
+    count, scored, prior = counts
+    copies = by_picture(items[:count])
+    trained_on, held_out, rotated = list(range(count)), [], []
+    if scored:
+        held_out = list(range(count, count + scored))
+    elif config.validation and len(copies) < FEW:
+        rotated = rotations(copies, config.validation, config.seed)
+    elif config.validation:
+        trained_on, held_out = split(copies, config.validation, config.seed)
+    return Pictures(items, data, trained_on, held_out, list(range(count + scored, len(items))), rotated, counts=(count, scored, prior))
 
 
 def _blank(vae, items: list[TrainingImage]) -> dict[tuple[int, ...], Tensor]:

@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from ...training.config import TrainConfig
+from ...training.distributed import FINISH, STOP, PeerLost
 from ...training.errors import InputError
 from ...training.loop import NotANumber, Step, Trainable, Training
 from ...training.measure import StepCost, measure_step
 from ...training.record import Run
-from .events import RunDisplay
 from .run_graph import keep_graph
-from .run_store import RunStore, take_finish
+from .run_store import RunStore
+from .surroundings import Display, Surroundings
 
 EMA = 0.98  # of the loss shown: about the last fifty steps
 AUTOSAVE_SECONDS = 30.0  # a killed process loses at most this much, or save_every steps
@@ -44,20 +45,23 @@ class Outlets:
 
 def follow(
     what: Trainable,
-    loss_of: Callable[[int], Tensor],
+    loss_of: Callable[[int], Tensor | None],
     config: TrainConfig,
     run: Run,
     outlets: Outlets,
     held_out: Callable[[], float] | None = None,
     resume: bool = True,
     until: int | None = None,
+    where: Surroundings | None = None,
 ) -> dict[str, Tensor]:
     """Train to the end (or to step `until`), or until the page asks to finish; gives what was learned.
 
-    An interruption saves the state and passes through; the same request goes on from it.
+    An interruption saves the state and passes through; the same request goes on from it. where: the page's process, or
+    one of several that all call this and all get the same.
     """
-    store, state = RunStore(run.id), None
-    take_finish(run.id)  # a request from an earlier sitting is no request for this one
+    where = where or Surroundings()
+    store, state = where.store(run.id), None
+    where.wish(run.id)  # a request from an earlier sitting is no request for this one
     if resume:
         state, earlier = store.state(), store.record()
         if state is not None and state.step > (config.steps if until is None else until):
@@ -72,14 +76,14 @@ def follow(
             if earlier.state == "kept" and config.steps <= int(earlier.settings.get("steps", 0)):
                 # It was finished early, on purpose: asking for the same again gives the same.
                 run.settings["steps"], run.state = earlier.settings["steps"], "kept"
-                return _handed_on(Training(what, loss_of, config, held_out, state, until))
+                return _handed_on(Training(what, loss_of, config, held_out, state, until, where.world))
     else:
         store.set_aside()
-    training = Training(what, loss_of, config, held_out, state, until)
-    display = RunDisplay(run.id, training.last)
+    training = Training(what, loss_of, config, held_out, state, until, where.world)
+    display = where.display(run.id, training.last)
     run.node, run.workflow, run.state = str(display.node_id or ""), keep_graph(store.folder), "running"
     store.save_record(run)  # from here on the page can ask for it
-    follower = _Follower(training, config, run, display, store, outlets)
+    follower, whole = _Follower(training, config, run, display, store, outlets, where), True
     try:
         follower.run_through()
     except NotANumber as error:
@@ -93,6 +97,10 @@ def follow(
             f"the memory is full after {training.done} steps, which are kept; lower batch_size or the pictures' "
             "resolution, or switch gradient_checkpointing on"
         ) from error
+    except PeerLost:
+        # Lost while the held-out pictures were scored, the last step has no score yet: an earlier save is gone on from.
+        run.state, whole = "interrupted", len(run.losses) == training.done
+        raise
     except RuntimeError as error:
         run.state = "failed"
         if "modified by an inplace operation" not in str(error):
@@ -110,9 +118,9 @@ def follow(
         run.state = "failed"
         raise
     finally:
-        if training.done:
+        if training.done and whole:
             store.save(training.state(), run)
-        else:
+        elif not training.done:
             store.save_record(run)
         if training.done and run.state == "failed":
             _save_what_there_is(outlets, training)
@@ -138,9 +146,11 @@ def _save_what_there_is(outlets: Outlets, training: Training) -> None:
 class _Follower:
     """Carries one run's numbers from the loop's events to the display, the record and the disk."""
 
-    def __init__(self, training: Training, config: TrainConfig, run: Run, display: RunDisplay, store: RunStore, outlets: Outlets):
+    def __init__(
+        self, training: Training, config: TrainConfig, run: Run, display: Display, store: RunStore, outlets: Outlets, where: Surroundings
+    ):  # fmt: skip
         self.training, self.config, self.run, self.display = training, config, run, display
-        self.store, self.outlets = store, outlets
+        self.store, self.outlets, self.where = store, outlets, where
         self.average: float | None = None
         self.before, self.first = run.seconds, training.done
 
@@ -157,7 +167,10 @@ class _Follower:
             if due or time.monotonic() - saved > AUTOSAVE_SECONDS:
                 self.store.save(self.training.state(), self.run)
                 saved = time.monotonic()
-            if take_finish(self.run.id):
+            wish = self.where.world.agree(self.where.wish(self.run.id))
+            if wish == STOP:
+                raise comfy.model_management.InterruptProcessingException
+            if wish == FINISH:
                 self.run.state = "kept"
                 return
         # Where the held-out loss has turned, asking for the same again gives the same: as if it had been finished.

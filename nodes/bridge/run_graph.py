@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,9 +34,8 @@ def keep_graph(folder: Path) -> str:
 
 def running_workflow() -> dict | None:
     """The workflow of the prompt that is executed now, as the page drew it."""
-    from server import PromptServer
-
-    server, context = getattr(PromptServer, "instance", None), get_executing_context()
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    context = get_executing_context()
     if server is None or context is None:
         return None
     running, _ = server.prompt_queue.get_current_queue_volatile()

@@ -54,10 +54,11 @@ def list_runs() -> list[Run]:
 class RunStore:
     """One run's folder. Files are written whole or not at all."""
 
-    def __init__(self, run_id: str):
+    def __init__(self, run_id: str, among: Path | None = None):
+        """among: the folder of runs, ComfyUI's own where none is given."""
         if not _ID.fullmatch(run_id):
             raise ValueError(f"{run_id!r} is no run's id")
-        self.folder = runs_folder() / run_id
+        self.folder = (runs_folder() if among is None else among) / run_id
 
     def record(self) -> Run | None:
         try:

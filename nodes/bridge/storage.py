@@ -92,7 +92,11 @@ def _rename_new(temporary: Path, path: Path) -> None:
 
 def write_numbered(kind: str, prefix: str, write: Callable[[Path], None]) -> str:
     """Call `write` with the first free `prefix_00001.safetensors` under `kind`; gives the name as ComfyUI lists it."""
-    folder = models_folder(kind)
+    return write_numbered_in(models_folder(kind), prefix, write)
+
+
+def write_numbered_in(folder: Path, prefix: str, write: Callable[[Path], None]) -> str:
+    """`write_numbered` in any folder; gives the name below it."""
     stem = inside(folder, prefix)
     number = 1
     while True:

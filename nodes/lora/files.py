@@ -1,4 +1,4 @@
-"""LoRA files: read safely, their keys in ComfyUI's spelling, their parts checked."""
+"""LoRA files: read safely, their keys in ComfyUI's spelling, their parts checked; and what is written into one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,30 @@ import torch
 from torch import Tensor
 
 from ...training.errors import InputError
-from ...training.formats import from_diffusers, split_key
+from ...training.formats import DTYPES, from_diffusers, metadata, split_key, to_format
 from ...training.plain_json import read_json
+from ...training.record import Run
+from ..bridge import storage
 from ..bridge.safe_files import read_safetensors
+
+
+def as_file(
+    lora: Mapping[str, Tensor], run: Run | None, title: str, key_format: str = "kohya", dtype: str = "fp16", graph: tuple = (None, None)
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of the file that a LoRA is saved as. Raises `InputError` for a format that there is not."""
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    tensors = {
+        key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
+        for key, tensor in to_format(lora, key_format, run.names if run else {}).items()
+    }
+    return tensors, metadata(lora, run, title, *graph)
+
+
+def save_on_the_way(folder: Path, step: int, lora: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)) -> None:
+    """Write FOLDER/RUN-stepN.safetensors, a LoRA as it stands in mid-training."""
+    path = folder / f"{run.id}-step{step:06}.safetensors"
+    storage.write_safetensors(path, *as_file(lora, run, path.stem, dtype="fp32", graph=graph), overwrite=True)
 
 
 class NamedLora(dict):

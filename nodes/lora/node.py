@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import comfy.sd
 from comfy_api.latest import io
 
-from ...training.formats import DTYPES, KEY_FORMATS, layer_and_part, metadata, to_format
+from ...training.formats import DTYPES, KEY_FORMATS, layer_and_part
 from ..bridge import storage
 from ..bridge.errors import InputError, names_itself
 from ..bridge.models import TARGETS
 from ..bridge.samples import settings_in
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, validation_images, widget
 from ..bridge.types import Images, Run, graph_of
+from .files import as_file, save_on_the_way
 from .train import LoraData, LoraRequest, describe, train_lora
+
+
+def trainer_inputs() -> list[io.Input]:
+    """What a LoRA training is asked for, by the trainer and by the node that exports a job."""
+    return [
+        io.Model.Input("model", tooltip="The model to train for, as it is on the wire: patches and shifts before this node count."),
+        io.Clip.Input("clip", tooltip="Encodes the captions, at its own clip skip. It is trained only with train_text_encoder."),
+        io.Vae.Input("vae", tooltip="Encodes the pictures."),
+        Images.Input("images", tooltip="From Bespoke Image Folder or Bespoke Image Batch. 5 to 20 pictures for a subject, 50 to 200 for a style."),
+        io.Combo.Input("targets", options=list(TARGETS), default=TARGETS[0], tooltip="Which layers learn. Cross-attention (W_Q, W_K, W_V, W_out) ties words to looks and is the smallest; attention and feed-forward learn more of the look itself and over-fit sooner."),
+        widget("rank", "The width of the low-rank path. 4 to 8 for a subject, 16 to 32 for a style. Doubles the file when doubled.", 8),
+        widget("alpha", "The path's strength is alpha / rank. Equal to rank it is 1; half of it learns half as fast.", 8.0, step=0.5),
+        widget("learning_rate", "The highest learning rate of the schedule. Too high: garbled images within a hundred steps. Too low: nothing changes.", 1e-3, step=1e-5),
+        widget("steps", default=400),
+        widget("batch_size", default=4),
+        seed_widget("Decides the order of pictures, the noise levels and the noises. The same seed gives the same LoRA."),
+        io.String.Input("custom_targets", default="", tooltip="For targets = custom: layer names with *, separated by commas, such as *attn2.to_k, *attn2.to_v.", **ADVANCED),
+        widget("validation", **ADVANCED),
+        validation_images(),
+        *advanced(("lr_schedule", "warmup_steps", "optimizer", "gradient_accumulation", "max_grad_norm", "loss_weighting",
+                   "timestep_sampling", "noise_offset", "caption_dropout", "ema", "precision", "gradient_checkpointing",
+                   "save_every", "sample_every", "sample_prompt", "keep", "resume")),
+        io.LoraModel.Input("lora", optional=True, tooltip="A LoRA to go on from, of the same rank and targets. Its numbers are where this training begins."),
+        Images.Input("prior_images", optional=True, tooltip="Pictures of what must not change (of the class that the subject belongs to): trained beside the others, with their own captions."),
+        widget("prior_weight", **ADVANCED),
+        io.Boolean.Input("train_text_encoder", default=False, tooltip="Trains adapters on the text encoder's attention too. Learns new words faster and forgets old ones sooner.", **ADVANCED),
+        widget("text_encoder_lr", "The text encoder's own learning rate. 0 takes learning_rate whole, which is usually too much: type a tenth of it.", 0.0, step=1e-6, **ADVANCED),
+    ]  # fmt: skip
+
+
+def asked(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
+    """(request, what it reads) out of a node's inputs; those that are missing have the request's own defaults."""
+    own = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
+    data = LoraData(values["images"], values.get("validation_images"), values.get("prior_images"), values.get("lora"))
+    return LoraRequest(config_of(values), **own), data
 
 
 class TrainLora(io.ComfyNode):
@@ -27,30 +66,7 @@ class TrainLora(io.ComfyNode):
             description="Trains low-rank adapters on the model's cross-attention with the noise-prediction loss. The model itself stays as it is, bit for bit.",
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             search_aliases=["lora training", "fine-tune", "dreambooth", "train style", "train subject", "low-rank"],
-            inputs=[
-                io.Model.Input("model", tooltip="The model to train for, as it is on the wire: patches and shifts before this node count."),
-                io.Clip.Input("clip", tooltip="Encodes the captions, at its own clip skip. It is trained only with train_text_encoder."),
-                io.Vae.Input("vae", tooltip="Encodes the pictures."),
-                Images.Input("images", tooltip="From Bespoke Image Folder or Bespoke Image Batch. 5 to 20 pictures for a subject, 50 to 200 for a style."),
-                io.Combo.Input("targets", options=list(TARGETS), default=TARGETS[0], tooltip="Which layers learn. Cross-attention (W_Q, W_K, W_V, W_out) ties words to looks and is the smallest; attention and feed-forward learn more of the look itself and over-fit sooner."),
-                widget("rank", "The width of the low-rank path. 4 to 8 for a subject, 16 to 32 for a style. Doubles the file when doubled.", 8),
-                widget("alpha", "The path's strength is alpha / rank. Equal to rank it is 1; half of it learns half as fast.", 8.0, step=0.5),
-                widget("learning_rate", "The highest learning rate of the schedule. Too high: garbled images within a hundred steps. Too low: nothing changes.", 1e-3, step=1e-5),
-                widget("steps", default=400),
-                widget("batch_size", default=4),
-                seed_widget("Decides the order of pictures, the noise levels and the noises. The same seed gives the same LoRA."),
-                io.String.Input("custom_targets", default="", tooltip="For targets = custom: layer names with *, separated by commas, such as *attn2.to_k, *attn2.to_v.", **ADVANCED),
-                widget("validation", **ADVANCED),
-                validation_images(),
-                *advanced(("lr_schedule", "warmup_steps", "optimizer", "gradient_accumulation", "max_grad_norm", "loss_weighting",
-                           "timestep_sampling", "noise_offset", "caption_dropout", "ema", "precision", "gradient_checkpointing",
-                           "save_every", "sample_every", "sample_prompt", "keep", "resume")),
-                io.LoraModel.Input("lora", optional=True, tooltip="A LoRA to go on from, of the same rank and targets. Its numbers are where this training begins."),
-                Images.Input("prior_images", optional=True, tooltip="Pictures of what must not change (of the class that the subject belongs to): trained beside the others, with their own captions."),
-                widget("prior_weight", **ADVANCED),
-                io.Boolean.Input("train_text_encoder", default=False, tooltip="Trains adapters on the text encoder's attention too. Learns new words faster and forgets old ones sooner.", **ADVANCED),
-                widget("text_encoder_lr", "The text encoder's own learning rate. 0 takes learning_rate whole, which is usually too much: type a tenth of it.", 0.0, step=1e-6, **ADVANCED),
-            ],
+            inputs=trainer_inputs(),
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA applied at strength 1."),
                 io.LoraModel.Output("lora", display_name="lora", tooltip="The LoRA, for Bespoke Save LoRA, core's Save LoRA Weights or Load LoRA Model."),
@@ -63,25 +79,16 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     @names_itself
-    def execute(
-        cls, model, clip, vae, images, targets, rank, alpha, custom_targets="", validation_images=None, precision="auto",
-        sample_prompt="", resume=True, lora=None, prior_images=None, train_text_encoder=False, text_encoder_lr=0.0,
-        **settings,
-    ) -> io.NodeOutput:  # fmt: skip
-        request = LoraRequest(config_of(settings), targets, rank, alpha, custom_targets, precision, sample_prompt,
-                              train_text_encoder, text_encoder_lr, resume)  # fmt: skip
+    def execute(cls, model, clip, vae, images, train_text_encoder=False, **settings) -> io.NodeOutput:
+        request, data = asked(settings | {"images": images, "train_text_encoder": train_text_encoder})
         graph = graph_of(cls.hidden)
 
         def save(step: int, lora: dict, run) -> None:
-            name = f"bespoke/runs/{run.id}-step{step:06}"
-            path = storage.inside(storage.models_folder("loras"), f"{name}.safetensors")
-            meta = metadata(lora, run, Path(name).name, *graph)
-            storage.write_safetensors(path, to_format(lora, "kohya", run.names), meta, overwrite=True)
+            save_on_the_way(storage.models_folder("loras") / "bespoke" / "runs", step, lora, run, graph)
 
-        data = LoraData(images, validation_images, prior_images, lora)
         learned, run = train_lora(model, clip, vae, data, request, settings_in(graph[0]), save)
         trained, speaking = comfy.sd.load_lora_for_models(model, clip if train_text_encoder else None, learned, 1.0, 1.0)
-        report = describe(run, request, images, len(learned) // 3)
+        report = describe(run, request, images.trigger, len(learned) // 3)
         return io.NodeOutput(trained, learned, {"loss": run.losses}, run, report, speaking or clip, ui={"bespoke_run": [run.id]})
 
 
@@ -109,17 +116,11 @@ class SaveLora(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(cls, lora, filename_prefix, run=None, key_format="kohya", dtype="fp16") -> io.NodeOutput:
-        if dtype not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
         if not lora:
             raise InputError("the LoRA is empty; wire in the lora output of a trainer")
         for key in lora:
             layer_and_part(key)
-        tensors = {
-            key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
-            for key, tensor in to_format(lora, key_format, run.names if run else {}).items()
-        }
-        meta = metadata(lora, run, Path(filename_prefix).name, *graph_of(cls.hidden))
+        tensors, meta = as_file(lora, run, Path(filename_prefix).name, key_format, dtype, graph_of(cls.hidden))
         name = storage.write_numbered(
             "loras", filename_prefix, lambda path: storage.write_safetensors(path, tensors, meta, overwrite=False)
         )

@@ -1,4 +1,4 @@
-"""Trains a LoRA on the models of the wire: one function from request to result."""
+"""Trains a LoRA: one function from models and pictures to what is trained on, one from there to the result."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from ...training.config import PRECISIONS, TrainConfig, check_choice, check_rang
 from ...training.data import Batch
 from ...training.errors import InputError
 from ...training.formats import COMFY_PREFIX
-from ...training.images import ImageSet, common_resolution, passes
+from ...training.images import ImageSet, passes
 from ...training.lora import LowRankAdapters
 from ...training.measure import StepCost, in_words
 from ...training.objective import denoising_loss
-from ...training.record import Run, run_id, tag_frequency
+from ...training.record import Run
 from ...training.validation import grid, scorer
-from ..bridge import identity
 from ..bridge.cache import digest
 from ..bridge.conditioning import ModelConds, encode_prompts, join, model_conds
 from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training, refuse_gguf
+from ..bridge.material import Material, about, models_digest
 from ..bridge.memory import LESS, OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
-from ..bridge.models import TARGETS, architecture, check_trainable, file_names, target_layers
+from ..bridge.models import TARGETS, check_trainable, file_names, target_layers
 from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
 from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
+from ..bridge.surroundings import Surroundings
 from ..bridge.text import TEXT_PREFIX, TrainableText, attention_layers, opened_text
 from ..bridge.text import file_names as text_file_names
 from .bypass import low_rank_path
@@ -96,22 +97,42 @@ def train_lora(
 
     settings: how sample images are drawn. save: called with (step, LoRA, run) for what is saved on the way.
     """
-    config, base = request.train, model.model
+    return fit_lora(model, clip, vae, gather(model, clip, vae, data, request), request, settings, save)
+
+
+def gather(model, clip, vae, data: LoraData, request: LoraRequest) -> Material:
+    """Encode pictures and captions, and note what they and the models are."""
     refuse_gguf(model)
-    check_trainable(base)
-    target_layers(base.diffusion_model, request.targets, request.custom_targets)  # wrong targets are said before the wait
+    check_trainable(model.model)
+    target_layers(model.model.diffusion_model, request.targets, request.custom_targets)  # wrong targets are said before the wait
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)
-    pictures = prepare(vae, base, config, data.images, data.validation, data.prior)
-    run = Run(
-        run_id("lora", request.settings(), data.fingerprint(), identity.of_models(model, clip, vae)), "lora",
-        request.settings(), identity.base_name(model), pictures.count(pictures.trained_on), data.images.trigger,
-        tag_frequency(item.caption for item in data.images.items), resolution=common_resolution(data.images),
-        architecture=architecture(base), base_hash=identity.checksum(model),
-        clip_skip=str(clip.layer_idx or ""),
+    pictures = prepare(vae, model.model, request.train, data.images, data.validation, data.prior)
+    texts = {*pictures.captions, sample_prompt(pictures, request)}
+    return Material(
+        pictures, data.fingerprint(), models_digest(model, clip, vae), about(model, clip, data.images),
+        {} if request.train_text_encoder else encode_prompts(clip, texts),
+        factors_of(data.start, model, clip) if data.start else None,
     )  # fmt: skip
+
+
+def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
+    return request.sample_prompt.strip() or pictures.items[0].caption
+
+
+def fit_lora(
+    model, clip, vae, material: Material, request: LoraRequest, settings: SamplerSettings | None = None,
+    save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, lora, run: None, where: Surroundings | None = None,
+) -> tuple[dict[str, Tensor], Run]:  # fmt: skip
+    """`train_lora` on what was gathered. clip: needed where the text encoder is trained, vae: where samples are drawn.
+
+    where: the page's process, or one of several that train together and all call this.
+    """
+    config, base, pictures, where = request.train, model.model, material.pictures, where or Surroundings()
+    run = material.run("lora", request.settings())
+    share = where.world.share(config.batch_size)
     compute = compute_type(base, model.load_device, request.precision)
-    need = step_memory(model, clip, pictures, request, compute)
+    need = None if where.sharded else step_memory(model, clip, material, request, compute)
     device, helps = model.load_device, f"{'' if config.gradient_checkpointing else 'gradient_checkpointing, '}{LESS}, a lower rank, fewer targets"
     offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu", helps)
     with contextlib.ExitStack() as stack:
@@ -120,6 +141,7 @@ def train_lora(
             opened_for_training(model, request.precision, config.gradient_checkpointing, need.beside if offload else None)
         )
         run.prediction = denoiser.prediction
+        where.prepare(denoiser)
         # The layers are taken only now: loading may have brought the model to life under new modules.
         layers = target_layers(denoiser.base.diffusion_model, request.targets, request.custom_targets)
         layers = {COMFY_PREFIX + name: layer for name, layer in layers.items()}
@@ -129,30 +151,33 @@ def train_lora(
             names |= {TEXT_PREFIX + name: forms for name, forms in text_file_names(clip.cond_stage_model).items()}
         memory = "" if need is None else f"; {said(need, offload)}"
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
-        start = factors_of(data.start, model, clip) if data.start else None
         run.names = {name: forms for name, forms in names.items() if name in layers}
-        prompts = Prompts(denoiser, pictures, clip, text, request.sample_prompt)
-        denoiser.reload()  # the text encoder may have taken its place
+        prompts = Prompts(denoiser, pictures, clip, text, material.prompts, sample_prompt(pictures, request))
 
         def fit(part: Part) -> dict[str, Tensor]:
             adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
-            if start is not None:
-                adapters.load_state_dict(start)
+            if material.start is not None:
+                adapters.load_state_dict(material.start)
             part.run.trained = sum(parameter.numel() for parameter in adapters.parameters())
 
-            def loss_of(micro: int) -> Tensor:
-                own = prompts.loss(pictures.data.batch(config, micro, denoiser.device, part.trained_on), config).mean()
+            def share_of_loss(micro: int, among: list[int], stream: str = "") -> Tensor:
+                batch = pictures.data.batch(config, micro, denoiser.device, among, stream, share)
+                return batch.share_of_mean(prompts.loss(batch, config))
+
+            def loss_of(micro: int) -> Tensor | None:
+                if not share:
+                    return None
+                own = share_of_loss(micro, part.trained_on)
                 if not pictures.prior:
                     return own
-                prior = pictures.data.batch(config, micro, denoiser.device, pictures.prior, "prior")
-                return own + config.prior_weight * prompts.loss(prior, config).mean()
+                return own + config.prior_weight * share_of_loss(micro, pictures.prior, "prior")
 
             score = None
             if part.held_out:
                 batches = grid(pictures.data, part.held_out, denoiser.device)
-                score = scorer(batches, lambda batch, _: prompts.loss(batch, config))
+                score = scorer(batches, lambda batch, _: prompts.loss(batch, config), where.world)
             sample = None
-            if part.config.sample_every:
+            if part.config.sample_every and where.world.rank == 0:
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), prompts.for_sample)
             outlets = Outlets(
@@ -160,22 +185,23 @@ def train_lora(
                 sample, [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
             )  # fmt: skip
             with adapters.attached():
-                return follow(adapters, loss_of, part.config, part.run, outlets, score, request.resume, part.until)
+                return follow(adapters, loss_of, part.config, part.run, outlets, score, request.resume, part.until, where)
 
         return in_rotation(pictures, config, run, fit)
 
 
-def step_memory(model, clip, pictures: Pictures, request: LoraRequest, compute: torch.dtype | None) -> StepMemory | None:
+def step_memory(model, clip, material: Material, request: LoraRequest, compute: torch.dtype | None) -> StepMemory | None:
     """What a step will take of the memory, from the largest picture and its caption; None where there is no forecast.
 
     A trained text encoder is not in it.
     """
-    config, base = request.train, model.model
+    config, base, pictures = request.train, model.model, material.pictures
 
     def make() -> StepMemory:
         index = max(pictures.trained_on, key=lambda i: pictures.data.latents[i].numel())
         caption, latent = pictures.items[index].caption, pictures.data.latents[index]
-        one = model_conds(base, *encode_prompts(clip, [caption])[caption], latent, torch.device("cpu"))
+        encoded = material.prompts or encode_prompts(clip, [caption])
+        one = model_conds(base, *encoded[caption], latent, torch.device("cpu"))
         layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
         made: list[LowRankAdapters] = []
 
@@ -196,10 +222,12 @@ def step_memory(model, clip, pictures: Pictures, request: LoraRequest, compute: 
 class Prompts:
     """The pictures' captions as the model's conditioning: computed once, or anew each time where the encoder learns."""
 
-    def __init__(self, denoiser: ComfyDenoiser, pictures: Pictures, clip, text: TrainableText | None, sample_prompt: str):
+    def __init__(
+        self, denoiser: ComfyDenoiser, pictures: Pictures, clip, text: TrainableText | None,
+        encoded: Mapping[str, tuple[Tensor, dict[str, Any]]], sample: str,
+    ):  # fmt: skip
         self._denoiser, self._pictures, self._clip, self._text = denoiser, pictures, clip, text
-        self._sample = sample_prompt.strip() or pictures.items[0].caption
-        self._encoded = encode_prompts(clip, {*pictures.captions, self._sample}) if text is None else {}
+        self._encoded, self._sample = encoded, sample
         self._known: dict[tuple[int, str], ModelConds] = {}
 
     def loss(self, batch: Batch, config: TrainConfig) -> Tensor:
@@ -263,7 +291,7 @@ def preflight(run: Run, request: LoraRequest, cost: StepCost, steps: int) -> str
     )
 
 
-def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int) -> str:
+def describe(run: Run, request: LoraRequest, trigger: str, layer_count: int) -> str:
     """What was trained and how it went, in words."""
     losses, config = run.losses, request.train
     seen = passes(run.images, len(losses), config.images_per_step)
@@ -281,6 +309,6 @@ def describe(run: Run, request: LoraRequest, images: ImageSet, layer_count: int)
     lines += describe_held_out(run, config)
     if seen > 400:
         lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
-    if images.trigger:
-        lines.append(f"Call it with: {images.trigger}")
+    if trigger:
+        lines.append(f"Call it with: {trigger}")
     return "\n".join(lines)

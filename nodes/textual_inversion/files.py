@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from ...training.errors import InputError
 from ...training.record import Run
 from ..bridge import storage
 from .names import prompt_word
+
+FORMATS = ("comfy", "a1111")
 
 
 def metadata(name: str, embedding: Mapping[str, Tensor], run: Run | None, prompt: Any = None, workflow: Any = None) -> dict[str, str]:
@@ -42,9 +46,19 @@ def metadata(name: str, embedding: Mapping[str, Tensor], run: Run | None, prompt
     return {key: str(value) for key, value in meta.items() if value not in (None, "")}
 
 
-def save_on_the_way(step: int, embedding: Mapping[str, Tensor], run: Run, prompt: Any = None, workflow: Any = None) -> None:
-    """Write embeddings/bespoke/runs/RUN-stepN.safetensors, which prompts can say too."""
-    name = f"{run.id}-step{step:06}"
-    path = storage.inside(storage.models_folder("embeddings"), f"bespoke/runs/{name}.safetensors")
+def as_file(
+    name: str, embedding: Mapping[str, Tensor], run: Run | None, format: str = "comfy", graph: tuple = (None, None)
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of the file that a word is saved as. Raises `InputError` for a format that there is not."""
+    if format not in FORMATS:
+        raise InputError(f"format is {format!r}; choose one of {', '.join(FORMATS)}")
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in embedding.items()}
-    storage.write_safetensors(path, tensors, metadata(name, embedding, run, prompt, workflow), overwrite=True)
+    if format == "a1111" and len(tensors) == 1:
+        tensors = {"emb_params": next(iter(tensors.values()))}
+    return tensors, metadata(name, embedding, run, *graph)
+
+
+def save_on_the_way(folder: Path, step: int, embedding: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)) -> None:
+    """Write FOLDER/RUN-stepN.safetensors, which prompts can say too where it lies among the embeddings."""
+    path = folder / f"{run.id}-step{step:06}.safetensors"
+    storage.write_safetensors(path, *as_file(path.stem, embedding, run, graph=graph), overwrite=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 import torch
@@ -17,15 +19,44 @@ from ..bridge.samples import settings_in
 from ..bridge.text import clip_with_word
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
 from ..bridge.types import Embedding, Images, Run, graph_of
-from .files import metadata, save_on_the_way
+from .files import FORMATS, as_file, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
 from .names import check_name, prompt_word
 from .templates import TEMPLATES
 from .train import InversionRequest, train_word
 
-FORMATS = ("comfy", "a1111")
 NONE = "none"
 PATIENCE = 5  # scorings, a quarter of the run, without a new lowest held-out loss
+
+
+def trainer_inputs() -> list[io.Input]:
+    """What a textual inversion is asked for, by the trainer and by the node that exports a job."""
+    return [
+        io.Model.Input("model", tooltip="The diffusion model that judges the word. It stays frozen."),
+        io.Clip.Input("clip", tooltip="The text encoder that learns the word, at its own clip skip. Its weights stay frozen."),
+        io.Vae.Input("vae", tooltip="Encodes the pictures."),
+        Images.Input("images", tooltip="3 to 8 pictures of one thing, or of one style."),
+        io.String.Input("name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."),
+        io.String.Input("init_text", default="", tooltip="A word or two near to what is learned, where the search begins: 'toy', 'watercolour'."),
+        widget("vectors", "How many token places the word takes. 1 is enough for most things; more hold more detail and obey prompts less.", 1),
+        widget("learning_rate", "The highest learning rate of the schedule.", 5e-3, step=1e-4),
+        widget("steps", "Optimiser steps. With held-out pictures the training stops by itself once their loss has turned.", 300),
+        widget("batch_size", default=2),
+        seed_widget("Decides pictures, sentences, noise levels and noises. The same seed learns the same word."),
+        io.Combo.Input("init", options=list(INITS), default=INITS[0], tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.", **ADVANCED),
+        io.Combo.Input("template", options=list(TEMPLATES), default=TEMPLATES[0], tooltip="The sentences around the word: for an object, for a style, or the pictures' own captions with {word} where it stands.", **ADVANCED),
+        *advanced(("validation", "lr_schedule", "warmup_steps", "gradient_accumulation", "loss_weighting")),
+        widget("norm_limit", "The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps the word obedient; 0 is no limit.", 0.0, step=0.1, **ADVANCED),
+        *advanced(("precision", "sample_every")),
+        widget("sample_prompt", "What the sample images show; {word} is the new word. Empty shows 'a photo of {word}'.", **ADVANCED),
+        *advanced(("save_every", "keep", "resume")),
+    ]  # fmt: skip
+
+
+def asked(values: Mapping[str, Any]) -> InversionRequest:
+    """The request out of a node's inputs; those that are missing have the request's own defaults."""
+    own = {f.name: values[f.name] for f in fields(InversionRequest) if f.name in values}
+    return InversionRequest(config_of(values | {"patience": PATIENCE}), **own)
 
 
 class TrainTextualInversion(io.ComfyNode):
@@ -38,26 +69,7 @@ class TrainTextualInversion(io.ComfyNode):
             description="Learns a new word for the text encoder from a few pictures. No weight of any model changes: what comes out is a vector that prompts can say.",
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             search_aliases=["textual inversion", "train embedding", "learn word", "pseudo-word", "concept"],
-            inputs=[
-                io.Model.Input("model", tooltip="The diffusion model that judges the word. It stays frozen."),
-                io.Clip.Input("clip", tooltip="The text encoder that learns the word, at its own clip skip. Its weights stay frozen."),
-                io.Vae.Input("vae", tooltip="Encodes the pictures."),
-                Images.Input("images", tooltip="3 to 8 pictures of one thing, or of one style."),
-                io.String.Input("name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."),
-                io.String.Input("init_text", default="", tooltip="A word or two near to what is learned, where the search begins: 'toy', 'watercolour'."),
-                widget("vectors", "How many token places the word takes. 1 is enough for most things; more hold more detail and obey prompts less.", 1),
-                widget("learning_rate", "The highest learning rate of the schedule.", 5e-3, step=1e-4),
-                widget("steps", "Optimiser steps. With held-out pictures the training stops by itself once their loss has turned.", 300),
-                widget("batch_size", default=2),
-                seed_widget("Decides pictures, sentences, noise levels and noises. The same seed learns the same word."),
-                io.Combo.Input("init", options=list(INITS), default=INITS[0], tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.", **ADVANCED),
-                io.Combo.Input("template", options=list(TEMPLATES), default=TEMPLATES[0], tooltip="The sentences around the word: for an object, for a style, or the pictures' own captions with {word} where it stands.", **ADVANCED),
-                *advanced(("validation", "lr_schedule", "warmup_steps", "gradient_accumulation", "loss_weighting")),
-                widget("norm_limit", "The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps the word obedient; 0 is no limit.", 0.0, step=0.1, **ADVANCED),
-                *advanced(("precision", "sample_every")),
-                widget("sample_prompt", "What the sample images show; {word} is the new word. Empty shows 'a photo of {word}'.", **ADVANCED),
-                *advanced(("save_every", "keep", "resume")),
-            ],
+            inputs=trainer_inputs(),
             outputs=[
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder, knowing the new word at once, with no file."),
                 Embedding.Output("embedding", display_name="embedding", tooltip="The word's vectors, for Bespoke Save Embedding."),
@@ -70,16 +82,12 @@ class TrainTextualInversion(io.ComfyNode):
 
     @classmethod
     @names_itself
-    def execute(
-        cls, model, clip, vae, images, name, init_text, vectors, init="words", template="object", norm_limit=0.0,
-        precision="auto", sample_prompt="", resume=True, **settings,
-    ) -> io.NodeOutput:  # fmt: skip
-        config = config_of(settings | {"patience": PATIENCE})
-        request = InversionRequest(config, name, init_text, vectors, init, template, norm_limit, precision, sample_prompt, resume)
+    def execute(cls, model, clip, vae, images, name, **settings) -> io.NodeOutput:
+        request = asked(settings | {"name": name})
         graph = graph_of(cls.hidden)
         learned = train_word(
             model, clip, vae, images, request, settings_in(graph[0]),
-            lambda step, embedding, run: save_on_the_way(step, embedding, run, *graph),
+            lambda step, embedding, run: save_on_the_way(storage.models_folder("embeddings") / "bespoke" / "runs", step, embedding, run, graph),
         )  # fmt: skip
         knowing = clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in learned.embedding.items()})
         losses, run = {"loss": learned.run.losses}, learned.run
@@ -112,8 +120,6 @@ class SaveEmbedding(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(cls, embedding, name, run=None, overwrite=False, format="comfy") -> io.NodeOutput:
-        if format not in FORMATS:
-            raise InputError(f"format is {format!r}; choose one of {', '.join(FORMATS)}")
         check_name(name)
         folder = storage.models_folder("embeddings")
         path = storage.inside(folder, f"{name}.safetensors")
@@ -126,11 +132,9 @@ class SaveEmbedding(io.ComfyNode):
         )
         if taken:
             raise InputError(f"the name {name!r} would collide with {taken[0]}: prompts could mean either; choose another")
-        tensors = {key: value.detach().float().cpu().contiguous() for key, value in embedding.items()}
-        if format == "a1111" and len(tensors) == 1:
-            tensors = {"emb_params": next(iter(tensors.values()))}
+        tensors, meta = as_file(name, embedding, run, format, graph_of(cls.hidden))
         try:
-            storage.write_safetensors(path, tensors, metadata(name, embedding, run, *graph_of(cls.hidden)), overwrite)
+            storage.write_safetensors(path, tensors, meta, overwrite)
         except FileExistsError:
             raise InputError(f"the name {name!r} is taken; choose another, or set overwrite to replace it") from None
         return io.NodeOutput(prompt_word(name), ui={"text": [f"saved as {prompt_word(name)}"]})

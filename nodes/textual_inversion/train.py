@@ -1,4 +1,4 @@
-"""Learns a new word on the models of the wire: one function from request to result."""
+"""Learns a new word: one function from models and pictures to what is trained on, one from there to the result."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from ...training.embedding import INITS, PseudoWord, nearest_words, start_vector
 from ...training.images import ImageSet, passes
 from ...training.measure import StepCost, in_words
 from ...training.objective import denoising_loss
-from ...training.record import Run, run_id, tag_frequency
+from ...training.record import Run
 from ...training.validation import SEED, grid, scorer
 from ..bridge import identity
 from ..bridge.conditioning import encode_prompts, join, model_conds
 from ..bridge.denoiser import compute_type, opened_for_training, refuse_gguf
+from ..bridge.material import Material, about, models_digest
 from ..bridge.memory import OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
 from ..bridge.models import check_trainable
 from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
 from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
+from ..bridge.surroundings import Surroundings
 from ..bridge.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
 from .names import check_name, prompt_word
 from .templates import TEMPLATES, check_captions, prompt_for
@@ -79,11 +81,31 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
 
     settings: how sample images are drawn. save: called with (step, embedding, run) for what is saved on the way.
     """
-    config, word = request.train, prompt_word(request.name)
+    return fit_word(model, clip, vae, gather(model, clip, vae, images, request), request, settings, save)
+
+
+def gather(model, clip, vae, images: ImageSet, request: InversionRequest) -> Material:
+    """Encode the pictures, and note what they and the models are."""
     refuse_gguf(model)
+    check_trainable(model.model)
     if request.template == "captions":
         check_captions(images.items)
-    check_trainable(model.model)
+    encoders(clip)  # a text encoder that can learn no word is said before the wait
+    pictures = prepare(vae, model.model, request.train, images)
+    # The file's metadata names the kind of embedding, and pictures of any size teach it.
+    noted = about(model, clip, images) | {"architecture": "", "resolution": ""}
+    return Material(pictures, images.fingerprint, models_digest(model, clip, vae), noted)
+
+
+def fit_word(model, clip, vae, material: Material, request: InversionRequest, settings: SamplerSettings | None = None,
+             save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, embedding, run: None,
+             where: Surroundings | None = None) -> Learned:  # fmt: skip
+    """`train_word` on what was gathered. vae: needed where samples are drawn.
+
+    where: the page's process, or one of several that train together and all call this.
+    """
+    config, word, pictures, where = request.train, prompt_word(request.name), material.pictures, where or Surroundings()
+    share = where.world.share(config.batch_size)
     parts = encoders(clip)
     tables = {key: vocabulary(encoder) for key, (_, encoder) in parts.items()}
     start = {
@@ -91,17 +113,11 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
         for key, (tokenizer, _) in parts.items()
     }
     limits = {key: request.norm_limit * float(table.norm(dim=-1).median()) for key, table in tables.items()}
-    pictures = prepare(vae, model.model, config, images)
-    run = Run(
-        run_id("textual inversion", request.settings(), images.fingerprint, identity.of_models(model, clip, vae)),
-        "textual inversion", request.settings(), identity.base_name(model), pictures.count(pictures.trained_on), images.trigger,
-        tag_frequency(item.caption for item in images.items), base_hash=identity.checksum(model),
-        clip_skip=str(clip.layer_idx or ""),
-    )  # fmt: skip
-    weights = (model, clip.patcher, vae.patcher)
-    before = [run.base_hash, *map(identity.checksum, weights[1:])]
+    run = material.run("textual inversion", request.settings())
+    weights = (model, clip.patcher, *([vae.patcher] if vae is not None else []))
+    before = [*map(identity.checksum, weights)]
     compute = compute_type(model.model, model.load_device, request.precision)
-    need = step_memory(model, clip, pictures, config, compute)
+    need = None if where.sharded else step_memory(model, clip, pictures, config, compute)
     device = model.load_device
     offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu")
     memory = "" if need is None else f"; {said(need, offload)}"
@@ -109,6 +125,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
     with opened_for_training(model, request.precision, leave_free=leave_free) as denoiser, opened_text(clip, compute) as text:
         denoiser.reload()  # the text encoder may have taken its place
         run.prediction = denoiser.prediction
+        where.prepare(denoiser)
 
         def fit(part: Part) -> dict[str, Tensor]:
             learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
@@ -118,7 +135,7 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
             def batch_loss(batch: Batch, seed: int, micro: int) -> Tensor:
                 sentences = [
                     prompt_for(request.template, pictures.items[index].caption, word, seed, micro, place)
-                    for place, index in enumerate(batch.indices)
+                    for place, index in zip(batch.places, batch.indices, strict=True)
                 ]
                 conditioning = join([
                     model_conds(denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device)
@@ -129,9 +146,11 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
                     denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting
                 )
 
-            def loss_of(micro: int) -> Tensor:
-                batch = pictures.data.batch(config, micro, denoiser.device, part.trained_on)
-                return batch_loss(batch, config.seed, micro).mean()
+            def loss_of(micro: int) -> Tensor | None:
+                if not share:
+                    return None
+                batch = pictures.data.batch(config, micro, denoiser.device, part.trained_on, places=share)
+                return batch.share_of_mean(batch_loss(batch, config.seed, micro))
 
             def for_sample() -> tuple[list, list]:
                 said = request.sample_prompt.replace("{word}", word).strip() or f"a photo of {word}"
@@ -140,16 +159,16 @@ def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, se
             score = None
             if part.held_out:
                 batches = grid(pictures.data, part.held_out, denoiser.device)
-                score = scorer(batches, lambda batch, number: batch_loss(batch, SEED, number))
+                score = scorer(batches, lambda batch, number: batch_loss(batch, SEED, number), where.world)
             sample = None
-            if part.config.sample_every:
+            if part.config.sample_every and where.world.rank == 0:
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
             outlets = Outlets(
                 lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory, lambda step, state: save(step, state, part.run), sample,
                 [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
             )  # fmt: skip
-            return follow(learned, loss_of, part.config, part.run, outlets, score, request.resume, part.until)
+            return follow(learned, loss_of, part.config, part.run, outlets, score, request.resume, part.until, where)
 
         embedding, run = in_rotation(pictures, config, run, fit)
     if [*map(identity.checksum, weights)] != before:

@@ -61,7 +61,7 @@ def embedded(base, *numbers) -> torch.Tensor:
 def prompts_of(models, denoiser, images) -> tuple:
     model, clip, vae = models
     pictures = prepare(vae, model.model, CONFIG, images)
-    return pictures, Prompts(denoiser, pictures, clip, None, "")
+    return pictures, Prompts(denoiser, pictures, clip, None, conditioning.encode_prompts(clip, pictures.captions), "")
 
 
 def test_sdxl_is_told_each_pictures_own_size_crop_and_target(comfyui, mixed):

@@ -1,0 +1,76 @@
+"""Jobs: a training written into a folder instead of done, to be done by torchrun on any machine."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..bridge.errors import names_itself
+from ..bridge.samples import settings_in
+from ..bridge.types import graph_of
+from ..lora import node as lora
+from ..lora.train import gather as gather_lora
+from ..textual_inversion import node as word
+from ..textual_inversion.train import gather as gather_word
+from .export import export, place_of, refuse_early
+
+
+def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], folder: str) -> io.Schema:
+    return io.Schema(
+        node_id=node_id,
+        display_name=display_name,
+        category="Bespoke/jobs",
+        description=f"Writes {what} into a folder instead of doing it here: one command trains it on another machine, on as many GPUs as it has, and gives the same file.",
+        is_output_node=True,
+        hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        search_aliases=["export job", "torchrun", "multi-GPU", "distributed training", "train on a server", "headless training"],
+        inputs=[
+            *inputs,
+            io.String.Input("folder", default=folder, optional=True, tooltip="Where the job is written, below ComfyUI's output folder. A name that is taken gets a number; nothing is overwritten."),
+        ],
+        outputs=[
+            io.String.Output("folder", display_name="folder", tooltip="The job's folder: copy it to the machine that trains."),
+            io.String.Output("report", display_name="report", tooltip="What the job holds, which model files it needs there, and the command that trains it."),
+        ],
+    )  # fmt: skip
+
+
+def _written(path, report: str) -> io.NodeOutput:
+    return io.NodeOutput(str(path), report, ui={"text": [report]})
+
+
+class ExportLoraJob(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema(
+            "BespokeExportLoraJob", "Bespoke Export LoRA Job", "a LoRA training", lora.trainer_inputs(), "bespoke/jobs/lora"
+        )
+
+    @classmethod
+    @names_itself
+    def execute(cls, model, clip, vae, images, folder="bespoke/jobs/lora", **settings) -> io.NodeOutput:
+        request, data = lora.asked(settings | {"images": images})
+        graph, wanted = graph_of(cls.hidden), place_of(folder)
+        models = refuse_early(model, clip, vae, "lora", request.settings())
+        material = gather_lora(model, clip, vae, data, request)
+        result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
+        return _written(*export(wanted, "lora", request.settings(), material, models, result, settings_in(graph[0]), graph))
+
+
+class ExportTextualInversionJob(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema(
+            "BespokeExportTextualInversionJob", "Bespoke Export Textual Inversion Job", "a textual inversion", word.trainer_inputs(),
+            "bespoke/jobs/word",
+        )  # fmt: skip
+
+    @classmethod
+    @names_itself
+    def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word", **settings) -> io.NodeOutput:
+        request, graph, wanted = word.asked(settings), graph_of(cls.hidden), place_of(folder)
+        models = refuse_early(model, clip, vae, "textual inversion", request.settings())
+        material = gather_word(model, clip, vae, images, request)
+        result = {"name": request.name, "format": "comfy"}
+        return _written(
+            *export(wanted, "textual inversion", request.settings(), material, models, result, settings_in(graph[0]), graph)
+        )

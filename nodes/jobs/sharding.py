@@ -1,0 +1,39 @@
+"""A frozen base spread over the processes, block by block (FSDP2), for one that does not fit a single device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from ..bridge.denoiser import ComfyDenoiser
+from ..bridge.models import checkpoint_blocks
+
+
+def shard_base(denoiser: ComfyDenoiser, device: torch.device) -> tuple[int, int]:
+    """Spread the blocks of the opened model over all processes; each computes on `device`. Gives (the base's bytes,
+    those of them that this process holds between two blocks).
+
+    Every process keeps its share of each block's weights and gathers the whole block for the moment in which it is
+    computed, forward and backward; what lies outside of the blocks each keeps whole. The base is frozen, so that no
+    gradient of it exists and only weights travel; the adapters are no part of it. All processes must call the model
+    equally often. Raises `InputError` where the model's blocks are not known.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = denoiser.base.diffusion_model
+    blocks, whole = checkpoint_blocks(model), sum(parameter.nbytes for parameter in model.parameters())
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)  # moves one block to the device and keeps a share of it
+    inside = {id(part) for block in blocks for part in block.modules()}
+    for part in denoiser.base.modules():
+        if id(part) not in inside:
+            for held in (part._parameters, part._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None and tensor.device != device:
+                        moved = tensor.detach().to(device)
+                        held[name] = torch.nn.Parameter(moved, requires_grad=False) if held is part._parameters else moved
+    denoiser.move_to(device)
+    held = (parameter.to_local() if hasattr(parameter, "to_local") else parameter for parameter in model.parameters())
+    return whole, sum(tensor.nbytes for tensor in held)

@@ -1,0 +1,111 @@
+"""Who sees a job's training, and who writes: a progress bar, a log of JSON lines, and a run's folder, all by the first process."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from PIL import Image
+from tqdm import tqdm
+
+from ...training.checkpoint import State, pack, unpack
+from ...training.distributed import World
+from ...training.record import Run
+from ..bridge.run_store import RunStore
+
+LOG = "log.jsonl"
+
+
+class Log:
+    """JSON lines at the end of a file: one event a line, with its time in seconds since 1970. None writes nothing."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+
+    def write(self, event: str, **values: Any) -> None:
+        if self.path is not None:
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            line = json.dumps({"time": round(time.time(), 3), "event": event, **finite}, allow_nan=False)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+class JobDisplay:
+    """The display of one run in a terminal: the events of the node's panel go into the log, the steps to a bar too."""
+
+    node_id = None
+
+    def __init__(self, log: Log, world: World, run_id: str, steps: int):
+        self._log, self._world, self._run_id, self.steps = log, world, run_id, steps
+        self._bar, self._sent = None, dict(world.sent)
+
+    def start(self, text: str) -> None:
+        self._log.write("start", run_id=self._run_id, steps=self.steps, text=text, processes=self._world.size)
+        if self._log.path is not None:
+            tqdm.write(text)
+            self._bar = tqdm(total=self.steps, unit="step", dynamic_ncols=True)
+
+    def step(self, values: dict[str, Any]) -> None:
+        sent = {f"{name}_bytes": count - self._sent[name] for name, count in self._world.sent.items()}
+        self._sent = dict(self._world.sent)
+        self._log.write("step", **values, **sent)
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{values['loss_ema']:.4f}", refresh=False)
+            self._bar.update(values["step"] - self._bar.n)
+
+    def validation(self, step: int, loss: float, best: bool) -> None:
+        self._log.write("validation", step=step, loss=loss, best=best)
+        if self._bar is not None:
+            self._bar.write(f"step {step}: held-out loss {loss:.4f}{', the lowest so far' if best else ''}")
+
+    def sample(self, step: int, name: str) -> None:
+        self._log.write("sample", step=step, image=name)
+
+    def end(self, state: str, files: list[str] = ()) -> None:
+        self._log.write("end", run_id=self._run_id, state=state)
+        if self._bar is not None:
+            self._bar.close()
+
+
+class SharedStore:
+    """A run's folder as several processes see it: the first reads and writes, the others are told what it read."""
+
+    def __init__(self, own: RunStore, world: World):
+        self._own, self._world, self._writes, self.folder = own, world, world.rank == 0, own.folder
+
+    def state(self) -> State | None:
+        data = b""
+        if self._writes and (state := self._own.state()) is not None:
+            data = safetensors.torch.save(*pack(state))
+        data = self._world.tell(data)
+        return unpack(safetensors.torch.load(data), _metadata(data)) if data else None
+
+    def record(self) -> Run | None:
+        run = self._own.record() if self._writes else None
+        text = self._world.tell(run.to_json().encode() if run is not None else b"")
+        return Run.from_json(text.decode()) if text else None
+
+    def save(self, state: State, run: Run) -> None:
+        if self._writes:
+            self._own.save(state, run)
+
+    def save_record(self, run: Run) -> None:
+        if self._writes:
+            self._own.save_record(run)
+
+    def save_sample(self, step: int, picture: Image.Image) -> str:
+        return self._own.save_sample(step, picture)  # asked of the process that draws, which is the one that writes
+
+    def set_aside(self) -> None:
+        if self._writes:
+            self._own.set_aside()
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file in memory, which its library reads from files alone."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length])["__metadata__"]
