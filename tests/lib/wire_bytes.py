@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 
 DISTRIBUTED = Path(__file__).resolve().parents[2] / "training" / "distributed.py"
-SENT, RECEIVED = 200, 128  # offsets in Linux's struct tcp_info: tcpi_bytes_sent, tcpi_bytes_received
+# Offsets in Linux's struct tcp_info: tcpi_bytes_sent, of which tcpi_bytes_retrans once more, and tcpi_bytes_received.
+SENT, AGAIN, RECEIVED = 200, 208, 128
 TIMES = 10
 
 
@@ -25,11 +26,19 @@ def counted() -> tuple[int, int]:
             with socket.socket(fileno=os.dup(int(name))) as one:
                 if one.type == socket.SOCK_STREAM and one.family in (socket.AF_INET, socket.AF_INET6):
                     info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                    sent += struct.unpack_from("Q", info, SENT)[0]
+                    sent += struct.unpack_from("Q", info, SENT)[0] - struct.unpack_from("Q", info, AGAIN)[0]
                     received += struct.unpack_from("Q", info, RECEIVED)[0]
         except OSError:
             continue  # no socket
     return sent, received
+
+
+def counted_together() -> tuple[int, int]:
+    """`counted` while neither process sends: else what one sent ahead would be counted on one side of the border."""
+    dist.barrier()
+    now = counted()
+    dist.barrier()
+    return now
 
 
 def main() -> None:
@@ -44,10 +53,10 @@ def main() -> None:
     total = world.add_up([parameter], 1.0)  # connects
     assert total == 2.0
     assert parameter.grad.eq(2).all()
-    before, told = counted(), world.sent["gradients"]
+    before, told = counted_together(), world.sent["gradients"]
     for _ in range(TIMES):
         world.add_up([parameter], 1.0)
-    after = counted()
+    after = counted_together()
     print(*((b - a) / TIMES for a, b in zip(before, after, strict=True)), (world.sent["gradients"] - told) / TIMES)
     dist.barrier()
 
