@@ -24,6 +24,20 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().clone()
 
 
+def _untracked(tensor: torch.Tensor) -> bool:
+    """Whether autograd cannot save the tensor: made in inference mode, or given other memory outside of it since.
+
+    The latter is what `Module.to` does to such a parameter on its way to an accelerator: it is no inference tensor any
+    more and still has no version counter.
+    """
+    if tensor.is_inference():
+        return True
+    try:
+        return tensor._version is None
+    except RuntimeError:
+        return True
+
+
 def _elsewhere(tensor: torch.Tensor, device: torch.device) -> bool:
     # A device without a number, as ComfyUI names a Mac's, is that of the tensor with one.
     return tensor.device.type != device.type or (device.index is not None and tensor.device.index != device.index)
@@ -56,10 +70,10 @@ def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtyp
                     # Of norms, biases and the like ComfyUI may have left some elsewhere. What it would stream of them
                     # at each call does not last until the backward pass.
                     put(layer._parameters, name, nn.Parameter(parameter.detach().to(device, to), requires_grad=False))
-                elif parameter.is_inference():
+                elif _untracked(parameter):
                     put(layer._parameters, name, nn.Parameter(ordinary(parameter), requires_grad=False))
             for name, buffer in layer._buffers.items():
-                if buffer is not None and buffer.is_inference():
+                if buffer is not None and _untracked(buffer):
                     put(layer._buffers, name, ordinary(buffer))
 
     try:

@@ -348,6 +348,26 @@ def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, mon
         gradient(model, kind)  # what the buffer was for is gone
 
 
+def carried(module):
+    """What `Module.to` does to parameters on their way to another device, here from memory to memory."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+
+
+@pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
+def test_weights_that_a_training_itself_brought_to_the_card_take_part_in_a_graph(states, kind):
+    """Made in a loader's inference mode and moved outside of it: no inference tensors any more, and still nothing autograd saves."""
+    state = states[id(kind[1])]
+    model = patcher_of(base_of(kind[1] | {"dtype": torch.float32}), state)
+    expected, _ = gradient(model, kind)
+    with torch.inference_mode(False):
+        carried(model.model)
+    assert not any(p.is_inference() for p in model.model.parameters())
+    before = {name: id(p) for name, p in model.model.named_parameters()}
+    assert torch.equal(gradient(model, kind)[0], expected)
+    assert {name: id(p) for name, p in model.model.named_parameters()} == before
+
+
 @pytest.mark.parametrize("first", ["whole", "offloaded"])
 def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, first, monkeypatch):
     """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the reverse."""
