@@ -140,10 +140,9 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     Only the CLIP encoders are copied; a T5 beside them is the user's own.
     compute: the type of the matrix products, None for float32.
     """
-    clip.load_model()
-    device = clip.patcher.load_device
     with torch.inference_mode(False), torch.enable_grad():
-        own = clip.cond_stage_model
+        patcher = _loaded(clip)
+        own, device = patcher.model, patcher.load_device
         learning = {id(layer) for part in own.modules() if _is_clip(part) for layer in part.modules()}
         # Through other encoders (T5 and the like, often fp8 or quantised, and many times a CLIP's size) no gradient flows:
         # theirs are used as they lie.
@@ -175,6 +174,24 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
                 return torch.autocast(device.type, compute)
 
         yield TrainableText(clip, model, device, autocast)
+
+
+def _loaded(clip):
+    """The CLIP's patcher with its weights and what the wire patches into them in place.
+
+    Under dynamic VRAM ComfyUI leaves the weights as the file has them and patches each when it is cast, into memory that
+    its modules hold handles of, each freed by its last owner: neither survives a copy, so the CLIP is loaded anew.
+    """
+    if not clip.patcher.is_dynamic():
+        return clip.load_model()
+    if clip.patcher.cached_patcher_init is None:
+        raise InputError(
+            "this CLIP's weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
+            "them anew; use ComfyUI's own checkpoint or CLIP loader, or start ComfyUI with --disable-dynamic-vram"
+        )
+    patcher = clip.patcher.clone(disable_dynamic=True)
+    comfy.model_management.load_models_gpu([patcher])
+    return patcher
 
 
 ATTENTION = r".*encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"

@@ -1,6 +1,7 @@
 """The weights that users have: half, fp8 and quantised ones, patched and offloaded ones, with gradients as exact as through float32."""
 
 import contextlib
+import gc
 import json
 
 import pytest
@@ -222,6 +223,61 @@ def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
                           steps=2, batch_size=1, precision="fp32", resume=False)  # fmt: skip
     assert len(run.losses) == 2
     assert identity.checksum(clip.patcher) == before
+
+
+class Handle:
+    """A native address, as comfy-aimdo's: the last owner frees it, and a copy would free it once more."""
+
+    def __init__(self, freed: list):
+        self.freed = freed
+
+    def __deepcopy__(self, _memo):
+        return Handle(self.freed)
+
+    def __del__(self):
+        self.freed.append(self)
+
+
+def dynamic(clip, make, freed):
+    """The CLIP as dynamic VRAM has it, which there is on a card alone: patches put on at each cast, a handle in each layer."""
+    import comfy.model_patcher
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+        def loaded_ram_size(self):
+            return 0
+
+        def load(self, *_args, **_how):
+            for key in self.patches:
+                layer = self.model.get_submodule(key.removesuffix(".weight"))
+                layer.comfy_cast_weights, layer.weight_lowvram_function = True, comfy.model_patcher.LowVramPatch(key, self.patches)
+                layer._v = Handle(freed)
+
+    patches, clip.patcher = clip.patcher.patches, Dynamic(clip.cond_stage_model, CPU, CPU)
+    clip.patcher.patches, clip.patcher.cached_patcher_init = patches, make and (make, ())
+    return clip
+
+
+def test_under_dynamic_vram_a_text_encoder_is_loaded_anew_with_what_the_wire_patched_into_it(comfyui):
+    layer = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
+    plain, other, freed = tiny.clip(), tiny.clip(), []
+    change = {layer: ("diff", (torch.randn(plain.cond_stage_model.get_parameter(layer).shape, generator=torch.Generator().manual_seed(0)),))}
+    for clip in (plain, other):
+        clip.add_patches(change, 1.0)
+    unpatched, _ = conditioning.encode_prompt(tiny.clip(), "a red circle")
+    expected, _ = conditioning.encode_prompt(plain, "a red circle")
+    assert apart(unpatched, expected) > 1e-2
+    clip = dynamic(other, lambda disable_dynamic: tiny.clip().patcher, freed)
+    clip.load_model()
+    with opened_text(clip, None) as text:
+        assert apart(text.encode(["a red circle"], clip)[0][0], expected) < 1e-5
+        del text
+    gc.collect()
+    assert not freed
+    with pytest.raises(InputError, match=r"CLIP's weights .*ComfyUI's own checkpoint or CLIP loader"), opened_text(dynamic(tiny.clip(), None, []), None):
+        pass
 
 
 def test_layers_that_another_pack_made_read_their_weights_themselves(states, comfyui):
