@@ -50,14 +50,26 @@ def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtyp
     ComfyUI loads weights under `torch.inference_mode()`, and autograd refuses to save such a tensor: each one is
     replaced by a view of the same memory for as long as the block lasts. With `compute`, the float32 weights of linear
     and convolution layers are replaced by copies in that type, so that autocast need not convert them at every step.
+    What only has another view meanwhile holds no memory itself: where ComfyUI unloads the model, it is given back.
     Layers that cast their weight at each call (`recast`) are left, since theirs is never saved; of all others the weights
     are on the device. Gives a function that does the same once more, for weights that ComfyUI has loaded meanwhile.
     """
     replaced: list[tuple[dict, str, torch.Tensor, torch.Tensor]] = []
+    views: dict[int, nn.Parameter] = {}  # by the id of the parameter that it stands for, which `replaced` keeps alive
 
     def put(holder: dict, name: str, fit: torch.Tensor) -> None:
         replaced.append((holder, name, holder[name], fit))
         holder[name] = fit
+
+    def view(parameter: nn.Parameter) -> nn.Parameter:
+        fit = views.get(id(parameter))  # one parameter may stand in two layers
+        if fit is None:
+            fit = nn.Parameter(ordinary(parameter), requires_grad=False)
+            if fit.data_ptr() == parameter.data_ptr():
+                views[id(parameter)] = fit
+                with torch.inference_mode():
+                    parameter.data = parameter.new_empty(0)
+        return fit
 
     def replace() -> None:
         for layer in module.modules():
@@ -71,7 +83,7 @@ def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtyp
                     # at each call does not last until the backward pass.
                     put(layer._parameters, name, nn.Parameter(parameter.detach().to(device, to), requires_grad=False))
                 elif _untracked(parameter):
-                    put(layer._parameters, name, nn.Parameter(ordinary(parameter), requires_grad=False))
+                    put(layer._parameters, name, view(parameter))
             for name, buffer in layer._buffers.items():
                 if buffer is not None and _untracked(buffer):
                     put(layer._buffers, name, ordinary(buffer))
@@ -80,6 +92,10 @@ def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtyp
         replace()
         yield replace
     finally:
+        for _, _, own, fit in reversed(replaced):
+            if views.get(id(own)) is fit:
+                with torch.inference_mode():  # an inference tensor again, as ComfyUI made it
+                    own.data = ordinary(fit)
         for holder, name, own, fit in reversed(replaced):
             if holder.get(name) is fit:  # else ComfyUI has put another there meanwhile
                 holder[name] = own

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import weakref
 
 import pytest
 import tiny
@@ -422,6 +423,28 @@ def test_weights_that_a_training_itself_brought_to_the_card_take_part_in_a_graph
     before = {name: id(p) for name, p in model.model.named_parameters()}
     assert torch.equal(gradient(model, kind)[0], expected)
     assert {name: id(p) for name, p in model.model.named_parameters()} == before
+
+
+def test_what_is_unloaded_during_a_training_is_given_back(states):
+    """A sample's VAE or a prompt's CLIP may need the card for itself; kept where it was, the model would lie there twice afterwards."""
+    model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
+    unet = model.model.diffusion_model
+    unet.time_embed[2].bias = unet.time_embed[0].bias  # one parameter in two layers
+    before, own = weights_hash(model.model), {name: id(p) for name, p in unet.named_parameters()}
+    places = [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
+    with bridge.opened_for_training(model, "fp32") as denoiser:
+        places += [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
+        assert weights_hash(model.model) == before
+        carried(denoiser.base)
+        gc.collect()
+        assert not any(place() for place in places)
+        with torch.inference_mode():
+            carried(denoiser.base)
+        denoiser.reload()  # what was moved in inference mode needs a view once more
+        assert not any(p.is_inference() for p in unet.parameters())
+        assert unet.time_embed[2].bias is unet.time_embed[0].bias
+    assert weights_hash(model.model) == before
+    assert {name: id(p) for name, p in unet.named_parameters()} == own
 
 
 @pytest.mark.parametrize("first", ["whole", "offloaded"])
