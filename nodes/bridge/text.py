@@ -145,9 +145,10 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
         own, device = patcher.model, patcher.load_device
         learning = {id(layer) for part in own.modules() if _is_clip(part) for layer in part.modules()}
         # Through other encoders (T5 and the like, often fp8 or quantised, and many times a CLIP's size) no gradient flows:
-        # theirs are used as they lie.
+        # theirs are used as they lie. The layers themselves, since ComfyUI gives some new tensors when it moves them.
         others = [layer for layer in own.modules() if id(layer) not in learning]
         known = {id(tensor): tensor for layer in others for tensor in (*layer._parameters.values(), *layer._buffers.values())}
+        known |= {id(layer): layer for layer in others if not layer._modules}
         # A CLIP's weights are only read: the copy shares their memory where nothing can take it away. What it needs in
         # another type is replaced below, in the copy alone.
         shared = [
