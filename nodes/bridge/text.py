@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...training.errors import InputError
 from .frozen import ordinary
+from .recast import is_linear
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)  # of a table of words, without a copy in another type
 Vectors = Callable[[], Tensor]  # gives [vectors, width], possibly with a graph
@@ -158,6 +159,8 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
         model = copy.deepcopy(own, known | {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
         parts = [part.requires_grad_(False).to(device) for part in model.modules() if _is_clip(part)]
         for layer in (layer for part in parts for layer in part.modules()):
+            if getattr(layer, "_full_precision_mm", True) is False:
+                layer._full_precision_mm = True  # quantised layers: rounding the activations has no gradient
             if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
                 if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
@@ -199,12 +202,12 @@ ATTENTION = r".*encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)
 TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer is this and the layer's
 
 
-def attention_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
     """{layer name: linear layer} of the CLIPs' attention: what a LoRA of theirs trains. Raises `InputError` without a CLIP."""
     found = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and re.fullmatch(ATTENTION, name)
+        if is_linear(layer) and re.fullmatch(ATTENTION, name)
     }
     if not found:
         raise InputError(

@@ -11,7 +11,7 @@ import torch
 from bespoke.nodes.bridge import conditioning, identity
 from bespoke.nodes.bridge import denoiser as bridge
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.text import opened_text
+from bespoke.nodes.bridge.text import attention_layers, clip_with_word, opened_text
 from bespoke.training.errors import InputError
 from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step
@@ -226,6 +226,38 @@ def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
                           steps=2, batch_size=1, precision="fp32", resume=False)  # fmt: skip
     assert len(run.losses) == 2
     assert identity.checksum(clip.patcher) == before
+
+
+def test_a_quantised_clip_learns_and_says_a_word_as_its_numbers_do(comfyui):
+    import comfy.sd
+    import comfy.text_encoders.flux as text
+
+    plain = tiny.flux()[1]
+    own = plain.cond_stage_model
+    state = {k.replace("layers.", "blocks."): v for k, v in own.clip_l.transformer.state_dict().items()}
+    state = {k.replace("blocks.", "layers."): v for k, v in quantised(state, "float8_e4m3fn").items()}
+
+    class Target:
+        params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
+        clip, tokenizer = staticmethod(text.flux_clip()), text.FluxTokenizer
+
+    with torch.inference_mode():
+        options = tiny.text_options() | {"quantization_metadata": {"mixed_ops": True}}
+        clip = comfy.sd.CLIP(Target, model_options=options, state_dict=[state, own.t5xxl.transformer.state_dict()])
+        for name, layer in clip.cond_stage_model.clip_l.transformer.named_modules():
+            if hasattr(layer, "_full_precision_mm"):
+                layer._full_precision_mm = False  # as on a card that multiplies in this type
+                own.clip_l.transformer.get_submodule(name).weight.copy_(layer.weight.dequantize() if hasattr(layer.weight, "_layout_cls") else layer.weight)
+    gradients = []
+    for one in (clip, plain):
+        vector = torch.nn.Parameter(torch.randn(1, own.clip_l.transformer.get_input_embeddings().weight.shape[1], generator=torch.Generator().manual_seed(0)))
+        with opened_text(one, None) as opened:
+            ((_, extra),) = opened.encode(["a embedding:word"], clip_with_word(one, "word", {"clip_l": lambda vector=vector: vector}))
+            extra["pooled_output"].square().sum().backward()
+            layers = attention_layers(opened.model)
+        gradients.append(vector.grad.flatten())
+    assert apart(*gradients) < 1e-5
+    assert len(layers) == len(attention_layers(clip.cond_stage_model)) == 4 * own.clip_l.transformer.num_layers
 
 
 class Handle:
