@@ -512,6 +512,20 @@ def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, fir
     assert apart(gradient(model, U_NET)[0], expected) < 1e-6
 
 
+def test_a_training_that_another_packs_callback_stops_leaves_comfyui_as_it_was(states):
+    import comfy.model_management
+    import comfy.patcher_extension
+
+    def stop(_patcher):
+        raise ValueError("not today")
+
+    model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
+    model.add_callback(comfy.patcher_extension.CallbacksMP.ON_PRE_RUN, stop)
+    with pytest.raises(ValueError, match="not today"), bridge.opened_for_training(model, "fp32"):
+        pass
+    assert not comfy.model_management.in_training  # else every later sampling would take the training's paths
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
