@@ -164,8 +164,8 @@ def opened_for_training(
 
         was_training = comfy.model_management.in_training
         comfy.model_management.in_training = True
-        work.pre_run()
         try:
+            work.pre_run()  # other packs' callbacks among it
             with (
                 weights_recast(base, compute) as recast, trainable_graph(base, device, compute) as ready,
                 inputs_kept(in_place), checkpointed(blocks, bool(in_place)),

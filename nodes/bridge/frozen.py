@@ -24,6 +24,20 @@ def ordinary(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().clone()
 
 
+def _untracked(tensor: torch.Tensor) -> bool:
+    """Whether autograd cannot save the tensor: made in inference mode, or given other memory outside of it since.
+
+    The latter is what `Module.to` does to such a parameter on its way to an accelerator: it is no inference tensor any
+    more and still has no version counter.
+    """
+    if tensor.is_inference():
+        return True
+    try:
+        return tensor._version is None
+    except RuntimeError:
+        return True
+
+
 def _elsewhere(tensor: torch.Tensor, device: torch.device) -> bool:
     # A device without a number, as ComfyUI names a Mac's, is that of the tensor with one.
     return tensor.device.type != device.type or (device.index is not None and tensor.device.index != device.index)
@@ -36,14 +50,26 @@ def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtyp
     ComfyUI loads weights under `torch.inference_mode()`, and autograd refuses to save such a tensor: each one is
     replaced by a view of the same memory for as long as the block lasts. With `compute`, the float32 weights of linear
     and convolution layers are replaced by copies in that type, so that autocast need not convert them at every step.
+    What only has another view meanwhile holds no memory itself: where ComfyUI unloads the model, it is given back.
     Layers that cast their weight at each call (`recast`) are left, since theirs is never saved; of all others the weights
     are on the device. Gives a function that does the same once more, for weights that ComfyUI has loaded meanwhile.
     """
     replaced: list[tuple[dict, str, torch.Tensor, torch.Tensor]] = []
+    views: dict[int, nn.Parameter] = {}  # by the id of the parameter that it stands for, which `replaced` keeps alive
 
     def put(holder: dict, name: str, fit: torch.Tensor) -> None:
         replaced.append((holder, name, holder[name], fit))
         holder[name] = fit
+
+    def view(parameter: nn.Parameter) -> nn.Parameter:
+        fit = views.get(id(parameter))  # one parameter may stand in two layers
+        if fit is None:
+            fit = nn.Parameter(ordinary(parameter), requires_grad=False)
+            if fit.data_ptr() == parameter.data_ptr():
+                views[id(parameter)] = fit
+                with torch.inference_mode():
+                    parameter.data = parameter.new_empty(0)
+        return fit
 
     def replace() -> None:
         for layer in module.modules():
@@ -56,16 +82,20 @@ def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtyp
                     # Of norms, biases and the like ComfyUI may have left some elsewhere. What it would stream of them
                     # at each call does not last until the backward pass.
                     put(layer._parameters, name, nn.Parameter(parameter.detach().to(device, to), requires_grad=False))
-                elif parameter.is_inference():
-                    put(layer._parameters, name, nn.Parameter(ordinary(parameter), requires_grad=False))
+                elif _untracked(parameter):
+                    put(layer._parameters, name, view(parameter))
             for name, buffer in layer._buffers.items():
-                if buffer is not None and buffer.is_inference():
+                if buffer is not None and _untracked(buffer):
                     put(layer._buffers, name, ordinary(buffer))
 
     try:
         replace()
         yield replace
     finally:
+        for _, _, own, fit in reversed(replaced):
+            if views.get(id(own)) is fit:
+                with torch.inference_mode():  # an inference tensor again, as ComfyUI made it
+                    own.data = ordinary(fit)
         for holder, name, own, fit in reversed(replaced):
             if holder.get(name) is fit:  # else ComfyUI has put another there meanwhile
                 holder[name] = own

@@ -7,7 +7,9 @@ and types but no numbers. What the operations would allocate is counted as they 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,7 +87,7 @@ def forecast(
     try:
         with (
             torch.inference_mode(False), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True),
-            _fake_weights(base), weights_recast(base, compute), inputs_kept(in_place), checkpointed(blocks, bool(in_place)),
+            _nothing_kept(base), _fake_weights(base), weights_recast(base, compute), inputs_kept(in_place), checkpointed(blocks, bool(in_place)),
         ):  # fmt: skip
             noisy = torch.empty(latent.shape)
             sigma = torch.empty(len(latent))
@@ -106,6 +108,26 @@ def forecast(
 
 def _tensors_of(layer: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None]
+
+
+@contextmanager
+def _nothing_kept(module: nn.Module) -> Iterator[None]:
+    """After the block the model has no fake tensor that its code has put aside for the next call.
+
+    Some keep one in a layer's attribute, some in a `functools` cache (LTX's frequencies, Chroma Radiance's positions), which
+    the whole process shares and any later sampling would read from.
+    """
+    before = [(layer, dict(vars(layer))) for layer in module.modules()]
+    kinds = {kind for layer in module.modules() for kind in type(layer).__mro__}
+    homes = [*kinds, *(sys.modules[name] for name in {kind.__module__ for kind in kinds} if name in sys.modules)]
+    try:
+        yield
+    finally:
+        for layer, own in before:
+            vars(layer).clear()
+            vars(layer).update(own)
+        for cached in {value for home in homes for value in vars(home).values() if isinstance(value, functools._lru_cache_wrapper)}:
+            cached.cache_clear()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...training.errors import InputError
 from .frozen import ordinary
+from .recast import is_linear
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)  # of a table of words, without a copy in another type
 Vectors = Callable[[], Tensor]  # gives [vectors, width], possibly with a graph
@@ -140,15 +141,15 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
     Only the CLIP encoders are copied; a T5 beside them is the user's own.
     compute: the type of the matrix products, None for float32.
     """
-    clip.load_model()
-    device = clip.patcher.load_device
     with torch.inference_mode(False), torch.enable_grad():
-        own = clip.cond_stage_model
+        patcher = _loaded(clip)
+        own, device = patcher.model, patcher.load_device
         learning = {id(layer) for part in own.modules() if _is_clip(part) for layer in part.modules()}
         # Through other encoders (T5 and the like, often fp8 or quantised, and many times a CLIP's size) no gradient flows:
-        # theirs are used as they lie.
+        # theirs are used as they lie. The layers themselves, since ComfyUI gives some new tensors when it moves them.
         others = [layer for layer in own.modules() if id(layer) not in learning]
         known = {id(tensor): tensor for layer in others for tensor in (*layer._parameters.values(), *layer._buffers.values())}
+        known |= {id(layer): layer for layer in others if not layer._modules}
         # A CLIP's weights are only read: the copy shares their memory where nothing can take it away. What it needs in
         # another type is replaced below, in the copy alone.
         shared = [
@@ -158,6 +159,8 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
         model = copy.deepcopy(own, known | {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
         parts = [part.requires_grad_(False).to(device) for part in model.modules() if _is_clip(part)]
         for layer in (layer for part in parts for layer in part.modules()):
+            if getattr(layer, "_full_precision_mm", True) is False:
+                layer._full_precision_mm = True  # quantised layers: rounding the activations has no gradient
             if isinstance(layer, (nn.Linear, nn.LayerNorm, nn.Embedding)):
                 layer.comfy_cast_weights = False  # the weights have the type they are used in
                 if isinstance(layer, nn.Embedding) and layer.weight.dtype in _READABLE:
@@ -177,16 +180,34 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
         yield TrainableText(clip, model, device, autocast)
 
 
+def _loaded(clip):
+    """The CLIP's patcher with its weights and what the wire patches into them in place.
+
+    Under dynamic VRAM ComfyUI leaves the weights as the file has them and patches each when it is cast, into memory that
+    its modules hold handles of, each freed by its last owner: neither survives a copy, so the CLIP is loaded anew.
+    """
+    if not clip.patcher.is_dynamic():
+        return clip.load_model()
+    if clip.patcher.cached_patcher_init is None:
+        raise InputError(
+            "this CLIP's weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
+            "them anew; use ComfyUI's own checkpoint or CLIP loader, or start ComfyUI with --disable-dynamic-vram"
+        )
+    patcher = clip.patcher.clone(disable_dynamic=True)
+    comfy.model_management.load_models_gpu([patcher])
+    return patcher
+
+
 ATTENTION = r".*encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer is this and the layer's
 
 
-def attention_layers(model: nn.Module) -> dict[str, nn.Linear]:
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
     """{layer name: linear layer} of the CLIPs' attention: what a LoRA of theirs trains. Raises `InputError` without a CLIP."""
     found = {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and re.fullmatch(ATTENTION, name)
+        if is_linear(layer) and re.fullmatch(ATTENTION, name)
     }
     if not found:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import functools
 import gc
 import itertools
 from pathlib import Path
@@ -195,3 +196,31 @@ def test_a_model_that_looks_at_numbers_trains_without_a_forecast(sdxl, monkeypat
     assert memory.try_forecast(sdxl[0].model, CPU, lambda: forecast(sdxl, torch.zeros(1, 4, 8, 8), False)) is None
     monkeypatch.undo()
     assert weights_hash(sdxl[0].model) == before
+
+
+class Remembering(torch.nn.Module):
+    """As some of ComfyUI's: positions once made are kept for all instances (Chroma Radiance), the last input for the next call."""
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def ones(self, width: int, device: torch.device):
+        return torch.ones(width, device=device)
+
+    def forward(self, x):
+        if getattr(self, "last", None) is None:
+            self.last = torch.zeros_like(x[:1])
+        return torch.nn.functional.silu(x + self.last) * self.ones(x.shape[-1], x.device)
+
+
+def test_what_a_models_code_keeps_for_the_next_call_is_not_the_forecasts(sdxl, monkeypatch):
+    unet = sdxl[0].model.diffusion_model
+    monkeypatch.setitem(unet.time_embed._modules, "1", Remembering())
+    forecast(sdxl, torch.zeros(1, 4, 8, 8), False)
+    y = torch.zeros(1, sdxl[0].model.adm_channels)
+    with torch.inference_mode():
+        clean = sdxl[0].model.apply_model(torch.zeros(1, 4, 8, 8), torch.ones(1), c_crossattn=torch.zeros(1, 4, unet_width(unet)), y=y)
+    assert type(clean) is torch.Tensor
+    assert clean.isfinite().all()
+
+
+def unet_width(unet) -> int:
+    return next(layer.in_features for name, layer in unet.named_modules() if name.endswith("attn2.to_k"))

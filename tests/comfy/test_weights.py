@@ -1,7 +1,9 @@
 """The weights that users have: half, fp8 and quantised ones, patched and offloaded ones, with gradients as exact as through float32."""
 
 import contextlib
+import gc
 import json
+import weakref
 
 import pytest
 import tiny
@@ -9,7 +11,7 @@ import torch
 from bespoke.nodes.bridge import conditioning, identity
 from bespoke.nodes.bridge import denoiser as bridge
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.text import opened_text
+from bespoke.nodes.bridge.text import attention_layers, clip_with_word, opened_text
 from bespoke.training.errors import InputError
 from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step
@@ -216,12 +218,101 @@ def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
         assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
         assert torch.equal(text.encode(["a red circle"], clip)[0][0], expected)
         assert not any(p.is_inference() for p in text.model.clip_l.transformer.parameters())
+        clip.cond_stage_model.to(CPU)  # as where the model takes the card: quantised layers get new tensors
+        assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
     model, _, vae = tiny.flux()
     images = sprite_set(2, 2, side=64, colour="teal")
     *_, run, _ = run_node("BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="word", init_text="red",
                           steps=2, batch_size=1, precision="fp32", resume=False)  # fmt: skip
     assert len(run.losses) == 2
     assert identity.checksum(clip.patcher) == before
+
+
+def test_a_quantised_clip_learns_and_says_a_word_as_its_numbers_do(comfyui):
+    import comfy.sd
+    import comfy.text_encoders.flux as text
+
+    plain = tiny.flux()[1]
+    own = plain.cond_stage_model
+    state = {k.replace("layers.", "blocks."): v for k, v in own.clip_l.transformer.state_dict().items()}
+    state = {k.replace("blocks.", "layers."): v for k, v in quantised(state, "float8_e4m3fn").items()}
+
+    class Target:
+        params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
+        clip, tokenizer = staticmethod(text.flux_clip()), text.FluxTokenizer
+
+    with torch.inference_mode():
+        options = tiny.text_options() | {"quantization_metadata": {"mixed_ops": True}}
+        clip = comfy.sd.CLIP(Target, model_options=options, state_dict=[state, own.t5xxl.transformer.state_dict()])
+        for name, layer in clip.cond_stage_model.clip_l.transformer.named_modules():
+            if hasattr(layer, "_full_precision_mm"):
+                layer._full_precision_mm = False  # as on a card that multiplies in this type
+                own.clip_l.transformer.get_submodule(name).weight.copy_(layer.weight.dequantize() if hasattr(layer.weight, "_layout_cls") else layer.weight)
+    gradients = []
+    for one in (clip, plain):
+        vector = torch.nn.Parameter(torch.randn(1, own.clip_l.transformer.get_input_embeddings().weight.shape[1], generator=torch.Generator().manual_seed(0)))
+        with opened_text(one, None) as opened:
+            ((_, extra),) = opened.encode(["a embedding:word"], clip_with_word(one, "word", {"clip_l": lambda vector=vector: vector}))
+            extra["pooled_output"].square().sum().backward()
+            layers = attention_layers(opened.model)
+        gradients.append(vector.grad.flatten())
+    assert apart(*gradients) < 1e-5
+    assert len(layers) == len(attention_layers(clip.cond_stage_model)) == 4 * own.clip_l.transformer.num_layers
+
+
+class Handle:
+    """A native address, as comfy-aimdo's: the last owner frees it, and a copy would free it once more."""
+
+    def __init__(self, freed: list):
+        self.freed = freed
+
+    def __deepcopy__(self, _memo):
+        return Handle(self.freed)
+
+    def __del__(self):
+        self.freed.append(self)
+
+
+def dynamic(clip, make, freed):
+    """The CLIP as dynamic VRAM has it, which there is on a card alone: patches put on at each cast, a handle in each layer."""
+    import comfy.model_patcher
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        def is_dynamic(self):
+            return True
+
+        def loaded_ram_size(self):
+            return 0
+
+        def load(self, *_args, **_how):
+            for key in self.patches:
+                layer = self.model.get_submodule(key.removesuffix(".weight"))
+                layer.comfy_cast_weights, layer.weight_lowvram_function = True, comfy.model_patcher.LowVramPatch(key, self.patches)
+                layer._v = Handle(freed)
+
+    patches, clip.patcher = clip.patcher.patches, Dynamic(clip.cond_stage_model, CPU, CPU)
+    clip.patcher.patches, clip.patcher.cached_patcher_init = patches, make and (make, ())
+    return clip
+
+
+def test_under_dynamic_vram_a_text_encoder_is_loaded_anew_with_what_the_wire_patched_into_it(comfyui):
+    layer = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
+    plain, other, freed = tiny.clip(), tiny.clip(), []
+    change = {layer: ("diff", (torch.randn(plain.cond_stage_model.get_parameter(layer).shape, generator=torch.Generator().manual_seed(0)),))}
+    for clip in (plain, other):
+        clip.add_patches(change, 1.0)
+    unpatched, _ = conditioning.encode_prompt(tiny.clip(), "a red circle")
+    expected, _ = conditioning.encode_prompt(plain, "a red circle")
+    assert apart(unpatched, expected) > 1e-2
+    clip = dynamic(other, lambda disable_dynamic: tiny.clip().patcher, freed)
+    clip.load_model()
+    with opened_text(clip, None) as text:
+        assert apart(text.encode(["a red circle"], clip)[0][0], expected) < 1e-5
+        del text
+    gc.collect()
+    assert not freed
+    with pytest.raises(InputError, match=r"CLIP's weights .*ComfyUI's own checkpoint or CLIP loader"), opened_text(dynamic(tiny.clip(), None, []), None):
+        pass
 
 
 def test_layers_that_another_pack_made_read_their_weights_themselves(states, comfyui):
@@ -348,6 +439,48 @@ def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, mon
         gradient(model, kind)  # what the buffer was for is gone
 
 
+def carried(module):
+    """What `Module.to` does to parameters on their way to another device, here from memory to memory."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+
+
+@pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
+def test_weights_that_a_training_itself_brought_to_the_card_take_part_in_a_graph(states, kind):
+    """Made in a loader's inference mode and moved outside of it: no inference tensors any more, and still nothing autograd saves."""
+    state = states[id(kind[1])]
+    model = patcher_of(base_of(kind[1] | {"dtype": torch.float32}), state)
+    expected, _ = gradient(model, kind)
+    with torch.inference_mode(False):
+        carried(model.model)
+    assert not any(p.is_inference() for p in model.model.parameters())
+    before = {name: id(p) for name, p in model.model.named_parameters()}
+    assert torch.equal(gradient(model, kind)[0], expected)
+    assert {name: id(p) for name, p in model.model.named_parameters()} == before
+
+
+def test_what_is_unloaded_during_a_training_is_given_back(states):
+    """A sample's VAE or a prompt's CLIP may need the card for itself; kept where it was, the model would lie there twice afterwards."""
+    model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
+    unet = model.model.diffusion_model
+    unet.time_embed[2].bias = unet.time_embed[0].bias  # one parameter in two layers
+    before, own = weights_hash(model.model), {name: id(p) for name, p in unet.named_parameters()}
+    places = [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
+    with bridge.opened_for_training(model, "fp32") as denoiser:
+        places += [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
+        assert weights_hash(model.model) == before
+        carried(denoiser.base)
+        gc.collect()
+        assert not any(place() for place in places)
+        with torch.inference_mode():
+            carried(denoiser.base)
+        denoiser.reload()  # what was moved in inference mode needs a view once more
+        assert not any(p.is_inference() for p in unet.parameters())
+        assert unet.time_embed[2].bias is unet.time_embed[0].bias
+    assert weights_hash(model.model) == before
+    assert {name: id(p) for name, p in unet.named_parameters()} == own
+
+
 @pytest.mark.parametrize("first", ["whole", "offloaded"])
 def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, first, monkeypatch):
     """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the reverse."""
@@ -377,6 +510,20 @@ def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, fir
                 p.grad = None
     comfy.model_management.unload_all_models()
     assert apart(gradient(model, U_NET)[0], expected) < 1e-6
+
+
+def test_a_training_that_another_packs_callback_stops_leaves_comfyui_as_it_was(states):
+    import comfy.model_management
+    import comfy.patcher_extension
+
+    def stop(_patcher):
+        raise ValueError("not today")
+
+    model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
+    model.add_callback(comfy.patcher_extension.CallbacksMP.ON_PRE_RUN, stop)
+    with pytest.raises(ValueError, match="not today"), bridge.opened_for_training(model, "fp32"):
+        pass
+    assert not comfy.model_management.in_training  # else every later sampling would take the training's paths
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
