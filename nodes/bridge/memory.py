@@ -201,10 +201,11 @@ def can_offload(device: torch.device) -> bool:
 
 
 def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = False, helps: str = LESS) -> bool:
-    """Whether weights must be offloaded for the step to fit into `free` bytes. Raises `InputError` where that is not enough.
+    """Whether weights must be offloaded for the step to fit into `free` bytes.
 
     possible: whether they can be. weights_there: the weights are in that memory already, as on the CPU. helps: what a
-    user can do.
+    user can do. Where even that is not enough: on the CPU, where the system would end the whole server, `InputError`; an
+    accelerator says itself when it is full, so a forecast that may be wrong forbids nothing there and is only logged.
     """
     least = step.peak() - (step.weights - step.copies if weights_there else 0)
     if least <= free:
@@ -213,10 +214,14 @@ def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = 
         least = step.peak(offload=True)
         if least <= free:
             return True
-    raise InputError(
+    needed = (
         f"a step needs about {gigabytes(least)}{' with the weights offloaded' if possible else ''} and {gigabytes(free)} are "
         f"free; what lowers it: {helps}"
     )
+    if weights_there:
+        raise InputError(needed)
+    logging.warning("Bespoke: %s. It is tried all the same", needed)
+    return possible
 
 
 def said(step: StepMemory, offload: bool) -> str:

@@ -140,7 +140,7 @@ def test_checkpointing_and_half_precision_need_less(models):
     assert whole.trained == numbers * 12  # the number and AdamW's two moments; its gradient is part of the step
 
 
-def test_offloading_is_chosen_where_the_weights_do_not_fit_and_refused_where_nothing_helps():
+def test_offloading_is_chosen_where_the_weights_do_not_fit_and_the_cpu_refuses_where_nothing_helps(caplog):
     step = memory.StepMemory(weights=12_000, streamed=500, trained=100, kept=2_000, step=3_000)
     assert (step.peak(), step.peak(offload=True), step.beside) == (15_100, 3_600, 3_100)
     assert not memory.offloads(step, 15_100, possible=True)
@@ -151,9 +151,13 @@ def test_offloading_is_chosen_where_the_weights_do_not_fit_and_refused_where_not
     assert not memory.offloads(copied, 9_100, possible=False, weights_there=True)
     with pytest.raises(InputError):
         memory.offloads(copied, 9_099, possible=False, weights_there=True)  # the copies are not there yet
-    for free, possible, there in ((3_599, True, False), (15_099, False, False), (3_099, False, True)):
-        with pytest.raises(InputError, match=r"are free; what lowers it: batch_size 1 with gradient_accumulation"):
-            memory.offloads(step, free, possible, there)
+    why = "are free; what lowers it: batch_size 1 with gradient_accumulation"
+    with pytest.raises(InputError, match=why):
+        memory.offloads(step, 3_099, possible=False, weights_there=True)
+    for free, possible in ((3_599, True), (15_099, False)):  # a card says itself when it is full
+        caplog.clear()
+        assert memory.offloads(step, free, possible) == possible
+        assert why in caplog.text
     large = memory.StepMemory(23_800_000_000, 340_000_000, 60_000_000, 0, 2_900_000_000)
     assert memory.said(large, False) == "about 26.8 GB at the peak (weights 23.8 GB; step 2.9 GB; learned 60 MB)"
     assert memory.said(large, True) == (
