@@ -25,7 +25,7 @@ from ..textual_inversion import files as word_files
 from ..textual_inversion.templates import check_captions
 from ..textual_inversion.train import InversionRequest, fit_word
 from .job import Job, needed, read_job, restored
-from .sharding import shard_base
+from .sharding import gives_back, shard_base
 from .source import find, load
 from .watch import LOG, JobDisplay, Log, SharedStore
 
@@ -130,6 +130,11 @@ def check(job: Job, request, world: World, orders: Orders) -> None:
         )
     if config.sample_every:
         raise InputError("--shard draws no samples, since one process alone cannot call the model; set sample_every to 0 in job.toml")
+    if not gives_back():
+        raise InputError(
+            f"--shard needs a newer PyTorch: that of {torch.__version__} keeps every block whole once it was computed; update "
+            "ComfyUI's environment, or train without --shard"
+        )
     lengths = {tuple(cond.shape[1:]) for key, cond in job.tensors.items() if key.startswith("prompt/") and key.count("/") == 1}
     if len(lengths) > 1:
         raise InputError(

@@ -126,6 +126,8 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
         denoiser.reload()  # the text encoder may have taken its place
         run.prediction = denoiser.prediction
         where.prepare(denoiser)
+        if where.sharded:
+            before[0] = identity.checksum(model)  # of this process's share, which it has from here on
 
         def fit(part: Part) -> dict[str, Tensor]:
             learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
