@@ -117,6 +117,10 @@ def follow(
     except BaseException:
         run.state = "failed"
         raise
+    except KeyboardInterrupt:
+        # It may have come in the middle of an optimiser's step, half done: an earlier save is gone on from.
+        run.state, whole = "interrupted", False
+        raise
     finally:
         if training.done and whole:
             store.save(training.state(), run)
