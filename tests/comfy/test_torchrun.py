@@ -173,6 +173,28 @@ def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
         workers[victim].kill()
         text, _ = process.communicate(timeout=300)
     finally:
+def test_when_a_process_of_a_spread_base_dies_the_other_says_so(forks, job):
+    """There it is the model itself that waits for the others."""
+    run = jobs.copy_of(job, "dead-spread", steps=500)
+    pids = forks.start(run, run, options=["--shard"])
+    jobs.wait_for(lambda: [line for line in jobs.events(run, "step") if line["step"] >= 3])
+    os.kill(pids[1], signal.SIGKILL)
+    statuses, said = forks.ended()
+    assert statuses == [4, -signal.SIGKILL], said[0]
+    assert "another process ended or did not answer" in said[0]
+
+
+def test_a_place_that_cannot_be_written_ends_all_and_is_named(forks, job):
+    """As a full disk does: the first process alone writes, and the others must not wait for it."""
+    run = jobs.copy_of(job, "unwritable")
+    (run / "log.jsonl").mkdir()
+    forks.start(run, run)
+    statuses, said = forks.ended()
+    assert statuses == [3, 4], "\n".join(said)
+    assert "log.jsonl" in said[0]
+    assert "Traceback" not in said[0]
+
+
         for left in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
             left.kill()
     assert process.returncode == 0, text
