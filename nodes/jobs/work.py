@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...training.config import TrainConfig
+from ...training.config import TrainConfig, check_choice
 from ...training.distributed import FINISH, GO_ON, World
 from ...training.errors import InputError
+from ...training.formats import DTYPES, KEY_FORMATS
 from ...training.record import Run
 from ..bridge import storage
 from ..bridge.models import target_layers
@@ -113,7 +114,13 @@ def models_of(job: Job, orders: Orders) -> dict[str, Any]:
 
 def check(job: Job, request, world: World, orders: Orders) -> None:
     """Raise `InputError` for settings that were edited into what the job or so many processes cannot do."""
-    config = request.train
+    config, result = request.train, job.result
+    if job.technique == "lora":  # said before hours of training, and not when the file is written
+        check_choice("key_format in [result]", result.get("key_format", "kohya"), KEY_FORMATS)
+        check_choice("dtype in [result]", result.get("dtype", "fp16"), list(DTYPES))
+    else:
+        check_choice("format in [result]", result.get("format", "comfy"), word_files.FORMATS)
+    storage.inside(job.folder, Path(str(result.get("name") or job.folder.name)).name)
     if job.technique == "textual inversion" and request.template == "captions":
         check_captions(job.material(config).pictures.items)
     if job.technique == "lora" and not request.train_text_encoder:
@@ -123,6 +130,11 @@ def check(job: Job, request, world: World, orders: Orders) -> None:
             raise InputError(f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings")
     if orders.shard is None:
         return
+    if not gives_back():
+        raise InputError(
+            f"--shard needs a newer PyTorch: that of {torch.__version__} keeps every block whole once it was computed; update "
+            "ComfyUI's environment, or train without --shard"
+        )
     if config.batch_size < world.size:
         raise InputError(
             f"--shard needs a picture of every batch in every process, and batch_size is {config.batch_size} for {world.size} "
@@ -130,11 +142,6 @@ def check(job: Job, request, world: World, orders: Orders) -> None:
         )
     if config.sample_every:
         raise InputError("--shard draws no samples, since one process alone cannot call the model; set sample_every to 0 in job.toml")
-    if not gives_back():
-        raise InputError(
-            f"--shard needs a newer PyTorch: that of {torch.__version__} keeps every block whole once it was computed; update "
-            "ComfyUI's environment, or train without --shard"
-        )
     lengths = {tuple(cond.shape[1:]) for key, cond in job.tensors.items() if key.startswith("prompt/") and key.count("/") == 1}
     if len(lengths) > 1:
         raise InputError(
