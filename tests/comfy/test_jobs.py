@@ -129,6 +129,9 @@ def test_what_is_on_the_wire_comes_back(comfyui, models, run_node):
         fresh = wire.put_back(load(source, find(source, "model"), "model"), plan, tensors, "model")
     assert torch.equal(fresh.get_model_object("model_sampling").sigmas, shifted.get_model_object("model_sampling").sigmas)
     assert fresh.get_model_object("model_sampling").shift == 5.0
+    plan["objects"]["model_sampling"]["classes"] = ["ModelSamplingOfNextYear"]
+    with pytest.raises(InputError, match="this ComfyUI cannot make what the job changes on the model .*ModelSamplingOfNextYear"):
+        wire.put_back(model, plan, tensors, "model")
     with torch.inference_mode():
         weights = []
         import comfy.model_management
@@ -207,6 +210,7 @@ def test_a_base_that_is_not_here_or_is_another(comfyui, job, tmp_path):
         (tmp_path / "other" / jobs.BASE).write_bytes(data)
         with pytest.raises(InputError, match="is another file than the job's model: its SHA-256 is"):
             find(source, "model", [tmp_path / "other"])
+        assert find(source, "model", [tmp_path / "other", tmp_path]) == [away]  # the right one lies elsewhere
     finally:
         away.rename(here)
 
@@ -216,7 +220,7 @@ def test_a_base_that_is_not_here_or_is_another(comfyui, job, tmp_path):
 
 def test_settings_go_through_toml_and_back():
     tables = {
-        "a": {"text": 'quote " back \\ tab \t ünï 🐈 \x7f\x01', "float": 1e-05, "whole": 2**63 + 1, "yes": True, "list": ["a", "b\n"]},
+        "a": {"text": 'quote " back \\ tab \t ünï 🐈 \u2028 \x85 \x7f\x01', "float": 1e-05, "whole": 2**63 + 1, "yes": True, "list": ["a", "b\n"]},
         "b": {"empty": "", "list": [], "nothing": None},
     }
     text = write_toml(tables, "a comment\nof two lines")
