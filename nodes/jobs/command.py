@@ -218,7 +218,7 @@ def main(given: list[str]) -> int:
         job = work.take_job(world, options.job.absolute())
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # what this very start learned is not set aside
         wish = Wish(distributed.STOP, distributed.GO_ON)
-        orders = work.Orders(options.models, options.anew and not again, device if options.shard else None, wish)
+        orders = work.Orders(options.models, options.anew and not again, device if options.shard else None, wish, device.type)
         parts = work.prepared(job, world, orders)
         begun = True
         work.train(job, world, orders, *parts)

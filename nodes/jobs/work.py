@@ -39,13 +39,14 @@ class Orders:
     """What the command was told. models: further folders of model files. anew: set an earlier state aside.
 
     shard: spread the base over the processes, to compute on this device; None gives each a whole one.
-    wish: what this process wants after a step, beside what the job's folder says.
+    wish: what this process wants after a step, beside what the job's folder says. kind: what it computes on.
     """
 
     models: Sequence[Path] = ()
     anew: bool = False
     shard: torch.device | None = None
     wish: Callable[[], int] = lambda: GO_ON
+    kind: str = "cpu"
 
 
 def agree(world: World, what: Callable[[], Any]) -> Any:
@@ -152,6 +153,13 @@ def check(job: Job, request, world: World, orders: Orders) -> None:
 
 def prepared(job: Job, world: World, orders: Orders) -> tuple[Any, dict[str, Any]]:
     """(the request, the models by name). Raises `InputError` in every process where one of them lacks something."""
+    said = world.hear_all(orders.kind + (" and --shard" if orders.shard is not None else ""))
+    others = [f"process {rank} with {text}" for rank, text in enumerate(said) if text != said[0]]
+    if others:  # a process that sends elsewhere, or calls the model alone, would wait for nobody
+        raise InputError(
+            f"the processes disagree on how to compute: process 0 with {said[0]}, {', '.join(others)}; give every machine the "
+            "same command, and see that PyTorch finds the GPUs of each"
+        )
     request = agree(world, lambda: request_of(job))
     agree(world, lambda: check(job, request, world, orders))
     models = agree(world, lambda: models_of(job, orders))

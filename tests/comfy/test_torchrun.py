@@ -78,11 +78,11 @@ def test_a_process_without_a_picture_waits_for_nobody(forks, job):
 
 @pytest.mark.slow
 def test_a_small_set_in_rotation_stops_at_the_same_step(forks, comfyui, run_node):
-    """Five pictures, two of them left out of each of three trainings, which say together when the last one ends."""
-    small = Path(jobs.export(run_node, jobs.base_model(comfyui), "jobs/rotating", validation_images=None, validation=2, keep="best", optimizer="SGD", learning_rate=0.2, steps=10)[0])
+    """Five pictures, two of them left out of each of two trainings, which say together when the last one ends."""
+    small = Path(jobs.export(run_node, jobs.base_model(comfyui), "jobs/rotating", validation_images=None, validation=2, keep="best", optimizer="SGD", learning_rate=0.05, steps=12)[0])
     one, many = (forks.train(jobs.copy_of(small, f"rotating-{count}", dtype="fp32"), count) for count in (1, 2))
     steps = [[line["step"] for line in jobs.events(run, "step")] for run in (one, many)]
-    assert len(jobs.events(one, "start")) == 4
+    assert len(jobs.events(one, "start")) == 3
     assert steps[0] == steps[1]
     held = [[line["loss"] for line in jobs.events(run, "validation")] for run in (one, many)]
     assert held[1] == pytest.approx(held[0], rel=1e-4)
@@ -236,6 +236,13 @@ def test_processes_that_disagree_on_the_job_all_say_so(forks, job):
     assert statuses == [2, 2]
     assert all("the processes disagree on the job" in text and "process 1" in text for text in said)
     assert not (one / "runs").exists()
+
+
+def test_processes_with_other_options_all_say_so(forks, job):
+    forks.start(job, job, last=["--shard"])
+    statuses, said = forks.ended()
+    assert statuses == [2, 2]
+    assert all("process 0 with cpu, process 1 with cpu and --shard; give every machine the same command" in text for text in said)
 
 
 def test_a_job_that_is_missing_for_one_process_is_an_error_in_all(forks, job, tmp_path):
