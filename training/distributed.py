@@ -26,6 +26,11 @@ class PeerLost(RuntimeError):
     """Another process ended, or did not answer within the time limit."""
 
 
+def from_a_collective(error: RuntimeError) -> bool:
+    """Whether torch raised it because other processes could not be reached. gloo's errors have no type of their own."""
+    return isinstance(error, getattr(dist, "DistError", ())) or "gloo" in str(error)
+
+
 @dataclass
 class World:
     """The processes of one training, `size` of them; this one is number `rank`. Alone, nothing is sent.

@@ -101,7 +101,8 @@ def checksum(patcher) -> str:
     """A hash over every parameter and buffer of the base: the sum of each one's bits as whole numbers, where it lies."""
     out = hashlib.blake2b(digest_size=8)
     for name, tensor in base_tensors(patcher):
-        bits = tensor.detach().contiguous().reshape(-1).view(_WHOLE[tensor.element_size()])
+        own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a weight that is spread over processes
+        bits = own.detach().contiguous().reshape(-1).view(_WHOLE[tensor.element_size()])
         total = sum(int(piece.sum(dtype=torch.int64)) for piece in bits.split(_PIECE))
         out.update(f"{name}{tuple(tensor.shape)}{total}".encode())
     return out.hexdigest()

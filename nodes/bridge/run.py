@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...training.config import TrainConfig
-from ...training.distributed import FINISH, STOP, PeerLost
+from ...training.distributed import FINISH, STOP, PeerLost, from_a_collective
 from ...training.errors import InputError
 from ...training.loop import NotANumber, Step, Trainable, Training
 from ...training.measure import StepCost, measure_step
@@ -102,6 +102,9 @@ def follow(
         run.state, whole = "interrupted", len(run.losses) == training.done
         raise
     except RuntimeError as error:
+        if where.sharded and from_a_collective(error):  # the model itself waits for the others
+            run.state, whole = "interrupted", len(run.losses) == training.done
+            raise PeerLost(f"another process ended or did not answer in time ({str(error).splitlines()[0]})") from error
         run.state = "failed"
         if "modified by an inplace operation" not in str(error):
             raise
@@ -113,6 +116,10 @@ def follow(
         run.state = "interrupted"
         if training.done:
             outlets.save(training.done, training.learned())
+        raise
+    except KeyboardInterrupt:
+        # It may have come in the middle of an optimiser's step, half done: an earlier save is gone on from.
+        run.state, whole = "interrupted", False
         raise
     except BaseException:
         run.state = "failed"

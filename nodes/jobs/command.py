@@ -103,8 +103,10 @@ def load_pack():
 
 def choose_device(options: argparse.Namespace):
     """The device of this process: the GPU of its number on this machine, else the processor."""
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise Unusable(f"{sys.executable} has no {error.name}; run the command with ComfyUI's own Python") from error
     if not hasattr(torch, "accelerator"):
         raise Unusable(f"this needs PyTorch 2.6 or newer, and {torch.__version__} is here; update ComfyUI's environment")
     if options.cpu or not torch.accelerator.is_available():
@@ -115,6 +117,14 @@ def choose_device(options: argparse.Namespace):
     if count > 1:
         torch.accelerator.set_device_index(number)
     return torch.device(torch.accelerator.current_accelerator().type, number)
+
+
+def backend_for(device) -> str:
+    """What gradients travel over. PyTorch for Windows is built without NCCL; gloo takes tensors of a GPU too."""
+    import torch.distributed as dist
+
+    name = dist.get_default_backend_for_device(device)
+    return "gloo" if name == "nccl" and not dist.is_nccl_available() else name
 
 
 def join(options: argparse.Namespace, device):
@@ -142,7 +152,7 @@ def join(options: argparse.Namespace, device):
     watch.daemon = True
     watch.start()
     # The first for what is said between the processes, the second for gradients and weights.
-    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+    backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend_for(device)}"
     try:
         store, number, count = next(iter(dist.rendezvous("env://", timeout=wait)))
         # On one machine torchrun counts the starts for all, so that a name a start keeps the dead ones' addresses apart.
@@ -200,6 +210,7 @@ def main(given: list[str]) -> int:
     import comfy.model_management
     from bespoke.training import distributed
     from bespoke.training.errors import InputError
+    from safetensors import SafetensorError
 
     begun = False
     try:
@@ -207,7 +218,7 @@ def main(given: list[str]) -> int:
         job = work.take_job(world, options.job.absolute())
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # what this very start learned is not set aside
         wish = Wish(distributed.STOP, distributed.GO_ON)
-        orders = work.Orders(options.models, options.anew and not again, device if options.shard else None, wish)
+        orders = work.Orders(options.models, options.anew and not again, device if options.shard else None, wish, device.type)
         parts = work.prepared(job, world, orders)
         begun = True
         work.train(job, world, orders, *parts)
@@ -221,6 +232,9 @@ def main(given: list[str]) -> int:
     except (KeyboardInterrupt, comfy.model_management.InterruptProcessingException):
         say(f"stopped; the state is kept in {options.job}/runs, and the same command goes on from it")
         return STOPPED
+    except (OSError, SafetensorError) as error:  # a full disk, a folder that may not be written into
+        say(f"{error}; mend that, and the same command goes on from the last save in {options.job}/runs")
+        return FAILED if begun else UNUSABLE
     except Exception:
         say(f"a fault of Bespoke, please report it:\n{traceback.format_exc()}")
         return FAULT

@@ -31,7 +31,7 @@ from ..bridge.safe_files import read_safetensors
 from ..bridge.samples import SamplerSettings
 from ..bridge.storage import write_safetensors, write_text
 from . import wire
-from .source import Source
+from .source import Source, sha256_of
 from .toml import Tables, read_toml, write_toml
 
 FORMAT = 1
@@ -103,7 +103,7 @@ def write_job(
         if settings.get("sample_every"):
             tables["samples"] = vars(samples)
         tables |= {name: source.table() for name, (source, _, _) in models.items()}
-        tables["sha256"] = {name.replace(".", "_"): _sha256(made / name) for name in (TENSORS, PLAN, GRAPH)}
+        tables["sha256"] = {name.replace(".", "_"): sha256_of(made / name) for name in (TENSORS, PLAN, GRAPH)}
         write_text(made / SETTINGS, write_toml(tables, COMMENT))
         size = sum(path.stat().st_size for path in made.iterdir())
         if folder.exists():
@@ -160,7 +160,7 @@ def read_job(folder: Path) -> Job:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{folder} lacks {name}; copy the whole folder that the export node wrote")
-        if _sha256(path) != tables["sha256"].get(name.replace(".", "_")):
+        if sha256_of(path) != tables["sha256"].get(name.replace(".", "_")):
             raise InputError(f"{path} was changed or cut off since it was exported; copy it again")
     tensors, _ = read_safetensors(folder / TENSORS, "job")
     plan, graph = (read_json((folder / name).read_text("utf-8")) for name in (PLAN, GRAPH))
@@ -187,10 +187,6 @@ def _tables(folder: Path) -> tuple[Tables, str]:
     if tables["job"].get("format") != FORMAT:
         raise InputError(f"{path} has the format {tables['job'].get('format')}; this Bespoke reads {FORMAT}: use the one that exported it")
     return tables, text
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def restored(job: Job, what: str, made) -> Any:

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 
 from ..bridge.denoiser import ComfyDenoiser
 from ..bridge.models import checkpoint_blocks
+
+
+def gives_back() -> bool:
+    """Whether this PyTorch lets go of a block after its forward pass when it is told to; older ones keep the outermost whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    return inspect.signature(fully_shard).parameters["reshard_after_forward"].default is None
+
+
+def shard_blocks(blocks: Iterable[torch.nn.Module], device: torch.device) -> None:
+    """Move one block after the other to the device, where each process keeps its share of it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in blocks:
+        # Said outright: each block is the outermost of its kind, which FSDP2 would else keep whole after the forward pass,
+        # and with it in the end the whole base on every device.
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 def shard_base(denoiser: ComfyDenoiser, device: torch.device) -> tuple[int, int]:
@@ -18,14 +40,9 @@ def shard_base(denoiser: ComfyDenoiser, device: torch.device) -> tuple[int, int]
     gradient of it exists and only weights travel; the adapters are no part of it. All processes must call the model
     equally often. Raises `InputError` where the model's blocks are not known.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
     model = denoiser.base.diffusion_model
     blocks, whole = checkpoint_blocks(model), sum(parameter.nbytes for parameter in model.parameters())
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in blocks:
-        fully_shard(block, mesh=mesh)  # moves one block to the device and keeps a share of it
+    shard_blocks(blocks, device)
     inside = {id(part) for block in blocks for part in block.modules()}
     for part in denoiser.base.modules():
         if id(part) not in inside:

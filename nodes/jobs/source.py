@@ -109,11 +109,14 @@ def find(source: Source, what: str, further: Iterable[Path] = ()) -> list[Path]:
     for name, wanted in zip(source.files, source.sha256, strict=True):
         kind = FOLDERS[source.loader]
         places = [folder_paths.get_full_path(kind, name), *(folder / part for folder in further for part in (name, Path(name).name))]
-        path = next((Path(place) for place in places if place is not None and Path(place).is_file()), None)
-        if path is None:
+        here = [Path(place) for place in places if place is not None and Path(place).is_file()]
+        if not here:
             where = ", ".join([*folder_paths.get_folder_paths(kind), *map(str, further)])
             raise InputError(f"the job's {what} is {name}, which is not here; put it into one of {where}, or name its folder with --models")
-        if sha256_of(path) != wanted:
+        # ComfyUI's folder may hold another file of this name, for which --models names the right one.
+        path = next((one for one in here if sha256_of(one) == wanted), None)
+        if path is None:
+            path = here[0]
             raise InputError(
                 f"{path} is another file than the job's {what}: its SHA-256 is {sha256_of(path)} and not {wanted}; "
                 "fetch the one that the job was exported with"
@@ -135,7 +138,9 @@ def load(source: Source, paths: list[Path], what: str):
     elif source.loader == "diffusion model":
         made = comfy.sd.load_diffusion_model(first, model_options=options)
     elif source.loader == "text encoders":
-        kind = getattr(comfy.sd.CLIPType, source.kind or "", comfy.sd.CLIPType.STABLE_DIFFUSION)
+        kind = getattr(comfy.sd.CLIPType, source.kind or "STABLE_DIFFUSION", None)
+        if kind is None:
+            raise InputError(f"the job's {what} is of the kind {source.kind}, which this ComfyUI does not know; use the version that exported the job")
         made = comfy.sd.load_clip(list(map(str, paths)), embedding_directory=words, clip_type=kind, model_options=options)
     else:
         tensors, metadata = comfy.utils.load_torch_file(first, return_metadata=True)

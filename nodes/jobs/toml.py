@@ -45,7 +45,7 @@ def read_toml(text: str) -> Tables:
 def _read_lines(text: str) -> Tables:
     tables: Tables = {}
     table = None
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand in a text
         line = line.strip()
         if not line or line.startswith("#"):
             continue

@@ -55,7 +55,16 @@ def carry(patcher, what: str, drawn: bool = False) -> tuple[dict[str, Any], dict
 
 
 def put_back(patcher, plan: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str):
-    """A clone of a freshly loaded patcher with what `carry` took."""
+    """A clone of a freshly loaded patcher with what `carry` took. Raises `InputError` where this ComfyUI lacks a class of it."""
+    try:
+        return _put_back(patcher, plan, tensors, what)
+    except (AttributeError, KeyError) as error:
+        raise InputError(
+            f"this ComfyUI cannot make what the job changes on the {what} ({error}); use the version that exported the job"
+        ) from error
+
+
+def _put_back(patcher, plan: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str):
     out = patcher.clone()
     for key, patches in plan["patches"]:
         for patch in patches:

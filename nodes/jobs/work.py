@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...training.config import TrainConfig
+from ...training.config import TrainConfig, check_choice
 from ...training.distributed import FINISH, GO_ON, World
 from ...training.errors import InputError
+from ...training.formats import DTYPES, KEY_FORMATS
 from ...training.record import Run
 from ..bridge import storage
 from ..bridge.models import target_layers
@@ -25,7 +26,7 @@ from ..textual_inversion import files as word_files
 from ..textual_inversion.templates import check_captions
 from ..textual_inversion.train import InversionRequest, fit_word
 from .job import Job, needed, read_job, restored
-from .sharding import shard_base
+from .sharding import gives_back, shard_base
 from .source import find, load
 from .watch import LOG, JobDisplay, Log, SharedStore
 
@@ -38,13 +39,14 @@ class Orders:
     """What the command was told. models: further folders of model files. anew: set an earlier state aside.
 
     shard: spread the base over the processes, to compute on this device; None gives each a whole one.
-    wish: what this process wants after a step, beside what the job's folder says.
+    wish: what this process wants after a step, beside what the job's folder says. kind: what it computes on.
     """
 
     models: Sequence[Path] = ()
     anew: bool = False
     shard: torch.device | None = None
     wish: Callable[[], int] = lambda: GO_ON
+    kind: str = "cpu"
 
 
 def agree(world: World, what: Callable[[], Any]) -> Any:
@@ -113,7 +115,13 @@ def models_of(job: Job, orders: Orders) -> dict[str, Any]:
 
 def check(job: Job, request, world: World, orders: Orders) -> None:
     """Raise `InputError` for settings that were edited into what the job or so many processes cannot do."""
-    config = request.train
+    config, result = request.train, job.result
+    if job.technique == "lora":  # said before hours of training, and not when the file is written
+        check_choice("key_format in [result]", result.get("key_format", "kohya"), KEY_FORMATS)
+        check_choice("dtype in [result]", result.get("dtype", "fp16"), list(DTYPES))
+    else:
+        check_choice("format in [result]", result.get("format", "comfy"), word_files.FORMATS)
+    storage.inside(job.folder, Path(str(result.get("name") or job.folder.name)).name)
     if job.technique == "textual inversion" and request.template == "captions":
         check_captions(job.material(config).pictures.items)
     if job.technique == "lora" and not request.train_text_encoder:
@@ -123,6 +131,11 @@ def check(job: Job, request, world: World, orders: Orders) -> None:
             raise InputError(f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings")
     if orders.shard is None:
         return
+    if not gives_back():
+        raise InputError(
+            f"--shard needs a newer PyTorch: that of {torch.__version__} keeps every block whole once it was computed; update "
+            "ComfyUI's environment, or train without --shard"
+        )
     if config.batch_size < world.size:
         raise InputError(
             f"--shard needs a picture of every batch in every process, and batch_size is {config.batch_size} for {world.size} "
@@ -140,6 +153,13 @@ def check(job: Job, request, world: World, orders: Orders) -> None:
 
 def prepared(job: Job, world: World, orders: Orders) -> tuple[Any, dict[str, Any]]:
     """(the request, the models by name). Raises `InputError` in every process where one of them lacks something."""
+    said = world.hear_all(orders.kind + (" and --shard" if orders.shard is not None else ""))
+    others = [f"process {rank} with {text}" for rank, text in enumerate(said) if text != said[0]]
+    if others:  # a process that sends elsewhere, or calls the model alone, would wait for nobody
+        raise InputError(
+            f"the processes disagree on how to compute: process 0 with {said[0]}, {', '.join(others)}; give every machine the "
+            "same command, and see that PyTorch finds the GPUs of each"
+        )
     request = agree(world, lambda: request_of(job))
     agree(world, lambda: check(job, request, world, orders))
     models = agree(world, lambda: models_of(job, orders))

@@ -132,7 +132,7 @@ def fit_lora(
     run = material.run("lora", request.settings())
     share = where.world.share(config.batch_size)
     compute = compute_type(base, model.load_device, request.precision)
-    need = None if where.sharded else step_memory(model, clip, material, request, compute)
+    need = None if where.sharded else step_memory(model, clip, material, request, compute, max(1, len(share)))
     device, helps = model.load_device, f"{'' if config.gradient_checkpointing else 'gradient_checkpointing, '}{LESS}, a lower rank, fewer targets"
     offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu", helps)
     with contextlib.ExitStack() as stack:
@@ -190,10 +190,10 @@ def fit_lora(
         return in_rotation(pictures, config, run, fit)
 
 
-def step_memory(model, clip, material: Material, request: LoraRequest, compute: torch.dtype | None) -> StepMemory | None:
+def step_memory(model, clip, material: Material, request: LoraRequest, compute: torch.dtype | None, count: int) -> StepMemory | None:
     """What a step will take of the memory, from the largest picture and its caption; None where there is no forecast.
 
-    A trained text encoder is not in it.
+    count: the pictures of a batch that this process computes. A trained text encoder is not in it.
     """
     config, base, pictures = request.train, model.model, material.pictures
 
@@ -210,7 +210,7 @@ def step_memory(model, clip, material: Material, request: LoraRequest, compute: 
             return made[0].parameters()
 
         # The pictures of the prior are a second batch, whose graph is kept beside the first's.
-        batch = config.batch_size * (2 if pictures.prior else 1)
+        batch = count * (2 if pictures.prior else 1)
         return forecast(
             base, latent.expand(batch, *latent.shape[1:]), join([one] * batch), learn, compute, config.gradient_checkpointing,
             OPTIMIZER_BYTES[config.optimizer] + (4 if config.ema else 0), lambda: made[0].attached(),

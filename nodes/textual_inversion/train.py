@@ -117,7 +117,7 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
     weights = (model, clip.patcher, *([vae.patcher] if vae is not None else []))
     before = [*map(identity.checksum, weights)]
     compute = compute_type(model.model, model.load_device, request.precision)
-    need = None if where.sharded else step_memory(model, clip, pictures, config, compute)
+    need = None if where.sharded else step_memory(model, clip, pictures, max(1, len(share)), compute)
     device = model.load_device
     offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu")
     memory = "" if need is None else f"; {said(need, offload)}"
@@ -126,6 +126,8 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
         denoiser.reload()  # the text encoder may have taken its place
         run.prediction = denoiser.prediction
         where.prepare(denoiser)
+        if where.sharded:
+            before[0] = identity.checksum(model)  # of this process's share, which it has from here on
 
         def fit(part: Part) -> dict[str, Tensor]:
             learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
@@ -176,10 +178,10 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
     return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
 
 
-def step_memory(model, clip, pictures: Pictures, config: TrainConfig, compute: torch.dtype | None) -> StepMemory | None:
+def step_memory(model, clip, pictures: Pictures, count: int, compute: torch.dtype | None) -> StepMemory | None:
     """What a step will take of the memory, from the largest picture and its caption; None where there is no forecast.
 
-    The text encoder's own part is not in it.
+    count: the pictures of a batch that this process computes. The text encoder's own part is not in it.
     """
 
     def make() -> StepMemory:
@@ -187,7 +189,7 @@ def step_memory(model, clip, pictures: Pictures, config: TrainConfig, compute: t
         latent = pictures.data.latents[index]
         one = model_conds(model.model, *encode_prompts(clip, ["a photo"])["a photo"], latent, torch.device("cpu"))
         return forecast(
-            model.model, latent.expand(config.batch_size, *latent.shape[1:]), join([one] * config.batch_size), None, compute, False,
+            model.model, latent.expand(count, *latent.shape[1:]), join([one] * count), None, compute, False,
             OPTIMIZER_BYTES["AdamW"],
         )  # fmt: skip
 

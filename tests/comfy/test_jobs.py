@@ -18,6 +18,7 @@ from bespoke.nodes.bridge.run_store import RunStore
 from bespoke.nodes.bridge.samples import SamplerSettings
 from bespoke.nodes.jobs import wire
 from bespoke.nodes.jobs.job import read_job, write_job
+from bespoke.nodes.jobs.sharding import gives_back, shard_blocks
 from bespoke.nodes.jobs.source import find, load, source_of
 from bespoke.nodes.jobs.toml import _read_lines, read_toml, write_toml
 from bespoke.nodes.lora.train import LoraData, LoraRequest, gather
@@ -128,6 +129,9 @@ def test_what_is_on_the_wire_comes_back(comfyui, models, run_node):
         fresh = wire.put_back(load(source, find(source, "model"), "model"), plan, tensors, "model")
     assert torch.equal(fresh.get_model_object("model_sampling").sigmas, shifted.get_model_object("model_sampling").sigmas)
     assert fresh.get_model_object("model_sampling").shift == 5.0
+    plan["objects"]["model_sampling"]["classes"] = ["ModelSamplingOfNextYear"]
+    with pytest.raises(InputError, match="this ComfyUI cannot make what the job changes on the model .*ModelSamplingOfNextYear"):
+        wire.put_back(model, plan, tensors, "model")
     with torch.inference_mode():
         weights = []
         import comfy.model_management
@@ -206,6 +210,7 @@ def test_a_base_that_is_not_here_or_is_another(comfyui, job, tmp_path):
         (tmp_path / "other" / jobs.BASE).write_bytes(data)
         with pytest.raises(InputError, match="is another file than the job's model: its SHA-256 is"):
             find(source, "model", [tmp_path / "other"])
+        assert find(source, "model", [tmp_path / "other", tmp_path]) == [away]  # the right one lies elsewhere
     finally:
         away.rename(here)
 
@@ -215,7 +220,7 @@ def test_a_base_that_is_not_here_or_is_another(comfyui, job, tmp_path):
 
 def test_settings_go_through_toml_and_back():
     tables = {
-        "a": {"text": 'quote " back \\ tab \t ünï 🐈 \x7f\x01', "float": 1e-05, "whole": 2**63 + 1, "yes": True, "list": ["a", "b\n"]},
+        "a": {"text": 'quote " back \\ tab \t ünï 🐈 \u2028 \x85 \x7f\x01', "float": 1e-05, "whole": 2**63 + 1, "yes": True, "list": ["a", "b\n"]},
         "b": {"empty": "", "list": [], "nothing": None},
     }
     text = write_toml(tables, "a comment\nof two lines")
@@ -305,3 +310,41 @@ def test_a_word_is_learned_by_the_command_as_by_the_node(comfyui, checkpoint, ru
         assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {k: v for k, v in said.items() if k != "modelspec.date"}
     else:
         assert jobs.distance(theirs, made) < 1e-2
+
+
+def test_a_spread_block_is_given_back_once_it_was_computed():
+    """Else the whole base would lie on every device at the end of a forward pass, and --shard would spare nothing."""
+    import torch.distributed as dist
+
+    assert gives_back()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        blocks = [torch.nn.Linear(8, 8).requires_grad_(False) for _ in range(3)]
+        shard_blocks(blocks, torch.device("cpu"))
+        for graph in (True, False):
+            x = torch.ones(2, 8, requires_grad=True)
+            with torch.set_grad_enabled(graph):
+                y = blocks[2](blocks[1](blocks[0](x)))
+            assert all(hasattr(block.weight, "to_local") for block in blocks)
+            if graph:
+                y.sum().backward()
+                assert x.grad is not None
+                assert all(hasattr(block.weight, "to_local") for block in blocks)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_word_is_learned_on_a_spread_base_too(comfyui, checkpoint, run_node, tmp_path):
+    model, clip, vae = checkpoint
+    given = dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 4, side=64, colour="teal"), name="teal-spread", init_text="green",
+                 steps=2, batch_size=2, seed=3, precision="fp32", keep="last")  # fmt: skip
+    folder, _ = run_node("BespokeExportTextualInversionJob", folder="jobs/word-spread", **given)
+    forks = jobs.Ranks(comfyui, tmp_path)
+    try:
+        plain = forks.train(jobs.copy_of(Path(folder), "word-plain"), 2)
+        spread = forks.train(Path(folder), 2, ["--shard"])
+    finally:
+        forks.close()
+    assert jobs.losses(spread) == pytest.approx(jobs.losses(plain), rel=1e-5)
+    assert jobs.distance(jobs.result(plain)[0], jobs.result(spread)[0]) < 1e-3

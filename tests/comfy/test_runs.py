@@ -7,6 +7,7 @@ import torch
 from bespoke.nodes.bridge.run_store import RunStore, list_runs, request_finish
 from comfy.patcher_extension import WrappersMP
 from helpers import sprite_set
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 @pytest.fixture
@@ -45,6 +46,28 @@ def test_an_interrupt_keeps_the_lora_and_queueing_again_ends_bit_identical(small
     assert all(torch.equal(value, again[1][key]) for key, value in whole[1].items())
     assert not small[0].model.diffusion_model.training
     assert not comfy.model_management.in_training
+
+
+def test_a_ctrl_c_in_the_middle_of_a_step_keeps_the_last_whole_state(small, run_node):
+    """The command's second one comes at any moment, also when a step is half done."""
+    whole = run_node("BespokeTrainLora", **request(small, 31, steps=6, save_every=2, resume=False))
+    steps = 0
+
+    def interrupt(*_) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 4:
+            raise KeyboardInterrupt
+
+    hook = register_optimizer_step_post_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_node("BespokeTrainLora", **request(small, 31, steps=6, save_every=2, resume=False))
+    finally:
+        hook.remove()
+    again = run_node("BespokeTrainLora", **request(small, 31, steps=6, save_every=2))
+    assert again[2]["loss"] == whole[2]["loss"]
+    assert all(torch.equal(value, again[1][key]) for key, value in whole[1].items())
 
 
 def test_finish_hands_on_what_there_is_and_more_steps_go_on(small, run_node, at_step):

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from hashlib import sha256
+from pathlib import Path
 
 import jobs
 import psutil
@@ -24,8 +25,6 @@ def forks(comfyui, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(comfyui, run_node):
-    from pathlib import Path
-
     made = Path(jobs.export(run_node, jobs.base_model(comfyui), "jobs/many", save_every=5)[0])
     return jobs.copy_of(made, "many-fp32", dtype="fp32")  # rounded to fp16, a LoRA differs by 1e-5 wherever it differs at all
 
@@ -74,6 +73,19 @@ def test_a_process_without_a_picture_waits_for_nobody(forks, job):
     """Two pictures a batch for three processes."""
     one, many = (forks.train(jobs.copy_of(job, f"few-{n}", optimizer="SGD", learning_rate=0.2, batch_size=2, steps=10), n) for n in (1, 3))
     assert jobs.losses(many) == pytest.approx(jobs.losses(one), rel=1e-4)
+    assert jobs.distance(jobs.result(one)[0], jobs.result(many)[0]) < 1e-5
+
+
+@pytest.mark.slow
+def test_a_small_set_in_rotation_stops_at_the_same_step(forks, comfyui, run_node):
+    """Five pictures, two of them left out of each of two trainings, which say together when the last one ends."""
+    small = Path(jobs.export(run_node, jobs.base_model(comfyui), "jobs/rotating", validation_images=None, validation=2, keep="best", optimizer="SGD", learning_rate=0.05, steps=12)[0])
+    one, many = (forks.train(jobs.copy_of(small, f"rotating-{count}", dtype="fp32"), count) for count in (1, 2))
+    steps = [[line["step"] for line in jobs.events(run, "step")] for run in (one, many)]
+    assert len(jobs.events(one, "start")) == 3
+    assert steps[0] == steps[1]
+    held = [[line["loss"] for line in jobs.events(run, "validation")] for run in (one, many)]
+    assert held[1] == pytest.approx(held[0], rel=1e-4)
     assert jobs.distance(jobs.result(one)[0], jobs.result(many)[0]) < 1e-5
 
 
@@ -161,6 +173,28 @@ def test_when_a_process_dies_the_others_say_so_and_the_next_start_goes_on(forks,
     assert all(torch.equal(value, jobs.result(run)[0][key]) for key, value in jobs.result(whole[2])[0].items())
 
 
+def test_when_a_process_of_a_spread_base_dies_the_other_says_so(forks, job):
+    """There it is the model itself that waits for the others."""
+    run = jobs.copy_of(job, "dead-spread", steps=500)
+    pids = forks.start(run, run, options=["--shard"])
+    jobs.wait_for(lambda: [line for line in jobs.events(run, "step") if line["step"] >= 3])
+    os.kill(pids[1], signal.SIGKILL)
+    statuses, said = forks.ended()
+    assert statuses == [4, -signal.SIGKILL], said[0]
+    assert "another process ended or did not answer" in said[0]
+
+
+def test_a_place_that_cannot_be_written_ends_all_and_is_named(forks, job):
+    """As a full disk does: the first process alone writes, and the others must not wait for it."""
+    run = jobs.copy_of(job, "unwritable")
+    (run / "log.jsonl").mkdir()
+    forks.start(run, run)
+    statuses, said = forks.ended()
+    assert statuses == [3, 4], "\n".join(said)
+    assert "log.jsonl" in said[0]
+    assert "Traceback" not in said[0]
+
+
 def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
     """(the worker, the step after which it was killed, the step that was gone on from) of a run under torchrun that ends well."""
     run = jobs.copy_of(job, name)
@@ -204,6 +238,13 @@ def test_processes_that_disagree_on_the_job_all_say_so(forks, job):
     assert not (one / "runs").exists()
 
 
+def test_processes_with_other_options_all_say_so(forks, job):
+    forks.start(job, job, last=["--shard"])
+    statuses, said = forks.ended()
+    assert statuses == [2, 2]
+    assert all("process 0 with cpu, process 1 with cpu and --shard; give every machine the same command" in text for text in said)
+
+
 def test_a_job_that_is_missing_for_one_process_is_an_error_in_all(forks, job, tmp_path):
     forks.start(job, tmp_path / "moved")
     statuses, said = forks.ended()
@@ -232,6 +273,8 @@ def test_a_base_that_is_missing_is_an_error_in_all(forks, comfyui, job):
         ({"sample_prompt": "a red circle"}, "the prompt 'a red circle' was not encoded"),
         ({"optimizer": 3}, "optimizer is 3"),
         ({"steps": "many"}, "settings"),
+        ({"dtype": "fp12"}, "dtype in [result] is 'fp12'"),
+        ({"key_format": "own"}, "key_format in [result] is 'own'"),
     ],
 )
 def test_edited_settings_that_cannot_be_are_refused(forks, job, settings, says):

@@ -131,11 +131,15 @@ class Ranks:
         assert line, f"the processes' parent ended; see {self.errors.name}"
         return json.loads(line)
 
-    def start(self, *jobs: Path, options: list[str] = (), port: int | None = None, env: dict | None = None) -> list[int]:
-        """One process for each of `jobs`, usually the same one several times; gives their ids."""
+    def start(
+        self, *jobs: Path, options: list[str] = (), port: int | None = None, env: dict | None = None, last: list[str] = ()
+    ) -> list[int]:  # fmt: skip
+        """One process for each of `jobs`, usually the same one several times; gives their ids. last: more options of the last."""
         self._number += 1
         port = free_port() if port is None and len(jobs) > 1 else port
-        request = {"arguments": [[str(job), *options] for job in jobs], "port": port, "out": str(self.out / str(self._number)), "env": env or {}}
+        arguments = [[str(job), *options] for job in jobs]
+        arguments[-1] += last
+        request = {"arguments": arguments, "port": port, "out": str(self.out / str(self._number)), "env": env or {}}
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         self.pids = self._hear()["pids"]
