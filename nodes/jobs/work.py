@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -26,6 +27,7 @@ from ..textual_inversion import files as word_files
 from ..textual_inversion.templates import check_captions
 from ..textual_inversion.train import InversionRequest, fit_word
 from .job import Job, needed, read_job, restored
+from .lock import hold
 from .sharding import gives_back, shard_base
 from .source import find, load
 from .watch import LOG, JobDisplay, Log, SharedStore
@@ -171,6 +173,12 @@ def prepared(job: Job, world: World, orders: Orders) -> tuple[Any, dict[str, Any
 def train(job: Job, world: World, orders: Orders, request, models: dict[str, Any]) -> Path | None:
     """Train the job to its end; gives the result's file, in the first process."""
     first = world.rank == 0
+    held = agree(world, lambda: hold(job.folder) if first else None)
+    with held or contextlib.nullcontext():
+        return _train(job, world, orders, request, models, first)
+
+
+def _train(job: Job, world: World, orders: Orders, request, models: dict[str, Any], first: bool) -> Path | None:
     log = Log(job.folder / LOG if first else None)
     finish = job.folder / FINISH_FILE
 

@@ -5,37 +5,35 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...training.config import PRECISIONS, TrainConfig, check_choice, check_range
-from ...training.data import Batch
 from ...training.errors import InputError
 from ...training.formats import COMFY_PREFIX
 from ...training.images import ImageSet, passes
 from ...training.lora import LowRankAdapters
 from ...training.measure import StepCost, in_words
-from ...training.objective import denoising_loss
 from ...training.record import Run
 from ...training.validation import grid, scorer
 from ..bridge.cache import digest
-from ..bridge.conditioning import ModelConds, encode_prompts, join, model_conds
-from ..bridge.denoiser import ComfyDenoiser, compute_type, opened_for_training, refuse_gguf
+from ..bridge.conditioning import encode_prompts, join, model_conds
+from ..bridge.denoiser import compute_type, opened_for_training, refuse_gguf
 from ..bridge.material import Material, about, models_digest
 from ..bridge.memory import LESS, OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
 from ..bridge.models import TARGETS, check_trainable, file_names, target_layers
 from ..bridge.pictures import Pictures, describe_held_out, prepare
 from ..bridge.rotation import Part, in_rotation
 from ..bridge.run import Outlets, follow
-from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
+from ..bridge.samples import SamplerSettings, sampler_for
 from ..bridge.surroundings import Surroundings
-from ..bridge.text import TEXT_PREFIX, TrainableText, attention_layers, opened_text
+from ..bridge.text import TEXT_PREFIX, attention_layers, opened_text
 from ..bridge.text import file_names as text_file_names
 from .bypass import low_rank_path
 from .files import named
 from .match import match
+from .prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -217,50 +215,6 @@ def step_memory(model, clip, material: Material, request: LoraRequest, compute: 
         )  # fmt: skip
 
     return try_forecast(base, model.load_device, make)
-
-
-class Prompts:
-    """The pictures' captions as the model's conditioning: computed once, or anew each time where the encoder learns."""
-
-    def __init__(
-        self, denoiser: ComfyDenoiser, pictures: Pictures, clip, text: TrainableText | None,
-        encoded: Mapping[str, tuple[Tensor, dict[str, Any]]], sample: str,
-    ):  # fmt: skip
-        self._denoiser, self._pictures, self._clip, self._text = denoiser, pictures, clip, text
-        self._encoded, self._sample = encoded, sample
-        self._known: dict[tuple[int, str], ModelConds] = {}
-
-    def loss(self, batch: Batch, config: TrainConfig) -> Tensor:
-        """The loss of each image of the batch, [B]."""
-        captions = ["" if i < 0 else self._pictures.items[i].caption for i in batch.captions]
-        sigma = self._denoiser.sigma(batch.u)
-        conditioning = self._of(batch.indices, captions)
-        return denoising_loss(self._denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting)
-
-    def _of(self, indices: list[int], captions: list[str]) -> ModelConds:
-        if self._text is not None:
-            encoded = self._text.encode(captions, self._clip)
-            return join([self._conds(i, *one) for i, one in zip(indices, encoded, strict=True)])
-        return join([self._kept(i, caption) for i, caption in zip(indices, captions, strict=True)])
-
-    def _kept(self, index: int, caption: str) -> ModelConds:
-        # One set a picture and prompt: some families are told the picture's size.
-        if (index, caption) not in self._known:
-            self._known[index, caption] = self._conds(index, *self._encoded[caption])
-        return self._known[index, caption]
-
-    def _conds(self, index: int, cond: Tensor, extra: dict[str, Any]) -> ModelConds:
-        pictures, denoiser = self._pictures, self._denoiser
-        return model_conds(denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device)
-
-    def for_sample(self) -> tuple[list, list]:
-        """(positive, negative) of a sample image, as ComfyUI's samplers take them."""
-        texts = [self._sample, ""]
-        encoded = self._text.encode(texts, self._clip) if self._text is not None else [self._encoded[t] for t in texts]
-        return as_conditioning(encoded)
-
-    def tensors(self) -> list[Tensor]:
-        return [cond for cond, _ in self._encoded.values()]
 
 
 def factors_of(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from bespoke.nodes.bridge.models import check_trainable
 from bespoke.nodes.bridge.pictures import prepare
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.folder import FolderRequest, read_folder
-from bespoke.nodes.lora.train import Prompts
+from bespoke.nodes.lora.prompts import Prompts
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet

@@ -18,6 +18,7 @@ from bespoke.nodes.bridge.run_store import RunStore
 from bespoke.nodes.bridge.samples import SamplerSettings
 from bespoke.nodes.jobs import wire
 from bespoke.nodes.jobs.job import read_job, write_job
+from bespoke.nodes.jobs.lock import hold
 from bespoke.nodes.jobs.sharding import gives_back, shard_blocks
 from bespoke.nodes.jobs.source import find, load, source_of
 from bespoke.nodes.jobs.toml import _read_lines, read_toml, write_toml
@@ -75,7 +76,7 @@ os._exit(status)
 def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
     said = job.joinpath("job.toml").read_text() + job.joinpath("material.json").read_text()
     assert str(comfyui) not in said
-    assert sorted(path.name for path in job.iterdir() if path.is_file() and path.name != "log.jsonl") == [
+    assert sorted(path.name for path in job.iterdir() if path.is_file() and path.name not in ("log.jsonl", "lock")) == [
         "graph.json", "job.toml", "material.json", "material.safetensors",
     ]  # fmt: skip
     read = read_job(job)
@@ -172,6 +173,12 @@ def tiny_lora(model):
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_two_commands_do_not_write_into_one_folder(tmp_path):
+    with hold(tmp_path), pytest.raises(InputError, match="another command trains .* now; wait until it ends"):
+        hold(tmp_path)
+    hold(tmp_path).close()  # free again
 
 
 def test_a_folder_that_is_no_job_or_was_changed(tmp_path, job):
