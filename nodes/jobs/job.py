@@ -3,7 +3,7 @@
 job.toml          the settings, and what the base models are: file, SHA-256, loader
 material.safetensors, material.json   latents, masks, conditionings, captions, a LoRA to go on from, patches on the wire
 graph.json        the graph that exported the job, for the result's metadata
-runs/  saves/  result/  log.jsonl     what the training writes
+runs/  saves/  result/  log.jsonl  lock     what the training writes
 """
 
 from __future__ import annotations
