@@ -110,9 +110,9 @@ CONCEPT = dict(steps=320, batch_size=4, learning_rate=5e-3, warmup_steps=10, ran
 
 
 def asked_for_teal(small, run_node, model, seed: int):
-    """What the model draws when it is asked for teal, without guidance: its own pictures, of no exaggerated colour."""
+    """What the model draws when it is asked for teal, at the guidance that it draws best at."""
     prompts = [prompt.format("teal") for prompt in PROMPTS]
-    return sample(run_node, model, small[1], small[2], prompts, COUNT, cfg=1.0, steps=12, seed=100 + seed)
+    return sample(run_node, model, small[1], small[2], prompts, COUNT, cfg=2.0, steps=12, seed=100 + seed)
 
 
 def lora_of(small, run_node, seed: int, **changes):

@@ -47,13 +47,15 @@ def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
         model, clip = tiny.patcher(), tiny.clip()
     own = dict(model.model.diffusion_model.named_parameters())
     assert all(parameter.is_inference() for parameter in own.values())
+    places = {name: parameter.data_ptr() for name, parameter in own.items()}
     with opened_for_training(model, "fp32") as denoiser:
         for name, parameter in denoiser.base.diffusion_model.named_parameters():
             assert not parameter.is_inference()
-            assert parameter.data_ptr() == own[name].data_ptr()
+            assert parameter.data_ptr() == places[name]
     together, apart, _ = batch_and_single_gradients(model, clip, (4, 16, 16))
     assert (together - apart).norm() / apart.norm() < 1e-5
     assert all(own[name] is parameter for name, parameter in model.model.diffusion_model.named_parameters())
+    assert all(parameter.data_ptr() == places[name] for name, parameter in own.items())
     with opened_text(clip, None) as text:
         table = text.model.clip_l.transformer.get_input_embeddings().weight
         assert table.data_ptr() == clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.data_ptr()
