@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .bridge import run_graph, run_routes
+from .bridge.runs import graph as run_graph
+from .bridge.runs import routes as run_routes
 from .compare.node import Compare
 from .images import routes as image_routes
 from .images.node import ImageBatch, ImageFolder

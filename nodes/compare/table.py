@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import folder_paths
 
 from ...training.record import Run
-from ..bridge.run_graph import files_of
+from ..bridge.runs.graph import files_of
 
 HEADINGS = ("technique", "numbers trained", "file", "steps", "time", "held-out loss")
 

@@ -11,8 +11,8 @@ import folder_paths
 
 from ...training.errors import InputError
 from ..bridge import storage
-from ..bridge.material import Material
-from ..bridge.samples import SamplerSettings
+from ..bridge.data.material import Material
+from ..bridge.data.samples import SamplerSettings
 from . import wire
 from .job import needed, write_job
 from .source import Source, source_of

@@ -25,10 +25,10 @@ from ...training.data import LatentSet
 from ...training.errors import InputError
 from ...training.images import TrainingImage
 from ...training.plain_json import read_json
-from ..bridge.material import Material
-from ..bridge.pictures import arrange
+from ..bridge.data.material import Material
+from ..bridge.data.pictures import arrange
+from ..bridge.data.samples import SamplerSettings
 from ..bridge.safe_files import read_safetensors
-from ..bridge.samples import SamplerSettings
 from ..bridge.storage import write_safetensors, write_text
 from . import wire
 from .source import Source, sha256_of

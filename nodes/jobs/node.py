@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..bridge.data.samples import settings_in
 from ..bridge.errors import names_itself
-from ..bridge.samples import settings_in
 from ..bridge.types import graph_of
 from ..lora import node as lora
 from ..lora.train import gather as gather_lora

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 
-from ..bridge.denoiser import ComfyDenoiser
 from ..bridge.models import checkpoint_blocks
+from ..bridge.opened.denoiser import ComfyDenoiser
 
 
 def gives_back() -> bool:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...training.checkpoint import State, pack, unpack
 from ...training.distributed import World
 from ...training.record import Run
-from ..bridge.run_store import RunStore
+from ..bridge.runs.store import RunStore
 
 LOG = "log.jsonl"
 

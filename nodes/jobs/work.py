@@ -19,8 +19,8 @@ from ...training.formats import DTYPES, KEY_FORMATS
 from ...training.record import Run
 from ..bridge import storage
 from ..bridge.models import target_layers
-from ..bridge.run_store import RunStore
-from ..bridge.surroundings import Surroundings
+from ..bridge.runs.store import RunStore
+from ..bridge.runs.surroundings import Surroundings
 from ..lora import files as lora_files
 from ..lora.train import LoraRequest, describe, fit_lora, sample_prompt
 from ..textual_inversion import files as word_files

@@ -12,9 +12,9 @@ from comfy_api.latest import io
 
 from ...training.formats import DTYPES, KEY_FORMATS, layer_and_part
 from ..bridge import storage
+from ..bridge.data.samples import settings_in
 from ..bridge.errors import InputError, names_itself
 from ..bridge.models import TARGETS
-from ..bridge.samples import settings_in
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, validation_images, widget
 from ..bridge.types import Images, Run, graph_of
 from .files import as_file, save_on_the_way

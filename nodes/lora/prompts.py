@@ -10,11 +10,11 @@ from torch import Tensor
 from ...training.config import TrainConfig
 from ...training.data import Batch
 from ...training.objective import denoising_loss
-from ..bridge.conditioning import ModelConds, join, model_conds
-from ..bridge.denoiser import ComfyDenoiser
-from ..bridge.pictures import Pictures
-from ..bridge.samples import as_conditioning
-from ..bridge.text import TrainableText
+from ..bridge.data.conditioning import ModelConds, join, model_conds
+from ..bridge.data.pictures import Pictures
+from ..bridge.data.samples import as_conditioning
+from ..bridge.opened.denoiser import ComfyDenoiser
+from ..bridge.opened.text import TrainableText
 
 
 class Prompts:

@@ -17,19 +17,29 @@ from ...training.lora import LowRankAdapters
 from ...training.measure import StepCost, in_words
 from ...training.record import Run
 from ...training.validation import grid, scorer
-from ..bridge.cache import digest
-from ..bridge.conditioning import encode_prompts, join, model_conds
-from ..bridge.denoiser import compute_type, opened_for_training, refuse_gguf
-from ..bridge.material import Material, about, models_digest
-from ..bridge.memory import LESS, OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
+from ..bridge.data.cache import digest
+from ..bridge.data.conditioning import encode_prompts, join, model_conds
+from ..bridge.data.material import Material, about, models_digest
+from ..bridge.data.pictures import Pictures, describe_held_out, prepare
+from ..bridge.data.samples import SamplerSettings, sampler_for
 from ..bridge.models import TARGETS, check_trainable, file_names, target_layers
-from ..bridge.pictures import Pictures, describe_held_out, prepare
-from ..bridge.rotation import Part, in_rotation
-from ..bridge.run import Outlets, follow
-from ..bridge.samples import SamplerSettings, sampler_for
-from ..bridge.surroundings import Surroundings
-from ..bridge.text import TEXT_PREFIX, attention_layers, opened_text
-from ..bridge.text import file_names as text_file_names
+from ..bridge.opened.denoiser import compute_type, opened_for_training, refuse_gguf
+from ..bridge.opened.memory import (
+    LESS,
+    OPTIMIZER_BYTES,
+    StepMemory,
+    can_offload,
+    forecast,
+    offloads,
+    room,
+    said,
+    try_forecast,
+)
+from ..bridge.opened.text import TEXT_PREFIX, attention_layers, opened_text
+from ..bridge.opened.text import file_names as text_file_names
+from ..bridge.runs.follow import Outlets, follow
+from ..bridge.runs.rotation import Part, in_rotation
+from ..bridge.runs.surroundings import Surroundings
 from .bypass import low_rank_path
 from .files import named
 from .match import match

@@ -14,8 +14,8 @@ from ...training.embedding import nearest_words
 from ...training.errors import InputError
 from ..bridge import lettering
 from ..bridge.image import tensor_of
+from ..bridge.opened.text import encoders, vocabulary
 from ..bridge.safe_files import read_safetensors
-from ..bridge.text import encoders, vocabulary
 
 LARGEST = 64 * 2**20  # bytes: 75 vectors for every encoder there is are far below it
 COUNT = 6  # words named for each vector

@@ -14,9 +14,9 @@ from comfy_api.latest import io
 
 from ...training.embedding import INITS
 from ..bridge import storage
+from ..bridge.data.samples import settings_in
 from ..bridge.errors import InputError, names_itself
-from ..bridge.samples import settings_in
-from ..bridge.text import clip_with_word
+from ..bridge.opened.text import clip_with_word
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
 from ..bridge.types import Embedding, Images, Run, graph_of
 from .files import FORMATS, as_file, save_on_the_way

@@ -17,17 +17,26 @@ from ...training.objective import denoising_loss
 from ...training.record import Run
 from ...training.validation import SEED, grid, scorer
 from ..bridge import identity
-from ..bridge.conditioning import encode_prompts, join, model_conds
-from ..bridge.denoiser import compute_type, opened_for_training, refuse_gguf
-from ..bridge.material import Material, about, models_digest
-from ..bridge.memory import OPTIMIZER_BYTES, StepMemory, can_offload, forecast, offloads, room, said, try_forecast
+from ..bridge.data.conditioning import encode_prompts, join, model_conds
+from ..bridge.data.material import Material, about, models_digest
+from ..bridge.data.pictures import Pictures, describe_held_out, prepare
+from ..bridge.data.samples import SamplerSettings, as_conditioning, sampler_for
 from ..bridge.models import check_trainable
-from ..bridge.pictures import Pictures, describe_held_out, prepare
-from ..bridge.rotation import Part, in_rotation
-from ..bridge.run import Outlets, follow
-from ..bridge.samples import SamplerSettings, as_conditioning, sampler_for
-from ..bridge.surroundings import Surroundings
-from ..bridge.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
+from ..bridge.opened.denoiser import compute_type, opened_for_training, refuse_gguf
+from ..bridge.opened.memory import (
+    OPTIMIZER_BYTES,
+    StepMemory,
+    can_offload,
+    forecast,
+    offloads,
+    room,
+    said,
+    try_forecast,
+)
+from ..bridge.opened.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
+from ..bridge.runs.follow import Outlets, follow
+from ..bridge.runs.rotation import Part, in_rotation
+from ..bridge.runs.surroundings import Surroundings
 from .names import check_name, prompt_word
 from .templates import TEMPLATES, check_captions, prompt_for
 

@@ -33,7 +33,7 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
     """The time of each step as the record has it: with the display, the autosave and the held-out scores beside it."""
     import time
 
-    from bespoke.nodes.bridge import run
+    from bespoke.nodes.bridge.runs import follow as run
 
     times = []
     original = run._Follower._note
@@ -60,7 +60,7 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"validation": 2, "ema": 0.9, "sample_every": 20, "save_every": 20, "train_text_encoder": True}], ids=["plain", "everything"])
 def test_ten_trainings_leave_little_memory(models, run_node, settings):
     """Each of its own pictures, so that what is kept by content is kept anew."""
-    from bespoke.nodes.bridge.run import memory_mb
+    from bespoke.nodes.bridge.runs.follow import memory_mb
 
     before = None
     print("\ntraining      MB   grown by")

@@ -47,8 +47,8 @@ def sets():
 
 def encoded(small, images):
     """(latents [N, 4, 16, 16] as the U-Net sees them, contexts [N, 77, 768])."""
-    from bespoke.nodes.bridge.conditioning import encode_prompt
-    from bespoke.nodes.bridge.pictures import prepare
+    from bespoke.nodes.bridge.data.conditioning import encode_prompt
+    from bespoke.nodes.bridge.data.pictures import prepare
     from bespoke.training.config import TrainConfig
 
     model, clip, vae = small

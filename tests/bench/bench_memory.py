@@ -45,8 +45,9 @@ def model_of(config: dict, dtype, manual):
 
 
 def forecast(base, compute, saving: bool, tokens: int, width: int, pooled: int, channels: int):
-    from bespoke.nodes.bridge import conditioning, memory
+    from bespoke.nodes.bridge.data import conditioning
     from bespoke.nodes.bridge.models import target_layers
+    from bespoke.nodes.bridge.opened import memory
 
     latent, made = torch.empty(1, channels, PIXELS // 8, PIXELS // 8), []
     one = conditioning.model_conds(base, torch.zeros(1, tokens, width), {"pooled_output": torch.zeros(1, pooled)}, latent, CPU)

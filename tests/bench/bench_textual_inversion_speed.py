@@ -33,7 +33,7 @@ def quiet(comfyui, monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
-    from bespoke.nodes.bridge.text import clip_with_word, encoders, opened_text, vocabulary
+    from bespoke.nodes.bridge.opened.text import clip_with_word, encoders, opened_text, vocabulary
     from helpers import sprite_set
 
     model, clip, vae = small

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import sprites
 import torch
-from bespoke.nodes.bridge.conditioning import encode_prompt, join, model_conds
-from bespoke.nodes.bridge.denoiser import opened_for_training
-from bespoke.nodes.bridge.pictures import prepare
+from bespoke.nodes.bridge.data.conditioning import encode_prompt, join, model_conds
+from bespoke.nodes.bridge.data.pictures import prepare
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.config import TrainConfig
 from bespoke.training.images import ImageSet, TrainingImage

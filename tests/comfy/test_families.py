@@ -5,9 +5,9 @@ import logging
 import families
 import pytest
 import torch
-from bespoke.nodes.bridge import conditioning
-from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.data import conditioning
 from bespoke.nodes.bridge.models import FAMILIES, checkpoint_blocks, family_of, target_layers
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
 from bespoke.training.errors import InputError
 from bespoke.training.formats import COMFY_PREFIX
 from bespoke.training.lora import LowRankAdapters
@@ -51,7 +51,7 @@ def opened_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
 
 def facts(base, clip, vae, shape) -> dict:
     """What `Pictures.facts` would tell of a picture 96 px wide and 64 high that was 200x150, 2 px of it cut away."""
-    from bespoke.nodes.bridge.pictures import Pictures, _blank
+    from bespoke.nodes.bridge.data.pictures import Pictures, _blank
     from bespoke.training.data import LatentSet
     from bespoke.training.images import TrainingImage
 

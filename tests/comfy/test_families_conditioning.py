@@ -4,10 +4,10 @@ import families
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge import conditioning
-from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.data import conditioning
+from bespoke.nodes.bridge.data.pictures import prepare
 from bespoke.nodes.bridge.models import check_trainable
-from bespoke.nodes.bridge.pictures import prepare
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from bespoke.nodes.lora.prompts import Prompts

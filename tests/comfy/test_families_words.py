@@ -5,7 +5,7 @@ import math
 import families
 import pytest
 import torch
-from bespoke.nodes.bridge.text import clip_with_word, encoders, opened_text
+from bespoke.nodes.bridge.opened.text import clip_with_word, encoders, opened_text
 from bespoke.training.errors import InputError
 from helpers import sprite_set, weights_hash
 
@@ -61,7 +61,7 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
 
 def untaught(clip, key):
     """What a word begins as: the vector of `red`."""
-    from bespoke.nodes.bridge.text import token_ids, vocabulary
+    from bespoke.nodes.bridge.opened.text import token_ids, vocabulary
 
     tokenizer, encoder = encoders(clip)[key]
     return vocabulary(encoder)[token_ids(tokenizer, "red")]

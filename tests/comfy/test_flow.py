@@ -5,9 +5,9 @@ import logging
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge import conditioning
-from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.data import conditioning
 from bespoke.nodes.bridge.models import checkpoint_blocks, family_of, target_layers
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
 from bespoke.training.errors import InputError
 from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step

@@ -14,8 +14,8 @@ import pytest
 import ranks
 import tiny
 import torch
-from bespoke.nodes.bridge.run_store import RunStore
-from bespoke.nodes.bridge.samples import SamplerSettings
+from bespoke.nodes.bridge.data.samples import SamplerSettings
+from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.jobs import wire
 from bespoke.nodes.jobs.job import read_job, write_job
 from bespoke.nodes.jobs.lock import hold

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.run_store import RunStore
+from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.training.checkpoint import unpack
 from helpers import sprite_set
 from safetensors import safe_open

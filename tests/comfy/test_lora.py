@@ -5,9 +5,9 @@ import logging
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.denoiser import opened_for_training
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.text import opened_text
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.opened.text import opened_text
 from helpers import batch_and_single_gradients, sprite_set
 
 STEPS, LAYERS = 4, 16 * 4  # SD1.5's blocks, and the projections of each one's cross-attention

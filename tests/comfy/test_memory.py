@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge import conditioning, memory
-from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.data import conditioning
 from bespoke.nodes.bridge.models import target_layers
+from bespoke.nodes.bridge.opened import memory
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
 from bespoke.nodes.lora import train
 from bespoke.training.errors import InputError
 from bespoke.training.lora import LowRankAdapters

@@ -5,9 +5,9 @@ import comfy.utils
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.pictures import Pictures
-from bespoke.nodes.bridge.rotation import in_rotation
-from bespoke.nodes.bridge.run_store import RunStore, list_runs, request_finish
+from bespoke.nodes.bridge.data.pictures import Pictures
+from bespoke.nodes.bridge.runs.rotation import in_rotation
+from bespoke.nodes.bridge.runs.store import RunStore, list_runs, request_finish
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.images import ImageSet
@@ -41,7 +41,7 @@ def during():
 
 @pytest.fixture(autouse=True)
 def every_step_moves_the_bar(monkeypatch):
-    monkeypatch.setattr("bespoke.nodes.bridge.events.MOST_PER_SECOND", 1e9)
+    monkeypatch.setattr("bespoke.nodes.bridge.runs.events.MOST_PER_SECOND", 1e9)
 
 
 def train(run_node, models, **changes):
@@ -146,7 +146,7 @@ def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_no
 
     plain = sprite_set(2, 10, side=64, colour="teal").items
     items = [copy for item in plain for copy in (item, mirrored(item))] * 2
-    from bespoke.nodes.bridge import pictures
+    from bespoke.nodes.bridge.data import pictures
     found = pictures.prepare(models[2], models[0].model, TrainConfig(1, 1e-3, 1, 0, validation=3), ImageSet(tuple(items), "", fingerprint(items)))
     assert len(found.held_out) == 3
     names = {found.items[i].name for i in found.held_out}

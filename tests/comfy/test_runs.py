@@ -4,7 +4,7 @@ import comfy.model_management
 import comfy.utils
 import pytest
 import torch
-from bespoke.nodes.bridge.run_store import RunStore, list_runs, request_finish
+from bespoke.nodes.bridge.runs.store import RunStore, list_runs, request_finish
 from comfy.patcher_extension import WrappersMP
 from helpers import sprite_set
 from torch.optim.optimizer import register_optimizer_step_post_hook

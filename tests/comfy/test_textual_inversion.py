@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge import conditioning
-from bespoke.nodes.bridge.denoiser import opened_for_training
-from bespoke.nodes.bridge.text import clip_with_word, encoders, opened_text, vocabulary
+from bespoke.nodes.bridge.data import conditioning
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.opened.text import clip_with_word, encoders, opened_text, vocabulary
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
 

@@ -6,11 +6,11 @@ import logging
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge import conditioning, pictures
-from bespoke.nodes.bridge.checkpointing import checkpointed
-from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.data import conditioning, pictures
 from bespoke.nodes.bridge.models import checkpoint_blocks, target_layers
-from bespoke.nodes.bridge.run_store import RunStore
+from bespoke.nodes.bridge.opened.checkpointing import checkpointed
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError

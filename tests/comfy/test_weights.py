@@ -8,10 +8,11 @@ import weakref
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge import conditioning, identity
-from bespoke.nodes.bridge import denoiser as bridge
+from bespoke.nodes.bridge import identity
+from bespoke.nodes.bridge.data import conditioning
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.text import attention_layers, clip_with_word, opened_text
+from bespoke.nodes.bridge.opened import denoiser as bridge
+from bespoke.nodes.bridge.opened.text import attention_layers, clip_with_word, opened_text
 from bespoke.training.errors import InputError
 from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step

@@ -7,9 +7,9 @@ import hashlib
 import numpy as np
 import sprites
 import torch
-from bespoke.nodes.bridge import conditioning
-from bespoke.nodes.bridge.denoiser import opened_for_training
+from bespoke.nodes.bridge.data import conditioning
 from bespoke.nodes.bridge.models import target_layers
+from bespoke.nodes.bridge.opened.denoiser import opened_for_training
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.images import ImageSet, TrainingImage
 from bespoke.training.lora import LowRankAdapters

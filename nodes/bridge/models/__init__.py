@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from ....training.errors import InputError
-from ..recast import is_linear
 from . import flux, lumina, qwen, sd3, unet, wan
 from .family import Family
+from .layers import is_linear
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..recast import is_linear
+from .layers import is_linear
 
 
 def linear_layers(base) -> dict[str, nn.Linear]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from .run_store import RunStore, list_runs, request_finish
+from .store import RunStore, list_runs, request_finish
 
 
 def register(server) -> None:

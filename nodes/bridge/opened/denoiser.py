@@ -16,13 +16,13 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...training.errors import InputError
-from ...training.objective import Prediction
+from ....training.errors import InputError
+from ....training.objective import Prediction
+from ..data.conditioning import ModelConds
+from ..models import checkpoint_blocks, overwritten
 from .checkpointing import checkpointed
-from .conditioning import ModelConds
 from .frozen import trainable_graph
 from .in_place import inputs_kept
-from .models import checkpoint_blocks, overwritten
 from .recast import weights_recast
 
 _PREDICTIONS: dict[type, Prediction] = {

@@ -11,10 +11,10 @@ from pathlib import Path
 import folder_paths
 from comfy_execution.utils import get_executing_context
 
-from ...training.plain_json import read_json
-from .run_store import RunStore
-from .safe_files import LARGEST_HEADER
-from .storage import write_text
+from ....training.plain_json import read_json
+from ..safe_files import LARGEST_HEADER
+from ..storage import write_text
+from .store import RunStore
 
 GRAPH = "graph.json"
 MADE = {"loras": "lora", "embeddings": "embedding"}  # ComfyUI's folders, and what a file there is called

@@ -12,8 +12,9 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from . import cache, identity
-from .models import training_conds
+from .. import identity
+from ..models import training_conds
+from . import cache
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import comfy.sd1_clip
 import torch
 from torch import Tensor, nn
 
-from ...training.errors import InputError
+from ....training.errors import InputError
+from ..models.layers import is_linear
 from .frozen import ordinary
-from .recast import is_linear
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)  # of a table of words, without a copy in another type
 Vectors = Callable[[], Tensor]  # gives [vectors, width], possibly with a graph

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ...training.errors import InputError
-from ...training.measure import LiveBytes, plain_tensors
+from ....training.errors import InputError
+from ....training.measure import LiveBytes, plain_tensors
+from ..data.conditioning import ModelConds
+from ..models import checkpoint_blocks, overwritten
 from .checkpointing import checkpointed
-from .conditioning import ModelConds
 from .in_place import inputs_kept
-from .models import checkpoint_blocks, overwritten
 from .recast import weights_recast
 
 # Bytes of each trained number beside itself and its gradient, which the step has: the optimiser's float32 state.

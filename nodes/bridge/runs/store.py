@@ -12,9 +12,9 @@ import folder_paths
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ...training.checkpoint import State, pack, unpack
-from ...training.record import Run
-from .storage import write_safetensors, write_text
+from ....training.checkpoint import State, pack, unpack
+from ....training.record import Run
+from ..storage import write_safetensors, write_text
 
 SAMPLES = "samples"
 _SAMPLE = re.compile(r"\d{6,}\.png")

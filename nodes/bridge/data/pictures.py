@@ -10,14 +10,15 @@ import comfy.model_base
 import torch
 from torch import Tensor
 
-from ...training.config import TrainConfig
-from ...training.data import LatentSet
-from ...training.errors import InputError
-from ...training.images import ImageSet, TrainingImage, by_picture
-from ...training.record import Run
-from ...training.validation import FEW, rotations, split
-from . import cache, identity
-from .models import wants_masked_picture
+from ....training.config import TrainConfig
+from ....training.data import LatentSet
+from ....training.errors import InputError
+from ....training.images import ImageSet, TrainingImage, by_picture
+from ....training.record import Run
+from ....training.validation import FEW, rotations, split
+from .. import identity
+from ..models import wants_masked_picture
+from . import cache
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...training.images import ImageSet, common_resolution
-from ...training.record import Run, run_id, tag_frequency
-from . import cache, identity
-from .models import architecture
+from ....training.images import ImageSet, common_resolution
+from ....training.record import Run, run_id, tag_frequency
+from .. import identity
+from ..models import architecture
+from . import cache
 from .pictures import Pictures
 
 

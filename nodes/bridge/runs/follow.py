@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...training.config import TrainConfig
-from ...training.distributed import FINISH, STOP, PeerLost, from_a_collective
-from ...training.errors import InputError
-from ...training.loop import NotANumber, Step, Trainable, Training
-from ...training.measure import StepCost, measure_step
-from ...training.record import Run
-from .run_graph import keep_graph
-from .run_store import RunStore
+from ....training.config import TrainConfig
+from ....training.distributed import FINISH, STOP, PeerLost, from_a_collective
+from ....training.errors import InputError
+from ....training.loop import NotANumber, Step, Trainable, Training
+from ....training.measure import StepCost, measure_step
+from ....training.record import Run
+from .graph import keep_graph
+from .store import RunStore
 from .surroundings import Display, Surroundings
 
 EMA = 0.98  # of the loss shown: about the last fifty steps

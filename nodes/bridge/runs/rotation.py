@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ...training.config import TrainConfig
-from ...training.record import Run, run_id
-from ...training.validation import mean_curve
-from .pictures import Pictures
+from ....training.config import TrainConfig
+from ....training.record import Run, run_id
+from ....training.validation import mean_curve
+from ..data.pictures import Pictures
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ...training.distributed import FINISH, GO_ON, World
+from ....training.distributed import FINISH, GO_ON, World
 from .events import RunDisplay
-from .run_store import RunStore, take_finish
+from .store import RunStore, take_finish
 
 
 class Display(Protocol):

@@ -22,16 +22,10 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..models.layers import is_linear
+
 _ABSENT = object()
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def is_linear(layer: nn.Module) -> bool:
-    """Whether a layer is y = W x + b with one matrix: torch's, or ComfyUI's own class for quantised models."""
-    if isinstance(layer, nn.Linear):
-        return True
-    of_comfyui = isinstance(layer, comfy.ops.CastWeightBiasOp) and hasattr(layer, "in_features")
-    return of_comfyui and getattr(getattr(layer, "weight", None), "ndim", 0) == 2
 
 
 def casts_itself(layer: nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""What a training works on: pictures as latents, prompts as conditioning, sample images."""

@@ -1,0 +1,1 @@
+"""A run as it is followed, shown, kept on disk and gone on with."""
