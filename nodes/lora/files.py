@@ -10,6 +10,7 @@ import comfy.lora_convert
 import torch
 from torch import Tensor
 
+from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.formats import DTYPES, from_diffusers, metadata, split_key, to_format
 from ...training.plain_json import read_json
@@ -22,8 +23,7 @@ def as_file(
     lora: Mapping[str, Tensor], run: Run | None, title: str, key_format: str = "kohya", dtype: str = "fp16", graph: tuple = (None, None)
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of the file that a LoRA is saved as. Raises `InputError` for a format that there is not."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    check_choice("dtype", dtype, list(DTYPES))
     tensors = {
         key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
         for key, tensor in to_format(lora, key_format, run.names if run else {}).items()

@@ -24,17 +24,7 @@ from ..bridge.data.pictures import Pictures, describe_held_out, prepare
 from ..bridge.data.samples import SamplerSettings, sampler_for
 from ..bridge.models import TARGETS, check_trainable, file_names, target_layers
 from ..bridge.opened.denoiser import compute_type, opened_for_training, refuse_gguf
-from ..bridge.opened.memory import (
-    LESS,
-    OPTIMIZER_BYTES,
-    StepMemory,
-    can_offload,
-    forecast,
-    offloads,
-    room,
-    said,
-    try_forecast,
-)
+from ..bridge.opened.memory import LESS, OPTIMIZER_BYTES, Plan, StepMemory, forecast, plan
 from ..bridge.opened.text import TEXT_PREFIX, attention_layers, opened_text
 from ..bridge.opened.text import file_names as text_file_names
 from ..bridge.runs.follow import Outlets, follow
@@ -140,13 +130,14 @@ def fit_lora(
     run = material.run("lora", request.settings())
     share = where.world.share(config.batch_size)
     compute = compute_type(base, model.load_device, request.precision)
-    need = None if where.sharded else step_memory(model, clip, material, request, compute, max(1, len(share)))
-    device, helps = model.load_device, f"{'' if config.gradient_checkpointing else 'gradient_checkpointing, '}{LESS}, a lower rank, fewer targets"
-    offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu", helps)
+    helps = f"{'' if config.gradient_checkpointing else 'gradient_checkpointing, '}{LESS}, a lower rank, fewer targets"
+    memory = Plan()
+    if not where.sharded:
+        memory = plan(model, lambda: step_memory(model, clip, material, request, compute, max(1, len(share))), helps)
     with contextlib.ExitStack() as stack:
         text = stack.enter_context(opened_text(clip, compute)) if request.train_text_encoder else None
         denoiser = stack.enter_context(
-            opened_for_training(model, request.precision, config.gradient_checkpointing, need.beside if offload else None)
+            opened_for_training(model, request.precision, config.gradient_checkpointing, memory.leave_free)
         )
         run.prediction = denoiser.prediction
         where.prepare(denoiser)
@@ -157,7 +148,6 @@ def fit_lora(
         if text is not None:
             layers |= {TEXT_PREFIX + name: layer for name, layer in attention_layers(text.model).items()}
             names |= {TEXT_PREFIX + name: forms for name, forms in text_file_names(clip.cond_stage_model).items()}
-        memory = "" if need is None else f"; {said(need, offload)}"
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
         run.names = {name: forms for name, forms in names.items() if name in layers}
         prompts = Prompts(denoiser, pictures, clip, text, material.prompts, sample_prompt(pictures, request))
@@ -189,7 +179,7 @@ def fit_lora(
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), prompts.for_sample)
             outlets = Outlets(
-                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory, lambda step, state: save(step, state, part.run),
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory.said, lambda step, state: save(step, state, part.run),
                 sample, [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
             )  # fmt: skip
             with adapters.attached():
@@ -198,33 +188,29 @@ def fit_lora(
         return in_rotation(pictures, config, run, fit)
 
 
-def step_memory(model, clip, material: Material, request: LoraRequest, compute: torch.dtype | None, count: int) -> StepMemory | None:
-    """What a step will take of the memory, from the largest picture and its caption; None where there is no forecast.
+def step_memory(model, clip, material: Material, request: LoraRequest, compute: torch.dtype | None, count: int) -> StepMemory:
+    """What a step will take of the memory, from the largest picture and its caption.
 
     count: the pictures of a batch that this process computes. A trained text encoder is not in it.
     """
     config, base, pictures = request.train, model.model, material.pictures
+    index = pictures.largest()
+    caption, latent = pictures.items[index].caption, pictures.data.latents[index]
+    encoded = material.prompts or encode_prompts(clip, [caption])
+    one = model_conds(base, *encoded[caption], latent, torch.device("cpu"))
+    layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
+    made: list[LowRankAdapters] = []
 
-    def make() -> StepMemory:
-        index = max(pictures.trained_on, key=lambda i: pictures.data.latents[i].numel())
-        caption, latent = pictures.items[index].caption, pictures.data.latents[index]
-        encoded = material.prompts or encode_prompts(clip, [caption])
-        one = model_conds(base, *encoded[caption], latent, torch.device("cpu"))
-        layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
-        made: list[LowRankAdapters] = []
+    def learn() -> list[torch.nn.Parameter]:
+        made.append(LowRankAdapters(layers, request.rank, request.alpha, 0, torch.device("cpu")))
+        return made[0].parameters()
 
-        def learn() -> list[torch.nn.Parameter]:
-            made.append(LowRankAdapters(layers, request.rank, request.alpha, 0, torch.device("cpu")))
-            return made[0].parameters()
-
-        # The pictures of the prior are a second batch, whose graph is kept beside the first's.
-        batch = count * (2 if pictures.prior else 1)
-        return forecast(
-            base, latent.expand(batch, *latent.shape[1:]), join([one] * batch), learn, compute, config.gradient_checkpointing,
-            OPTIMIZER_BYTES[config.optimizer] + (4 if config.ema else 0), lambda: made[0].attached(),
-        )  # fmt: skip
-
-    return try_forecast(base, model.load_device, make)
+    # The pictures of the prior are a second batch, whose graph is kept beside the first's.
+    batch = count * (2 if pictures.prior else 1)
+    return forecast(
+        base, latent.expand(batch, *latent.shape[1:]), join([one] * batch), learn, compute, config.gradient_checkpointing,
+        OPTIMIZER_BYTES[config.optimizer] + (4 if config.ema else 0), lambda: made[0].attached(),
+    )  # fmt: skip
 
 
 def factors_of(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:

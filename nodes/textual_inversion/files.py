@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ...training.errors import InputError
+from ...training.config import check_choice
 from ...training.record import Run
 from ..bridge import storage
 from .names import prompt_word
@@ -50,8 +50,7 @@ def as_file(
     name: str, embedding: Mapping[str, Tensor], run: Run | None, format: str = "comfy", graph: tuple = (None, None)
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of the file that a word is saved as. Raises `InputError` for a format that there is not."""
-    if format not in FORMATS:
-        raise InputError(f"format is {format!r}; choose one of {', '.join(FORMATS)}")
+    check_choice("format", format, FORMATS)
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in embedding.items()}
     if format == "a1111" and len(tensors) == 1:
         tensors = {"emb_params": next(iter(tensors.values()))}

@@ -23,16 +23,7 @@ from ..bridge.data.pictures import Pictures, describe_held_out, prepare
 from ..bridge.data.samples import SamplerSettings, as_conditioning, sampler_for
 from ..bridge.models import check_trainable
 from ..bridge.opened.denoiser import compute_type, opened_for_training, refuse_gguf
-from ..bridge.opened.memory import (
-    OPTIMIZER_BYTES,
-    StepMemory,
-    can_offload,
-    forecast,
-    offloads,
-    room,
-    said,
-    try_forecast,
-)
+from ..bridge.opened.memory import OPTIMIZER_BYTES, Plan, StepMemory, forecast, plan
 from ..bridge.opened.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
 from ..bridge.runs.follow import Outlets, follow
 from ..bridge.runs.rotation import Part, in_rotation
@@ -126,12 +117,10 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
     weights = (model, clip.patcher, *([vae.patcher] if vae is not None else []))
     before = [*map(identity.checksum, weights)]
     compute = compute_type(model.model, model.load_device, request.precision)
-    need = None if where.sharded else step_memory(model, clip, pictures, max(1, len(share)), compute)
-    device = model.load_device
-    offload = need is not None and offloads(need, room(device), can_offload(device), device.type == "cpu")
-    memory = "" if need is None else f"; {said(need, offload)}"
-    leave_free = need.beside if offload else None
-    with opened_for_training(model, request.precision, leave_free=leave_free) as denoiser, opened_text(clip, compute) as text:
+    memory = Plan()
+    if not where.sharded:
+        memory = plan(model, lambda: step_memory(model, clip, pictures, max(1, len(share)), compute))
+    with opened_for_training(model, request.precision, leave_free=memory.leave_free) as denoiser, opened_text(clip, compute) as text:
         denoiser.reload()  # the text encoder may have taken its place
         run.prediction = denoiser.prediction
         where.prepare(denoiser)
@@ -176,7 +165,7 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
             outlets = Outlets(
-                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory, lambda step, state: save(step, state, part.run), sample,
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory.said, lambda step, state: save(step, state, part.run), sample,
                 [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
             )  # fmt: skip
             return follow(learned, loss_of, part.config, part.run, outlets, score, request.resume, part.until, where)
@@ -187,22 +176,17 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
     return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
 
 
-def step_memory(model, clip, pictures: Pictures, count: int, compute: torch.dtype | None) -> StepMemory | None:
-    """What a step will take of the memory, from the largest picture and its caption; None where there is no forecast.
+def step_memory(model, clip, pictures: Pictures, count: int, compute: torch.dtype | None) -> StepMemory:
+    """What a step will take of the memory, from the largest picture.
 
     count: the pictures of a batch that this process computes. The text encoder's own part is not in it.
     """
-
-    def make() -> StepMemory:
-        index = max(pictures.trained_on, key=lambda i: pictures.data.latents[i].numel())
-        latent = pictures.data.latents[index]
-        one = model_conds(model.model, *encode_prompts(clip, ["a photo"])["a photo"], latent, torch.device("cpu"))
-        return forecast(
-            model.model, latent.expand(count, *latent.shape[1:]), join([one] * count), None, compute, False,
-            OPTIMIZER_BYTES["AdamW"],
-        )  # fmt: skip
-
-    return try_forecast(model.model, model.load_device, make)
+    latent = pictures.data.latents[pictures.largest()]
+    one = model_conds(model.model, *encode_prompts(clip, ["a photo"])["a photo"], latent, torch.device("cpu"))
+    return forecast(
+        model.model, latent.expand(count, *latent.shape[1:]), join([one] * count), None, compute, False,
+        OPTIMIZER_BYTES["AdamW"],
+    )  # fmt: skip
 
 
 def preflight(run: Run, request: InversionRequest, cost: StepCost, steps: int) -> str:

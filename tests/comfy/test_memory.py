@@ -176,8 +176,7 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkey
     weights = sum(t.nbytes for t in models[0].model.parameters())
 
     def with_room(size):
-        for module in (memory, train):
-            monkeypatch.setattr(module, "room", lambda _device: size)
+        monkeypatch.setattr(memory, "room", lambda _device: size)
 
     with_room(100 * weights)
     run_node("BespokeTrainLora", **inputs)

@@ -62,6 +62,10 @@ class Pictures:
         """How many different pictures `indices` are."""
         return len(by_picture(self.items[i] for i in indices))
 
+    def largest(self) -> int:
+        """Which of the pictures that are trained on has the largest latent."""
+        return max(self.trained_on, key=lambda i: self.data.latents[i].numel())
+
     @property
     def captions(self) -> list[str]:
         """Every caption that may be asked for, the empty prompt too."""

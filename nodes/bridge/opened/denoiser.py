@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import comfy.ldm.modules.attention
 import comfy.model_base
@@ -21,7 +19,7 @@ from ....training.objective import Prediction
 from ..data.conditioning import ModelConds
 from ..models import checkpoint_blocks, overwritten
 from .checkpointing import checkpointed
-from .frozen import trainable_graph
+from .frozen import autocast_for, refuse_evictable, trainable_graph
 from .in_place import inputs_kept
 from .recast import weights_recast
 
@@ -88,8 +86,7 @@ class ComfyDenoiser:
     def move_to(self, device: torch.device) -> None:
         """Compute on `device` from now on, where the caller has put the base's weights."""
         self.device, self._sigmas = device, self._sigmas.to(device)
-        if self.compute is not None:
-            self.autocast = partial(torch.autocast, device.type, self.compute)
+        self.autocast = autocast_for(device, self.compute)
 
     def reload(self) -> None:
         """Back on the device and ready for the next step, after something else has used the model."""
@@ -138,11 +135,7 @@ def opened_for_training(
     model whose weights cannot be trained through.
     """
     refuse_gguf(model)
-    if model.is_dynamic() and model.cached_patcher_init is None:
-        raise InputError(
-            "this MODEL's weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
-            "them anew; use ComfyUI's own checkpoint or diffusion model loader, or start ComfyUI with --disable-dynamic-vram"
-        )
+    refuse_evictable(model, "MODEL", "diffusion model")
     with torch.inference_mode(False), torch.enable_grad():
         work = model.clone(disable_dynamic=True)  # evictable weights could change under a saved graph
         _load(work, leave_free)
@@ -155,13 +148,7 @@ def opened_for_training(
         # One attention for the whole run, and one that has a backward pass.
         options["optimized_attention_override"] = _attention
         compute = compute_type(base, device, precision)
-        if compute is None:
-            autocast = contextlib.nullcontext
-        else:
-
-            def autocast():
-                return torch.autocast(device.type, compute)
-
+        autocast = autocast_for(device, compute)
         was_training = comfy.model_management.in_training
         comfy.model_management.in_training = True
         try:

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
+from ....training.errors import InputError
 from .recast import casts_itself
+
+
+def autocast_for(device: torch.device, compute: torch.dtype | None) -> Callable[[], contextlib.AbstractContextManager]:
+    """What makes the context in which matrices are multiplied in `compute`; None leaves them their own type."""
+    return contextlib.nullcontext if compute is None else partial(torch.autocast, device.type, compute)
+
+
+def refuse_evictable(patcher, what: str, loader: str) -> None:
+    """Raise `InputError` where weights may be taken back at any time and cannot be loaded anew to stay.
+
+    what: "MODEL" or "CLIP". loader: which of ComfyUI's own loaders it can come from, besides the checkpoint's.
+    """
+    if patcher.is_dynamic() and patcher.cached_patcher_init is None:
+        raise InputError(
+            f"this {what}'s weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
+            f"them anew; use ComfyUI's own checkpoint or {loader} loader, or start ComfyUI with --disable-dynamic-vram"
+        )
 
 
 def ordinary(tensor: torch.Tensor) -> torch.Tensor:

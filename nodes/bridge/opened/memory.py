@@ -25,6 +25,7 @@ from ....training.measure import LiveBytes, plain_tensors
 from ..data.conditioning import ModelConds
 from ..models import checkpoint_blocks, overwritten
 from .checkpointing import checkpointed
+from .frozen import autocast_for
 from .in_place import inputs_kept
 from .recast import weights_recast
 
@@ -60,6 +61,25 @@ class StepMemory:
         return self.trained + self.step
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a forecast means for a training. leave_free: see `opened_for_training`. said: the end of the line before the
+    first step; empty where there is no forecast."""
+
+    leave_free: int | None = None
+    said: str = ""
+
+
+def plan(model, step: Callable[[], StepMemory], helps: str = LESS) -> Plan:
+    """How to load a MODEL for a training. step: makes the forecast of one step. helps: what a user can do against a full memory."""
+    device = model.load_device
+    need = try_forecast(model.model, device, step)
+    if need is None:
+        return Plan()
+    offload = offloads(need, room(device), can_offload(device), device.type == "cpu", helps)
+    return Plan(need.beside if offload else None, f"; {said(need, offload)}")
+
+
 def forecast(
     base: comfy.model_base.BaseModel, latent: Tensor, conds: ModelConds, learn: Callable[[], Sequence[nn.Parameter]] | None,
     compute: torch.dtype | None, gradient_checkpointing: bool, state_bytes: int,
@@ -93,9 +113,9 @@ def forecast(
             sigma = torch.empty(len(latent))
             given = {name: _fake(value) for name, value in conds.tensors().items()}
             trained = list(learn()) if learn else [given["c_crossattn"].requires_grad_()]
-            autocast = contextlib.nullcontext() if compute is None else torch.autocast("cpu", compute)
+            autocast = autocast_for(torch.device("cpu"), compute)
             with attached(), LiveBytes([*base.parameters(), *base.buffers(), *trained]) as live:
-                with autocast:
+                with autocast():
                     out = base.apply_model(noisy, sigma, transformer_options=options, **given)
                 loss = (out.float() - noisy).square().mean()
                 kept = live.now

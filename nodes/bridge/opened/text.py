@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ....training.errors import InputError
 from ..models.layers import is_linear
-from .frozen import ordinary
+from .frozen import autocast_for, ordinary, refuse_evictable
 
 _READABLE = (torch.float32, torch.float16, torch.bfloat16)  # of a table of words, without a copy in another type
 Vectors = Callable[[], Tensor]  # gives [vectors, width], possibly with a graph
@@ -170,14 +169,7 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
                 layer.to(compute if narrow else torch.float32)
             if isinstance(layer, comfy.clip_model.CLIPLayer):
                 layer.forward = partial(_out_of_place, layer)
-        if compute is None:
-            autocast = contextlib.nullcontext
-        else:
-
-            def autocast():
-                return torch.autocast(device.type, compute)
-
-        yield TrainableText(clip, model, device, autocast)
+        yield TrainableText(clip, model, device, autocast_for(device, compute))
 
 
 def _loaded(clip):
@@ -188,11 +180,7 @@ def _loaded(clip):
     """
     if not clip.patcher.is_dynamic():
         return clip.load_model()
-    if clip.patcher.cached_patcher_init is None:
-        raise InputError(
-            "this CLIP's weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
-            "them anew; use ComfyUI's own checkpoint or CLIP loader, or start ComfyUI with --disable-dynamic-vram"
-        )
+    refuse_evictable(clip.patcher, "CLIP", "CLIP")
     patcher = clip.patcher.clone(disable_dynamic=True)
     comfy.model_management.load_models_gpu([patcher])
     return patcher
