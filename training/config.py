@@ -34,7 +34,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
-TIMESTEP_SAMPLINGS = ("uniform", "logit-normal", "shifted")
+TIMESTEP_SAMPLINGS = ("importance", "uniform", "logit-normal", "shifted")
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine with restarts")
 KEEPS = ("best", "last")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -89,7 +89,7 @@ class TrainConfig:
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
     loss_weighting: str = "none"
-    timestep_sampling: str = "uniform"
+    timestep_sampling: str = "importance"
     noise_offset: float = 0.0
     caption_dropout: float = 0.0
     ema: float = 0.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
-from .objective import schedule_place
+from .objective import ImportanceSampling, schedule_place
 from .randomness import batch_indices, generator, noise, stratified_uniform
 
 
@@ -20,6 +20,7 @@ class Batch:
 
     mask: [B, 1, ...] or None. indices: which image each sample is. captions: the same, -1 where the caption is dropped.
     places: the place of each sample in the global batch, which has `count`: one process of several has some of them.
+    weight: [B], what each loss counts, where levels are not drawn as the objective has them; None is 1.
     """
 
     indices: list[int]
@@ -30,10 +31,11 @@ class Batch:
     mask: Tensor | None
     places: list[int]
     count: int
+    weight: Tensor | None = None
 
     def share_of_mean(self, losses: Tensor) -> Tensor:
         """What the losses [B] of these places add to the mean over the global batch."""
-        return losses.sum() / self.count
+        return (losses if self.weight is None else losses * self.weight).sum() / self.count
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,22 @@ class LatentSet:
 
     def batch(
         self, config: TrainConfig, micro: int, device: torch.device, among: Sequence[int] | None = None, stream: str = "",
-        places: Sequence[int] | None = None,
+        places: Sequence[int] | None = None, levels: ImportanceSampling | None = None,
     ) -> Batch:  # fmt: skip
         """The micro-batch number `micro` of the run, drawn from `among`: a pure function of it and the seed.
 
         stream: another name gives other draws (for prior-preservation images). places: those of the batch that are
-        wanted, one at least; what is drawn for a place does not depend on which others are.
+        wanted, one at least; what is drawn for a place does not depend on which others are. levels: how noise levels are
+        drawn, where the config says importance.
         """
         seed = f"{config.seed}/{stream}" if stream else config.seed
         groups = self.groups(range(len(self.latents)) if among is None else among)
         indices = batch_indices(groups, config.batch_size, seed, micro)
         count, shape = len(indices), self.latents[indices[0]].shape[1:]
         dropped = torch.rand(count, generator=generator(seed, "caption", micro)) < config.caption_dropout
-        u = schedule_place(stratified_uniform(seed, micro, count), config.timestep_sampling)
         places = list(range(count) if places is None else places)
+        even = stratified_uniform(seed, micro, count)[places]
+        u = levels.place(even) if levels else schedule_place(even, config.timestep_sampling)
         indices = [indices[place] for place in places]
         drawn = torch.stack([noise(seed, micro, place, shape) for place in places])
         if config.noise_offset:
@@ -82,8 +86,9 @@ class LatentSet:
             [-1 if drop else i for i, drop in zip(indices, dropped[places].tolist(), strict=True)],
             torch.cat([self.latents[i] for i in indices]).to(device),
             drawn.to(device),
-            u[places].to(device),
+            u.to(device),
             mask,
             places,
             count,
+            levels.weight(u).to(device) if levels else None,
         )

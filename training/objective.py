@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 Prediction = Literal["epsilon", "v", "flow", "x0"]
 MIN_SNR_GAMMA = 5.0  # the paper's
 SHIFT = 3.0  # SD3's at 1024 px
+CELLS = 1000  # steps of the law that importance sampling draws by
+EVEN = 0.1  # the share of it that goes to all levels alike, so that no loss counts more than ten times
 
 
 class Denoiser(Protocol):
@@ -82,11 +85,59 @@ def loss_weight(prediction: Prediction, sigma: Tensor, weighting: str = "none") 
         raise ValueError(f"no loss weighting {weighting!r}") from None
 
 
-def schedule_place(u: Tensor, timestep_sampling: str = "uniform") -> Tensor:
+def expected_loss(prediction: Prediction, sigma: Tensor, weighting: str = "none") -> Tensor:
+    """The loss [B] that the best guess is left with at `sigma`, were latents independent numbers of unit variance.
+
+    The clean latent's variance given the noisy one is then 1 / (1 + SNR). For epsilon without a weighting this is
+    1 / (1 + sigma^2), a thousandfold from one end of SD1.5's schedule to the other; for v it is 1 at all levels.
+    """
+    return loss_weight(prediction, sigma, weighting) / (1 + signal_to_noise(prediction, sigma))
+
+
+@dataclass(frozen=True)
+class ImportanceSampling:
+    """Noise levels drawn as often as they matter, each loss divided by how often: the same objective with less variance.
+
+    The gradient's length at a level goes with its loss. Drawn alike, most of what a small batch's gradient says is how
+    many of its images fell on the nearly clean levels. Drawn in proportion to the loss, every image says about as much
+    (Nichol & Dhariwal 2021, section 3.3, who measure the losses on the way; here they are `expected_loss`, so that a
+    draw stays a function of seed, step and place). The mean over draws is that of even draws.
+
+    density: [cells], the law over places 0..1 in the schedule, of mean 1.
+    """
+
+    density: Tensor
+
+    @classmethod
+    def of(cls, model: Denoiser, weighting: str = "none") -> ImportanceSampling:
+        middles = (torch.arange(CELLS) + 0.5) / CELLS
+        expected = expected_loss(model.prediction, model.sigma(middles).double().cpu(), weighting)
+        return cls((1 - EVEN) * expected / expected.mean() + EVEN)
+
+    def place(self, u: Tensor) -> Tensor:
+        """Uniform draws [B] in 0..1 turned into places by the law; strata stay strata."""
+        ends = self.density.cumsum(0) / len(self.density)
+        u = u.double() * ends[-1]  # the last end is 1 but for rounding
+        cell = torch.searchsorted(ends, u, right=True).clamp(max=len(self.density) - 1)
+        within = (u - (ends[cell] - self.density[cell] / len(self.density))) / self.density[cell]
+        return (cell / len(self.density) + within.clamp(0, 1 / len(self.density))).float().clamp(max=1 - 2**-24)
+
+    def weight(self, place: Tensor) -> Tensor:
+        """What the loss [B] at places is multiplied by: one over the density."""
+        return (1 / self.density)[(place.cpu().double() * len(self.density)).long().clamp(max=len(self.density) - 1)].float()
+
+
+def importance(model: Denoiser, timestep_sampling: str, weighting: str = "none") -> ImportanceSampling | None:
+    """The law of importance sampling for a model, where that is the sampling asked for."""
+    return ImportanceSampling.of(model, weighting) if timestep_sampling == "importance" else None
+
+
+def schedule_place(u: Tensor, timestep_sampling: str) -> Tensor:
     """Uniform draws [B] in 0..1 turned into places in the noise schedule, 0 the cleanest; strata stay strata.
 
     logit-normal: the logistic function of a standard normal, which favours the middle (Esser et al. 2024, arXiv
-    2403.03206, eq. 19). shifted: 3 u / (1 + 2 u), which favours the noisy end (the same, eq. 23, with shift 3).
+    2403.03206, eq. 19). shifted: 3 u / (1 + 2 u), which favours the noisy end (the same, eq. 23, with shift 3). The law
+    of importance sampling depends on the model: see `ImportanceSampling`.
     """
     if timestep_sampling == "uniform":
         return u

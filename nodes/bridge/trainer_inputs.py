@@ -23,7 +23,7 @@ TOOLTIPS = {
     "gradient_accumulation": "Model calls per step: a larger batch than the memory holds, at the cost of time.",
     "max_grad_norm": "Longer gradients are scaled down to this, which keeps single odd batches from doing harm. 0 is off.",
     "loss_weighting": "Which noise levels count how much. none: all alike. min-SNR: the nearly clean ones less, often faster. debiased: the noisy ones more, for composition.",
-    "timestep_sampling": "Which noise levels are trained on. uniform: all alike. logit-normal: the middle, for flow models. shifted: the noisy end, for large pictures.",
+    "timestep_sampling": "Which noise levels are trained on. importance: all alike, drawn as often as they matter, which learns the same sooner. uniform: all alike. logit-normal: more of the middle, for flow models. shifted: more of the noisy end, for large pictures.",
     "noise_offset": "How far a noise's mean may wander per channel. About 0.05 lets very dark and very bright pictures be learned; 0 is off.",
     "caption_dropout": "The share of captions replaced by the empty prompt, which lets a style show without its trigger word.",
     "ema": "The running mean of what is learned, and the share of it that each step keeps: 0.99 is steady over a hundred steps. 0 is off.",

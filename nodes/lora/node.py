@@ -31,7 +31,7 @@ def trainer_inputs() -> list[io.Input]:
         io.Combo.Input("targets", options=list(TARGETS), default=TARGETS[0], tooltip="Which layers learn. Cross-attention (W_Q, W_K, W_V, W_out) ties words to looks and is the smallest; attention and feed-forward learn more of the look itself and over-fit sooner."),
         widget("rank", "The width of the low-rank path. 4 to 8 for a subject, 16 to 32 for a style. Doubles the file when doubled.", 8),
         widget("alpha", "The path's strength is alpha / rank. Equal to rank it is 1; half of it learns half as fast.", 8.0, step=0.5),
-        widget("learning_rate", "The highest learning rate of the schedule. Too high: garbled images within a hundred steps. Too low: nothing changes.", 1e-3, step=1e-5),
+        widget("learning_rate", "The highest learning rate of the schedule, for the factor that starts at random; the other learns 16 times as fast (LoRA+). Too high: garbled images within a hundred steps. Too low: nothing changes.", 1e-4, step=1e-5),
         widget("steps", default=400),
         widget("batch_size", default=4),
         seed_widget("Decides the order of pictures, the noise levels and the noises. The same seed gives the same LoRA."),

@@ -15,6 +15,7 @@ from ...training.formats import COMFY_PREFIX
 from ...training.images import ImageSet, passes
 from ...training.lora import LowRankAdapters
 from ...training.measure import StepCost, in_words
+from ...training.objective import importance
 from ...training.record import Run
 from ...training.validation import grid, scorer
 from ..bridge.data.cache import digest
@@ -152,6 +153,8 @@ def fit_lora(
         run.names = {name: forms for name, forms in names.items() if name in layers}
         prompts = Prompts(denoiser, pictures, clip, text, material.prompts, sample_prompt(pictures, request))
 
+        levels = importance(denoiser, config.timestep_sampling, config.loss_weighting)
+
         def fit(part: Part) -> dict[str, Tensor]:
             adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
             if material.start is not None:
@@ -159,7 +162,7 @@ def fit_lora(
             part.run.trained = sum(parameter.numel() for parameter in adapters.parameters())
 
             def share_of_loss(micro: int, among: list[int], stream: str = "") -> Tensor:
-                batch = pictures.data.batch(config, micro, denoiser.device, among, stream, share)
+                batch = pictures.data.batch(config, micro, denoiser.device, among, stream, share, levels)
                 return batch.share_of_mean(prompts.loss(batch, config))
 
             def loss_of(micro: int) -> Tensor | None:

@@ -13,7 +13,7 @@ from ...training.data import Batch
 from ...training.embedding import INITS, PseudoWord, nearest_words, start_vectors
 from ...training.images import ImageSet, passes
 from ...training.measure import StepCost, in_words
-from ...training.objective import denoising_loss
+from ...training.objective import denoising_loss, importance
 from ...training.record import Run
 from ...training.validation import SEED, grid, scorer
 from ..bridge import identity
@@ -127,6 +127,8 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
         if where.sharded:
             before[0] = identity.checksum(model)  # of this process's share, which it has from here on
 
+        levels = importance(denoiser, config.timestep_sampling, config.loss_weighting)
+
         def fit(part: Part) -> dict[str, Tensor]:
             learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
             part.run.trained = sum(vectors.numel() for vectors in learned.vectors.values())
@@ -149,7 +151,7 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
             def loss_of(micro: int) -> Tensor | None:
                 if not share:
                     return None
-                batch = pictures.data.batch(config, micro, denoiser.device, part.trained_on, places=share)
+                batch = pictures.data.batch(config, micro, denoiser.device, part.trained_on, places=share, levels=levels)
                 return batch.share_of_mean(batch_loss(batch, config.seed, micro))
 
             def for_sample() -> tuple[list, list]:

@@ -1,8 +1,10 @@
-"""Wall time to a concept: this pack's defaults beside diffusers with PEFT at its best of three learning rates, and what helps.
+"""Wall time to a concept: this pack beside diffusers with PEFT at its best of three learning rates, and what helps.
 
     python3 dev.py test -m bench tests/bench/bench_lora_concept.py -s
 
-Both teach the small model the colour teal from the same 12 pictures at the same rank, targets and batch of 4. Both are
+Both teach the small model the colour teal from the same 12 pictures at the same rank, targets and batch of 4, in
+float32. This pack has its defaults, but for the learning rate: the default is one for SD1.5 and SDXL, where diffusers'
+scripts have the same 1e-4, and the small model wants ten times that here and forty times that there. Both are
 scored on the same four other pictures, at the same noise levels with the same noises. The level to reach is the lowest
 loss that diffusers gets to in its steps at its best learning rate (cosine, as its README's example); a time is the
 number of steps to that level times the seconds of a step, which are measured at the end, taking turns. The second
@@ -27,7 +29,8 @@ pytestmark = pytest.mark.bench
 
 STEPS, SEEDS = int(os.environ.get("BESPOKE_BENCH_STEPS", 400)), int(os.environ.get("BESPOKE_BENCH_SEEDS", 3))
 BATCH, RANK, EVERY = 4, 8, 10
-RATES = (5e-4, 1e-3, 2e-3)  # diffusers' choices
+RATES = (2e-3, 4e-3, 8e-3)  # diffusers' choices: its best with a worse one on either side
+OURS = 1e-3
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +86,8 @@ def curve_of_diffusers(small, checkpoint, sets, rate: float, seed: int) -> dict[
 def curve_of_ours(small, run_node, sets, seed: int, **changes) -> dict[int, float]:
     model, clip, vae = small
     *_, run, _, _ = run_node(
-        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sets[0], validation_images=sets[1], seed=seed, precision="fp32",
-        **{"steps": STEPS, "batch_size": BATCH, "rank": RANK, "alpha": float(RANK), "resume": False} | changes,
+        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sets[0], validation_images=sets[1], seed=seed,
+        **{"learning_rate": OURS, "precision": "fp32", "steps": STEPS, "batch_size": BATCH, "rank": RANK, "alpha": float(RANK), "resume": False} | changes,
     )  # fmt: skip
     return dict(run.held_out)
 
@@ -148,7 +151,7 @@ def plainly_scored():
 def variants():
     """name: (settings of the node, what is changed in the engine)."""
     from bespoke.nodes.lora import train
-    from bespoke.training import data, lora
+    from bespoke.training import data, lora, objective
     from bespoke.training.randomness import generator
 
     stratified, noise = data.stratified_uniform, data.noise
@@ -175,11 +178,20 @@ def variants():
         "independent noise levels": ({}, [(data, "stratified_uniform", independent)]),
         "levels spread over time too": ({}, [(data, "stratified_uniform", over_time)]),
         "antithetic noises": ({}, [(data, "noise", antithetic)]),
+        "equal rates (no LoRA+)": ({}, [(lora, "UP_RATE", 1.0)]),
+        "equal rates, 8e-3": ({"learning_rate": 8e-3}, [(lora, "UP_RATE", 1.0)]),
         "LoRA+ 4": ({}, [(lora, "UP_RATE", 4.0)]),
-        "LoRA+ 16": ({}, [(lora, "UP_RATE", 16.0)]),
+        "LoRA+ 8": ({}, [(lora, "UP_RATE", 8.0)]),
+        "LoRA+ 4, 2e-3": ({"learning_rate": 2e-3}, [(lora, "UP_RATE", 4.0)]),
+        "uniform noise levels": ({"timestep_sampling": "uniform"}, []),
+        "importance without an even share": ({}, [(objective, "EVEN", 0.01)]),
         "down three times as large": ({}, [(train, "LowRankAdapters", Wider)]),
         "min-SNR": ({"loss_weighting": "min-SNR"}, []),
         "shifted noise levels": ({"timestep_sampling": "shifted"}, []),
+        "min-SNR, uniform": ({"loss_weighting": "min-SNR", "timestep_sampling": "uniform"}, []),
+        "mean of parameters (EMA .98)": ({"ema": 0.98}, []),
+        "constant rate, EMA .98": ({"ema": 0.98, "lr_schedule": "constant"}, []),
+        "learning rate 5e-4": ({"learning_rate": 5e-4}, []),
         "learning rate 2e-3": ({"learning_rate": 2e-3}, []),
     }
 

@@ -19,7 +19,7 @@ from bespoke.training.objective import denoising_loss
 from helpers import sprite_set
 from PIL import Image
 
-CONFIG = TrainConfig(steps=4, learning_rate=1e-3, batch_size=2, seed=3)
+CONFIG = TrainConfig(steps=4, learning_rate=1e-3, batch_size=2, seed=3, timestep_sampling="uniform")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from model import LATENT_SCALE
 
 COUNT = 4  # pictures a prompt
 SETTINGS = dict(cfg=2.0, steps=12)
-LORA = dict(steps=240, batch_size=4, learning_rate=5e-3, warmup_steps=10, rank=8, alpha=8.0, timestep_sampling="shifted",
+LORA = dict(steps=240, batch_size=4, learning_rate=1e-3, warmup_steps=10, rank=8, alpha=8.0, timestep_sampling="shifted",
             loss_weighting="debiased", ema=0.95)  # fmt: skip
 WORD = dict(steps=80, batch_size=4, learning_rate=2e-2, template="captions", vectors=1, loss_weighting="debiased")
 

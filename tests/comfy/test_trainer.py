@@ -115,7 +115,7 @@ def test_checkpointing_leaves_nothing_behind_when_it_fails(sd15):
     "changes",
     [
         {"optimizer": "Adafactor"}, {"optimizer": "SGD"}, {"loss_weighting": "min-SNR"}, {"loss_weighting": "debiased"},
-        {"timestep_sampling": "logit-normal"}, {"timestep_sampling": "shifted"}, {"noise_offset": 0.1}, {"ema": 0.5},
+        {"timestep_sampling": "uniform"}, {"timestep_sampling": "logit-normal"}, {"timestep_sampling": "shifted"}, {"noise_offset": 0.1}, {"ema": 0.5},
         {"caption_dropout": 1.0}, {"gradient_accumulation": 2}, {"max_grad_norm": 1e-3, "optimizer": "SGD"},
         {"lr_schedule": "linear"}, {"warmup_steps": 2}, {"targets": "attention"}, {"targets": "attention + feed-forward"},
         {"targets": "custom", "custom_targets": "*attn2.to_k"}, {"alpha": 1.0},

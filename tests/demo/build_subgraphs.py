@@ -110,7 +110,7 @@ def train_lora(info: dict) -> Blueprint:
     b.column()
     folder = b.node("BespokeImageFolder", folder="my_pictures")
     b.column()
-    trainer = b.node("BespokeTrainLora", images=(folder, "images"), learning_rate=3e-4)
+    trainer = b.node("BespokeTrainLora", images=(folder, "images"), learning_rate=1e-4)
     b.column()
     saved = b.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"))
     wires(b, trainer)

@@ -26,7 +26,7 @@ VALUES: dict[str, dict[str, object]] = {
         "trigger": "", "captions": "text files",
     },
     # What shows a new colour soonest on the small model; tests/bench/bench_lora_concept.py compares settings.
-    "BespokeTrainLora": {"learning_rate": 0.005, "rank": 8, "alpha": 8.0, "steps": 300, "warmup_steps": 10, "ema": 0.95,
+    "BespokeTrainLora": {"learning_rate": 0.001, "rank": 8, "alpha": 8.0, "steps": 300, "warmup_steps": 10, "ema": 0.95,
                          "timestep_sampling": "shifted", "loss_weighting": "debiased"},
     # Where the word is a colour, the LoRA that goes with it is the one of a shape.
     "BespokeLoadLora": {"lora_name": {"The LoRA": SUBJECT, STYLE: STYLE, SUBJECT: SUBJECT}},

@@ -11,6 +11,7 @@ import torch
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.distributed import FINISH, GO_ON, World
+from bespoke.training.objective import ImportanceSampling
 from bespoke.training.validation import grid, scorer
 
 SCRIPT = Path(__file__).parent.parent / "lib" / "wire_bytes.py"
@@ -32,16 +33,17 @@ def test_a_shared_batch_is_the_whole_batch_to_the_bit(size):
     latents = [torch.randn(1, 4, 8, 8 + 4 * (i % 2)) for i in range(9)]
     masks = [torch.rand(1, 1, *latent.shape[2:]) if i == 3 else None for i, latent in enumerate(latents)]
     data = LatentSet(latents, masks)
-    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4, timestep_sampling="logit-normal")
+    levels = ImportanceSampling(torch.linspace(1.9, 0.1, 19, dtype=torch.float64))
+    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4)
     for micro in range(8):
-        whole = data.batch(config, micro, CPU)
-        parts = [data.batch(config, micro, CPU, places=share) for rank in range(size) if (share := World(rank, size).share(4))]
-        for name in ("latent", "noise", "u"):
+        whole = data.batch(config, micro, CPU, levels=levels)
+        parts = [data.batch(config, micro, CPU, places=share, levels=levels) for rank in range(size) if (share := World(rank, size).share(4))]
+        for name in ("latent", "noise", "u", "weight"):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
         for name in ("indices", "captions", "places"):
             assert sum((getattr(part, name) for part in parts), []) == getattr(whole, name)
         losses = torch.rand(4)
-        assert sum(part.share_of_mean(losses[part.places]) for part in parts) == pytest.approx(float(losses.mean()))
+        assert sum(part.share_of_mean(losses[part.places]) for part in parts) == pytest.approx(float((losses * whole.weight).mean()))
         drawn = [part.mask for part in parts if part.mask is not None]
         assert (whole.mask is None) == (not drawn)
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
-from bespoke.training.objective import denoising_loss, loss_weight, prediction_weight, schedule_place, signal_to_noise
+from bespoke.training.objective import (
+    ImportanceSampling, denoising_loss, expected_loss, importance, loss_weight, prediction_weight, schedule_place, signal_to_noise,
+)  # fmt: skip
 from bespoke.training.randomness import batch_indices, noise, stratified_uniform
 
 
@@ -111,7 +113,7 @@ def test_an_epoch_shows_every_image_and_no_batch_mixes_groups():
 
 def test_batches_group_by_latent_shape_and_drop_captions_at_the_asked_rate():
     data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(3)] + [torch.randn(1, 4, 8, 16)], [None] * 4)
-    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25)
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25, timestep_sampling="uniform")
     dropped = total = 0
     for micro in range(1000):
         batch = data.batch(config, micro, torch.device("cpu"))
@@ -161,9 +163,73 @@ def test_timestep_histogram_matches_its_law(sampling, law):
         schedule_place(drawn, "late")
 
 
+class Schedule:
+    """SD1.5's noise levels, or a flow model's."""
+
+    def __init__(self, prediction):
+        self.prediction = prediction
+        cumulated = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+        self.sigmas = (torch.arange(1000) + 1.0) / 1000 if prediction == "flow" else ((1 - cumulated) / cumulated).sqrt().float()
+
+    def sigma(self, u):
+        return self.sigmas[(u * 1000).long().clamp(max=999)]
+
+
+def test_expected_loss_is_the_unit_gaussians():
+    """By hand: with x0 and n of unit variance, the best guess of the target leaves what their covariance with x leaves."""
+    for sigma in (0.03, 0.4, 0.97, 12.0):
+        s = torch.tensor([sigma], dtype=torch.float64)
+        assert expected_loss("epsilon", s).item() == pytest.approx(1 - sigma**2 / (1 + sigma**2))  # Var(n) - Cov(n, x)^2 / Var(x)
+        assert expected_loss("v", s).item() == pytest.approx(1)  # v is independent of x
+        if sigma < 1:  # n - x0 on (1 - s) x0 + s n
+            left = 2 - (sigma - (1 - sigma)) ** 2 / (sigma**2 + (1 - sigma) ** 2)
+            assert expected_loss("flow", s).item() == pytest.approx(left)
+    assert expected_loss("epsilon", s, "min-SNR").item() == pytest.approx(12.0**-2 / (1 + 12.0**-2))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+@pytest.mark.parametrize("weighting", ["none", "min-SNR"])
+def test_importance_sampling_draws_by_the_expected_loss_and_leaves_the_mean_as_it_is(prediction, weighting):
+    model = Schedule(prediction)
+    levels = importance(model, "importance", weighting)
+    data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=8, seed=3)
+    batches = [data.batch(config, micro, torch.device("cpu"), levels=levels) for micro in range(2000)]
+    drawn = torch.cat([batch.u for batch in batches]).double()
+    # The law: a tenth for all levels alike, the rest in proportion to the expected loss.
+    middles = (torch.arange(1000) + 0.5) / 1000
+    expected = expected_loss(prediction, model.sigma(middles).double(), weighting)
+    law = (0.9 * expected / expected.mean() + 0.1).cumsum(0) / 1000
+    histogram = torch.histc(drawn, 1000, 0, 1).cumsum(0) / len(drawn)
+    assert (law - histogram).abs().max() < 0.012
+    # The mean of any loss over the places, here of one that falls a hundredfold, is that of even draws.
+    loss = lambda u: torch.exp(-4.6 * u)  # noqa: E731
+    mean = sum(batch.share_of_mean(loss(batch.u)).item() for batch in batches) / len(batches)
+    assert mean == pytest.approx((1 - math.exp(-4.6)) / 4.6, rel=0.03)
+    # Exactly, by quadrature: each cell is drawn as often as its losses are divided by.
+    assert torch.allclose(levels.weight(middles).double() * levels.density, torch.ones(1000, dtype=torch.float64), atol=1e-6)
+    assert levels.density.mean().item() == pytest.approx(1)
+    assert all(0 < batch.weight.min() and batch.weight.max() <= 10.0001 for batch in batches)
+
+
+def test_importance_sampling_keeps_strata_and_the_ends_and_asks_for_its_model():
+    levels = ImportanceSampling.of(Schedule("epsilon"))
+    u = torch.tensor([0.0, 1e-6, 0.25, 0.5, 0.75, 1 - 2**-24])
+    places = levels.place(u)
+    assert (places.diff() >= 0).all()
+    assert places[0] == 0
+    assert 0.99 < places[-1] < 1
+    assert places[3] < 0.3  # half of the draws for three tenths of the schedule
+    even = ImportanceSampling(torch.ones(10, dtype=torch.float64))
+    assert torch.allclose(even.place(u), u, atol=1e-6)
+    assert importance(Schedule("epsilon"), "uniform") is None
+    with pytest.raises(ValueError, match="no timestep sampling 'importance'"):
+        LatentSet([torch.randn(1, 4, 4, 4)], [None]).batch(TrainConfig(1, 0.0, 1, 0), 0, torch.device("cpu"))
+
+
 def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
     data = LatentSet([torch.randn(1, 4, 16, 16)], [None])
-    make = lambda offset: TrainConfig(steps=10, learning_rate=1e-3, batch_size=4, seed=3, noise_offset=offset)  # noqa: E731
+    make = lambda offset: TrainConfig(steps=10, learning_rate=1e-3, batch_size=4, seed=3, noise_offset=offset, timestep_sampling="uniform")  # noqa: E731
     plain, moved = (torch.stack([data.batch(make(o), m, torch.device("cpu")).noise for m in range(400)]) for o in (0.0, 0.2))
     shift = moved - plain  # [400, 4, 4, 16, 16]: one number a channel
     assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
@@ -173,7 +239,7 @@ def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
 
 def test_prior_pictures_have_draws_of_their_own():
     data = LatentSet([torch.randn(1, 4, 4, 4) for _ in range(4)], [None] * 4)
-    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=3)
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=3, timestep_sampling="uniform")
     own, prior = (data.batch(config, 5, torch.device("cpu"), [0, 1], stream) for stream in ("", "prior"))
     assert not torch.equal(own.noise, prior.noise)
     assert not torch.equal(own.u, prior.u)
