@@ -209,6 +209,6 @@ def test_what_helps(small, run_node, sets, monkeypatch):
             with plainly_scored() as patch:
                 for place, what, value in changes:
                     patch.setattr(place, what, value)
-                curve = curve_of_ours(small, run_node, sets, seed, **settings)
+                curve = curve_of_ours(small, run_node, sets, seed, **{"precision": "auto"} | settings)
             rows.append([curve[mark] / curve[0] for mark in marks])
         print(f"{name:30}" + "".join(f"{statistics.mean(column):<11.3f}" for column in zip(*rows, strict=True)), flush=True)
