@@ -15,7 +15,7 @@ from bespoke.training.objective import (
     prediction_weight,
     schedule_place,
     signal_to_noise,
-)  # fmt: skip
+)
 from bespoke.training.randomness import batch_indices, noise, stratified_uniform
 
 
