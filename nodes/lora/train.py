@@ -256,8 +256,8 @@ def describe(run: Run, request: LoraRequest, trigger: str, layer_count: int) -> 
         f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
         f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
         f"each of {run.images} pictures was seen about {seen:.0f} times.",
-        f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss mostly says which "
-        "noise levels were drawn.",
+        f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
+        "the noise levels and pictures that were drawn.",
     ]
     lines += describe_held_out(run, config)
     if seen > 400:

@@ -131,6 +131,16 @@ def test_in_bfloat16(small, run_node, small_checkpoint, batch):
     assert run_contest(contest, ["diffusers"], 9, 8 if batch == 1 else 4)["diffusers"] >= 1.0
 
 
+@pytest.mark.parametrize(("batch", "least"), [(1, 1.0), (4, 1.25)])
+def test_each_as_it_comes(small, run_node, small_checkpoint, batch, least):
+    """This pack's precision is `auto`, bfloat16 where the processor multiplies it; that of diffusers' script is float32."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor multiplies no bfloat16, so both compute in float32")
+    contest = Contest(small, run_node, small_checkpoint, batch, 16, "auto")
+    print(f"\neach as it comes, batch {batch}, 16x16 latents:", end=" ")
+    assert run_contest(contest, ["diffusers"], 9, 8 if batch == 1 else 4)["diffusers"] >= least
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_peak_memory(small, run_node, small_checkpoint, batch):
     """A whole short run of each, its set-up included."""
