@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .lora import UP_RATE
 from .plain_json import read_json
 from .record import Run
 
@@ -163,6 +164,7 @@ def metadata(
             "ss_learning_rate": settings.get("learning_rate"),
             "ss_lr_scheduler": settings.get("lr_schedule"),
             "ss_optimizer": settings.get("optimizer"),
+            "ss_network_args": json.dumps({"loraplus_lr_ratio": f"{UP_RATE:g}"}),
             "ss_seed": settings.get("seed"),
             "ss_num_train_images": run.images,
             "ss_batch_size_per_device": settings.get("batch_size"),

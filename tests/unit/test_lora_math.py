@@ -182,6 +182,7 @@ def test_metadata_is_what_others_read():
     meta = formats.metadata(comfy_lora(), run, "my-lora", {"1": {}}, {"nodes": []})
     assert all(isinstance(value, str) for value in meta.values())
     assert (meta["ss_network_dim"], meta["ss_network_alpha"], meta["ss_steps"]) == ("2", "4.0", "9")
+    assert json.loads(meta["ss_network_args"]) == {"loraplus_lr_ratio": "16"}
     assert meta["ss_sd_model_name"] == "base.safetensors"
     assert json.loads(meta["ss_tag_frequency"]) == {"images": {"teal": 3}}
     assert json.loads(meta["workflow"]) == {"nodes": []}
