@@ -62,6 +62,8 @@ class LatentSet:
         wanted, one at least; what is drawn for a place does not depend on which others are. levels: how noise levels are
         drawn, where the config says importance.
         """
+        if (levels is not None) != (config.timestep_sampling == "importance"):
+            raise ValueError("levels, the law of importance sampling, belongs to that sampling and to no other")
         seed = f"{config.seed}/{stream}" if stream else config.seed
         groups = self.groups(range(len(self.latents)) if among is None else among)
         indices = batch_indices(groups, config.batch_size, seed, micro)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .lora import UP_RATE
 from .plain_json import read_json
 from .record import Run
 
@@ -157,6 +156,7 @@ def metadata(
     }
     if run is not None:
         settings = run.settings
+        ratio = settings.get("loraplus_lr_ratio")
         out |= {
             "ss_sd_model_name": run.base,
             "ss_steps": len(run.losses),
@@ -164,7 +164,7 @@ def metadata(
             "ss_learning_rate": settings.get("learning_rate"),
             "ss_lr_scheduler": settings.get("lr_schedule"),
             "ss_optimizer": settings.get("optimizer"),
-            "ss_network_args": json.dumps({"loraplus_lr_ratio": f"{UP_RATE:g}"}),
+            "ss_network_args": ratio and json.dumps({"loraplus_lr_ratio": str(ratio)}),
             "ss_seed": settings.get("seed"),
             "ss_num_train_images": run.images,
             "ss_batch_size_per_device": settings.get("batch_size"),

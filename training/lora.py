@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .errors import InputError
 from .randomness import generator
 
-UP_RATE = 16.0  # the paper's 2^4, and the best of 4, 8 and 16 in `tests/bench/bench_lora_concept.py`
+UP_RATE = 16.0  # the paper's 2^4; others are compared in `tests/bench/bench_lora_concept.py`
 
 
 class LowRankAdapters:

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 Prediction = Literal["epsilon", "v", "flow", "x0"]
 MIN_SNR_GAMMA = 5.0  # the paper's
 SHIFT = 3.0  # SD3's at 1024 px
@@ -98,10 +100,13 @@ def expected_loss(prediction: Prediction, sigma: Tensor, weighting: str = "none"
 class ImportanceSampling:
     """Noise levels drawn as often as they matter, each loss divided by how often: the same objective with less variance.
 
-    The gradient's length at a level goes with its loss. Drawn alike, most of what a small batch's gradient says is how
-    many of its images fell on the nearly clean levels. Drawn in proportion to the loss, every image says about as much
-    (Nichol & Dhariwal 2021, section 3.3, who measure the losses on the way; here they are `expected_loss`, so that a
-    draw stays a function of seed, step and place). The mean over draws is that of even draws.
+    Where a network predicts the noise, its gradient is twenty times as long at the nearly clean end of the schedule as
+    at the noisy one (measured on adapters of the small model: between the loss and its root). Drawn alike, most of what
+    a small batch's gradient says is how many of its images fell there; drawn in proportion to the loss, every image says
+    about as much. The mean over draws is that of even draws. The technique is that of Nichol & Dhariwal 2021, section
+    3.3, who measure the losses on the way, for their L_vlb, and saw no gain on their smoother L_hybrid; here the losses
+    are `expected_loss`, so that a draw stays a function of seed, step and place, and what it gains is in
+    `tests/bench/bench_lora_concept.py`.
 
     density: [cells], the law over places 0..1 in the schedule, of mean 1.
     """
@@ -111,7 +116,13 @@ class ImportanceSampling:
     @classmethod
     def of(cls, model: Denoiser, weighting: str = "none") -> ImportanceSampling:
         middles = (torch.arange(CELLS) + 0.5) / CELLS
-        expected = expected_loss(model.prediction, model.sigma(middles).double().cpu(), weighting)
+        sigma = model.sigma(middles).cpu().double()  # in this order: not every device has float64
+        expected = expected_loss(model.prediction, sigma, weighting)
+        if not (expected.isfinite().all() and expected.sum() > 0):
+            raise InputError(
+                "timestep_sampling is importance, and this model's noise levels give no law for it (they begin at "
+                f"{sigma[0]:g} and end at {sigma[-1]:g}); choose uniform"
+            )
         return cls((1 - EVEN) * expected / expected.mean() + EVEN)
 
     def place(self, u: Tensor) -> Tensor:

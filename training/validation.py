@@ -1,6 +1,6 @@
 """The held-out loss: images that are not trained on, at fixed noise levels and noises, so that the curve is comparable.
 
-A single step's training loss mostly says which noise levels were drawn. The same images at the same levels with the
+A single step's training loss scatters with the noise levels and pictures that were drawn. The same images at the same levels with the
 same noises, scored again and again, say whether the model got better at pictures that it has not seen.
 
 A set of fewer than ten pictures cannot spare any. There the question is asked in rotation (cross-validation; Kohavi
@@ -97,7 +97,7 @@ def scorer(
         losses = [0.0] * len(batches)
         for first in range(0, len(batches), world.size):
             number = min(first + world.rank, len(batches) - 1)
-            loss = loss_of(batches[number], number).double().mean().item()
+            loss = loss_of(batches[number], number).cpu().double().mean().item()
             if first + world.rank == number:
                 losses[number] = loss
         losses = world.add_numbers(losses)

@@ -13,7 +13,7 @@ from ...training.config import PRECISIONS, TrainConfig, check_choice, check_rang
 from ...training.errors import InputError
 from ...training.formats import COMFY_PREFIX
 from ...training.images import ImageSet, passes
-from ...training.lora import LowRankAdapters
+from ...training.lora import UP_RATE, LowRankAdapters
 from ...training.measure import StepCost, in_words
 from ...training.objective import importance
 from ...training.record import Run
@@ -128,7 +128,8 @@ def fit_lora(
     where: the page's process, or one of several that train together and all call this.
     """
     config, base, pictures, where = request.train, model.model, material.pictures, where or Surroundings()
-    run = material.run("lora", request.settings())
+    # What the up factor learns at belongs to the run: a state that was trained at another rate is another run's.
+    run = material.run("lora", request.settings() | {"loraplus_lr_ratio": UP_RATE})
     share = where.world.share(config.batch_size)
     compute = compute_type(base, model.load_device, request.precision)
     helps = f"{'' if config.gradient_checkpointing else 'gradient_checkpointing, '}{LESS}, a lower rank, fewer targets"
@@ -255,7 +256,8 @@ def describe(run: Run, request: LoraRequest, trigger: str, layer_count: int) -> 
         f"{run.trained:,} numbers trained, 0 of the model's own changed.",
         f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
         f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
-        f"each of {run.images} pictures was seen about {seen:.0f} times.",
+        f"each of {run.images} pictures was seen about {seen:.0f} times. The learning rate was {config.learning_rate:g} at most, "
+        f"for the factor that started at zero {UP_RATE:g} times that.",
         f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
         "the noise levels and pictures that were drawn.",
     ]

@@ -10,7 +10,8 @@ loss that diffusers gets to in its steps at its best learning rate (cosine, as i
 number of steps to that level times the seconds of a step, which are measured at the end, taking turns. The second
 table trains with one thing changed at a time.
 
-BESPOKE_BENCH_STEPS (400) and BESPOKE_BENCH_SEEDS (3) make it shorter; with the defaults it takes hours on two cores.
+BESPOKE_BENCH_STEPS (400) and BESPOKE_BENCH_SEEDS (3) make it shorter; with the defaults the first table takes half an
+hour on two cores, the second some hours.
 """
 
 import contextlib
@@ -117,16 +118,18 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch)
 
     monkeypatch.setattr(TrainConfig, "validate_every", EVERY)
     print(f"\n{STEPS} steps of {BATCH}, {SEEDS} seeds\n{'seed':>4} {'diffusers: lowest loss at ' + ', '.join(f'{r:g}' for r in RATES):>55} {'at step':>8} {'this pack: lowest':>18} {'at level':>9}")
-    needed = []
+    needed, bests = [], []
     for seed in range(SEEDS):
         theirs = {rate: curve_of_diffusers(small, small_checkpoint, sets, rate, seed) for rate in RATES}
         ours = curve_of_ours(small, run_node, sets, seed)
         assert ours[0] == pytest.approx(theirs[RATES[0]][0], rel=1e-3)  # the same base, scored the same
         best = min(theirs, key=lambda rate: min(theirs[rate].values()))
+        bests.append(best)
         level = min(theirs[best].values())
         needed.append((reached(theirs[best], level), reached(ours, level)))
         lows = ", ".join(f"{min(curve.values()):.5f}" for curve in theirs.values())
         print(f"{seed:>4} {lows:>55} {needed[-1][0]:>8} {min(ours.values()):>18.5f} {needed[-1][1]:>9}  (base {ours[0]:.5f})")
+    assert sum(best == RATES[1] for best in bests) > SEEDS / 2  # its best lies within the three
     mine, other = seconds_a_step(small, run_node, small_checkpoint, sets)
     ratios = [ours * mine / (theirs * other) for theirs, ours in needed]
     print(f"a step: this pack {mine:.3f} s, diffusers {other:.3f} s; wall time to the level over diffusers': {', '.join(f'{r:.2f}' for r in ratios)}")
@@ -154,7 +157,7 @@ def variants():
     from bespoke.training import data, lora, objective
     from bespoke.training.randomness import generator
 
-    stratified, noise = data.stratified_uniform, data.noise
+    stratified, noise, expected = data.stratified_uniform, data.noise, objective.expected_loss
 
     def independent(seed, step, batch):
         return torch.rand(batch, generator=generator(seed, "independent", step))
@@ -173,26 +176,31 @@ def variants():
             for down in self.down.values():
                 down.data.mul_(3.0)
 
+    def root(*args):
+        return expected(*args).sqrt()
+
+    ratio = lambda value: [(lora, "UP_RATE", value)]  # noqa: E731
     return {
-        "as shipped": ({}, []),
-        "independent noise levels": ({}, [(data, "stratified_uniform", independent)]),
+        "as shipped, 1e-3": ({}, []),
+        "the default rate, 1e-4": ({"learning_rate": 1e-4}, []),
+        "rate 5e-4": ({"learning_rate": 5e-4}, []),
+        "rate 2e-3": ({"learning_rate": 2e-3}, []),
+        "uniform noise levels": ({"timestep_sampling": "uniform"}, []),
+        "importance by the loss's root": ({}, [(objective, "expected_loss", root)]),
+        "importance, independent levels": ({}, [(data, "stratified_uniform", independent)]),
         "levels spread over time too": ({}, [(data, "stratified_uniform", over_time)]),
         "antithetic noises": ({}, [(data, "noise", antithetic)]),
-        "equal rates (no LoRA+)": ({}, [(lora, "UP_RATE", 1.0)]),
-        "equal rates, 8e-3": ({"learning_rate": 8e-3}, [(lora, "UP_RATE", 1.0)]),
-        "LoRA+ 4": ({}, [(lora, "UP_RATE", 4.0)]),
-        "LoRA+ 8": ({}, [(lora, "UP_RATE", 8.0)]),
-        "LoRA+ 4, 2e-3": ({"learning_rate": 2e-3}, [(lora, "UP_RATE", 4.0)]),
-        "uniform noise levels": ({"timestep_sampling": "uniform"}, []),
-        "importance without an even share": ({}, [(objective, "EVEN", 0.01)]),
-        "down three times as large": ({}, [(train, "LowRankAdapters", Wider)]),
-        "min-SNR": ({"loss_weighting": "min-SNR"}, []),
         "shifted noise levels": ({"timestep_sampling": "shifted"}, []),
-        "min-SNR, uniform": ({"loss_weighting": "min-SNR", "timestep_sampling": "uniform"}, []),
-        "mean of parameters (EMA .98)": ({"ema": 0.98}, []),
-        "constant rate, EMA .98": ({"ema": 0.98, "lr_schedule": "constant"}, []),
-        "learning rate 5e-4": ({"learning_rate": 5e-4}, []),
-        "learning rate 2e-3": ({"learning_rate": 2e-3}, []),
+        "min-SNR": ({"loss_weighting": "min-SNR"}, []),
+        "equal rates, 1e-3": ({}, ratio(1.0)),
+        "equal rates, 8e-3": ({"learning_rate": 8e-3}, ratio(1.0)),
+        "LoRA+ 4, 4e-3": ({"learning_rate": 4e-3}, ratio(4.0)),
+        "LoRA+ 8, 2e-3": ({"learning_rate": 2e-3}, ratio(8.0)),
+        "LoRA+ 8, 1e-3": ({}, ratio(8.0)),
+        "LoRA+ 32, 5e-4": ({"learning_rate": 5e-4}, ratio(32.0)),
+        "down three times as large": ({}, [(train, "LowRankAdapters", Wider)]),
+        "EMA .98": ({"ema": 0.98}, []),
+        "EMA .98, constant rate": ({"ema": 0.98, "lr_schedule": "constant"}, []),
     }
 
 

@@ -20,7 +20,7 @@ from small_values import STYLE, SUBJECT
 OUT = host.ROOT / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 # For a style in some tens of pictures; a subject of 5 to 20 needs fewer steps and a lower rank.
-STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "steps": 750}
+STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 5e-5, "steps": 750}
 SUBJECT_TRAINING = {"learning_rate": 1e-4, "steps": 400}
 BRING = "Choose your own picture in *The picture*: 512 to 768 px a side for SD1.5, as nothing scales it down."
 FIRST_TRAIN = "and choose your file where a list is red (press R to refresh the lists)."

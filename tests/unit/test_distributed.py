@@ -28,22 +28,23 @@ def test_shares_are_all_places_once_and_even(count, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-def test_a_shared_batch_is_the_whole_batch_to_the_bit(size):
+@pytest.mark.parametrize("sampling", ["importance", "logit-normal"])
+def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, sampling):
     torch.manual_seed(0)
     latents = [torch.randn(1, 4, 8, 8 + 4 * (i % 2)) for i in range(9)]
     masks = [torch.rand(1, 1, *latent.shape[2:]) if i == 3 else None for i, latent in enumerate(latents)]
     data = LatentSet(latents, masks)
-    levels = ImportanceSampling(torch.linspace(1.9, 0.1, 19, dtype=torch.float64))
-    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4)
+    levels = ImportanceSampling(torch.linspace(1.9, 0.1, 19, dtype=torch.float64)) if sampling == "importance" else None
+    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4, timestep_sampling=sampling)
     for micro in range(8):
         whole = data.batch(config, micro, CPU, levels=levels)
         parts = [data.batch(config, micro, CPU, places=share, levels=levels) for rank in range(size) if (share := World(rank, size).share(4))]
-        for name in ("latent", "noise", "u", "weight"):
+        for name in ("latent", "noise", "u", *(["weight"] if levels else [])):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
         for name in ("indices", "captions", "places"):
             assert sum((getattr(part, name) for part in parts), []) == getattr(whole, name)
         losses = torch.rand(4)
-        assert sum(part.share_of_mean(losses[part.places]) for part in parts) == pytest.approx(float((losses * whole.weight).mean()))
+        assert sum(part.share_of_mean(losses[part.places]) for part in parts) == pytest.approx(float((losses * (whole.weight if levels else 1)).mean()))
         drawn = [part.mask for part in parts if part.mask is not None]
         assert (whole.mask is None) == (not drawn)
 

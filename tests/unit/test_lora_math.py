@@ -51,6 +51,19 @@ def test_state_round_trip_and_start_is_decided_by_the_seed():
     assert torch.equal(other.up["a.to_q"], lora.up["a.to_q"])
 
 
+def test_the_factor_that_starts_at_zero_learns_16_times_as_fast():
+    """LoRA+; also where layers have a rate of their own. The run's rate is the first group's, which the page shows."""
+    layers = {name: nn.Linear(4, 4) for name in ("unet.a", "text.b")}
+    lora = LowRankAdapters(layers, 2, 2, 0, CPU, rates={"text.": 1e-5})
+    rates = {id(parameter): rate for parameters, rate in lora.groups(1e-3) for parameter in parameters}
+    assert len(rates) == 4
+    assert rates[id(lora.down["unet.a"])] == pytest.approx(1e-3)
+    assert rates[id(lora.up["unet.a"])] == pytest.approx(1.6e-2)
+    assert rates[id(lora.down["text.b"])] == pytest.approx(1e-5)
+    assert rates[id(lora.up["text.b"])] == pytest.approx(1.6e-4)
+    assert lora.groups(1e-3)[0][1] == 1e-3
+
+
 def test_convolutions_and_empty_targets_are_refused():
     with pytest.raises(InputError, match="convolution"):
         LowRankAdapters({"c": nn.Conv2d(3, 4, 3)}, 1, 1, 0, CPU)
@@ -177,12 +190,12 @@ def test_diffusers_keeps_the_strength_without_alpha_and_comes_back():
 
 
 def test_metadata_is_what_others_read():
-    run = Run("lora-1", "lora", {"steps": 9, "learning_rate": 1e-3, "seed": 5}, "base.safetensors", 3, "teal", {"teal": 3})
+    run = Run("lora-1", "lora", {"steps": 9, "learning_rate": 1e-3, "seed": 5, "loraplus_lr_ratio": 16.0}, "base.safetensors", 3, "teal", {"teal": 3})
     run.losses = [1.0] * 9
     meta = formats.metadata(comfy_lora(), run, "my-lora", {"1": {}}, {"nodes": []})
     assert all(isinstance(value, str) for value in meta.values())
     assert (meta["ss_network_dim"], meta["ss_network_alpha"], meta["ss_steps"]) == ("2", "4.0", "9")
-    assert json.loads(meta["ss_network_args"]) == {"loraplus_lr_ratio": "16"}
+    assert json.loads(meta["ss_network_args"]) == {"loraplus_lr_ratio": "16.0"}
     assert meta["ss_sd_model_name"] == "base.safetensors"
     assert json.loads(meta["ss_tag_frequency"]) == {"images": {"teal": 3}}
     assert json.loads(meta["workflow"]) == {"nodes": []}

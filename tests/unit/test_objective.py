@@ -6,6 +6,7 @@ import pytest
 import torch
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
+from bespoke.training.errors import InputError
 from bespoke.training.objective import (
     ImportanceSampling,
     denoising_loss,
@@ -194,8 +195,10 @@ def test_expected_loss_is_the_unit_gaussians():
     assert expected_loss("epsilon", s, "min-SNR").item() == pytest.approx(12.0**-2 / (1 + 12.0**-2))
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
-@pytest.mark.parametrize("weighting", ["none", "min-SNR"])
+@pytest.mark.parametrize(
+    ("prediction", "weighting"),
+    [("epsilon", "none"), ("epsilon", "min-SNR"), ("epsilon", "debiased"), ("v", "min-SNR"), ("v", "debiased"), ("flow", "none"), ("flow", "min-SNR")],
+)  # fmt: skip
 def test_importance_sampling_draws_by_the_expected_loss_and_leaves_the_mean_as_it_is(prediction, weighting):
     model = Schedule(prediction)
     levels = importance(model, "importance", weighting)
@@ -230,8 +233,38 @@ def test_importance_sampling_keeps_strata_and_the_ends_and_asks_for_its_model():
     even = ImportanceSampling(torch.ones(10, dtype=torch.float64))
     assert torch.allclose(even.place(u), u, atol=1e-6)
     assert importance(Schedule("epsilon"), "uniform") is None
-    with pytest.raises(ValueError, match="no timestep sampling 'importance'"):
-        LatentSet([torch.randn(1, 4, 4, 4)], [None]).batch(TrainConfig(1, 0.0, 1, 0), 0, torch.device("cpu"))
+    data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
+    for sampling, given in (("importance", None), ("shifted", levels)):
+        with pytest.raises(ValueError, match="belongs to that sampling"):
+            data.batch(TrainConfig(1, 0.0, 1, 0, timestep_sampling=sampling), 0, torch.device("cpu"), levels=given)
+
+
+def test_importance_sampling_where_the_schedule_ends_in_noise_alone():
+    """Zero terminal SNR as ComfyUI has it, and a schedule that begins at nothing."""
+    model = Schedule("v")
+    model.sigmas[-1] = 4518.0
+    for weighting in ("none", "min-SNR", "debiased"):
+        density = ImportanceSampling.of(model, weighting).density
+        assert density.isfinite().all()
+        assert density.min() >= 0.1
+    assert torch.allclose(ImportanceSampling.of(model).density, torch.ones(1000, dtype=torch.float64))
+    model.sigmas[0] = 0.0
+    with pytest.raises(InputError, match="begin at 0 .* choose uniform"):
+        ImportanceSampling.of(model)
+
+
+def test_a_device_without_float64_can_draw_by_importance():
+    class OnDevice(torch.Tensor):
+        def double(self):
+            raise TypeError("no float64 here")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    model = Schedule("epsilon")
+    plain = ImportanceSampling.of(model).density
+    model.sigmas = model.sigmas.as_subclass(OnDevice)
+    assert torch.equal(ImportanceSampling.of(model).density, plain)
 
 
 def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
