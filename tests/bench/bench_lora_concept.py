@@ -7,8 +7,9 @@ float32. This pack has its defaults, but for the learning rate: the default is o
 scripts have the same 1e-4, and the small model wants ten times that here and forty times that there. Both are
 scored on the same four other pictures, at the same noise levels with the same noises. The level to reach is the lowest
 loss that diffusers gets to in its steps at its best learning rate (cosine, as its README's example); a time is the
-number of steps to that level times the seconds of a step, which are measured at the end, taking turns. The second
-table trains with one thing changed at a time.
+number of steps to that level times the seconds of a step, which are measured at the end, taking turns. What is judged
+is the mean curve of the seeds: one seed's curve ends within .0005 of where it ended in bfloat16, which is as much as
+the two sides differ there. The second table trains with one thing changed at a time.
 
 BESPOKE_BENCH_STEPS (400) and BESPOKE_BENCH_SEEDS (3) make it shorter; with the defaults the first table takes half an
 hour on two cores, the second some hours.
@@ -93,6 +94,11 @@ def curve_of_ours(small, run_node, sets, seed: int, **changes) -> dict[int, floa
     return dict(run.held_out)
 
 
+def mean_curve(curves) -> dict[int, float]:
+    curves = list(curves)
+    return {step: statistics.mean(curve[step] for curve in curves) for step in curves[0]}
+
+
 def reached(curve: dict[int, float], level: float) -> float:
     """The first step at which the loss is at the level or below."""
     return next((step for step, loss in sorted(curve.items()) if loss <= level), math.inf)
@@ -118,22 +124,28 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch)
 
     monkeypatch.setattr(TrainConfig, "validate_every", EVERY)
     print(f"\n{STEPS} steps of {BATCH}, {SEEDS} seeds\n{'seed':>4} {'diffusers: lowest loss at ' + ', '.join(f'{r:g}' for r in RATES):>55} {'at step':>8} {'this pack: lowest':>18} {'at level':>9}")
-    needed, bests = [], []
+    needed, runs = [], []
     for seed in range(SEEDS):
         theirs = {rate: curve_of_diffusers(small, small_checkpoint, sets, rate, seed) for rate in RATES}
         ours = curve_of_ours(small, run_node, sets, seed)
         assert ours[0] == pytest.approx(theirs[RATES[0]][0], rel=1e-3)  # the same base, scored the same
         best = min(theirs, key=lambda rate: min(theirs[rate].values()))
-        bests.append(best)
+        runs.append((theirs, ours))
         level = min(theirs[best].values())
         needed.append((reached(theirs[best], level), reached(ours, level)))
         lows = ", ".join(f"{min(curve.values()):.5f}" for curve in theirs.values())
         print(f"{seed:>4} {lows:>55} {needed[-1][0]:>8} {min(ours.values()):>18.5f} {needed[-1][1]:>9}  (base {ours[0]:.5f})")
-    assert sum(best == RATES[1] for best in bests) > SEEDS / 2  # its best lies within the three
+    theirs, ours = {rate: mean_curve(t[rate] for t, _ in runs) for rate in RATES}, mean_curve(o for _, o in runs)
+    best = min(theirs, key=lambda rate: min(theirs[rate].values()))
+    level = min(theirs[best].values())
+    needed.append((reached(theirs[best], level), reached(ours, level)))
+    lows = ", ".join(f"{min(curve.values()):.5f}" for curve in theirs.values())
+    print(f"mean {lows:>55} {needed[-1][0]:>8} {min(ours.values()):>18.5f} {needed[-1][1]:>9}")
     mine, other = seconds_a_step(small, run_node, small_checkpoint, sets)
     ratios = [ours * mine / (theirs * other) for theirs, ours in needed]
     print(f"a step: this pack {mine:.3f} s, diffusers {other:.3f} s; wall time to the level over diffusers': {', '.join(f'{r:.2f}' for r in ratios)}")
-    assert statistics.mean(ratios) <= 2 / 3
+    assert best not in (RATES[0], RATES[-1])  # its best lies within the three
+    assert ratios[-1] <= 2 / 3
 
 
 @contextlib.contextmanager
