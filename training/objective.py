@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import torch
@@ -125,17 +126,25 @@ class ImportanceSampling:
             )
         return cls((1 - EVEN) * expected / expected.mean() + EVEN)
 
+    @cached_property
+    def _ends(self) -> Tensor:
+        """[cells], the share of all draws that fall into a cell or before it."""
+        return self.density.cumsum(0) / len(self.density)
+
     def place(self, u: Tensor) -> Tensor:
         """Uniform draws [B] in 0..1 turned into places by the law; strata stay strata."""
-        ends = self.density.cumsum(0) / len(self.density)
-        u = u.double() * ends[-1]  # the last end is 1 but for rounding
-        cell = torch.searchsorted(ends, u, right=True).clamp(max=len(self.density) - 1)
-        within = (u - (ends[cell] - self.density[cell] / len(self.density))) / self.density[cell]
-        return (cell / len(self.density) + within.clamp(0, 1 / len(self.density))).float().clamp(max=1 - 2**-24)
+        count = len(self.density)
+        u = u.double() * self._ends[-1]  # the last end is 1 but for rounding
+        cell = torch.searchsorted(self._ends, u, right=True).clamp(max=count - 1)
+        density = self.density[cell]
+        within = (u - (self._ends[cell] - density / count)) / density
+        return (cell / count + within.clamp(0, 1 / count)).float().clamp(max=1 - 2**-24)
 
     def weight(self, place: Tensor) -> Tensor:
         """What the loss [B] at places is multiplied by: one over the density."""
-        return (1 / self.density)[(place.cpu().double() * len(self.density)).long().clamp(max=len(self.density) - 1)].float()
+        count = len(self.density)
+        cell = (place.cpu().double() * count).long().clamp(max=count - 1)
+        return (1 / self.density[cell]).float()
 
 
 def importance(model: Denoiser, timestep_sampling: str, weighting: str = "none") -> ImportanceSampling | None:

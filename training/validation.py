@@ -1,7 +1,7 @@
 """The held-out loss: images that are not trained on, at fixed noise levels and noises, so that the curve is comparable.
 
-A single step's training loss scatters with the noise levels and pictures that were drawn. The same images at the same levels with the
-same noises, scored again and again, say whether the model got better at pictures that it has not seen.
+A single step's training loss scatters with the noise levels and pictures that were drawn. The same images at the same
+levels with the same noises, scored again and again, say whether the model got better at pictures that it has not seen.
 
 A set of fewer than ten pictures cannot spare any. There the question is asked in rotation (cross-validation; Kohavi
 1995): a few trainings, each without some of the pictures, say at which step pictures that were left out are predicted

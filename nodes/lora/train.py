@@ -153,7 +153,6 @@ def fit_lora(
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
         run.names = {name: forms for name, forms in names.items() if name in layers}
         prompts = Prompts(denoiser, pictures, clip, text, material.prompts, sample_prompt(pictures, request))
-
         levels = importance(denoiser, config.timestep_sampling, config.loss_weighting)
 
         def fit(part: Part) -> dict[str, Tensor]:
