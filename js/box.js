@@ -53,6 +53,7 @@ function move(node, widget, after) {
     const answer = serialized?.call(this, data, ...rest);
     if (Array.isArray(data?.widgets_values)) {
       const saved = data.widgets_values;
+      if (saved.length === this.widgets.filter((one) => one.serialize !== false).length) return answer; // compact: pages from 1.53 on
       data.widgets_values = this.widgets.flatMap((one, i) => (one.serialize === false ? [] : [saved[i] ?? null]));
     }
     return answer;
