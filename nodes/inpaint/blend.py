@@ -19,7 +19,9 @@ state of a run and two runs cannot meet.
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,6 +64,12 @@ class Blend:
 def has_own_inpaint_noise(model) -> bool:
     """Whether the model of a ModelPatcher keeps masked latents in its own way (most do not noise them at all)."""
     return getattr(type(model.model), "scale_latent_inpaint", None) is not BaseModel.scale_latent_inpaint
+
+
+def takes_denoise_mask(scale_latent_inpaint: Callable) -> bool:
+    """Whether the function takes the `denoise_mask` that ComfyUI 0.33 and newer pass to it."""
+    parameters = inspect.signature(scale_latent_inpaint).parameters
+    return "denoise_mask" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def choose(cells: torch.Tensor, model) -> tuple[str, str]:
@@ -181,6 +189,7 @@ class _Run:
         self.allowed = (denoise_mask > 0).to(denoise_mask.dtype)
         self.own_way = type(model).scale_latent_inpaint is not BaseModel.scale_latent_inpaint
         self.inject = self.blend.kind == "re-inject" or self.own_way
+        self.takes_mask = takes_denoise_mask(model.scale_latent_inpaint)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, None, disable_pbar)
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
@@ -189,7 +198,11 @@ class _Run:
         mask = self.mask_at(timestep, model_options)
         keep = 1.0 - mask
         if self.inject:
-            held = self.model.scale_latent_inpaint(x=x, sigma=timestep, noise=self.noise, latent_image=self.original)
+            # The mask that is blended with, as core does: after its functions, [B, C, ...] like the latent.
+            given = {"denoise_mask": mask} if self.takes_mask else {}
+            held = self.model.scale_latent_inpaint(
+                x=x, sigma=timestep, noise=self.noise, latent_image=self.original, **given
+            )
             x = x * mask + held * keep
 
         def blended(prediction):

@@ -479,6 +479,83 @@ def test_a_model_with_its_own_way_of_masking_is_asked_in_its_own_way(run_node, f
         assert "in a way of its own" in report
 
 
+class TakesMask(comfy.model_base.BaseModel):
+    """Keeps masked latents as some models of ComfyUI 0.33 do: partly as they are, by the mask that is blended with."""
+
+    def scale_latent_inpaint(self, sigma, noise, latent_image, x=None, denoise_mask=None, **kwargs):
+        own = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image, **kwargs)
+        self.given.append((x, denoise_mask, own))
+        return own if denoise_mask is None else torch.where(denoise_mask > 0.25, x, own)
+
+
+class TakesAnything(comfy.model_base.BaseModel):
+    def scale_latent_inpaint(self, latent_image, **kwargs):
+        self.given.append((kwargs["x"], kwargs.get("denoise_mask"), latent_image))
+        return latent_image
+
+
+class TakesNoMask(comfy.model_base.BaseModel):
+    def scale_latent_inpaint(self, x, sigma, noise, latent_image):
+        self.given.append((x, None, latent_image))
+        return latent_image
+
+
+@pytest.mark.parametrize("others", [False, True], ids=["alone", "with a denoise-mask function"])
+@pytest.mark.parametrize("base", [TakesMask, TakesAnything])
+@pytest.mark.parametrize("blend", BLENDS)
+def test_a_model_that_takes_the_mask_is_given_the_one_that_is_blended_with(
+    run_node, field, latent, base, blend, others
+):
+    wrapped = wrap(field, "flow", base=base)
+    answer, given = wrapped.model.diffusion_model, []
+    answer.keep, wrapped.model.given = True, given
+    if others:
+        (wrapped,) = run_node("DifferentialDiffusion", model=wrapped)
+    model, masked, *_ = run_node(
+        "BespokeLatentMaskBlend", model=wrapped, latent=latent, mask=soft_mask(), blend=blend, feather=0
+    )
+    result = ksample(model, masked)
+    assert outside_error(result, latent, masked["noise_mask"]) == 0.0
+    assert len(given) == len(answer.asked) == SAMPLER_STEPS
+    means = set()
+    for (x, mask, own), (_, asked) in zip(given, answer.asked, strict=True):
+        assert mask.shape == x.shape
+        held = torch.where(mask > 0.25, x, own) if base is TakesMask else own
+        assert torch.equal(asked, x * mask + held * (1.0 - mask))
+        means.add(float(mask.mean()))
+        if blend == "differential" or others:
+            assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        else:
+            assert torch.equal(mask, masked["noise_mask"].expand_as(x))
+    assert len(means) == (SAMPLER_STEPS if blend == "differential" or others else 1)  # one mask for each step
+
+
+def test_cores_own_noise_mask_gives_the_model_the_same_mask(run_node, field, latent):
+    """Where this ComfyUI passes the mask: 0.33 and newer."""
+    given = []
+    wrapped = wrap(field, "flow", base=TakesAnything)
+    wrapped.model.given = given
+    model, masked, *_ = run_node(
+        "BespokeLatentMaskBlend", model=wrapped, latent=latent, mask=soft_mask(), blend="re-inject", feather=0
+    )
+    ksample(wrapped, masked)
+    cores = [mask for _, mask, _ in given]
+    given.clear()
+    ksample(model, masked)
+    assert len(given) == len(cores)
+    if cores[0] is not None:
+        assert all(torch.equal(ours, core) for (_, ours, _), core in zip(given, cores, strict=True))
+
+
+def test_a_model_that_takes_no_mask_is_given_none(run_node, field, latent):
+    wrapped = wrap(field, "flow", base=TakesNoMask)
+    wrapped.model.given = []
+    model, masked, *_ = run_node("BespokeLatentMaskBlend", model=wrapped, latent=latent, mask=picture_mask())
+    result = ksample(model, masked)
+    assert outside_error(result, latent, masked["noise_mask"]) == 0.0
+    assert len(wrapped.model.given) == SAMPLER_STEPS
+
+
 # --- Over time ---------------------------------------------------------------------------------------------------------
 
 
