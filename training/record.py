@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import Any
 
 from .plain_json import read_json
 
 # What may change between two requests that are still the same run, only longer or watched more closely.
 NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep"})
+
+LONGEST_TEXT = 2000  # characters of a text in a summary
+MOST_SETTINGS = 200  # in a summary
 
 
 def run_id(technique: str, settings: Mapping[str, Any], images: str, base: str) -> str:
@@ -80,9 +85,10 @@ class Run:
         after = [(step, loss) for step, loss in self.held_out if step > self.best[0]]
         return self.best[0] if after and min(loss for _, loss in after) > 1.02 * self.best[1] else None
 
-    def to_json(self) -> str:
-        """The record as strict JSON: numbers that are not finite become null."""
-        return json.dumps(_finite(asdict(self)), allow_nan=False)
+    def to_json(self, leave_out: Collection[str] = ()) -> str:
+        """The record as strict JSON: numbers that are not finite become null. leave_out: names of fields."""
+        values = {name: value for name, value in vars(self).items() if name not in leave_out}
+        return json.dumps(_finite(values), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Run:
@@ -94,9 +100,95 @@ class Run:
             run.losses = [math.nan if loss is None else float(loss) for loss in run.losses]
             run.held_out = [(int(step), math.nan if loss is None else float(loss)) for step, loss in run.held_out]
             run.samples = [(int(step), str(name)) for step, name in run.samples]
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error
         return run
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The part of a run's record that a list needs: no losses, held-out curve, samples or layer names.
+
+    settings: the request, its texts, numbers and booleans only. steps_done: the number of losses. best: (step, loss) of
+    the lowest held-out loss.
+    """
+
+    id: str
+    technique: str
+    base: str
+    trigger: str
+    images: int
+    trained: int
+    seconds: float
+    started: float
+    state: str
+    node: str
+    workflow: str
+    settings: dict[str, str | float | bool]
+    resolution: str
+    prediction: str
+    architecture: str
+    steps_done: int
+    best: tuple[int, float] | None
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Summary:
+        """The summary with these values by field name; long texts are cut, other keys are ignored.
+
+        Raises `ValueError` where a value is missing or has another type, so that a list can rely on the types.
+        """
+        try:
+            texts = {name: _text(values[name]) for name in _TEXTS}
+            numbers = {name: _number(values[name]) for name in _NUMBERS}
+            best = None if values["best"] is None else tuple(_number(value) for value in values["best"])
+            if best is not None and len(best) != 2:
+                raise ValueError(f"best has {len(best)} values")
+            return cls(**texts, **numbers, settings=plain_settings(values["settings"]), best=best)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"no summary of a run: {error}") from error
+
+
+_TEXTS = ("id", "technique", "base", "trigger", "state", "node", "workflow", "resolution", "prediction", "architecture")
+_NUMBERS = ("images", "trained", "seconds", "started", "steps_done")
+_LARGEST = sys.float_info.max
+
+
+def summary_of(run: Run) -> Summary:
+    """What a list shows of a run. Raises `ValueError` where the record has a value of a wrong type."""
+    return Summary.from_values(vars(run) | {"steps_done": len(run.losses), "best": run.best})
+
+
+def plain_settings(values: Mapping[str, Any]) -> dict[str, str | float | bool]:
+    """The settings that `plain_value` does not drop, at most `MOST_SETTINGS`."""
+    plain = {}
+    for name, value in islice(values.items(), MOST_SETTINGS):
+        value = plain_value(value)
+        if value is not None:
+            plain[name[:LONGEST_TEXT]] = value
+    return plain
+
+
+def plain_value(value: Any) -> str | float | bool | None:
+    """The value if it is a boolean, a finite number or a text, which is cut to `LONGEST_TEXT`; else None."""
+    if isinstance(value, str):
+        return value[:LONGEST_TEXT]
+    return value if _is_finite(value) else None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{type(value).__name__} instead of a text")
+    return value[:LONGEST_TEXT]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not _is_finite(value):
+        raise ValueError(f"{type(value).__name__} instead of a finite number")
+    return value
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) <= _LARGEST  # true for booleans, false for nan
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,9 @@
-"""Opening files that come from anywhere: safetensors only, sizes checked first, no pickle ever."""
+"""Opening files that come from anywhere: safetensors and plain text only, sizes checked first, no pickle ever."""
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import torch
@@ -44,6 +46,24 @@ def read_safetensors(path: Path, what: str, largest: int | None = None) -> tuple
     if bad:
         raise InputError(f"{path.name} holds numbers that are not finite ({bad[0]}); it was broken when it was saved")
     return tensors, meta
+
+
+def read_text(path: str | Path, largest: int) -> str:
+    """The text of a UTF-8 file. largest: bytes it may have at most.
+
+    Raises `OSError` when the file cannot be read, and `ValueError` when it is larger, no UTF-8 or no regular file.
+    """
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path} is no regular file")
+        if found.st_size > largest:
+            raise ValueError(f"{path} has {found.st_size:,} bytes; at most {largest:,} are read")
+        return file.read().decode("utf-8")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for a writer
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -6,8 +6,9 @@ import pytest
 import tiny
 import torch
 from bespoke.nodes.bridge.data.pictures import Pictures
+from bespoke.nodes.bridge.runs.index import RunIndex
 from bespoke.nodes.bridge.runs.rotation import in_rotation
-from bespoke.nodes.bridge.runs.store import RunStore, list_runs, request_finish
+from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.images import ImageSet
@@ -133,7 +134,7 @@ def test_an_interrupt_in_any_of_them_is_gone_on_from(models, run_node, during, n
 
 
 def test_finish_in_a_rotation_hands_on_what_it_has(models, run_node, during):
-    during(2, 5, lambda: request_finish(max(list_runs(), key=lambda run: run.started).id))
+    during(2, 5, lambda: request_finish(RunIndex().look().runs[0].summary.id))
     _, _, loss, run, *_ = train(run_node, models, seed=5)
     assert run.state == "kept"
     assert run.images == 4

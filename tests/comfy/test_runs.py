@@ -1,10 +1,26 @@
-"""Interrupt, finish, go on: nothing that was trained is lost."""
+"""Interrupt, finish, go on: nothing that was trained is lost. The list of runs shows what is on disk."""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
+import folder_paths
 import pytest
 import torch
-from bespoke.nodes.bridge.runs.store import RunStore, list_runs, request_finish
+from bespoke.nodes.bridge.runs import routes
+from bespoke.nodes.bridge.runs.index import RunIndex
+from bespoke.nodes.bridge.runs.match import NodeRequest, find_run, same_request
+from bespoke.nodes.bridge.runs.store import RunStore, request_finish, runs_folder
+from bespoke.training.errors import InputError
+from bespoke.training.record import NOT_IDENTITY, Run, summary_of
 from comfy.patcher_extension import WrappersMP
 from helpers import sprite_set
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -26,6 +42,11 @@ def at_step():
     comfy.utils.set_progress_bar_global_hook(None)
 
 
+def newest() -> Run:
+    """The record of the run that was started last."""
+    return RunStore(RunIndex().look().runs[0].summary.id).record()
+
+
 def request(small, seed, **changes):
     model, clip, vae = small
     return dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 6, side=64, colour="teal"), batch_size=2, precision="fp32", seed=seed) | changes
@@ -36,7 +57,7 @@ def test_an_interrupt_keeps_the_lora_and_queueing_again_ends_bit_identical(small
     at_step(3, comfy.model_management.interrupt_current_processing)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run_node("BespokeTrainLora", **request(small, 21, steps=8, resume=False))
-    record = next(run for run in list_runs() if run.id == whole[3].id)
+    record = RunStore(whole[3].id).record()
     assert record.state == "interrupted"
     done = len(record.losses)
     assert 3 <= done < 8
@@ -74,9 +95,8 @@ def test_finish_hands_on_what_there_is_and_more_steps_go_on(small, run_node, at_
     seen = {}
 
     def finish():
-        run = max(list_runs(), key=lambda run: run.started)
-        seen["id"] = run.id
-        request_finish(run.id)
+        seen["id"] = newest().id
+        request_finish(seen["id"])
 
     at_step(2, finish)
     first = run_node("BespokeTrainLora", **request(small, 22, steps=50))
@@ -156,8 +176,555 @@ def test_a_nan_keeps_the_last_good_state(small, run_node):
     broken.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "breaks", breaks)
     with pytest.raises(ValueError, match=r"Bespoke Train LoRA: the loss at step 4 is nan.*what was learned before it is kept"):
         run_node("BespokeTrainLora", **request(small, 28, steps=30, model=broken))
-    record = max(list_runs(), key=lambda run: run.started)
+    record = newest()
     assert record.state == "failed"
     state = RunStore(record.id).state()
     assert state.step == len(record.losses) == 3
     assert all(torch.isfinite(t).all() for t in state.trained.values())
+
+
+# --- The list of runs ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(comfyui, tmp_path):
+    """The folder of runs in a user directory of its own, where there are none yet."""
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path))
+    yield runs_folder()
+    folder_paths.set_user_directory(before)
+
+
+def a_run(number: int, **changes) -> Run:
+    settings = {"steps": 100, "seed": number, "rank": 8, "learning_rate": 5e-05, "ema": 0.0, "caption_dropout": False, "targets": "all attention"}
+    return replace(Run(f"lora-{number:012x}", "lora", settings, "sd15.safetensors", 10, started=1000.0 + number), **changes)
+
+
+def save(*made: Run) -> None:
+    for run in made:
+        RunStore(run.id).save_record(run)
+
+
+def ids(**query) -> list[str]:
+    """The ids in an answer, which has to be strict JSON."""
+    answer = json.loads(json.dumps(routes.list_runs(query), allow_nan=False))
+    return [run["id"] for run in answer["runs"]]
+
+
+def record_of_0_1(run: Run) -> Path:
+    """A record as version 0.1 wrote it: whole, and with no summary beside it."""
+    names = {f"layer {i}": {"comfyui": f"diffusion_model.input_blocks.{i}.attn2.to_q", "kohya": f"lora_unet_{i}"} for i in range(70)}
+    run = replace(
+        run, names=names, tags={"a": 3}, losses=[0.5, float("nan"), 0.25], held_out=[(0, 0.9), (2, 0.4), (3, 0.6)],
+        samples=[(0, "000000.png")], seconds=12.5, state="finished", node="4:2", workflow="w",
+    )  # fmt: skip
+    path = RunStore(run.id).folder / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(run.to_json())
+    return path
+
+
+def test_the_newest_run_comes_first_and_equal_times_have_one_order(runs):
+    ahead = a_run(7, started=4e9)  # the clock was wrong, or is
+    save(a_run(3), a_run(5, started=1003.0), a_run(4, started=1003.0), a_run(1), ahead, a_run(2, started=-5))
+    expected = [ahead.id, *(f"lora-{n:012x}" for n in (3, 4, 5, 1, 2))]
+    assert ids() == expected
+    save(a_run(5, started=1003.0), a_run(3))  # the order on disk is another one
+    assert ids() == expected
+    assert [listed.summary.id for listed in RunIndex().look().runs] == expected
+
+
+def test_a_list_without_runs_or_without_its_folder(runs):
+    empty = {"runs": [], "total": 0, "page": 0, "pages": 0, "stamp": routes.list_runs({})["stamp"]}
+    assert routes.list_runs({}) == empty
+    runs.mkdir(parents=True)
+    assert routes.list_runs({}) == empty
+    assert routes.list_runs({"stamp": empty["stamp"]}) == {"stamp": empty["stamp"], "unchanged": True}
+
+
+def test_pages_of_a_hundred(runs):
+    save(*map(a_run, range(205)))
+    newest_first = [f"lora-{n:012x}" for n in reversed(range(205))]
+    assert ids() == ids(page="0") == newest_first[:100]
+    assert ids(page="1") == newest_first[100:200]
+    assert ids(page="2") == newest_first[200:]
+    assert ids(page="3") == ids(page="999999999999999") == []
+    answer = routes.list_runs({"page": "2"})
+    assert (answer["total"], answer["page"], answer["pages"]) == (205, 2, 3)
+    searched = routes.list_runs({"search": "12", "page": "0"})  # in a seed
+    assert (searched["total"], searched["pages"]) == (len(searched["runs"]), 1)
+    assert searched["stamp"] == answer["stamp"]
+
+
+@pytest.mark.parametrize("page", ["", "one", "-1", "1.5", "0x1", "١", "1 ", "9" * 5000, "nan"])
+def test_a_page_that_is_no_number_is_refused(runs, page):
+    with pytest.raises(InputError, match=r"^page is '.{0,40}'; give a whole number from 0$"):
+        routes.list_runs({"page": page})
+
+
+def test_a_search_finds_runs_in_which_every_word_occurs(runs):
+    word = Run("textual-inversion-00000000000a", "textual inversion", {"name": "Müller-FRIDA", "template": "style"}, "Flux\ndev", 3, trigger="<frida>")
+    save(a_run(1, trigger="a photo of sks"), a_run(2, state="kept", base="XL.safetensors"), word)
+    one, two = (f"lora-{n:012x}" for n in (1, 2))
+    for search, expected in {
+        "": {one, two, word.id},
+        " \t\n ": {one, two, word.id},
+        "lora": {one, two},
+        "SKS  Photo": {one},
+        "xl KEPT": {two},
+        "müller": {word.id},
+        "MÜLLER inversion textual": {word.id},
+        "flux dev": {word.id},
+        "fluxdev": set(),
+        "caption_drop": {one, two},  # a setting's name
+        "0.00005": {one, two},
+        "5e-05": {one, two},
+        "false attention": {one, two},
+        "sks kept": set(),
+        "lora-00": set(),  # the id is no word of the run
+        ".*": set(),
+    }.items():
+        assert set(ids(search=search)) == expected, search
+
+
+def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
+    first, second = a_run(1), a_run(2)
+    stamps = []
+
+    def changed() -> str:
+        stamps.append(routes.list_runs({})["stamp"])
+        assert len(set(stamps)) == len(stamps)
+        for query in ({}, {"page": "5"}, {"search": "nothing"}):
+            assert routes.list_runs(query | {"stamp": stamps[-1]}) == {"stamp": stamps[-1], "unchanged": True}
+        assert all("runs" in routes.list_runs({"stamp": old}) for old in [*stamps[:-1], "", "x"])
+        return stamps[-1]
+
+    changed()
+    save(first)
+    changed()
+    save(second)
+    both = changed()
+    for state in ("aa", "bb", "cc", "dd"):  # of the same size, and perhaps within one tick of the clock
+        save(replace(second, state=state))
+        changed()
+    save(replace(first, losses=[0.1]))
+    changed()
+    save(first, second)
+    assert routes.list_runs({})["stamp"] == both  # as it was
+    assert RunIndex().look().stamp == both  # and in another process
+    os.utime(RunStore(first.id).folder / "record.json")
+    assert routes.list_runs({})["stamp"] == both
+    shutil.rmtree(RunStore(second.id).folder)
+    assert routes.list_runs({})["stamp"] == stamps[1]
+    RunStore(first.id).set_aside()
+    assert routes.list_runs({})["stamp"] == stamps[0]
+    assert ids() == []
+    assert len(list(runs.iterdir())) == 1
+
+
+def test_a_list_reads_the_summary_alone_and_a_second_one_nothing(runs):
+    run = a_run(1, losses=[0.5] * 5000, held_out=[(10, 0.5)])
+    save(run)
+    record, index = RunStore(run.id).folder / "record.json", RunIndex()
+
+    def overwrite(path: Path) -> None:
+        """Make nonsense of a file so that it looks untouched: it shows who reads it."""
+        before = path.stat()
+        with path.open("r+") as file:
+            file.write(" " * before.st_size)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    overwrite(record)
+    assert [listed.summary for listed in index.look().runs] == [summary_of(run)]
+    overwrite(record.with_name("summary.json"))
+    assert [listed.summary for listed in index.look().runs] == [summary_of(run)]
+    assert RunIndex().look().runs == ()
+
+
+def test_what_a_summary_holds(runs):
+    record = record_of_0_1(a_run(1, trigger="sks", resolution="1024x1024", prediction="epsilon", architecture="sdxl", images=12, trained=99))
+    (listed,) = routes.list_runs({})["runs"]
+    assert listed == {
+        "id": "lora-000000000001", "technique": "lora", "base": "sd15.safetensors", "trigger": "sks", "images": 12, "trained": 99,
+        "seconds": 12.5, "started": 1001.0, "state": "finished", "node": "4:2", "workflow": "w", "settings": a_run(1).settings,
+        "resolution": "1024x1024", "prediction": "epsilon", "architecture": "sdxl", "steps_done": 3, "best": (2, 0.4),
+    }  # fmt: skip
+    written = json.loads(record.with_name("summary.json").read_text())
+    state = record.stat()
+    assert written == json.loads(json.dumps({"record": [state.st_size, state.st_mtime_ns], **listed}))
+
+
+def test_a_record_of_0_1_gets_a_summary_and_keeps_its_own(runs):
+    record = record_of_0_1(a_run(1))
+    text = record.read_text()
+    assert ids() == ["lora-000000000001"]
+    (kept,) = RunIndex().look().runs
+    assert (kept.summary.steps_done, kept.summary.best) == (3, (2, 0.4))
+    assert record.read_text() == text
+    assert len(RunStore("lora-000000000001").record().names) == 70
+
+
+def test_a_training_writes_the_summary_that_its_record_gives(small, run_node):
+    run = run_node("BespokeTrainLora", **request(small, 41, steps=2))[3]
+    store = RunStore(run.id)
+    written = (store.folder / "summary.json").read_bytes()
+    assert store.summary() == summary_of(store.record())
+    (store.folder / "summary.json").unlink()
+    assert store.summary().steps_done == 2
+    assert (store.folder / "summary.json").read_bytes() == written
+
+
+def test_a_summary_of_another_record_is_not_shown(runs):
+    run = a_run(1, losses=[0.5], state="running")
+    save(run)
+    index, record = RunIndex(), RunStore(run.id).folder / "record.json"
+    summary, backup = record.with_name("summary.json").read_bytes(), runs.parent / "backup.json"
+    shutil.copy2(record, backup)
+
+    def states() -> set[str]:
+        """What a list in this process and one after a start say."""
+        return {look.summary.state for one in (index, RunIndex()) for look in one.look().runs}
+
+    assert states() == {"running"}
+    later = replace(run, state="kept", losses=[0.5, 0.4])
+    for _ in range(2):
+        record.write_text(later.to_json())  # by version 0.1, or killed before the summary was written
+        assert states() == {"kept"}
+        record.with_name("summary.json").write_bytes(summary)
+        assert RunIndex().look().runs[0].summary.state == "kept"
+        os.replace(shutil.copy2(backup, runs.parent / "copy"), record)  # with its time, as a backup has it
+        assert states() == {"running"}
+    record.with_name("summary.json").unlink()
+    assert states() == {"running"}
+    shutil.copytree(record.parent, runs / "moved")  # as into another user directory
+    shutil.rmtree(record.parent)
+    assert states() == set()
+    (runs / "moved").rename(record.parent)
+    assert states() == {"running"}
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+GOOD = a_run(9).to_json()
+
+
+def nested(levels: int) -> str:
+    return GOOD.replace('"tags": {}', '"tags": ' + '{"a": ' * levels + "{}" + "}" * levels)
+
+
+def changed(**values) -> str:
+    return json.dumps(json.loads(GOOD) | values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", GOOD[:-1], "[]", "7", "null", '{"id": "lora-000000000009"}', "\0" * 100, DEEP, '{"a":' * 100_000, b"\xff\xfe\x00".decode("latin-1"),
+     changed(started="soon"), changed(started=None), changed(started=10**400), changed(started=float("nan")), changed(started=True),
+     changed(settings=[1]), changed(settings="x"), changed(technique=None), changed(trigger=["x"]), changed(losses=[10**400]), changed(losses=7),
+     changed(held_out=[[1, 2, 3]]), changed(held_out=[[float("inf"), 1.0]]), changed(held_out={"a": 1}), changed(images="8"), changed(seconds={}),
+     changed(id="lora-00000000000a"), changed(id="../../lora-000000000009"), changed(id=9)],
+)  # fmt: skip
+def test_a_record_that_is_none_is_left_out_of_the_list(runs, text):
+    save(a_run(1))
+    folder = runs / "lora-000000000009"
+    folder.mkdir()
+    (folder / "record.json").write_bytes(text.encode("latin-1"))
+    index = RunIndex()
+    for _ in range(2):
+        assert [listed.summary.id for listed in index.look().runs] == ["lora-000000000001"]
+    assert routes.match_run(wanted(request={"rank": 8}))["run"]["id"] == "lora-000000000001"
+    save(a_run(9))
+    assert len(index.look().runs) == 2
+
+
+@pytest.mark.parametrize("levels", [10, 200, 400, 700, 900])
+def test_a_record_nested_deeply_breaks_no_answer(runs, levels):
+    folder = runs / "lora-000000000009"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(nested(levels))
+    assert len(ids()) <= 1
+    text = routes._record_for_page("lora-000000000009")
+    assert text is None or json.loads(text)["id"] == "lora-000000000009"
+
+
+def test_odd_settings_are_left_out_and_long_ones_cut(runs):
+    odd = {"list": [1], "none": None, "dict": {}, "huge": 10**400, "inf": float("inf"), "yes": True, "text": "x" * 10**6, "number": -1e-300}
+    folder = runs / "lora-000000000009"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(changed(settings=odd | {f"more{i}": i for i in range(1000)}, trigger="\ud800", base="y" * 10**6))
+    (summary,) = routes.list_runs({"search": "true -1e-300"})["runs"]
+    assert {name: summary["settings"][name] for name in ("yes", "text", "number")} == {"yes": True, "text": "x" * 2000, "number": -1e-300}
+    assert not {"list", "none", "dict", "huge", "inf"} & set(summary["settings"])
+    assert len(summary["settings"]) < 200
+    assert len(summary["base"]) == 2000
+    assert RunIndex().look().runs[0].summary.trigger == "\ud800"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda text: "", lambda text: text[:-20], lambda text: "[]", lambda text: DEEP, lambda text: text.replace('"lora-', '"x-'),
+     lambda text: text.replace('"started": 1009.0', '"started": "now"'), lambda text: text.replace('"started": 1009.0', '"started": NaN'),
+     lambda text: text.replace('"best": null', '"best": [1]'), lambda text: text.replace(', "best": null', ""), lambda text: text.replace('"settings": {', '"settings": 7, "x": {'),
+     lambda text: text + " " * 2_000_000, lambda text: text.replace('"steps_done": 0', f'"steps_done": 1{"0" * 400}')],
+)  # fmt: skip
+def test_a_broken_summary_is_made_again(runs, spoil):
+    save(a_run(9))
+    path = RunStore("lora-000000000009").folder / "summary.json"
+    text = path.read_text()
+    assert spoil(text) != text
+    path.write_text(spoil(text))
+    assert [listed.summary for listed in RunIndex().look().runs] == [summary_of(a_run(9))]
+    assert path.read_text() == text
+
+
+def test_files_that_are_no_plain_files(runs):
+    """Folders, named pipes, broken links, files of many gigabytes."""
+    save(*map(a_run, range(1, 6)))
+    folder = {number: RunStore(f"lora-{number:012x}").folder for number in range(1, 6)}
+    (folder[1] / "summary.json").unlink()
+    (folder[1] / "summary.json").mkdir()
+    (folder[2] / "record.json").unlink()
+    (folder[2] / "record.json").mkdir()
+    for name in ("record.json", "summary.json"):
+        with (folder[3] / name).open("r+b") as file:
+            file.truncate(2**34)  # a hole: it takes no room
+    (folder[4] / "summary.json").unlink()
+    (folder[4] / "summary.json").symlink_to(folder[4] / "nowhere")
+    (runs / "lora-0000000000ff").write_text("no folder")
+    left = [a_run(5).id, a_run(4).id, a_run(1).id]
+    if hasattr(os, "mkfifo"):
+        for name in ("record.json", "summary.json"):
+            (folder[5] / name).unlink()
+            os.mkfifo(folder[5] / name)
+        left = left[1:]
+    for _ in range(2):
+        assert ids() == left
+    save(a_run(1))  # a training does not stop for its summary
+    assert ids() == left
+    assert [path.name for path in folder[1].iterdir() if path.name.endswith(".part")] == []
+
+
+def test_only_runs_ids_are_runs(runs):
+    save(a_run(1))
+    good = RunStore("lora-000000000001").folder
+    for name in ("lora-000000000001.20260101-101010", "lora-00000000000", "LORA-000000000002", "000000000002", "lora-00000000000g", "..x", "-000000000002\n"):
+        shutil.copytree(good, runs / name)
+    shutil.copytree(good, runs / "lora-000000000002")  # a good name, and the record of another run
+    assert ids() == ["lora-000000000001"]
+    for name in ("..", "../runs", "lora-000000000001/..", "lora-000000000001.20260101-101010", "", "match"):
+        assert routes._record_for_page(name) is None
+
+
+@contextlib.contextmanager
+def nobody():
+    """As a user who owns no file here; root may write everywhere."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder there is never read-only")
+def test_a_folder_that_cannot_be_written_to_is_listed_all_the_same():
+    base = Path(tempfile.mkdtemp())  # pytest's own may be entered by its owner alone
+    try:
+        for number in (1, 2):
+            RunStore(a_run(number).id, base).save_record(a_run(number, losses=[0.5]))
+        changed = RunStore(a_run(1).id, base).folder
+        (changed / "summary.json").unlink()
+        (changed / "record.json").write_text(a_run(1, losses=[0.5, 0.4]).to_json())
+        for path in (base, *base.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        index = RunIndex(lambda: base)
+        with nobody():
+            with pytest.raises(PermissionError):
+                (changed / "summary.json").write_text("")
+            for _ in range(2):
+                assert [(run.summary.id, run.summary.steps_done) for run in index.look().runs] == [(a_run(2).id, 1), (a_run(1).id, 2)]
+        assert [path.name for path in changed.iterdir()] == ["record.json"]
+        for path in (changed, changed / "record.json"):
+            path.chmod(0o000)
+        with nobody():
+            assert [run.summary.id for run in index.look().runs] == [a_run(2).id]
+        changed.chmod(0o755)
+        with nobody():
+            assert [run.summary.id for run in RunIndex(lambda: base).look().runs] == [a_run(2).id]
+            unread = RunIndex(lambda: base)
+            unread.look()
+        (changed / "record.json").chmod(0o644)  # nothing that a stat of size and time shows
+        with nobody():
+            assert len(unread.look().runs) == 2
+    finally:
+        for path in (base, *base.rglob("*")):
+            path.chmod(0o755)
+        shutil.rmtree(base)
+
+
+def test_lists_during_a_training_are_whole(runs):
+    """One thread saves, several list: each answer is a state that was saved, and none goes back."""
+    save(*(a_run(n) for n in range(10)))
+    end, index, errors, seen = threading.Event(), RunIndex(), [], []
+
+    def look() -> None:
+        try:
+            last = 0
+            while not end.is_set():
+                for one in (index, RunIndex()):
+                    found = {listed.summary.id: listed.summary for listed in one.look().runs}
+                    assert len(found) == 10
+                    assert found[a_run(0).id].steps_done >= last
+                    last = found[a_run(0).id].steps_done
+                    seen.append(last)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for step in range(200):
+        save(a_run(0, losses=[0.5] * step))
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert len(set(seen)) > 5
+    assert index.look().runs == RunIndex().look().runs
+    assert not list(runs.glob("*/.*"))  # nothing half written is left
+
+
+# --- The run that a node shows ---------------------------------------------------------------------------------------
+
+
+def wanted(**changes) -> bytes:
+    return json.dumps({"technique": "lora", "workflow": "w", "paths": ["1:2"], "request": {"seed": 1}} | changes).encode()
+
+
+def test_which_run_a_node_shows(runs):
+    def run(number, seed, node="", workflow="", technique="lora"):
+        return summary_of(a_run(number, node=node, workflow=workflow, technique=technique, settings={"seed": seed, "steps": number}))
+
+    found = [  # newest first
+        run(9, 1, "1:2", "w", "textual inversion"), run(8, 5, "7", "w"), run(7, 1, "9", "w"), run(6, 1, "1:2", "other"), run(5, 2, "1:2", "w"),
+        run(4, 1, "1:2", "w"), run(3, 3, "1:2", ""), run(2, 4), run(1, 1),
+        run(0, 6, "", "new"),
+    ]  # fmt: skip
+    number = {run.id: int(run.id[-1]) for run in found}
+
+    def shown(without=(), **changes):
+        run, exact = find_run([one for one in found if number[one.id] not in without], NodeRequest.from_json(wanted(**changes)))
+        return run and number[run.id], exact
+
+    assert shown() == (5, True)  # its own place, whatever it asked for
+    assert shown(without=[5]) == (4, True)
+    assert shown(workflow="new") == (6, False)  # a copy of the graph: the same place and request
+    assert shown(workflow="new", paths=["4", "9"]) == (7, False)
+    assert shown(workflow="new", paths=["4", "1:2", "9"]) == (7, False)  # the newest of several paths
+    assert shown(workflow="new", paths=["4"]) == (7, False)  # the same request elsewhere
+    assert shown(workflow="new", paths=[]) == (7, False)
+    assert shown(workflow="new", request={"seed": 3}) == (3, False)
+    assert shown(workflow="", request={"seed": 3}) == (3, True)  # two graphs without an id
+    assert shown(workflow="") == (6, False)
+    assert shown(workflow="new", request={"seed": 4}) == (2, False)
+    assert shown(workflow="new", paths=[""], request={"seed": 4}) == (2, False)  # no path is no place
+    assert shown(workflow="new", paths=[""], request={"seed": 6}) == (0, False)
+    assert shown(workflow="new", request={"seed": 99}) == (None, False)
+    assert shown(workflow="new", request={}) == (None, False)
+    assert shown(technique="textual inversion") == (9, True)
+    assert shown(technique="none") == (None, False)
+
+
+def test_when_a_run_is_what_a_node_asks_for():
+    settings = {"seed": 7, "learning_rate": 1e-4, "ema": 0.0, "dropout": True, "prompt": "a", "loraplus_lr_ratio": 4.0} | dict.fromkeys(NOT_IDENTITY, 1)
+    same = {"seed": 7, "learning_rate": 1e-4, "ema": 0, "dropout": True, "prompt": "a", "a_new_widget": 3}
+    assert same_request(settings, same)
+    assert same_request(settings, same | dict.fromkeys(NOT_IDENTITY, 2))
+    assert same_request(settings, same | {"seed": 7.0, "learning_rate": 1e-4 + 9e-10})
+    assert not same_request(settings, same | {"learning_rate": 1e-4 + 2e-9})
+    assert same_request({"seed": 2**64 - 1}, {"seed": 1.8446744073709552e19})  # as JavaScript rounds it
+    assert same_request({"seed": 2**64 - 1}, {"seed": 18446744073709552000})
+    assert not same_request({"seed": 10**6}, {"seed": 10**6 + 1})
+    assert not same_request({"seed": 10**15}, {"seed": 10**15 + 1})
+    for name, value in (("dropout", 1), ("seed", "7"), ("ema", False), ("prompt", None), ("prompt", "b"), ("seed", None)):
+        assert not same_request(settings, same | {name: value}), name
+    assert not same_request(settings, {})
+    assert not same_request(settings, dict.fromkeys(NOT_IDENTITY, 1))  # nothing that tells runs apart
+    assert not same_request({}, same)
+
+
+def test_odd_values_in_a_request_are_equal_to_nothing(runs):
+    save(a_run(1, settings={"seed": 1, "prompt": "x" * 3000, "huge": 1.7e308}))
+    assert routes.match_run(wanted(request={"prompt": "x" * 3000}))["run"]["id"] == a_run(1).id
+    for odd in (10**400, -(10**308), float("nan"), float("inf"), [], {}, {"a": 1}, None, True, "1"):
+        assert routes.match_run(wanted(request={"seed": odd, "huge": 1.7e308})) == {"run": None, "exact": False}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [(b"", "no JSON"), (b"{", "no JSON"), (b"\xff", "no JSON"), (DEEP.encode(), "no JSON"), (b"[]", "the body is a list; send an object"),
+     (b"null", "the body is missing"), (b"7", "the body is a number"), (b"{}", "technique is missing; give a text"), (b" " * 1_000_001, "the body has 1,000,001 bytes"),
+     (wanted(technique=1), "technique is a number; give a text"), (wanted(workflow=None), "workflow is missing; give a text"),
+     (wanted(paths="1:2"), "paths is a text; give a list"), (wanted(paths=["1", 2]), "one of paths is a number; give texts like '1:2'"),
+     (wanted(paths=[None]), "one of paths is missing"), (wanted(paths=[["1"]]), "one of paths is a list"), (wanted(request=[]), "request is a list; give an object"),
+     (wanted(request=True), "request is a boolean; give an object")],
+)  # fmt: skip
+def test_a_body_that_asks_for_nothing_is_refused(runs, body, words):
+    with pytest.raises(InputError, match=words):
+        routes.match_run(body)
+
+
+def test_the_routes_answer(runs):
+    from aiohttp import web
+    from aiohttp.test_utils import TestClient, TestServer
+
+    class Server:
+        routes = web.RouteTableDef()
+
+    record_of_0_1(a_run(1))
+    save(a_run(2, state="kept"))
+
+    async def ask():
+        routes.register(Server)
+        app = web.Application()
+        app.add_routes(Server.routes)
+        async with TestClient(TestServer(app)) as client:
+
+            async def get(path, **query):
+                answer = await client.get(path, params=query)
+                return answer.status, await answer.json()
+
+            async def post(path, body):
+                answer = await client.post(path, data=body)
+                return answer.status, await answer.json()
+
+            listed = await get("/bespoke/runs", search="kept", page="0")
+            return [
+                listed,
+                await get("/bespoke/runs", stamp=listed[1]["stamp"]),
+                await get("/bespoke/runs", page="two"),
+                await post("/bespoke/runs/match", wanted()),
+                await post("/bespoke/runs/match", b"[]"),
+                await get("/bespoke/runs/lora-000000000001"),
+                await get("/bespoke/runs/match"),
+                await get("/bespoke/runs/..%2Fruns"),
+                await post("/bespoke/runs/lora-000000000001/finish", b""),
+                await post("/bespoke/runs/match/finish", b""),
+            ]
+
+    listed, same, wrong, match, no_match, record, none, hostile, finish, finish_none = asyncio.run(ask())
+    assert listed[0] == 200
+    assert [run["id"] for run in listed[1]["runs"]] == [a_run(2).id]
+    assert same == (200, {"stamp": listed[1]["stamp"], "unchanged": True})
+    assert wrong == (400, {"error": "page is 'two'; give a whole number from 0"})
+    assert match[0] == 200
+    assert match[1] == {"run": match[1]["run"], "exact": False}
+    assert match[1]["run"]["id"] == a_run(1).id
+    assert no_match == (400, {"error": "the body is a list; send an object with technique, workflow, paths and request"})
+    assert record[0] == 200
+    assert "names" not in record[1]
+    assert record[1]["losses"] == [0.5, None, 0.25]
+    assert record[1]["samples"] == [[0, "000000.png"]]
+    assert none == hostile == finish_none == (404, {"error": "no such run"})
+    assert finish == (409, {"error": "the run is finished, so there is nothing to finish"})

@@ -198,7 +198,7 @@ def test_finish_over_http_sends_the_result_downstream(server, object_info):
     try:
         running = None
         for _ in range(600):
-            running = next((r for r in server.get("/bespoke/runs") if r["settings"].get("seed") == 77 and r["state"] == "running"), None)
+            running = next((r for r in server.get("/bespoke/runs")["runs"] if r["settings"].get("seed") == 77 and r["state"] == "running"), None)
             if running:
                 break
             time.sleep(0.2)

@@ -1,11 +1,16 @@
-"""Runs on disk, under ComfyUI's user directory: the record for the page, the state to go on from."""
+"""Runs on disk, under ComfyUI's user directory: the record, its summary for lists, the state to go on from."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import re
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
@@ -13,14 +18,20 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ....training.checkpoint import State, pack, unpack
-from ....training.record import Run
+from ....training.plain_json import read_json
+from ....training.record import Run, Summary, summary_of
+from ..safe_files import read_text
 from ..storage import write_safetensors, write_text
 
-SAMPLES = "samples"
+RECORD, SUMMARY, SAMPLES = "record.json", "summary.json", "samples"
+LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000  # bytes; the losses of a million steps are 20 MB
 _SAMPLE = re.compile(r"\d{6,}\.png")
 _ID = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 _finish: set[str] = set()
 _lock = threading.Lock()
+# Held while a record or a summary is read or written: threads of one process share the name of the temporary file, and
+# Windows cannot replace a file that is open.
+_files = threading.Lock()
 
 
 def runs_folder() -> Path:
@@ -41,14 +52,34 @@ def take_finish(run_id: str) -> bool:
         return asked
 
 
-def list_runs() -> list[Run]:
-    """Every record that can be read, newest first."""
-    found = []
-    for path in runs_folder().glob("*/record.json"):
-        run = RunStore(path.parent.name).record() if _ID.fullmatch(path.parent.name) else None
-        if run is not None:
-            found.append(run)
-    return sorted(found, key=lambda run: run.started, reverse=True)
+@dataclass(frozen=True)
+class FileState:
+    """Tells whether a file has changed without reading it. The inode changes with every `write_text`, the time need not."""
+
+    size: int  # bytes
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str | Path) -> FileState:
+        """Raises `OSError` when there is no such file."""
+        found = os.stat(path)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+def records_in(folder: Path) -> Iterator[tuple[str, FileState]]:
+    """(run's id, state of its record.json) for each run in the folder. Runs that were set aside are left out."""
+    try:
+        with os.scandir(folder) as entries:
+            paths = {entry.name: entry.path for entry in entries if _ID.fullmatch(entry.name)}
+    except OSError:
+        return
+    for run_id, path in paths.items():
+        try:
+            state = FileState.of(os.path.join(path, RECORD))
+        except OSError:
+            continue
+        yield run_id, state
 
 
 class RunStore:
@@ -62,9 +93,45 @@ class RunStore:
 
     def record(self) -> Run | None:
         try:
-            return Run.from_json((self.folder / "record.json").read_text("utf-8"))
+            with _files:
+                text = read_text(self.folder / RECORD, LARGEST_RECORD)
+            return Run.from_json(text)
         except (OSError, ValueError):
             return None
+
+    def summary(self) -> Summary:
+        """What a list shows of the run: summary.json if it was made from the present record.json, else made from it.
+
+        A summary that is missing, damaged or of an earlier record is written again if the folder allows it. Raises
+        `OSError` when the record cannot be read, and `ValueError` when it is no record of this run.
+        """
+        record = os.path.join(self.folder, RECORD)  # much faster than a `Path` for thousands of runs
+        with _files:
+            state = FileState.of(record)
+            try:
+                return self._read_summary(state)
+            except (OSError, ValueError):
+                text = read_text(record, LARGEST_RECORD)
+        summary = self._own(summary_of(Run.from_json(text)))
+        with _files, contextlib.suppress(OSError):
+            if FileState.of(record) == state:
+                self._write_summary(summary, state)
+        return summary
+
+    def _read_summary(self, record: FileState) -> Summary:
+        values = read_json(read_text(os.path.join(self.folder, SUMMARY), LARGEST_SUMMARY))
+        if not isinstance(values, dict) or values.get("record") != [record.size, record.mtime_ns]:
+            raise ValueError("no summary of this record")
+        return self._own(Summary.from_values(values))
+
+    def _write_summary(self, summary: Summary, record: FileState) -> None:
+        values = {"record": [record.size, record.mtime_ns], **vars(summary)}
+        write_text(self.folder / SUMMARY, json.dumps(values, allow_nan=False))
+
+    def _own(self, summary: Summary) -> Summary:
+        if summary.id != self.folder.name:
+            raise ValueError("the record of another run")
+        return summary
 
     def state(self) -> State | None:
         """The state to go on from, or None when there is none that can be read."""
@@ -86,7 +153,12 @@ class RunStore:
         write_safetensors(self.folder / "state.safetensors", tensors, metadata, overwrite=True)
 
     def save_record(self, run: Run) -> None:
-        write_text(self.folder / "record.json", run.to_json())
+        """Write the record, then its summary. After a kill between the two, `summary` reads the record."""
+        text = run.to_json()
+        with _files:
+            write_text(self.folder / RECORD, text)
+            with contextlib.suppress(OSError, ValueError):  # `summary` does without; a training must not end for it
+                self._write_summary(summary_of(run), FileState.of(self.folder / RECORD))
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
         """Write a sample image; gives its file name, which `sample_path` takes."""

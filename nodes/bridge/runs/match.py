@@ -1,0 +1,98 @@
+"""Which run a trainer node shows.
+
+A workflow stores no run. The run's record says where it was made and what was asked, and the node says what it asks, so
+the two find each other in a copy of the graph, after a reload and inside a subgraph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ....training.errors import InputError
+from ....training.plain_json import read_json
+from ....training.record import NOT_IDENTITY, Summary, plain_value
+
+LARGEST_BODY = 1_000_000  # bytes
+TOLERANCE = 1e-9  # relative, as widgets round numbers in their own way
+
+
+@dataclass(frozen=True)
+class NodeRequest:
+    """What a trainer node asks for.
+
+    paths: its execution paths, one for each place of its subgraph. workflow: the graph's id, "" where it has none.
+    request: its widgets' values by name, without the widgets that are wired.
+    """
+
+    technique: str
+    workflow: str
+    paths: frozenset[str]
+    request: Mapping[str, Any]
+
+    @classmethod
+    def from_json(cls, body: bytes) -> NodeRequest:
+        """The request that the page sends. Raises `InputError` for anything else."""
+        if len(body) > LARGEST_BODY:
+            raise InputError(f"the body has {len(body):,} bytes; send at most {LARGEST_BODY:,}")
+        try:
+            values = read_json(body.decode("utf-8"))
+        except ValueError as error:
+            raise InputError(f"the body is no JSON ({error}); send an object") from error
+        if not isinstance(values, dict):
+            raise InputError(f"the body is {_kind(values)}; send an object with technique, workflow, paths and request")
+        for name, kind in (("technique", str), ("workflow", str), ("paths", list), ("request", dict)):
+            if not isinstance(values.get(name), kind):
+                raise InputError(f"{name} is {_kind(values.get(name))}; give {_KINDS[kind]}")
+        wrong = [path for path in values["paths"] if not isinstance(path, str)]
+        if wrong:
+            raise InputError(f"one of paths is {_kind(wrong[0])}; give texts like '1:2'")
+        request = {name: plain_value(value) for name, value in values["request"].items()}
+        return cls(values["technique"], values["workflow"], frozenset(values["paths"]), request)
+
+
+_KINDS = {
+    type(None): "missing", str: "a text", list: "a list", dict: "an object", bool: "a boolean", int: "a number",
+    float: "a number",
+}  # fmt: skip
+
+
+def _kind(value: Any) -> str:
+    return _KINDS[type(value)]
+
+
+def find_run(runs: Sequence[Summary], wanted: NodeRequest) -> tuple[Summary | None, bool]:
+    """(the run that the node shows or None, whether this node of this workflow made it). runs: newest first.
+
+    The first that there is: a run of this node in this workflow; a run at one of the paths with the same request; a run
+    with the same request.
+    """
+
+    def is_here(run: Summary) -> bool:
+        return run.node != "" and run.node in wanted.paths
+
+    of_technique = [run for run in runs if run.technique == wanted.technique]
+    here = list(filter(is_here, of_technique))
+    own = [run for run in here if run.workflow and run.workflow == wanted.workflow]
+    same = (run for run in (*here, *of_technique) if same_request(run.settings, wanted.request))
+    found = next(iter(own), None) or next(same, None)
+    return found, found is not None and is_here(found) and found.workflow == wanted.workflow
+
+
+def same_request(settings: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
+    """Whether a run with these settings is what is asked for: the settings that both have agree, if they count at all."""
+    both = [name for name in settings if name in request and name not in NOT_IDENTITY]
+    return bool(both) and all(_same(settings[name], request[name]) for name in both)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if not _is_number(a) or not _is_number(b):
+        return type(a) is type(b) and a == b
+    if isinstance(a, int) and isinstance(b, int):
+        return float(a) == float(b)  # as JavaScript has them; large seeds differ by less than the tolerance
+    return abs(a - b) <= TOLERANCE * max(1, abs(a), abs(b))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
