@@ -2,7 +2,7 @@
 // No side effects.
 
 import { BINS } from "./curve.js";
-import { loss as lossText } from "./words.js";
+import { loss as lossText, t } from "./words.js";
 
 export const COLOURS = { average: "#4c9be8", heldOut: "#f0a030", second: "#3fb57f", secondHeldOut: "#c678dd" };
 const FONT = "Inter, system-ui, sans-serif";
@@ -42,7 +42,7 @@ export function prepare(canvas, sharpest = 2) {
  * Draw one curve or two beside each other.
  * curves: [Curve, ...]; goesOn: whether more steps come; at: a step to mark, or null. Gives a function from x in px to the step there, or null.
  */
-export function drawCurves(canvas, curves, { goesOn = false, at = null, small = false, bestWord = "best", singleLosses = true } = {}) {
+export function drawCurves(canvas, curves, { goesOn = false, at = null, small = false, singleLosses = true } = {}) {
   const ready = prepare(canvas);
   const shown = curves.filter((curve) => curve.last > 0 || curve.heldOut.length);
   if (!ready || !shown.length) return null;
@@ -66,7 +66,7 @@ export function drawCurves(canvas, curves, { goesOn = false, at = null, small = 
     average(pen, curve, x, inside, lines(i).average, small ? 1.3 : 1.8);
     heldOut(pen, curve, x, inside, lines(i).heldOut, small);
   });
-  if (!small && shown.length === 1 && shown[0].best) best(pen, shown[0].best, x, inside, box, colours, bestWord);
+  if (!small && shown.length === 1 && shown[0].best) best(pen, shown[0].best, x, inside, box, colours);
   if (at !== null) {
     pen.strokeStyle = colours.faint;
     pen.lineWidth = 1;
@@ -165,14 +165,14 @@ function heldOut(pen, curve, x, y, colour, small) {
   for (const [px, py] of points) disc(pen, px, py, 2.2);
 }
 
-function best(pen, [step, loss], x, y, box, colours, word) {
+function best(pen, [step, loss], x, y, box, colours) {
   const [px, py] = [x(step), y(loss)];
   pen.strokeStyle = COLOURS.heldOut;
   pen.lineWidth = 1.5;
   pen.beginPath();
   pen.arc(px, py, 5, 0, 2 * Math.PI);
   pen.stroke();
-  const words = `${word} ${step.toLocaleString("en")}`;
+  const words = `${t("best")} ${step.toLocaleString("en")}`;
   pen.font = `10px ${FONT}`;
   const room = pen.measureText(words).width;
   const left = px + 9 + room < box.right;

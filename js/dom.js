@@ -24,6 +24,11 @@ export function say(element, text) {
   } else if (element.textContent !== text) element.textContent = text;
 }
 
+/** Keep the graph's own shortcuts, zoom and dragging out of what is typed, pressed and scrolled in an element. */
+export function keepInside(element, kinds = ["keydown", "pointerdown", "wheel"]) {
+  for (const kind of kinds) element.addEventListener(kind, (event) => event.stopPropagation());
+}
+
 /** Call `work` once in the next frame, however often the returned function is called before. */
 export function oncePerFrame(work) {
   let asked = false;

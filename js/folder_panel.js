@@ -1,18 +1,17 @@
 // The image node's own list: the folder's pictures with their captions, editable in place; a folder or pictures dropped
 // on the node become a training folder under ComfyUI's input. No side effects: index.js attaches it.
 
-import { addBox, keepInside, makeRoom, whenRemoved } from "./box.js";
-import { el, say } from "./dom.js";
+import { addPanel, apiURL, fetchApi, fitNode, onFilesDropped, ownValue, refreshLists, setValue, watch } from "./comfy.js";
+import { el, keepInside, say } from "./dom.js";
 import { t } from "./words.js";
 
 export const FOLDER_NODE = "BespokeImageFolder";
 const HEIGHT = { empty: 40, list: 190 }; // px
-const LOOK_MS = 700; // between looks at the folder widget
 const FILE = /\.(png|jpe?g|webp|bmp|gif|tiff?|txt)$/i;
 const MOST_FILES = 5000;
 
-/** Add the list to an image node. page: { fetchApi, apiURL, reload() }; reload refreshes the lists of folders. */
-export function attachFolder(node, page) {
+/** Add the list to an image node. */
+export function attachFolder(node) {
   const note = el("p", { class: "bespoke-note", role: "status" });
   const list = el("div", { class: "bespoke-captions", role: "list", "aria-label": t("folder.pictures") });
   const box = el("section", { class: "bespoke-panel", "aria-label": t("folder.pictures") }, note, list);
@@ -20,11 +19,10 @@ export function attachFolder(node, page) {
   let shown = null; // the folder in the list
   let height = HEIGHT.empty;
 
-  const folder = () => node.widgets?.find((widget) => widget.name === "folder");
   const ask = async (path, options) => {
-    const answer = await page.fetchApi(path, options);
+    const answer = await fetchApi(path, options);
     const said = await answer.json();
-    if (!answer.ok) throw new Error(typeof said.error === "string" ? said.error : `status ${answer.status}`);
+    if (!answer.ok) throw new Error(typeof said.error === "string" ? said.error : t("runs.status", { status: answer.status }));
     return said;
   };
   const post = (path, body) => ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
@@ -42,13 +40,13 @@ export function attachFolder(node, page) {
       }
     };
     input.addEventListener("change", write);
-    const picture = el("img", { src: page.apiURL(`/view?${query}`), alt: file, title: file, loading: "lazy", draggable: "false" });
+    const picture = el("img", { src: apiURL(`/view?${query}`), alt: file, title: file, loading: "lazy", draggable: "false" });
     return el("div", { role: "listitem" }, picture, input);
   }
 
   async function look(anew = false) {
-    const name = folder()?.value;
-    if (document.hidden || !name || (name === shown && !anew)) return;
+    const name = ownValue(node, "folder");
+    if (!name || (name === shown && !anew)) return;
     shown = name;
     try {
       const { pictures, missing } = await ask(`/bespoke/folder?${new URLSearchParams({ name })}`);
@@ -61,7 +59,7 @@ export function attachFolder(node, page) {
     }
     height = list.children.length ? HEIGHT.list : HEIGHT.empty;
     box.style.minHeight = `${height}px`;
-    makeRoom(node);
+    fitNode(node);
   }
 
   /** Send the files to a new folder and choose it. */
@@ -72,37 +70,25 @@ export function attachFolder(node, page) {
       const form = new FormData();
       form.append("image", file, file.name);
       for (const [key, value] of Object.entries({ type: "input", subfolder: name, overwrite: "true" })) form.append(key, value);
-      const answer = await page.fetchApi("/upload/image", { method: "POST", body: form });
+      const answer = await fetchApi("/upload/image", { method: "POST", body: form });
       if (!answer.ok) throw new Error(t("folder.refused", { file: file.name }));
       say(note, t("folder.sending", { sent: ++sent, all: files.length }));
     }
-    await page.reload();
-    const widget = folder();
-    widget.value = name;
-    widget.callback?.(name);
+    await refreshLists();
+    setValue(node, "folder", name);
     await look(true);
   }
 
-  const over = node.onDragOver;
-  node.onDragOver = function (event, ...rest) {
-    return [...(event?.dataTransfer?.items ?? [])].some((item) => item.kind === "file") || (over?.call(this, event, ...rest) ?? false);
-  };
-  const drop = node.onDragDrop;
-  node.onDragDrop = function (event, ...rest) {
-    const entries = [...(event?.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-    if (!entries.length) return drop?.call(this, event, ...rest) ?? false;
+  onFilesDropped(node, (entries) => {
     const wish = entries.find((entry) => entry.isDirectory)?.name ?? t("folder.new");
     filesIn(entries)
       .then((files) => (files.length ? take(wish, files) : say(note, t("folder.nothing"))))
       .catch((error) => say(note, error.message));
-    return true;
-  };
+  });
 
-  const widget = addBox(node, "pictures", "bespoke_pictures", box, { height: () => height, grows: true });
+  addPanel(node, "pictures", box, { height: () => height, grows: true });
   say(note, t("folder.empty"));
-  const timer = setInterval(look, LOOK_MS);
-  whenRemoved(node, () => clearInterval(timer));
-  return widget;
+  watch(node, () => look());
 }
 
 /** The pictures and captions among dropped entries, folders looked into one level deep. */

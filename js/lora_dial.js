@@ -2,12 +2,11 @@
 // inject node every row and every column has its strength, which writes the node's own widgets. No side effects:
 // index.js attaches it.
 
-import { addBox, keepInside, makeRoom, whenRemoved } from "./box.js";
-import { el, say } from "./dom.js";
+import { addPanel, classOf, fetchApi, fitNode, isWired, ownValue, setValue, sourceOf, watch } from "./comfy.js";
+import { el, keepInside, say } from "./dom.js";
 import { t } from "./words.js";
 
 const PROJECTIONS = ["query", "key", "value", "out"]; // the widgets of the inject node
-const LOOK_MS = 300; // between looks at the widgets and at what is wired in
 const HEIGHT = { note: 40, head: 56, row: 19, most: 12 }; // px, px, px, rows
 const LARGEST = 10; // a strength
 const STEP = 0.05;
@@ -15,9 +14,9 @@ const STEP = 0.05;
 /** The LoRA nodes: whether their strengths can be set. */
 export const LORA_NODES = { BespokeInjectLora: true, BespokeInspectLora: false };
 
-/** Add the heatmap to a LoRA node. fetchApi: as ComfyUI's `api.fetchApi`. */
-export function attachLoraDial(node, fetchApi) {
-  const canSet = LORA_NODES[node.comfyClass];
+/** Add the heatmap to a LoRA node. */
+export function attachLoraDial(node) {
+  const canSet = LORA_NODES[classOf(node)];
   const note = el("p", { class: "bespoke-note", role: "status" });
   const table = el("table", { class: "bespoke-heat", "aria-label": t("dial.lora") });
   const scroll = el("div", { class: "bespoke-heat-scroll" }, table);
@@ -28,17 +27,12 @@ export function attachLoraDial(node, fetchApi) {
   let seen = ""; // the widgets' values that were painted
   let painters = [];
 
-  const widgetOf = (name) => node.widgets?.find((widget) => widget.name === name);
-  const valueOf = (name) => Number(widgetOf(name)?.value ?? 1);
-  const blocks = () => String(widgetOf("blocks")?.value ?? "");
-  const wired = (name) => node.inputs?.some((input) => (input.widget?.name ?? input.name) === name && input.link != null);
+  const numberOf = (name) => Number(ownValue(node, name) ?? 1);
+  const blocks = () => String(ownValue(node, "blocks") ?? "");
+  const wired = (name) => isWired(node, name);
 
   function set(name, value) {
-    const widget = widgetOf(name);
-    if (!widget || widget.value === value) return;
-    widget.value = value;
-    widget.callback?.(value);
-    node.graph?.setDirtyCanvas?.(true, true);
+    setValue(node, name, value);
     paint();
   }
 
@@ -66,7 +60,7 @@ export function attachLoraDial(node, fetchApi) {
     const largest = Math.max(...rows.flatMap((row) => Object.values(row.norms).map((norm) => norm ?? 0)), 1e-12);
     const head = columns.map((column) => {
       const owned = canSet && PROJECTIONS.includes(column);
-      const parts = owned ? dial(column, () => valueOf(column), (value) => set(column, value), wired(column)) : [el("span", { title: column === "rest" ? t("dial.rest") : null }, short(column))];
+      const parts = owned ? dial(column, () => numberOf(column), (value) => set(column, value), wired(column)) : [el("span", { title: column === "rest" ? t("dial.rest") : null }, short(column))];
       return el("th", { scope: "col" }, ...parts);
     });
     const body = rows.map((row) => {
@@ -77,7 +71,7 @@ export function attachLoraDial(node, fetchApi) {
         const norm = row.norms[column];
         const cell = el("td");
         if (norm === undefined) return cell;
-        const factor = () => (canSet ? (PROJECTIONS.includes(column) ? valueOf(column) : 1) * (row.names.length ? (strengthOf(blocks(), row.names) ?? 1) : 1) : 1);
+        const factor = () => (canSet ? (PROJECTIONS.includes(column) ? numberOf(column) : 1) * (row.names.length ? (strengthOf(blocks(), row.names) ?? 1) : 1) : 1);
         const press = () => write(strengthOf(blocks(), row.names) === 0 ? 1 : 0);
         if (owned && !wired("blocks")) cell.append(el("button", { type: "button", tabindex: "-1", "aria-hidden": "true", onclick: press }));
         painters.push(() => {
@@ -100,11 +94,11 @@ export function attachLoraDial(node, fetchApi) {
   function resize(to) {
     height = to;
     box.style.minHeight = `${height}px`;
-    makeRoom(node);
+    fitNode(node);
   }
 
   function paint(anew = false) {
-    const now = JSON.stringify([...PROJECTIONS.map(valueOf), blocks()]);
+    const now = JSON.stringify([...PROJECTIONS.map(numberOf), blocks()]);
     if (now === seen && !anew) return;
     seen = now;
     for (const work of painters) work();
@@ -123,8 +117,7 @@ export function attachLoraDial(node, fetchApi) {
   }
 
   async function look() {
-    if (document.hidden) return;
-    const name = wired("lora") ? fileOn(node) : wired("lora_name") ? null : widgetOf("lora_name")?.value;
+    const name = wired("lora") ? fileOn(node) : wired("lora_name") ? null : ownValue(node, "lora_name");
     if (name !== asked) {
       asked = name;
       if (!name || name === "none") empty(t(wired("lora") ? "dial.wired" : "dial.none"));
@@ -133,7 +126,7 @@ export function attachLoraDial(node, fetchApi) {
           const answer = await fetchApi(`/bespoke/lora?${new URLSearchParams({ name })}`);
           const said = await answer.json();
           if (asked !== name) return;
-          if (!answer.ok || said.error) return empty(typeof said.error === "string" ? said.error.slice(0, 300) : `status ${answer.status}`);
+          if (!answer.ok || said.error) return empty(typeof said.error === "string" ? said.error.slice(0, 300) : t("runs.status", { status: answer.status }));
           fill(readTable(said));
           tell("");
           paint(true);
@@ -145,18 +138,14 @@ export function attachLoraDial(node, fetchApi) {
     paint();
   }
 
-  const widget = addBox(node, "heatmap", "bespoke_heatmap", box, { height: () => height, after: "strength_model" });
-  const timer = setInterval(look, LOOK_MS);
-  whenRemoved(node, () => clearInterval(timer));
-  return widget;
+  addPanel(node, "heatmap", box, { height: () => height });
+  watch(node, look);
 }
 
 /** The file behind a wired LoRA, where it comes from a loader with a list; else null. */
 function fileOn(node) {
-  const input = node.inputs.find(({ name }) => name === "lora");
-  const link = node.graph?.getLink?.(input?.link) ?? node.graph?.links?.[input?.link];
-  const from = link ? node.graph.getNodeById(link.origin_id) : null;
-  return from?.comfyClass === "BespokeLoadLora" ? from.widgets?.find(({ name }) => name === "lora_name")?.value : null;
+  const from = sourceOf(node, "lora")?.node;
+  return from && classOf(from) === "BespokeLoadLora" ? ownValue(from, "lora_name") : null;
 }
 
 /** The server's table with every field in its type; at most 400 rows. */

@@ -2,6 +2,7 @@
 
 import { drawCurves } from "./curve_plot.js";
 import { el, enlarge, say } from "./dom.js";
+import { addLora, addWord, openGraph } from "./insert_nodes.js";
 import { t, time } from "./words.js";
 
 const SHOWN = ["base", "images", "trigger", "resolution", "prediction", "architecture", "trained"];
@@ -12,11 +13,8 @@ export function stateOf(run, summary) {
   return run?.state ?? summary.state;
 }
 
-/**
- * A run's details: { box, draw(run), files() }.
- * page: { openGraph(workflow, name), addLora(name), addWord(name), complain(text) }, all on the present graph.
- */
-export function detail(run, runs, page) {
+/** A run's details: { box, draw(run), files() }. */
+export function detail(run, runs) {
   const canvas = el("canvas", { role: "img", "aria-label": t("training") });
   const strip = el("div", { class: "bespoke-strip", role: "list", "aria-label": t("samples"), tabindex: "0" });
   const buttons = el("div", { class: "bespoke-buttons" });
@@ -37,13 +35,13 @@ export function detail(run, runs, page) {
     }
   }
 
-  const graph = button("open.graph", async () => page.openGraph(await runs.ask(`/bespoke/runs/${run.id}/graph`), run.record.technique));
+  const graph = button("open.graph", async () => openGraph(await runs.ask(`/bespoke/runs/${run.id}/graph`), run.record.technique));
   buttons.append(graph);
 
   function draw(now) {
     say(error, now.error || "");
     if (!canvas.clientWidth) return;
-    drawCurves(canvas, [now.curve], { goesOn: now.live, bestWord: t("best") });
+    drawCurves(canvas, [now.curve], { goesOn: now.live });
     if (drawn === now.samples) return;
     drawn = now.samples;
     strip.hidden = !drawn.length;
@@ -69,8 +67,8 @@ export function detail(run, runs, page) {
       const [loras, words] = [named(found.loras), named(found.embeddings)];
       buttons.replaceChildren(graph);
       const last = (list) => list[list.length - 1];
-      if (loras.length) buttons.append(button("add.lora", () => page.addLora(last(loras))));
-      if (words.length) buttons.append(button("add.word", () => page.addWord(last(words))));
+      if (loras.length) buttons.append(button("add.lora", () => addLora(last(loras))));
+      if (words.length) buttons.append(button("add.word", () => addWord(last(words))));
       if (loras.length + words.length) settings.append(el("dt", {}, t("files")), el("dd", {}, [...loras, ...words].join("\n")));
       this.files = async () => {};
     },

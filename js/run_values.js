@@ -90,7 +90,21 @@ export function readRecord(json) {
     // What is not finite stays in its place as a gap, so that every loss keeps its step.
     losses: Array.isArray(json.losses) ? json.losses.slice(0, MOST_STEPS).map((loss) => finite(loss) ?? NaN) : null,
     steps_done: step(json.steps_done) ?? (Array.isArray(json.losses) ? Math.min(json.losses.length, MOST_STEPS) : 0),
+    best: pairs([json.best], 1, ([at, loss]) => (finite(loss) === null ? null : [at, loss]))[0] ?? null,
     held_out: pairs(json.held_out, MOST_POINTS, ([at, loss]) => (finite(loss) === null ? null : [at, loss])),
     samples: pairs(json.samples, MOST_SAMPLES, ([at, file]) => (sampleFile(file) ? [at, file] : null)),
+  };
+}
+
+/** A page of the list: { unchanged: true }, or { runs, total, page, pages, stamp }. */
+export function readPage(json) {
+  if (json?.unchanged === true) return { unchanged: true };
+  const count = (value) => step(value) ?? 0;
+  return {
+    runs: (Array.isArray(json?.runs) ? json.runs : []).map(readRecord).filter(Boolean),
+    total: count(json?.total),
+    page: count(json?.page),
+    pages: count(json?.pages),
+    stamp: text(json?.stamp, 100),
   };
 }

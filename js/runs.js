@@ -1,34 +1,45 @@
 // All that the page knows of runs: fed by the socket's events, filled up from the records, told to whoever listens.
 // The state is made by `createRuns`; the module itself has no side effects.
 
+import { apiURL, fetchApi, onEvent } from "./comfy.js";
 import { Curve, curveOf } from "./curve.js";
-import { isRunId, readEvent, readRecord, text } from "./run_values.js";
+import { isRunId, readEvent, readPage, readRecord, text } from "./run_values.js";
+import { t } from "./words.js";
 
 const EVENTS = ["start", "step", "validation", "sample", "end"];
 const LISTEN_MS = 2000; // a live run that has said nothing for so long is asked after
 
 /**
- * The page's runs. api: ComfyUI's `api` (fetchApi, addEventListener).
+ * The page's runs.
  * A run is { id, record, curve, samples, state, live, lost, path, step, steps, rate, eta, memory, loss, average }.
  */
-export function createRuns(api) {
+export function createRuns() {
   const runs = new Map();
   const listeners = new Set();
   const loading = new Map();
-  let summaries = null;
+  const pages = new Map(); // of the list, as far as they were asked for since the last change
+  let stamp = ""; // of the list that the pages are from
+  let queue = Promise.resolve(); // of requests about the list: one at a time for the whole page
   let connected = true;
   let endedAt = 0;
 
   const tell = (kind, run, more = {}) => listeners.forEach((listener) => listener({ kind, run, ...more }));
 
   const ask = async (path, options) => {
-    const answer = await api.fetchApi(path, options);
+    const answer = await fetchApi(path, options);
     if (!answer.ok) {
       const said = await answer.json().catch(() => ({}));
-      throw new Error(typeof said.error === "string" ? said.error.slice(0, 300) : `status ${answer.status}`);
+      throw new Error(typeof said.error === "string" ? said.error.slice(0, 300) : t("runs.status", { status: answer.status }));
     }
     return answer.json();
   };
+
+  /** Do this after all that was asked before; what fails stops nothing behind it. */
+  function inTurn(work) {
+    const done = queue.then(work);
+    queue = done.catch(() => {});
+    return done;
+  }
 
   function runOf(id, steps = 1) {
     if (!runs.has(id)) {
@@ -80,13 +91,12 @@ export function createRuns(api) {
     end(run, event) {
       Object.assign(run, { state: event.state ?? "failed", live: false, lost: false, eta: null });
       endedAt = performance.now();
-      summaries = null;
       load(run.id, true).catch(() => {}); // the events left steps out
     },
   };
 
   for (const kind of EVENTS) {
-    api.addEventListener(`bespoke.run.${kind}`, ({ detail }) => {
+    onEvent(`bespoke.run.${kind}`, (detail) => {
       const event = readEvent(detail);
       if (!event) return;
       const known = runs.has(event.id);
@@ -100,14 +110,14 @@ export function createRuns(api) {
   }
 
   // Why a run failed, with the mend, comes as ComfyUI's own event.
-  api.addEventListener("execution_error", ({ detail }) => {
+  onEvent("execution_error", (detail) => {
     const run = [...runs.values()].reverse().find((one) => one.path && one.path === detail?.node_id && (one.live || one.state === "failed"));
     if (!run || run.error) return;
     Object.assign(run, { error: text(detail.exception_message, 600).trim(), state: "failed", live: false });
     tell("error", run);
   });
 
-  api.addEventListener("reconnecting", () => {
+  onEvent("reconnecting", () => {
     connected = false;
     for (const run of runs.values()) {
       if (!run.live) continue;
@@ -115,9 +125,8 @@ export function createRuns(api) {
       tell("lost", run);
     }
   });
-  api.addEventListener("reconnected", () => {
+  onEvent("reconnected", () => {
     connected = true;
-    summaries = null;
     for (const run of runs.values()) if (run.lost || run.live) check(run);
     tell("back", null);
   });
@@ -152,12 +161,12 @@ export function createRuns(api) {
 
   /** The run with its whole record. Steps that came by event after the record was written stay. */
   function load(id, anew = false) {
-    if (!isRunId(id)) return Promise.reject(new Error("no run's id"));
+    if (!isRunId(id)) return Promise.reject(new Error(t("runs.unreadable")));
     if (!anew && runs.get(id)?.record?.losses) return Promise.resolve(runs.get(id));
     if (loading.has(id)) return loading.get(id);
     const work = (async () => {
       const record = readRecord(await ask(`/bespoke/runs/${id}`));
-      if (!record || record.id !== id) throw new Error("the record cannot be read");
+      if (!record || record.id !== id) throw new Error(t("runs.unreadable"));
       const { live, step, steps, curve, state, samples, path } = runOf(id);
       const run = takeRecord(record);
       if (live) {
@@ -180,14 +189,30 @@ export function createRuns(api) {
     /** The run that goes on now, or null. */
     live: () => [...runs.values()].find((run) => run.live && !run.lost) ?? null,
     endedAt: () => endedAt,
-    /** Every run's summary, newest first; kept until a run begins or ends. */
-    async list(anew = false) {
-      if (!summaries || anew) {
-        const found = await ask("/bespoke/runs");
-        summaries = (Array.isArray(found) ? found : []).map(readRecord).filter(Boolean);
-      }
-      return summaries;
-    },
+    /** One page of the runs' summaries, newest first: { runs, total, page, pages }. search: words that all must occur. */
+    list: (page = 0, search = "") =>
+      inTurn(async () => {
+        const key = `${page}|${search}`;
+        const query = new URLSearchParams({ page, search, ...(pages.has(key) ? { stamp } : {}) });
+        const found = readPage(await ask(`/bespoke/runs?${query}`));
+        if (!found.unchanged) {
+          if (found.stamp !== stamp) pages.clear();
+          stamp = found.stamp;
+          pages.set(key, found);
+        }
+        return pages.get(key);
+      }),
+    /**
+     * The run that a trainer node shows: { run: summary or null, exact: it was made by this node }.
+     * place: { technique, paths, workflow, request: widget values by name }. still: () => whether it is still asked for.
+     */
+    match: (place, still) =>
+      inTurn(async () => {
+        if (!still()) return { run: null, exact: false };
+        const body = JSON.stringify(place);
+        const found = await ask("/bespoke/runs/match", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+        return { run: readRecord(found.run), exact: found.exact === true };
+      }),
     /** Look again at a run that the record calls running, where no event of it has come. */
     async watch(id) {
       const run = await load(id);
@@ -198,12 +223,12 @@ export function createRuns(api) {
     /** Interrupt the prompt that trains this run, and no other. */
     async cancel(run) {
       const prompt = await promptOf(run);
-      if (prompt === null) throw new Error("the run is not running");
+      if (prompt === null) throw new Error(t("go.none"));
       const body = JSON.stringify({ prompt_id: prompt });
-      const answer = await api.fetchApi("/interrupt", { method: "POST", headers: { "Content-Type": "application/json" }, body });
-      if (!answer.ok) throw new Error(`status ${answer.status}`);
+      const answer = await fetchApi("/interrupt", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+      if (!answer.ok) throw new Error(t("runs.status", { status: answer.status }));
     },
-    sampleUrl: (id, file) => api.apiURL(`/bespoke/runs/${encodeURIComponent(id)}/samples/${encodeURIComponent(file)}`),
+    sampleUrl: (id, file) => apiURL(`/bespoke/runs/${encodeURIComponent(id)}/samples/${encodeURIComponent(file)}`),
     /** Call `listener({ kind, run })` for all that happens; gives the function that ends it. */
     listen(listener) {
       listeners.add(listener);

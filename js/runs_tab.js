@@ -6,20 +6,19 @@ import { el, oncePerFrame, say } from "./dom.js";
 import { detail, stateOf } from "./run_detail.js";
 import { loss, t } from "./words.js";
 
-const MOST_SHOWN = 200;
 const SEARCH_FROM = 8; // runs, below which a search field is in the way
+const TYPED_MS = 250; // without a key, before a search is asked for
 
-/**
- * Fill the sidebar's element. page: what a run can be put into, see `detail`. Gives the function that takes it away.
- */
-export function fillTab(root, runs, page) {
+/** Fill the sidebar's element. Gives the function that takes it away. */
+export function fillTab(root, runs) {
   const list = el("div", { class: "bespoke-runs", role: "list", "aria-label": t("runs") });
   const compared = el("section", { class: "bespoke-compare", "aria-label": t("compare"), hidden: true });
   const note = el("p", { class: "bespoke-note", role: "status" });
-  const search = el("input", { type: "search", class: "bespoke-search", placeholder: t("search"), "aria-label": t("search"), oninput: () => filter() });
-  const again = el("button", { type: "button", class: "bespoke-button", "aria-label": t("refresh"), title: t("refresh"), onclick: () => fill(true) }, "↻");
+  const search = el("input", { type: "search", class: "bespoke-search", placeholder: t("search"), "aria-label": t("search"), oninput: () => searchSoon() });
+  const again = el("button", { type: "button", class: "bespoke-button", "aria-label": t("refresh"), title: t("refresh"), onclick: () => fill() }, "↻");
   const head = el("header", {}, el("h2", {}, t("runs")), again);
-  root.replaceChildren(el("div", { class: "bespoke-tab" }, head, search, note, compared, list));
+  const more = el("button", { type: "button", class: "bespoke-button", hidden: true, onclick: () => fill(shownPages + 1) }, t("runs.next"));
+  root.replaceChildren(el("div", { class: "bespoke-tab" }, head, search, note, compared, list, more));
 
   const cards = new Map(); // id -> card
   const chosen = []; // ids of at most two runs to compare
@@ -27,22 +26,39 @@ export function fillTab(root, runs, page) {
     for (const { isIntersecting, target } of entries) if (isIntersecting) cards.get(target.dataset.id)?.show();
   });
 
-  async function fill(anew = false) {
-    let found;
+  let shownPages = 1;
+  let filling = 0;
+
+  /** Show the first `pages` pages of the list, as many as before where nothing is said. */
+  async function fill(pages = shownPages) {
+    const turn = ++filling;
+    const shown = [];
+    let total = 0;
+    let all = 1;
     try {
-      found = await runs.list(anew);
+      for (let page = 0; page < Math.min(pages, all); page++) {
+        const found = await runs.list(page, search.value.trim());
+        if (turn !== filling) return; // asked for anew meanwhile
+        [total, all] = [found.total, found.pages];
+        shown.push(...found.runs);
+      }
     } catch (error) {
       return say(note, t("runs.unread", { why: error.message }));
     }
-    say(note, found.length ? (found.length > MOST_SHOWN ? t("runs.more", { shown: MOST_SHOWN, all: found.length }) : "") : t("runs.none"));
+    shownPages = pages;
+    more.hidden = all <= pages;
+    if (!search.value) search.hidden = total < SEARCH_FROM;
+    say(note, !total ? t(search.value ? "runs.none.found" : "runs.none") : shown.length < total ? t("runs.more", { shown: shown.length, all: total }) : "");
     note.hidden = !note.textContent;
-    search.hidden = found.length < SEARCH_FROM;
-    const shown = found.slice(0, MOST_SHOWN);
+    place(shown);
+  }
+
+  function place(shown) {
     const ids = new Set(shown.map((run) => run.id));
     for (const [id, made] of cards) if (!ids.has(id)) forget(id, made);
     shown.forEach((summary, i) => {
       if (!cards.has(summary.id)) {
-        const made = card(summary, runs, page, (on) => choose(summary.id, on));
+        const made = card(summary, runs, (on) => choose(summary.id, on));
         cards.set(summary.id, made);
         seen.observe(made.box);
       }
@@ -50,7 +66,6 @@ export function fillTab(root, runs, page) {
       made.take(summary);
       if (list.children[i] !== made.box) list.insertBefore(made.box, list.children[i] ?? null);
     });
-    filter();
   }
 
   function forget(id, made) {
@@ -60,9 +75,10 @@ export function fillTab(root, runs, page) {
     choose(id, false);
   }
 
-  function filter() {
-    const wanted = search.value.trim().toLowerCase();
-    for (const made of cards.values()) made.box.hidden = Boolean(wanted) && !made.words().includes(wanted);
+  let typed = 0;
+  function searchSoon() {
+    clearTimeout(typed);
+    typed = setTimeout(() => fill(1), TYPED_MS);
   }
 
   function choose(id, on) {
@@ -77,23 +93,24 @@ export function fillTab(root, runs, page) {
   const draw = oncePerFrame(() => {
     for (const made of cards.values()) made.draw();
   });
-  const deaf = runs.listen(({ kind, run }) => {
-    if (kind === "start" || kind === "end" || kind === "back") fill(true);
+  const silence = runs.listen(({ kind, run }) => {
+    if (kind === "start" || kind === "end" || kind === "back") fill();
     else if (run) cards.get(run.id)?.draw();
   });
   const sizes = new ResizeObserver(draw);
   sizes.observe(list);
   fill();
   return () => {
-    deaf();
+    silence();
+    clearTimeout(typed);
     seen.disconnect();
     sizes.disconnect();
     root.replaceChildren();
   };
 }
 
-/** One run in the list: { box, take(summary), show(), draw(), choose(on), words() }. */
-function card(summary, runs, page, onChoose) {
+/** One run in the list: { box, take(summary), show(), draw(), choose(on) }. */
+function card(summary, runs, onChoose) {
   let run = null; // with its curve, once it was in view
   let open = null; // its details, once they were asked for
   const canvas = el("canvas", { class: "bespoke-spark", "aria-hidden": "true" });
@@ -119,7 +136,7 @@ function card(summary, runs, page, onChoose) {
     say(state, t(`state.${word}`));
     const started = new Date(summary.started * 1000);
     const parts = [Number.isNaN(started.getTime()) ? "" : started.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }), t("steps", { steps: run?.step || summary.steps_done })];
-    const best = run?.curve.best ?? summary.held_out.reduce((a, b) => (a && a[1] <= b[1] ? a : b), null);
+    const best = run?.curve.best ?? summary.best;
     if (best) parts.push(t("best.loss", { loss: loss(best[1]) }));
     say(under, parts.filter(Boolean).join(" · "));
   }
@@ -148,7 +165,7 @@ function card(summary, runs, page, onChoose) {
     if (!now) return;
     try {
       run ??= await runs.watch(summary.id);
-      open ??= detail(run, runs, page);
+      open ??= detail(run, runs);
       below.replaceChildren(open.box);
       draw();
       await open.files();
@@ -163,7 +180,6 @@ function card(summary, runs, page, onChoose) {
     show,
     draw,
     choose: (on) => (tick.checked = on),
-    words: () => `${name.textContent} ${under.textContent} ${state.textContent} ${JSON.stringify(summary.settings)}`.toLowerCase(),
   };
 }
 

@@ -1,22 +1,22 @@
 // The panel on a trainer node: curve, numbers, samples, Finish and keep, Cancel. It draws what `runs` knows and keeps
 // nothing in the workflow. No side effects: index.js attaches it.
 
-import { addBox, keepInside, makeRoom, whenRemoved } from "./box.js";
+import { addPanel, classOf, fitNode, onExecuted, pathsOf, requestOf, watch, whileOnGraph, workflowId } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
-import { el, enlarge, oncePerFrame, say } from "./dom.js";
-import { pathsOf } from "./graph_paths.js";
-import { requestOf, runFor, TRAINERS } from "./run_match.js";
+import { el, enlarge, keepInside, oncePerFrame, say } from "./dom.js";
 import { loss, memory, rate, t, time } from "./words.js";
 
 const HEIGHT = { empty: 30, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
 const LABEL_EVERY_MS = 1000; // what the curve's picture says of itself
-const LOOK_MS = 1500; // between looks at the widgets, while no run is shown
+const SETTLED_MS = 300; // without a change of the widgets, before a run for them is looked for
+
+/** What a node of each class trains. */
+export const TRAINERS = { BespokeTrainLora: "lora", BespokeTrainTextualInversion: "textual inversion" };
 
 /**
- * Add the panel to a trainer node. runs: from `createRuns`; graphId: () => the present workflow's id;
- * wish: (name) => a setting of ours, see settings.js.
+ * Add the panel to a trainer node. runs: from `createRuns`; wish: (name) => a setting of ours, see settings.js.
  */
-export function attachPanel(node, runs, { graphId, wish }) {
+export function attachPanel(node, runs, wish) {
   const view = panel({
     wish,
     finish: () => act(runs.finish(shown?.id), "finishing"),
@@ -28,12 +28,12 @@ export function attachPanel(node, runs, { graphId, wish }) {
   let asked = ""; // the request that was last looked for
   let doing = ""; // what a button has asked for and is not done
 
-  const widget = addBox(node, "training", "bespoke_training", view.box, { after: null, height: () => view.height() });
+  addPanel(node, "training", view.box, { height: () => view.height() });
 
   const paint = oncePerFrame(() => {
     const before = view.height();
     view.paint(shown, { exact, doing, connected: runs.connected() });
-    if (view.height() > before) makeRoom(node);
+    if (view.height() > before) fitNode(node);
   });
 
   async function act(work, word) {
@@ -54,47 +54,50 @@ export function attachPanel(node, runs, { graphId, wish }) {
     paint();
   };
 
+  /** Show the run that this node made or would go on with, where it shows none that runs. */
   async function find() {
-    if (document.hidden || shown?.live || !node.graph || !runs.connected()) return;
-    const request = requestOf(node);
-    const key = `${JSON.stringify(request)}|${graphId()}|${runs.endedAt()}`;
+    if (shown?.live || !runs.connected()) return;
+    const place = { technique: TRAINERS[classOf(node)], paths: pathsOf(node), workflow: workflowId(), request: requestOf(node) };
+    const key = `${JSON.stringify(place)}|${runs.endedAt()}`;
     if (key === asked) return;
     asked = key;
     try {
-      const place = { technique: TRAINERS[node.comfyClass], paths: pathsOf(node), workflow: graphId() };
-      const found = runFor(await runs.list(), request, place);
-      if (!found) return;
-      const run = await runs.watch(found.id);
-      if (!shown?.live && shown !== run) show(run, place.paths.includes(found.node) && found.workflow === place.workflow);
+      const found = await runs.match(place, () => asked === key);
+      if (!found.run || asked !== key) return;
+      const run = await runs.watch(found.run.id);
+      if (!shown?.live && shown !== run) show(run, found.exact);
     } catch {
-      asked = ""; // the server did not answer: asked again
+      asked = ""; // the server did not answer: asked again at the next change
     }
   }
 
-  const deaf = runs.listen(({ kind, run }) => {
-    if (!run) return paint();
-    if (kind === "end") doing = "";
-    if (run === shown) paint();
-    else if ((kind === "start" || kind === "step") && pathsOf(node).includes(run.path)) show(run, true);
-  });
-
-  const executed = node.onExecuted;
-  node.onExecuted = function (output, ...rest) {
-    const id = output?.bespoke_run?.[0];
-    if (id) runs.load(id).then((run) => show(run, true), () => {});
-    return executed?.call(this, output, ...rest);
+  let due = 0;
+  const findSoon = () => {
+    clearTimeout(due);
+    due = setTimeout(find, SETTLED_MS);
   };
 
-  const timer = setInterval(find, LOOK_MS);
-  setTimeout(find, 50); // once the widgets have the workflow's values
-  const sizes = new ResizeObserver(paint);
-  sizes.observe(view.canvas);
-  whenRemoved(node, () => {
-    clearInterval(timer);
-    deaf();
-    sizes.disconnect();
+  onExecuted(node, (output) => {
+    const id = output?.bespoke_run?.[0];
+    if (id) runs.load(id).then((run) => show(run, true), () => {});
   });
-  return widget;
+  watch(node, findSoon);
+  whileOnGraph(node, () => {
+    const silence = runs.listen(({ kind, run }) => {
+      if (kind === "end" || kind === "back") findSoon();
+      if (!run) return paint();
+      if (kind === "end") doing = "";
+      if (run === shown) paint();
+      else if ((kind === "start" || kind === "step") && pathsOf(node).includes(run.path)) show(run, true);
+    });
+    const sizes = new ResizeObserver(paint);
+    sizes.observe(view.canvas);
+    return () => {
+      clearTimeout(due);
+      silence();
+      sizes.disconnect();
+    };
+  });
 }
 
 // --- What is seen ----------------------------------------------------------------------------------------------------
@@ -139,7 +142,7 @@ export function panel({ finish, cancel, sampleUrl, wish }) {
     }
     // First of all, while the layout is clean: reading the canvas's size after a change would make the page lay itself out.
     const singleLosses = wish("SingleLosses");
-    drawCurves(canvas, [run.curve], { goesOn: run.live, bestWord: t("best"), singleLosses });
+    drawCurves(canvas, [run.curve], { goesOn: run.live, singleLosses });
     const word = run.lost || !connected ? "lost" : doing && run.live ? doing : run.state;
     if (box.dataset.state !== word) box.dataset.state = word;
     say(state, t(`state.${word}`));

@@ -1,7 +1,7 @@
 // The nearest words of an embedding on the inspect node, after it ran. No side effects: index.js attaches it.
 
-import { addBox, keepInside, makeRoom } from "./box.js";
-import { el, say } from "./dom.js";
+import { addPanel, fitNode, onExecuted } from "./comfy.js";
+import { el, keepInside, say } from "./dom.js";
 import { t } from "./words.js";
 
 export const WORD_NODE = "BespokeInspectEmbedding";
@@ -19,19 +19,16 @@ export function attachWords(node) {
   say(note, t("words.empty"));
   list.hidden = true;
 
-  const executed = node.onExecuted;
-  node.onExecuted = function (output, ...rest) {
+  onExecuted(node, (output) => {
     const vectors = readVectors(output?.bespoke_words);
-    if (vectors.length) {
-      list.replaceChildren(...vectors.map(vectorOf));
-      [note.hidden, list.hidden] = [true, false];
-      height = Math.min(HEIGHT.most, 14 + HEIGHT.vector * vectors.length);
-      box.style.minHeight = `${height}px`;
-      makeRoom(node);
-    }
-    return executed?.call(this, output, ...rest);
-  };
-  return addBox(node, "words", "bespoke_words", box, { height: () => height, grows: true });
+    if (!vectors.length) return;
+    list.replaceChildren(...vectors.map(vectorOf));
+    [note.hidden, list.hidden] = [true, false];
+    height = Math.min(HEIGHT.most, 14 + HEIGHT.vector * vectors.length);
+    box.style.minHeight = `${height}px`;
+    fitNode(node);
+  });
+  addPanel(node, "words", box, { height: () => height, grows: true });
 }
 
 function vectorOf({ key, place, length, median, words }) {

@@ -1,10 +1,12 @@
 // The page's words in the user's language: locales/<language>/main.json under "bespoke". No side effects.
 
+import { fetchApi } from "./comfy.js";
+
 const OTHERWISE = "en";
 let spoken = {};
 
-/** Load the words. fetchApi: as `api.fetchApi`; language: ComfyUI's `Comfy.Locale`, such as "fr" or "zh-TW". */
-export async function loadWords(fetchApi, language = OTHERWISE) {
+/** Load the words. language: ComfyUI's `Comfy.Locale`, such as "fr" or "zh-TW". */
+export async function loadWords(language = OTHERWISE) {
   let all = {};
   try {
     all = await (await fetchApi("/i18n")).json();

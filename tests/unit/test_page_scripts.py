@@ -1,0 +1,132 @@
+"""What the page's scripts may do, read from their text: one module touches the page, none polls, none says a word of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "js").glob("*.js"))
+PAGE = "comfy.js"
+# What belongs to ComfyUI's page: its objects, and the fields of graphs, nodes and widgets.
+OF_THE_PAGE = (
+    r"scripts/(?:app|api)\.js", r"\bapp\b", r"\bapi\b", r"\bLiteGraph\b", r"\bextensionManager\b", r"\.widgets\b", r"\.graph\b", r"\.rootGraph\b",
+    r"\.inputs\b", r"\.outputs\b", r"\.subgraph\b", r"\.comfyClass\b", r"\.canvas\.", r"\.callback\b", r"\bon(?:Configure|Serialize|Removed|Added|ConnectionsChange)\b",
+)  # fmt: skip
+
+
+def code_and_strings(text: str) -> tuple[str, list[str]]:
+    """A script without comments and strings, and its strings; in a template `{}` stands for each value."""
+    code, strings, i = [], [], 0
+    while i < len(text):
+        two, one = text[i : i + 2], text[i]
+        if two == "//":
+            i = text.find("\n", i) if "\n" in text[i:] else len(text)
+        elif two == "/*":
+            i = text.index("*/", i) + 2
+        elif one in "\"'":
+            end = re.compile(rf"(?:\\.|[^{one}\\])*{one}").match(text, i + 1).end()
+            strings.append(text[i + 1 : end - 1])
+            code.append('""')
+            i = end
+        elif one == "`":
+            inner, said, i = [], "", i + 1
+            while text[i] != "`":
+                if text[i : i + 2] == "${":
+                    depth, start = 1, i + 2
+                    i += 2
+                    while depth:
+                        depth += {"{": 1, "}": -1}.get(text[i], 0)
+                        i += 1
+                    inner.append(text[start : i - 1])
+                    said += "{}"
+                else:
+                    said += text[i]
+                    i += 1
+            i += 1
+            strings.append(said)
+            code.append('"" ')
+            for part in inner:
+                more, found = code_and_strings(part)
+                code.append(more)
+                strings += found
+        elif one == "/" and re.search(r"[(,=:\[!&|?{};\n]\s*$", "".join(code[-40:])):  # a regular expression
+            end = re.compile(r"(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\\n])*/[a-z]*").match(text, i + 1).end()
+            code.append("REGEX")
+            i = end
+        else:
+            code.append(one)
+            i += 1
+    return "".join(code), strings
+
+
+def test_the_reader_of_scripts():
+    code, strings = code_and_strings("a(\"x // y\", 'it\\'s', `p ${q ? `in ${r}` : \"no\"} s`); // app\n/* app */ const e = /[/\"]+/g;")
+    assert "app" not in code
+    assert "REGEX" in code
+    assert strings == ["x // y", "it\\'s", "p {} s", "in {}", "no"]
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != PAGE], ids=lambda path: path.name)
+def test_only_one_module_touches_the_page(script):
+    text = script.read_text("utf-8")
+    code, strings = code_and_strings(text)
+    for pattern in OF_THE_PAGE:
+        assert not re.search(pattern, code), f"{script.name} uses {pattern}: ask comfy.js"
+        assert not any("scripts/" in path for path in strings)
+
+
+def test_what_is_private_is_named_with_the_versions_it_was_seen_on():
+    text = (ROOT / "js" / PAGE).read_text("utf-8")
+    head, body = text.split("\nimport ", 1)
+    code, strings = code_and_strings(body)
+    assert "1.47.12" in head
+    assert "1.58.1" in head
+    uses = set(re.findall(r"\b(?:app|api|LiteGraph)\??\.(\w+)", code)) | set(re.findall(r"\bcanvas\.(\w+)", code))
+    uses |= set(re.findall(r"\.(rootGraph|subgraph|outputNode|isVirtualNode|resolveVirtualOutput|vueNodesMode|computeLayoutSize|computeSize|slots|getLinks)\b", code))
+    assert len(uses) > 20
+    public = {"fetchApi", "apiURL", "addEventListener", "registerExtension", "extensionManager", "createNode", "LGraphNode", "canvas", "add", "graph"}
+    assert {name for name in uses - public if name not in head} == set()
+    assert "graphChanged" in head
+    assert "graphChanged" in strings
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_nothing_is_polled_and_no_saved_list_is_written(script):
+    code, _ = code_and_strings(script.read_text("utf-8"))
+    assert "setInterval" not in code
+    assert "onSerialize" not in code
+    assert not re.search(r"\bwidgets\s*(?:\?\.|\.)\s*(?:splice|unshift|sort|reverse|push|pop|shift)\b", code)
+    assert not re.search(r"widgets_values\w*\s*(?:\[[^\]]*\])?\s*=[^=]", code)
+
+
+# Names that the server and the records use, and what is compared with their words.
+NAMES = {"textual inversion", "cut off", "saved as "}
+PROSE = re.compile(r"[^\W\d_]{2,}[,.:;!?]* (?:[^\W\d_]{2,}|\{\})|\{\} [^\W\d_]{2,}")  # two words, or one beside a value
+NO_PROSE = re.compile(
+    r"(?:(?:pi|pi-[\w-]+|bespoke-[\w{}-]+)(?: |$))+"  # classes
+    r"|(?:[\d.{}]+px )?(?:Inter|\{\})[\w, {}-]*"  # fonts
+    r"|.*[\w-]+ ?:[^ ].*|[.#\[:].*|/.*|\[data-.*"  # styles, selectors, addresses
+    r"|\(\?.*|\^.*"  # pieces of expressions
+)
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "settings.js"], ids=lambda path: path.name)
+def test_every_word_that_is_shown_is_translated(script):
+    """The words of settings.js stand in settings.json and commands.json, which `test_page_words.py` compares."""
+    text = script.read_text("utf-8")
+    known = set(json.loads((ROOT / "locales" / "en" / "main.json").read_text("utf-8"))["bespoke"]) | NAMES
+    strings = code_and_strings(text)[1]
+    words = [said for said in strings if PROSE.search(said) and said not in known and not NO_PROSE.fullmatch(said)]
+    assert words == [], "give these words a key in locales/*/main.json and ask for it with t()"
+    # A single word where words are shown.
+    shown = r"(?:say\([\w.\[\]]+, |new Error\(|fillText\(|\bwrite\(|(?:title|placeholder|alt|summary|detail|label|\"aria-label\"): )([\"`])(?=[^\W\d_])"
+    assert [found.group(0) + text[found.end() : found.end() + 30] for found in re.finditer(shown, text)] == []
+
+
+def test_the_test_would_find_one():
+    _, strings = code_and_strings('say(note, `status ${answer.status}`); write("runs nothing: the picture stays");')
+    assert [said for said in strings if PROSE.search(said) and not NO_PROSE.fullmatch(said)] == strings
