@@ -4,6 +4,7 @@
     python3 dev.py demo --all                every workflow, not the four essential ones
     python3 dev.py test [pytest arguments]   run the checks and the tests
     python3 dev.py test --comfyui 0.24.1 ... the same on an older ComfyUI (0.24.1, 0.26.0, 0.27.0), downloaded
+    python3 dev.py test --frontend 1.58.1 ... the page's tests on that comfyui-frontend-package, or on "each" pinned one
     python3 dev.py serve [--port 8188]       open this pack in ComfyUI's page (further options go to ComfyUI)
 
 Needs Python 3.10 or newer and the network the first time. ComfyUI is, in this order: $COMFYUI_PATH; the ComfyUI in
@@ -55,6 +56,13 @@ COMFYUIS = {
     "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
 }
 NEWEST = "0.30.0"
+
+# The pages that the page's tests run on beside the host's own: the package, and its versions with their SHA-256.
+FRONTEND, FRONTEND_FOLDER = "comfyui-frontend-package", "comfyui_frontend_package/static"
+FRONTENDS = {
+    "1.53.6": "8b9616452c8bc693a4a77f63d05c8c690e9ef2b279f330d8d957541d69c6c452",
+    "1.58.1": "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9",
+}
 chosen: str | None = None  # the version that was asked for by --comfyui; it has an environment of its own
 
 GIB = 2**30
@@ -326,6 +334,26 @@ def fetch_comfyui(uv: str) -> Path:
     return folder
 
 
+def fetch_frontend(uv: str, version: str) -> Path:
+    """The folder of a page in the cache folder, downloaded where it is not there yet. Only pinned versions are checked."""
+    sha256 = FRONTENDS.get(version)
+    folder = cache_folder() / f"page-{version}"
+    if not (folder / FRONTEND_FOLDER / "index.html").is_file():
+        need_space(folder, 0.3, "The page")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="page-", dir=folder.parent) as work:
+            wanted = Path(work) / "page.txt"
+            wanted.write_text(f"{FRONTEND}=={version}" + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
+            command = [uv, "pip", "install", "--quiet", "--python", PYTHON, "--no-deps", "--target", Path(work) / "page"]
+            about = "20 MB, some seconds" + ("" if sha256 else "; not pinned: it is taken as it comes")
+            step(f"Downloading ComfyUI's page {version}", about, [*command, "--requirement", wanted])
+            with contextlib.suppress(OSError):  # another run may have put it there in the meantime
+                (Path(work) / "page").rename(folder)
+    if not (folder / FRONTEND_FOLDER / "index.html").is_file():
+        raise StepError(f"{FRONTEND} {version} holds no page. Choose another version, such as {', '.join(FRONTENDS)}.")
+    return folder / FRONTEND_FOLDER
+
+
 def extract(archive: Path, sha256: str, inner: str, out: Path) -> None:
     """Check a .tar.gz and write the plain files below TOP/inner in it to `out`; anything that is no plain file is refused."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -400,7 +428,7 @@ def small_model() -> Path:
     return path
 
 
-def prepare(with_tests: bool = False) -> dict[str, str]:
+def prepare(with_tests: bool = False, frontend: str = "") -> dict[str, str]:
     """Everything that a command needs; the variables that tell the children where it is."""
     if not CONSTRAINTS.is_file():
         raise StepError("This copy of the pack has no tests folder: clone the repository to see the demo or to test.")
@@ -410,7 +438,8 @@ def prepare(with_tests: bool = False) -> dict[str, str]:
         comfyui = local_comfyui() or fetch_comfyui(uv)
         install(uv, comfyui, with_tests)
         small_model()
-    return {"COMFYUI_PATH": str(comfyui), "BESPOKE_CACHE": str(cache_folder())}
+        page = {"BESPOKE_FRONTEND": str(fetch_frontend(uv, frontend))} if frontend else {}
+    return {"COMFYUI_PATH": str(comfyui), "BESPOKE_CACHE": str(cache_folder())} | page
 
 
 # --- the commands -------------------------------------------------------------------------------------------------------
@@ -426,12 +455,38 @@ def demo(options: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """ruff and pytest; with arguments, pytest with these arguments alone. `--comfyui VERSION` may come first."""
-    if arguments and arguments[0].split("=")[0] == "--comfyui":
-        version = arguments.pop(0)
-        version = version.split("=", 1)[1] if "=" in version else (arguments.pop(0) if arguments else "")
-        choose(version)
-    env = prepare(with_tests=True)
+    """ruff and pytest; with arguments, pytest with these arguments alone.
+
+    `--comfyui VERSION` and `--frontend VERSION` may come first. With the latter the page's tests run, where no others
+    are named, and with "each" they run on every pinned page in turn.
+    """
+    options, arguments = leading_options(arguments, ("--comfyui", "--frontend"))
+    if "--comfyui" in options:
+        choose(options["--comfyui"])
+    if "--frontend" in options:
+        version = options["--frontend"]
+        if version != "each" and not re.fullmatch(r"\d+(\.\d+)+", version):
+            raise StepError(f"--frontend is {version!r}: give a version, such as {', '.join(FRONTENDS)}, or each.")
+        named = any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
+        arguments = arguments if named else [*arguments, "tests/browser"]
+        versions = FRONTENDS if version == "each" else [version]
+        return max([run_tests(arguments, page) for page in versions])
+    return run_tests(arguments)
+
+
+def leading_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """The options NAME VALUE or NAME=VALUE that stand first, and what follows them."""
+    found, rest = {}, list(arguments)
+    while rest and rest[0].split("=")[0] in names:
+        name, given, value = rest.pop(0).partition("=")
+        found[name] = value if given else (rest.pop(0) if rest else "")
+    return found, rest
+
+
+def run_tests(arguments: list[str], frontend: str = "") -> int:
+    env = prepare(with_tests=True, frontend=frontend)
+    if frontend:
+        print(f"* The page is {FRONTEND} {frontend}", flush=True)
     if not arguments:
         print("* Running the checks and tests (about 10 minutes on 2 cores)", flush=True)
     style = 0 if arguments else run([PYTHON, "-m", "ruff", "check"], env)
@@ -453,7 +508,7 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     shown = commands.add_parser("demo", help="run the example workflows, leave pictures and a contact sheet")
     shown.add_argument("--all", action="store_true", help="every workflow, not the four essential ones")
-    commands.add_parser("test", help="run the checks and the tests; what follows goes to pytest")
+    commands.add_parser("test", help="run the checks and the tests; --comfyui, --frontend, then what goes to pytest")
     page = commands.add_parser("serve", help="ComfyUI's page with this pack; further options go to ComfyUI")
     page.add_argument("--port", type=int, default=8188)
     # pytest's arguments are not ours to read.

@@ -143,11 +143,15 @@ class Chromium:
 
 
 class Page:
-    """One tab. `errors` holds every console error, uncaught exception and failed load, in words."""
+    """One tab. `errors` holds every console error, uncaught exception and failed load, in words.
+
+    `notices` holds them and the warnings with the addresses of the scripts that took part, see `said_by`.
+    """
 
     def __init__(self, browser: Chromium, session: str, context: str, rewrite: Callable | None):
         self.browser, self.session, self.context, self.rewrite = browser, session, context, rewrite
         self.errors: list[str] = []
+        self.notices: list[tuple[str, list[str]]] = []
         self.dialogs: list[str] = []
 
     def send(self, method: str, **params):
@@ -158,19 +162,35 @@ class Page:
         self.browser.send("Target.disposeBrowserContext", browserContextId=self.context)
 
     def _event(self, method: str, params: dict) -> None:
-        if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+        if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert", "warning"):
             said = " ".join(str(a.get("value", a.get("description", a.get("type")))) for a in params["args"])
-            self.errors.append(f"console: {said}")
+            self._note("warning" if params["type"] == "warning" else "console", said, params.get("stackTrace"))
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
-            self.errors.append(f"uncaught: {details.get('exception', {}).get('description') or details['text']}")
-        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.errors.append(f"{params['entry']['source']}: {params['entry']['text']} {params['entry'].get('url', '')}")
+            said = details.get("exception", {}).get("description") or details["text"]
+            self._note("uncaught", said, details.get("stackTrace"), details.get("url"))
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            entry = params["entry"]
+            kind = "warning" if entry["level"] == "warning" else entry["source"]
+            self._note(kind, f"{entry['text']} {entry.get('url', '')}", entry.get("stackTrace"), entry.get("url"))
         elif method == "Page.javascriptDialogOpening":
             self.dialogs.append(params["message"])
             self._later("Page.handleJavaScriptDialog", accept=True)
         elif method == "Fetch.requestPaused":
             threading.Thread(target=self._rewrite, args=(params,), daemon=True).start()
+
+    def _note(self, kind: str, said: str, stack: dict | None, url: str | None = None) -> None:
+        if kind != "warning":
+            self.errors.append(f"{kind}: {said}")
+        frames = []
+        while stack:
+            frames += [frame["url"] for frame in stack["callFrames"]]
+            stack = stack.get("parent")
+        self.notices.append((f"{kind}: {said}", [*frames, url or ""]))
+
+    def said_by(self, scripts: str) -> list[str]:
+        """Errors and warnings in which an address with this text took part, as a script or as what failed to load."""
+        return [said for said, urls in self.notices if any(scripts in url for url in urls)]
 
     def _later(self, method: str, **params) -> None:
         """From the reading thread, which must not wait for an answer that it reads itself."""

@@ -14,6 +14,8 @@ READY = (
     "!!window.LiteGraph?.registered_node_types?.BespokeTrainLora && !!window.app?.vueAppReady && !!app.rootGraph"
     " && !document.getElementById('splash-loader')"
 )
+# The sidebar's button: a class up to page 1.49, an attribute from 1.50 on.
+RUNS_TAB = ":is(.bespoke-runs-tab-button, [data-testid='bespoke-runs-tab-button'])"
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Workflow.WarnBeforeExecute": False}
 
 
@@ -30,6 +32,11 @@ class ComfyPage:
 
     def ready(self) -> None:
         self.tab.wait(READY, 90)
+        self.tab.evaluate("(LiteGraph.alwaysRepeatWarnings = true, 1)")  # else only the first use of what is deprecated is told
+
+    def version(self) -> str:
+        """The version of the page."""
+        return self.tab.evaluate("window.__COMFYUI_FRONTEND_VERSION__")
 
     def reload(self) -> None:
         self.tab.reload()

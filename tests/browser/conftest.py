@@ -67,8 +67,11 @@ def screenshots() -> Path:
     return SCREENSHOTS
 
 
+CORE = ("test_core.py", "test_round_trip.py", "test_repair.py", "test_links.py")
+
+
 def pytest_collection_modifyitems(items):
     """All but the core handful take minutes: they are run by hand, `python3 dev.py test -m slow tests/browser`."""
     for item in items:
-        if "/browser/" in item.path.as_posix() and item.path.name != "test_core.py":
+        if "/browser/" in item.path.as_posix() and item.path.name not in CORE:
             item.add_marker(pytest.mark.slow)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from comfy_page import complaints, without_the_pack
+from comfy_page import RUNS_TAB, complaints, without_the_pack
 from host import ROOT
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
@@ -25,10 +25,10 @@ def errors_of(open_page, workflow, look, rewrite=None):
 @pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
 def test_no_error_that_the_page_has_not_without_the_pack(open_page, workflow, look):
     page, without = errors_of(open_page, workflow, look, without_the_pack)
-    assert not page.tab.evaluate("!!document.querySelector('.bespoke-runs-tab-button')")
+    assert not page.tab.evaluate(f"!!document.querySelector({RUNS_TAB!r})")
     page.close()
     page, with_pack = errors_of(open_page, workflow, look)
-    assert page.tab.evaluate("!!document.querySelector('.bespoke-runs-tab-button')")
+    assert page.tab.evaluate(f"!!document.querySelector({RUNS_TAB!r})")
     assert [error for error in with_pack if error not in without] == []
 
 
@@ -45,12 +45,13 @@ def test_hostile_events_and_records(open_page, workflow):
         "trigger": MARKUP, "losses": losses, "held_out": [[1, None], ["a", 2], 7, [5, 0.2]], "state": MARKUP, "started": 1e300,
         "samples": [[1, "../../secret.png"], [2, "javascript:alert(1)"], [3, "000003.png"]], "seconds": "NaN",
     }  # fmt: skip
-    summary = {key: value for key, value in record.items() if key != "losses"} | {"steps_done": 1_000_000}
+    summary = {key: value for key, value in record.items() if key != "losses"} | {"steps_done": 1_000_000, "best": [MARKUP, "x"]}
 
     def rewrite(url, body):
         if url.endswith(f"/bespoke/runs/{ID}"):
             return json.dumps(record).encode()
-        return json.dumps([summary, {"id": "../x"}, 7, None]).encode() if url.endswith("/bespoke/runs") else body
+        page = {"runs": [summary, {"id": "../x"}, 7, None], "total": "many", "page": None, "pages": 1e300, "stamp": [1]}
+        return json.dumps(page).encode() if "/bespoke/runs?" in url else body
 
     page = open_page(rewrite=rewrite)
     page.load(workflow("lora_train_and_use"))
@@ -63,7 +64,7 @@ def test_hostile_events_and_records(open_page, workflow):
     send(page, "step", run_id=MARKUP, step=1, steps=2, loss=1)
     page.panel(state="running")
     # Runs are only read where one is asked for; the list shows the same record as text.
-    page.tab.click(".bespoke-runs-tab-button")
+    page.tab.click(RUNS_TAB)
     page.tab.wait("document.querySelectorAll('.bespoke-item').length === 1")
     assert "onerror" in page.tab.wait("document.querySelector('.bespoke-item').innerText")
     page.tab.click(".bespoke-card")

@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from comfy_page import RUNS_TAB
 
 MUTED = {kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")}
 LONG = {"steps": 4000, "batch_size": 1}  # more than will be waited for
@@ -16,7 +17,7 @@ INK = """(() => { const c = document.querySelector('.bespoke-training canvas'); 
 
 
 def runs(server, **settings):
-    return [run for run in server.get("/bespoke/runs") if settings.items() <= run["settings"].items()]
+    return [run for run in server.get("/bespoke/runs")["runs"] if settings.items() <= run["settings"].items()]
 
 
 @pytest.mark.parametrize(("look", "palette", "seed"), [("classic", "dark", 501), ("nodes 2.0", "light", 502)])
@@ -55,7 +56,7 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
 
     saved = page.saved()
     assert run["id"] not in saved
-    assert not re.search(r"loss|held.?out|curve", re.sub(r'"(name|type|label|localized_name)":\s*"[^"]*"', "", saved.replace('"LOSS_MAP"', "")))
+    assert not re.search(r"loss|held.?out|curve", re.sub(r'"(name|type|label|localized_name)":\s*"[^"]*"', "", re.sub('"LOSS_MAP"|"loss_weighting":', "", saved)))
     trainer = next(node for node in json.loads(saved)["nodes"] if node["type"] == "BespokeTrainLora")
     assert len(trainer["widgets_values"]) == len(
         next(node for node in workflow("lora_train_and_use")["nodes"] if node["type"] == "BespokeTrainLora")["widgets_values"]
@@ -71,11 +72,11 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
 
 
 def test_the_list_of_runs(open_page, server, workflow, screenshots):
-    runs = [run for run in server.get("/bespoke/runs") if run["settings"].get("seed") in (501, 502)]
+    runs = [run for run in server.get("/bespoke/runs")["runs"] if run["settings"].get("seed") in (501, 502)]
     if len(runs) < 2:
         pytest.skip("this looks at the runs of the other tests: run the whole file")
     page = open_page()
-    page.tab.click(".bespoke-runs-tab-button")
+    page.tab.click(RUNS_TAB)
     page.tab.wait(f"document.querySelectorAll('.bespoke-item').length >= {len(runs)}")
     page.tab.evaluate("[...document.querySelectorAll('.bespoke-item input')].slice(0, 2).forEach((box) => box.click())")
     page.tab.wait("document.querySelector('.bespoke-compare tbody')?.innerText.includes('seed')")

@@ -100,7 +100,10 @@ def port_is_free(port: int) -> bool:
 
 
 def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) -> list[str]:
-    """ComfyUI's command line: nothing is written outside `base`, and no pack but this one is loaded."""
+    """ComfyUI's command line: nothing is written outside `base`, and no pack but this one is loaded.
+
+    `$BESPOKE_FRONTEND` is the folder of another page than the host's own.
+    """
     return [
         sys.executable, str(comfyui() / "main.py"),
         "--base-directory", str(base),
@@ -110,6 +113,7 @@ def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) ->
         "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK,
         # A log with the time and the level on every line; naming it keeps the default one out of the working folder.
         "--verbose", "INFO", *(["--verbose", "INFO", str(base / "comfyui.log")] if keeps_a_log() else []),
+        *(["--front-end-root", os.environ["BESPOKE_FRONTEND"]] if os.environ.get("BESPOKE_FRONTEND") else []),
         *options,
     ]  # fmt: skip
 

@@ -292,3 +292,27 @@ def test_an_older_comfyui_has_an_environment_of_its_own(dev, monkeypatch, capsys
     assert dev.VENV.name == "venv-0.24.1"
     assert dev.VENV in dev.PYTHON.parents
     assert all(len(sha) == 64 for _, sha in dev.COMFYUIS.values())
+
+
+def test_the_pages_tests_run_on_the_page_that_is_named(dev, monkeypatch, capsys):
+    got = []
+    monkeypatch.setattr(dev, "run_tests", lambda arguments, page="": got.append((arguments, page)) or (page == "1.53.6"))
+    (dev.ROOT / "tests" / "browser").mkdir(parents=True)
+    assert dev.main(["test", "--frontend", "1.2.3", "-m", "slow"]) == 0
+    assert dev.main(["test", "--frontend=1.2.3", "tests/browser", "-q"]) == 0
+    assert got == [(["-m", "slow", "tests/browser"], "1.2.3"), (["tests/browser", "-q"], "1.2.3")]
+    got.clear()
+    assert dev.main(["test", "--frontend", "each"]) == 1  # a failure on one page is not forgotten on the next
+    assert [page for _, page in got] == list(dev.FRONTENDS)
+    assert all(len(sha) == 64 for sha in dev.FRONTENDS.values())
+    for wrong in (["--frontend", "newest"], ["--frontend"], ["--frontend", "../1.2"]):
+        assert dev.main(["test", *wrong]) == 1
+        assert "give a version, such as 1.53.6, 1.58.1, or each" in capsys.readouterr().err
+
+
+def test_a_page_that_is_here_is_not_fetched_again(dev, monkeypatch, tmp_path):
+    monkeypatch.setenv("BESPOKE_CACHE", str(tmp_path))
+    page = tmp_path / "page-1.2.3" / dev.FRONTEND_FOLDER
+    page.mkdir(parents=True)
+    (page / "index.html").touch()
+    assert dev.fetch_frontend("/no/uv", "1.2.3") == page

@@ -1,0 +1,151 @@
+"""Graphs that the earlier version saved wrongly open right where the file says what is right, and are named where not.
+
+`moved_values/` was made by that version (commit 79958d2) on page 1.53.6: a graph of every node with no value at its
+default (`values.json`), saved once, saved twice, in a subgraph and as a blueprint. Its LoRA files are not on the server
+that the tests run on, as in a workflow that came from somebody else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_round_trip import INSIDE, ROOT_NODES, VALUES
+
+FILES = Path(__file__).parent / "moved_values"
+RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
+MOVED = {"BespokeTrainLora", "BespokeTrainTextualInversion", "BespokePartialDenoise", "BespokeStrengthSigmas", "BespokeInjectLora", "BespokeInspectLora"}
+TOASTS = """(() => { window.toasts = []; const { toast } = app.extensionManager, add = toast.add;
+  toast.add = (message) => { window.toasts.push([message.severity, message.detail]); return add.call(toast, message); }; return true; })()"""
+
+
+def read(name: str) -> dict:
+    return json.loads((FILES / f"{name}.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes 2.0"])
+def page(request, browser, server):
+    from comfy_page import ComfyPage
+
+    opened = ComfyPage(browser, server, look=request.param)
+    opened.tab.evaluate(TOASTS)
+    yield opened
+    opened.close()
+
+
+def notices(page) -> list:
+    """What was told since the last time, after a moment in which it would be."""
+    page.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
+    return page.tab.evaluate("window.toasts.splice(0)")
+
+
+def wrong(page, nodes: str = ROOT_NODES) -> set[str]:
+    """The kinds of nodes that have another value than `values.json` says."""
+    right = dict(RIGHT)
+    return {kind for kind, values in page.tab.evaluate(VALUES % nodes) if values != right[kind]}
+
+
+def test_the_files_are_wrong():
+    """They hold what the page would show without the repair."""
+    for name, nodes in (("saved_once", read("saved_once")["nodes"]), ("blueprint", read("saved_once_as_blueprint")["definitions"]["subgraphs"][0]["nodes"])):
+        right = {kind: list(values.values()) for kind, values in RIGHT}
+        assert {n["type"] for n in nodes if n["widgets_values"] != right[n["type"]]} == MOVED, name
+
+
+def test_saved_once(page):
+    page.load(read("saved_once"))
+    assert wrong(page) == set()
+    ((severity, words),) = notices(page)
+    assert severity == "warn"
+    assert all(title in words for title in ("Train LoRA (", "Train Textual Inversion (", "Partial Denoise (", "Strength Sigmas (", "Inject LoRA (", "Inspect LoRA ("))
+    assert "Mask Blend" not in words
+    page.tab.wait("document.body.innerText.includes('Save the workflow to keep them')")
+    # The same file again is told no more; what is saved now is right in both lists.
+    page.load(read("saved_once"))
+    assert wrong(page) == set()
+    assert notices(page) == []
+    for node in json.loads(page.saved())["nodes"]:
+        values = dict(RIGHT)[node["type"]]
+        assert node["widgets_values"] == list(values.values())
+        assert node.get("widgets_values_named", values) == values
+
+
+def test_saved_twice_is_named_and_nothing_is_guessed(page):
+    saved = read("saved_twice")
+    page.load(saved)
+    told = dict(notices(page))
+    assert told["warn"].count("(") == 1  # one value alone: the right one stands by its name
+    assert "Inspect LoRA" in told["warn"]
+    for title in ("Train LoRA (", "Train Textual Inversion (", "Partial Denoise (", "Strength Sigmas (", "Inject LoRA ("):
+        assert title in told["error"]
+    # What stands there is what the page reads of the file without us: the list from its first to its last fitting value.
+    lora = page.tab.evaluate(f"{page.node('BespokeTrainLora')}.widgets.slice(0, 3).map((w) => w.value)")
+    assert lora == next(n for n in saved["nodes"] if n["type"] == "BespokeTrainLora")["widgets_values"][:3]
+
+
+def test_in_a_subgraph_and_as_a_blueprint(page):
+    page.load(read("saved_once_in_subgraph"))
+    page.tab.wait("!!app.rootGraph.nodes[0]?.subgraph")
+    assert wrong(page, INSIDE) == set()
+    assert [severity for severity, _ in notices(page)] == ["warn"]
+    page.tab.evaluate("(app.rootGraph.clear(), 1)")
+    blueprint = read("saved_once_as_blueprint")
+    items = {"nodes": blueprint["nodes"], "subgraphs": blueprint["definitions"]["subgraphs"]}
+    page.tab.evaluate(f"!!app.canvas._deserializeItems({json.dumps(items)}, {{ position: [0, 0] }})")
+    page.tab.wait("!!app.rootGraph.nodes[0]?.subgraph")
+    assert wrong(page, INSIDE) == set()
+    assert [severity for severity, _ in notices(page)] == ["warn"]
+
+
+def test_a_list_that_a_script_edited_and_that_fits_is_left(page):
+    graph = read("saved_once")
+    values = dict(RIGHT)
+    for node in graph["nodes"]:
+        node["widgets_values"] = list(values[node["type"]].values())
+    sigmas = next(n for n in graph["nodes"] if n["type"] == "BespokeStrengthSigmas")
+    inject = next(n for n in graph["nodes"] if n["type"] == "BespokeInjectLora")
+    sigmas["widgets_values"][1] = 33
+    inject["widgets_values"][0] = "a-file-that-is-elsewhere.safetensors"
+    page.load(graph)
+    assert notices(page) == []
+    # Whether the list or the names count where both fit is the page's: ours changes nothing.
+    named = page.tab.evaluate("!!LiteGraph.namedValuesRestore")
+    steps = page.tab.evaluate(f"{page.node('BespokeStrengthSigmas')}.widgets.find((w) => w.name === 'steps').value")
+    assert steps == (21 if named else 33)
+    assert wrong(page) == (set() if named else {"BespokeStrengthSigmas", "BespokeInjectLora"})
+
+
+WIDGETS = [
+    {"name": "mode", "kind": "string", "choices": ["a", "b"]},
+    {"name": "rank", "kind": "number", "choices": None},
+    {"name": "on", "kind": "boolean", "choices": None},
+    {"name": "lora_name", "kind": "string", "choices": ["none", "x"]},
+    {"name": "other", "kind": None, "choices": None},
+]
+FIT = {"mode": "b", "rank": 3, "on": True, "lora_name": "gone", "other": {"k": 1}}
+
+
+@pytest.mark.parametrize(
+    ("listed", "named", "verdict"),
+    [
+        (["a", 3, False, "x", 1], FIT, "right"),  # it fits, whatever the names say
+        (["a", 3, False, "gone"], FIT, "right"),  # shorter, and a file that is not here
+        ([3, True, "gone", {"k": 1}, None], FIT, "moved"),
+        (["c", 3, True, "x", 1], FIT, "moved"),  # a choice that is none
+        (["c", 3, True, "x", 1], FIT | {"mode": "c"}, "right"),  # both lists say it: of a later version
+        (["c", 3, True, "x", 1], None, "right"),
+        (["a", None, True, "x", 1], FIT, "moved"),
+        (["a", None, True, "x", 1], None, "right"),
+        (["a", None, True, "x", 1], FIT | {"rank": None}, "right"),
+        ([3, True, "gone", {"k": 1}, None], None, "lost"),
+        ([3, True, "gone", {"k": 1}, None], FIT | {"mode": 3}, "lost"),
+        ([3, True, "gone", {"k": 1}, None], "not an object", "lost"),
+        ([], FIT, "right"),
+        ([3, True, "gone", {"k": 1}, None], {"unknown": 1}, "lost"),
+        ([3, 3, True, "x", 1, "more"], FIT, "moved"),
+    ],
+)
+def test_the_judgement(page, listed, named, verdict):
+    script = f"import('/extensions/bespoke/repair.js').then(({{ judge }}) => judge(...{json.dumps([WIDGETS, listed, named])}))"
+    assert page.tab.evaluate(script) == verdict
