@@ -100,6 +100,9 @@ export function onFilesDropped(node, take) {
   };
 }
 
+/** Whether a node is on its graph: one that a load took away may go on naming the graph. */
+const isThere = (node) => node.graph?.getNodeById(node.id) === node;
+
 const watched = new Set();
 const wakeAll = () => watched.forEach((wake) => wake());
 
@@ -114,7 +117,7 @@ export function watch(node, react) {
     asked = true;
     requestAnimationFrame(() => {
       asked = false;
-      if (node.graph) react();
+      if (isThere(node)) react();
     });
   };
   for (const widget of node.widgets ?? []) after(widget, "callback", wake);

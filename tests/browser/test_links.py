@@ -91,13 +91,14 @@ def test_the_model_is_found_as_the_prompt_finds_it(page, way):
 
 def test_the_dial_follows_a_node_that_it_is_not_wired_to_directly(page):
     """A change far up, a link and a primitive: each is drawn without a look at the clock."""
-    page.tab.evaluate(f"{BUILD}('two reroutes')")
-    label = "document.querySelector('.bespoke-dial canvas')?.getAttribute('aria-label') ?? ''"
-    page.tab.evaluate("(app.canvas.ds.scale = 0.7, app.canvas.ds.offset = [200, 200], app.canvas.setDirty(true, true))")
-    page.tab.wait(f"({label}).includes('runs ')")
     page.tab.evaluate("""(() => { window.asked = []; const { api } = app, fetchApi = api.fetchApi;
       api.fetchApi = function (path, ...rest) { if (path.startsWith("/bespoke/schedule?")) window.asked.push(path); return fetchApi.call(this, path, ...rest); }; })()""")
+    page.tab.evaluate(f"{BUILD}('two reroutes')")
+    page.tab.evaluate("(app.canvas.ds.scale = 0.7, app.canvas.ds.offset = [200, 200], app.canvas.setDirty(true, true))")
+    label = "document.querySelector('.bespoke-dial canvas')?.getAttribute('aria-label') ?? ''"
+    page.tab.wait(f"({label}).includes('runs ') && window.asked.at(-1).includes('v_prediction')")
     asked = "window.asked.length"
+    page.tab.evaluate("new Promise((done) => setTimeout(done, 300)).then(() => window.asked.splice(0).length)")
     page.tab.evaluate("new Promise((done) => setTimeout(done, 700))")
     assert page.tab.evaluate(asked) == 0  # nothing is asked while nothing changes
     page.tab.evaluate("""(() => { const shift = app.rootGraph.nodes.find((n) => n.comfyClass === "ModelSamplingDiscrete");
