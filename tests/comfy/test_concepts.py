@@ -82,6 +82,7 @@ def test_a_few_steps_bring_the_figures_nearer_to_an_unseen_colour(small, run_nod
     assert np.mean(moved) < 0.7 * np.mean(base)
 
 
+@pytest.mark.slow
 def test_importance_sampling_shows_the_loss_of_even_draws_with_less_scatter(small, run_node):
     """The base alone, step by step: the same mean, and a curve that can be read."""
     model, clip, vae = small

@@ -217,7 +217,8 @@ def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
     return victim, last, first
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 10])
 def test_torchrun_starts_a_killed_worker_again(comfyui, job, whole, kills):
     draw = random.Random(kills)
     table = [killed_at_random(comfyui, job, whole, f"killed-{kills}-{number}", draw) for number in range(kills)]
