@@ -59,6 +59,7 @@ export function fillTab(root, runs) {
     shown.forEach((summary, i) => {
       if (!cards.has(summary.id)) {
         const made = card(summary, runs, (on) => choose(summary.id, on));
+        made.choose(chosen.includes(summary.id));
         cards.set(summary.id, made);
         seen.observe(made.box);
       }
@@ -72,7 +73,7 @@ export function fillTab(root, runs) {
     seen.unobserve(made.box);
     made.box.remove();
     cards.delete(id);
-    choose(id, false);
+    if (!search.value) choose(id, false); // a search only hides it
   }
 
   let typed = 0;
