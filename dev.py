@@ -467,10 +467,10 @@ def test(arguments: list[str]) -> int:
         version = options["--frontend"]
         if version != "each" and not re.fullmatch(r"\d+(\.\d+)+", version):
             raise StepError(f"--frontend is {version!r}: give a version, such as {', '.join(FRONTENDS)}, or each.")
-        named = any((ROOT / argument.split("::")[0]).exists() for argument in arguments)
+        named = any(argument.startswith("tests/") for argument in arguments)
         arguments = arguments if named else [*arguments, "tests/browser"]
-        versions = FRONTENDS if version == "each" else [version]
-        return max([run_tests(arguments, page) for page in versions])
+        statuses = [run_tests(arguments, page) for page in (FRONTENDS if version == "each" else [version])]
+        return next((status for status in statuses if status), 0)
     return run_tests(arguments)
 
 

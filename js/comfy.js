@@ -2,19 +2,21 @@
 // index.js registers what is here.
 //
 // Public extension API: `app.registerExtension`, `app.extensionManager` (settings, toasts, sidebar, commands), `api`,
-// `node.addDOMWidget`, the node callbacks `onConfigure`, `onConnectionsChange`, `onExecuted`, `onAdded`, `onRemoved`,
-// `onDragOver`, `onDragDrop`, `widget.callback`, `widget.serialize`, `LGraphNode.getInputLink` and `isInputConnected`.
+// `node.addDOMWidget`, `node.setSize`, `node.computeSize`, the node callbacks `onConfigure`, `onConnectionsChange`, `onExecuted`, `onAdded`, `onRemoved`,
+// `onDragOver`, `onDragDrop`, `widget.callback`, `widget.serialize`, `widget.options`,
+// `LiteGraph.createNode`, `LiteGraph.isValidConnection`, `graph.add`, `graph.setDirtyCanvas` and `LGraphNode.getInputLink`.
 // No module reorders `node.widgets` or writes `widgets_values`.
 //
 // Not documented, each seen on the pages 1.42.15, 1.47.12, 1.53.6 and 1.58.1 unless another range stands beside it:
-//   app.rootGraph, graph.rootGraph             the outermost graph
+//   app.rootGraph, graph.rootGraph, subgraphs  the outermost graph; the graphs inside nodes, by id
 //   app.canvas.graph, setGraph, selectNode, centerOnNode, setDirty, selectedItems, visible_area
 //   app.loadGraphData, app.reloadNodeDefs      open a workflow; read the lists of files again
-//   api "graphChanged"                         the page noticed a change of the graph, by whatever means
+//   api "graphChanged", "reconnected"          the page noticed a change of the graph; the server is back
 //   node.subgraph, graph.nodes, getNodeById    the graph inside a node; a graph's nodes
 //   subgraph.outputNode.slots[i].getLinks()    what leaves a subgraph
 //   link.origin_id === -10                     a link from outside a subgraph
-//   node.isVirtualNode, resolveVirtualOutput   nodes that the prompt leaves out: Reroute, Get nodes (the latter from 1.51)
+//   node.isVirtualNode, resolveVirtualOutput   nodes that the prompt leaves out: Reroute, Get nodes
+//   node.mode 2 and 4, getWidgetFromSlot       muted and bypassed; the widget of an input, also on a subgraph's node
 //   LiteGraph.vueNodesMode, [data-node-id]     Nodes 2.0 is on; a node's element there
 //   widget.computeLayoutSize, computeSize      the room that a widget takes
 
@@ -43,7 +45,7 @@ export const addSidebarTab = (tab) => app.extensionManager.registerSidebarTab(ta
 /** Register the extension. Watched nodes hear of every change of the graph from here on. */
 export function register(extension) {
   for (const name of ["graphChanged", "reconnected"]) onEvent(name, wakeAll);
-  app.registerExtension({ ...extension, afterConfigureGraph: wakeAll });
+  app.registerExtension({ ...extension, afterConfigureGraph: endWhatIsGone });
 }
 
 /** Read the lists of files (LoRAs, embeddings, folders) again. */
@@ -73,14 +75,34 @@ export const onExecuted = (node, react) => after(node, "onExecuted", react);
 /** Call `react(saved)` when the node took the values of a file, a copy or an undone step. */
 export const onConfigured = (node, react) => after(node, "onConfigure", react);
 
+const started = new Map(); // node -> what ends what was started for it
+
 /** Call `start()` whenever the node is put on a graph, and what it gives whenever the node leaves it. */
 export function whileOnGraph(node, start) {
-  let end = node.graph ? start() : null;
-  after(node, "onAdded", () => (end ??= start()));
-  after(node, "onRemoved", () => {
+  let end = null;
+  const begin = () => {
+    if (end) return;
+    end = start();
+    started.set(node, [...(started.get(node) ?? []), finish]);
+  };
+  const finish = () => {
     end?.();
     end = null;
-  });
+  };
+  if (node.graph) begin();
+  after(node, "onAdded", begin);
+  after(node, "onRemoved", () => endAll(node));
+}
+
+function endAll(node) {
+  for (const finish of started.get(node) ?? []) finish();
+  started.delete(node);
+}
+
+/** After a load: page 1.47 does not tell the nodes inside subgraphs that they are gone. */
+function endWhatIsGone() {
+  for (const node of started.keys()) if (!isThere(node)) endAll(node);
+  wakeAll();
 }
 
 /**
@@ -100,8 +122,12 @@ export function onFilesDropped(node, take) {
   };
 }
 
-/** Whether a node is on its graph: one that a load took away may go on naming the graph. */
-const isThere = (node) => node.graph?.getNodeById(node.id) === node;
+/** Whether a node is on a graph of the open workflow. A node that was removed by a load can still have `node.graph` set. */
+function isThere(node) {
+  const { graph, id } = node;
+  const isOpen = graph === app.rootGraph || (graph && app.rootGraph?.subgraphs?.get(graph.id) === graph);
+  return Boolean(isOpen) && graph.getNodeById(id) === node;
+}
 
 const watched = new Set();
 const wakeAll = () => watched.forEach((wake) => wake());
@@ -134,12 +160,13 @@ export function watch(node, react) {
 // --- Widgets ---------------------------------------------------------------------------------------------------------
 
 export const classOf = (node) => node.comfyClass ?? node.type;
-export const graphIdOf = (node) => node.graph?.id ?? "";
+/** Tells a node from all others: its graph's id and its own. */
+export const placeOf = (node) => `${node.graph?.id ?? ""}:${node.id}`;
 export const titleOf = (node) => String(node.title ?? classOf(node));
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
 export const ownValue = (node, name) => widgetOf(node, name)?.value;
 
-/** Set a widget as a hand does. A value that the widget has already changes nothing. */
+/** Set a widget's value and call its callback. Does nothing where the value is the same. */
 export function setValue(node, name, value) {
   const widget = widgetOf(node, name);
   if (!widget || widget.value === value) return;
@@ -176,8 +203,8 @@ export function requestOf(node) {
 const MARGIN = 6; // px
 
 /**
- * Add an element below all inputs of a node. It is no value of the prompt and takes no part in any saved list: a widget
- * that is last shifts nothing, neither where the page keeps an empty place for it (until 1.52) nor where it does not.
+ * Add an element below all inputs of a node. It is not a value of the prompt and is not saved. The panel is the last
+ * widget, so it does not shift saved values: pages up to 1.52 count it in the list of values, later pages do not.
  * height: () => px; grows: whether it takes the room that a larger node has. A node never gets smaller by it.
  */
 export function addPanel(node, name, element, { height, grows = false }) {
@@ -207,7 +234,7 @@ export function addPanel(node, name, element, { height, grows = false }) {
  * place is taken. Where the page puts the panel in by itself later, it takes it out of there.
  */
 function takePlace(node, frame) {
-  if (frame.isConnected || !globalThis.LiteGraph?.vueNodesMode) return;
+  if (frame.isConnected || !globalThis.LiteGraph?.vueNodesMode || app.canvas.graph !== node.graph) return;
   const shown = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"] .bespoke-frame[data-panel="${frame.dataset.panel}"]`);
   shown?.replaceChildren(frame);
 }
@@ -244,44 +271,47 @@ export const isWired = (node, name) => linkInto(node, slotOf(node, name)) !== nu
  * null where nothing comes: no link, a muted node, a Get node without its Set node.
  */
 export function sourceOf(node, name) {
-  return intoSlot(node, slotOf(node, name), 0);
+  return intoSlot(node, slotOf(node, name), []);
 }
 
-function intoSlot(node, slot, depth) {
-  const link = depth > DEEPEST ? null : linkInto(node, slot);
-  if (!link) return null;
-  if (Number(link.origin_id) === SUBGRAPH_INPUT) return throughBorder(node.graph, link.origin_slot, depth + 1);
-  const origin = node.graph.getNodeById(link.origin_id);
-  return origin ? outOfSlot(origin, link.origin_slot, node.inputs[slot]?.type, depth + 1) : null;
+// holders: the subgraph's nodes that the way has entered and not left, the outermost first; a source has them as `holders`.
+
+function intoSlot(node, slot, holders, depth = 0) {
+  return alongLink(linkInto(node, slot), node.graph, node.inputs?.[slot]?.type, holders, depth);
 }
 
-function throughBorder(subgraph, slot, depth) {
-  const holder = holderOf(subgraph);
+function alongLink(link, graph, type, holders, depth) {
+  if (!link || depth > DEEPEST) return null;
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) return throughBorder(graph, link.origin_slot, holders, depth + 1);
+  const origin = graph.getNodeById(link.origin_id);
+  return origin ? outOfSlot(origin, link.origin_slot, type, holders, depth + 1) : null;
+}
+
+function throughBorder(subgraph, slot, holders, depth) {
+  const last = holders[holders.length - 1];
+  const holder = last?.subgraph === subgraph ? last : holderOf(subgraph);
   if (!holder) return null;
-  if (linkInto(holder, slot)) return intoSlot(holder, slot, depth);
+  if (linkInto(holder, slot)) return intoSlot(holder, slot, holders.slice(0, -1), depth);
   const shown = holder.getWidgetFromSlot?.(holder.inputs?.[slot] ?? {});
   return shown ? { value: shown.value } : null;
 }
 
-function outOfSlot(node, slot, type, depth) {
+function outOfSlot(node, slot, type, holders, depth) {
   if (depth > DEEPEST || node.mode === MUTED) return null;
-  if (node.mode === BYPASSED) return intoSlot(node, bypassSlot(node, slot, type), depth);
+  if (node.mode === BYPASSED) return intoSlot(node, bypassSlot(node, slot, type), holders, depth);
   if (node.subgraph) {
     const link = node.subgraph.outputNode?.slots?.[slot]?.getLinks?.()[0];
-    if (!link) return null;
-    if (Number(link.origin_id) === SUBGRAPH_INPUT) return intoSlot(node, link.origin_slot, depth + 1);
-    const inner = node.subgraph.getNodeById(link.origin_id);
-    return inner ? outOfSlot(inner, link.origin_slot, type, depth + 1) : null;
+    return alongLink(link, node.subgraph, type, [...holders, node], depth);
   }
-  if (!node.isVirtualNode || node.type === "PrimitiveNode") return { node, slot };
+  if (!node.isVirtualNode || node.type === "PrimitiveNode") return { node, slot, holders };
   // Some packs' Get nodes open an alert where their Set node is missing, so those are looked up by name first.
   if (/get_?node$/i.test(node.type ?? "")) {
     const setter = setterOf(node);
-    return setter ? intoSlot(setter, 0, depth + 1) : null;
+    return setter ? intoSlot(setter, 0, holders, depth + 1) : null;
   }
   const source = node.resolveVirtualOutput?.(slot);
-  if (source) return outOfSlot(source.node, source.slot, type, depth + 1);
-  return intoSlot(node, slot, depth + 1);
+  if (source) return outOfSlot(source.node, source.slot, type, holders, depth + 1);
+  return alongLink(node.getInputLink(slot), node.graph, type, holders, depth + 1);
 }
 
 /** The Set node that a Get node reads: of the same pack, with the same name in its first widget, here or further out. */
@@ -289,26 +319,40 @@ function setterOf(getter) {
   const type = getter.type.replace(/get(_?node)$/i, (all, rest) => (all[0] === "G" ? `Set${rest}` : `set${rest}`));
   const name = getter.widgets?.[0]?.value;
   for (let graph = getter.graph; graph; graph = holderOf(graph)?.graph) {
-    const found = nodesOf(graph).find((node) => node.type === type && node.widgets?.[0]?.value === name && node.mode !== MUTED);
+    const found = nodesOf(graph).find((node) => node.type === type && node.widgets?.[0]?.value === name);
     if (found) return found;
   }
   return null;
 }
 
-/** The input that stands for an output of a bypassed node: the one at its place if it fits, else the first that does. */
+/**
+ * The input that stands for an output of a bypassed node, by the page's rule: the one at its place if it fits the output
+ * and the asked type, else the first of exactly the asked type, else the first that fits both. -1 where none does.
+ */
 function bypassSlot(node, slot, type) {
-  const wanted = [type, node.outputs?.[slot]?.type].filter((one) => one && one !== "*");
-  const fits = (input) => input && (input.type === "*" || !wanted.length || wanted.includes(input.type));
-  return fits(node.inputs?.[slot]) ? slot : (node.inputs ?? []).findIndex(fits);
+  const inputs = node.inputs ?? [];
+  if (!type || type === "*") return inputs.length > slot ? slot : 0;
+  const valid = (one, other) => globalThis.LiteGraph.isValidConnection(one, other);
+  const fits = (input) => input && valid(input.type, node.outputs?.[slot]?.type) && valid(input.type, type);
+  if (fits(inputs[slot])) return slot;
+  const exact = inputs.findIndex((input) => input.type === type);
+  return exact >= 0 ? exact : inputs.findIndex(fits);
 }
 
-/** A widget's value as the prompt gets it: its own, or that of the primitive or the subgraph's widget wired to it. */
-export function valueOf(node, name) {
+/**
+ * A widget's value as the prompt gets it: its own, or that of the primitive or of the subgraph's widget wired to it.
+ * undefined where something else is wired to it, whose value is known only when it ran.
+ */
+export function wiredValue(node, name) {
   const own = ownValue(node, name);
-  const source = isWired(node, name) ? sourceOf(node, name) : null;
-  const wired = source && ("value" in source ? source.value : source.node.widgets?.[0]?.value);
-  return wired !== undefined && typeof wired === typeof own ? wired : own;
+  if (!isWired(node, name)) return own;
+  const source = sourceOf(node, name);
+  const value = source && ("value" in source ? source.value : source.node.widgets?.[0]?.value);
+  return typeof value === typeof own ? value : undefined;
 }
+
+/** As `wiredValue`, and the widget's own value where that is not known. */
+export const valueOf = (node, name) => wiredValue(node, name) ?? ownValue(node, name);
 
 /** Every widget value of a node that is a text, a number or a switch, by name, as the prompt gets it. */
 export function valuesOf(node) {
@@ -319,12 +363,13 @@ export function valuesOf(node) {
 /** The nodes that lead to a node's model, the loader first. */
 export function modelChain(node) {
   const chain = [];
-  for (let at = node; at && !chain.includes(at); ) {
+  for (let [at, holders] = [node, []]; at && chain.length < DEEPEST && !chain.includes(at); ) {
     const inputs = at.inputs ?? [];
     const isModel = ({ type }, slot) => (type === "MODEL" || type === "*") && linkInto(at, slot);
     const named = inputs.findIndex((input, slot) => input.name === "model" && linkInto(at, slot));
     chain.unshift(at);
-    at = intoSlot(at, named >= 0 ? named : inputs.findIndex(isModel), 0)?.node;
+    const source = intoSlot(at, named >= 0 ? named : inputs.findIndex(isModel), holders);
+    [at, holders] = [source?.node, source?.holders];
   }
   return chain.slice(0, -1);
 }

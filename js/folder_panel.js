@@ -1,7 +1,7 @@
 // The image node's own list: the folder's pictures with their captions, editable in place; a folder or pictures dropped
 // on the node become a training folder under ComfyUI's input. No side effects: index.js attaches it.
 
-import { addPanel, apiURL, fetchApi, fitNode, onFilesDropped, ownValue, refreshLists, setValue, watch } from "./comfy.js";
+import { addPanel, apiURL, fetchApi, fitNode, onFilesDropped, refreshLists, setValue, valueOf, watch } from "./comfy.js";
 import { el, keepInside, say } from "./dom.js";
 import { t } from "./words.js";
 
@@ -45,7 +45,7 @@ export function attachFolder(node) {
   }
 
   async function look(anew = false) {
-    const name = ownValue(node, "folder");
+    const name = valueOf(node, "folder");
     if (!name || (name === shown && !anew)) return;
     shown = name;
     try {

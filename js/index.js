@@ -5,7 +5,7 @@ import { commandsOn } from "./commands.js";
 import { el } from "./dom.js";
 import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
 import { attachLoraDial, LORA_NODES } from "./lora_dial.js";
-import { repairMovedValues } from "./repair.js";
+import { dropDefaultsOfBlueprints, repairMovedValues } from "./repair.js";
 import { createRuns } from "./runs.js";
 import { fillTab } from "./runs_tab.js";
 import { commands, KEYS, MENU, settings, wishes } from "./settings.js";
@@ -24,9 +24,10 @@ register({
   commands: commands(commandsOn(runs)),
   keybindings: KEYS,
   menuCommands: MENU,
+  beforeConfigureGraph: dropDefaultsOfBlueprints,
   async init() {
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
-    await loadWords(setting("Comfy.Locale"));
+    await loadWords();
     tellOfRuns(runs, wish);
   },
   setup() {

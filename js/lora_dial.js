@@ -2,7 +2,7 @@
 // inject node every row and every column has its strength, which writes the node's own widgets. No side effects:
 // index.js attaches it.
 
-import { addPanel, classOf, fetchApi, fitNode, isWired, ownValue, setValue, sourceOf, watch } from "./comfy.js";
+import { addPanel, classOf, fetchApi, fitNode, isWired, setValue, sourceOf, valueOf, watch, wiredValue } from "./comfy.js";
 import { el, keepInside, say } from "./dom.js";
 import { t } from "./words.js";
 
@@ -23,12 +23,12 @@ export function attachLoraDial(node) {
   const box = el("section", { class: "bespoke-panel", "aria-label": t("dial.lora") }, note, scroll);
   keepInside(box);
   let height = HEIGHT.note;
-  let asked = null;
+  let asked; // the file that was looked for, null where it is not known
   let seen = ""; // the widgets' values that were painted
   let painters = [];
 
-  const numberOf = (name) => Number(ownValue(node, name) ?? 1);
-  const blocks = () => String(ownValue(node, "blocks") ?? "");
+  const numberOf = (name) => Number(valueOf(node, name) ?? 1);
+  const blocks = () => String(valueOf(node, "blocks") ?? "");
   const wired = (name) => isWired(node, name);
 
   function set(name, value) {
@@ -36,11 +36,11 @@ export function attachLoraDial(node) {
     paint();
   }
 
-  /** The strength as a field and as a switch: pressing the name turns it off and on. */
-  function dial(name, read, write, locked) {
-    const field = el("input", { type: "number", step: STEP, min: -LARGEST, max: LARGEST, "aria-label": t("dial.strength", { name }), disabled: locked });
+  /** The strength as a field and as a switch: pressing the name turns it off and on. input: the one that it writes. */
+  function dial(name, read, write, input) {
+    const field = el("input", { type: "number", step: STEP, min: -LARGEST, max: LARGEST, "aria-label": t("dial.strength", { name }) });
     const press = () => write(read() === 0 ? 1 : 0);
-    const button = el("button", { type: "button", "aria-pressed": "true", title: t("dial.press", { name }), onclick: press, disabled: locked }, short(name));
+    const button = el("button", { type: "button", "aria-pressed": "true", title: t("dial.press", { name }), onclick: press }, short(name));
     field.addEventListener("change", () => {
       const value = Number(field.value);
       if (field.value !== "" && Number.isFinite(value)) write(Math.max(-LARGEST, Math.min(LARGEST, value)));
@@ -48,6 +48,7 @@ export function attachLoraDial(node) {
     });
     painters.push(() => {
       const value = read();
+      field.disabled = button.disabled = wired(input);
       if (document.activeElement !== field) field.value = value === null ? "" : String(Number(value.toFixed(3)));
       field.placeholder = value === null ? t("dial.mixed") : "";
       button.setAttribute("aria-pressed", String(value !== 0));
@@ -60,20 +61,20 @@ export function attachLoraDial(node) {
     const largest = Math.max(...rows.flatMap((row) => Object.values(row.norms).map((norm) => norm ?? 0)), 1e-12);
     const head = columns.map((column) => {
       const owned = canSet && PROJECTIONS.includes(column);
-      const parts = owned ? dial(column, () => numberOf(column), (value) => set(column, value), wired(column)) : [el("span", { title: column === "rest" ? t("dial.rest") : null }, short(column))];
+      const parts = owned ? dial(column, () => numberOf(column), (value) => set(column, value), column) : [el("span", { title: column === "rest" ? t("dial.rest") : null }, short(column))];
       return el("th", { scope: "col" }, ...parts);
     });
     const body = rows.map((row) => {
       const owned = canSet && row.names.length > 0;
       const write = (value) => set("blocks", withBlock(blocks(), row.block, value));
-      const parts = owned ? dial(row.block, () => strengthOf(blocks(), row.names), write, wired("blocks")) : [el("span", {}, row.block)];
+      const parts = owned ? dial(row.block, () => strengthOf(blocks(), row.names), write, "blocks") : [el("span", {}, row.block)];
       const cells = columns.map((column) => {
         const norm = row.norms[column];
         const cell = el("td");
         if (norm === undefined) return cell;
         const factor = () => (canSet ? (PROJECTIONS.includes(column) ? numberOf(column) : 1) * (row.names.length ? (strengthOf(blocks(), row.names) ?? 1) : 1) : 1);
-        const press = () => write(strengthOf(blocks(), row.names) === 0 ? 1 : 0);
-        if (owned && !wired("blocks")) cell.append(el("button", { type: "button", tabindex: "-1", "aria-hidden": "true", onclick: press }));
+        const press = () => wired("blocks") || write(strengthOf(blocks(), row.names) === 0 ? 1 : 0);
+        if (owned) cell.append(el("button", { type: "button", tabindex: "-1", "aria-hidden": "true", onclick: press }));
         painters.push(() => {
           const acts = norm === null ? null : norm * factor();
           cell.style.setProperty("--bespoke-heat", acts === null ? 0 : Math.min(1, Math.abs(acts) / largest));
@@ -98,7 +99,7 @@ export function attachLoraDial(node) {
   }
 
   function paint(anew = false) {
-    const now = JSON.stringify([...PROJECTIONS.map(numberOf), blocks()]);
+    const now = JSON.stringify([...PROJECTIONS.map(numberOf), blocks(), [...PROJECTIONS, "blocks"].map(wired)]);
     if (now === seen && !anew) return;
     seen = now;
     for (const work of painters) work();
@@ -117,10 +118,10 @@ export function attachLoraDial(node) {
   }
 
   async function look() {
-    const name = wired("lora") ? fileOn(node) : wired("lora_name") ? null : ownValue(node, "lora_name");
+    const name = wired("lora") ? fileOn(node) : (wiredValue(node, "lora_name") ?? null);
     if (name !== asked) {
       asked = name;
-      if (!name || name === "none") empty(t(wired("lora") ? "dial.wired" : "dial.none"));
+      if (!name || name === "none") empty(t(wired("lora") || wired("lora_name") ? "dial.wired" : "dial.none"));
       else {
         try {
           const answer = await fetchApi(`/bespoke/lora?${new URLSearchParams({ name })}`);
@@ -131,7 +132,7 @@ export function attachLoraDial(node) {
           tell("");
           paint(true);
         } catch {
-          asked = null; // the server did not answer: asked again
+          asked = undefined; // the server did not answer: asked again
         }
       }
     }
@@ -145,7 +146,7 @@ export function attachLoraDial(node) {
 /** The file behind a wired LoRA, where it comes from a loader with a list; else null. */
 function fileOn(node) {
   const from = sourceOf(node, "lora")?.node;
-  return from && classOf(from) === "BespokeLoadLora" ? ownValue(from, "lora_name") : null;
+  return from && classOf(from) === "BespokeLoadLora" ? (wiredValue(from, "lora_name") ?? null) : null;
 }
 
 /** The server's table with every field in its type; at most 400 rows. */

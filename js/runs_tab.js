@@ -43,6 +43,8 @@ export function fillTab(root, runs) {
         shown.push(...found.runs);
       }
     } catch (error) {
+      if (turn !== filling) return;
+      note.hidden = false;
       return say(note, t("runs.unread", { why: error.message }));
     }
     shownPages = pages;

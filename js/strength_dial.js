@@ -136,8 +136,10 @@ export function draw(canvas, answer) {
   pen.fillStyle = COLOURS.runs;
   pen.fillRect(barLeft, middle, 16, bottom - middle);
 
-  write(answer.run ? t("dial.runs", { run: answer.run, total: answer.total }) : t("dial.runs.none"), left, 14, { room: width - 110 });
-  write(t("dial.noise", { share: percent(answer.noise) }), width - 8, 14, { fill: COLOURS.runs, align: "right" });
+  const noise = t("dial.noise", { share: percent(answer.noise) });
+  write(noise, width - 8, 14, { fill: COLOURS.runs, align: "right" });
+  const free = width - 24 - pen.measureText(noise).width;
+  write(answer.run ? t("dial.runs", { run: answer.run, total: answer.total }) : t("dial.runs.none"), left, 14, { room: free });
   const start = answer.run ? t("dial.start", { sigma: digits(answer.sigma), t: digits(answer.timestep) }) : "";
   write(start, left, height - 5, { size: 10, fill: faint });
   pen.font = `10px ${FONT}`;

@@ -6,7 +6,7 @@ import { drawCurves } from "./curve_plot.js";
 import { el, enlarge, keepInside, oncePerFrame, say } from "./dom.js";
 import { loss, memory, rate, t, time } from "./words.js";
 
-const HEIGHT = { empty: 30, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
+const HEIGHT = { empty: 44, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
 const LABEL_EVERY_MS = 1000; // what the curve's picture says of itself
 const SETTLED_MS = 300; // without a change of the widgets, before a run for them is looked for
 

@@ -1,26 +1,29 @@
 // The page's words in the user's language: locales/<language>/main.json under "bespoke". No side effects.
 
-import { fetchApi } from "./comfy.js";
+import { fetchApi, setting } from "./comfy.js";
 
 const OTHERWISE = "en";
-let spoken = {};
+let words = {}; // by language, then by key
 
-/** Load the words. language: ComfyUI's `Comfy.Locale`, such as "fr" or "zh-TW". */
-export async function loadWords(language = OTHERWISE) {
-  let all = {};
+/** Load the words of every language. */
+export async function loadWords() {
   try {
-    all = await (await fetchApi("/i18n")).json();
+    words = await (await fetchApi("/i18n")).json();
   } catch {
     // Without the server there are no words: keys are shown, and the page goes on.
   }
-  const find = (name) => all[name]?.bespoke ?? {};
-  spoken = { ...find(OTHERWISE), ...find(language.split("-")[0]), ...find(language) };
+}
+
+/** The text for a key in the language that is set now, such as "fr" or "zh-TW", or else in English. */
+function textOf(key) {
+  const language = String(setting("Comfy.Locale") ?? OTHERWISE);
+  const texts = [language, language.split("-")[0], OTHERWISE].map((name) => words[name]?.bespoke?.[key]);
+  return texts.find((text) => typeof text === "string") ?? key;
 }
 
 /** The words for a key, with {name} filled in from `values`. A key without words is shown itself. */
 export function t(key, values = {}) {
-  const text = typeof spoken[key] === "string" ? spoken[key] : key;
-  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  return textOf(key).replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 
 /** A loss in three digits. */

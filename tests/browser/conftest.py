@@ -67,7 +67,7 @@ def screenshots() -> Path:
     return SCREENSHOTS
 
 
-CORE = ("test_core.py", "test_round_trip.py", "test_repair.py", "test_links.py")
+CORE = ("test_core.py", "test_round_trip.py", "test_repair.py", "test_links.py", "test_blueprint_values.py")
 
 
 def pytest_collection_modifyitems(items):

@@ -194,6 +194,11 @@ def test_the_heatmap_sets_strengths(page, screenshots, look):
     page.change("BespokeInjectLora", blocks="m*:0.25", key=1)
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody th input')[1].value === '0.25'")
     assert page.tab.evaluate("document.querySelectorAll('.bespoke-heat tbody th input')[0].value") == "0"
+    # A strength that comes by wire is drawn as the prompt gets it, and cannot be set here.
+    page.tab.evaluate(f"""(() => {{ const p = LiteGraph.createNode("PrimitiveFloat"), n = {page.node("BespokeInjectLora")}; app.rootGraph.add(p); p.widgets[0].value = 0.5;
+      p.connect(0, n, n.inputs.findIndex((input) => input.widget?.name === "value")); }})()""")
+    page.tab.wait("(({ value, disabled }) => value === '0.5' && disabled)(document.querySelectorAll('.bespoke-heat thead input')[2])")
+    assert page.tab.evaluate("document.querySelectorAll('.bespoke-heat thead input')[1].disabled") is False
     page.change("BespokeInjectLora", lora_name="gone.safetensors")
     page.tab.wait("document.querySelector('.bespoke-heat').closest('section').innerText.includes('gone.safetensors')")
 
@@ -269,6 +274,23 @@ def test_a_node_id_and_an_input_that_were_renamed_since(page, workflow):
     wired = {i["name"] for i in again[trainer["id"]]["inputs"] if i.get("link") is not None}
     assert {"model", "clip", "images"} <= wired
     page.tab.evaluate("document.querySelectorAll('.p-dialog-close-button').forEach((button) => button.click())")
+
+
+def test_undo_inside_a_subgraph_leaves_each_node_its_own_panel(page):
+    """On page 1.47 the nodes of the graph before are not told that they are gone."""
+    page.look("nodes 2.0")
+    page.load(only("BespokeInjectLora"), BespokeInjectLora={"lora_name": "core-two.safetensors"})
+    page.tab.evaluate("""(() => { const s = LiteGraph.createNode("BespokeStrengthSigmas"); s.pos = [600, 80]; app.rootGraph.add(s);
+      app.canvas.setGraph(app.rootGraph.convertToSubgraph(new Set(app.rootGraph.nodes)).subgraph); })()""")
+    mine = "app.canvas.graph.nodes.filter((n) => n.widgets?.at(-1).element?.dataset.panel).map((n) => n.widgets.at(-1).element)"
+    for turn in range(3):
+        page.tab.click_at(1300, 700)
+        page.tab.evaluate(f"(app.canvas.graph.nodes[0].title = 'renamed {turn}', 1)")
+        page.tab.click_at(1300, 700)
+        page.tab.evaluate("new Promise((done) => setTimeout(done, 200))")
+        page.tab.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+        page.tab.wait(f"app.canvas.graph !== app.rootGraph && {mine}.length === 2 && {mine}.every((frame) => frame.isConnected && frame.firstChild)")
+    page.tab.evaluate("(app.canvas.setGraph(app.rootGraph), 1)")
 
 
 def test_nothing_was_thrown(page):

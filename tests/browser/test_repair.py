@@ -16,6 +16,7 @@ from test_round_trip import INSIDE, ROOT_NODES, VALUES
 FILES = Path(__file__).parent / "moved_values"
 RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
 MOVED = {"BespokeTrainLora", "BespokeTrainTextualInversion", "BespokePartialDenoise", "BespokeStrengthSigmas", "BespokeInjectLora", "BespokeInspectLora"}
+LOST = ("Train LoRA", "Train Textual Inversion", "Partial Denoise", "Strength Sigmas", "Inject LoRA")
 TOASTS = """(() => { window.toasts = []; const { toast } = app.extensionManager, add = toast.add;
   toast.add = (message) => { window.toasts.push([message.severity, message.detail]); return add.call(toast, message); }; return true; })()"""
 
@@ -35,9 +36,9 @@ def page(request, browser, server):
 
 
 def notices(page) -> list:
-    """What was told since the last time, after a moment in which it would be."""
+    """What the pack told since the last time, after a moment in which it would."""
     page.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
-    return page.tab.evaluate("window.toasts.splice(0)")
+    return [[severity, words] for severity, words in page.tab.evaluate("window.toasts.splice(0)") if "Bespoke" in str(words)]
 
 
 def wrong(page, nodes: str = ROOT_NODES) -> set[str]:
@@ -58,7 +59,7 @@ def test_saved_once(page):
     assert wrong(page) == set()
     ((severity, words),) = notices(page)
     assert severity == "warn"
-    assert all(title in words for title in ("Train LoRA (", "Train Textual Inversion (", "Partial Denoise (", "Strength Sigmas (", "Inject LoRA (", "Inspect LoRA ("))
+    assert all(title in words for title in (*LOST, "Inspect LoRA"))
     assert "Mask Blend" not in words
     page.tab.wait("document.body.innerText.includes('Save the workflow to keep them')")
     # The same file again is told no more; what is saved now is right in both lists.
@@ -74,14 +75,38 @@ def test_saved_once(page):
 def test_saved_twice_is_named_and_nothing_is_guessed(page):
     saved = read("saved_twice")
     page.load(saved)
-    told = dict(notices(page))
-    assert told["warn"].count("(") == 1  # one value alone: the right one stands by its name
-    assert "Inspect LoRA" in told["warn"]
-    for title in ("Train LoRA (", "Train Textual Inversion (", "Partial Denoise (", "Strength Sigmas (", "Inject LoRA ("):
-        assert title in told["error"]
+    ((severity, words),) = notices(page)
+    assert severity == "error"
+    lost, check = words.split("\n\n")
+    assert all(title in lost for title in LOST)
+    assert "Inspect" not in lost
+    assert check.endswith("Inspect LoRA.")  # its one value is empty in the list and "none" by name, whatever it was
+    assert "Save the workflow" not in words
     # What stands there is what the page reads of the file without us: the list from its first to its last fitting value.
     lora = page.tab.evaluate(f"{page.node('BespokeTrainLora')}.widgets.slice(0, 3).map((w) => w.value)")
     assert lora == next(n for n in saved["nodes"] if n["type"] == "BespokeTrainLora")["widgets_values"][:3]
+    # Nothing of it is told again when the page loads the same graph once more.
+    page.load(json.loads(page.saved()))
+    page.tab.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.tab.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    page.tab.wait("app.rootGraph.nodes.length > 10")
+    change_language(page, "fr")
+    change_language(page, "en")
+    assert notices(page) == []
+
+
+def change_language(page, language: str) -> None:
+    page.tab.evaluate(f"(app.rootGraph.nodes[0].before = true, app.extensionManager.setting.set('Comfy.Locale', {language!r}).then(() => 1))")
+    page.tab.wait("app.rootGraph.nodes.length && !app.rootGraph.nodes[0].before")
+
+
+def test_the_panels_speak_the_language_that_is_set(page):
+    page.load(read("saved_once"))
+    try:
+        change_language(page, "fr")
+        page.tab.wait(f"{page.node('BespokeTrainLora')}.widgets.at(-1).element.textContent.includes('Lancez')")
+    finally:
+        change_language(page, "en")
 
 
 def test_in_a_subgraph_and_as_a_blueprint(page):
@@ -106,6 +131,8 @@ def test_a_list_that_a_script_edited_and_that_fits_is_left(page):
     sigmas = next(n for n in graph["nodes"] if n["type"] == "BespokeStrengthSigmas")
     inject = next(n for n in graph["nodes"] if n["type"] == "BespokeInjectLora")
     sigmas["widgets_values"][1] = 33
+    lora = next(n for n in graph["nodes"] if n["type"] == "BespokeTrainLora")
+    lora["widgets_values"][1] = "16"  # one value of the wrong kind does not make it a moved list
     inject["widgets_values"][0] = "a-file-that-is-elsewhere.safetensors"
     page.load(graph)
     assert notices(page) == []
@@ -113,7 +140,7 @@ def test_a_list_that_a_script_edited_and_that_fits_is_left(page):
     named = page.tab.evaluate("!!LiteGraph.namedValuesRestore")
     steps = page.tab.evaluate(f"{page.node('BespokeStrengthSigmas')}.widgets.find((w) => w.name === 'steps').value")
     assert steps == (21 if named else 33)
-    assert wrong(page) == (set() if named else {"BespokeStrengthSigmas", "BespokeInjectLora"})
+    assert wrong(page) == (set() if named else {"BespokeStrengthSigmas", "BespokeInjectLora", "BespokeTrainLora"})
 
 
 WIDGETS = [
@@ -132,10 +159,16 @@ FIT = {"mode": "b", "rank": 3, "on": True, "lora_name": "gone", "other": {"k": 1
         (["a", 3, False, "x", 1], FIT, "right"),  # it fits, whatever the names say
         (["a", 3, False, "gone"], FIT, "right"),  # shorter, and a file that is not here
         ([3, True, "gone", {"k": 1}, None], FIT, "moved"),
-        (["c", 3, True, "x", 1], FIT, "moved"),  # a choice that is none
+        (["c", 3, True, "x", 1], FIT, "right"),  # one choice that is none: a script may have written it
+        (["c", "16", True, "x", 1], FIT, "moved"),  # two values that do not fit
+        (["b", "16", True, "x", 1], FIT, "right"),
+        (["b", "16", True, "x", 1], None, "lost"),
+        (["b", True, "gone", {"k": 1}, None], FIT, "moved"),  # as the fault leaves it, from the second place on
+        (["b", 3, "gone", {"k": 1}], FIT, "moved"),
+        (["a", 3, None, "x", None], FIT | {"mode": False, "rank": "b"}, "lost"),
         (["c", 3, True, "x", 1], FIT | {"mode": "c"}, "right"),  # both lists say it: of a later version
         (["c", 3, True, "x", 1], None, "right"),
-        (["a", None, True, "x", 1], FIT, "moved"),
+        (["a", None, True, "x", 1], FIT, "right"),
         (["a", None, True, "x", 1], None, "right"),
         (["a", None, True, "x", 1], FIT | {"rank": None}, "right"),
         ([3, True, "gone", {"k": 1}, None], None, "lost"),
@@ -143,7 +176,7 @@ FIT = {"mode": "b", "rank": 3, "on": True, "lora_name": "gone", "other": {"k": 1
         ([3, True, "gone", {"k": 1}, None], "not an object", "lost"),
         ([], FIT, "right"),
         ([3, True, "gone", {"k": 1}, None], {"unknown": 1}, "lost"),
-        ([3, 3, True, "x", 1, "more"], FIT, "moved"),
+        ([3, True, "gone", {"k": 1}, None, None], FIT, "moved"),
     ],
 )
 def test_the_judgement(page, listed, named, verdict):

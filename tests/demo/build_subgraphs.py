@@ -91,7 +91,7 @@ class Blueprint(Workflow):
                 for name, kind, value, _ in self.entries
             ],
             "outputs": [{"name": name, "type": kind, "links": []} for name, kind, _ in self.exits],
-            "properties": {"proxyWidgets": [["-1", name] for name, _ in widgets]},
+            "properties": {},
             "widgets_values": [value for _, value in widgets],
         }  # fmt: skip
         return inner | {
