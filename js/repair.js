@@ -17,12 +17,12 @@ let waiting = [];
  */
 export function dropDefaultsOfBlueprints(workflow) {
   const subgraphs = (Array.isArray(workflow?.definitions?.subgraphs) ? workflow.definitions.subgraphs : []).filter(Boolean);
-  const ours = new Set(subgraphs.filter(({ nodes }) => nodes?.some?.((node) => String(node?.type).startsWith("Bespoke"))).map(({ id }) => id));
-  for (const node of [workflow, ...subgraphs].flatMap((graph) => graph?.nodes ?? [])) {
-    if (!ours.has(node?.type) || !node.properties) continue;
-    const { proxyWidgets: listed, proxyWidgetErrorQuarantine: kept } = node.properties;
-    if (Array.isArray(listed)) node.properties.proxyWidgets = listed.filter((entry) => String(entry?.[0]) !== "-1");
-    if (Array.isArray(kept)) node.properties.proxyWidgetErrorQuarantine = kept.filter((entry) => String(entry?.originalEntry?.[0]) !== "-1");
+  const ours = new Set(subgraphs.filter(({ nodes }) => nodes?.some?.((entry) => String(entry?.type).startsWith("Bespoke"))).map(({ id }) => id));
+  for (const host of [workflow, ...subgraphs].flatMap((graph) => graph?.nodes ?? [])) {
+    if (!ours.has(host?.type) || !host.properties) continue;
+    const { proxyWidgets: listed, proxyWidgetErrorQuarantine: kept } = host.properties;
+    if (Array.isArray(listed)) host.properties.proxyWidgets = listed.filter((pair) => String(pair?.[0]) !== "-1");
+    if (Array.isArray(kept)) host.properties.proxyWidgetErrorQuarantine = kept.filter((entry) => String(entry?.originalEntry?.[0]) !== "-1");
   }
 }
 

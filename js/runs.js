@@ -151,7 +151,7 @@ export function createRuns() {
   async function promptOf(run) {
     const queue = await ask("/queue");
     for (const [, id, prompt] of queue.queue_running ?? []) {
-      const kinds = Object.entries(prompt ?? {}).filter(([, node]) => String(node?.class_type).startsWith("BespokeTrain"));
+      const kinds = Object.entries(prompt ?? {}).filter(([, item]) => String(item?.class_type).startsWith("BespokeTrain"));
       if (kinds.some(([path]) => !run.path || path === run.path)) return id;
     }
     return null;

@@ -89,6 +89,21 @@ def test_the_model_is_found_as_the_prompt_finds_it(page, way):
     assert page.tab.evaluate("(window.alerts ?? []).length") == 0
 
 
+def test_the_way_out_of_a_subgraph_is_the_way_in(page):
+    """A subgraph in two places: the model goes through the second, whose inside is the first one's too."""
+    page.tab.evaluate("""(() => {
+      const graph = app.rootGraph; graph.clear();
+      const add = (type) => { const node = LiteGraph.createNode(type); graph.add(node); return node; };
+      const near = add("CheckpointLoaderSimple"), far = add("ModelSamplingDiscrete"), loader = add("UNETLoader"), sigmas = add("BespokeStrengthSigmas");
+      near.connect(0, far, 0);
+      const { node: first } = graph.convertToSubgraph(new Set([far]));
+      const second = LiteGraph.createNode(first.type); graph.add(second);
+      loader.connect(0, second, second.inputs.findIndex(({ type }) => type === "MODEL"));
+      second.connect(second.outputs.findIndex(({ type }) => type === "MODEL"), sigmas, sigmas.inputs.findIndex(({ name }) => name === "model"));
+    })()""")
+    assert page.tab.evaluate(FOUND) == page.tab.evaluate(PROMPT) == ["UNETLoader", "ModelSamplingDiscrete"]
+
+
 def test_the_dial_follows_a_node_that_it_is_not_wired_to_directly(page):
     """A change far up, a link and a primitive: each is drawn without a look at the clock."""
     page.tab.evaluate("""(() => { window.asked = []; const { api } = app, fetchApi = api.fetchApi;
