@@ -95,11 +95,13 @@ def test_the_way_out_of_a_subgraph_is_the_way_in(page):
       const graph = app.rootGraph; graph.clear();
       const add = (type) => { const node = LiteGraph.createNode(type); graph.add(node); return node; };
       const near = add("CheckpointLoaderSimple"), far = add("ModelSamplingDiscrete"), loader = add("UNETLoader"), sigmas = add("BespokeStrengthSigmas");
+      const model = sigmas.inputs.findIndex(({ name }) => name === "model");
       near.connect(0, far, 0);
+      far.connect(0, sigmas, model); // so that the subgraph has an output
       const { node: first } = graph.convertToSubgraph(new Set([far]));
       const second = LiteGraph.createNode(first.type); graph.add(second);
       loader.connect(0, second, second.inputs.findIndex(({ type }) => type === "MODEL"));
-      second.connect(second.outputs.findIndex(({ type }) => type === "MODEL"), sigmas, sigmas.inputs.findIndex(({ name }) => name === "model"));
+      second.connect(second.outputs.findIndex(({ type }) => type === "MODEL"), sigmas, model);
     })()""")
     assert page.tab.evaluate(FOUND) == page.tab.evaluate(PROMPT) == ["UNETLoader", "ModelSamplingDiscrete"]
 
