@@ -7,7 +7,7 @@
 // `LiteGraph.createNode`, `LiteGraph.isValidConnection`, `graph.add`, `graph.setDirtyCanvas` and `LGraphNode.getInputLink`.
 // No module reorders `node.widgets` or writes `widgets_values`.
 //
-// Not documented, each seen on the pages 1.42.15, 1.47.12, 1.53.6 and 1.58.1 unless another range stands beside it:
+// Not documented, each seen on the pages 1.44.19, 1.47.12, 1.49.6, 1.53.6 and 1.58.1:
 //   app.rootGraph, graph.rootGraph, subgraphs  the outermost graph; the graphs inside nodes, by id
 //   app.canvas.graph, setGraph, selectNode, centerOnNode, setDirty, selectedItems, visible_area
 //   app.loadGraphData, app.reloadNodeDefs      open a workflow; read the lists of files again
