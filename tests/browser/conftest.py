@@ -54,6 +54,14 @@ def open_page(browser, server):
         page.close()
 
 
+@pytest.fixture(scope="module")
+def page(browser, server):
+    """One page for all tests of a file, in the classic look. A file that wants another has a fixture of its own."""
+    opened = ComfyPage(browser, server)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture(scope="session")
 def workflow(server):
     """workflow("lora_train_and_use") -> the example workflow of that name, with the small model's values."""

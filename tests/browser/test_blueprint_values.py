@@ -22,15 +22,6 @@ SHOWN = "app.rootGraph.nodes[0].widgets.map((w) => [w.name, w.value])"
 PROMPT = "app.graphToPrompt().then(({ output }) => Object.values(output).map((n) => [n.class_type, n.inputs]))"
 
 
-@pytest.fixture(scope="module")
-def page(browser, server):
-    from comfy_page import ComfyPage
-
-    opened = ComfyPage(browser, server)
-    yield opened
-    opened.close()
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("version", ["this", "earlier"])
 def test_values_set_on_a_blueprint_stay(page, name, version):

@@ -71,15 +71,6 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def page(browser, server):
-    from comfy_page import ComfyPage
-
-    opened = ComfyPage(browser, server)
-    yield opened
-    opened.close()
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_the_model_is_found_as_the_prompt_finds_it(page, way):
     page.tab.evaluate(f"{BUILD}({json.dumps(way)})")
