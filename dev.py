@@ -122,16 +122,31 @@ def local_comfyui() -> Path | None:
 
 HINTS = (
     (r"no space left|disk quota", "The disk is full: make room (see above for how much is needed) and run this again."),
-    (r"hash(es)?[ -]mismatch|do not match the hash", "What came is not what was pinned. A proxy or mirror may have altered it: "
-     "run this again, with another network or index if it stays."),
-    (r"dns error|name resolution|failed to fetch|could not fetch|connection|client error|timed out|certificate|unreachable|from versions: none",
-     "The network failed. Check it (and HTTPS_PROXY, or UV_DEFAULT_INDEX and PIP_INDEX_URL for a mirror), then run this "
-     "again: what has arrived is kept."),
-    (r"no solution found|not find a version|no matching distribution|no wheel|requires-python",
-     "A package has no build for this Python or system. Python 3.10 to 3.13 on 64-bit Linux, Windows or an Apple silicon "
-     "Mac is what is known to have all of them: run this with such a Python."),
-    (r"permission denied|access is denied", "A file may not be written: is another program using .dev, or was it made by another user?"),
-)  # fmt: skip
+    (
+        r"hash(es)?[ -]mismatch|do not match the hash",
+        "What came is not what was pinned. A proxy or mirror may have altered it: "
+        "run this again, with another network or index if it stays.",
+    ),
+    (
+        (
+            r"dns error|name resolution|failed to fetch|could not fetch|connection|client error|timed "
+            r"out|certificate|unreachable|from versions: none"
+        ),
+        "The network failed. Check it (and HTTPS_PROXY, or UV_DEFAULT_INDEX and PIP_INDEX_URL for a mirror), then "
+        "run this "
+        "again: what has arrived is kept.",
+    ),
+    (
+        r"no solution found|not find a version|no matching distribution|no wheel|requires-python",
+        "A package has no build for this Python or system. Python 3.10 to 3.13 on 64-bit Linux, Windows or an "
+        "Apple silicon "
+        "Mac is what is known to have all of them: run this with such a Python.",
+    ),
+    (
+        r"permission denied|access is denied",
+        "A file may not be written: is another program using .dev, or was it made by another user?",
+    ),
+)
 
 
 UNSAID = (" + ", " - ", " ~ ", " Downloaded ")  # uv's list of a hundred packages; what arrives is counted instead
@@ -212,12 +227,19 @@ def environment() -> dict[str, str]:
     tmp = DEV / "tmp"
     tmp.mkdir(parents=True, exist_ok=True)
     return env | {
-        "TMPDIR": str(tmp), "TEMP": str(tmp), "TMP": str(tmp),
+        "TMPDIR": str(tmp),
+        "TEMP": str(tmp),
+        "TMP": str(tmp),
         "PYTHONPYCACHEPREFIX": str(DEV / "pycache"),
-        "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1",
-        "HF_HOME": str(DEV / "hub"), "TORCH_HOME": str(DEV / "hub"), "HF_HUB_OFFLINE": "1",
-        "UV_PYTHON_DOWNLOADS": "never", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore",
-    }  # fmt: skip
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
+        "HF_HOME": str(DEV / "hub"),
+        "TORCH_HOME": str(DEV / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+    }
 
 
 def need_space(folder: Path, gib: float, what: str) -> None:
@@ -289,7 +311,11 @@ def make_venv(uv: str) -> None:
         if said.stdout.strip() == "True":
             return
         shutil.rmtree(VENV)
-    step(f"Making .dev/{VENV.name}", "a second", [uv, "venv", "--quiet", "--no-project", "--python", sys.executable, VENV])
+    step(
+        f"Making .dev/{VENV.name}",
+        "a second",
+        [uv, "venv", "--quiet", "--no-project", "--python", sys.executable, VENV],
+    )
 
 
 def fetch_comfyui(uv: str) -> Path:
@@ -335,7 +361,8 @@ def fetch_comfyui(uv: str) -> Path:
 
 
 def fetch_frontend(uv: str, version: str) -> Path:
-    """The folder of a page in the cache folder, downloaded where it is not there yet. Only pinned versions are checked."""
+    """The folder of a page in the cache folder, downloaded where it is not there yet. Only pinned versions are
+    checked."""
     sha256 = FRONTENDS.get(version)
     folder = cache_folder() / f"page-{version}"
     if not (folder / FRONTEND_FOLDER / "index.html").is_file():
@@ -344,7 +371,17 @@ def fetch_frontend(uv: str, version: str) -> Path:
         with tempfile.TemporaryDirectory(prefix="page-", dir=folder.parent) as work:
             wanted = Path(work) / "page.txt"
             wanted.write_text(f"{FRONTEND}=={version}" + (f" --hash=sha256:{sha256}" if sha256 else "") + "\n")
-            command = [uv, "pip", "install", "--quiet", "--python", PYTHON, "--no-deps", "--target", Path(work) / "page"]
+            command = [
+                uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--python",
+                PYTHON,
+                "--no-deps",
+                "--target",
+                Path(work) / "page",
+            ]
             about = "20 MB, some seconds" + ("" if sha256 else "; not pinned: it is taken as it comes")
             step(f"Downloading ComfyUI's page {version}", about, [*command, "--requirement", wanted])
             with contextlib.suppress(OSError):  # another run may have put it there in the meantime
@@ -355,7 +392,8 @@ def fetch_frontend(uv: str, version: str) -> Path:
 
 
 def extract(archive: Path, sha256: str, inner: str, out: Path) -> None:
-    """Check a .tar.gz and write the plain files below TOP/inner in it to `out`; anything that is no plain file is refused."""
+    """Check a .tar.gz and write the plain files below TOP/inner in it to `out`; anything that is no plain file is
+    refused."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
         raise StepError(f"{archive.name} has the SHA-256 {found} and not {sha256}. {hint('hash mismatch')}")
@@ -442,7 +480,8 @@ def prepare(with_tests: bool = False, frontend: str = "") -> dict[str, str]:
     return {"COMFYUI_PATH": str(comfyui), "BESPOKE_CACHE": str(cache_folder())} | page
 
 
-# --- the commands -------------------------------------------------------------------------------------------------------
+# --- the commands
+# -------------------------------------------------------------------------------------------------------
 
 
 def demo(options: list[str]) -> int:
@@ -489,8 +528,14 @@ def run_tests(arguments: list[str], frontend: str = "") -> int:
         print(f"* The page is {FRONTEND} {frontend}", flush=True)
     if not arguments:
         print("* Running the checks and tests (about 10 minutes on 2 cores)", flush=True)
-    style = 0 if arguments else run([PYTHON, "-m", "ruff", "check"], env)
+    style = 0 if arguments else check_style(env)
     return run([PYTHON, "-m", "pytest", *arguments], env) or style
+
+
+def check_style(env: dict) -> int:
+    """ruff's rules and ruff's format; the status of the first that fails."""
+    statuses = [run([PYTHON, "-m", "ruff", *command], env) for command in (["check"], ["format", "--check"])]
+    return next((status for status in statuses if status), 0)
 
 
 def serve(port: int, options: list[str]) -> int:

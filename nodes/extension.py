@@ -32,4 +32,24 @@ class BespokeExtension(ComfyExtension):
             lora_routes.register(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ImageFolder, ImageBatch, TrainLora, SaveLora, LoadLora, InjectLora, ComposeLoras, InspectLora, PartialDenoise, StrengthSigmas, LatentMaskBlend, RestoreUnmasked, TrainTextualInversion, SaveEmbedding, ApplyEmbedding, InspectEmbedding, Compare, ExportLoraJob, ExportTextualInversionJob]
+        return [
+            ImageFolder,
+            ImageBatch,
+            TrainLora,
+            SaveLora,
+            LoadLora,
+            InjectLora,
+            ComposeLoras,
+            InspectLora,
+            PartialDenoise,
+            StrengthSigmas,
+            LatentMaskBlend,
+            RestoreUnmasked,
+            TrainTextualInversion,
+            SaveEmbedding,
+            ApplyEmbedding,
+            InspectEmbedding,
+            Compare,
+            ExportLoraJob,
+            ExportTextualInversionJob,
+        ]

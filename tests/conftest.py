@@ -19,7 +19,9 @@ SMALL = Path(__file__).parent / "small_model"
 
 
 def _load_pack():
-    spec = importlib.util.spec_from_file_location("bespoke", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    spec = importlib.util.spec_from_file_location(
+        "bespoke", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["bespoke"] = module
     spec.loader.exec_module(module)
@@ -100,4 +102,6 @@ def small(comfyui, small_checkpoint):
     """(model, clip, vae) of the small model, loaded by ComfyUI's own loader. Tests must leave them as they are."""
     import comfy.sd
 
-    return comfy.sd.load_checkpoint_guess_config(str(small_checkpoint), embedding_directory=str(comfyui / "models" / "embeddings"))[:3]
+    return comfy.sd.load_checkpoint_guess_config(
+        str(small_checkpoint), embedding_directory=str(comfyui / "models" / "embeddings")
+    )[:3]

@@ -53,13 +53,20 @@ class LatentSet:
         return list(by_shape.values())
 
     def batch(
-        self, config: TrainConfig, micro: int, device: torch.device, among: Sequence[int] | None = None, stream: str = "",
-        places: Sequence[int] | None = None, levels: ImportanceSampling | None = None,
-    ) -> Batch:  # fmt: skip
+        self,
+        config: TrainConfig,
+        micro: int,
+        device: torch.device,
+        among: Sequence[int] | None = None,
+        stream: str = "",
+        places: Sequence[int] | None = None,
+        levels: ImportanceSampling | None = None,
+    ) -> Batch:
         """The micro-batch number `micro` of the run, drawn from `among`: a pure function of it and the seed.
 
         stream: another name gives other draws (for prior-preservation images). places: those of the batch that are
-        wanted, one at least; what is drawn for a place does not depend on which others are. levels: how noise levels are
+        wanted, one at least; what is drawn for a place does not depend on which others are. levels: how noise levels
+        are
         drawn, where the config says importance.
         """
         if (levels is not None) != (config.timestep_sampling == "importance"):
@@ -75,7 +82,8 @@ class LatentSet:
         indices = [indices[place] for place in places]
         drawn = torch.stack([noise(seed, micro, place, shape) for place in places])
         if config.noise_offset:
-            # One number a channel: the model sees other mean brightnesses than nought ("offset noise", Guttenberg 2023).
+            # One number a channel: the model sees other mean brightnesses than nought ("offset noise", Guttenberg
+            # 2023).
             means = torch.stack([noise(seed, micro, place, shape[:1], "offset") for place in places])
             drawn += config.noise_offset * means.reshape(len(places), shape[0], *[1] * (len(shape) - 1))
         masks = [self.masks[i] for i in indices]

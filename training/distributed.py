@@ -43,7 +43,8 @@ class World:
     sent: dict[str, int] = field(default_factory=lambda: {"gradients": 0, "other": 0})
 
     def share(self, count: int) -> list[int]:
-        """Which of the places 0..count - 1 this process computes: neighbours, as many as the others' or one more or less.
+        """Which of the places 0..count - 1 this process computes: neighbours, as many as the others' or one more or
+        less.
 
         The first processes take the larger shares, so that the first has one wherever anybody has.
         """
@@ -52,7 +53,8 @@ class World:
         return list(range(first, first + least + (self.rank < more)))
 
     def add_up(self, parameters: Sequence[nn.Parameter], loss: float) -> float:
-        """Give every process the sum of all gradients, in place, and of `loss`: of shares of the mean, so the global mean.
+        """Give every process the sum of all gradients, in place, and of `loss`: of shares of the mean, so the global
+        mean.
 
         A process that had no place in this step takes part with zeros.
         """
@@ -66,7 +68,9 @@ class World:
         self.sent["gradients"] += flat.nbytes - flat.element_size()
         self.sent["other"] += flat.element_size()
         parts = flat[:-1].split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+        torch._foreach_copy_(
+            gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        )
         return float(flat[-1])
 
     def add_numbers(self, numbers: Sequence[float]) -> list[float]:
@@ -79,7 +83,8 @@ class World:
         return together.tolist()
 
     def agree(self, wish: int) -> int:
-        """The strongest wish of any process (`GO_ON`, `FINISH`, `STOP`), which all of them then follow at the same step."""
+        """The strongest wish of any process (`GO_ON`, `FINISH`, `STOP`), which all of them then follow at the same
+        step."""
         if self.size == 1:
             return wish
         strongest = torch.tensor([wish])

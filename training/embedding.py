@@ -1,4 +1,5 @@
-"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): a new word as vectors in the text encoder's embedding space."""
+"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): a new word as vectors in the text encoder's embedding
+space."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def start_vectors(table: Tensor, ids: list[int], vectors: int, init: str, seed: 
         direction = torch.randn(vectors, table.shape[1], generator=generator(seed, "vectors"))
         return direction / direction.norm(dim=-1, keepdim=True) * table.norm(dim=-1).median()
     if not ids:
-        raise InputError("init_text is empty; write a word or two that are near to what is learned, or set init to noise")
+        raise InputError(
+            "init_text is empty; write a word or two that are near to what is learned, or set init to noise"
+        )
     if init == "words":
         return table[[ids[i % len(ids)] for i in range(vectors)]].clone()
     if init == "average":

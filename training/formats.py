@@ -20,9 +20,14 @@ KEY_FORMATS = ("kohya", "diffusers", "comfy")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _PARTS = (".lora_up.weight", ".lora_down.weight", ".alpha")
 # The model specification's names -> kohya's.
-KOHYA_VERSIONS = {"stable-diffusion-v1": "sd_v1", "stable-diffusion-v2-768-v": "sd_v2_v", "stable-diffusion-v2-512": "sd_v2",
-                  "stable-diffusion-xl-v1-base": "sdxl_base_v1-0", "flux-1-dev": "flux1",
-                  "flux-1-schnell": "flux1"}  # fmt: skip
+KOHYA_VERSIONS = {
+    "stable-diffusion-v1": "sd_v1",
+    "stable-diffusion-v2-768-v": "sd_v2_v",
+    "stable-diffusion-v2-512": "sd_v2",
+    "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",
+    "flux-1-dev": "flux1",
+    "flux-1-schnell": "flux1",
+}
 COMFY_PREFIX = "diffusion_model."
 
 
@@ -39,7 +44,8 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
 
     lora: `<layer>.lora_up.weight`, `.lora_down.weight`, `.alpha` with ComfyUI's layer names, `diffusion_model....` and
     `text_encoders....`. names: what each layer is called by format (a run knows them); where a program
-    has several layers for one, a list of (name, first row, rows). Without a name, kohya's gets the checkpoint's own layer names, which ComfyUI and kohya
+    has several layers for one, a list of (name, first row, rows). Without a name, kohya's gets the checkpoint's own
+    layer names, which ComfyUI and kohya
     load too; diffusers' is refused.
     """
     if key_format not in KEY_FORMATS:
@@ -52,7 +58,11 @@ def to_format(lora: Mapping[str, Tensor], key_format: str, names: Mapping[str, M
         name = names.get(layer, {}).get(key_format)
         if key_format == "kohya":
             # A layer that came from a file keeps the name it has there.
-            own = "lora_unet_" + layer.removeprefix(COMFY_PREFIX).replace(".", "_") if layer.startswith(COMFY_PREFIX) else layer
+            own = (
+                "lora_unet_" + layer.removeprefix(COMFY_PREFIX).replace(".", "_")
+                if layer.startswith(COMFY_PREFIX)
+                else layer
+            )
             out[(name or own) + part] = tensor
             continue
         if name is None:
@@ -77,17 +87,44 @@ _LOW_RANK = re.compile(
     r"(?:[._]lora[._](?P<name>up|down)|\.lora_(?P<letter>[AB])(?:\.[\w-]+)??|\.lora_linear_layer\.(?P<old>up|down))(?:\.weight)?"
 )
 _MAGNITUDE = re.compile(r"\.lora_magnitude_vector(?:\.[\w-]+)??(?:\.weight)?")
-_OTHER_PARTS = (".alpha", ".dora_scale", ".lora_mid.weight", ".reshape_weight", ".diff", ".diff_b", ".set_weight", ".w_norm",
-                ".b_norm", ".rescale", ".oft_blocks", ".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1",
-                ".hada_t2", ".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2",
-                ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight")  # fmt: skip
+_OTHER_PARTS = (
+    ".alpha",
+    ".dora_scale",
+    ".lora_mid.weight",
+    ".reshape_weight",
+    ".diff",
+    ".diff_b",
+    ".set_weight",
+    ".w_norm",
+    ".b_norm",
+    ".rescale",
+    ".oft_blocks",
+    ".hada_w1_a",
+    ".hada_w1_b",
+    ".hada_w2_a",
+    ".hada_w2_b",
+    ".hada_t1",
+    ".hada_t2",
+    ".lokr_w1",
+    ".lokr_w2",
+    ".lokr_w1_a",
+    ".lokr_w1_b",
+    ".lokr_w2_a",
+    ".lokr_w2_b",
+    ".lokr_t2",
+    ".a1.weight",
+    ".a2.weight",
+    ".b1.weight",
+    ".b2.weight",
+)
 _UNET_BLOCKS = re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\b")
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 @lru_cache(maxsize=2**16)  # asked for each key of each file several times, and ten LoRAs of a graph share their keys
 def split_key(key: str) -> tuple[str, str]:
-    """(layer, part) of a key in any program's spelling; the part in kohya's, `.lora_up.weight` for what multiplies last.
+    """(layer, part) of a key in any program's spelling; the part in kohya's, `.lora_up.weight` for what multiplies
+    last.
 
     What is no part of a LoRA that is known here comes back whole, with an empty part.
     """
@@ -108,7 +145,8 @@ def split_key(key: str) -> tuple[str, str]:
 def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' and PEFT's names, old and modern, as those that ComfyUI maps; other layers keep their names.
 
-    `unet.<module>.lora_A.weight`, `base_model.model.<module>.lora_A.weight`, `unet.<module>.processor.to_k_lora.down.weight`
+    `unet.<module>.lora_A.weight`, `base_model.model.<module>.lora_A.weight`,
+    `unet.<module>.processor.to_k_lora.down.weight`
     -> `lora_unet_<module>.lora_down.weight`, the text encoders' likewise -> `text_encoder.<module>.lora_down.weight`.
     DoRA's magnitude [out] becomes `.dora_scale` [out, 1].
     """

@@ -72,7 +72,8 @@ class Training:
     """A run that can be followed, stopped, saved and gone on with.
 
     what: the parameters that are trained. loss_of: micro-batch index (counted over the whole run) -> the mean loss of
-    that micro-batch, a scalar with a graph; of several processes each gives its share of that mean, or None where it has
+    that micro-batch, a scalar with a graph; of several processes each gives its share of that mean, or None where it
+    has
     none. held_out: the loss on the fixed grid as it stands now, or None; the same in every process. until: the
     step to stop at where that is known beforehand, on the schedule of the whole run. world: the processes.
     """
@@ -150,9 +151,15 @@ class Training:
             self.mean.update(self.done)
             held_out = self._score() if self._is_scored(self.done) else None
             yield Step(
-                self.done, self.last, total, learning_rate, grad_norm, time.monotonic() - started, held_out,
+                self.done,
+                self.last,
+                total,
+                learning_rate,
+                grad_norm,
+                time.monotonic() - started,
+                held_out,
                 held_out is not None and self.best_step == self.done,
-            )  # fmt: skip
+            )
             if held_out is not None and self._has_turned():
                 return
 
@@ -191,9 +198,14 @@ class Training:
     def state(self) -> State:
         """The run as it stands, to be gone on with: copies, on the CPU."""
         return State(
-            self.done, self.what.state_dict(), optimizer_state(self._optimizer), self.best, self.best_loss,
-            self.best_step, self.mean.state_dict(),
-        )  # fmt: skip
+            self.done,
+            self.what.state_dict(),
+            optimizer_state(self._optimizer),
+            self.best,
+            self.best_loss,
+            self.best_step,
+            self.mean.state_dict(),
+        )
 
 
 def train(what: Trainable, loss_of: Callable[[int], Tensor], config: TrainConfig) -> Iterator[Step]:

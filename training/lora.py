@@ -29,9 +29,15 @@ class LowRankAdapters:
     """
 
     def __init__(
-        self, targets: Mapping[str, nn.Module], rank: int, alpha: float, seed: int, device: torch.device,
-        rates: Mapping[str, float] | None = None, idle: str | None = None,
-    ):  # fmt: skip
+        self,
+        targets: Mapping[str, nn.Module],
+        rank: int,
+        alpha: float,
+        seed: int,
+        device: torch.device,
+        rates: Mapping[str, float] | None = None,
+        idle: str | None = None,
+    ):
         if not targets:
             raise InputError("the targets name no layer of this model; choose another set of targets")
         self.rank, self.alpha, self.rates = rank, alpha, dict(rates or {})
@@ -86,20 +92,26 @@ class LowRankAdapters:
 
         Another alpha is folded into the up factor, so that the LoRA acts as it did.
         """
-        beyond = sorted({key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight")} - set(self.layers))
+        beyond = sorted(
+            {key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight")} - set(self.layers)
+        )
         if beyond:
             raise InputError(
-                f"the LoRA to go on from has {len(beyond)} layers that are not trained here, such as {beyond[0]}, and they "
+                f"the LoRA to go on from has {len(beyond)} layers that are not trained here, such as {beyond[0]}, "
+                "and they "
                 "would be lost; choose the targets it was trained with, and train_text_encoder if it has text layers"
             )
         for name in self.layers:
             up, down = state.get(f"{name}.lora_up.weight"), state.get(f"{name}.lora_down.weight")
             if up is None or down is None:
-                raise InputError(f"the LoRA to go on from has nothing for {name}; choose the targets it was trained with")
+                raise InputError(
+                    f"the LoRA to go on from has nothing for {name}; choose the targets it was trained with"
+                )
             if up.shape != self.up[name].shape or down.shape != self.down[name].shape:
                 raise InputError(
                     f"the LoRA to go on from has rank {down.shape[0]} at {name} and the shape {tuple(up.shape)}; "
-                    f"{tuple(self.up[name].shape)} is wanted: set rank to its rank, and wire in the model it was made for"
+                    f"{tuple(self.up[name].shape)} is wanted: set rank to its rank, and wire in the model it was "
+                    "made for"
                 )
             alpha = float(state.get(f"{name}.alpha", torch.tensor(float(self.rank))))
             self.up[name].copy_(up.float() * (alpha / self.alpha) if self.alpha else up)

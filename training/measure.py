@@ -28,7 +28,9 @@ def plain_tensors(tensor: Tensor) -> list[Tensor]:
     return [tensor] if parts is None else [getattr(tensor, name) for name in parts()[0]]
 
 
-def measure_step(loss_of: Callable[[], Tensor | None], frozen: Iterable[Tensor], trained: list[nn.Parameter]) -> StepCost:
+def measure_step(
+    loss_of: Callable[[], Tensor | None], frozen: Iterable[Tensor], trained: list[nn.Parameter]
+) -> StepCost:
     """Run one micro-batch and throw its gradient away. Nothing is measured where `loss_of` gives None.
 
     frozen: tensors that exist anyway, so that a reference to one costs nothing.
@@ -60,7 +62,8 @@ def measure_step(loss_of: Callable[[], Tensor | None], frozen: Iterable[Tensor],
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts, within the block, the bytes of the tensors that operations make, until each is freed: `now`, and the `peak`.
+    """Counts, within the block, the bytes of the tensors that operations make, until each is freed: `now`, and the
+    `peak`.
 
     Exact for tensors, whatever keeps them (a graph, a gradient, a variable); what a kernel takes for itself while it
     runs is not seen. Works on fake tensors (torch._subclasses.fake_tensor) as on real ones.

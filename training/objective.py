@@ -99,11 +99,13 @@ def expected_loss(prediction: Prediction, sigma: Tensor, weighting: str = "none"
 
 @dataclass(frozen=True)
 class ImportanceSampling:
-    """Noise levels drawn as often as they matter, each loss divided by how often: the same objective with less variance.
+    """Noise levels drawn as often as they matter, each loss divided by how often: the same objective with less
+    variance.
 
     Where a network predicts the noise, its gradient is twenty times as long at the nearly clean end of the schedule as
     at the noisy one (measured on adapters of the small model: between the loss and its root). Drawn alike, most of what
-    a small batch's gradient says is how many of its images fell there; drawn in proportion to the loss, every image says
+    a small batch's gradient says is how many of its images fell there; drawn in proportion to the loss, every image
+    says
     about as much. The mean over draws is that of even draws. The technique is that of Nichol & Dhariwal 2021, section
     3.3, who measure the losses on the way, for their L_vlb, and saw no gain on their smoother L_hybrid; here the losses
     are `expected_loss`, so that a draw stays a function of seed, step and place, and what it gains is in
@@ -169,9 +171,14 @@ def schedule_place(u: Tensor, timestep_sampling: str) -> Tensor:
 
 
 def denoising_loss(
-    model: Denoiser, latent: Tensor, noise: Tensor, sigma: Tensor, conditioning: Any, mask: Tensor | None = None,
+    model: Denoiser,
+    latent: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    conditioning: Any,
+    mask: Tensor | None = None,
     weighting: str = "none",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Mean squared error of the model's own prediction (noise, v or velocity), one value per image: [B], float32.
 
     latent, noise: [B, C, ...] in the model's latent space. sigma: [B]. mask: [B, 1, ...] in 0..1 or None; the mean is

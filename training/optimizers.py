@@ -16,7 +16,8 @@ Group = tuple[list[nn.Parameter], float]  # parameters and their learning rate
 
 
 def make_optimizer(groups: Sequence[Group], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of the request over groups of parameters. No weight decay: the start is the base model, not zero."""
+    """The optimiser of the request over groups of parameters. No weight decay: the start is the base model, not
+    zero."""
     settings = [{"params": parameters, "lr": rate} for parameters, rate in groups]
     if config.optimizer == "AdamW":
         # One kernel for all parameters instead of a dozen each: a LoRA has hundreds of small ones.

@@ -37,7 +37,8 @@ class Run:
     """What `BESPOKE_RUN` carries.
 
     technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name.
-    architecture: the base's name in the model specification. base_hash: a checksum of its weights. trained: how many numbers were trained. names: what files call each trained layer, by format.
+    architecture: the base's name in the model specification. base_hash: a checksum of its weights. trained: how many
+    numbers were trained. names: what files call each trained layer, by format.
     rotations: how many trainings without some of the pictures said when to stop; held_out is then their mean.
     losses: of each step. held_out: (step, loss) on the fixed grid, step 0 before anything is learned. samples: (step,
     file in the run's folder). node: the trainer's id in the graph, a path inside subgraphs. workflow: the graph's id.
@@ -71,7 +72,9 @@ class Run:
     @property
     def best(self) -> tuple[int, float] | None:
         """(step, loss) of the lowest held-out loss."""
-        return min((point for point in self.held_out if math.isfinite(point[1])), key=lambda point: point[1], default=None)
+        return min(
+            (point for point in self.held_out if math.isfinite(point[1])), key=lambda point: point[1], default=None
+        )
 
     def quarters(self) -> tuple[float, float]:
         """The mean loss over the first and the last quarter of the steps."""

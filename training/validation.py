@@ -61,7 +61,9 @@ def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int,
     return [(step, sum(one[step] for one in losses) / len(losses)) for step in sorted(common)]
 
 
-def grid(data: LatentSet, indices: Sequence[int], device: torch.device, levels: Sequence[float] = LEVELS) -> list[Batch]:
+def grid(
+    data: LatentSet, indices: Sequence[int], device: torch.device, levels: Sequence[float] = LEVELS
+) -> list[Batch]:
     """One batch a held-out image: the image at each level, with a noise of its own."""
     batches = []
     for index in indices:

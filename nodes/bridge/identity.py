@@ -40,14 +40,18 @@ def base_tensors(patcher) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def of_patcher(patcher) -> str:
-    """Weights (a sample of them) and what other nodes changed on the wire: patches, the noise schedule, paths beside."""
+    """Weights (a sample of them) and what other nodes changed on the wire: patches, the noise schedule, paths
+    beside."""
     if patcher is None:
         return ""
     parts = sorted(f"{key}:{[_patch(patch) for patch in patches]}" for key, patches in patcher.patches.items())
     # The class, every shape, and every sixteenth tensor's first numbers: enough to tell two models apart, and read in a
     # moment. Two text encoders may have the same weights and say another thing, as SDXL's and SD3's do.
     tensors = list(base_tensors(patcher))
-    parts += [f"{type(patcher.model).__module__}.{type(patcher.model).__qualname__}", f"{[tuple(t.shape) for _, t in tensors]}"]
+    parts += [
+        f"{type(patcher.model).__module__}.{type(patcher.model).__qualname__}",
+        f"{[tuple(t.shape) for _, t in tensors]}",
+    ]
     parts += [f"{name}{_head(tensor)}" for name, tensor in tensors[::16]]
     parts += [f"{name}={_object(value)}" for name, value in sorted(patcher.object_patches.items())]
     parts += sorted(_injection(one) for group in patcher.injections.values() for one in group)
@@ -59,8 +63,16 @@ def of_patcher(patcher) -> str:
 def _object(value) -> str:
     """What tells one object that a node put in another's place: its classes, its plain settings, its buffers."""
     kinds = "/".join(kind.__qualname__ for kind in type(value).__mro__[:-1])
-    settings = {k: v for k, v in sorted(vars(value).items()) if isinstance(v, (int, float, str, bool)) and k != "training"} if hasattr(value, "__dict__") else {}
-    buffers = [f"{name}{_head(tensor)}" for name, tensor in value.named_buffers()] if isinstance(value, torch.nn.Module) else []
+    settings = (
+        {k: v for k, v in sorted(vars(value).items()) if isinstance(v, (int, float, str, bool)) and k != "training"}
+        if hasattr(value, "__dict__")
+        else {}
+    )
+    buffers = (
+        [f"{name}{_head(tensor)}" for name, tensor in value.named_buffers()]
+        if isinstance(value, torch.nn.Module)
+        else []
+    )
     return f"{kinds}{settings}{buffers}"
 
 
@@ -98,7 +110,8 @@ def of_vae(vae) -> str:
 
 
 def checksum(patcher) -> str:
-    """A hash over every parameter and buffer of the base: the sum of each one's bits as whole numbers, where it lies."""
+    """A hash over every parameter and buffer of the base: the sum of each one's bits as whole numbers, where it
+    lies."""
     out = hashlib.blake2b(digest_size=8)
     for name, tensor in base_tensors(patcher):
         own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # of a weight that is spread over processes

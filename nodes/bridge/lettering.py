@@ -8,11 +8,24 @@ from PIL import ImageFont
 
 # Fonts that systems bring, by the file names under which Pillow finds them: many scripts first, then one each.
 SYSTEM_FONTS = (
-    "DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "DroidSansFallbackFull.ttf",
-    "NotoSansDevanagari-Regular.ttf", "NotoSansThai-Regular.ttf",  # Linux
-    "segoeui.ttf", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Nirmala.ttf", "Nirmala.ttc", "LeelawUI.ttf",  # Windows
-    "Arial Unicode.ttf", "Hiragino Sans GB.ttc", "AppleSDGothicNeo.ttc",  # macOS
-)  # fmt: skip
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "NotoSansDevanagari-Regular.ttf",
+    "NotoSansThai-Regular.ttf",  # Linux
+    "segoeui.ttf",
+    "msyh.ttc",
+    "YuGothM.ttc",
+    "malgun.ttf",
+    "Nirmala.ttf",
+    "Nirmala.ttc",
+    "LeelawUI.ttf",  # Windows
+    "Arial Unicode.ttf",
+    "Hiragino Sans GB.ttc",
+    "AppleSDGothicNeo.ttc",  # macOS
+)
 NO_LETTER = "\U0010ffff"  # which Unicode keeps from ever being one, so that a font draws its sign for a missing glyph
 
 

@@ -22,7 +22,8 @@ def read_safetensors(path: Path, what: str, largest: int | None = None) -> tuple
     """
     if path.suffix.lower() != ".safetensors":
         raise InputError(
-            f"{path.name} is a {path.suffix or 'nameless'} file, which can run code when it is opened; only .safetensors "
+            f"{path.name} is a {path.suffix or 'nameless'} file, which can run code when it is opened; only "
+            ".safetensors "
             f"files are read. Convert it, or fetch the {what} as .safetensors"
         )
     try:

@@ -57,7 +57,8 @@ def timestep_at(sampling, sigma: float) -> float:
 
 
 def noise_share(sampling, sigma: float) -> float:
-    """The part of the noised latent's variance that is noise, 0 to 1, for a latent of the variance the model expects."""
+    """The part of the noised latent's variance that is noise, 0 to 1, for a latent of the variance the model
+    expects."""
     one, zero = torch.ones(1), torch.zeros(1)
     level = torch.tensor(sigma)
     noise = float(sampling.noise_scaling(level, one, zero.clone())) ** 2
@@ -74,7 +75,8 @@ def fitting_latent(model, latent: dict, name: str = "latent_image"):
     parts = samples.unbind() if samples.is_nested else [samples]
     if not parts or any(part.numel() == 0 for part in parts):
         raise InputError(
-            f"{name} holds no values (its shape is {tuple(parts[0].shape) if parts else ()}); encode a picture with VAE Encode"
+            f"{name} holds no values (its shape is {tuple(parts[0].shape) if parts else ()}); encode a picture "
+            "with VAE Encode"
         )
     samples = comfy.sample.fix_empty_latent_channels(
         model, samples, latent.get("downscale_ratio_spacial"), latent.get("downscale_ratio_temporal")

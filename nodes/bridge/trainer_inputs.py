@@ -1,4 +1,5 @@
-"""The widgets that both trainers share, made from the config's own ranges and choices, and the config made from them."""
+"""The widgets that both trainers share, made from the config's own ranges and choices, and the config made from
+them."""
 
 from __future__ import annotations
 
@@ -16,24 +17,58 @@ ADVANCED = {"optional": True, "advanced": True}
 TOOLTIPS = {
     "steps": "Optimiser steps. More is not better: watch for images that only repeat the training set.",
     "batch_size": "Pictures per model call. Larger is steadier and needs more memory.",
-    "validation": "How many of the pictures are held out: not trained on, but scored at fixed noise levels, so that the curve says when to stop. Of fewer than ten pictures none is spared: up to three trainings each leave out other ones, then one on all goes as far as was best, which takes up to four times as long. 0 is off.",
+    "validation": (
+        "How many of the pictures are held out: not trained on, but scored at fixed noise levels, so that the curve "
+        "says when to stop. Of fewer than ten pictures none is spared: up to three trainings each leave out other "
+        "ones, then one on all goes as far as was best, which takes up to four times as long. 0 is off."
+    ),
     "lr_schedule": "How the learning rate falls over the steps.",
-    "warmup_steps": "Steps over which the learning rate rises evenly to its highest; the first of them learns a little already.",
-    "optimizer": "AdamW is the safe choice. Adafactor needs less memory, SGD the least, and a far higher learning rate.",
+    "warmup_steps": (
+        "Steps over which the learning rate rises evenly to its highest; the first of them learns a little already."
+    ),
+    "optimizer": (
+        "AdamW is the safe choice. Adafactor needs less memory, SGD the least, and a far higher learning rate."
+    ),
     "gradient_accumulation": "Model calls per step: a larger batch than the memory holds, at the cost of time.",
-    "max_grad_norm": "Longer gradients are scaled down to this, which keeps single odd batches from doing harm. 0 is off.",
-    "loss_weighting": "Which noise levels count how much. none: all alike. min-SNR: the nearly clean ones less, often faster. debiased: the noisy ones more, for composition.",
-    "timestep_sampling": "Which noise levels are trained on. importance: all alike, but drawn as often as they matter, which learns sooner where the model predicts noise (SD1.5, SDXL) and is nearly uniform elsewhere. uniform: all alike. logit-normal: more of the middle, for flow models. shifted: more of the noisy end, for large pictures.",
-    "noise_offset": "How far a noise's mean may wander per channel. About 0.05 lets very dark and very bright pictures be learned; 0 is off.",
-    "caption_dropout": "The share of captions replaced by the empty prompt, which lets a style show without its trigger word.",
-    "ema": "The running mean of what is learned, and the share of it that each step keeps: 0.99 is steady over a hundred steps. 0 is off.",
+    "max_grad_norm": (
+        "Longer gradients are scaled down to this, which keeps single odd batches from doing harm. 0 is off."
+    ),
+    "loss_weighting": (
+        "Which noise levels count how much. none: all alike. min-SNR: the nearly clean ones less, often faster. "
+        "debiased: the noisy ones more, for composition."
+    ),
+    "timestep_sampling": (
+        "Which noise levels are trained on. importance: all alike, but drawn as often as they matter, which learns "
+        "sooner where the model predicts noise (SD1.5, SDXL) and is nearly uniform elsewhere. uniform: all alike. "
+        "logit-normal: more of the middle, for flow models. shifted: more of the noisy end, for large pictures."
+    ),
+    "noise_offset": (
+        "How far a noise's mean may wander per channel. About 0.05 lets very dark and very bright pictures be learned; "
+        "0 is off."
+    ),
+    "caption_dropout": (
+        "The share of captions replaced by the empty prompt, which lets a style show without its trigger word."
+    ),
+    "ema": (
+        "The running mean of what is learned, and the share of it that each step keeps: 0.99 is steady over a hundred "
+        "steps. 0 is off."
+    ),
     "precision": "What the frozen models compute in. What is trained is float32 always.",
     "gradient_checkpointing": "Computes each block anew in the backward pass: much less memory, about a third slower.",
-    "save_every": "Steps between files written on the way. 0 writes none; the state to go on from is saved every half minute all the same.",
-    "sample_every": "Steps between sample images, drawn with the sampler settings of this graph's KSampler and a fixed seed. 0 draws none.",
+    "save_every": (
+        "Steps between files written on the way. 0 writes none; the state to go on from is saved every half minute all "
+        "the same."
+    ),
+    "sample_every": (
+        "Steps between sample images, drawn with the sampler settings of this graph's KSampler and a fixed seed. 0 "
+        "draws none."
+    ),
     "sample_prompt": "What the sample images show. Empty takes the first picture's caption.",
     "keep": "With held-out pictures: hand on the state that scored best, or the last one.",
-    "resume": "Go on where the same request was interrupted, or with more steps. Off begins anew; the earlier state is set aside, not deleted.",
+    "resume": (
+        "Go on where the same request was interrupted, or with more steps. Off begins anew; the earlier state is set "
+        "aside, not deleted."
+    ),
     "prior_weight": "What the loss on prior_images counts beside that on images.",
 }
 STEP = {"max_grad_norm": 0.1, "noise_offset": 0.01, "caption_dropout": 0.01, "ema": 0.001, "prior_weight": 0.1}
@@ -49,7 +84,9 @@ def widget(name: str, tooltip: str = "", default: Any = None, **more: Any) -> io
         return io.Boolean.Input(name, default=BOOLEANS[name], tooltip=tip, **more)
     choices = PRECISIONS if name == "precision" else CHOICES.get(name)
     if choices:
-        return io.Combo.Input(name, options=list(choices), default=choices[0] if name == "precision" else default, tooltip=tip, **more)
+        return io.Combo.Input(
+            name, options=list(choices), default=choices[0] if name == "precision" else default, tooltip=tip, **more
+        )
     if name == "sample_prompt":
         return io.String.Input(name, default="", tooltip=tip, **more)
     low, high = RANGES[name]
@@ -69,7 +106,9 @@ def seed_widget(tooltip: str) -> io.Input:
 
 
 def validation_images() -> io.Input:
-    return Images.Input("validation_images", optional=True, tooltip="Pictures to score instead of some of the training set.")
+    return Images.Input(
+        "validation_images", optional=True, tooltip="Pictures to score instead of some of the training set."
+    )
 
 
 def config_of(values: Mapping[str, Any]) -> TrainConfig:

@@ -31,14 +31,21 @@ LOADERS = {
 }
 # Core's nodes that change a model's noise levels and look at nothing but their widgets.
 SAMPLING_NODES = (
-    "ModelSamplingDiscrete", "ModelSamplingStableCascade", "ModelSamplingSD3", "ModelSamplingAuraFlow",
-    "ModelSamplingFlux", "ModelSamplingContinuousEDM", "ModelSamplingContinuousV", "ModelNoiseScale",
-)  # fmt: skip
+    "ModelSamplingDiscrete",
+    "ModelSamplingStableCascade",
+    "ModelSamplingSD3",
+    "ModelSamplingAuraFlow",
+    "ModelSamplingFlux",
+    "ModelSamplingContinuousEDM",
+    "ModelSamplingContinuousV",
+    "ModelNoiseScale",
+)
 SMALL = 4096  # tensors up to this many values are read: detection looks into a few
 
 
 def model_of(chain: Sequence[Mapping]) -> tuple[comfy.model_patcher.ModelPatcher, str | None]:
-    """(the model, its file's name) of the nodes that lead to it, the loader first: [{"type", "values": {widget: value}}].
+    """(the model, its file's name) of the nodes that lead to it, the loader first: [{"type", "values": {widget:
+    value}}].
 
     Without a loader that is known, or a file that can be read: Stable Diffusion's epsilon model, and None.
     """

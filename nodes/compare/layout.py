@@ -44,7 +44,10 @@ def arrange(images: Sequence[Tensor], labels: str) -> Grid:
     names = [line.strip() for line in lines]
     grid = Grid()
     if len(names) > len(images):
-        grid.notes.append(f"{len(names)} labels for {len(images)} images: left over are {', '.join(repr(n) for n in names[len(images):])}.")
+        grid.notes.append(
+            f"{len(names)} labels for {len(images)} images: left over are "
+            f"{', '.join(repr(n) for n in names[len(images) :])}."
+        )
     crossed = any(SPLIT in name for name in names[: len(images)])
     for i, batch in enumerate(images):
         name = (names[i] if i < len(names) else "") or f"image {i + 1}"
@@ -69,7 +72,9 @@ def arrange(images: Sequence[Tensor], labels: str) -> Grid:
 def to_pictures(batch: Tensor, name: str) -> list[Image.Image]:
     """RGB pictures; alpha is laid over white, one channel is grey, numbers that are not finite are black."""
     if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or 0 in batch.shape:
-        raise InputError(f"{name} is {tuple(batch.shape)}, and an image is [pictures, height, width, 3]; wire in an IMAGE")
+        raise InputError(
+            f"{name} is {tuple(batch.shape)}, and an image is [pictures, height, width, 3]; wire in an IMAGE"
+        )
     values = torch.nan_to_num(batch.detach().float().cpu(), 0.0, 1.0, 0.0).clamp(0.0, 1.0)
     if values.shape[-1] == 4:
         values = values[..., :3] * values[..., 3:] + (1 - values[..., 3:])

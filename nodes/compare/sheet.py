@@ -35,9 +35,7 @@ def _grid(grid: Grid) -> Image.Image | None:
     if not grid.rows:
         return None
     # A cell holds as many pictures side by side as the fullest of its column.
-    across = {
-        column: max(len(grid.cells.get((row, column), ())) for row in grid.rows) for column in grid.columns
-    }
+    across = {column: max(len(grid.cells.get((row, column), ())) for row in grid.rows) for column in grid.columns}
     longest = max(max(picture.size) for cell in grid.cells.values() for picture in cell)
     room = min((WIDE - LABEL - 2 * MARGIN) // sum(across.values()), (HIGH - HEAD) // len(grid.rows)) - GAP
     side = max(SMALLEST, min(LARGEST, max(longest, 128), room))
@@ -46,13 +44,13 @@ def _grid(grid: Grid) -> Image.Image | None:
     left = MARGIN + (LABEL if named else 0)
     widths = {column: count * (side + GAP) for column, count in across.items()}
     heights = {
-        row: max(
-            _fitted(picture, side)[1] for column in grid.columns for picture in grid.cells.get((row, column), ())
-        )
+        row: max(_fitted(picture, side)[1] for column in grid.columns for picture in grid.cells.get((row, column), ()))
         for row in grid.rows
     }
     top = MARGIN + (HEAD if headed else 0)
-    image = Image.new("RGB", (left + sum(widths.values()) + MARGIN, top + sum(h + GAP for h in heights.values()) + MARGIN), PAPER)
+    image = Image.new(
+        "RGB", (left + sum(widths.values()) + MARGIN, top + sum(h + GAP for h in heights.values()) + MARGIN), PAPER
+    )
     pad, x = ImageDraw.Draw(image), left
     for column in grid.columns:
         words, font = lettering.set_in(column, TEXT)
@@ -61,7 +59,9 @@ def _grid(grid: Grid) -> Image.Image | None:
         for row in grid.rows:
             if column == grid.columns[0] and named:
                 words, font = lettering.set_in(row, TEXT)
-                pad.multiline_text((MARGIN, y), "\n".join(lettering.lines(words, font, LABEL - 16, 3)), INK, font, spacing=4)
+                pad.multiline_text(
+                    (MARGIN, y), "\n".join(lettering.lines(words, font, LABEL - 16, 3)), INK, font, spacing=4
+                )
             cell = grid.cells.get((row, column), ())
             if not cell:
                 pad.rectangle((x, y, x + side - 1, y + heights[row] - 1), EMPTY)

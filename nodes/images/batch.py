@@ -21,7 +21,9 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
         raise InputError("the batch holds 0 images; wire at least one image in")
     lines = [line.strip() for line in captions.splitlines() if line.strip()] or [""]
     if len(lines) not in (1, count):
-        raise InputError(f"there are {len(lines)} captions for {count} images; write one line for all, or one a picture")
+        raise InputError(
+            f"there are {len(lines)} captions for {count} images; write one line for all, or one a picture"
+        )
     height, width = (side // 8 * 8 for side in images.shape[1:3])
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"the images are {images.shape[2]}x{images.shape[1]} px; a side needs {SMALLEST_SIDE} or more")
@@ -30,7 +32,8 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
             raise InputError(f"there are {masks.shape[0]} masks for {count} images; wire one for all, or one a picture")
         if tuple(masks.shape[-2:]) != tuple(images.shape[1:3]):
             raise InputError(
-                f"the masks are {masks.shape[-1]}x{masks.shape[-2]} px and the images {images.shape[2]}x{images.shape[1]}; "
+                f"the masks are {masks.shape[-1]}x{masks.shape[-2]} px and the images "
+                f"{images.shape[2]}x{images.shape[1]}; "
                 "make them equal"
             )
     top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
@@ -44,6 +47,8 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
         if pixels.shape[-1] == 1:
             pixels = pixels.expand(-1, -1, 3)
         mask = None if masks is None else masks[i % masks.shape[0], rows, columns].float().clamp(0, 1).cpu().clone()
-        items.append(TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, tuple(images.shape[1:3]), (top, left)))
+        items.append(
+            TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, tuple(images.shape[1:3]), (top, left))
+        )
     notes = remarks([item.name for item in items], [item.pixels for item in items])
     return ImageSet(tuple(items), trigger.strip(), fingerprint(items), tuple(notes))

@@ -137,9 +137,13 @@ def read_folder(request: FolderRequest) -> ImageSet:
             small.append(f"{path.name} ({pixels.shape[1]}x{pixels.shape[0]} px)")
         original = tuple(pixels.shape[:2])
         item = TrainingImage(
-            path.name, fit(pixels, height, width), caption, None if mask is None else fit(mask, height, width),
-            original, cut_away(original, height, width),
-        )  # fmt: skip
+            path.name,
+            fit(pixels, height, width),
+            caption,
+            None if mask is None else fit(mask, height, width),
+            original,
+            cut_away(original, height, width),
+        )
         items.append(item)
         distinct.append(item)
         if request.flip:
@@ -153,11 +157,17 @@ def read_folder(request: FolderRequest) -> ImageSet:
         raise InputError(f"the folder {folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it")
     if uncaptioned:
         caption = request.trigger.strip()
-        notes.append(f"No caption: {listed(uncaptioned)}; " + (f"only {caption!r} is said of them." if caption else "the prompt is empty for them."))
+        notes.append(
+            f"No caption: {listed(uncaptioned)}; "
+            + (f"only {caption!r} is said of them." if caption else "the prompt is empty for them.")
+        )
     if unmasked:
         notes.append(f"No {MASK_SUFFIX}.png: {listed(unmasked)}; the whole picture counts.")
     if small:
-        notes.append(f"Small: {listed(small)}; less than half of the {request.resolution}x{request.resolution} px asked for, and nothing is enlarged.")
+        notes.append(
+            f"Small: {listed(small)}; less than half of the {request.resolution}x{request.resolution} px asked "
+            "for, and nothing is enlarged."
+        )
     notes += remarks([item.name for item in distinct], [item.pixels for item in distinct])
     items = items * request.repeats
     return ImageSet(tuple(items), request.trigger.strip(), fingerprint(items), tuple(notes))
@@ -215,7 +225,9 @@ def read_mask(path: Path, size: tuple[int, int]) -> torch.Tensor:
     """[H, W] in 0..1 from a greyscale picture of the same size as its picture."""
     pixels, _, _ = read_picture(path)
     if tuple(pixels.shape[:2]) != tuple(size):
-        raise InputError(f"is {pixels.shape[1]}x{pixels.shape[0]} px and its picture {size[1]}x{size[0]}; make them equal")
+        raise InputError(
+            f"is {pixels.shape[1]}x{pixels.shape[0]} px and its picture {size[1]}x{size[0]}; make them equal"
+        )
     return pixels.float().mean(-1) / 255
 
 
@@ -243,7 +255,11 @@ def fit(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     if tuple(pixels.shape[:2]) == (height, width):
         return pixels
     mask = pixels.ndim == 2
-    picture = Image.fromarray(pixels.numpy()) if not mask else Image.fromarray((pixels.numpy() * 255).round().astype(np.uint8))
+    picture = (
+        Image.fromarray(pixels.numpy())
+        if not mask
+        else Image.fromarray((pixels.numpy() * 255).round().astype(np.uint8))
+    )
     picture = ImageOps.fit(picture, (width, height), Image.LANCZOS)
     return torch.from_numpy(np.array(picture).astype(np.float32) / 255 if mask else np.array(picture))
 
@@ -261,7 +277,8 @@ def mirrored(item: TrainingImage) -> TrainingImage:
 
 
 def read_caption(path: Path) -> str:
-    """The text of a caption file in one line, in whatever encoding editors write: UTF-8, UTF-16 with its mark, Latin-1."""
+    """The text of a caption file in one line, in whatever encoding editors write: UTF-8, UTF-16 with its mark,
+    Latin-1."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = data.decode("utf-16", "replace")

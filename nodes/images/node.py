@@ -29,25 +29,109 @@ class ImageFolder(io.ComfyNode):
             description="Reads a folder of pictures with captions as a training set for the Bespoke trainers.",
             search_aliases=["training images", "dataset", "load image folder", "lora dataset", "captions"],
             inputs=[
-                io.Combo.Input("folder", options=_folders(), tooltip="A folder under ComfyUI's input folder. Every picture in it is used; a file that cannot be used is named."),
-                io.Combo.Input("captions", options=list(CAPTIONS), default=CAPTIONS[0], tooltip="Where each picture's caption comes from: a .txt file of the same name, the file's own name, or one template for all. Say in the caption what should stay changeable."),
-                io.String.Input("template", default="{trigger}", tooltip="The caption of every picture when captions is 'template'. {trigger} and {name} are filled in."),
-                io.String.Input("trigger", default="", tooltip="A word that stands for what is learned. It is put before every caption that lacks it; write it in prompts later."),
-                io.Int.Input("resolution", default=512, min=SMALLEST_SIDE, max=4096, step=8, tooltip="Pixels: a picture's area is brought down to this squared. Smaller pictures stay as they are; nothing is enlarged."),
-                io.Boolean.Input("bucket", default=True, optional=True, advanced=True, tooltip="On keeps each picture's aspect ratio; off takes the middle square."),
-                io.Boolean.Input("flip", default=False, optional=True, advanced=True, tooltip="Adds every picture mirrored left to right. Not for text, logos or faces that are not symmetric."),
-                io.Int.Input("repeats", default=1, min=1, max=1000, optional=True, advanced=True, tooltip="How many times each picture stands in the set. Changes only the order in which they come; to train longer, raise the trainer's steps."),
-                io.Combo.Input("masks", options=list(MASKS), default=MASKS[0], optional=True, advanced=True, tooltip="What of each picture counts in the loss: all of it, what its alpha shows, or what NAME-mask.png shows in white."),
+                io.Combo.Input(
+                    "folder",
+                    options=_folders(),
+                    tooltip=(
+                        "A folder under ComfyUI's input folder. Every picture in it is used; a file that cannot be "
+                        "used is named."
+                    ),
+                ),
+                io.Combo.Input(
+                    "captions",
+                    options=list(CAPTIONS),
+                    default=CAPTIONS[0],
+                    tooltip=(
+                        "Where each picture's caption comes from: a .txt file of the same name, the file's own name, "
+                        "or one template for all. Say in the caption what should stay changeable."
+                    ),
+                ),
+                io.String.Input(
+                    "template",
+                    default="{trigger}",
+                    tooltip=(
+                        "The caption of every picture when captions is 'template'. {trigger} and {name} are filled in."
+                    ),
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    tooltip=(
+                        "A word that stands for what is learned. It is put before every caption that lacks it; write "
+                        "it in prompts later."
+                    ),
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=SMALLEST_SIDE,
+                    max=4096,
+                    step=8,
+                    tooltip=(
+                        "Pixels: a picture's area is brought down to this squared. Smaller pictures stay as they are; "
+                        "nothing is enlarged."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "bucket",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On keeps each picture's aspect ratio; off takes the middle square.",
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Adds every picture mirrored left to right. Not for text, logos or faces that are not "
+                        "symmetric."
+                    ),
+                ),
+                io.Int.Input(
+                    "repeats",
+                    default=1,
+                    min=1,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "How many times each picture stands in the set. Changes only the order in which they come; to "
+                        "train longer, raise the trainer's steps."
+                    ),
+                ),
+                io.Combo.Input(
+                    "masks",
+                    options=list(MASKS),
+                    default=MASKS[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "What of each picture counts in the loss: all of it, what its alpha shows, or what "
+                        "NAME-mask.png shows in white."
+                    ),
+                ),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
-                io.Image.Output("preview", display_name="preview", tooltip="A contact sheet with captions: what the training will see."),
-                io.String.Output("report", display_name="report", tooltip="How many pictures, their sizes and captions, and what was noticed."),
+                io.Image.Output(
+                    "preview",
+                    display_name="preview",
+                    tooltip="A contact sheet with captions: what the training will see.",
+                ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="How many pictures, their sizes and captions, and what was noticed.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
-    def _request(cls, folder, captions, template, trigger, resolution, bucket=True, flip=False, repeats=1, masks="none"):
+    def _request(
+        cls, folder, captions, template, trigger, resolution, bucket=True, flip=False, repeats=1, masks="none"
+    ):
         path = storage.inside(Path(folder_paths.get_input_directory()), folder)
         return FolderRequest(path, captions, template, trigger, resolution, bucket, flip, repeats, masks)
 
@@ -75,16 +159,32 @@ class ImageBatch(io.ComfyNode):
             description="Makes a training set out of images on the wire, with captions typed here.",
             search_aliases=["training images", "dataset from images", "captions"],
             inputs=[
-                io.Image.Input("images", tooltip="The pictures to learn from, all of one size. Sides are cropped to multiples of 8 pixels."),
-                io.String.Input("captions", default="", multiline=True, tooltip="One caption a line, in the order of the pictures, or one line for all."),
-                io.String.Input("trigger", default="", tooltip="A word that stands for what is learned; put before every caption that lacks it."),
-                io.Mask.Input("masks", optional=True, tooltip="White counts in the loss. One for all pictures, or one each."),
+                io.Image.Input(
+                    "images",
+                    tooltip="The pictures to learn from, all of one size. Sides are cropped to multiples of 8 pixels.",
+                ),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    multiline=True,
+                    tooltip="One caption a line, in the order of the pictures, or one line for all.",
+                ),
+                io.String.Input(
+                    "trigger",
+                    default="",
+                    tooltip="A word that stands for what is learned; put before every caption that lacks it.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True, tooltip="White counts in the loss. One for all pictures, or one each."
+                ),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
-                io.String.Output("report", display_name="report", tooltip="How many pictures, their sizes and captions."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="How many pictures, their sizes and captions."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @names_itself

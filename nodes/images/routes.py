@@ -44,13 +44,16 @@ def register(server) -> None:
 def contents(name: str) -> dict:
     """{"folder", "pictures": [{"file", "caption"}]}: the pictures of a folder under input, a caption where one is.
 
-    A folder that is not there has none and a "missing" that says so: a workflow from elsewhere names such a one, which is
+    A folder that is not there has none and a "missing" that says so: a workflow from elsewhere names such a one, which
+    is
     no error of the page's.
     """
     folder = _folder(name)
     if not folder.is_dir():
         return {"folder": name, "pictures": [], "missing": f"the folder {name!r} is not there; choose another"}
-    pictures = [{"file": path.name, "caption": _read(path.with_suffix(".txt"))} for path in pictures_in(folder)[:MOST_PICTURES]]
+    pictures = [
+        {"file": path.name, "caption": _read(path.with_suffix(".txt"))} for path in pictures_in(folder)[:MOST_PICTURES]
+    ]
     return {"folder": name, "pictures": pictures}
 
 

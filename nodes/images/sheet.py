@@ -39,11 +39,18 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
 
 def describe(images: ImageSet) -> str:
     """The set in words: how many, which sizes, which captions, what was noted while reading."""
-    sizes = [f"{len(group)} at {size[1]}x{size[0]} px" for group in images.by_size()
-             for size in [images.items[group[0]].pixels.shape]]  # fmt: skip
+    sizes = [
+        f"{len(group)} at {size[1]}x{size[0]} px"
+        for group in images.by_size()
+        for size in [images.items[group[0]].pixels.shape]
+    ]
     captions = {item.caption for item in images.items}
     distinct, copies = len(images.copies()), len(images.items)
-    count = f"{distinct} pictures" if copies == distinct else f"{distinct} pictures, {copies} with mirrored and repeated ones"
+    count = (
+        f"{distinct} pictures"
+        if copies == distinct
+        else f"{distinct} pictures, {copies} with mirrored and repeated ones"
+    )
     lines = [f"{count}: {', '.join(sizes)}."]
     if captions == {""}:
         lines.append("No captions: the model will learn the pictures for an empty prompt.")
@@ -54,7 +61,8 @@ def describe(images: ImageSet) -> str:
     if any(item.mask is not None for item in images.items):
         lines.append("Masks: only what they let through counts in the loss.")
     lines.append(
-        f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each picture; 5 to 20 pictures are "
+        f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each picture; 5 to 20 "
+        "pictures are "
         "enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few pictures."
     )
     if len(images.items) > MOST:

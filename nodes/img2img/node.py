@@ -15,35 +15,54 @@ from .strength import CONTRACTS, NOISE_LEVEL, STEPS_MAX, STEPS_MIN, STRENGTH_MAX
 STRENGTH_DEFAULT, STEPS_DEFAULT = 0.75, 20
 
 CONTRACT_TIP = (
-    "What the strength number means. noise level: starts at exactly that noise, so every change of strength shows, with few "
-    "steps too. diffusers and diffusers flow: as the Stable Diffusion and the SD3 / Flux pipelines count steps. a1111: as the "
+    "What the strength number means. noise level: starts at exactly that noise, so every change of strength shows, "
+    "with few "
+    "steps too. diffusers and diffusers flow: as the Stable Diffusion and the SD3 / Flux pipelines count steps. "
+    "a1111: as the "
     "web UI. comfy: as KSampler's denoise. Choose one of those to repeat a picture made there."
 )
 EXACT_TIP = (
-    "Off: steps is the length of the whole schedule, and a lower strength runs fewer of them. On: that many steps run at any "
+    "Off: steps is the length of the whole schedule, and a lower strength runs fewer of them. On: that many steps "
+    "run at any "
     "strength; slower, smoother. (The comfy contract always works so.)"
 )
 
 
 def strength_input(tooltip: str) -> io.Float.Input:
     return io.Float.Input(
-        "strength", default=STRENGTH_DEFAULT, min=STRENGTH_MIN, max=STRENGTH_MAX, step=0.01, round=0.001,
-        display_mode=io.NumberDisplay.slider, tooltip=tooltip,
-    )  # fmt: skip
+        "strength",
+        default=STRENGTH_DEFAULT,
+        min=STRENGTH_MIN,
+        max=STRENGTH_MAX,
+        step=0.01,
+        round=0.001,
+        display_mode=io.NumberDisplay.slider,
+        tooltip=tooltip,
+    )
 
 
 def scheduler_input() -> io.Combo.Input:
     return io.Combo.Input(
-        "scheduler", options=[*comfy.samplers.KSampler.SCHEDULERS, *SPACINGS],
-        tooltip="How the steps are spread over the noise levels. Those named diffusers repeat that library's timestep_spacing.",
-    )  # fmt: skip
+        "scheduler",
+        options=[*comfy.samplers.KSampler.SCHEDULERS, *SPACINGS],
+        tooltip=(
+            "How the steps are spread over the noise levels. Those named diffusers repeat that library's "
+            "timestep_spacing."
+        ),
+    )
 
 
 def steps_input() -> io.Int.Input:
     return io.Int.Input(
-        "steps", default=STEPS_DEFAULT, min=STEPS_MIN, max=STEPS_MAX,
-        tooltip="Steps of the whole schedule; below strength 1 fewer run, unless exact_steps is on. More is slower and finer.",
-    )  # fmt: skip
+        "steps",
+        default=STEPS_DEFAULT,
+        min=STEPS_MIN,
+        max=STEPS_MAX,
+        tooltip=(
+            "Steps of the whole schedule; below strength 1 fewer run, unless exact_steps is on. More is slower and "
+            "finer."
+        ),
+    )
 
 
 def contract_inputs() -> list[io.Input]:
@@ -75,39 +94,98 @@ class PartialDenoise(io.ComfyNode):
             display_name="Bespoke Partial Denoise",
             category="Bespoke/img2img",
             description=(
-                "Image to image: add noise to a picture up to a level set by strength, and denoise from there. The report says "
+                "Image to image: add noise to a picture up to a level set by strength, and denoise from there. The "
+                "report says "
                 "how many steps run and how much of the picture is noise at the start."
             ),
-            search_aliases=["img2img", "image to image", "denoise strength", "SDEdit", "KSampler", "denoising strength", "a1111", "diffusers strength"],
+            search_aliases=[
+                "img2img",
+                "image to image",
+                "denoise strength",
+                "SDEdit",
+                "KSampler",
+                "denoising strength",
+                "a1111",
+                "diffusers strength",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model: epsilon, v or flow."),
                 io.Conditioning.Input("positive", tooltip="What the picture should show."),
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
-                io.Latent.Input("latent_image", tooltip="The picture to start from, encoded by the model's VAE. A noise mask in it is kept to."),
-                strength_input("How much changes: 0 returns the picture bit for bit, 1 ignores it. Around .3 textures change, around .6 shapes."),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="The picture to start from, encoded by the model's VAE. A noise mask in it is kept to.",
+                ),
+                strength_input(
+                    "How much changes: 0 returns the picture bit for bit, 1 ignores it. Around .3 textures change, "
+                    "around .6 shapes."
+                ),
                 steps_input(),
-                io.Float.Input("cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                               tooltip="Classifier-free guidance scale. Higher follows the prompt more and looks harder; 1 switches it off and is twice as fast."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="The sampling method: speed, sharpness and how much it adds by chance."),
+                io.Float.Input(
+                    "cfg",
+                    default=8.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip=(
+                        "Classifier-free guidance scale. Higher follows the prompt more and looks harder; 1 switches "
+                        "it off and is twice as fast."
+                    ),
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    tooltip="The sampling method: speed, sharpness and how much it adds by chance.",
+                ),
                 scheduler_input(),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="The noise that is added. The same seed gives KSampler's noise, so the same picture."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The noise that is added. The same seed gives KSampler's noise, so the same picture.",
+                ),
                 *contract_inputs(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
-                io.Latent.Output(display_name="start", tooltip="The noised picture that denoising started from, to look at. To sample again, use the original latent and the sigmas."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels that ran, for SamplerCustomAdvanced; empty if nothing ran."),
-                io.String.Output(display_name="report", tooltip="How many steps ran, from which noise level, and how much of the start was noise."),
+                io.Latent.Output(
+                    display_name="start",
+                    tooltip=(
+                        "The noised picture that denoising started from, to look at. To sample again, use the original "
+                        "latent and the sigmas."
+                    ),
+                ),
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="The noise levels that ran, for SamplerCustomAdvanced; empty if nothing ran.",
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="How many steps ran, from which noise level, and how much of the start was noise.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @names_itself
     def execute(
-        cls, model, positive, negative, latent_image, strength, steps, cfg, sampler_name, scheduler, seed,
-        contract=NOISE_LEVEL, exact_steps=False,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model,
+        positive,
+        negative,
+        latent_image,
+        strength,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        seed,
+        contract=NOISE_LEVEL,
+        exact_steps=False,
+    ) -> io.NodeOutput:
         request = Strength(strength, steps, contract, exact_steps)
         samples = bridge.fitting_latent(model, latent_image)
         chosen = plan_for(model, request, scheduler, sampler_name)
@@ -139,25 +217,53 @@ class StrengthSigmas(io.ComfyNode):
             display_name="Bespoke Strength Sigmas",
             category="Bespoke/img2img",
             description=(
-                "The noise levels of an image to image run for SamplerCustomAdvanced, by a strength with five named meanings, "
+                "The noise levels of an image to image run for SamplerCustomAdvanced, by a strength with five "
+                "named meanings, "
                 "with a plot of the schedule and its start."
             ),
-            search_aliases=["img2img sigmas", "denoise scheduler", "BasicScheduler", "split sigmas denoise", "strength", "sigmas plot"],
+            search_aliases=[
+                "img2img sigmas",
+                "denoise scheduler",
+                "BasicScheduler",
+                "split sigmas denoise",
+                "strength",
+                "sigmas plot",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion model whose noise levels are used: epsilon, v or flow."),
                 scheduler_input(),
                 steps_input(),
-                strength_input("How much changes: 0 gives no sigmas, so the sampler returns the picture; 1 gives the whole schedule."),
+                strength_input(
+                    "How much changes: 0 gives no sigmas, so the sampler returns the picture; 1 gives the whole "
+                    "schedule."
+                ),
                 *contract_inputs(),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler", optional=True, advanced=True,
-                               tooltip="The sampler you will use. For dpm_2, dpm_2_ancestral and uni_pc KSampler leaves out the last sigma but one; this does the same."),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="euler",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "The sampler you will use. For dpm_2, dpm_2_ancestral and uni_pc KSampler leaves out the last "
+                        "sigma but one; this does the same."
+                    ),
+                ),
             ],
             outputs=[
-                io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels from the start to 0; empty if nothing is to run."),
-                io.String.Output(display_name="report", tooltip="How many steps will run, from which noise level, and how much of the start is noise."),
-                io.Image.Output(display_name="plot", tooltip="The schedule with the part that runs, the start, and the noise's share there."),
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="The noise levels from the start to 0; empty if nothing is to run."
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="How many steps will run, from which noise level, and how much of the start is noise.",
+                ),
+                io.Image.Output(
+                    display_name="plot",
+                    tooltip="The schedule with the part that runs, the start, and the noise's share there.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @names_itself

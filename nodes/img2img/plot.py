@@ -24,7 +24,8 @@ NOISE, PICTURE = (255, 171, 64), (76, 141, 206)
 
 @dataclass(frozen=True)
 class Axis:
-    """Sigma to a height, 0 at the bottom to 1: linear for models whose sigma is at most 1, else logarithmic down to 0."""
+    """Sigma to a height, 0 at the bottom to 1: linear for models whose sigma is at most 1, else logarithmic down to
+    0."""
 
     top: float
     least: float  # the lowest sigma above 0

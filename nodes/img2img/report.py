@@ -14,7 +14,8 @@ def describe(plan: Plan, sampling) -> str:
         sigma = float(plan.sigmas[0])
         first = (
             f"{plan.request.contract}: runs {plan.run} of {plan.total} steps, from sigma {number(sigma)} "
-            f"(t = {number(timestep_at(sampling, sigma), whole=True)}), {percent(noise_share(sampling, sigma))} of the variance is noise."
+            f"(t = {number(timestep_at(sampling, sigma), whole=True)}), {percent(noise_share(sampling, sigma))} of "
+            "the variance is noise."
         )
     return "\n".join([first, *plan.notes])
 

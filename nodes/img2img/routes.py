@@ -30,7 +30,9 @@ def register(server) -> None:
         try:
             answer = await asyncio.to_thread(answer_to, request.query)
         except (InputError, ValueError, KeyError, TypeError) as error:
-            return web.json_response({"error": str(error)})  # drawn on the node; a status would be an error in the console
+            return web.json_response(
+                {"error": str(error)}
+            )  # drawn on the node; a status would be an error in the console
         return web.json_response(answer)
 
 

@@ -29,7 +29,8 @@ def spaced(sampling, spacing: str, steps: int) -> Tensor:
 def _discrete(sampling, spacing: str, steps: int) -> Tensor:
     if not hasattr(sampling, "num_timesteps"):
         raise InputError(
-            f"the scheduler {spacing!r} needs a model with a table of training timesteps; this model is continuous, choose karras"
+            f"the scheduler {spacing!r} needs a model with a table of training timesteps; this model is "
+            "continuous, choose karras"
         )
     table = sampling.sigmas.to("cpu", torch.float64)  # [T], rising
     count = len(table)
@@ -53,7 +54,8 @@ def _discrete(sampling, spacing: str, steps: int) -> Tensor:
 def _flow(sampling, spacing: str, steps: int) -> Tensor:
     if spacing == LEADING:
         raise InputError(
-            f"the scheduler {spacing!r} is one of epsilon and v models; for this flow model choose {TRAILING!r} or {LINSPACE!r}"
+            f"the scheduler {spacing!r} is one of epsilon and v models; for this flow model choose {TRAILING!r} or "
+            f"{LINSPACE!r}"
         )
     first, last = float(sampling.timestep(sampling.sigma_max)), float(sampling.timestep(sampling.sigma_min))
     if spacing == TRAILING:  # Flux: linspace(1, 1 / N, N), then the shift

@@ -25,8 +25,12 @@ from torch import Tensor
 from ..bridge.errors import InputError
 
 NOISE_LEVEL, DIFFUSERS, DIFFUSERS_FLOW, A1111, COMFY = CONTRACTS = (
-    "noise level", "diffusers", "diffusers flow", "a1111", "comfy",
-)  # fmt: skip
+    "noise level",
+    "diffusers",
+    "diffusers flow",
+    "a1111",
+    "comfy",
+)
 STRENGTH_MIN, STRENGTH_MAX = 0.0, 1.0
 STEPS_MIN, STEPS_MAX = 1, 10_000
 LONGEST_SCHEDULE = 1_000_000  # steps of a stretched schedule; KSampler's own widgets reach this
@@ -67,7 +71,8 @@ class Strength:
 
 @dataclass(frozen=True)
 class Plan:
-    """The part of a schedule that runs. sigmas: [run + 1], empty if nothing runs; whole: the schedule it is cut from."""
+    """The part of a schedule that runs. sigmas: [run + 1], empty if nothing runs; whole: the schedule it is cut
+    from."""
 
     request: Strength
     sigmas: Tensor
@@ -128,7 +133,8 @@ def plan(request: Strength, schedule: Schedule, start_sigma: float) -> Plan:
         least = next(s / 1000 for s in range(1, 1001) if steps_run(contract, len(whole) - 1, s / 1000) > 0)
         notes.append(
             f"{strength:g} of {len(whole) - 1} steps is less than one step, and this contract rounds down: the picture "
-            f'comes back as it is. The first strength that changes it is {least:g}; the contract "noise level" has no such gap.'
+            f'comes back as it is. The first strength that changes it is {least:g}; the contract "noise level" has '
+            "no such gap."
         )
     return Plan(request, whole[len(whole) - 1 - run :] if run else whole[:0], whole, notes)
 
@@ -162,7 +168,8 @@ def _asked(schedule: Schedule, steps: int) -> tuple[Tensor, list[str]]:
     """The schedule for a number of steps, and what to say if it has another length. Raises InputError if it is none."""
     if steps > LONGEST_SCHEDULE:
         raise InputError(
-            f"this needs a schedule of {steps} steps, more than {LONGEST_SCHEDULE}; raise the strength or lower the steps"
+            f"this needs a schedule of {steps} steps, more than {LONGEST_SCHEDULE}; raise the strength or lower "
+            "the steps"
         )
     whole = schedule(steps).to("cpu", torch.float32)
     if len(whole) < 2 or not torch.isfinite(whole).all():
@@ -180,7 +187,8 @@ def _last_steps(request: Strength, schedule: Schedule) -> Plan:
     if got < request.steps:
         if request.contract != COMFY:
             raise InputError(
-                f"the scheduler gives {got} steps at most here, {request.steps} were asked for; choose another scheduler, or switch exact_steps off"
+                f"the scheduler gives {got} steps at most here, {request.steps} were asked for; choose another "
+                "scheduler, or switch exact_steps off"
             )
         notes.append("So the whole schedule runs, from pure noise, whatever the strength: KSampler does the same.")
     return Plan(request, whole[-(request.steps + 1) :], whole, notes)

@@ -57,7 +57,8 @@ class Blend:
             raise InputError(f"bias is {self.bias}; give {BIAS_MIN:g} to {BIAS_MAX:g}")
         if not PRESERVATION_MIN <= self.preservation <= PRESERVATION_MAX:
             raise InputError(
-                f"preservation is {self.preservation}; give {PRESERVATION_MIN:g} to {PRESERVATION_MAX:g} (1 leaves the mask as it is)"
+                f"preservation is {self.preservation}; give {PRESERVATION_MIN:g} to {PRESERVATION_MAX:g} (1 leaves "
+                "the mask as it is)"
             )
 
 
@@ -256,7 +257,8 @@ def noise_that_gives(sampling, sigma, state, original, from_noise: bool) -> torc
 
 
 def noise_to_signal(sampling, sigma: torch.Tensor) -> torch.Tensor:
-    """How many times stronger the noise is than the signal at `sigma` [B, 1, ...]: sigma, or sigma / (1 - sigma) for flow."""
+    """How many times stronger the noise is than the signal at `sigma` [B, 1, ...]: sigma, or sigma / (1 - sigma) for
+    flow."""
     one = torch.ones_like(sigma)
     noise, signal = (sampling.noise_scaling(sigma.flatten(), a, b) for a, b in ((one, 0 * one), (0 * one, one)))
     return noise / signal

@@ -108,7 +108,8 @@ def clean(mask: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
 
 
 def looks_inverted(mask: torch.Tensor) -> bool:
-    """Whether a mask [N, H, W] is a hole in white: most of it and nearly all of its border masked, but not everything."""
+    """Whether a mask [N, H, W] is a hole in white: most of it and nearly all of its border masked, but not
+    everything."""
     white = mask > 0.5
     border = torch.cat(
         (white[:, 0].flatten(), white[:, -1].flatten(), white[:, :, 0].flatten(), white[:, :, -1].flatten())
@@ -118,7 +119,8 @@ def looks_inverted(mask: torch.Tensor) -> bool:
 
 
 def resize(mask: torch.Tensor, height: int, width: int, coverage: str = "any") -> torch.Tensor:
-    """[N, H, W] -> [N, height, width]; a pixel takes the largest ("any") or mean ("area") value of all that it overlaps."""
+    """[N, H, W] -> [N, height, width]; a pixel takes the largest ("any") or mean ("area") value of all that it
+    overlaps."""
     if mask.shape[-2:] == (height, width):
         return mask
     pool = F.adaptive_max_pool2d if coverage == "any" else F.adaptive_avg_pool2d
@@ -249,7 +251,8 @@ def shape_mask(mask: torch.Tensor, rows: int, columns: int, cell: int, settings:
 def to_latent(
     cells: torch.Tensor, shape: tuple[int, ...], temporal: int, coverage: str
 ) -> tuple[torch.Tensor, list[str]]:
-    """[N, rows, columns] -> the noise mask of a latent: [B, 1, rows, columns], or [B, 1, T, rows, columns] of a video's.
+    """[N, rows, columns] -> the noise mask of a latent: [B, 1, rows, columns], or [B, 1, T, rows, columns] of a
+    video's.
 
     Core's resizing folds a batch of masks for a 5-D latent into time, so the whole shape is given here and nothing is
     left to it. One mask serves all; as many as the batch, one each; for a single video, one each latent frame or one

@@ -51,7 +51,8 @@ class LatentMaskBlend(io.ComfyNode):
             display_name="Bespoke Latent Mask Blend",
             category="Bespoke/inpaint",
             description=(
-                "Repaint inside a mask and keep the rest of the latent bit for bit, with any model and any sampler node. "
+                "Repaint inside a mask and keep the rest of the latent bit for bit, with any model and any sampler "
+                "node. "
                 "Wire both model and latent to the sampler, and latent_mask to Restore Unmasked after decoding."
             ),
             search_aliases=[
@@ -67,7 +68,10 @@ class LatentMaskBlend(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The picture to repaint a part of, encoded by the VAE."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="White (1) may change, black (0) is kept; exactly so beyond the feather. One mask for all pictures, one each, or one a video frame.",
+                    tooltip=(
+                        "White (1) may change, black (0) is kept; exactly so beyond the feather. One mask for all "
+                        "pictures, one each, or one a video frame."
+                    ),
                 ),
                 io.Combo.Input(
                     "blend",
@@ -77,7 +81,8 @@ class LatentMaskBlend(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "re-inject: the original, noised to the present level, replaces what is outside at every step. "
-                        "prediction: only the predicted picture is blended, so a soft mask keeps the right noise with every sampler. "
+                        "prediction: only the predicted picture is blended, so a soft mask keeps the right noise "
+                        "with every sampler. "
                         "differential: the mask's grey is each place's strength; .5 changes half as much as 1. "
                         "auto chooses, and the report says why."
                     ),
@@ -89,7 +94,10 @@ class LatentMaskBlend(io.ComfyNode):
                     max=GROW_MAX,
                     optional=True,
                     advanced=True,
-                    tooltip="Pixels by which the mask grows on every side (below 0: shrinks). More room lets the new part join its surroundings.",
+                    tooltip=(
+                        "Pixels by which the mask grows on every side (below 0: shrinks). More room lets the new part "
+                        "join its surroundings."
+                    ),
                 ),
                 io.Int.Input(
                     "feather",
@@ -98,7 +106,10 @@ class LatentMaskBlend(io.ComfyNode):
                     max=FEATHER_MAX,
                     optional=True,
                     advanced=True,
-                    tooltip="Pixels over which the mask fades out beyond its edge. Hides the seam; that strip around the mask changes a little. 0 gives a hard edge.",
+                    tooltip=(
+                        "Pixels over which the mask fades out beyond its edge. Hides the seam; that strip around the "
+                        "mask changes a little. 0 gives a hard edge."
+                    ),
                 ),
                 io.Combo.Input(
                     "coverage",
@@ -106,7 +117,10 @@ class LatentMaskBlend(io.ComfyNode):
                     default="any",
                     optional=True,
                     advanced=True,
-                    tooltip="How a latent cell (8x8 pixels for most models) gets its value. any: the strongest pixel, so thin strokes repaint fully. area: the mean, so a cell barely touched changes little.",
+                    tooltip=(
+                        "How a latent cell (8x8 pixels for most models) gets its value. any: the strongest pixel, so "
+                        "thin strokes repaint fully. area: the mean, so a cell barely touched changes little."
+                    ),
                 ),
                 io.Float.Input(
                     "min_strength",
@@ -116,7 +130,10 @@ class LatentMaskBlend(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="The least value (0 to 1) that a touched latent cell gets. Raise it where faint strokes hardly change anything.",
+                    tooltip=(
+                        "The least value (0 to 1) that a touched latent cell gets. Raise it where faint strokes hardly "
+                        "change anything."
+                    ),
                 ),
                 io.Float.Input(
                     "bias",
@@ -126,7 +143,10 @@ class LatentMaskBlend(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="How a soft mask acts over time. 0: the same at every step. Higher: grey places hold to the original early, when shapes are made, and are let go late, for details.",
+                    tooltip=(
+                        "How a soft mask acts over time. 0: the same at every step. Higher: grey places hold to the "
+                        "original early, when shapes are made, and are let go late, for details."
+                    ),
                 ),
                 io.Float.Input(
                     "preservation",
@@ -136,7 +156,10 @@ class LatentMaskBlend(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="How strongly grey places hold to the original. 1: as the mask says. Higher: more of it stays there. 0: grey is repainted as white is.",
+                    tooltip=(
+                        "How strongly grey places hold to the original. 1: as the mask says. Higher: more of it stays "
+                        "there. 0: grey is repainted as white is."
+                    ),
                 ),
             ],
             outputs=[
@@ -147,15 +170,23 @@ class LatentMaskBlend(io.ComfyNode):
                 io.Latent.Output(display_name="latent", tooltip="The latent with its noise mask set."),
                 io.Mask.Output(
                     display_name="latent_mask",
-                    tooltip="What the latent cells cover, at the picture's size: 1 where pixels may change. For Restore Unmasked.",
+                    tooltip=(
+                        "What the latent cells cover, at the picture's size: 1 where pixels may change. For Restore "
+                        "Unmasked."
+                    ),
                 ),
                 io.Image.Output(
                     display_name="preview",
-                    tooltip="What the latent sees of the mask: full and partial cells, your mask and the composite mask.",
+                    tooltip=(
+                        "What the latent sees of the mask: full and partial cells, your mask and the composite mask."
+                    ),
                 ),
                 io.String.Output(
                     display_name="report",
-                    tooltip="The blend, what it covers in cells and percent, and anything about the mask that you should know.",
+                    tooltip=(
+                        "The blend, what it covers in cells and percent, and anything about the mask that you should "
+                        "know."
+                    ),
                 ),
             ],
         )
@@ -163,9 +194,18 @@ class LatentMaskBlend(io.ComfyNode):
     @classmethod
     @names_itself
     def execute(
-        cls, model, latent, mask, blend="auto", grow=0, feather=FEATHER, coverage="any", min_strength=0.0, bias=0.0,
+        cls,
+        model,
+        latent,
+        mask,
+        blend="auto",
+        grow=0,
+        feather=FEATHER,
+        coverage="any",
+        min_strength=0.0,
+        bias=0.0,
         preservation=PRESERVATION,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         settings = MaskSettings(grow, feather, coverage, min_strength)
         # An empty latent gets the model's channels only when it is sampled; the mask must fit that.
         samples = bridge.fitting_latent(model, latent, "latent")
@@ -224,7 +264,8 @@ def _notes_on(latent, samples, cells) -> list[str]:
         notes.append("The latent had a noise mask of its own, which this one replaces.")
     if bridge.is_blank(samples) and not bool((cells >= 1).all()):
         notes.append(
-            "The latent is empty (all zeros), so outside the mask there is no picture to keep; encode one with VAE Encode."
+            "The latent is empty (all zeros), so outside the mask there is no picture to keep; encode one with VAE "
+            "Encode."
         )
     return notes
 
@@ -236,7 +277,8 @@ def _report(shaped, kind, reason, model, notes) -> str:
     if kind != "re-inject" and has_own_inpaint_noise(model):
         lines.append("This model keeps masked latents in a way of its own, which is used outside the mask.")
     lines.append(
-        f"{touched} of {cells.numel()} latent cells may change ({touched / cells.numel():.1%}): {full} fully, {touched - full} partly."
+        f"{touched} of {cells.numel()} latent cells may change ({touched / cells.numel():.1%}): {full} fully, "
+        f"{touched - full} partly."
     )
     if touched == 0:
         lines.append("The mask is empty: a sampler returns the original and does not call the model.")
@@ -268,7 +310,10 @@ class RestoreUnmasked(io.ComfyNode):
                 io.Image.Input("generated", tooltip="The decoded picture after repainting."),
                 io.Mask.Input(
                     "mask",
-                    tooltip="White (1) is taken from the generated picture, black (0) stays the original. Wire latent_mask of Latent Mask Blend here.",
+                    tooltip=(
+                        "White (1) is taken from the generated picture, black (0) stays the original. Wire latent_mask "
+                        "of Latent Mask Blend here."
+                    ),
                 ),
                 io.Int.Input(
                     "feather",
@@ -277,7 +322,10 @@ class RestoreUnmasked(io.ComfyNode):
                     max=RESTORE_FEATHER_MAX,
                     optional=True,
                     advanced=True,
-                    tooltip="Pixels over which the generated picture fades in from the mask's edge, inward only: nothing outside changes.",
+                    tooltip=(
+                        "Pixels over which the generated picture fades in from the mask's edge, inward only: nothing "
+                        "outside changes."
+                    ),
                 ),
                 io.Float.Input(
                     "match_color",
@@ -287,14 +335,19 @@ class RestoreUnmasked(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="How much of the colour difference at the mask's border (0 to 1) is taken off inside. Hides a faint change of tone; details stay.",
+                    tooltip=(
+                        "How much of the colour difference at the mask's border (0 to 1) is taken off inside. Hides a "
+                        "faint change of tone; details stay."
+                    ),
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The original with the repainted part in it."),
                 io.String.Output(
                     display_name="report",
-                    tooltip="How many pixels differ from the original outside the mask, and by how much, before and after.",
+                    tooltip=(
+                        "How many pixels differ from the original outside the mask, and by how much, before and after."
+                    ),
                 ),
                 io.Int.Output(
                     display_name="changed_outside", tooltip="Pixels outside the mask that differ from the original: 0."

@@ -19,7 +19,8 @@ PANEL = (0.09, 0.10, 0.12)
 
 
 def draw(shaped: CellMask, picture: torch.Tensor) -> torch.Tensor:
-    """One picture a mask: shaped has N masks, picture is [N or 1, H, W, 3] in 0..1 -> [min(N, 16), scaled H + legend, scaled W, 3].
+    """One picture a mask: shaped has N masks, picture is [N or 1, H, W, 3] in 0..1 -> [min(N, 16), scaled H + legend,
+    scaled W, 3].
 
     Kept places are grey and dim. A touched cell is tinted from amber to crimson by its value and framed; the user's
     mask is outlined in white, what a pixel composite will take in cyan. The counts stand below.

@@ -63,7 +63,8 @@ def restore(
     height, width = original.shape[1:3]
     if tuple(mask.shape[1:]) != (height, width):
         notes.append(
-            f"The mask is {mask.shape[2]}x{mask.shape[1]} px and the original {width}x{height} px: it was stretched to fit."
+            f"The mask is {mask.shape[2]}x{mask.shape[1]} px and the original {width}x{height} px: it was "
+            "stretched to fit."
         )
         mask = resize(mask, height, width)
 
@@ -135,7 +136,8 @@ def fit_generated(
         generated, h, w = generated.clamp(0.0, 1.0), height, width
     elif (h, w) != (height, width):
         notes.append(
-            f"The generated picture is {w}x{h} px, the VAE's crop of {width}x{height} px: the cropped border is the original's."
+            f"The generated picture is {w}x{h} px, the VAE's crop of {width}x{height} px: the cropped border is "
+            "the original's."
         )
     top, left = (height - h) // 2, (width - w) // 2
     fitted, frame = original.clone(), original.new_zeros(original.shape[:3])
@@ -146,7 +148,8 @@ def fit_generated(
 
 
 def ramp_inward(inside: torch.Tensor, pixels: int) -> torch.Tensor:
-    """[B, H, W] bool -> fp32 weights: 0 outside, rising inside to 1 at `pixels` from the edge. The border is no edge."""
+    """[B, H, W] bool -> fp32 weights: 0 outside, rising inside to 1 at `pixels` from the edge. The border is no
+    edge."""
     inside = inside.to(torch.float32)
     if pixels == 0:
         return inside
@@ -175,7 +178,8 @@ def color_shift(original: torch.Tensor, generated: torch.Tensor, inside: torch.T
 
 
 def pull_push(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Fill the holes of weighted values [B, C, h, w] (already multiplied by weight [B, 1, h, w]) from coarser levels."""
+    """Fill the holes of weighted values [B, C, h, w] (already multiplied by weight [B, 1, h, w]) from coarser
+    levels."""
     if bool((weight > 0.0).all()) or max(values.shape[-2:]) == 1:
         return values / weight.clamp(min=1e-12)
     coarse = pull_push(F.avg_pool2d(values, 2, ceil_mode=True), F.avg_pool2d(weight, 2, ceil_mode=True))

@@ -1,4 +1,5 @@
-"""Trains a job that Bespoke Export LoRA Job or Export Textual Inversion Job wrote: without the page, on any number of GPUs.
+"""Trains a job that Bespoke Export LoRA Job or Export Textual Inversion Job wrote: without the page, on any number of
+GPUs.
 
     python command.py JOB                                             one process
     torchrun --standalone --nproc-per-node 2 command.py JOB           two on this machine, one a GPU
@@ -6,13 +7,16 @@
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 1:4 --nproc-per-node 8 --rdzv-backend c10d \\
         --rdzv-endpoint HOST:29400 --max-restarts 3 command.py JOB    up to four machines
 
-Run it with ComfyUI's own Python. ComfyUI is $COMFYUI_PATH, or the one in whose custom_nodes this pack lies; its server is
+Run it with ComfyUI's own Python. ComfyUI is $COMFYUI_PATH, or the one in whose custom_nodes this pack lies; its server
+is
 not started. Everything is written into the job's folder: result/ (the LoRA or embedding file), saves/, runs/ (the state
 that a next start goes on from, with as many processes as it has), log.jsonl. Ctrl-C stops after the present step and
 keeps the state; an empty file named `finish` in the job's folder ends the training and keeps its result.
 
-Exit codes: 0 the result is written; 2 the job, a model or an option cannot be used, and nothing was trained; 3 the training
-failed (no number any more, memory full), what was learned before is kept; 4 another process ended or did not answer, the
+Exit codes: 0 the result is written; 2 the job, a model or an option cannot be used, and nothing was trained; 3 the
+training
+failed (no number any more, memory full), what was learned before is kept; 4 another process ended or did not answer,
+the
 state is kept; 130 stopped, the state is kept; 1 a fault of Bespoke. torchrun itself ends with 1 and names these.
 """
 
@@ -41,13 +45,41 @@ def arguments(given: list[str]) -> argparse.Namespace:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="command.py", description=__doc__, formatter_class=plain)
     parser.add_argument("job", type=Path, metavar="JOB", help="the folder that the export node wrote")
-    parser.add_argument("--models", type=Path, action="append", default=[], metavar="FOLDER", help="look for the job's model files here too")
-    parser.add_argument("--shard", action="store_true", help="spread the base model over all processes (FSDP2), for one that does not fit a GPU")
-    parser.add_argument("--anew", action="store_true", help="begin anew; what an earlier start learned is set aside, not deleted")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="look for the job's model files here too",
+    )
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="spread the base model over all processes (FSDP2), for one that does not fit a GPU",
+    )
+    parser.add_argument(
+        "--anew", action="store_true", help="begin anew; what an earlier start learned is set aside, not deleted"
+    )
     parser.add_argument("--cpu", action="store_true", help="compute on the processor although there is a GPU")
-    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="how long a process waits for another one (default 600)")
-    parser.add_argument("--base-directory", type=Path, metavar="FOLDER", help="as ComfyUI's own option: where its models folder lies")
-    parser.add_argument("--extra-model-paths-config", type=Path, action="append", default=[], metavar="FILE", help="as ComfyUI's own option")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=600,
+        metavar="SECONDS",
+        help="how long a process waits for another one (default 600)",
+    )
+    parser.add_argument(
+        "--base-directory", type=Path, metavar="FOLDER", help="as ComfyUI's own option: where its models folder lies"
+    )
+    parser.add_argument(
+        "--extra-model-paths-config",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="as ComfyUI's own option",
+    )
     return parser.parse_args(given)
 
 
@@ -66,13 +98,22 @@ def find_comfyui() -> Path:
         folder = file.parents[2].parent
         if folder.name == "custom_nodes" and is_comfyui(folder.parent):
             return folder.parent
-    raise Unusable(f"no ComfyUI is around {HERE.parents[2]}; set COMFYUI_PATH to the folder of one (nothing of it is changed)")
+    raise Unusable(
+        f"no ComfyUI is around {HERE.parents[2]}; set COMFYUI_PATH to the folder of one (nothing of it is changed)"
+    )
 
 
 def start_comfyui(folder: Path, cpu: bool, options: argparse.Namespace) -> None:
     """Make ComfyUI's modules importable and set; nothing of its server is imported."""
     # This script's own folder must not be searched, and nor must the pack's root: its `nodes` is not ComfyUI's.
-    sys.path[:] = [str(folder), *(place for place in sys.path if Path(place or ".").resolve() not in (HERE.resolve().parent, HERE.resolve().parents[2]))]
+    sys.path[:] = [
+        str(folder),
+        *(
+            place
+            for place in sys.path
+            if Path(place or ".").resolve() not in (HERE.resolve().parent, HERE.resolve().parents[2])
+        ),
+    ]
     importlib.import_module("utils")  # first, as ComfyUI's main.py does
     import comfy.options
 
@@ -94,7 +135,9 @@ def start_comfyui(folder: Path, cpu: bool, options: argparse.Namespace) -> None:
 def load_pack():
     """The pack as a package of its own name, wherever its folder lies and whatever it is called."""
     root = HERE.parents[2]
-    spec = importlib.util.spec_from_file_location("bespoke", root / "__init__.py", submodule_search_locations=[str(root)])
+    spec = importlib.util.spec_from_file_location(
+        "bespoke", root / "__init__.py", submodule_search_locations=[str(root)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["bespoke"] = module
     spec.loader.exec_module(module)
@@ -108,12 +151,17 @@ def choose_device(options: argparse.Namespace):
     except ModuleNotFoundError as error:
         raise Unusable(f"{sys.executable} has no {error.name}; run the command with ComfyUI's own Python") from error
     if not hasattr(torch, "accelerator"):
-        raise Unusable(f"this needs PyTorch 2.6 or newer, and {torch.__version__} is here; update ComfyUI's environment")
+        raise Unusable(
+            f"this needs PyTorch 2.6 or newer, and {torch.__version__} is here; update ComfyUI's environment"
+        )
     if options.cpu or not torch.accelerator.is_available():
         return torch.device("cpu")
     number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.accelerator.device_count()
     if number >= count:
-        raise Unusable(f"this machine has {count} GPUs and was given process {number + 1}; start torchrun with --nproc-per-node {count}")
+        raise Unusable(
+            f"this machine has {count} GPUs and was given process {number + 1}; start torchrun with "
+            f"--nproc-per-node {count}"
+        )
     if count > 1:
         torch.accelerator.set_device_index(number)
     return torch.device(torch.accelerator.current_accelerator().type, number)
@@ -140,9 +188,14 @@ def join(options: argparse.Namespace, device):
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     starts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if shared and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0:
+    if (
+        shared
+        and int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+        and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    ):
         raise Unusable(
-            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine before torchrun: without it PyTorch's restarted processes "
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine before torchrun: without it PyTorch's "
+            "restarted processes "
             "look for one another where the dead ones were (pytorch/pytorch issue 135712)"
         )
     wait = datetime.timedelta(seconds=options.timeout)
@@ -155,13 +208,16 @@ def join(options: argparse.Namespace, device):
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{backend_for(device)}"
     try:
         store, number, count = next(iter(dist.rendezvous("env://", timeout=wait)))
-        # On one machine torchrun counts the starts for all, so that a name a start keeps the dead ones' addresses apart.
+        # On one machine torchrun counts the starts for all, so that a name a start keeps the dead ones' addresses
+        # apart.
         store = dist.PrefixStore(f"start {starts}", store)
         dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=wait)
     except Exception as error:
         text = str(error).splitlines()[0]
         if "in use" in text or "EADDRINUSE" in text:
-            raise Unusable(f"the port {where} is in use by another program; give torchrun another --master-port, or --standalone") from error
+            raise Unusable(
+                f"the port {where} is in use by another program; give torchrun another --master-port, or --standalone"
+            ) from error
         raise Unusable(f"{lost} ({text})") from error
     finally:
         watch.cancel()
@@ -216,9 +272,13 @@ def main(given: list[str]) -> int:
     try:
         world = join(options, device)
         job = work.take_job(world, options.job.absolute())
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # what this very start learned is not set aside
+        again = (
+            int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        )  # what this very start learned is not set aside
         wish = Wish(distributed.STOP, distributed.GO_ON)
-        orders = work.Orders(options.models, options.anew and not again, device if options.shard else None, wish, device.type)
+        orders = work.Orders(
+            options.models, options.anew and not again, device if options.shard else None, wish, device.type
+        )
         parts = work.prepared(job, world, orders)
         begun = True
         work.train(job, world, orders, *parts)

@@ -45,7 +45,8 @@ COMMENT = """A training job of Bespoke. Train it with (see the help page of the 
 class Job:
     """What a job folder says. folder: where it lies. technique: "lora" or "textual inversion". settings: the trainer's.
 
-    sources: the files of "model" and, where the training needs them, "clip" and "vae". wires: by the same names what was
+    sources: the files of "model" and, where the training needs them, "clip" and "vae". wires: by the same names what
+    was
     changed on them (see `wire.carry`). result: name, and for a LoRA key_format and dtype. graph: (prompt, workflow).
     digest: a hash of everything that is read, by which processes know that they have the same job.
     """
@@ -68,11 +69,15 @@ class Job:
         count = range(len(items))
         data = LatentSet([self.tensors[f"latent/{i}"] for i in count], [self.tensors.get(f"mask/{i}") for i in count])
         prompts = {
-            text: (self.tensors[f"prompt/{i}"], {
-                key: self.tensors[f"prompt/{i}/{key}"] if value is None else value["plain"] for key, value in extra.items()
-            })
+            text: (
+                self.tensors[f"prompt/{i}"],
+                {
+                    key: self.tensors[f"prompt/{i}/{key}"] if value is None else value["plain"]
+                    for key, value in extra.items()
+                },
+            )
             for i, (text, extra) in enumerate(self.plan["prompts"])
-        }  # fmt: skip
+        }
         start = {key.removeprefix("start/"): tensor for key, tensor in self.tensors.items() if key.startswith("start/")}
         plan = self.plan
         blank = {tuple(size): self.tensors[f"blank/{i}"] for i, size in enumerate(plan["blank"])}
@@ -81,9 +86,15 @@ class Job:
 
 
 def write_job(
-    folder: Path, technique: str, settings: Mapping[str, Any], material: Material, models: Mapping[str, tuple[Source, dict, dict]],
-    result: Mapping[str, Any], samples: SamplerSettings, graph: tuple[Any, Any] = (None, None),
-) -> int:  # fmt: skip
+    folder: Path,
+    technique: str,
+    settings: Mapping[str, Any],
+    material: Material,
+    models: Mapping[str, tuple[Source, dict, dict]],
+    result: Mapping[str, Any],
+    samples: SamplerSettings,
+    graph: tuple[Any, Any] = (None, None),
+) -> int:
     """Write a job folder, whole or not at all; gives its bytes. Raises `FileExistsError` where the folder is taken.
 
     models: name -> (source, what `wire.carry` gave: plan, tensors).
@@ -130,14 +141,21 @@ def _plan(material: Material) -> tuple[dict[str, Any], dict[str, Tensor]]:
             elif value is None or isinstance(value, (bool, int, float, str)):
                 plain[key] = {"plain": value}
             else:
-                raise InputError(f"the clip on the wire adds {key} to each prompt, which cannot go into a job; take that node off")
+                raise InputError(
+                    f"the clip on the wire adds {key} to each prompt, which cannot go into a job; take that node off"
+                )
         prompts.append([text, plain])
     for key, tensor in (material.start or {}).items():
         tensors[f"start/{key}"] = tensor.detach().cpu().clone()
     return {
-        "pictures": [_facts(item) for item in pictures.items], "counts": pictures.counts, "blank": list(pictures.blank),
-        "prompts": prompts, "fingerprint": material.fingerprint, "models": material.models, "about": dict(material.about),
-    }, tensors  # fmt: skip
+        "pictures": [_facts(item) for item in pictures.items],
+        "counts": pictures.counts,
+        "blank": list(pictures.blank),
+        "prompts": prompts,
+        "fingerprint": material.fingerprint,
+        "models": material.models,
+        "about": dict(material.about),
+    }, tensors
 
 
 def _facts(item: TrainingImage) -> dict[str, Any]:
@@ -165,11 +183,22 @@ def read_job(folder: Path) -> Job:
     tensors, _ = read_safetensors(folder / TENSORS, "job")
     plan, graph = (read_json((folder / name).read_text("utf-8")) for name in (PLAN, GRAPH))
     sources = {what: Source.of_table(tables[what], what) for what in ("model", "clip", "vae") if what in tables}
-    samples = SamplerSettings(**{k: v for k, v in tables.get("samples", {}).items() if k in SamplerSettings.__dataclass_fields__})
+    samples = SamplerSettings(
+        **{k: v for k, v in tables.get("samples", {}).items() if k in SamplerSettings.__dataclass_fields__}
+    )
     return Job(
-        folder, str(tables["job"].get("technique")), tables["settings"], tables["result"], samples, sources, plan["wires"],
-        tensors, plan, tuple(graph), hashlib.sha256(text.encode()).hexdigest(),
-    )  # fmt: skip
+        folder,
+        str(tables["job"].get("technique")),
+        tables["settings"],
+        tables["result"],
+        samples,
+        sources,
+        plan["wires"],
+        tensors,
+        plan,
+        tuple(graph),
+        hashlib.sha256(text.encode()).hexdigest(),
+    )
 
 
 def _tables(folder: Path) -> tuple[Tables, str]:
@@ -178,14 +207,19 @@ def _tables(folder: Path) -> tuple[Tables, str]:
         text = path.read_text("utf-8")
         tables = read_toml(text)
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no {SETTINGS}, so it is no job; give the folder that the export node named") from None
+        raise InputError(
+            f"{folder} holds no {SETTINGS}, so it is no job; give the folder that the export node named"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     missing = [name for name in ("job", "settings", "result", "model", "sha256") if name not in tables]
     if missing:
         raise InputError(f"{path} has no [{missing[0]}]; export the job again")
     if tables["job"].get("format") != FORMAT:
-        raise InputError(f"{path} has the format {tables['job'].get('format')}; this Bespoke reads {FORMAT}: use the one that exported it")
+        raise InputError(
+            f"{path} has the format {tables['job'].get('format')}; this Bespoke reads {FORMAT}: use the one that "
+            "exported it"
+        )
     return tables, text
 
 

@@ -28,7 +28,9 @@ def hold(folder: Path) -> BinaryIO | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
-        raise InputError(f"another command trains {folder} now; wait until it ends, or copy the folder under another name") from None
+        raise InputError(
+            f"another command trains {folder} now; wait until it ends, or copy the folder under another name"
+        ) from None
     except OSError:
         file.close()
         return None

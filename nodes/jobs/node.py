@@ -19,19 +19,43 @@ def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], 
         node_id=node_id,
         display_name=display_name,
         category="Bespoke/jobs",
-        description=f"Writes {what} into a folder instead of doing it here: one command trains it on another machine, on as many GPUs as it has, and gives the same file.",
+        description=(
+            f"Writes {what} into a folder instead of doing it here: one command trains it on another machine, on as "
+            "many GPUs as it has, and gives the same file."
+        ),
         is_output_node=True,
         hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
-        search_aliases=["export job", "torchrun", "multi-GPU", "distributed training", "train on a server", "headless training"],
+        search_aliases=[
+            "export job",
+            "torchrun",
+            "multi-GPU",
+            "distributed training",
+            "train on a server",
+            "headless training",
+        ],
         inputs=[
             *inputs,
-            io.String.Input("folder", default=folder, optional=True, tooltip="Where the job is written, below ComfyUI's output folder. A name that is taken gets a number; nothing is overwritten."),
+            io.String.Input(
+                "folder",
+                default=folder,
+                optional=True,
+                tooltip=(
+                    "Where the job is written, below ComfyUI's output folder. A name that is taken gets a number; "
+                    "nothing is overwritten."
+                ),
+            ),
         ],
         outputs=[
-            io.String.Output("folder", display_name="folder", tooltip="The job's folder: copy it to the machine that trains."),
-            io.String.Output("report", display_name="report", tooltip="What the job holds, which model files it needs there, and the command that trains it."),
+            io.String.Output(
+                "folder", display_name="folder", tooltip="The job's folder: copy it to the machine that trains."
+            ),
+            io.String.Output(
+                "report",
+                display_name="report",
+                tooltip="What the job holds, which model files it needs there, and the command that trains it.",
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def _written(path, report: str) -> io.NodeOutput:
@@ -42,7 +66,11 @@ class ExportLoraJob(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _schema(
-            "BespokeExportLoraJob", "Bespoke Export LoRA Job", "a LoRA training", lora.trainer_inputs(), "bespoke/jobs/lora"
+            "BespokeExportLoraJob",
+            "Bespoke Export LoRA Job",
+            "a LoRA training",
+            lora.trainer_inputs(),
+            "bespoke/jobs/lora",
         )
 
     @classmethod
@@ -53,16 +81,21 @@ class ExportLoraJob(io.ComfyNode):
         models = refuse_early(model, clip, vae, "lora", request.settings())
         material = gather_lora(model, clip, vae, data, request)
         result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
-        return _written(*export(wanted, "lora", request.settings(), material, models, result, settings_in(graph[0]), graph))
+        return _written(
+            *export(wanted, "lora", request.settings(), material, models, result, settings_in(graph[0]), graph)
+        )
 
 
 class ExportTextualInversionJob(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return _schema(
-            "BespokeExportTextualInversionJob", "Bespoke Export Textual Inversion Job", "a textual inversion", word.trainer_inputs(),
+            "BespokeExportTextualInversionJob",
+            "Bespoke Export Textual Inversion Job",
+            "a textual inversion",
+            word.trainer_inputs(),
             "bespoke/jobs/word",
-        )  # fmt: skip
+        )
 
     @classmethod
     @names_itself
@@ -72,5 +105,7 @@ class ExportTextualInversionJob(io.ComfyNode):
         material = gather_word(model, clip, vae, images, request)
         result = {"name": request.name, "format": "comfy"}
         return _written(
-            *export(wanted, "textual inversion", request.settings(), material, models, result, settings_in(graph[0]), graph)
+            *export(
+                wanted, "textual inversion", request.settings(), material, models, result, settings_in(graph[0]), graph
+            )
         )

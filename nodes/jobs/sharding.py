@@ -13,7 +13,8 @@ from ..bridge.opened.denoiser import ComfyDenoiser
 
 
 def gives_back() -> bool:
-    """Whether this PyTorch lets go of a block after its forward pass when it is told to; older ones keep the outermost whole."""
+    """Whether this PyTorch lets go of a block after its forward pass when it is told to; older ones keep the outermost
+    whole."""
     from torch.distributed.fsdp import fully_shard
 
     return inspect.signature(fully_shard).parameters["reshard_after_forward"].default is None
@@ -26,7 +27,8 @@ def shard_blocks(blocks: Iterable[torch.nn.Module], device: torch.device) -> Non
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks:
-        # Said outright: each block is the outermost of its kind, which FSDP2 would else keep whole after the forward pass,
+        # Said outright: each block is the outermost of its kind, which FSDP2 would else keep whole after the forward
+        # pass,
         # and with it in the end the whole base on every device.
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
@@ -50,7 +52,9 @@ def shard_base(denoiser: ComfyDenoiser, device: torch.device) -> tuple[int, int]
                 for name, tensor in held.items():
                     if tensor is not None and tensor.device != device:
                         moved = tensor.detach().to(device)
-                        held[name] = torch.nn.Parameter(moved, requires_grad=False) if held is part._parameters else moved
+                        held[name] = (
+                            torch.nn.Parameter(moved, requires_grad=False) if held is part._parameters else moved
+                        )
     denoiser.move_to(device)
     held = (parameter.to_local() if hasattr(parameter, "to_local") else parameter for parameter in model.parameters())
     return whole, sum(tensor.nbytes for tensor in held)

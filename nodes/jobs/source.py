@@ -43,13 +43,21 @@ class Source:
     kind: str | None = None
 
     def table(self) -> dict[str, Any]:
-        return {"loader": self.loader, "files": list(self.files), "sha256": list(self.sha256), "dtype": self.dtype, "kind": self.kind}
+        return {
+            "loader": self.loader,
+            "files": list(self.files),
+            "sha256": list(self.sha256),
+            "dtype": self.dtype,
+            "kind": self.kind,
+        }
 
     @classmethod
     def of_table(cls, table: Mapping[str, Any], what: str) -> Source:
         """Raises `InputError` for a table that names no file."""
         try:
-            found = cls(table["loader"], tuple(table["files"]), tuple(table["sha256"]), table.get("dtype"), table.get("kind"))
+            found = cls(
+                table["loader"], tuple(table["files"]), tuple(table["sha256"]), table.get("dtype"), table.get("kind")
+            )
         except (KeyError, TypeError) as error:
             raise InputError(f"the job's [{what}] lacks {error}; export the job again") from error
         if found.loader not in FOLDERS or len(found.files) != len(found.sha256) or not found.files:
@@ -63,7 +71,8 @@ def source_of(patcher, what: str) -> Source:
     name = getattr(function, "__name__", "")
     if name not in _LOADERS or getattr(function, "__module__", "") != comfy.sd.__name__:
         raise InputError(
-            f"the {what}'s loader left no word of its file, so that another machine could not load it; use ComfyUI's own "
+            f"the {what}'s loader left no word of its file, so that another machine could not load it; use "
+            "ComfyUI's own "
             "loader for checkpoints, diffusion models, text encoders and VAEs"
         )
     loader, folder, place = _LOADERS[name]
@@ -72,7 +81,9 @@ def source_of(patcher, what: str) -> Source:
     options = {key: value for key, value in options.items() if not key.endswith("_device")}  # where, not what
     dtype = options.pop("dtype", None)
     if options:
-        raise InputError(f"the {what} was loaded with {', '.join(sorted(options))}, which cannot go into a job; load it plainly")
+        raise InputError(
+            f"the {what} was loaded with {', '.join(sorted(options))}, which cannot go into a job; load it plainly"
+        )
     kind = arguments[2].name if loader == "text encoders" else None
     named = None if dtype is None else str(dtype).removeprefix("torch.")
     return Source(loader, tuple(_listed(folder, path) for path in paths), tuple(map(sha256_of, paths)), named, kind)
@@ -108,11 +119,17 @@ def find(source: Source, what: str, further: Iterable[Path] = ()) -> list[Path]:
     found = []
     for name, wanted in zip(source.files, source.sha256, strict=True):
         kind = FOLDERS[source.loader]
-        places = [folder_paths.get_full_path(kind, name), *(folder / part for folder in further for part in (name, Path(name).name))]
+        places = [
+            folder_paths.get_full_path(kind, name),
+            *(folder / part for folder in further for part in (name, Path(name).name)),
+        ]
         here = [Path(place) for place in places if place is not None and Path(place).is_file()]
         if not here:
             where = ", ".join([*folder_paths.get_folder_paths(kind), *map(str, further)])
-            raise InputError(f"the job's {what} is {name}, which is not here; put it into one of {where}, or name its folder with --models")
+            raise InputError(
+                f"the job's {what} is {name}, which is not here; put it into one of {where}, or name its folder "
+                "with --models"
+            )
         # ComfyUI's folder may hold another file of this name, for which --models names the right one.
         path = next((one for one in here if sha256_of(one) == wanted), None)
         if path is None:
@@ -132,19 +149,31 @@ def load(source: Source, paths: list[Path], what: str):
     if source.loader == "checkpoint":
         place = ("model", "clip", "vae").index(what)
         made = comfy.sd.load_checkpoint_guess_config(
-            first, output_vae=what == "vae", output_clip=what == "clip", output_model=what == "model", embedding_directory=words,
-            model_options=options if what != "clip" else {}, te_model_options=options if what == "clip" else {},
-        )[place]  # fmt: skip
+            first,
+            output_vae=what == "vae",
+            output_clip=what == "clip",
+            output_model=what == "model",
+            embedding_directory=words,
+            model_options=options if what != "clip" else {},
+            te_model_options=options if what == "clip" else {},
+        )[place]
     elif source.loader == "diffusion model":
         made = comfy.sd.load_diffusion_model(first, model_options=options)
     elif source.loader == "text encoders":
         kind = getattr(comfy.sd.CLIPType, source.kind or "STABLE_DIFFUSION", None)
         if kind is None:
-            raise InputError(f"the job's {what} is of the kind {source.kind}, which this ComfyUI does not know; use the version that exported the job")
-        made = comfy.sd.load_clip(list(map(str, paths)), embedding_directory=words, clip_type=kind, model_options=options)
+            raise InputError(
+                f"the job's {what} is of the kind {source.kind}, which this ComfyUI does not know; use the version "
+                "that exported the job"
+            )
+        made = comfy.sd.load_clip(
+            list(map(str, paths)), embedding_directory=words, clip_type=kind, model_options=options
+        )
     else:
         tensors, metadata = comfy.utils.load_torch_file(first, return_metadata=True)
         made = comfy.sd.VAE(sd=tensors, metadata=metadata)
     if made is None:
-        raise InputError(f"{paths[0].name} holds no {what} that this ComfyUI can load; use the version that exported the job")
+        raise InputError(
+            f"{paths[0].name} holds no {what} that this ComfyUI can load; use the version that exported the job"
+        )
     return made

@@ -1,4 +1,5 @@
-"""Who sees a job's training, and who writes: a progress bar, a log of JSON lines, and a run's folder, all by the first process."""
+"""Who sees a job's training, and who writes: a progress bar, a log of JSON lines, and a run's folder, all by the first
+process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What other nodes changed on a MODEL or CLIP before the trainer: as tensors and plain JSON, and back on another machine.
+"""What other nodes changed on a MODEL or CLIP before the trainer: as tensors and plain JSON, and back on another
+machine.
 
 What cannot be carried is refused with the reason: a job that trained on something else than the graph shows would be
 worse than none.
@@ -30,7 +31,8 @@ _ELSEWHERE = {
 
 
 def carry(patcher, what: str, drawn: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(plan, tensors) of what was changed. what: the input's name, for errors. drawn: whether samples are drawn with it.
+    """(plan, tensors) of what was changed. what: the input's name, for errors. drawn: whether samples are drawn with
+    it.
 
     The plan is plain JSON that names the tensors. Raises `InputError` for what is neither numbers nor a tensor.
     """
@@ -41,7 +43,8 @@ def carry(patcher, what: str, drawn: bool = False) -> tuple[dict[str, Any], dict
     inner = options.pop("transformer_options", {})
     if drawn and options:
         raise InputError(
-            f"the {what} on the wire carries {', '.join(sorted(options))} for its sampler, which cannot go into a job and "
+            f"the {what} on the wire carries {', '.join(sorted(options))} for its sampler, which cannot go into a "
+            "job and "
             "would be missing in the sample images; take that node off, or set sample_every to 0"
         )
     tensors: dict[str, Tensor] = {}
@@ -55,12 +58,14 @@ def carry(patcher, what: str, drawn: bool = False) -> tuple[dict[str, Any], dict
 
 
 def put_back(patcher, plan: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str):
-    """A clone of a freshly loaded patcher with what `carry` took. Raises `InputError` where this ComfyUI lacks a class of it."""
+    """A clone of a freshly loaded patcher with what `carry` took. Raises `InputError` where this ComfyUI lacks a class
+    of it."""
     try:
         return _put_back(patcher, plan, tensors, what)
     except (AttributeError, KeyError) as error:
         raise InputError(
-            f"this ComfyUI cannot make what the job changes on the {what} ({error}); use the version that exported the job"
+            f"this ComfyUI cannot make what the job changes on the {what} ({error}); use the version that exported "
+            "the job"
         ) from error
 
 
@@ -70,12 +75,18 @@ def _put_back(patcher, plan: Mapping[str, Any], tensors: Mapping[str, Tensor], w
         for patch in patches:
             strength, value, strength_model, offset, _ = _unpack(patch, tensors)
             if not out.add_patches({key if offset is None else (key, offset): value}, strength, strength_model):
-                raise InputError(f"the {what} that was loaded has no {key}, which the job changes; export the job again")
+                raise InputError(
+                    f"the {what} that was loaded has no {key}, which the job changes; export the job again"
+                )
     for name, value in plan["objects"].items():
-        out.add_object_patch(name, _sampling(value, tensors) if "classes" in value else _unpack(value["value"], tensors))
+        out.add_object_patch(
+            name, _sampling(value, tensors) if "classes" in value else _unpack(value["value"], tensors)
+        )
         if name == "manual_cast_dtype":
             out.force_cast_weights = True
-    out.model_options["transformer_options"] |= {name: _unpack(value, tensors) for name, value in plan["options"].items()}
+    out.model_options["transformer_options"] |= {
+        name: _unpack(value, tensors) for name, value in plan["options"].items()
+    }
     return out
 
 
@@ -109,7 +120,8 @@ class _Pack:
         if _ADAPTERS.get(type(value).__name__) is type(value):
             return {"adapter": type(value).__name__, "keys": sorted(value.loaded_keys), "weights": self(value.weights)}
         raise InputError(
-            f"the {self.what} on the wire carries a {type(value).__name__} of another node, which cannot go into a job; "
+            f"the {self.what} on the wire carries a {type(value).__name__} of another node, which cannot go into a "
+            "job; "
             "take that node off"
         )
 
@@ -148,7 +160,8 @@ def _classes(kind: type) -> list[str]:
     adds = {name for name in vars(kind) if not (name.startswith("__") and name.endswith("__"))}
     if adds or "__init__" in vars(kind) or kind in (object, torch.nn.Module):
         raise InputError(
-            f"the model on the wire has the noise schedule {kind.__name__} of another node, which cannot go into a job; "
+            f"the model on the wire has the noise schedule {kind.__name__} of another node, which cannot go into a "
+            "job; "
             "take that node off"
         )
     return [name for base in kind.__bases__ for name in _classes(base)]

@@ -52,7 +52,8 @@ class Orders:
 
 
 def agree(world: World, what: Callable[[], Any]) -> Any:
-    """`what()`, or in every process the `InputError` of those that could not do it: none waits for one that has ended."""
+    """`what()`, or in every process the `InputError` of those that could not do it: none waits for one that has
+    ended."""
     out, error = None, ""
     try:
         out = what()
@@ -97,7 +98,8 @@ def request_of(job: Job):
 
 
 def models_of(job: Job, orders: Orders) -> dict[str, Any]:
-    """The models that the job needs, found, compared with their hashes, loaded, and changed as they were on the wire."""
+    """The models that the job needs, found, compared with their hashes, loaded, and changed as they were on the
+    wire."""
     out = {}
     for what in needed(job.technique, job.settings):
         if what not in job.sources:
@@ -128,27 +130,39 @@ def check(job: Job, request, world: World, orders: Orders) -> None:
         check_captions(job.material(config).pictures.items)
     if job.technique == "lora" and not request.train_text_encoder:
         pictures = job.material(config).pictures
-        missing = sorted({*pictures.captions, sample_prompt(pictures, request)} - {text for text, _ in job.plan["prompts"]})
+        missing = sorted(
+            {*pictures.captions, sample_prompt(pictures, request)} - {text for text, _ in job.plan["prompts"]}
+        )
         if missing:
-            raise InputError(f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings")
+            raise InputError(
+                f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these "
+                "settings"
+            )
     if orders.shard is None:
         return
     if not gives_back():
         raise InputError(
-            f"--shard needs a newer PyTorch: that of {torch.__version__} keeps every block whole once it was computed; update "
+            f"--shard needs a newer PyTorch: that of {torch.__version__} keeps every block whole once it was "
+            "computed; update "
             "ComfyUI's environment, or train without --shard"
         )
     if config.batch_size < world.size:
         raise InputError(
-            f"--shard needs a picture of every batch in every process, and batch_size is {config.batch_size} for {world.size} "
+            f"--shard needs a picture of every batch in every process, and batch_size is {config.batch_size} for "
+            f"{world.size} "
             "processes; start fewer, or raise batch_size in job.toml"
         )
     if config.sample_every:
-        raise InputError("--shard draws no samples, since one process alone cannot call the model; set sample_every to 0 in job.toml")
-    lengths = {tuple(cond.shape[1:]) for key, cond in job.tensors.items() if key.startswith("prompt/") and key.count("/") == 1}
+        raise InputError(
+            "--shard draws no samples, since one process alone cannot call the model; set sample_every to 0 in job.toml"
+        )
+    lengths = {
+        tuple(cond.shape[1:]) for key, cond in job.tensors.items() if key.startswith("prompt/") and key.count("/") == 1
+    }
     if len(lengths) > 1:
         raise InputError(
-            "--shard needs prompts of one length in tokens, since processes with other prompts would call the model more often; "
+            "--shard needs prompts of one length in tokens, since processes with other prompts would call the "
+            "model more often; "
             "shorten the longest captions"
         )
 
@@ -159,14 +173,17 @@ def prepared(job: Job, world: World, orders: Orders) -> tuple[Any, dict[str, Any
     others = [f"process {rank} with {text}" for rank, text in enumerate(said) if text != said[0]]
     if others:  # a process that sends elsewhere, or calls the model alone, would wait for nobody
         raise InputError(
-            f"the processes disagree on how to compute: process 0 with {said[0]}, {', '.join(others)}; give every machine the "
+            f"the processes disagree on how to compute: process 0 with {said[0]}, {', '.join(others)}; give every "
+            "machine the "
             "same command, and see that PyTorch finds the GPUs of each"
         )
     request = agree(world, lambda: request_of(job))
     agree(world, lambda: check(job, request, world, orders))
     models = agree(world, lambda: models_of(job, orders))
     if job.technique == "lora":
-        agree(world, lambda: target_layers(models["model"].model.diffusion_model, request.targets, request.custom_targets))
+        agree(
+            world, lambda: target_layers(models["model"].model.diffusion_model, request.targets, request.custom_targets)
+        )
     return request, models
 
 
@@ -228,8 +245,17 @@ def write_result(job: Job, learned: dict[str, Tensor], run: Run) -> Path:
     """Write the file that the save node would have written, into the job's folder; never over one that is there."""
     name, folder = str(job.result.get("name") or job.folder.name), job.folder / "result"
     if job.technique == "lora":
-        made = lora_files.as_file(learned, run, Path(name).name, job.result.get("key_format", "kohya"), job.result.get("dtype", "fp16"), job.graph)
+        made = lora_files.as_file(
+            learned,
+            run,
+            Path(name).name,
+            job.result.get("key_format", "kohya"),
+            job.result.get("dtype", "fp16"),
+            job.graph,
+        )
     else:
         made = word_files.as_file(name, learned, run, job.result.get("format", "comfy"), job.graph)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / storage.write_numbered_in(folder, Path(name).name, lambda path: storage.write_safetensors(path, *made, overwrite=False))
+    return folder / storage.write_numbered_in(
+        folder, Path(name).name, lambda path: storage.write_safetensors(path, *made, overwrite=False)
+    )

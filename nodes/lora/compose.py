@@ -40,7 +40,9 @@ class Overlap:
         parts = [t for (r, c), t in self.products.items() if row in (None, r) and column in (None, c)]
         total = sum(parts, torch.zeros(self.count, self.count, dtype=torch.float64))
         norms = total.diagonal().clamp(min=0).sqrt()
-        return total / (norms[:, None] * norms[None, :]).where(norms[:, None] * norms[None, :] > 0, torch.tensor(math.nan))
+        return total / (norms[:, None] * norms[None, :]).where(
+            norms[:, None] * norms[None, :] > 0, torch.tensor(math.nan)
+        )
 
     @property
     def rows(self) -> list[str]:
@@ -63,7 +65,9 @@ def parse_strengths(text: str, count: int) -> list[float]:
     if not words:
         return [1.0] * count
     if len(words) != count:
-        raise InputError(f"strengths has {len(words)} numbers for {count} LoRAs; write one a line for each, or leave it empty")
+        raise InputError(
+            f"strengths has {len(words)} numbers for {count} LoRAs; write one a line for each, or leave it empty"
+        )
     out = []
     for word in words:
         try:
@@ -119,12 +123,16 @@ def compose(loras: Sequence[NamedLora], strengths: Sequence[float], rank: int) -
     report += _rank_lines(terms, energies, rank, out)
     report.append(sentence(overlap, names))
     report += _bases(loras)
-    return Composition(NamedLora(out, " + ".join(lora.name for lora in loras), _meta(loras)), "\n".join(report), overlap, names)
+    return Composition(
+        NamedLora(out, " + ".join(lora.name for lora in loras), _meta(loras)), "\n".join(report), overlap, names
+    )
 
 
 def _sum(key: str, old: Tensor | None, new: Tensor) -> Tensor:
     if old is not None and old.shape != new.shape:
-        raise InputError(f"{key} is {tuple(old.shape)} in one LoRA and {tuple(new.shape)} in another; choose LoRAs of one base")
+        raise InputError(
+            f"{key} is {tuple(old.shape)} in one LoRA and {tuple(new.shape)} in another; choose LoRAs of one base"
+        )
     return new if old is None else old + new
 
 
@@ -140,7 +148,9 @@ def _check_shapes(terms: dict[str, list[tuple[int, Factors]]], loras: Sequence[N
                 )
 
 
-def _products(terms: dict[str, list[tuple[int, Factors]]], sums: dict[str, Factors], count: int) -> dict[tuple[str, str], Tensor]:
+def _products(
+    terms: dict[str, list[tuple[int, Factors]]], sums: dict[str, Factors], count: int
+) -> dict[tuple[str, str], Tensor]:
     out: dict[tuple[str, str], Tensor] = {}
     for name, parts in terms.items():
         mine = inner_products([term for _, term in parts], sums[name])
@@ -186,7 +196,10 @@ def _rank_lines(terms: dict, energies: dict[str, Tensor], rank: int, out: dict[s
     lines = [f"Rank {rank} of {span}: {size}. It keeps {_percent(kept)} of the energy (the squared singular values)."]
     if kept < 0.9999:
         need = int((by_rank >= 0.99).nonzero()[0, 0]) + 1
-        lines.append(f"Least is kept in {worst}: {_percent(shares[worst])}." + (f" Rank {need} would keep 99 % of the whole." if need > rank else ""))
+        lines.append(
+            f"Least is kept in {worst}: {_percent(shares[worst])}."
+            + (f" Rank {need} would keep 99 % of the whole." if need > rank else "")
+        )
     return lines
 
 
@@ -221,31 +234,41 @@ def sentence(overlap: Overlap, names: Sequence[str]) -> str:
     found = []
     for row in overlap.rows:
         cosines = overlap.cosines(row)
-        found += [(float(cosines[i, j]), i, j, row) for i, j in combinations(range(overlap.count), 2) if not cosines[i, j].isnan()]
+        found += [
+            (float(cosines[i, j]), i, j, row)
+            for i, j in combinations(range(overlap.count), 2)
+            if not cosines[i, j].isnan()
+        ]
     if not found:
         return "Interference: none, no block is changed by two of them."
     value, i, j, row = max(found, key=lambda one: abs(one[0]))
     pair = f"{names[i]} and {names[j]}"
     if abs(value) < FEW:
-        return f"Interference: hardly any; even where it is greatest, {pair} in {row}, the cosine of their changes is {value:.2f}."
+        return (
+            f"Interference: hardly any; even where it is greatest, {pair} in {row}, the cosine of their changes is "
+            f"{value:.2f}."
+        )
     much = "strongly" if abs(value) >= MUCH else "somewhat"
     if value > 0:
         return (
-            f"Interference: {pair} {much} push the same way, most in {row} (cosine {value:.2f}), so that together they act "
+            f"Interference: {pair} {much} push the same way, most in {row} (cosine {value:.2f}), so that together "
+            "they act "
             "more there than each was made to; lower one of their strengths if the picture is overdone."
         )
     return (
-        f"Interference: {pair} {much} push against each other, most in {row} (cosine {value:.2f}), so that each loses some "
+        f"Interference: {pair} {much} push against each other, most in {row} (cosine {value:.2f}), so that each "
+        "loses some "
         "of its effect there; raise their strengths or use one of them in other blocks."
     )
 
 
 # The root spreads the small values, where the interesting ones lie.
 _COSINE = Scale(
-    SIGNED, lambda c: 0.5 + 0.5 * math.copysign(math.sqrt(min(abs(c), 1.0)), c),
+    SIGNED,
+    lambda c: 0.5 + 0.5 * math.copysign(math.sqrt(min(abs(c), 1.0)), c),
     tuple((0.5 + 0.5 * math.copysign(math.sqrt(abs(c)), c), f"{c:g}") for c in (-1, -0.5, -0.1, 0, 0.1, 0.5, 1)),
     "cosine of their changes: below 0 they cancel, above 0 they add up; grey: only one of them changes it",
-)  # fmt: skip
+)
 
 
 def picture(done: Composition, titles: Sequence[str]) -> Image.Image:
@@ -277,7 +300,10 @@ def picture(done: Composition, titles: Sequence[str]) -> Image.Image:
         total = overlap.cosines()
         by_block = {row: overlap.cosines(None if row == ALL else row) for row in rows}
         pairs = list(combinations(range(overlap.count), 2))
-        most = {(i, j): max((abs(float(c[i, j])) for c in by_block.values() if not c[i, j].isnan()), default=-1.0) for i, j in pairs}
+        most = {
+            (i, j): max((abs(float(c[i, j])) for c in by_block.values() if not c[i, j].isnan()), default=-1.0)
+            for i, j in pairs
+        }
         shown = sorted(sorted(pairs, key=lambda p: -most[p])[:MOST_PAIRS])
         columns = [(f"{names[i]} with", f"{names[i]} {names[j]}") for i, j in shown]
         for (i, j), (_, column) in zip(shown, columns, strict=True):
@@ -287,7 +313,9 @@ def picture(done: Composition, titles: Sequence[str]) -> Image.Image:
             under.append(f"Shown are the {len(shown)} of {len(pairs)} pairs that interfere most.")
     if not columns:  # a single LoRA
         columns = [("", ALL)]
-    table = Table(f"Interference of {overlap.count} LoRA" + "s" * (overlap.count != 1), rows, columns, cells, _COSINE, _cosine)
+    table = Table(
+        f"Interference of {overlap.count} LoRA" + "s" * (overlap.count != 1), rows, columns, cells, _COSINE, _cosine
+    )
     return draw(replace(table, under=tuple(under), apart={ALL}, gaps={ALL}))
 
 

@@ -16,9 +16,12 @@ from .places import block_order, common_name, file_block, kind_of
 from .scope import listed
 
 _SPELLINGS = (
-    (r"lora_unet_(down|up|mid)_block", "kohya (diffusers' layer names)"), (r"lora_unet_|lora_te", "kohya (the checkpoint's layer names)"),
-    (r"diffusion_model\.|text_encoders\.", "ComfyUI"), (r"transformer\.|text_encoder", "diffusers"), (r"lycoris_", "LyCORIS"),
-)  # fmt: skip
+    (r"lora_unet_(down|up|mid)_block", "kohya (diffusers' layer names)"),
+    (r"lora_unet_|lora_te", "kohya (the checkpoint's layer names)"),
+    (r"diffusion_model\.|text_encoders\.", "ComfyUI"),
+    (r"transformer\.|text_encoder", "diffusers"),
+    (r"lycoris_", "LyCORIS"),
+)
 
 
 def spelling(layers: Iterable[str]) -> str:

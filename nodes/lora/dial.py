@@ -63,7 +63,9 @@ def table(path: str, _size: int, _changed: int) -> dict:
         {
             "block": block,
             "names": sorted(list(group) for group in names[block]),
-            "norms": {column: math.sqrt(value) if math.isfinite(value) else None for column, value in squares[block].items()},
+            "norms": {
+                column: math.sqrt(value) if math.isfinite(value) else None for column, value in squares[block].items()
+            },
         }
         for block in sorted(squares, key=lambda block: (block.startswith("text"), block_order(block)))
     ]

@@ -20,7 +20,12 @@ from ..bridge.safe_files import read_safetensors
 
 
 def as_file(
-    lora: Mapping[str, Tensor], run: Run | None, title: str, key_format: str = "kohya", dtype: str = "fp16", graph: tuple = (None, None)
+    lora: Mapping[str, Tensor],
+    run: Run | None,
+    title: str,
+    key_format: str = "kohya",
+    dtype: str = "fp16",
+    graph: tuple = (None, None),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of the file that a LoRA is saved as. Raises `InputError` for a format that there is not."""
     check_choice("dtype", dtype, list(DTYPES))
@@ -55,7 +60,10 @@ def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, 
     """Any program's LoRA under the key names that ComfyUI maps, with its alphas, and with parts that fit together."""
     try:
         # PEFT keeps a convolution's magnitude as [1, out, 1, 1], the others as [out, 1, 1, 1].
-        tensors = {key: t.transpose(0, 1) if ".lora_magnitude_vector" in key and t.ndim > 2 else t for key, t in tensors.items()}
+        tensors = {
+            key: t.transpose(0, 1) if ".lora_magnitude_vector" in key and t.ndim > 2 else t
+            for key, t in tensors.items()
+        }
         converted = from_diffusers(comfy.lora_convert.convert_lora(dict(tensors)))
         converted = {_text_encoder_key(key): tensor for key, tensor in converted.items()}
     except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted
@@ -107,17 +115,27 @@ def _add_alphas(lora: NamedLora) -> None:
 
 
 _NEEDS = {
-    ".lora_up.weight": (".lora_down.weight",), ".lora_down.weight": (".lora_up.weight",),
+    ".lora_up.weight": (".lora_down.weight",),
+    ".lora_down.weight": (".lora_up.weight",),
     ".lora_mid.weight": (".lora_down.weight", ".lora_up.weight"),
-    ".hada_w1_a": (".hada_w1_b", ".hada_w2_a", ".hada_w2_b"), ".hada_t1": (".hada_t2", ".hada_w1_a"), ".hada_t2": (".hada_t1",),
-    ".lokr_w1_a": (".lokr_w1_b",), ".lokr_w1_b": (".lokr_w1_a",), ".lokr_w2_a": (".lokr_w2_b",), ".lokr_w2_b": (".lokr_w2_a",),
-    ".lokr_t2": (".lokr_w2_a",), ".a1.weight": (".a2.weight", ".b1.weight", ".b2.weight"),
-}  # fmt: skip
+    ".hada_w1_a": (".hada_w1_b", ".hada_w2_a", ".hada_w2_b"),
+    ".hada_t1": (".hada_t2", ".hada_w1_a"),
+    ".hada_t2": (".hada_t1",),
+    ".lokr_w1_a": (".lokr_w1_b",),
+    ".lokr_w1_b": (".lokr_w1_a",),
+    ".lokr_w2_a": (".lokr_w2_b",),
+    ".lokr_w2_b": (".lokr_w2_a",),
+    ".lokr_t2": (".lokr_w2_a",),
+    ".a1.weight": (".a2.weight", ".b1.weight", ".b2.weight"),
+}
 # Axis of the first part that has to be as long as an axis of the second.
 _AGREE = (
-    (".lora_up.weight", 1, ".lora_down.weight", 0), (".hada_w1_a", 1, ".hada_w1_b", 0), (".hada_w2_a", 1, ".hada_w2_b", 0),
-    (".lokr_w1_a", 1, ".lokr_w1_b", 0), (".lokr_w2_a", 1, ".lokr_w2_b", 0),
-)  # fmt: skip
+    (".lora_up.weight", 1, ".lora_down.weight", 0),
+    (".hada_w1_a", 1, ".hada_w1_b", 0),
+    (".hada_w2_a", 1, ".hada_w2_b", 0),
+    (".lokr_w1_a", 1, ".lokr_w1_b", 0),
+    (".lokr_w2_a", 1, ".lokr_w2_b", 0),
+)
 
 
 def check(lora: Mapping[str, Tensor], name: str) -> None:

@@ -126,7 +126,9 @@ def draw(table: Table) -> Image.Image:
             pad.rectangle(box, colour)
             dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 140
             words = table.write(number)
-            pad.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), words, PAPER if dark else INK, font(13), anchor="mm")
+            pad.text(
+                ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), words, PAPER if dark else INK, font(13), anchor="mm"
+            )
     _bar(pad, table.scale, left, y + 18, min(right - left, 360))
     for i, line in enumerate(caption):
         pad.text((left, y + 52 + 16 * i), line, FAINT, font(12))

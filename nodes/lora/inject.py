@@ -144,7 +144,8 @@ def _remarks(request: Request, found: Sequence[Patch], own: Weighted, text: Weig
     slow = [p for s, p in own if s and not low_rank_path(p.adapter)]
     if slow and (request.mode == "bypass" or not request.timing.always):
         lines.append(
-            f"{len(slow)} layers are no two plain factors; their weight is made anew at every call, which is slower than merging."
+            f"{len(slow)} layers are no two plain factors; their weight is made anew at every call, which is "
+            "slower than merging."
         )
     if any(isinstance(p.adapter, OFTAdapter) and s not in (0.0, 1.0) for s, p in own):
         lines.append("OFT: ComfyUI's adapter acts by the square of the strength.")

@@ -32,7 +32,8 @@ MOST_META, LONGEST_VALUE = 60, 120
 
 @dataclass(frozen=True)
 class Projection:
-    """One layer of a LoRA. norm, base: Frobenius norms of its change and of the weight under it, where they are known."""
+    """One layer of a LoRA. norm, base: Frobenius norms of its change and of the weight under it, where they are
+    known."""
 
     layer: str
     row: str
@@ -60,7 +61,8 @@ class Projection:
 def inspect(lora: NamedLora, model=None) -> tuple[list[Projection], list[str]]:
     """(every projection in the model's order, what there is to say about the model).
 
-    model: a ModelPatcher or None; with one, the norms of its own weights and the change that DoRA, OFT and the like make.
+    model: a ModelPatcher or None; with one, the norms of its own weights and the change that DoRA, OFT and the like
+    make.
     """
     patches, remarks = _patches(lora, model)
     bases = model.get_key_patches("diffusion_model.") if patches else {}
@@ -76,7 +78,9 @@ def inspect(lora: NamedLora, model=None) -> tuple[list[Projection], list[str]]:
 
 def _patches(lora: NamedLora, model) -> tuple[dict[str, Patch], list[str]]:
     if model is None:
-        return {}, ["No model is wired in: the changes are given in numbers of their own, not beside the base's weights."]
+        return {}, [
+            "No model is wired in: the changes are given in numbers of their own, not beside the base's weights."
+        ]
     try:
         found = match(model, None, lora)
     except InputError as error:
@@ -93,7 +97,9 @@ def _patches(lora: NamedLora, model) -> tuple[dict[str, Patch], list[str]]:
 def _base_weight(entry: tuple, patch: Patch) -> Tensor:
     """The base's own weight in float32 on the CPU, without what is merged into it at present."""
     weight, convert = entry
-    weight = convert(comfy.model_management.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True), inplace=True)
+    weight = convert(
+        comfy.model_management.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True), inplace=True
+    )
     return weight.float() if isinstance(patch.key, str) else weight.float().narrow(*patch.key[1])
 
 
@@ -102,10 +108,14 @@ def _projection(layer: str, parts: Mapping[str, Tensor], patch: Patch | None, ba
     row, column = place(layer)
     alpha = float(parts[".alpha"]) if ".alpha" in parts else None
     norm, spectrum = _change(layer, parts, patch, base)
-    return Projection(layer, row, column, what, rank_of(parts), alpha, norm, None if base is None else float(base.norm()), spectrum)
+    return Projection(
+        layer, row, column, what, rank_of(parts), alpha, norm, None if base is None else float(base.norm()), spectrum
+    )
 
 
-def _change(layer: str, parts: Mapping[str, Tensor], patch: Patch | None, base: Tensor | None) -> tuple[float | None, tuple[float, ...]]:
+def _change(
+    layer: str, parts: Mapping[str, Tensor], patch: Patch | None, base: Tensor | None
+) -> tuple[float | None, tuple[float, ...]]:
     vector = [t for p, t in parts.items() if p in (".diff", ".w_norm", ".diff_b", ".b_norm") and t.ndim < 2]
     if vector and len(vector) == len(set(parts) - {"", ".alpha"}):
         return math.sqrt(sum(float(t.double().square().sum()) for t in vector)), ()
@@ -136,7 +146,10 @@ def report(lora: NamedLora, found: Sequence[Projection], remarks: Sequence[str])
     lines = [describe(lora), *remarks, *_summary(found)]
     lines += _metadata(lora.meta)
     lines.append("")
-    lines.append("Every layer: kind, rank, alpha; the norm of its change; singular values; directions that hold 90 % of the energy.")
+    lines.append(
+        "Every layer: kind, rank, alpha; the norm of its change; singular values; directions that hold 90 % of the "
+        "energy."
+    )
     lines += [_line(one) for one in found]
     return "\n".join(lines)
 
@@ -151,7 +164,8 @@ def _summary(found: Sequence[Projection]) -> list[str]:
         say = _percent if beside else "{:.3g}".format
         of = " of the weight" if beside else ""
         lines.append(
-            f"It changes a layer by {say(middle)}{of} in the median; most in {most[1].row}, {most[1].column} ({say(most[0])}), "
+            f"It changes a layer by {say(middle)}{of} in the median; most in {most[1].row}, {most[1].column} "
+            f"({say(most[0])}), "
             f"least in {least[1].row}, {least[1].column} ({say(least[0])})."
         )
     used = [(p.directions, len(p.spectrum)) for p in found if p.directions]
@@ -159,7 +173,9 @@ def _summary(found: Sequence[Projection]) -> list[str]:
         need, have = (round(statistics.median(column)) for column in zip(*used, strict=True))
         lines.append(f"In the median layer {need} of {have} directions hold 90 % of the energy.")
         if need <= have / 3 and have >= 6:
-            lines.append("Much of the rank is hardly used: Bespoke Compose LoRAs with a smaller rank makes a smaller file of it.")
+            lines.append(
+                "Much of the rank is hardly used: Bespoke Compose LoRAs with a smaller rank makes a smaller file of it."
+            )
     still = sum(p.norm == 0 for p in found)
     if still:
         lines.append(f"{still} layers change nothing: their factors are zero.")
@@ -172,11 +188,16 @@ def _percent(share: float) -> str:
 
 def _line(one: Projection) -> str:
     alpha = "no alpha" if one.alpha is None else f"alpha {one.alpha:g}"
-    parts = [f"{one.row}: {common_name(one.layer).removeprefix('diffusion_model.')}", f"{one.what}, rank {one.rank or 'none'}, {alpha}"]
+    parts = [
+        f"{one.row}: {common_name(one.layer).removeprefix('diffusion_model.')}",
+        f"{one.what}, rank {one.rank or 'none'}, {alpha}",
+    ]
     if one.norm is None:
         parts.append("norm not known without the model" if one.base is None else "norm too large to be one")
     else:
-        parts.append(f"norm {one.norm:.3g}" + ("" if one.relative is None else f" ({_percent(one.relative)} of the weight)"))
+        parts.append(
+            f"norm {one.norm:.3g}" + ("" if one.relative is None else f" ({_percent(one.relative)} of the weight)")
+        )
     if one.spectrum:
         first = " ".join(f"{value:.3g}" for value in one.spectrum[:6])
         parts.append(f"spectrum {first}" + (" ..." if len(one.spectrum) > 6 else ""))
@@ -188,7 +209,10 @@ def _line(one: Projection) -> str:
 def _metadata(meta: Mapping[str, str]) -> list[str]:
     said = {key: " ".join(value.split()) for key, value in sorted(meta.items()) if key not in _LONG_META}
     lines = ["Metadata: " + ("" if said else "none.")] if said or not meta else []
-    lines += [f"  {key[:LONGEST_VALUE]}: {value[:LONGEST_VALUE]}{' ...' if len(value) > LONGEST_VALUE else ''}" for key, value in [*said.items()][:MOST_META]]
+    lines += [
+        f"  {key[:LONGEST_VALUE]}: {value[:LONGEST_VALUE]}{' ...' if len(value) > LONGEST_VALUE else ''}"
+        for key, value in [*said.items()][:MOST_META]
+    ]
     if len(said) > MOST_META:
         lines.append(f"  and {len(said) - MOST_META} more entries.")
     return lines + _workflow(meta)
@@ -196,7 +220,10 @@ def _metadata(meta: Mapping[str, str]) -> list[str]:
 
 def _workflow(meta: Mapping[str, str]) -> list[str]:
     """The graph that made the file, by its nodes; how to open it."""
-    for key, of, kind in (("workflow", lambda graph: graph["nodes"], "type"), ("prompt", lambda graph: graph.values(), "class_type")):
+    for key, of, kind in (
+        ("workflow", lambda graph: graph["nodes"], "type"),
+        ("prompt", lambda graph: graph.values(), "class_type"),
+    ):
         try:
             nodes = [str(node[kind]) for node in of(json.loads(meta[key]))]
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
@@ -206,7 +233,12 @@ def _workflow(meta: Mapping[str, str]) -> list[str]:
         counts = {name: nodes.count(name) for name in dict.fromkeys(nodes)}
         names = ", ".join(name[:40] + (f" x {n}" if n > 1 else "") for name, n in [*counts.items()][:30])
         what = "the workflow" if key == "workflow" else "the prompt (the graph without its layout)"
-        return [f"The file carries {what} that made it, {len(nodes)} nodes: {names}. Drop the file on ComfyUI's canvas to open it."]
+        return [
+            (
+                f"The file carries {what} that made it, {len(nodes)} nodes: {names}. Drop the file on ComfyUI's canvas "
+                "to open it."
+            )
+        ]
     return ["The file carries no workflow."]
 
 
@@ -252,15 +284,27 @@ def _sizes(name: str, found: Sequence[Projection], beside: bool) -> Table:
     ticks = tuple((i / 4, f"{top * i / 4 * times:.3g} {unit}".strip()) for i in range(5))
     caption = "size of the change as a share of the base's weight" if beside else "size of the change (Frobenius norm)"
     under = (
-        "How much it changes each block's projections, in percent of the weight's own size." if beside
+        "How much it changes each block's projections, in percent of the weight's own size."
+        if beside
         else "How large its change is in each block's projections. Wire a model in to see it beside the base's weights."
-    )  # fmt: skip
+    )
     scale = Scale(RISING, lambda value: value / top, ticks, caption)
     digits = fixed(top * times)
     # Norms add up, so that a sum is on no scale of its parts; shares are.
     plain = set() if beside else {ALL}
     columns = [*_columns(found), ("", ALL)]
-    return Table(name, rows, columns, cells, scale, lambda v: digits(v * times), (under, *_summary(found)[:1]), {ALL}, {ALL}, plain)
+    return Table(
+        name,
+        rows,
+        columns,
+        cells,
+        scale,
+        lambda v: digits(v * times),
+        (under, *_summary(found)[:1]),
+        {ALL},
+        {ALL},
+        plain,
+    )
 
 
 def _spread(found: Sequence[Projection]) -> Table:
@@ -282,6 +326,25 @@ def _spread(found: Sequence[Projection]) -> Table:
     def digits(share: float) -> str:
         return f"{share * 100:.1f}" if share >= 0.0005 else "0"
 
-    scale = Scale(RISING, lambda value: math.sqrt(value), tuple((math.sqrt(t), f"{t:.0%}") for t in (0, 0.05, 0.25, 0.5, 1)), "share of the energy, the squared singular values")
-    under = "How its energy is spread over the directions of a layer, the strongest first, in percent (mean of the layers). All in a few: a smaller rank would do."
-    return Table("Spectrum", rows, [("direction", name) for name in names], cells, scale, digits, (under,), {ALL}, {REST}, cell=52)
+    scale = Scale(
+        RISING,
+        lambda value: math.sqrt(value),
+        tuple((math.sqrt(t), f"{t:.0%}") for t in (0, 0.05, 0.25, 0.5, 1)),
+        "share of the energy, the squared singular values",
+    )
+    under = (
+        "How its energy is spread over the directions of a layer, the strongest first, in percent (mean of the "
+        "layers). All in a few: a smaller rank would do."
+    )
+    return Table(
+        "Spectrum",
+        rows,
+        [("direction", name) for name in names],
+        cells,
+        scale,
+        digits,
+        (under,),
+        {ALL},
+        {REST},
+        cell=52,
+    )

@@ -19,7 +19,8 @@ TOO_LARGE = 1e15  # the norm of a factor: its square times another's is still a 
 
 @dataclass(frozen=True)
 class Factors:
-    """delta = up @ down, [out, in * kernel], in float32. kernel: a convolution's, such as (3, 3); () for a linear layer."""
+    """delta = up @ down, [out, in * kernel], in float32. kernel: a convolution's, such as (3, 3); () for a linear
+    layer."""
 
     up: Tensor  # [out, R]
     down: Tensor  # [R, in * kernel]
@@ -38,7 +39,8 @@ class Factors:
 
 
 def kind(parts: Mapping[str, Tensor]) -> str:
-    """What a layer's parts make: "LoRA", "LoHa", "LoKr", "OFT", "BOFT", "DoRA", "GLoRA", "full" (a difference of weights)."""
+    """What a layer's parts make: "LoRA", "LoHa", "LoKr", "OFT", "BOFT", "DoRA", "GLoRA", "full" (a difference of
+    weights)."""
     names = set(parts)
     if ".dora_scale" in names:
         return "DoRA"
@@ -72,9 +74,13 @@ def factors(layer: str, parts: Mapping[str, Tensor]) -> Factors:
     except (RuntimeError, KeyError, IndexError, ValueError) as error:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
         raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error
-    largest = max(float(made.up.norm()), float(made.down.norm()))  # what overflows is infinite, and refused with the rest
+    largest = max(
+        float(made.up.norm()), float(made.down.norm())
+    )  # what overflows is infinite, and refused with the rest
     if not largest < TOO_LARGE:
-        raise InputError(f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved")
+        raise InputError(
+            f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved"
+        )
     return made
 
 

@@ -20,12 +20,30 @@ from .rehearsal import fits
 from .scope import listed
 
 BASES = {
-    "stable-diffusion-v1": "SD1.5", "stable-diffusion-v2-512": "SD2", "stable-diffusion-v2-768-v": "SD2",
-    "stable-diffusion-xl-v1-base": "SDXL", "Qwen-Image": "Qwen-Image", "wan2.1": "Wan", "chroma": "Chroma", "lumina-2": "Lumina 2",
-}  # fmt: skip
-_BY_METADATA = (("sdxl", "SDXL"), ("xl-v1", "SDXL"), ("sd_v1", "SD1.5"), ("diffusion-v1", "SD1.5"), ("sd_v2", "SD2"),
-                ("diffusion-v2", "SD2"), ("flux", "Flux"), ("sd3", "SD3"), ("diffusion-v3", "SD3"),
-                ("qwen-image", "Qwen-Image"), ("wan2", "Wan"), ("chroma", "Chroma"), ("lumina-2", "Lumina 2"))  # fmt: skip
+    "stable-diffusion-v1": "SD1.5",
+    "stable-diffusion-v2-512": "SD2",
+    "stable-diffusion-v2-768-v": "SD2",
+    "stable-diffusion-xl-v1-base": "SDXL",
+    "Qwen-Image": "Qwen-Image",
+    "wan2.1": "Wan",
+    "chroma": "Chroma",
+    "lumina-2": "Lumina 2",
+}
+_BY_METADATA = (
+    ("sdxl", "SDXL"),
+    ("xl-v1", "SDXL"),
+    ("sd_v1", "SD1.5"),
+    ("diffusion-v1", "SD1.5"),
+    ("sd_v2", "SD2"),
+    ("diffusion-v2", "SD2"),
+    ("flux", "Flux"),
+    ("sd3", "SD3"),
+    ("diffusion-v3", "SD3"),
+    ("qwen-image", "Qwen-Image"),
+    ("wan2", "Wan"),
+    ("chroma", "Chroma"),
+    ("lumina-2", "Lumina 2"),
+)
 _BY_CONTEXT = {768: "SD1.5", 1024: "SD2", 2048: "SDXL", 1280: "the SDXL refiner"}
 _BY_NAME = (("double_blocks", "Flux"), ("single_transformer_blocks", "Flux"), ("joint_blocks", "SD3"))
 
@@ -45,7 +63,8 @@ class Patch:
 
 @dataclass
 class Matched:
-    """Where everything in a LoRA goes. `unmatched`: layers without a place; `no_clip`: a text encoder's, with no CLIP here."""
+    """Where everything in a LoRA goes. `unmatched`: layers without a place; `no_clip`: a text encoder's, with no CLIP
+    here."""
 
     model: list[Patch] = field(default_factory=list)
     clip: list[Patch] = field(default_factory=list)
@@ -79,7 +98,8 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[dict, dict]] = weakref.WeakKe
 
 
 def keys_and_shapes(module: nn.Module, is_clip: bool) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """({a file's layer name: the weight's key}, {key: shape}) of a base model or a text encoder, kept while it lives."""
+    """({a file's layer name: the weight's key}, {key: shape}) of a base model or a text encoder, kept while it
+    lives."""
     if module not in _known:
         names = comfy.lora.model_lora_keys_clip if is_clip else comfy.lora.model_lora_keys_unet
         # Quantised kinds keep packed numbers in their state dict, of another shape than the weight they stand for.
@@ -131,9 +151,12 @@ def match(model, clip, lora: NamedLora) -> Matched:
 
 def _rehearse(patch: Patch, shape: tuple[int, ...], lora: NamedLora) -> None:
     if not fits(patch.adapter, patch.weight, shape, None if isinstance(patch.key, str) else patch.key[1]):
-        parts = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in layers_of(lora).get(patch.layer, {}).items() if part)
+        parts = ", ".join(
+            f"{part} {tuple(tensor.shape)}" for part, tensor in layers_of(lora).get(patch.layer, {}).items() if part
+        )
         raise InputError(
-            f"{lora.name}: the parts of {patch.layer} ({parts}) cannot be put together for a layer of {tuple(shape)}; one is "
+            f"{lora.name}: the parts of {patch.layer} ({parts}) cannot be put together for a layer of "
+            f"{tuple(shape)}; one is "
             "missing or damaged, so fetch the file again"
         )
 
@@ -187,7 +210,8 @@ def delta_shape(parts: Mapping[str, Tensor]) -> tuple[int, int | None] | None:
 
 
 def _glora_shape(parts: Mapping[str, Tensor]) -> tuple[int, int]:
-    """GLoRA: W A1 A2 + B1 B2 with A1 [in, r], A2 [r, in], B1 [out, r], B2 [r, in, *kernel]; in old files W A2 A1 + B2 B1."""
+    """GLoRA: W A1 A2 + B1 B2 with A1 [in, r], A2 [r, in], B1 [out, r], B2 [r, in, *kernel]; in old files W A2 A1 + B2
+    B1."""
     a1, a2, b1, b2 = (parts[f".{name}.weight"] for name in ("a1", "a2", "b1", "b2"))
     if b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0] and b2.shape[1] == a1.shape[0] == a2.shape[1]:
         return b1.shape[0], b2[0].numel()
@@ -228,7 +252,11 @@ def _check_shape(layer: str, key: Any, parts: Mapping[str, Tensor], shapes: Mapp
         raise _misfit(layer, tuple(scale.shape), weight, lora, model)
     for n in ("1", "2"):  # a LoHa's halves: core multiplies each pair without a look
         a, b = parts.get(f".hada_w{n}_a"), parts.get(f".hada_w{n}_b")
-        if a is not None and b is not None and (a.ndim != 2 or b.ndim != 2 or (f".hada_t{n}" not in parts and a.shape[1] != b.shape[0])):
+        if (
+            a is not None
+            and b is not None
+            and (a.ndim != 2 or b.ndim != 2 or (f".hada_t{n}" not in parts and a.shape[1] != b.shape[0]))
+        ):
             raise _misfit(layer, (*a.shape, *b.shape), weight, lora, model)
     made = delta_shape(parts)
     if made is not None and (made[0] != out or made[1] not in (None, inner)):

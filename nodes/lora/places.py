@@ -68,7 +68,8 @@ def kind_of(layer: str) -> str:
 def block_names(layer: str, unet_config: Mapping | None = None) -> tuple[str, ...]:
     """The names of the block that a layer lies in, the commonest first.
 
-    layer: a model's dotted key, with or without `diffusion_model.`. unet_config: ComfyUI's, where it is a U-Net; without
+    layer: a model's dotted key, with or without `diffusion_model.`. unet_config: ComfyUI's, where it is a U-Net;
+    without
     it two residual blocks a resolution are taken, as in SD1.5, SD2 and SDXL.
     """
     layer = layer.removeprefix(PREFIX)
@@ -119,9 +120,12 @@ def _unet_names() -> dict[str, str]:
 
     # Deeper and wider than any of them: names that a model lacks are never asked for.
     config = {
-        "num_res_blocks": [2] * 4, "channel_mult": [1] * 4, "transformer_depth": [10] * 8,
-        "transformer_depth_middle": 10, "transformer_depth_output": [10] * 12,
-    }  # fmt: skip
+        "num_res_blocks": [2] * 4,
+        "channel_mult": [1] * 4,
+        "transformer_depth": [10] * 8,
+        "transformer_depth_middle": 10,
+        "transformer_depth_output": [10] * 12,
+    }
     names = {}
     for theirs, ours in comfy.utils.unet_to_diffusers(config).items():
         if theirs.endswith(".weight"):
@@ -181,5 +185,8 @@ def row_order(row: str) -> tuple:
 
 COLUMNS = (
     *((f"{kind}-attention", f"{kind} {name}") for kind in ("self", "cross") for name in PROJECTIONS),
-    ("attention", "fused qkv"), ("others", "feed-forward"), ("others", "conv"), ("others", "other"),
-)  # fmt: skip
+    ("attention", "fused qkv"),
+    ("others", "feed-forward"),
+    ("others", "conv"),
+    ("others", "other"),
+)

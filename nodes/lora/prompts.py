@@ -21,9 +21,14 @@ class Prompts:
     """The pictures' captions as the model's conditioning: computed once, or anew each time where the encoder learns."""
 
     def __init__(
-        self, denoiser: ComfyDenoiser, pictures: Pictures, clip, text: TrainableText | None,
-        encoded: Mapping[str, tuple[Tensor, dict[str, Any]]], sample: str,
-    ):  # fmt: skip
+        self,
+        denoiser: ComfyDenoiser,
+        pictures: Pictures,
+        clip,
+        text: TrainableText | None,
+        encoded: Mapping[str, tuple[Tensor, dict[str, Any]]],
+        sample: str,
+    ):
         self._denoiser, self._pictures, self._clip, self._text = denoiser, pictures, clip, text
         self._encoded, self._sample = encoded, sample
         self._known: dict[tuple[int, str], ModelConds] = {}
@@ -33,7 +38,9 @@ class Prompts:
         captions = ["" if i < 0 else self._pictures.items[i].caption for i in batch.captions]
         sigma = self._denoiser.sigma(batch.u)
         conditioning = self._of(batch.indices, captions)
-        return denoising_loss(self._denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting)
+        return denoising_loss(
+            self._denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting
+        )
 
     def _of(self, indices: list[int], captions: list[str]) -> ModelConds:
         if self._text is not None:
@@ -49,7 +56,9 @@ class Prompts:
 
     def _conds(self, index: int, cond: Tensor, extra: dict[str, Any]) -> ModelConds:
         pictures, denoiser = self._pictures, self._denoiser
-        return model_conds(denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device)
+        return model_conds(
+            denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device
+        )
 
     def for_sample(self) -> tuple[list, list]:
         """(positive, negative) of a sample image, as ComfyUI's samplers take them."""

@@ -22,7 +22,8 @@ _BY_VALUE = (OFTAdapter, BOFTAdapter)  # their arithmetic asks for a norm, which
 def fits(adapter: Any, key: str, shape: Sequence[int], offset: tuple[int, int, int] | None = None) -> bool:
     """Whether the adapter changes a weight of this shape by what has the weight's shape, or the one that it is to have.
 
-    offset: (axis, start, length) of the part that is changed. What is no adapter of ComfyUI's is taken to fit, and so is
+    offset: (axis, start, length) of the part that is changed. What is no adapter of ComfyUI's is taken to fit, and so
+    is
     one of two plain factors, whose shapes are compared elsewhere.
     """
     if not isinstance(adapter, WeightAdapterBase) or _plain(adapter):

@@ -1,7 +1,8 @@
 """When a LoRA acts: its share of strength at every noise level.
 
 As for ComfyUI's conditionings, a percent of the denoising is a sigma through the model's own `percent_to_sigma`, and a
-model call is inside a range when its sigma is: start >= sigma >= end. So the range means the same whatever the scheduler
+model call is inside a range when its sigma is: start >= sigma >= end. So the range means the same whatever the
+scheduler
 and however many steps.
 """
 

@@ -89,9 +89,14 @@ def fingerprint_of(lora: Mapping[str, Tensor] | None) -> str:
 
 
 def train_lora(
-    model, clip, vae, data: LoraData, request: LoraRequest, settings: SamplerSettings | None = None,
+    model,
+    clip,
+    vae,
+    data: LoraData,
+    request: LoraRequest,
+    settings: SamplerSettings | None = None,
     save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, lora, run: None,
-) -> tuple[dict[str, Tensor], Run]:  # fmt: skip
+) -> tuple[dict[str, Tensor], Run]:
     """(the LoRA in ComfyUI's key names, the run's record). The base and the user's models stay as they are.
 
     settings: how sample images are drawn. save: called with (step, LoRA, run) for what is saved on the way.
@@ -103,16 +108,21 @@ def gather(model, clip, vae, data: LoraData, request: LoraRequest) -> Material:
     """Encode pictures and captions, and note what they and the models are."""
     refuse_gguf(model)
     check_trainable(model.model)
-    target_layers(model.model.diffusion_model, request.targets, request.custom_targets)  # wrong targets are said before the wait
+    target_layers(
+        model.model.diffusion_model, request.targets, request.custom_targets
+    )  # wrong targets are said before the wait
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)
     pictures = prepare(vae, model.model, request.train, data.images, data.validation, data.prior)
     texts = {*pictures.captions, sample_prompt(pictures, request)}
     return Material(
-        pictures, data.fingerprint(), models_digest(model, clip, vae), about(model, clip, data.images),
+        pictures,
+        data.fingerprint(),
+        models_digest(model, clip, vae),
+        about(model, clip, data.images),
         {} if request.train_text_encoder else encode_prompts(clip, texts),
         factors_of(data.start, model, clip) if data.start else None,
-    )  # fmt: skip
+    )
 
 
 def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
@@ -120,9 +130,15 @@ def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
 
 
 def fit_lora(
-    model, clip, vae, material: Material, request: LoraRequest, settings: SamplerSettings | None = None,
-    save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, lora, run: None, where: Surroundings | None = None,
-) -> tuple[dict[str, Tensor], Run]:  # fmt: skip
+    model,
+    clip,
+    vae,
+    material: Material,
+    request: LoraRequest,
+    settings: SamplerSettings | None = None,
+    save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, lora, run: None,
+    where: Surroundings | None = None,
+) -> tuple[dict[str, Tensor], Run]:
     """`train_lora` on what was gathered. clip: needed where the text encoder is trained, vae: where samples are drawn.
 
     where: the page's process, or one of several that train together and all call this.
@@ -156,7 +172,9 @@ def fit_lora(
         levels = importance(denoiser, config.timestep_sampling, config.loss_weighting)
 
         def fit(part: Part) -> dict[str, Tensor]:
-            adapters = LowRankAdapters(layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX)
+            adapters = LowRankAdapters(
+                layers, request.rank, request.alpha, config.seed, denoiser.device, rates, TEXT_PREFIX
+            )
             if material.start is not None:
                 adapters.load_state_dict(material.start)
             part.run.trained = sum(parameter.numel() for parameter in adapters.parameters())
@@ -182,16 +200,22 @@ def fit_lora(
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), prompts.for_sample)
             outlets = Outlets(
-                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory.said, lambda step, state: save(step, state, part.run),
-                sample, [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
-            )  # fmt: skip
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory.said,
+                lambda step, state: save(step, state, part.run),
+                sample,
+                [*denoiser.base.parameters(), *pictures.data.latents, *prompts.tensors()],
+            )
             with adapters.attached():
-                return follow(adapters, loss_of, part.config, part.run, outlets, score, request.resume, part.until, where)
+                return follow(
+                    adapters, loss_of, part.config, part.run, outlets, score, request.resume, part.until, where
+                )
 
         return in_rotation(pictures, config, run, fit)
 
 
-def step_memory(model, clip, material: Material, request: LoraRequest, compute: torch.dtype | None, count: int) -> StepMemory:
+def step_memory(
+    model, clip, material: Material, request: LoraRequest, compute: torch.dtype | None, count: int
+) -> StepMemory:
     """What a step will take of the memory, from the largest picture and its caption.
 
     count: the pictures of a batch that this process computes. A trained text encoder is not in it.
@@ -211,18 +235,31 @@ def step_memory(model, clip, material: Material, request: LoraRequest, compute: 
     # The pictures of the prior are a second batch, whose graph is kept beside the first's.
     batch = count * (2 if pictures.prior else 1)
     return forecast(
-        base, latent.expand(batch, *latent.shape[1:]), join([one] * batch), learn, compute, config.gradient_checkpointing,
-        OPTIMIZER_BYTES[config.optimizer] + (4 if config.ema else 0), lambda: made[0].attached(),
-    )  # fmt: skip
+        base,
+        latent.expand(batch, *latent.shape[1:]),
+        join([one] * batch),
+        learn,
+        compute,
+        config.gradient_checkpointing,
+        OPTIMIZER_BYTES[config.optimizer] + (4 if config.ema else 0),
+        lambda: made[0].attached(),
+    )
 
 
 def factors_of(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:
-    """A LoRA's factors under ComfyUI's own layer names, whatever program named them. Raises `InputError` for other kinds."""
+    """A LoRA's factors under ComfyUI's own layer names, whatever program named them. Raises `InputError` for other
+    kinds."""
     found, out = match(model, clip, named(lora)), {}
     for prefix, patches in (("", found.model), (TEXT_PREFIX, found.clip)):
         for patch in patches:
-            if not isinstance(patch.key, str) or not low_rank_path(patch.adapter) or patch.adapter.weights[3] is not None:
-                raise InputError("the LoRA to go on from is no plain one of two factors a layer; give one that was trained here")
+            if (
+                not isinstance(patch.key, str)
+                or not low_rank_path(patch.adapter)
+                or patch.adapter.weights[3] is not None
+            ):
+                raise InputError(
+                    "the LoRA to go on from is no plain one of two factors a layer; give one that was trained here"
+                )
             up, down, alpha = patch.adapter.weights[:3]
             layer = prefix + patch.key.removesuffix(".weight")
             out[f"{layer}.lora_up.weight"], out[f"{layer}.lora_down.weight"] = up, down
@@ -250,12 +287,14 @@ def describe(run: Run, request: LoraRequest, trigger: str, layer_count: int) -> 
     seen = passes(run.images, len(losses), config.images_per_step)
     first, last = run.quarters()
     lines = [
-        f"LoRA of rank {request.rank}, alpha {request.alpha:g} (strength alpha/rank = {request.alpha / request.rank:g}) on "
+        f"LoRA of rank {request.rank}, alpha {request.alpha:g} (strength alpha/rank = "
+        f"{request.alpha / request.rank:g}) on "
         f"{layer_count} layers ({request.targets}{', text encoder' if request.train_text_encoder else ''}): "
         f"{run.trained:,} numbers trained, 0 of the model's own changed.",
         f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
         f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
-        f"each of {run.images} pictures was seen about {seen:.0f} times. The learning rate was {config.learning_rate:g} at most, "
+        f"each of {run.images} pictures was seen about {seen:.0f} times. The learning rate was "
+        f"{config.learning_rate:g} at most, "
         f"for the factor that started at zero {UP_RATE:g} times that.",
         f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
         "the noise levels and pictures that were drawn.",

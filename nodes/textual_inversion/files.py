@@ -18,7 +18,9 @@ from .names import prompt_word
 FORMATS = ("comfy", "a1111")
 
 
-def metadata(name: str, embedding: Mapping[str, Tensor], run: Run | None, prompt: Any = None, workflow: Any = None) -> dict[str, str]:
+def metadata(
+    name: str, embedding: Mapping[str, Tensor], run: Run | None, prompt: Any = None, workflow: Any = None
+) -> dict[str, str]:
     """What the word is, how it was learned and on what, and ComfyUI's `prompt` and `workflow`."""
     meta: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.0",
@@ -57,7 +59,9 @@ def as_file(
     return tensors, metadata(name, embedding, run, *graph)
 
 
-def save_on_the_way(folder: Path, step: int, embedding: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)) -> None:
+def save_on_the_way(
+    folder: Path, step: int, embedding: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)
+) -> None:
     """Write FOLDER/RUN-stepN.safetensors, which prompts can say too where it lies among the embeddings."""
     path = folder / f"{run.id}-step{step:06}.safetensors"
     storage.write_safetensors(path, *as_file(path.stem, embedding, run, graph=graph), overwrite=True)

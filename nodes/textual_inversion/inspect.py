@@ -23,7 +23,8 @@ COUNT = 6  # words named for each vector
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One vector: its encoder, place, length, the vocabulary's median length, and the nearest words with their cosine."""
+    """One vector: its encoder, place, length, the vocabulary's median length, and the nearest words with their
+    cosine."""
 
     key: str
     place: int
@@ -60,7 +61,9 @@ def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]
             raise InputError(f"{name}: {key} holds numbers that are not finite; learn or fetch it again")
         out[key] = tensor.detach().float().cpu().reshape(-1, width)
     if not out:
-        raise InputError(f"{name} has vectors for {', '.join(vectors)}, and this CLIP has {', '.join(parts)}; wire in another CLIP")
+        raise InputError(
+            f"{name} has vectors for {', '.join(vectors)}, and this CLIP has {', '.join(parts)}; wire in another CLIP"
+        )
     return out
 
 
@@ -86,7 +89,10 @@ def describe(name: str, near: list[Neighbour], meta: Mapping[str, str]) -> str:
     lines = [f"{name}: {len(near)} vector{'s' if len(near) != 1 else ''}."]
     for one in near:
         words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in one.words)
-        lines.append(f"{one.key} vector {one.place + 1}: length {one.length:.3f} ({one.length / one.median:.1f} x the vocabulary's median), nearest to {words}.")
+        lines.append(
+            f"{one.key} vector {one.place + 1}: length {one.length:.3f} ({one.length / one.median:.1f} x the "
+            f"vocabulary's median), nearest to {words}."
+        )
     if any(one.length > 5 * one.median for one in near):
         lines.append("A vector this long drowns the rest of a prompt; train with a norm_limit, or for fewer steps.")
     if meta.get("ss_sd_model_name"):
@@ -109,7 +115,12 @@ def plot(name: str, near: list[Neighbour]) -> Tensor:
         y = 56 + i * row
         times = one.length / one.median
         draw.text((20, y), f"{one.key} vector {one.place + 1}", INK, text)
-        draw.text((left + 60, y), f"length {one.length:.2f}, {times:.1f} x the vocabulary's median", LONG if times > 5 else FAINT, text)
+        draw.text(
+            (left + 60, y),
+            f"length {one.length:.2f}, {times:.1f} x the vocabulary's median",
+            LONG if times > 5 else FAINT,
+            text,
+        )
         for j, (word, cosine) in enumerate(one.words):
             at = y + 26 + j * 22
             shown, font = lettering.set_in(word[:16], 14)

@@ -18,11 +18,15 @@ def check_name(name: str) -> str:
         raise InputError(f"{shown} holds a space, and a prompt would read only its first part; use '-' or '_'")
     if not _ALLOWED.fullmatch(name):
         bad = sorted({c for c in name if not _ALLOWED.fullmatch(c)})
-        raise InputError(f"{shown} holds {' '.join(bad)}, which prompts read as something else; use letters, digits, '-' and '_'")
+        raise InputError(
+            f"{shown} holds {' '.join(bad)}, which prompts read as something else; use letters, digits, '-' and '_'"
+        )
     if name.startswith(("/", ".")) or ".." in name or "//" in name:
         raise InputError(f"{shown} leads out of the embeddings folder; give a name without '..' or a leading '/'")
     if not name[-1].isalnum() and name[-1] != "_":
-        raise InputError(f"{shown} ends in {name[-1]!r}, which a prompt reads as punctuation; end it in a letter or digit")
+        raise InputError(
+            f"{shown} ends in {name[-1]!r}, which a prompt reads as punctuation; end it in a letter or digit"
+        )
     try:
         float(name)
     except ValueError:

@@ -33,24 +33,71 @@ def trainer_inputs() -> list[io.Input]:
     """What a textual inversion is asked for, by the trainer and by the node that exports a job."""
     return [
         io.Model.Input("model", tooltip="The diffusion model that judges the word. It stays frozen."),
-        io.Clip.Input("clip", tooltip="The text encoder that learns the word, at its own clip skip. Its weights stay frozen."),
+        io.Clip.Input(
+            "clip", tooltip="The text encoder that learns the word, at its own clip skip. Its weights stay frozen."
+        ),
         io.Vae.Input("vae", tooltip="Encodes the pictures."),
         Images.Input("images", tooltip="3 to 8 pictures of one thing, or of one style."),
-        io.String.Input("name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."),
-        io.String.Input("init_text", default="", tooltip="A word or two near to what is learned, where the search begins: 'toy', 'watercolour'."),
-        widget("vectors", "How many token places the word takes. 1 is enough for most things; more hold more detail and obey prompts less.", 1),
+        io.String.Input(
+            "name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."
+        ),
+        io.String.Input(
+            "init_text",
+            default="",
+            tooltip="A word or two near to what is learned, where the search begins: 'toy', 'watercolour'.",
+        ),
+        widget(
+            "vectors",
+            (
+                "How many token places the word takes. 1 is enough for most things; more hold more detail and obey "
+                "prompts less."
+            ),
+            1,
+        ),
         widget("learning_rate", "The highest learning rate of the schedule.", 5e-3, step=1e-4),
-        widget("steps", "Optimiser steps. With held-out pictures the training stops by itself once their loss has turned.", 300),
+        widget(
+            "steps",
+            "Optimiser steps. With held-out pictures the training stops by itself once their loss has turned.",
+            300,
+        ),
         widget("batch_size", default=2),
         seed_widget("Decides pictures, sentences, noise levels and noises. The same seed learns the same word."),
-        io.Combo.Input("init", options=list(INITS), default=INITS[0], tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.", **ADVANCED),
-        io.Combo.Input("template", options=list(TEMPLATES), default=TEMPLATES[0], tooltip="The sentences around the word: for an object, for a style, or the pictures' own captions with {word} where it stands.", **ADVANCED),
+        io.Combo.Input(
+            "init",
+            options=list(INITS),
+            default=INITS[0],
+            tooltip="Begin at the words of init_text, at their average, or at noise of the vocabulary's length.",
+            **ADVANCED,
+        ),
+        io.Combo.Input(
+            "template",
+            options=list(TEMPLATES),
+            default=TEMPLATES[0],
+            tooltip=(
+                "The sentences around the word: for an object, for a style, or the pictures' own captions with {word} "
+                "where it stands."
+            ),
+            **ADVANCED,
+        ),
         *advanced(("validation", "lr_schedule", "warmup_steps", "gradient_accumulation", "loss_weighting")),
-        widget("norm_limit", "The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps the word obedient; 0 is no limit.", 0.0, step=0.1, **ADVANCED),
+        widget(
+            "norm_limit",
+            (
+                "The longest that a vector may grow, in lengths of the vocabulary's median word. Around 1 to 2 keeps "
+                "the word obedient; 0 is no limit."
+            ),
+            0.0,
+            step=0.1,
+            **ADVANCED,
+        ),
         *advanced(("precision", "sample_every")),
-        widget("sample_prompt", "What the sample images show; {word} is the new word. Empty shows 'a photo of {word}'.", **ADVANCED),
+        widget(
+            "sample_prompt",
+            "What the sample images show; {word} is the new word. Empty shows 'a photo of {word}'.",
+            **ADVANCED,
+        ),
         *advanced(("save_every", "keep", "resume")),
-    ]  # fmt: skip
+    ]
 
 
 def asked(values: Mapping[str, Any]) -> InversionRequest:
@@ -66,19 +113,32 @@ class TrainTextualInversion(io.ComfyNode):
             node_id="BespokeTrainTextualInversion",
             display_name="Bespoke Train Textual Inversion",
             category="Bespoke/textual inversion",
-            description="Learns a new word for the text encoder from a few pictures. No weight of any model changes: what comes out is a vector that prompts can say.",
+            description=(
+                "Learns a new word for the text encoder from a few pictures. No weight of any model changes: what "
+                "comes out is a vector that prompts can say."
+            ),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             search_aliases=["textual inversion", "train embedding", "learn word", "pseudo-word", "concept"],
             inputs=trainer_inputs(),
             outputs=[
-                io.Clip.Output("clip", display_name="clip", tooltip="The text encoder, knowing the new word at once, with no file."),
-                Embedding.Output("embedding", display_name="embedding", tooltip="The word's vectors, for Bespoke Save Embedding."),
-                io.String.Output("prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."),
-                io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."),
+                io.Clip.Output(
+                    "clip", display_name="clip", tooltip="The text encoder, knowing the new word at once, with no file."
+                ),
+                Embedding.Output(
+                    "embedding", display_name="embedding", tooltip="The word's vectors, for Bespoke Save Embedding."
+                ),
+                io.String.Output(
+                    "prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."
+                ),
+                io.LossMap.Output(
+                    "loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."
+                ),
                 Run.Output("run", display_name="run", tooltip="The record of the run."),
-                io.String.Output("report", display_name="report", tooltip="What was learned: loss, length, the nearest words."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="What was learned: loss, length, the nearest words."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @names_itself
@@ -86,9 +146,16 @@ class TrainTextualInversion(io.ComfyNode):
         request = asked(settings | {"name": name})
         graph = graph_of(cls.hidden)
         learned = train_word(
-            model, clip, vae, images, request, settings_in(graph[0]),
-            lambda step, embedding, run: save_on_the_way(storage.models_folder("embeddings") / "bespoke" / "runs", step, embedding, run, graph),
-        )  # fmt: skip
+            model,
+            clip,
+            vae,
+            images,
+            request,
+            settings_in(graph[0]),
+            lambda step, embedding, run: save_on_the_way(
+                storage.models_folder("embeddings") / "bespoke" / "runs", step, embedding, run, graph
+            ),
+        )
         knowing = clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in learned.embedding.items()})
         losses, run = {"loss": learned.run.losses}, learned.run
         return io.NodeOutput(
@@ -103,19 +170,43 @@ class SaveEmbedding(io.ComfyNode):
             node_id="BespokeSaveEmbedding",
             display_name="Bespoke Save Embedding",
             category="Bespoke/textual inversion",
-            description="Saves a learned word into ComfyUI's embeddings folder, where every prompt finds it as embedding:NAME.",
+            description=(
+                "Saves a learned word into ComfyUI's embeddings folder, where every prompt finds it as embedding:NAME."
+            ),
             search_aliases=["save embedding", "save textual inversion", "export embedding"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 Embedding.Input("embedding", tooltip="From Bespoke Train Textual Inversion."),
-                io.String.Input("name", default="my-word", tooltip="The word and the file's name: prompts say embedding:NAME."),
+                io.String.Input(
+                    "name", default="my-word", tooltip="The word and the file's name: prompts say embedding:NAME."
+                ),
                 Run.Input("run", optional=True, tooltip="The training's record, written into the file."),
-                io.Boolean.Input("overwrite", default=False, tooltip="Off refuses a name that is taken. On replaces its file.", **ADVANCED),
-                io.Combo.Input("format", options=list(FORMATS), default=FORMATS[0], tooltip="comfy uses ComfyUI's keys; a1111 a single nameless one, which both read (SD1.5 and SD2).", **ADVANCED),
+                io.Boolean.Input(
+                    "overwrite",
+                    default=False,
+                    tooltip="Off refuses a name that is taken. On replaces its file.",
+                    **ADVANCED,
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    default=FORMATS[0],
+                    tooltip="comfy uses ComfyUI's keys; a1111 a single nameless one, which both read (SD1.5 and SD2).",
+                    **ADVANCED,
+                ),
             ],
-            outputs=[io.String.Output("prompt_word", display_name="prompt_word", tooltip="embedding:NAME, once the file is there. Wire it into the prompt, so that it is read after saving.")],
-        )  # fmt: skip
+            outputs=[
+                io.String.Output(
+                    "prompt_word",
+                    display_name="prompt_word",
+                    tooltip=(
+                        "embedding:NAME, once the file is there. Wire it into the prompt, so that it is read after "
+                        "saving."
+                    ),
+                )
+            ],
+        )
 
     @classmethod
     @names_itself
@@ -128,10 +219,15 @@ class SaveEmbedding(io.ComfyNode):
         taken = sorted(
             other.relative_to(folder).as_posix()
             for other in folder.rglob("*")
-            if other.suffix in (".safetensors", ".pt", ".bin") and other.stem == path.stem and other != path and other.is_file()
+            if other.suffix in (".safetensors", ".pt", ".bin")
+            and other.stem == path.stem
+            and other != path
+            and other.is_file()
         )
         if taken:
-            raise InputError(f"the name {name!r} would collide with {taken[0]}: prompts could mean either; choose another")
+            raise InputError(
+                f"the name {name!r} would collide with {taken[0]}: prompts could mean either; choose another"
+            )
         tensors, meta = as_file(name, embedding, run, format, graph_of(cls.hidden))
         try:
             storage.write_safetensors(path, tensors, meta, overwrite)
@@ -147,18 +243,29 @@ class ApplyEmbedding(io.ComfyNode):
             node_id="BespokeApplyEmbedding",
             display_name="Bespoke Apply Embedding",
             category="Bespoke/textual inversion",
-            description="Gives a text encoder a learned word under a name, with no file: for trying a word, or two words under two names.",
+            description=(
+                "Gives a text encoder a learned word under a name, with no file: for trying a word, or two words under "
+                "two names."
+            ),
             search_aliases=["use embedding", "apply textual inversion", "embedding on the wire"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The text encoder. It stays as it is; the one that comes out knows the word."),
+                io.Clip.Input(
+                    "clip", tooltip="The text encoder. It stays as it is; the one that comes out knows the word."
+                ),
                 Embedding.Input("embedding", tooltip="The word's vectors, from Bespoke Train Textual Inversion."),
-                io.String.Input("name", default="my-word", tooltip="What prompts call it: embedding:NAME. It wins over a file of that name."),
+                io.String.Input(
+                    "name",
+                    default="my-word",
+                    tooltip="What prompts call it: embedding:NAME. It wins over a file of that name.",
+                ),
             ],
             outputs=[
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder that knows the word."),
-                io.String.Output("prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."),
+                io.String.Output(
+                    "prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     @names_itself
@@ -176,18 +283,34 @@ class InspectEmbedding(io.ComfyNode):
             node_id="BespokeInspectEmbedding",
             display_name="Bespoke Inspect Embedding",
             category="Bespoke/textual inversion",
-            description="Says what a learned word is near to in the text encoder's vocabulary, and how long its vectors are.",
+            description=(
+                "Says what a learned word is near to in the text encoder's vocabulary, and how long its vectors are."
+            ),
             search_aliases=["embedding info", "nearest words", "inspect textual inversion"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder that the word was learned for."),
-                io.Combo.Input("embedding_name", options=[NONE, *folder_paths.get_filename_list("embeddings")], tooltip="A .safetensors file in ComfyUI's embeddings folder. Not used when an embedding is wired in."),
+                io.Combo.Input(
+                    "embedding_name",
+                    options=[NONE, *folder_paths.get_filename_list("embeddings")],
+                    tooltip=(
+                        "A .safetensors file in ComfyUI's embeddings folder. Not used when an embedding is wired in."
+                    ),
+                ),
                 Embedding.Input("embedding", optional=True, tooltip="A word on the wire; it wins over embedding_name."),
             ],
             outputs=[
-                io.String.Output("report", display_name="report", tooltip="Nearest words and lengths of every vector, and the file's metadata."),
-                io.Image.Output("plot", display_name="plot", tooltip="The nearest words of each vector and its length beside the vocabulary's."),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="Nearest words and lengths of every vector, and the file's metadata.",
+                ),
+                io.Image.Output(
+                    "plot",
+                    display_name="plot",
+                    tooltip="The nearest words of each vector and its length beside the vocabulary's.",
+                ),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, embedding_name, **_):
@@ -208,4 +331,6 @@ class InspectEmbedding(io.ComfyNode):
             name = embedding_name
             vectors, meta = read_embedding(Path(path), clip)
         near = neighbours(fitting(name, vectors, clip), clip)
-        return io.NodeOutput(describe(name, near, meta), plot(name, near), ui={"bespoke_words": [asdict(one) for one in near]})
+        return io.NodeOutput(
+            describe(name, near, meta), plot(name, near), ui={"bespoke_words": [asdict(one) for one in near]}
+        )

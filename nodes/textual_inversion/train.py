@@ -55,8 +55,11 @@ class InversionRequest:
         check_name(self.name)
         check_range("vectors", self.vectors)
         check_range("norm_limit", self.norm_limit)
-        for name, value, choices in (("init", self.init, INITS), ("template", self.template, TEMPLATES),
-                                     ("precision", self.precision, PRECISIONS)):  # fmt: skip
+        for name, value, choices in (
+            ("init", self.init, INITS),
+            ("template", self.template, TEMPLATES),
+            ("precision", self.precision, PRECISIONS),
+        ):
             check_choice(name, value, choices)
 
     def settings(self) -> dict:
@@ -75,8 +78,15 @@ class Learned:
     report: str
 
 
-def train_word(model, clip, vae, images: ImageSet, request: InversionRequest, settings: SamplerSettings | None = None,
-               save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, embedding, run: None) -> Learned:  # fmt: skip
+def train_word(
+    model,
+    clip,
+    vae,
+    images: ImageSet,
+    request: InversionRequest,
+    settings: SamplerSettings | None = None,
+    save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, embedding, run: None,
+) -> Learned:
     """Learn the word. No weight of model, CLIP or VAE changes.
 
     settings: how sample images are drawn. save: called with (step, embedding, run) for what is saved on the way.
@@ -97,9 +107,16 @@ def gather(model, clip, vae, images: ImageSet, request: InversionRequest) -> Mat
     return Material(pictures, images.fingerprint, models_digest(model, clip, vae), noted)
 
 
-def fit_word(model, clip, vae, material: Material, request: InversionRequest, settings: SamplerSettings | None = None,
-             save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, embedding, run: None,
-             where: Surroundings | None = None) -> Learned:  # fmt: skip
+def fit_word(
+    model,
+    clip,
+    vae,
+    material: Material,
+    request: InversionRequest,
+    settings: SamplerSettings | None = None,
+    save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, embedding, run: None,
+    where: Surroundings | None = None,
+) -> Learned:
     """`train_word` on what was gathered. vae: needed where samples are drawn.
 
     where: the page's process, or one of several that train together and all call this.
@@ -109,7 +126,9 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
     parts = encoders(clip)
     tables = {key: vocabulary(encoder) for key, (_, encoder) in parts.items()}
     start = {
-        key: start_vectors(tables[key], token_ids(tokenizer, request.init_text), request.vectors, request.init, config.seed)
+        key: start_vectors(
+            tables[key], token_ids(tokenizer, request.init_text), request.vectors, request.init, config.seed
+        )
         for key, (tokenizer, _) in parts.items()
     }
     limits = {key: request.norm_limit * float(table.norm(dim=-1).median()) for key, table in tables.items()}
@@ -120,7 +139,10 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
     memory = Plan()
     if not where.sharded:
         memory = plan(model, lambda: step_memory(model, clip, pictures, max(1, len(share)), compute))
-    with opened_for_training(model, request.precision, leave_free=memory.leave_free) as denoiser, opened_text(clip, compute) as text:
+    with (
+        opened_for_training(model, request.precision, leave_free=memory.leave_free) as denoiser,
+        opened_text(clip, compute) as text,
+    ):
         denoiser.reload()  # the text encoder may have taken its place
         run.prediction = denoiser.prediction
         where.prepare(denoiser)
@@ -132,17 +154,27 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
         def fit(part: Part) -> dict[str, Tensor]:
             learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
             part.run.trained = sum(vectors.numel() for vectors in learned.vectors.values())
-            speaking = clip_with_word(clip, request.name, {key: (lambda key=key: learned.vectors[key]) for key in start})
+            speaking = clip_with_word(
+                clip, request.name, {key: (lambda key=key: learned.vectors[key]) for key in start}
+            )
 
             def batch_loss(batch: Batch, seed: int, micro: int) -> Tensor:
                 sentences = [
                     prompt_for(request.template, pictures.items[index].caption, word, seed, micro, place)
                     for place, index in zip(batch.places, batch.indices, strict=True)
                 ]
-                conditioning = join([
-                    model_conds(denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device)
-                    for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
-                ])  # fmt: skip
+                conditioning = join(
+                    [
+                        model_conds(
+                            denoiser.base,
+                            cond,
+                            extra | pictures.facts(index),
+                            pictures.data.latents[index],
+                            denoiser.device,
+                        )
+                        for index, (cond, extra) in zip(batch.indices, text.encode(sentences, speaking), strict=True)
+                    ]
+                )
                 sigma = denoiser.sigma(batch.u)
                 return denoising_loss(
                     denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, config.loss_weighting
@@ -151,7 +183,9 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
             def loss_of(micro: int) -> Tensor | None:
                 if not share:
                     return None
-                batch = pictures.data.batch(config, micro, denoiser.device, part.trained_on, places=share, levels=levels)
+                batch = pictures.data.batch(
+                    config, micro, denoiser.device, part.trained_on, places=share, levels=levels
+                )
                 return batch.share_of_mean(batch_loss(batch, config.seed, micro))
 
             def for_sample() -> tuple[list, list]:
@@ -167,14 +201,18 @@ def fit_word(model, clip, vae, material: Material, request: InversionRequest, se
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
             outlets = Outlets(
-                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory.said, lambda step, state: save(step, state, part.run), sample,
+                lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory.said,
+                lambda step, state: save(step, state, part.run),
+                sample,
                 [*denoiser.base.parameters(), *text.model.parameters(), *pictures.data.latents],
-            )  # fmt: skip
+            )
             return follow(learned, loss_of, part.config, part.run, outlets, score, request.resume, part.until, where)
 
         embedding, run = in_rotation(pictures, config, run, fit)
     if [*map(identity.checksum, weights)] != before:
-        raise RuntimeError("a weight of the models changed during the training; this is a fault of Bespoke, please report it")
+        raise RuntimeError(
+            "a weight of the models changed during the training; this is a fault of Bespoke, please report it"
+        )
     return Learned(embedding, start, run, describe(run, request, embedding, start, parts, tables))
 
 
@@ -186,9 +224,14 @@ def step_memory(model, clip, pictures: Pictures, count: int, compute: torch.dtyp
     latent = pictures.data.latents[pictures.largest()]
     one = model_conds(model.model, *encode_prompts(clip, ["a photo"])["a photo"], latent, torch.device("cpu"))
     return forecast(
-        model.model, latent.expand(count, *latent.shape[1:]), join([one] * count), None, compute, False,
+        model.model,
+        latent.expand(count, *latent.shape[1:]),
+        join([one] * count),
+        None,
+        compute,
+        False,
         OPTIMIZER_BYTES["AdamW"],
-    )  # fmt: skip
+    )
 
 
 def preflight(run: Run, request: InversionRequest, cost: StepCost, steps: int) -> str:
@@ -196,7 +239,8 @@ def preflight(run: Run, request: InversionRequest, cost: StepCost, steps: int) -
     config = request.train
     return (
         f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {steps} steps of "
-        f"{config.images_per_step}, each of {run.images} pictures seen about {passes(run.images, steps, config.images_per_step):.0f} "
+        f"{config.images_per_step}, each of {run.images} pictures seen about "
+        f"{passes(run.images, steps, config.images_per_step):.0f} "
         f"times; about {in_words(cost.seconds * config.gradient_accumulation * steps)}; "
         f"{cost.kept / 2**20:.0f} MB beside the models"
     )
@@ -207,7 +251,10 @@ def describe(run, request, embedding, start, parts, tables) -> str:
     losses, config = run.losses, request.train
     first, last = run.quarters()
     lines = [
-        f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; 0 weights changed (hash equal).",
+        (
+            f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; 0 weights changed "
+            "(hash equal)."
+        ),
         f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of "
         f"{run.images} pictures was seen about "
         f"{passes(run.images, len(losses), config.images_per_step):.0f} times.",
@@ -218,7 +265,8 @@ def describe(run, request, embedding, start, parts, tables) -> str:
         tokenizer, table = parts[key][0], tables[key]
         moved = (vectors - start[key]).norm(dim=-1).mean()
         lines.append(
-            f"{key}: length {vectors.norm(dim=-1).mean():.3f} (the vocabulary's median is {table.norm(dim=-1).median():.3f}), "
+            f"{key}: length {vectors.norm(dim=-1).mean():.3f} (the vocabulary's median is "
+            f"{table.norm(dim=-1).median():.3f}), "
             f"moved {moved:.3f} from its start."
         )
         for i, vector in enumerate(vectors):

@@ -3,7 +3,8 @@
     python3 dev.py test -m bench tests/bench/bench_inject.py -s
 
 Each pair alternates on the same files and model, from the file to the weights in place; medians of the ratios are
-printed, with the smallest and largest, and beside them those of the processor's time, which a busy machine disturbs less.
+printed, with the smallest and largest, and beside them those of the processor's time, which a busy machine disturbs
+less.
 $BESPOKE_BENCH_ROUNDS (5) says how often.
 """
 
@@ -40,7 +41,8 @@ def model(comfyui):
 
 @pytest.fixture(scope="module")
 def files(model, comfyui):
-    """Ten rank-16 LoRAs of all attention and feed-forward layers, in kohya's names, in half precision as people save."""
+    """Ten rank-16 LoRAs of all attention and feed-forward layers, in kohya's names, in half precision as people
+    save."""
     layers = tiny.linear_layers(model, "transformer_blocks")
     names = []
     for seed in range(TEN):
@@ -72,8 +74,10 @@ def told(title, target, spent):
     (a, _), (b, _) = (map(statistics.median, zip(*way, strict=True)) for way in spent)
     wall, cpu = ([two[i] / one[i] for one, two in zip(*spent, strict=True)] for i in (0, 1))
     print(
-        f"\n{title}: {a:.3f} s and {b:.3f} s, ratio {statistics.median(wall):.2f} ({min(wall):.2f} to {max(wall):.2f}), "
-        f"of processor time {statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f}), {len(wall)} rounds; target {target}"
+        f"\n{title}: {a:.3f} s and {b:.3f} s, ratio {statistics.median(wall):.2f} ({min(wall):.2f} to "
+        f"{max(wall):.2f}), "
+        f"of processor time {statistics.median(cpu):.2f} ({min(cpu):.2f} to {max(cpu):.2f}), {len(wall)} rounds; "
+        f"target {target}"
     )
 
 
@@ -100,20 +104,32 @@ def race(title, target, theirs, ours, before):
 
 def test_one_lora(run_node, model, files):
     def core():
-        load(run_node("LoraLoader", model=model, clip=None, lora_name=files[0], strength_model=1.0, strength_clip=0.0)[0])
+        load(
+            run_node("LoraLoader", model=model, clip=None, lora_name=files[0], strength_model=1.0, strength_clip=0.0)[0]
+        )
 
     def ours():
         load(run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0)[0])
 
-    race("inject one LoRA, core's LoraLoader and Bespoke Inject LoRA, with merging", "at most 1.00", core, ours, lambda: load(model))
+    race(
+        "inject one LoRA, core's LoraLoader and Bespoke Inject LoRA, with merging",
+        "at most 1.00",
+        core,
+        ours,
+        lambda: load(model),
+    )
 
 
 def test_one_lora_without_merging(run_node, model, files):
     race(
-        "the nodes alone, LoraLoader and Bespoke Inject LoRA", "none",
-        lambda: run_node("LoraLoader", model=model, clip=None, lora_name=files[0], strength_model=1.0, strength_clip=0.0),
-        lambda: run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0), lambda: None,
-    )  # fmt: skip
+        "the nodes alone, LoraLoader and Bespoke Inject LoRA",
+        "none",
+        lambda: run_node(
+            "LoraLoader", model=model, clip=None, lora_name=files[0], strength_model=1.0, strength_clip=0.0
+        ),
+        lambda: run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0),
+        lambda: None,
+    )
 
 
 def test_ten_loras(run_node, model, files):
@@ -128,7 +144,13 @@ def test_ten_loras(run_node, model, files):
         lora, *_ = run_node("BespokeComposeLoras", loras=loras, strengths="0.3\n" * TEN)
         load(run_node("BespokeInjectLora", model=model, lora_name="none", lora=lora, strength_model=1.0)[0])
 
-    race("ten LoRAs, ten LoraLoaders and Bespoke Compose LoRAs with one Bespoke Inject LoRA, with merging", "at most 0.50", core, ours, lambda: load(model))
+    race(
+        "ten LoRAs, ten LoraLoaders and Bespoke Compose LoRAs with one Bespoke Inject LoRA, with merging",
+        "at most 0.50",
+        core,
+        ours,
+        lambda: load(model),
+    )
 
 
 def storages():
@@ -143,7 +165,10 @@ def storages():
 
 
 def test_a_step_of_bypass_and_its_memory(run_node, model, files):
-    merged, beside = (run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0, mode=mode)[0] for mode in ("merge", "bypass"))
+    merged, beside = (
+        run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0, mode=mode)[0]
+        for mode in ("merge", "bypass")
+    )
     x, context, sigma = torch.randn(2, 4, CELLS, CELLS), torch.randn(2, 77, 768), torch.full((2,), 2.0)
 
     def step(at):
@@ -165,7 +190,10 @@ def test_a_step_of_bypass_and_its_memory(run_node, model, files):
     step(load(beside))
     extra = storages() - before
     size = sum(t.numel() * t.element_size() for t in safetensors.torch.load_file(_path(files[0])).values())
-    print(f"memory of bypass: {extra / 2**20:.1f} MiB beyond the model, the LoRA's own {size / 2**20:.1f} MiB, ratio {extra / size:.2f} (target at most 1)")
+    print(
+        f"memory of bypass: {extra / 2**20:.1f} MiB beyond the model, the LoRA's own {size / 2**20:.1f} MiB, ratio "
+        f"{extra / size:.2f} (target at most 1)"
+    )
 
 
 def _path(name):

@@ -63,7 +63,8 @@ def contour(inside, distance):
 
 
 def steps_across(image, inside, distances, unit=1):
-    """|differences| [any] between neighbours of image [B, C, h, w] that a contour at a distance from a border separates.
+    """|differences| [any] between neighbours of image [B, C, h, w] that a contour at a distance from a border
+    separates.
 
     inside [h, w]; distances in units of `unit` cells or pixels, positive outward.
     """
@@ -174,7 +175,8 @@ def test_seam_in_latents(run_node):
     assert max(accurate.values()) <= TARGET, max(accurate, key=accurate.get)
 
 
-# --- In pixels ----------------------------------------------------------------------------------------------------------
+# --- In pixels
+# ----------------------------------------------------------------------------------------------------------
 
 
 def decode(latent):
@@ -251,7 +253,8 @@ def test_seam_in_pixels(run_node, spectrum):
     assert max(ours.values()) <= TARGET, max(ours, key=ours.get)
 
 
-# --- Outside --------------------------------------------------------------------------------------------------------------
+# --- Outside
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_outside_the_mask(run_node):

@@ -24,8 +24,16 @@ def train(run_node, models, seed, **changes):
     from helpers import sprite_set  # imports ComfyUI, which is there only now
 
     model, clip, vae = models
-    settings = dict(images=sprite_set(seed, 10, side=64, colour="teal"), steps=40, batch_size=2, rank=4, alpha=4.0, precision="fp32",
-                    resume=False, seed=seed)  # fmt: skip
+    settings = dict(
+        images=sprite_set(seed, 10, side=64, colour="teal"),
+        steps=40,
+        batch_size=2,
+        rank=4,
+        alpha=4.0,
+        precision="fp32",
+        resume=False,
+        seed=seed,
+    )
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, **settings | changes)
 
 
@@ -57,7 +65,11 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
     assert quarters[3] < 1.15 * quarters[0]
 
 
-@pytest.mark.parametrize("settings", [{}, {"validation": 2, "ema": 0.9, "sample_every": 20, "save_every": 20, "train_text_encoder": True}], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"validation": 2, "ema": 0.9, "sample_every": 20, "save_every": 20, "train_text_encoder": True}],
+    ids=["plain", "everything"],
+)
 def test_ten_trainings_leave_little_memory(models, run_node, settings):
     """Each of its own pictures, so that what is kept by content is kept anew."""
     from bespoke.nodes.bridge.runs.follow import memory_mb

@@ -3,7 +3,8 @@
     python3 dev.py test -m bench tests/bench/bench_lora_concept.py -s
 
 Both teach the small model the colour teal from the same 12 pictures at the same rank, targets and batch of 4; diffusers
-in float32, its scripts' default, this pack once in float32 too and once as it comes. This pack has its defaults, but for
+in float32, its scripts' default, this pack once in float32 too and once as it comes. This pack has its defaults, but
+for
 the learning rate: the default is one for SD1.5 and SDXL, where diffusers' scripts have the same 1e-4, and the small
 model wants ten times that here and forty times that there. Both are scored on the same four other pictures, at the same
 noise levels with the same noises. The level to reach is the lowest loss that diffusers gets to in its steps at its best
@@ -74,7 +75,12 @@ def curve_of_diffusers(small, checkpoint, sets, rate: float, seed: int) -> dict[
     count = len(latents)
     data = LatentSet([*latents[:, None], *others[:, None]], [None] * (count + len(others)))
     scored = [
-        (batch.latent, batch.noise, (batch.u * 1000).long(), their_contexts[batch.indices[0] - count].expand(len(batch.u), -1, -1))
+        (
+            batch.latent,
+            batch.noise,
+            (batch.u * 1000).long(),
+            their_contexts[batch.indices[0] - count].expand(len(batch.u), -1, -1),
+        )
         for batch in grid(data, range(count, count + len(others)), torch.device("cpu"))
     ]
     run = peers.PeftLora(peers.diffusers_unet(checkpoint), latents, contexts, BATCH, rate, STEPS, RANK, seed)
@@ -89,9 +95,24 @@ def curve_of_diffusers(small, checkpoint, sets, rate: float, seed: int) -> dict[
 def curve_of_ours(small, run_node, sets, seed: int, **changes) -> dict[int, float]:
     model, clip, vae = small
     *_, run, _, _ = run_node(
-        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sets[0], validation_images=sets[1], seed=seed,
-        **{"learning_rate": OURS, "precision": "fp32", "steps": STEPS, "batch_size": BATCH, "rank": RANK, "alpha": float(RANK), "resume": False} | changes,
-    )  # fmt: skip
+        "BespokeTrainLora",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sets[0],
+        validation_images=sets[1],
+        seed=seed,
+        **{
+            "learning_rate": OURS,
+            "precision": "fp32",
+            "steps": STEPS,
+            "batch_size": BATCH,
+            "rank": RANK,
+            "alpha": float(RANK),
+            "resume": False,
+        }
+        | changes,
+    )
     return dict(run.held_out)
 
 
@@ -113,9 +134,19 @@ def seconds_a_step(small, run_node, checkpoint, sets, precision: str) -> tuple[f
     times = []
     for number in range(6):
         *_, run, _, _ = run_node(
-            "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sets[0], seed=number, precision=precision, steps=4,
-            batch_size=BATCH, rank=RANK, alpha=float(RANK), resume=False,
-        )  # fmt: skip
+            "BespokeTrainLora",
+            model=model,
+            clip=clip,
+            vae=vae,
+            images=sets[0],
+            seed=number,
+            precision=precision,
+            steps=4,
+            batch_size=BATCH,
+            rank=RANK,
+            alpha=float(RANK),
+            resume=False,
+        )
         times.append((run.seconds / 4, peers.seconds(theirs.step, 4)[1]))
     return tuple(statistics.median(t) for t in zip(*times[1:], strict=True))
 
@@ -132,7 +163,11 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch,
     from bespoke.training.config import TrainConfig
 
     monkeypatch.setattr(TrainConfig, "validate_every", EVERY)
-    print(f"\n{STEPS} steps of {BATCH}, {SEEDS} seeds, this pack in {precision}\n{'seed':>4} {'diffusers: lowest loss at ' + ', '.join(f'{r:g}' for r in RATES):>55} {'at step':>8} {'this pack: lowest':>18} {'at level':>9}")
+    print(
+        f"\n{STEPS} steps of {BATCH}, {SEEDS} seeds, this pack in {precision}\n{'seed':>4} "
+        f"{'diffusers: lowest loss at ' + ', '.join(f'{r:g}' for r in RATES):>55} {'at step':>8} "
+        f"{'this pack: lowest':>18} {'at level':>9}"
+    )
     needed, runs = [], []
     for seed in range(SEEDS):
         for rate in RATES:
@@ -140,13 +175,18 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch,
                 known[rate, seed] = curve_of_diffusers(small, small_checkpoint, sets, rate, seed)
         theirs = {rate: known[rate, seed] for rate in RATES}
         ours = curve_of_ours(small, run_node, sets, seed, precision=precision)
-        assert ours[0] == pytest.approx(theirs[RATES[0]][0], rel=1e-3 if precision == "fp32" else 1e-2)  # the same base, scored the same
+        assert ours[0] == pytest.approx(
+            theirs[RATES[0]][0], rel=1e-3 if precision == "fp32" else 1e-2
+        )  # the same base, scored the same
         best = min(theirs, key=lambda rate: min(theirs[rate].values()))
         runs.append((theirs, ours))
         level = min(theirs[best].values())
         needed.append((reached(theirs[best], level), reached(ours, level)))
         lows = ", ".join(f"{min(curve.values()):.5f}" for curve in theirs.values())
-        print(f"{seed:>4} {lows:>55} {needed[-1][0]:>8} {min(ours.values()):>18.5f} {needed[-1][1]:>9}  (base {ours[0]:.5f})")
+        print(
+            f"{seed:>4} {lows:>55} {needed[-1][0]:>8} {min(ours.values()):>18.5f} {needed[-1][1]:>9}  (base "
+            f"{ours[0]:.5f})"
+        )
     theirs, ours = {rate: mean_curve(t[rate] for t, _ in runs) for rate in RATES}, mean_curve(o for _, o in runs)
     best = min(theirs, key=lambda rate: min(theirs[rate].values()))
     level = min(theirs[best].values())
@@ -155,7 +195,10 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch,
     print(f"mean {lows:>55} {needed[-1][0]:>8} {min(ours.values()):>18.5f} {needed[-1][1]:>9}")
     mine, other = seconds_a_step(small, run_node, small_checkpoint, sets, precision)
     ratios = [ours * mine / (theirs * other) for theirs, ours in needed]
-    print(f"a step: this pack {mine:.3f} s, diffusers {other:.3f} s; wall time to the level over diffusers': {', '.join(f'{r:.2f}' for r in ratios)}")
+    print(
+        f"a step: this pack {mine:.3f} s, diffusers {other:.3f} s; wall time to the level over diffusers': "
+        f"{', '.join(f'{r:.2f}' for r in ratios)}"
+    )
     assert best not in (RATES[0], RATES[-1])  # its best lies within the three
     assert ratios[-1] <= 2 / 3
 
@@ -234,7 +277,10 @@ def test_what_helps(small, run_node, sets, monkeypatch):
 
     monkeypatch.setattr(TrainConfig, "validate_every", EVERY)
     marks = [max(EVERY, round(STEPS * part / EVERY) * EVERY) for part in (0.25, 0.5, 0.75, 1.0)]
-    print(f"\nheld-out loss over the base's, {STEPS} steps of {BATCH}, mean of {SEEDS} seeds\n{'':30}" + "".join(f"step {m:<6}" for m in marks))
+    print(
+        f"\nheld-out loss over the base's, {STEPS} steps of {BATCH}, mean of {SEEDS} seeds\n{'':30}"
+        + "".join(f"step {m:<6}" for m in marks)
+    )
     for name, (settings, changes) in variants().items():
         rows = []
         for seed in range(SEEDS):
@@ -243,4 +289,7 @@ def test_what_helps(small, run_node, sets, monkeypatch):
                     patch.setattr(place, what, value)
                 curve = curve_of_ours(small, run_node, sets, seed, **{"precision": "auto"} | settings)
             rows.append([curve[mark] / curve[0] for mark in marks])
-        print(f"{name:30}" + "".join(f"{statistics.mean(column):<11.3f}" for column in zip(*rows, strict=True)), flush=True)
+        print(
+            f"{name:30}" + "".join(f"{statistics.mean(column):<11.3f}" for column in zip(*rows, strict=True)),
+            flush=True,
+        )

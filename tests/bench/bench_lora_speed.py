@@ -1,4 +1,5 @@
-"""Seconds and memory of a LoRA training step: this pack beside ComfyUI's own trainer, diffusers with PEFT, and the bare network.
+"""Seconds and memory of a LoRA training step: this pack beside ComfyUI's own trainer, diffusers with PEFT, and the bare
+network.
 
     python3 dev.py test -m bench tests/bench/bench_lora_speed.py -s
 
@@ -6,7 +7,8 @@ All train the small model at the same pictures, batch, rank and precision (float
 medians of the rounds' ratios are printed. Core's TrainLoraNode (bypass mode) trains every layer that it finds, which
 cannot be chosen there. diffusers with PEFT trains the same projections of the same weights, with latents and
 conditionings ready-made. "bare" is ComfyUI's U-Net as it comes, forward and backward down to the first cross-attention,
-with no adapter, loss or optimiser. Processor time is what counts (wall time beside it): other work on the machine hardly
+with no adapter, loss or optimiser. Processor time is what counts (wall time beside it): other work on the machine
+hardly
 enters it. Peak memory is what torch's allocator holds at most beyond what was there before.
 """
 
@@ -56,19 +58,51 @@ class Contest:
 
     def ours(self, steps: int) -> tuple[float, float]:
         model, clip, vae = self.models
-        return peers.steps_of(lambda: self.run_node(
-            "BespokeTrainLora", model=model, clip=clip, vae=vae, images=self.images, steps=steps + 1, batch_size=self.batch,
-            rank=8, alpha=8.0, learning_rate=1e-4, seed=0, precision=self.precision, resume=False,
-        ))  # fmt: skip
+        return peers.steps_of(
+            lambda: self.run_node(
+                "BespokeTrainLora",
+                model=model,
+                clip=clip,
+                vae=vae,
+                images=self.images,
+                steps=steps + 1,
+                batch_size=self.batch,
+                rank=8,
+                alpha=8.0,
+                learning_rate=1e-4,
+                seed=0,
+                precision=self.precision,
+                resume=False,
+            )
+        )
 
     def core(self, steps: int) -> tuple[float, float]:
-        return peers.steps_of(lambda: self.run_node(
-            "TrainLoraNode", model=[self.models[0]], latents=[{"samples": torch.cat(self.latents)}], positive=[self.positive],
-            batch_size=[self.batch], grad_accumulation_steps=[1], steps=[steps + 1], learning_rate=[1e-4], rank=[8],
-            optimizer=["AdamW"], loss_function=["MSE"], seed=[0], training_dtype=["fp32"], lora_dtype=["fp32"],
-            quantized_backward=[False], algorithm=["LoRA"], gradient_checkpointing=[False], checkpoint_depth=[1],
-            offloading=[False], existing_lora=["[None]"], bucket_mode=[False], bypass_mode=[True],
-        ))  # fmt: skip
+        return peers.steps_of(
+            lambda: self.run_node(
+                "TrainLoraNode",
+                model=[self.models[0]],
+                latents=[{"samples": torch.cat(self.latents)}],
+                positive=[self.positive],
+                batch_size=[self.batch],
+                grad_accumulation_steps=[1],
+                steps=[steps + 1],
+                learning_rate=[1e-4],
+                rank=[8],
+                optimizer=["AdamW"],
+                loss_function=["MSE"],
+                seed=[0],
+                training_dtype=["fp32"],
+                lora_dtype=["fp32"],
+                quantized_backward=[False],
+                algorithm=["LoRA"],
+                gradient_checkpointing=[False],
+                checkpoint_depth=[1],
+                offloading=[False],
+                existing_lora=["[None]"],
+                bucket_mode=[False],
+                bypass_mode=[True],
+            )
+        )
 
     def diffusers(self, steps: int) -> tuple[float, float]:
         return peers.seconds(self.peft.step, steps)
@@ -92,11 +126,17 @@ def run_contest(contest: Contest, names: list[str], rounds: int, steps: int) -> 
             times[name].append(getattr(contest, name)(steps))
 
     def medians(kind: int) -> dict[str, float]:
-        return {n: statistics.median(t[kind] / mine[kind] for mine, t in zip(times["ours"], times[n], strict=True)) for n in names}
+        return {
+            n: statistics.median(t[kind] / mine[kind] for mine, t in zip(times["ours"], times[n], strict=True))
+            for n in names
+        }
 
     ratios, wall = medians(0), medians(1)
     shown = ", ".join(f"{name} {statistics.median(t[0] for t in values):.3f}" for name, values in times.items())
-    print(f"processor seconds a step: {shown}; beside this pack: {', '.join(f'{n} {r:.2f} x (wall {wall[n]:.2f} x)' for n, r in ratios.items())}")
+    print(
+        f"processor seconds a step: {shown}; beside this pack: "
+        f"{', '.join(f'{n} {r:.2f} x (wall {wall[n]:.2f} x)' for n, r in ratios.items())}"
+    )
     return ratios
 
 
@@ -133,7 +173,8 @@ def test_in_bfloat16(small, run_node, small_checkpoint, batch):
 
 @pytest.mark.parametrize(("batch", "least"), [(1, 1.0), (4, 1.25)])
 def test_each_as_it_comes(small, run_node, small_checkpoint, batch, least):
-    """This pack's precision is `auto`, bfloat16 where the processor multiplies it; that of diffusers' script is float32."""
+    """This pack's precision is `auto`, bfloat16 where the processor multiplies it; that of diffusers' script is
+    float32."""
     if not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor multiplies no bfloat16, so both compute in float32")
     contest = Contest(small, run_node, small_checkpoint, batch, 16, "auto")
@@ -149,6 +190,9 @@ def test_peak_memory(small, run_node, small_checkpoint, batch):
     ours = peers.peak_mb(lambda: contest.ours(1))
     core = peers.peak_mb(lambda: contest.core(1))
     diffusers = peers.peak_mb(contest.peft_anew)
-    print(f"\npeak memory at batch {batch}: this pack {ours:.0f} MB, core {core:.0f} MB, diffusers with PEFT {diffusers:.0f} MB")
+    print(
+        f"\npeak memory at batch {batch}: this pack {ours:.0f} MB, core {core:.0f} MB, diffusers with PEFT "
+        f"{diffusers:.0f} MB"
+    )
     assert ours <= core
     assert ours <= diffusers

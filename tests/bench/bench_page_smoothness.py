@@ -2,7 +2,8 @@
 
     python3 dev.py test tests/bench/bench_page_smoothness.py -m bench -s
 
-Each update is timed in the page itself, by the clock: taking the event in, the panel's part of the frame that draws it, the
+Each update is timed in the page itself, by the clock: taking the event in, the panel's part of the frame that draws it,
+the
 curve's pixels, and the style and layout that the changed texts ask for. What the browser takes to put a frame on the
 screen at all is left out: ComfyUI draws one for every step, for its progress bar. Other work on the machine lengthens
 all of it, so the load is printed and the least is given beside the median.
@@ -25,16 +26,20 @@ sys.path.insert(0, str(ROOT / "tests" / "demo"))
 MOST_MS = 4.0
 SETUP = """(async () => {
   const path = String(%s.id), steps = 10000, id = "lora-0123456789ab";
-  const send = (kind, values) => app.api.dispatchCustomEvent("bespoke.run." + kind, { node_id: path, run_id: id, ...values });
-  const at = (step) => send("step", { step, steps, loss: 0.05 + 0.05 * Math.random(), loss_ema: 0.05 + 0.05 * Math.exp(-step / 3000), lr: 1e-3,
+  const send = (kind, values) => app.api.dispatchCustomEvent("bespoke.run." + kind, { node_id: path, run_id: id,
+    ...values });
+  const at = (step) => send("step", { step, steps, loss: 0.05 + 0.05 * Math.random(),
+    loss_ema: 0.05 + 0.05 * Math.exp(-step / 3000), lr: 1e-3,
     images_per_second: 31, eta_s: (steps - step) / 8, memory_mb: 1500 });
   send("start", { steps, text: "16 layers, 110,592 numbers; about 20 min" });
-  for (let step = 1; step <= 9800; step++) { at(step); if (step %% 100 === 0) send("validation", { step, loss: 0.06 + 0.01 * Math.random() }); }
+  for (let step = 1; step <= 9800; step++) { at(step); if (step %% 100 === 0) send("validation", { step,
+    loss: 0.06 + 0.01 * Math.random() }); }
   const frame = () => new Promise((done) => requestAnimationFrame(() => done(performance.now())));
   await frame(); await frame();
   const pause = () => new Promise((done) => setTimeout(done, 100));
   const panel = document.querySelector(".bespoke-training");
-  const settle = () => { const began = performance.now(); panel.offsetHeight; document.body.offsetHeight; return performance.now() - began; };
+  const settle = () => { const began = performance.now(); panel.offsetHeight; document.body.offsetHeight;
+    return performance.now() - began; };
   const costs = [];
   for (let step = 9801; step <= 10000; step++) {
     await frame();
@@ -76,11 +81,14 @@ def test_what_an_update_costs(look, tmp_path, small_checkpoint):
         workflow = json.loads((ROOT / "example_workflows" / "lora_train_and_use.json").read_text("utf-8"))
         page.load(for_small_model(workflow, server.get("/object_info")))
         page.tab.evaluate("""(() => { const G = app.rootGraph; for (let i = 0; G.nodes.length < 60; i++) {
-          const n = LiteGraph.createNode("KSampler"); n.pos = [(i % 10) * 320, 1200 + Math.floor(i / 10) * 320]; G.add(n); } })()""")
+          const n = LiteGraph.createNode("KSampler"); n.pos = [(i % 10) * 320, 1200 + Math.floor(i / 10) * 320];
+            G.add(n); } })()""")
         page.frame("BespokeTrainLora", 0.8)
         cost = measure(page)
     print(
-        f"\n{look}: ms an update: least {cost['least']:.2f}, median {cost['median']:.2f}, 95 % under {cost['p95']:.2f}, "
-        f"most {cost['most']:.2f} (limit {MOST_MS}; load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)"
+        f"\n{look}: ms an update: least {cost['least']:.2f}, median {cost['median']:.2f}, 95 % under "
+        f"{cost['p95']:.2f}, "
+        f"most {cost['most']:.2f} (limit {MOST_MS}; load of the machine {os.getloadavg()[0]:.1f} on "
+        f"{os.cpu_count()} cores)"
     )
     assert cost["median"] < MOST_MS

@@ -2,7 +2,8 @@
 
     python3 dev.py test -m bench tests/bench/bench_partial_denoise.py -s
 
-Both run the small model and alternate in one process, on one thread, in processor time. "besides" is what this node does
+Both run the small model and alternate in one process, on one thread, in processor time. "besides" is what this node
+does
 besides sampling (the plan, the noised start, the words) in milliseconds, the median of many runs without a network, so
 that no network's scatter lies over it. "ratio", which is checked, is 1 + that over KSampler's time with the network.
 Beside it stand the measured ratios with the network: of the least times, and the median and range of those to the
@@ -46,9 +47,20 @@ def ksampler(model, latent, condition, sigmas, steps, sampler, scheduler):
     noise = comfy.sample.prepare_noise(samples, 1)
     callback = latent_preview.prepare_callback(model, steps)
     return comfy.sample.sample(
-        model, noise, steps, 4.0, sampler, scheduler, condition, condition, samples, sigmas=sigmas.clone(),
-        callback=callback, disable_pbar=True, seed=1,
-    )  # fmt: skip
+        model,
+        noise,
+        steps,
+        4.0,
+        sampler,
+        scheduler,
+        condition,
+        condition,
+        samples,
+        sigmas=sigmas.clone(),
+        callback=callback,
+        disable_pbar=True,
+        seed=1,
+    )
 
 
 def timed(call):
@@ -81,9 +93,16 @@ def test_cost_beside_ksampler_on_the_same_sigmas(run_node, small):
     worst = 0.0
     for contract, exact_steps, strength, steps, sampler, scheduler in CASES:
         fixed = dict(
-            latent_image=latent, strength=strength, steps=steps, cfg=4.0, sampler_name=sampler, scheduler=scheduler,
-            seed=1, contract=contract, exact_steps=exact_steps,
-        )  # fmt: skip
+            latent_image=latent,
+            strength=strength,
+            steps=steps,
+            cfg=4.0,
+            sampler_name=sampler,
+            scheduler=scheduler,
+            seed=1,
+            contract=contract,
+            exact_steps=exact_steps,
+        )
         ours = lambda model, cond: run_node("BespokePartialDenoise", model=model, positive=cond, negative=cond, **fixed)  # noqa: E731
         theirs = lambda model, cond: ksampler(model, latent, cond, sigmas, steps, sampler, scheduler)  # noqa: E731
         _, (_, _, sigmas, _) = timed(lambda: ours(unet, none))

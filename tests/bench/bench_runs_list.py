@@ -3,7 +3,8 @@
     python3 dev.py test -m bench tests/bench/bench_runs_list.py -s
 
 The records are as an SDXL training writes them: the names of 280 layers, 1,000 losses, the held-out curve, and 45
-settings, more than there are today. Each row is the least of several rounds, with the JSON text that the server sends. "after an upgrade" has no summaries yet:
+settings, more than there are today. Each row is the least of several rounds, with the JSON text that the server sends.
+"after an upgrade" has no summaries yet:
 every record is read once. A page has to take less than `MOST_SECONDS` and `MOST_BYTES`, with an empty index too.
 """
 
@@ -49,13 +50,29 @@ def runs(comfyui, tmp_path_factory):
     ids = [f"lora-{number:012x}" for number in range(RUNS)]
     for number, run_id in enumerate(ids):
         run = Run(
-            run_id, "lora", settings | {"seed": draw.getrandbits(63), "sample_prompt": "a photo of sks person in a garden, soft light"},
-            "sd_xl_base_1.0.safetensors", 20, "sks person", {f"tag {i}": i for i in range(100)}, "1024x1024", "epsilon",
-            "stable-diffusion-xl-v1-base/lora", "0" * 64, "-2", 23_000_000, names=names,
-            losses=[draw.random() for _ in range(1000)], held_out=[(step, draw.random()) for step in range(0, 1001, 50)],
-            samples=[(step, f"{step:06}.png") for step in range(0, 1001, 100)], node=f"{number % 50}",
-            workflow=f"{draw.getrandbits(128):032x}", seconds=draw.random() * 3600, state="finished", started=1.7e9 + number,
-        )  # fmt: skip
+            run_id,
+            "lora",
+            settings | {"seed": draw.getrandbits(63), "sample_prompt": "a photo of sks person in a garden, soft light"},
+            "sd_xl_base_1.0.safetensors",
+            20,
+            "sks person",
+            {f"tag {i}": i for i in range(100)},
+            "1024x1024",
+            "epsilon",
+            "stable-diffusion-xl-v1-base/lora",
+            "0" * 64,
+            "-2",
+            23_000_000,
+            names=names,
+            losses=[draw.random() for _ in range(1000)],
+            held_out=[(step, draw.random()) for step in range(0, 1001, 50)],
+            samples=[(step, f"{step:06}.png") for step in range(0, 1001, 100)],
+            node=f"{number % 50}",
+            workflow=f"{draw.getrandbits(128):032x}",
+            seconds=draw.random() * 3600,
+            state="finished",
+            started=1.7e9 + number,
+        )
         RunStore(run_id).save_record(run)
     yield ids
     folder_paths.set_user_directory(before)

@@ -5,7 +5,8 @@
 Both learn one vector on the small model with the same weights, pictures and batch in float32, and take turns in one
 process; the medians of the rounds' ratios are printed. diffusers' loop gets its latents ready-made and has neither a
 data loader nor a VAE here, in its favour. "bare" is CLIP and U-Net forward and backward to the vector, with no loss, no
-optimiser and no sentences to tokenise. Processor time is what counts (wall time beside it). Peak memory is what torch's allocator holds at most beyond what was there before.
+optimiser and no sentences to tokenise. Processor time is what counts (wall time beside it). Peak memory is what torch's
+allocator holds at most beyond what was there before.
 """
 
 import statistics
@@ -47,7 +48,15 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
     latents, rows = torch.cat(latents), torch.tensor(rows)
     cat = encoders(clip)["clip_l"][0].tokenizer("cat")["input_ids"][1]
     rows[rows == cat] = WORD
-    recipe = (peers.diffusers_unet(small_checkpoint), peers.transformers_clip(small_checkpoint), latents, rows, WORD, batch, 5e-3)
+    recipe = (
+        peers.diffusers_unet(small_checkpoint),
+        peers.transformers_clip(small_checkpoint),
+        latents,
+        rows,
+        WORD,
+        batch,
+        5e-3,
+    )
     theirs = peers.DiffusersInversion(*recipe)
 
     def theirs_anew() -> None:
@@ -56,10 +65,25 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
             run.step()
 
     def ours(steps: int) -> tuple[float, float]:
-        return peers.steps_of(lambda: run_node(
-            "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="w", init_text="red", vectors=1,
-            steps=steps + 1, batch_size=batch, learning_rate=5e-3, seed=0, template="captions", precision="fp32", resume=False,
-        ))  # fmt: skip
+        return peers.steps_of(
+            lambda: run_node(
+                "BespokeTrainTextualInversion",
+                model=model,
+                clip=clip,
+                vae=vae,
+                images=images,
+                name="w",
+                init_text="red",
+                vectors=1,
+                steps=steps + 1,
+                batch_size=batch,
+                learning_rate=5e-3,
+                seed=0,
+                template="captions",
+                precision="fp32",
+                resume=False,
+            )
+        )
 
     vector = torch.nn.Parameter(vocabulary(encoders(clip)["clip_l"][1])[[WORD]].clone())
     speaking = clip_with_word(clip, "w", {"clip_l": lambda: vector})
@@ -85,14 +109,19 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
             for name in sorted(contenders, reverse=bool(number % 2)):
                 times[name].append(contenders[name](8 if batch == 1 else 4))
     ratio, wall = (
-        {name: statistics.median(b[kind] / a[kind] for a, b in zip(times["ours"], times[name], strict=True)) for name in times}
+        {
+            name: statistics.median(b[kind] / a[kind] for a, b in zip(times["ours"], times[name], strict=True))
+            for name in times
+        }
         for kind in (0, 1)
     )
     shown = ", ".join(f"{name} {statistics.median(t[0] for t in values):.3f}" for name, values in times.items())
     memory = peers.peak_mb(lambda: ours(1)), peers.peak_mb(theirs_anew)
     print(
-        f"\nbatch {batch}: processor seconds a step: {shown}; diffusers takes {ratio['diffusers']:.2f} x this pack's time (wall "
-        f"{wall['diffusers']:.2f} x), this pack {1 / ratio['bare']:.2f} x the bare networks'; peak memory {memory[0]:.0f} MB beside {memory[1]:.0f} MB (short whole runs)"
+        f"\nbatch {batch}: processor seconds a step: {shown}; diffusers takes {ratio['diffusers']:.2f} x this "
+        "pack's time (wall "
+        f"{wall['diffusers']:.2f} x), this pack {1 / ratio['bare']:.2f} x the bare networks'; peak memory "
+        f"{memory[0]:.0f} MB beside {memory[1]:.0f} MB (short whole runs)"
     )
     assert ratio["diffusers"] >= 1.3
     if batch == 4:

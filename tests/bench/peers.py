@@ -1,4 +1,5 @@
-"""What the benchmarks compare with: the same network in diffusers, trained as its documented scripts do, and the bare network.
+"""What the benchmarks compare with: the same network in diffusers, trained as its documented scripts do, and the bare
+network.
 
 Everything here runs on the same weights, latents, conditionings and noise schedule as this pack's own training. The
 peers get latents and conditionings ready-made, which their scripts compute anew at every step: that is left out of
@@ -26,10 +27,14 @@ def diffusers_unet(checkpoint: Path):
     weights = {key: value.float() for key, value in load_file(checkpoint).items() if key.startswith(start)}
     channels = weights[start + "time_embed.0.weight"].shape[1]
     unet = UNet2DConditionModel(
-        sample_size=16, block_out_channels=(channels, channels), layers_per_block=1, cross_attention_dim=768,
-        attention_head_dim=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        sample_size=16,
+        block_out_channels=(channels, channels),
+        layers_per_block=1,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
+    )
     unet.load_state_dict(convert_ldm_unet_checkpoint(weights, dict(unet.config)))
     return unet.requires_grad_(False)
 
@@ -42,15 +47,26 @@ def scheduler():
 
 
 class PeftLora:
-    """diffusers' train_text_to_image_lora.py with PEFT: uniform timesteps, MSE on the noise, AdamW, clipping, one call a step.
+    """diffusers' train_text_to_image_lora.py with PEFT: uniform timesteps, MSE on the noise, AdamW, clipping, one call
+    a step.
 
     latents: [N, 4, H, W], scaled. contexts: [N, 77, 768]. `step()` does one optimiser step and gives its loss;
     `held_out(batches)` the loss on a fixed grid of (latent, noise, timestep, context). bf16: as with
     --mixed_precision=bf16: the frozen weights in bfloat16, the adapters in float32, autocast around the network.
     """
 
-    def __init__(self, unet, latents: Tensor, contexts: Tensor, batch: int, learning_rate: float, steps: int, rank: int = 8, seed: int = 0,
-                 bf16: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        unet,
+        latents: Tensor,
+        contexts: Tensor,
+        batch: int,
+        learning_rate: float,
+        steps: int,
+        rank: int = 8,
+        seed: int = 0,
+        bf16: bool = False,
+    ):
         from diffusers.optimization import get_scheduler
         from peft import LoraConfig
 
@@ -66,7 +82,9 @@ class PeftLora:
             unet.to(torch.bfloat16)
             for parameter in self.parameters:
                 parameter.data = parameter.data.float()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8
+        )
         self.schedule = get_scheduler("cosine", self.optimizer, num_warmup_steps=0, num_training_steps=steps)
         self.noising, self.order = scheduler(), []
 
@@ -93,7 +111,9 @@ class PeftLora:
         self.unet.eval()
         losses = []
         for latent, noise, timesteps, context in batches:
-            predicted = self.unet(self.noising.add_noise(latent, noise, timesteps), timesteps, context, return_dict=False)[0]
+            predicted = self.unet(
+                self.noising.add_noise(latent, noise, timesteps), timesteps, context, return_dict=False
+            )[0]
             losses.append(torch.nn.functional.mse_loss(predicted, noise).item())
         self.unet.train()
         return sum(losses) / len(losses)
@@ -125,11 +145,14 @@ def seconds(step, count: int) -> tuple[float, float]:
 
 
 def steps_of(run) -> tuple[float, float]:
-    """(processor, wall) seconds a step of a node's run, from the first step's end to the last's, by ComfyUI's progress."""
+    """(processor, wall) seconds a step of a node's run, from the first step's end to the last's, by ComfyUI's
+    progress."""
     import comfy.utils
 
     stamps = []
-    comfy.utils.set_progress_bar_global_hook(lambda value, *_, **__: stamps.append((value, time.process_time(), time.perf_counter())))
+    comfy.utils.set_progress_bar_global_hook(
+        lambda value, *_, **__: stamps.append((value, time.process_time(), time.perf_counter()))
+    )
     try:
         run()
     finally:
@@ -140,7 +163,8 @@ def steps_of(run) -> tuple[float, float]:
 
 
 def peak_mb(step) -> float:
-    """The most memory that one call holds at a time beyond what is there before it, in MB, as torch's allocator counts it."""
+    """The most memory that one call holds at a time beyond what is there before it, in MB, as torch's allocator counts
+    it."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -158,9 +182,15 @@ def transformers_clip(checkpoint: Path):
     from safetensors.torch import load_file
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
+        )
+    )
     start = "cond_stage_model.transformer."
-    weights = {key.removeprefix(start): value.float() for key, value in load_file(checkpoint).items() if key.startswith(start)}
+    weights = {
+        key.removeprefix(start): value.float() for key, value in load_file(checkpoint).items() if key.startswith(start)
+    }
     if not any(key.startswith("text_model.") for key in text.state_dict()):
         weights = {key.removeprefix("text_model."): value for key, value in weights.items()}
     missing, unknown = text.load_state_dict(weights, strict=False)
@@ -170,18 +200,23 @@ def transformers_clip(checkpoint: Path):
 
 
 class DiffusersInversion:
-    """diffusers' textual_inversion.py: AdamW over the whole embedding table, whose other rows are put back after each step.
+    """diffusers' textual_inversion.py: AdamW over the whole embedding table, whose other rows are put back after each
+    step.
 
     latents: [N, 4, H, W], scaled. rows: [N, 77] token ids of the sentences; `word` is the row of the table that learns.
     """
 
-    def __init__(self, unet, text, latents: Tensor, rows: Tensor, word: int, batch: int, learning_rate: float, seed: int = 0):
+    def __init__(
+        self, unet, text, latents: Tensor, rows: Tensor, word: int, batch: int, learning_rate: float, seed: int = 0
+    ):
         torch.manual_seed(seed)
         self.unet, self.text, self.latents, self.rows, self.word, self.batch = unet, text, latents, rows, word, batch
         text.requires_grad_(False)
         self.table = text.get_input_embeddings().weight.requires_grad_(True)
         self.kept = self.table.data.clone()
-        self.optimizer = torch.optim.AdamW([self.table], lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
+        self.optimizer = torch.optim.AdamW(
+            [self.table], lr=learning_rate, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8
+        )
         self.noising = scheduler()
         text.train()
 

@@ -2,7 +2,8 @@
 
     python tests/browser/build_locales.py
 
-Run it again when a node or an input is added: what the glossary does not know stays in English, as ComfyUI does with it.
+Run it again when a node or an input is added: what the glossary does not know stays in English, as ComfyUI does with
+it.
 """
 
 from __future__ import annotations
@@ -23,16 +24,41 @@ TITLES = {
     "BespokeInspectLora": ("检查 LoRA", "LoRA を調べる", "Examiner un LoRA", "Examinar LoRA"),
     "BespokePartialDenoise": ("部分去噪", "部分ノイズ除去", "Débruitage partiel", "Eliminación parcial de ruido"),
     "BespokeStrengthSigmas": ("强度 sigma", "強度のシグマ", "Sigmas de force", "Sigmas de fuerza"),
-    "BespokeLatentMaskBlend": ("潜空间遮罩混合", "潜在マスクブレンド", "Mélange latent par masque", "Mezcla latente con máscara"),
-    "BespokeRestoreUnmasked": ("还原遮罩外", "マスク外を復元", "Restaurer hors du masque", "Restaurar fuera de la máscara"),
-    "BespokeTrainTextualInversion": ("训练文本反演", "Textual Inversion を学習", "Entraîner une inversion textuelle", "Entrenar inversión textual"),
+    "BespokeLatentMaskBlend": (
+        "潜空间遮罩混合",
+        "潜在マスクブレンド",
+        "Mélange latent par masque",
+        "Mezcla latente con máscara",
+    ),
+    "BespokeRestoreUnmasked": (
+        "还原遮罩外",
+        "マスク外を復元",
+        "Restaurer hors du masque",
+        "Restaurar fuera de la máscara",
+    ),
+    "BespokeTrainTextualInversion": (
+        "训练文本反演",
+        "Textual Inversion を学習",
+        "Entraîner une inversion textuelle",
+        "Entrenar inversión textual",
+    ),
     "BespokeSaveEmbedding": ("保存嵌入", "埋め込みを保存", "Enregistrer l'embedding", "Guardar embedding"),
     "BespokeApplyEmbedding": ("应用嵌入", "埋め込みを適用", "Appliquer l'embedding", "Aplicar embedding"),
     "BespokeInspectEmbedding": ("检查嵌入", "埋め込みを調べる", "Examiner l'embedding", "Examinar embedding"),
-    "BespokeExportLoraJob": ("导出 LoRA 任务", "LoRA ジョブを書き出す", "Exporter la tâche LoRA", "Exportar tarea LoRA"),
-    "BespokeExportTextualInversionJob": ("导出文本反演任务", "Textual Inversion ジョブを書き出す", "Exporter la tâche d'inversion textuelle", "Exportar tarea de inversión textual"),
+    "BespokeExportLoraJob": (
+        "导出 LoRA 任务",
+        "LoRA ジョブを書き出す",
+        "Exporter la tâche LoRA",
+        "Exportar tarea LoRA",
+    ),
+    "BespokeExportTextualInversionJob": (
+        "导出文本反演任务",
+        "Textual Inversion ジョブを書き出す",
+        "Exporter la tâche d'inversion textuelle",
+        "Exportar tarea de inversión textual",
+    ),
     "BespokeCompare": ("比较", "比較", "Comparer", "Comparar"),
-}  # fmt: skip
+}
 INPUTS = {
     "model": ("模型", "モデル", "modèle", "modelo"),
     "images": ("图片", "画像", "images", "imágenes"),
@@ -51,11 +77,21 @@ INPUTS = {
     "gradient_accumulation": ("梯度累积", "勾配累積", "accumulation du gradient", "acumulación de gradiente"),
     "max_grad_norm": ("最大梯度范数", "勾配ノルム上限", "norme max. du gradient", "norma máx. del gradiente"),
     "loss_weighting": ("损失加权", "損失の重み付け", "pondération de la perte", "ponderación de la pérdida"),
-    "timestep_sampling": ("时间步采样", "タイムステップの抽出", "tirage des pas de temps", "muestreo de pasos de tiempo"),
+    "timestep_sampling": (
+        "时间步采样",
+        "タイムステップの抽出",
+        "tirage des pas de temps",
+        "muestreo de pasos de tiempo",
+    ),
     "noise_offset": ("噪声偏移", "ノイズオフセット", "décalage du bruit", "desplazamiento del ruido"),
     "caption_dropout": ("描述丢弃率", "キャプション省略率", "légendes omises", "descripciones omitidas"),
     "precision": ("精度", "精度", "précision", "precisión"),
-    "gradient_checkpointing": ("梯度检查点", "勾配チェックポイント", "points de reprise du gradient", "puntos de control del gradiente"),
+    "gradient_checkpointing": (
+        "梯度检查点",
+        "勾配チェックポイント",
+        "points de reprise du gradient",
+        "puntos de control del gradiente",
+    ),
     "save_every": ("保存间隔", "保存間隔", "enregistrer toutes les", "guardar cada"),
     "sample_every": ("采样间隔", "サンプル間隔", "échantillon toutes les", "muestra cada"),
     "sample_prompt": ("采样提示词", "サンプルのプロンプト", "prompt d'échantillon", "prompt de muestra"),
@@ -63,8 +99,18 @@ INPUTS = {
     "resume": ("继续", "再開", "reprendre", "reanudar"),
     "prior_images": ("先验图片", "事前画像", "images a priori", "imágenes previas"),
     "prior_weight": ("先验权重", "事前画像の重み", "poids a priori", "peso previo"),
-    "train_text_encoder": ("训练文本编码器", "テキストエンコーダーも学習", "entraîner l'encodeur de texte", "entrenar el codificador de texto"),
-    "text_encoder_lr": ("文本编码器学习率", "テキストエンコーダーの学習率", "taux de l'encodeur de texte", "tasa del codificador de texto"),
+    "train_text_encoder": (
+        "训练文本编码器",
+        "テキストエンコーダーも学習",
+        "entraîner l'encodeur de texte",
+        "entrenar el codificador de texto",
+    ),
+    "text_encoder_lr": (
+        "文本编码器学习率",
+        "テキストエンコーダーの学習率",
+        "taux de l'encodeur de texte",
+        "tasa del codificador de texto",
+    ),
     "filename_prefix": ("文件名前缀", "ファイル名の頭", "préfixe du fichier", "prefijo del archivo"),
     "run": ("运行记录", "実行記録", "exécution", "ejecución"),
     "key_format": ("键名格式", "キー形式", "format des clés", "formato de claves"),
@@ -122,7 +168,7 @@ INPUTS = {
     "overwrite": ("覆盖", "上書き", "remplacer", "sobrescribir"),
     "format": ("格式", "形式", "format", "formato"),
     "labels": ("标签", "ラベル", "étiquettes", "etiquetas"),
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -132,7 +178,9 @@ def main() -> None:
         for node, schema in schemas.items():
             if node not in TITLES:
                 continue
-            known = {item["id"]: {"name": INPUTS[item["id"]][place]} for item in schema["inputs"] if item["id"] in INPUTS}
+            known = {
+                item["id"]: {"name": INPUTS[item["id"]][place]} for item in schema["inputs"] if item["id"] in INPUTS
+            }
             nodes[node] = {"display_name": f"Bespoke {TITLES[node][place]}", "inputs": known}
         path = ROOT / "locales" / language / "nodeDefs.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,14 +24,28 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--mute-audio",
-    "--hide-scrollbars", "--force-color-profile=srgb", "--remote-debugging-pipe",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+    "--mute-audio",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+    "--remote-debugging-pipe",
     # A page in the background draws as one in front, so that nothing waits for a window that is never seen.
-    "--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows", "--disable-background-timer-throttling",
-)  # fmt: skip
+    "--disable-renderer-backgrounding",
+    "--disable-backgrounding-occluded-windows",
+    "--disable-background-timer-throttling",
+)
 # Chromium reads from descriptor 3 and writes to 4; they are put there in the child, behind subprocess's back.
-PIPES_TO_3_AND_4 = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+PIPES_TO_3_AND_4 = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
+)
 
 
 def find() -> str | None:
@@ -63,9 +77,16 @@ class Chromium:
         # Above 3 and 4, so that putting one in its place does not overwrite the other.
         ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_child, child_end)]
         command = [
-            sys.executable, "-c", PIPES_TO_3_AND_4, *map(str, ends), find(), *OPTIONS,
-            f"--user-data-dir={self.profile}", f"--window-size={self.size[0]},{self.size[1]}", "about:blank",
-        ]  # fmt: skip
+            sys.executable,
+            "-c",
+            PIPES_TO_3_AND_4,
+            *map(str, ends),
+            find(),
+            *OPTIONS,
+            f"--user-data-dir={self.profile}",
+            f"--window-size={self.size[0]},{self.size[1]}",
+            "about:blank",
+        ]
         self.process = subprocess.Popen(
             command, pass_fds=ends, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -203,11 +224,18 @@ class Page:
             body = base64.b64decode(got["body"]) if got["base64Encoded"] else got["body"].encode()
             new = self.rewrite(paused["request"]["url"], body)
             status = paused.get("responseStatusCode", 200) if new == body else 200
-            headers = [h for h in paused.get("responseHeaders", []) if h["name"].lower() not in ("content-length", "content-encoding")]
+            headers = [
+                h
+                for h in paused.get("responseHeaders", [])
+                if h["name"].lower() not in ("content-length", "content-encoding")
+            ]
             self.send(
-                "Fetch.fulfillRequest", requestId=request, responseCode=status, responseHeaders=headers,
+                "Fetch.fulfillRequest",
+                requestId=request,
+                responseCode=status,
+                responseHeaders=headers,
                 body=base64.b64encode(new).decode(),
-            )  # fmt: skip
+            )
         except PageError:  # a redirect, or the page has gone
             self._later("Fetch.continueRequest", requestId=request)
 
@@ -224,8 +252,14 @@ class Page:
     def evaluate(self, script: str, seconds: float = 60):
         """The value of an expression, awaited where it is a promise. What it throws becomes a `PageError`."""
         got = self.browser.send(
-            "Runtime.evaluate", self.session, seconds, expression=script, awaitPromise=True, returnByValue=True, userGesture=True
-        )  # fmt: skip
+            "Runtime.evaluate",
+            self.session,
+            seconds,
+            expression=script,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
+        )
         if "exceptionDetails" in got:
             details = got["exceptionDetails"]
             raise PageError(f"{details.get('exception', {}).get('description') or details['text']}\nin {script[:500]}")
@@ -266,16 +300,38 @@ class Page:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
-        codes = {"Enter": 13, "Escape": 27, "Tab": 9, " ": 32, "ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "ArrowUp": 38}
+        codes = {
+            "Enter": 13,
+            "Escape": 27,
+            "Tab": 9,
+            " ": 32,
+            "ArrowLeft": 37,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            "ArrowUp": 38,
+        }
         text = {"Enter": "\r", " ": " "}.get(key)
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if text and kind == "keyDown" else {}
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key if key != " " else "Space", windowsVirtualKeyCode=codes[key], **more)
+            self.send(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key if key != " " else "Space",
+                windowsVirtualKeyCode=codes[key],
+                **more,
+            )
 
     def letter(self, key: str) -> None:
         """Press a letter's key, as a shortcut."""
         for kind in ("rawKeyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=f"Key{key.upper()}", windowsVirtualKeyCode=ord(key.upper()))
+            self.send(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=f"Key{key.upper()}",
+                windowsVirtualKeyCode=ord(key.upper()),
+            )
 
     def type(self, text: str) -> None:
         self.send("Input.insertText", text=text)

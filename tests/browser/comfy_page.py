@@ -23,16 +23,27 @@ class ComfyPage:
     """A tab with ComfyUI in it. look: "classic" or "nodes 2.0"; palette: "dark" or "light"."""
 
     def __init__(
-        self, browser: Chromium, server, look: str = "classic", palette: str = "dark", rewrite: Callable | None = None, **settings
-    ):  # fmt: skip
-        server.post("/settings", SETTINGS | {"Comfy.VueNodes.Enabled": look == "nodes 2.0", "Comfy.ColorPalette": palette} | settings)
+        self,
+        browser: Chromium,
+        server,
+        look: str = "classic",
+        palette: str = "dark",
+        rewrite: Callable | None = None,
+        **settings,
+    ):
+        server.post(
+            "/settings",
+            SETTINGS | {"Comfy.VueNodes.Enabled": look == "nodes 2.0", "Comfy.ColorPalette": palette} | settings,
+        )
         self.server, self.tab = server, browser.open(rewrite=rewrite)
         self.tab.go(server.url)
         self.ready()
 
     def ready(self) -> None:
         self.tab.wait(READY, 90)
-        self.tab.evaluate("(LiteGraph.alwaysRepeatWarnings = true, 1)")  # else only the first use of what is deprecated is told
+        self.tab.evaluate(
+            "(LiteGraph.alwaysRepeatWarnings = true, 1)"
+        )  # else only the first use of what is deprecated is told
 
     def version(self) -> str:
         """The version of the page."""
@@ -43,7 +54,8 @@ class ComfyPage:
         self.ready()
 
     def look(self, look: str) -> None:
-        """Change between the classic canvas and Nodes 2.0, as its setting does. The next graph that is loaded has it."""
+        """Change between the classic canvas and Nodes 2.0, as its setting does. The next graph that is loaded has
+        it."""
         on = json.dumps(look == "nodes 2.0")
         self.tab.evaluate(f"app.extensionManager.setting.set('Comfy.VueNodes.Enabled', {on})")
         self.tab.wait(f"LiteGraph.vueNodesMode === {on}")
@@ -60,7 +72,8 @@ class ComfyPage:
           const found = app.rootGraph.nodes.filter((n) => (n.comfyClass ?? n.type) === {json.dumps(kind)});
           for (const n of found) for (const [name, value] of Object.entries({json.dumps(values)})) {{
             if (name === "mode") n.mode = value;
-            else {{ const w = n.widgets.find((w) => w.name === name); if (!w) throw Error("no widget " + name); w.value = value; w.callback?.(value); }}
+            else {{ const w = n.widgets.find((w) => w.name === name); if (!w) throw Error("no widget " + name);
+              w.value = value; w.callback?.(value); }}
           }}
           return found.length; }})()""")
 
@@ -74,20 +87,24 @@ class ComfyPage:
     def idle(self, seconds: float = 120) -> None:
         """Wait until the server has nothing to do."""
         self.tab.wait(
-            "fetch('/queue').then((a) => a.json()).then((q) => !q.queue_running.length && !q.queue_pending.length)", seconds
+            "fetch('/queue').then((a) => a.json()).then((q) => !q.queue_running.length && !q.queue_pending.length)",
+            seconds,
         )
 
     def panel(self, seconds: float = 30, **wanted: str) -> str:
         """The training panel's text, once its state is as wanted: panel(state="kept")."""
         state = wanted.get("state")
-        test = f"document.querySelector('.bespoke-training')?.dataset.state === {json.dumps(state)}" if state else "true"
+        test = (
+            f"document.querySelector('.bespoke-training')?.dataset.state === {json.dumps(state)}" if state else "true"
+        )
         return self.tab.wait(f"{test} && document.querySelector('.bespoke-training')?.innerText", seconds)
 
     def frame(self, kind: str, scale: float = 1.0) -> None:
         """Bring a node into view: the whole of it, smaller than `scale` where it is taller than the window."""
         self.tab.evaluate(f"""(() => {{ const n = {self.node(kind)};
           const scale = app.canvas.ds.scale = Math.min({scale}, (window.innerHeight - 150) / n.size[1]);
-          app.canvas.ds.offset = [-n.pos[0] + 120 / scale, -n.pos[1] + 90 / scale]; app.canvas.setDirty(true, true); }})()""")
+          app.canvas.ds.offset = [-n.pos[0] + 120 / scale, -n.pos[1] + 90 / scale]; app.canvas.setDirty(true, true);
+            }})()""")
 
     def saved(self) -> str:
         """The graph as the page would save it."""

@@ -66,7 +66,9 @@ def page(browser, server):
 def workflow(server):
     """workflow("lora_train_and_use") -> the example workflow of that name, with the small model's values."""
     about = server.get("/object_info")
-    return lambda name: for_small_model(json.loads((host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8")), about)
+    return lambda name: for_small_model(
+        json.loads((host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8")), about
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""The blueprints as their user takes them: found by name in the page's search, put down as one node, wired and queued."""
+"""The blueprints as their user takes them: found by name in the page's search, put down as one node, wired and
+queued."""
 
 from __future__ import annotations
 
@@ -10,9 +11,27 @@ import pytest
 from host import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json"))
-SMALL = {"folder": pictures.TEAL, "steps": 2, "cfg": 2.0, "prompt": "a green cross on white", "feather": 0, "template": "object",
-         "init_text": "red", "filename_prefix": "bespoke/from-the-page", "name": "from-the-page"}  # fmt: skip
-EMPTY = {"last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+SMALL = {
+    "folder": pictures.TEAL,
+    "steps": 2,
+    "cfg": 2.0,
+    "prompt": "a green cross on white",
+    "feather": 0,
+    "template": "object",
+    "init_text": "red",
+    "filename_prefix": "bespoke/from-the-page",
+    "name": "from-the-page",
+}
+EMPTY = {
+    "last_node_id": 0,
+    "last_link_id": 0,
+    "nodes": [],
+    "links": [],
+    "groups": [],
+    "config": {},
+    "extra": {},
+    "version": 0.4,
+}
 BLUEPRINT = "app.rootGraph.nodes.find((n) => n.isSubgraphNode?.())"
 
 
@@ -39,7 +58,8 @@ def wire(page) -> None:
       }};
       const base = add("CheckpointLoaderSimple", {{ ckpt_name: {json.dumps(host.CHECKPOINT)} }});
       const sources = {{
-        model: [base, 0], clip: [base, 1], vae: [base, 2], image: [add("LoadImage", {{ image: {json.dumps(pictures.PICTURE)} }}), 0],
+        model: [base, 0], clip: [base, 1], vae: [base, 2], image: [add("LoadImage", {{
+          image: {json.dumps(pictures.PICTURE)} }}), 0],
         mask: [add("LoadImageMask", {{ image: {json.dumps(pictures.MASK)}, channel: "red" }}), 0],
       }};
       blueprint.inputs.forEach((slot, i) => {{
@@ -65,7 +85,9 @@ def test_it_is_found_put_down_and_queued(open_page, server, screenshots, name):
     (outer,) = document["nodes"]
     assert page.tab.evaluate(f"{BLUEPRINT}.title") == name
     assert page.tab.evaluate("app.rootGraph.nodes.length") == 1
-    assert page.tab.evaluate(f"{BLUEPRINT}.inputs.map((slot) => slot.name)") == [slot["name"] for slot in outer["inputs"]]
+    assert page.tab.evaluate(f"{BLUEPRINT}.inputs.map((slot) => slot.name)") == [
+        slot["name"] for slot in outer["inputs"]
+    ]
     shown = dict(page.tab.evaluate(f"{BLUEPRINT}.widgets.map((w) => [w.name, w.value])"))
     named = [slot["name"] for slot in outer["inputs"] if "widget" in slot]
     assert [shown[widget] for widget in named] == outer["widgets_values"]
@@ -73,7 +95,8 @@ def test_it_is_found_put_down_and_queued(open_page, server, screenshots, name):
     page.tab.evaluate("""(() => { window.ended = []; window.executed = [];
       app.api.addEventListener("executed", ({ detail }) => window.executed.push(...Object.keys(detail?.output ?? {})));
       for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
-        app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""])); })()""")
+        app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""]));
+          })()""")
     page.queue()
     ended = page.tab.wait("window.ended.length && window.ended", 300)
     assert ended[0][0] == "execution_success", ended

@@ -28,7 +28,10 @@ def page(browser, server):
     opened.close()
 
 
-LORAS = {"core-two.safetensors": {"input_blocks.4": 1.0, "middle_block": 2.0}, "core-one.safetensors": {"middle_block": 1.0}}
+LORAS = {
+    "core-two.safetensors": {"input_blocks.4": 1.0, "middle_block": 2.0},
+    "core-one.safetensors": {"middle_block": 1.0},
+}
 PROJECTIONS = {"to_q": 1.0, "to_k": 2.0, "to_v": 3.0, "to_out.0": 4.0}
 
 
@@ -48,17 +51,52 @@ def lora(blocks: dict[str, float]) -> dict[str, torch.Tensor]:
 
 def only(kind: str, **values) -> dict:
     """A graph of one node."""
-    node = {"id": 1, "type": kind, "pos": [80, 80], "size": [340, 200], "flags": {}, "order": 0, "mode": 0, "properties": {}}
-    return {"last_node_id": 1, "last_link_id": 0, "nodes": [node | values], "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+    node = {
+        "id": 1,
+        "type": kind,
+        "pos": [80, 80],
+        "size": [340, 200],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "properties": {},
+    }
+    return {
+        "last_node_id": 1,
+        "last_link_id": 0,
+        "nodes": [node | values],
+        "links": [],
+        "groups": [],
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
 
 
 def send(page, kind: str, node: str, **values) -> None:
     """An event as the socket brings it."""
-    page.tab.evaluate(f"app.api.dispatchCustomEvent('bespoke.run.{kind}', {json.dumps({'node_id': node, 'run_id': ID} | values)})")
+    page.tab.evaluate(
+        f"app.api.dispatchCustomEvent('bespoke.run.{kind}', {json.dumps({'node_id': node, 'run_id': ID} | values)})"
+    )
 
 
 def run_to(page, node: str, step: int, **more) -> None:
-    send(page, "step", node, **{"step": step, "steps": 100, "loss": 0.1, "loss_ema": 0.1, "lr": 1e-3, "images_per_second": 4, "eta_s": 20, "memory_mb": 900} | more)
+    send(
+        page,
+        "step",
+        node,
+        **{
+            "step": step,
+            "steps": 100,
+            "loss": 0.1,
+            "loss_ema": 0.1,
+            "lr": 1e-3,
+            "images_per_second": 4,
+            "eta_s": 20,
+            "memory_mb": 900,
+        }
+        | more,
+    )
 
 
 def value(page, kind: str, widget: str):
@@ -82,10 +120,14 @@ def test_the_panel_is_below_the_inputs_and_nothing_of_it_is_saved(page, workflow
     page.tab.wait(f"['step 30 / 100', '4 images/s', '0.0777'].every((words) => {PANEL}.innerText.includes(words))")
     assert page.tab.evaluate(f"{page.node(TRAINER)}.widgets.at(-1).name") == "training"
     if look == "classic":
-        assert page.tab.evaluate(f"(({{ widgets }}) => widgets.every((w) => w.y <= widgets.at(-1).y))({page.node(TRAINER)})")
+        assert page.tab.evaluate(
+            f"(({{ widgets }}) => widgets.every((w) => w.y <= widgets.at(-1).y))({page.node(TRAINER)})"
+        )
     else:  # the element itself stands below the fields
-        assert page.tab.evaluate(f"""(() => {{ const box = {PANEL}.getBoundingClientRect(), node = {PANEL}.closest('[data-node-id]');
-          return [...node.querySelectorAll('input')].every((field) => field.getBoundingClientRect().bottom <= box.top + 1); }})()""")
+        assert page.tab.evaluate(f"""(() => {{ const box = {PANEL}.getBoundingClientRect(),
+          node = {PANEL}.closest('[data-node-id]');
+          return [...node.querySelectorAll('input')].every((field) =>
+            field.getBoundingClientRect().bottom <= box.top + 1); }})()""")
     page.picture(screenshots / f"core_panel_{look.replace(' ', '')}.png")
 
     saved = page.saved()
@@ -95,15 +137,22 @@ def test_the_panel_is_below_the_inputs_and_nothing_of_it_is_saved(page, workflow
     before = {n["id"]: n.get("widgets_values") for n in opened["nodes"] if n["type"].startswith("Bespoke")}
     assert after == before
     page.load(json.loads(saved))  # and opened again every value is in its place
-    again = {n["id"]: n.get("widgets_values") for n in json.loads(page.saved())["nodes"] if n["type"].startswith("Bespoke")}
+    again = {
+        n["id"]: n.get("widgets_values") for n in json.loads(page.saved())["nodes"] if n["type"].startswith("Bespoke")
+    }
     assert again == before
 
 
 def test_copies_keep_their_values(page):
     page.look("classic")
     page.load(only(TRAINER), BespokeTrainLora={"rank": 3, "steps": 77, "keep": "last"})
-    page.tab.evaluate(f"(() => {{ const copy = {page.node(TRAINER)}.clone(); copy.pos = [600, 80]; app.rootGraph.add(copy); }})()")
-    values = page.tab.evaluate("app.rootGraph.nodes.map((n) => ['rank', 'steps', 'keep'].map((name) => n.widgets.find((w) => w.name === name).value))")
+    page.tab.evaluate(
+        f"(() => {{ const copy = {page.node(TRAINER)}.clone(); copy.pos = [600, 80]; app.rootGraph.add(copy); }})()"
+    )
+    values = page.tab.evaluate(
+        "app.rootGraph.nodes.map((n) => ['rank', 'steps', 'keep'].map((name) => n.widgets.find((w) => w.name === "
+        "name).value))"
+    )
     assert values == [[3, 77, "last"]] * 2
 
 
@@ -113,10 +162,12 @@ def test_the_panel_in_a_subgraph(page, workflow, screenshots, look):
     page.load(workflow("lora_train_and_use"))
     path = page.tab.evaluate(f"""(() => {{ const n = {page.node(TRAINER)};
       const {{ subgraph, node }} = app.rootGraph.convertToSubgraph(new Set([n]));
-      app.canvas.setGraph(subgraph); return node.id + ":" + subgraph.nodes.find((one) => one.comfyClass === "{TRAINER}").id; }})()""")
+      app.canvas.setGraph(subgraph); return node.id + ":" + subgraph.nodes.find((one) =>
+        one.comfyClass === "{TRAINER}").id; }})()""")
     assert page.tab.evaluate("app.canvas.graph !== app.rootGraph")
     page.tab.evaluate(f"""(() => {{ const n = app.canvas.graph.nodes.find((n) => n.comfyClass === "{TRAINER}");
-      app.canvas.ds.scale = 0.8; app.canvas.ds.offset = [-n.pos[0] + 160, -n.pos[1] + 110]; app.canvas.setDirty(true, true); }})()""")
+      app.canvas.ds.scale = 0.8; app.canvas.ds.offset = [-n.pos[0] + 160, -n.pos[1] + 110]; app.canvas.setDirty(true,
+        true); }})()""")
     send(page, "start", path, steps=100, text="")
     run_to(page, path, 7)
     page.tab.wait(f"{PANEL}?.innerText.includes('step 7 / 100')")
@@ -172,9 +223,14 @@ def test_the_heatmap_sets_strengths(page, screenshots, look):
     page.tab.wait(f"{rows}.length === 2")
     assert page.tab.evaluate(f"{rows}.map((row) => row.cells[0].innerText.trim())") == ["down.1", "mid"]
     # By hand: rows 1 and 2, q k v out 1 to 4; the norm of a 4 x 4 matrix of x is 4 x.
-    norms = page.tab.evaluate(f"{rows}.map((row) => [...row.cells].slice(1).map((cell) => Number(cell.title.match(/change ([\\d.]+)/)[1])))")
+    norms = page.tab.evaluate(
+        f"{rows}.map((row) => [...row.cells].slice(1).map((cell) => Number(cell.title.match(/change ([\\d.]+)/)[1])))"
+    )
     assert norms == [[4, 8, 12, 16], [8, 16, 24, 32]]
-    heat = "Number(document.querySelectorAll('.bespoke-heat tbody tr')[%d].cells[%d].style.getPropertyValue('--bespoke-heat'))"
+    heat = (
+        "Number(document.querySelectorAll('.bespoke-heat tbody "
+        "tr')[%d].cells[%d].style.getPropertyValue('--bespoke-heat'))"
+    )
     assert page.tab.evaluate(heat % (1, 4)) == 1
     assert page.tab.evaluate(heat % (0, 2)) == 0.25
 
@@ -184,20 +240,29 @@ def test_the_heatmap_sets_strengths(page, screenshots, look):
     page.tab.evaluate(press.format("tbody", 1))
     assert value(page, "BespokeInjectLora", "blocks") == "*, mid:0"
     assert page.tab.evaluate(heat % (1, 4)) == 0
-    page.tab.evaluate("""(() => { const f = document.querySelectorAll('.bespoke-heat tbody th input')[0]; f.value = "0.5"; f.dispatchEvent(new Event("change")); })()""")
+    page.tab.evaluate(
+        """(() => { const f = document.querySelectorAll('.bespoke-heat tbody th input')[0]; f.value = "0.5";
+        f.dispatchEvent(new Event("change")); })()"""
+    )
     assert value(page, "BespokeInjectLora", "blocks") == "*, mid:0, down.1:0.5"
     page.picture(screenshots / f"core_heatmap_{look.replace(' ', '')}.png")
     page.tab.evaluate(press.format("tbody", 1))
-    page.tab.evaluate("document.querySelectorAll('.bespoke-heat tbody tr')[0].cells[1].querySelector('button').click()")  # a cell: its block off
+    page.tab.evaluate(
+        "document.querySelectorAll('.bespoke-heat tbody tr')[0].cells[1].querySelector('button').click()"
+    )  # a cell: its block off
     assert value(page, "BespokeInjectLora", "blocks") == "*, mid, down.1:0"
     # A pattern of one's own is read as the server reads it, and a file that is not there is named.
     page.change("BespokeInjectLora", blocks="m*:0.25", key=1)
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody th input')[1].value === '0.25'")
     assert page.tab.evaluate("document.querySelectorAll('.bespoke-heat tbody th input')[0].value") == "0"
     # A strength that comes by wire is drawn as the prompt gets it, and cannot be set here.
-    page.tab.evaluate(f"""(() => {{ const p = LiteGraph.createNode("PrimitiveFloat"), n = {page.node("BespokeInjectLora")}; app.rootGraph.add(p); p.widgets[0].value = 0.5;
+    page.tab.evaluate(f"""(() => {{ const p = LiteGraph.createNode("PrimitiveFloat"),
+      n = {page.node("BespokeInjectLora")}; app.rootGraph.add(p); p.widgets[0].value = 0.5;
       p.connect(0, n, n.inputs.findIndex((input) => input.widget?.name === "value")); }})()""")
-    page.tab.wait("(({ value, disabled }) => value === '0.5' && disabled)(document.querySelectorAll('.bespoke-heat thead input')[2])")
+    page.tab.wait(
+        "(({ value, disabled }) => value === '0.5' && disabled)(document.querySelectorAll('.bespoke-heat thead "
+        "input')[2])"
+    )
     assert page.tab.evaluate("document.querySelectorAll('.bespoke-heat thead input')[1].disabled") is False
     page.change("BespokeInjectLora", lora_name="gone.safetensors")
     page.tab.wait("document.querySelector('.bespoke-heat').closest('section').innerText.includes('gone.safetensors')")
@@ -214,14 +279,26 @@ def test_a_damaged_and_a_strange_lora_are_refused_in_words(page, server):
 def test_the_nearest_words_are_text(page):
     page.load(only("BespokeInspectEmbedding"))
     markup = "<img src=x onerror='window.harmed = true'>"
-    words = [{"key": "clip_l", "place": 0, "length": 3.0, "median": 0.5, "words": [[markup, 0.9], ["red", 0.5], ["bad", "x"]]}, {"key": "y"}, None]
+    words = [
+        {
+            "key": "clip_l",
+            "place": 0,
+            "length": 3.0,
+            "median": 0.5,
+            "words": [[markup, 0.9], ["red", 0.5], ["bad", "x"]],
+        },
+        {"key": "y"},
+        None,
+    ]
     page.tab.evaluate(f"{page.node('BespokeInspectEmbedding')}.onExecuted({{ bespoke_words: {json.dumps(words)} }})")
     said = page.tab.wait("document.querySelector('.bespoke-near [role=listitem]')?.innerText")
     assert "onerror" in said
     assert "6.0 ×" in said
     assert "red" in said
     assert "bad" not in said
-    assert page.tab.evaluate("window.harmed === undefined && document.querySelectorAll('.bespoke-near [role=listitem]').length === 1")
+    assert page.tab.evaluate(
+        "window.harmed === undefined && document.querySelectorAll('.bespoke-near [role=listitem]').length === 1"
+    )
 
 
 def test_settings_are_there_and_act(page, workflow):
@@ -239,7 +316,10 @@ def test_settings_are_there_and_act(page, workflow):
         page.tab.wait(f"{height} > {small} + 150")
     finally:
         page.tab.evaluate("app.extensionManager.setting.set('Bespoke.CurveHeight', 120).then(() => true)")
-    named = page.tab.evaluate("app.extensionManager.command.commands.filter(({ id }) => id.startsWith('Bespoke.')).map(({ id, label }) => [id, typeof label === 'function' ? label() : label])")
+    named = page.tab.evaluate(
+        "app.extensionManager.command.commands.filter(({ id }) => id.startsWith('Bespoke.')).map(({ id, label }) "
+        "=> [id, typeof label === 'function' ? label() : label])"
+    )
     assert {name for name, label in named if label} == {"Bespoke.GoToTraining", "Bespoke.FinishTraining"}
 
 
@@ -249,8 +329,10 @@ def test_everything_that_is_pressed_has_a_name(page):
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody tr').length === 2")
     page.tab.click(RUNS_TAB)
     page.tab.wait("!!document.querySelector('.bespoke-tab')")
-    nameless = page.tab.evaluate("""[...document.querySelectorAll('.bespoke-panel :is(button, input, canvas, img), .bespoke-tab :is(button, input)')]
-      .filter((e) => !e.closest('[aria-hidden=true]') && !(e.innerText?.trim() || e.getAttribute('aria-label') || e.alt)).map((e) => e.outerHTML)""")
+    nameless = page.tab.evaluate("""[...document.querySelectorAll('.bespoke-panel :is(button, input, canvas, img),
+      .bespoke-tab :is(button, input)')]
+      .filter((e) => !e.closest('[aria-hidden=true]') && !(e.innerText?.trim() || e.getAttribute('aria-label') ||
+        e.alt)).map((e) => e.outerHTML)""")
     page.tab.click(RUNS_TAB)
     assert nameless == []
 
@@ -280,16 +362,23 @@ def test_undo_inside_a_subgraph_leaves_each_node_its_own_panel(page):
     """On page 1.47 the nodes of the graph before are not told that they are gone."""
     page.look("nodes 2.0")
     page.load(only("BespokeInjectLora"), BespokeInjectLora={"lora_name": "core-two.safetensors"})
-    page.tab.evaluate("""(() => { const s = LiteGraph.createNode("BespokeStrengthSigmas"); s.pos = [600, 80]; app.rootGraph.add(s);
+    page.tab.evaluate("""(() => { const s = LiteGraph.createNode("BespokeStrengthSigmas"); s.pos = [600, 80];
+      app.rootGraph.add(s);
       app.canvas.setGraph(app.rootGraph.convertToSubgraph(new Set(app.rootGraph.nodes)).subgraph); })()""")
-    mine = "app.canvas.graph.nodes.filter((n) => n.widgets?.at(-1).element?.dataset.panel).map((n) => n.widgets.at(-1).element)"
+    mine = (
+        "app.canvas.graph.nodes.filter((n) => n.widgets?.at(-1).element?.dataset.panel).map((n) => "
+        "n.widgets.at(-1).element)"
+    )
     for turn in range(3):
         page.tab.click_at(1300, 700)
         page.tab.evaluate(f"(app.canvas.graph.nodes[0].title = 'renamed {turn}', 1)")
         page.tab.click_at(1300, 700)
         page.tab.evaluate("new Promise((done) => setTimeout(done, 200))")
         page.tab.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
-        page.tab.wait(f"app.canvas.graph !== app.rootGraph && {mine}.length === 2 && {mine}.every((frame) => frame.isConnected && frame.firstChild)")
+        page.tab.wait(
+            f"app.canvas.graph !== app.rootGraph && {mine}.length === 2 && {mine}.every((frame) => "
+            "frame.isConnected && frame.firstChild)"
+        )
     page.tab.evaluate("(app.canvas.setGraph(app.rootGraph), 1)")
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from chromium import PageError
 
-NODE = "app.rootGraph.nodes.find((n) => n.comfyClass === 'BespokePartialDenoise' && n.widgets.find((w) => w.name === 'strength').value === 0.5)"
+NODE = (
+    "app.rootGraph.nodes.find((n) => n.comfyClass === 'BespokePartialDenoise' && n.widgets.find((w) => w.name === "
+    "'strength').value === 0.5)"
+)
 CANVAS = "window.dialNode.widgets.find((w) => w.name === 'schedule').element.querySelector('canvas')"
 LABEL = f"{CANVAS}.getAttribute('aria-label') ?? ''"
 
@@ -23,7 +26,8 @@ def says(page, words: str, seconds: float = 30) -> str:
 
 def set_widget(page, name, value) -> None:
     page.tab.evaluate(
-        f"(() => {{ const w = window.dialNode.widgets.find((w) => w.name === {name!r}); w.value = {value}; w.callback?.(w.value); return true; }})()"
+        f"(() => {{ const w = window.dialNode.widgets.find((w) => w.name === {name!r}); w.value = {value}; "
+        f"w.callback?.(w.value); return true; }})()"
     )
 
 
@@ -46,7 +50,8 @@ def test_the_dial_moves_with_the_slider_before_anything_is_queued(open_page, wor
     page.tab.wait("app.rootGraph.nodes.length > 5")
     page.tab.evaluate(f"(window.dialNode = {NODE}, true)")
     page.tab.evaluate(
-        "(app.canvas.ds.scale = 0.9, app.canvas.ds.offset = [-dialNode.pos[0] + 100, -dialNode.pos[1] + 100], app.canvas.setDirty(true, true), true)"
+        "(app.canvas.ds.scale = 0.9, app.canvas.ds.offset = [-dialNode.pos[0] + 100, -dialNode.pos[1] + 100], "
+        "app.canvas.setDirty(true, true), true)"
     )
     set_widget(page, "steps", 25)
     set_widget(page, "scheduler", "'karras'")

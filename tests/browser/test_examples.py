@@ -11,9 +11,13 @@ from host import ROOT
 FIRST = ("lora_train_and_use", "lora_subject", "textual_inversion")
 NAMES = [*FIRST, *sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json") if path.stem not in FIRST)]
 SHORT = {
-    "BespokeTrainLora": {"steps": 2, "batch_size": 1, "warmup_steps": 0}, "BespokeTrainTextualInversion": {"steps": 2}, "KSampler": {"steps": 2},
-    "BespokePartialDenoise": {"steps": 2}, "EmptyLatentImage": {"batch_size": 1}, "BespokeImageFolder": {"resolution": 64},
-}  # fmt: skip
+    "BespokeTrainLora": {"steps": 2, "batch_size": 1, "warmup_steps": 0},
+    "BespokeTrainTextualInversion": {"steps": 2},
+    "KSampler": {"steps": 2},
+    "BespokePartialDenoise": {"steps": 2},
+    "EmptyLatentImage": {"batch_size": 1},
+    "BespokeImageFolder": {"resolution": 64},
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -22,8 +26,10 @@ def test_it_is_queued_and_comes_to_its_end(open_page, server, workflow, screensh
     page.load(workflow(name))
     for kind, values in SHORT.items():
         page.change(kind, **values)
-    page.tab.evaluate("""(() => { window.ended = []; for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
-      app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""])); })()""")
+    page.tab.evaluate("""(() => { window.ended = []; for (const kind of ["execution_success", "execution_error",
+      "execution_interrupted"])
+      app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""]));
+        })()""")
     page.queue()
     ended = page.tab.wait("window.ended.length && window.ended", 300)
     assert ended[0][0] == "execution_success", ended
@@ -38,7 +44,9 @@ OVERLAPS = """(() => {
   nodes.forEach((one, i) => nodes.slice(i + 1).forEach((other) => {
     const [a, b] = [box(one), box(other)];
     const [wide, high] = [Math.min(a[2], b[2]) - Math.max(a[0], b[0]), Math.min(a[3], b[3]) - Math.max(a[1], b[1])];
-    if (wide > 1 && high > 1) found.push(`${one.title} (${Math.round(one.size[1])} high) and ${other.title} by ${Math.round(high)}`);
+    if (wide <= 1 || high <= 1) return;
+    const by = Math.round(high);
+    found.push(`${one.title} (${Math.round(one.size[1])} high) and ${other.title} by ${by}`);
   }));
   return found;
 })()"""

@@ -17,16 +17,24 @@ def test_drop_a_folder_and_write_a_caption(open_page, server, workflow, screensh
     page.frame("BespokeImageFolder", 1.0)
     rows = "document.querySelectorAll('.bespoke-captions > div').length"
     count = page.tab.wait(rows)
-    at = page.tab.evaluate(f"""(() => {{ const n = {page.node('BespokeImageFolder')}; const [x, y] = n.pos; const ds = app.canvas.ds;
+    at = page.tab.evaluate(f"""(() => {{ const n = {page.node("BespokeImageFolder")}; const [x, y] = n.pos;
+      const ds = app.canvas.ds;
       const r = app.canvas.canvas.getBoundingClientRect();
       return [r.x + (x + n.size[0] / 2 + ds.offset[0]) * ds.scale, r.y + (y - 12 + ds.offset[1]) * ds.scale]; }})()""")
     page.tab.drop([dropped], *at)
-    page.tab.wait(f"{page.node('BespokeImageFolder')}.widgets.find((w) => w.name === 'folder').value === {dropped.name!r}")
+    page.tab.wait(
+        f"{page.node('BespokeImageFolder')}.widgets.find((w) => w.name === 'folder').value === {dropped.name!r}"
+    )
     # The list before had as many rows: what tells them apart is where the pictures are fetched from.
-    page.tab.wait(f"new URL(document.querySelector('.bespoke-captions img').src).searchParams.get('subfolder') === {dropped.name!r}")
+    page.tab.wait(
+        "new URL(document.querySelector('.bespoke-captions img').src).searchParams.get('subfolder') === "
+        f"{dropped.name!r}"
+    )
     page.tab.wait(f"{rows} === {count}")
     made = server.base / "input" / dropped.name
-    assert sorted(path.name for path in made.iterdir()) == sorted(path.name for path in dropped.iterdir() if path.suffix != ".json")
+    assert sorted(path.name for path in made.iterdir()) == sorted(
+        path.name for path in dropped.iterdir() if path.suffix != ".json"
+    )
 
     first = page.tab.evaluate("document.querySelector('.bespoke-captions img').title")
     page.tab.click(".bespoke-captions input")
@@ -34,7 +42,10 @@ def test_drop_a_folder_and_write_a_caption(open_page, server, workflow, screensh
     page.tab.type("a <b>pink</b> thing")
     page.tab.press("Enter")
     caption = made / first.replace(".png", ".txt")
-    page.tab.wait(f"fetch('/bespoke/folder?name={dropped.name.replace(' ', '%20')}').then((a) => a.json()).then((f) => f.pictures[0].caption === 'a <b>pink</b> thing')")
+    page.tab.wait(
+        f"fetch('/bespoke/folder?name={dropped.name.replace(' ', '%20')}').then((a) => a.json()).then((f) => "
+        "f.pictures[0].caption === 'a <b>pink</b> thing')"
+    )
     assert caption.read_text("utf-8") == "a <b>pink</b> thing\n"
     page.picture(screenshots / f"folder_{look.replace(' ', '')}.png")
     assert "pink</b>" not in page.saved()

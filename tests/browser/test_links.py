@@ -10,15 +10,18 @@ import pytest
 BUILD = """(async (way) => {
   const graph = app.rootGraph;
   graph.clear();
-  const add = (type, more = {}) => { const node = LiteGraph.createNode(type); Object.assign(node, more); graph.add(node); return node; };
-  const loader = add("CheckpointLoaderSimple"), shift = add("ModelSamplingDiscrete"), sigmas = add("BespokeStrengthSigmas");
+  const add = (type, more = {}) => { const node = LiteGraph.createNode(type); Object.assign(node, more);
+    graph.add(node); return node; };
+  const loader = add("CheckpointLoaderSimple"), shift = add("ModelSamplingDiscrete"),
+    sigmas = add("BespokeStrengthSigmas");
   loader.connect(0, shift, 0);
   const set = (node, name, value) => { node.widgets.find((w) => w.name === name).value = value; };
   set(shift, "sampling", "v_prediction");
   const into = () => sigmas.inputs.findIndex((input) => input.name === "model");
   if (way === "straight") shift.connect(0, sigmas, into());
   if (way === "reroute") { const r = add("Reroute"); shift.connect(0, r, 0); r.connect(0, sigmas, into()); }
-  if (way === "two reroutes") { const r = add("Reroute"), q = add("Reroute"); shift.connect(0, r, 0); r.connect(0, q, 0); q.connect(0, sigmas, into()); }
+  if (way === "two reroutes") { const r = add("Reroute"), q = add("Reroute"); shift.connect(0, r, 0); r.connect(0, q,
+    0); q.connect(0, sigmas, into()); }
   if (way === "bypassed") { const b = add("FreeU", { mode: 4 }); shift.connect(0, b, 0); b.connect(0, sigmas, into()); }
   if (way === "muted") { const b = add("FreeU", { mode: 2 }); shift.connect(0, b, 0); b.connect(0, sigmas, into()); }
   if (way === "muted loader") { shift.connect(0, sigmas, into()); loader.mode = 2; }
@@ -28,12 +31,16 @@ BUILD = """(async (way) => {
     window.alerts ??= [];
     if (!LiteGraph.registered_node_types.GetNode) {
       class SetNode extends LiteGraph.LGraphNode {
-        constructor() { super("Set"); this.isVirtualNode = true; this.addInput("*", "*"); this.addOutput("*", "*"); this.addWidget("text", "Constant", "", () => {}); }
+        constructor() { super("Set"); this.isVirtualNode = true; this.addInput("*", "*"); this.addOutput("*", "*");
+          this.addWidget("text", "Constant", "", () => {}); }
       }
       class GetNode extends LiteGraph.LGraphNode {
-        constructor() { super("Get"); this.isVirtualNode = true; this.addOutput("*", "*"); this.addWidget("combo", "Constant", "", () => {}, { values: [] }); }
-        setter() { return this.graph.nodes.find((n) => n.type === "SetNode" && n.widgets[0].value === this.widgets[0].value); }
-        getInputLink() { const setter = this.setter(); if (!setter) { window.alerts.push("No SetNode found"); return null; } return LiteGraph.LGraphNode.prototype.getInputLink.call(setter, 0); }
+        constructor() { super("Get"); this.isVirtualNode = true; this.addOutput("*", "*"); this.addWidget("combo",
+          "Constant", "", () => {}, { values: [] }); }
+        setter() { return this.graph.nodes.find((n) => n.type === "SetNode" &&
+          n.widgets[0].value === this.widgets[0].value); }
+        getInputLink() { const setter = this.setter(); if (!setter) { window.alerts.push("No SetNode found");
+          return null; } return LiteGraph.LGraphNode.prototype.getInputLink.call(setter, 0); }
       }
       LiteGraph.registerNodeType("SetNode", SetNode);
       LiteGraph.registerNodeType("GetNode", GetNode);
@@ -47,7 +54,8 @@ BUILD = """(async (way) => {
   const wrap = (...nodes) => graph.convertToSubgraph(new Set(nodes));
   if (way === "source in a subgraph") wrap(loader, shift);
   if (way === "target in a subgraph") wrap(sigmas);
-  if (way === "both in a subgraph") { wrap(loader, shift); wrap(graph.nodes.find((n) => n.comfyClass === "BespokeStrengthSigmas")); }
+  if (way === "both in a subgraph") { wrap(loader, shift); wrap(graph.nodes.find((n) =>
+    n.comfyClass === "BespokeStrengthSigmas")); }
   return true;
 })"""
 FOUND = """(async () => {
@@ -65,10 +73,19 @@ PROMPT = """app.graphToPrompt().then(({ output }) => {
 })"""
 BOTH, LOADER = ["CheckpointLoaderSimple", "ModelSamplingDiscrete"], ["CheckpointLoaderSimple"]
 WAYS = {
-    "straight": BOTH, "reroute": BOTH, "two reroutes": BOTH, "bypassed": BOTH, "muted": [], "muted loader": ["ModelSamplingDiscrete"],
-    "bypassed shift": LOADER, "set and get": BOTH, "get without set": [],
-    "source in a subgraph": BOTH, "target in a subgraph": BOTH, "both in a subgraph": BOTH,
-}  # fmt: skip
+    "straight": BOTH,
+    "reroute": BOTH,
+    "two reroutes": BOTH,
+    "bypassed": BOTH,
+    "muted": [],
+    "muted loader": ["ModelSamplingDiscrete"],
+    "bypassed shift": LOADER,
+    "set and get": BOTH,
+    "get without set": [],
+    "source in a subgraph": BOTH,
+    "target in a subgraph": BOTH,
+    "both in a subgraph": BOTH,
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -85,7 +102,8 @@ def test_the_way_out_of_a_subgraph_is_the_way_in(page):
     page.tab.evaluate("""(() => {
       const graph = app.rootGraph; graph.clear();
       const add = (type) => { const node = LiteGraph.createNode(type); graph.add(node); return node; };
-      const near = add("CheckpointLoaderSimple"), far = add("ModelSamplingDiscrete"), loader = add("UNETLoader"), sigmas = add("BespokeStrengthSigmas");
+      const near = add("CheckpointLoaderSimple"), far = add("ModelSamplingDiscrete"), loader = add("UNETLoader"),
+        sigmas = add("BespokeStrengthSigmas");
       const model = sigmas.inputs.findIndex(({ name }) => name === "model");
       near.connect(0, far, 0);
       far.connect(0, sigmas, model); // so that the subgraph has an output
@@ -100,7 +118,8 @@ def test_the_way_out_of_a_subgraph_is_the_way_in(page):
 def test_the_dial_follows_a_node_that_it_is_not_wired_to_directly(page):
     """A change far up, a link and a primitive: each is drawn without a look at the clock."""
     page.tab.evaluate("""(() => { window.asked = []; const { api } = app, fetchApi = api.fetchApi;
-      api.fetchApi = function (path, ...rest) { if (path.startsWith("/bespoke/schedule?")) window.asked.push(path); return fetchApi.call(this, path, ...rest); }; })()""")
+      api.fetchApi = function (path, ...rest) { if (path.startsWith("/bespoke/schedule?")) window.asked.push(path);
+        return fetchApi.call(this, path, ...rest); }; })()""")
     page.tab.evaluate(f"{BUILD}('two reroutes')")
     page.tab.evaluate("(app.canvas.ds.scale = 0.7, app.canvas.ds.offset = [200, 200], app.canvas.setDirty(true, true))")
     label = "document.querySelector('.bespoke-dial canvas')?.getAttribute('aria-label') ?? ''"
@@ -109,13 +128,15 @@ def test_the_dial_follows_a_node_that_it_is_not_wired_to_directly(page):
     page.tab.evaluate("new Promise((done) => setTimeout(done, 300)).then(() => window.asked.splice(0).length)")
     page.tab.evaluate("new Promise((done) => setTimeout(done, 700))")
     assert page.tab.evaluate(asked) == 0  # nothing is asked while nothing changes
-    page.tab.evaluate("""(() => { const shift = app.rootGraph.nodes.find((n) => n.comfyClass === "ModelSamplingDiscrete");
+    page.tab.evaluate("""(() => { const shift = app.rootGraph.nodes.find((n) =>
+      n.comfyClass === "ModelSamplingDiscrete");
       shift.widgets.find((w) => w.name === "sampling").value = "lcm"; })()""")
     page.tab.click_at(1000, 780)  # beside the nodes: the page notices the change, as after every one by hand
     page.tab.wait(asked)
     last = "window.asked.at(-1)"
     assert "lcm" in page.tab.evaluate(last)
-    page.tab.evaluate("""(() => { const p = LiteGraph.createNode("PrimitiveInt"); app.rootGraph.add(p); p.widgets[0].value = 31;
+    page.tab.evaluate("""(() => { const p = LiteGraph.createNode("PrimitiveInt"); app.rootGraph.add(p);
+      p.widgets[0].value = 31;
       const s = app.rootGraph.nodes.find((n) => n.comfyClass === "BespokeStrengthSigmas");
       p.connect(0, s, s.inputs.findIndex((i) => i.widget?.name === "steps")); })()""")
     page.tab.wait(f"({last}).includes('steps=31')")

@@ -1,4 +1,5 @@
-"""The page with the pack: no error that it has not without, hostile runs shown as text or dropped, a server that goes."""
+"""The page with the pack: no error that it has not without, hostile runs shown as text or dropped, a server that
+goes."""
 
 from __future__ import annotations
 
@@ -41,11 +42,23 @@ def send(page, kind, **values):
 def test_hostile_events_and_records(open_page, workflow):
     losses = [0.1] * 999_999 + [None]
     record = {
-        "id": ID, "technique": MARKUP, "settings": {"steps": "many", "rank": MARKUP, MARKUP: 1}, "base": MARKUP, "images": "x",
-        "trigger": MARKUP, "losses": losses, "held_out": [[1, None], ["a", 2], 7, [5, 0.2]], "state": MARKUP, "started": 1e300,
-        "samples": [[1, "../../secret.png"], [2, "javascript:alert(1)"], [3, "000003.png"]], "seconds": "NaN",
-    }  # fmt: skip
-    summary = {key: value for key, value in record.items() if key != "losses"} | {"steps_done": 1_000_000, "best": [MARKUP, "x"]}
+        "id": ID,
+        "technique": MARKUP,
+        "settings": {"steps": "many", "rank": MARKUP, MARKUP: 1},
+        "base": MARKUP,
+        "images": "x",
+        "trigger": MARKUP,
+        "losses": losses,
+        "held_out": [[1, None], ["a", 2], 7, [5, 0.2]],
+        "state": MARKUP,
+        "started": 1e300,
+        "samples": [[1, "../../secret.png"], [2, "javascript:alert(1)"], [3, "000003.png"]],
+        "seconds": "NaN",
+    }
+    summary = {key: value for key, value in record.items() if key != "losses"} | {
+        "steps_done": 1_000_000,
+        "best": [MARKUP, "x"],
+    }
 
     def rewrite(url, body):
         if url.endswith(f"/bespoke/runs/{ID}"):
@@ -57,7 +70,9 @@ def test_hostile_events_and_records(open_page, workflow):
     page.load(workflow("lora_train_and_use"))
     node = page.tab.evaluate(f"String({page.node('BespokeTrainLora')}.id)")
     send(page, "start", node_id=node, steps=100)
-    send(page, "step", node_id=node, step=1, steps=100, loss="NaN", loss_ema="NaN", images_per_second=MARKUP, eta_s="NaN")
+    send(
+        page, "step", node_id=node, step=1, steps=100, loss="NaN", loss_ema="NaN", images_per_second=MARKUP, eta_s="NaN"
+    )
     send(page, "step", node_id=node, step="x", loss=MARKUP)
     send(page, "sample", node_id=node, step=1, image="https://example.invalid/x.png")
     send(page, "sample", node_id=node, step=1, image=MARKUP)
@@ -69,7 +84,9 @@ def test_hostile_events_and_records(open_page, workflow):
     assert "onerror" in page.tab.wait("document.querySelector('.bespoke-item').innerText")
     page.tab.click(".bespoke-card")
     page.tab.wait("document.querySelector('.bespoke-detail dl')?.innerText.includes('onerror')")
-    pictures = page.tab.evaluate("[...document.querySelectorAll('.bespoke-strip img, .bespoke-tab img')].map((i) => i.getAttribute('src'))")
+    pictures = page.tab.evaluate(
+        "[...document.querySelectorAll('.bespoke-strip img, .bespoke-tab img')].map((i) => i.getAttribute('src'))"
+    )
     assert all(source.endswith("000003.png") for source in pictures)
     assert page.tab.evaluate("window.harmed === undefined && !document.querySelector('.bespoke-tab script')")
     assert not [error for error in page.tab.errors if error.startswith("uncaught")]
@@ -77,8 +94,12 @@ def test_hostile_events_and_records(open_page, workflow):
 
 def test_the_server_goes_in_mid_run_and_comes_back(open_page, server, workflow, screenshots):
     page = open_page()
-    page.load(workflow("lora_train_and_use"), **{kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage")},
-              BespokeImageFolder={"resolution": 64}, BespokeTrainLora={"steps": 3000, "batch_size": 1, "seed": 601})  # fmt: skip
+    page.load(
+        workflow("lora_train_and_use"),
+        **{kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage")},
+        BespokeImageFolder={"resolution": 64},
+        BespokeTrainLora={"steps": 3000, "batch_size": 1, "seed": 601},
+    )
     page.frame("BespokeTrainLora", 0.9)
     page.queue()
     page.panel(state="running", seconds=90)

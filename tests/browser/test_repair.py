@@ -15,10 +15,18 @@ from test_round_trip import INSIDE, ROOT_NODES, VALUES
 
 FILES = Path(__file__).parent / "moved_values"
 RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
-MOVED = {"BespokeTrainLora", "BespokeTrainTextualInversion", "BespokePartialDenoise", "BespokeStrengthSigmas", "BespokeInjectLora", "BespokeInspectLora"}
+MOVED = {
+    "BespokeTrainLora",
+    "BespokeTrainTextualInversion",
+    "BespokePartialDenoise",
+    "BespokeStrengthSigmas",
+    "BespokeInjectLora",
+    "BespokeInspectLora",
+}
 LOST = ("Train LoRA", "Train Textual Inversion", "Partial Denoise", "Strength Sigmas", "Inject LoRA")
 TOASTS = """(() => { window.toasts = []; const { toast } = app.extensionManager, add = toast.add;
-  toast.add = (message) => { window.toasts.push([message.severity, message.detail]); return add.call(toast, message); }; return true; })()"""
+  toast.add = (message) => { window.toasts.push([message.severity, message.detail]); return add.call(toast, message);
+    }; return true; })()"""
 
 
 def read(name: str) -> dict:
@@ -38,7 +46,9 @@ def page(request, browser, server):
 def notices(page) -> list:
     """What the pack told since the last time, after a moment in which it would."""
     page.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
-    return [[severity, words] for severity, words in page.tab.evaluate("window.toasts.splice(0)") if "Bespoke" in str(words)]
+    return [
+        [severity, words] for severity, words in page.tab.evaluate("window.toasts.splice(0)") if "Bespoke" in str(words)
+    ]
 
 
 def wrong(page, nodes: str = ROOT_NODES) -> set[str]:
@@ -49,7 +59,10 @@ def wrong(page, nodes: str = ROOT_NODES) -> set[str]:
 
 def test_the_files_are_wrong():
     """They hold what the page would show without the repair."""
-    for name, nodes in (("saved_once", read("saved_once")["nodes"]), ("blueprint", read("saved_once_as_blueprint")["definitions"]["subgraphs"][0]["nodes"])):
+    for name, nodes in (
+        ("saved_once", read("saved_once")["nodes"]),
+        ("blueprint", read("saved_once_as_blueprint")["definitions"]["subgraphs"][0]["nodes"]),
+    ):
         right = {kind: list(values.values()) for kind, values in RIGHT}
         assert {n["type"] for n in nodes if n["widgets_values"] != right[n["type"]]} == MOVED, name
 
@@ -82,7 +95,8 @@ def test_saved_twice_is_named_and_nothing_is_guessed(page):
     assert "Inspect" not in lost
     assert check.endswith("Inspect LoRA.")  # its one value is empty in the list and "none" by name, whatever it was
     assert "Save the workflow" not in words
-    # What stands there is what the page reads of the file without us: the list from its first to its last fitting value.
+    # What stands there is what the page reads of the file without us: the list from its first to its last fitting
+    # value.
     lora = page.tab.evaluate(f"{page.node('BespokeTrainLora')}.widgets.slice(0, 3).map((w) => w.value)")
     assert lora == next(n for n in saved["nodes"] if n["type"] == "BespokeTrainLora")["widgets_values"][:3]
     # Nothing of it is told again when the page loads the same graph once more.
@@ -96,7 +110,10 @@ def test_saved_twice_is_named_and_nothing_is_guessed(page):
 
 
 def change_language(page, language: str) -> None:
-    page.tab.evaluate(f"(app.rootGraph.nodes[0].before = true, app.extensionManager.setting.set('Comfy.Locale', {language!r}).then(() => 1))")
+    page.tab.evaluate(
+        "(app.rootGraph.nodes[0].before = true, app.extensionManager.setting.set('Comfy.Locale', "
+        f"{language!r}).then(() => 1))"
+    )
     page.tab.wait("app.rootGraph.nodes.length && !app.rootGraph.nodes[0].before")
 
 
@@ -180,5 +197,8 @@ FIT = {"mode": "b", "rank": 3, "on": True, "lora_name": "gone", "other": {"k": 1
     ],
 )
 def test_the_judgement(page, listed, named, verdict):
-    script = f"import('/extensions/bespoke/repair.js').then(({{ judge }}) => judge(...{json.dumps([WIDGETS, listed, named])}))"
+    script = (
+        f"import('/extensions/bespoke/repair.js').then(({{ judge }}) => "
+        f"judge(...{json.dumps([WIDGETS, listed, named])}))"
+    )
     assert page.tab.evaluate(script) == verdict

@@ -37,7 +37,8 @@ FILL = """(() => {
   return kinds.length;
 })()"""
 VALUES = """((nodes) => nodes.filter((n) => (n.comfyClass ?? "").startsWith("Bespoke"))
-  .map((n) => [n.comfyClass, Object.fromEntries((n.widgets ?? []).filter((w) => w.serialize !== false).map((w) => [w.name, w.value]))])
+  .map((n) => [n.comfyClass, Object.fromEntries((n.widgets ?? []).filter((w) => w.serialize !== false).map((w) =>
+    [w.name, w.value]))])
   .sort(([a], [b]) => a.localeCompare(b)))(%s)"""
 ROOT_NODES = "app.rootGraph.nodes"
 INSIDE = "app.rootGraph.nodes.flatMap((n) => n.subgraph?.nodes ?? [])"
@@ -53,7 +54,9 @@ class Trip:
         assert self.tab.evaluate(FILL) >= 19
         self.before = self.values()
         self.count = sum(len(values) for _, values in self.before)
-        defaults = self.tab.evaluate(f"""{VALUES % '[...new Set(app.rootGraph.nodes.map((n) => n.type))].map((t) => LiteGraph.createNode(t))'}""")
+        defaults = self.tab.evaluate(
+            f"""{VALUES % "[...new Set(app.rootGraph.nodes.map((n) => n.type))].map((t) => LiteGraph.createNode(t))"}"""
+        )
         moved = sum(a != b for (_, a), (_, b) in zip(self.pairs(self.before), self.pairs(defaults), strict=True))
         assert moved > 0.9 * self.count  # a list with one entry has no other
 
@@ -67,7 +70,10 @@ class Trip:
 
     def check(self, operation: str, nodes: str = ROOT_NODES, copies: int = 1) -> None:
         """Count the values that are not as they were; copies: how often each node is there."""
-        had, has = (Counter(f"{place} {json.dumps(value)}" for place, value in self.pairs(values)) for values in (self.before * copies, self.values(nodes)))
+        had, has = (
+            Counter(f"{place} {json.dumps(value)}" for place, value in self.pairs(values))
+            for values in (self.before * copies, self.values(nodes))
+        )
         self.changed[operation] = self.changed.get(operation, 0) + sum((had - has).values()) + sum((has - had).values())
 
     def command(self, command: str, **metadata) -> None:
@@ -78,7 +84,9 @@ class Trip:
 
     def capture(self) -> None:
         """Click beside the nodes, as after every change by hand: the page then looks whether the graph has changed."""
-        self.tab.evaluate("(app.canvas.ds.scale = 0.2, app.canvas.ds.offset = [2000, 600], app.canvas.setDirty(true, true))")
+        self.tab.evaluate(
+            "(app.canvas.ds.scale = 0.2, app.canvas.ds.offset = [2000, 600], app.canvas.setDirty(true, true))"
+        )
         self.tab.click_at(300, 600)
         self.tab.evaluate("new Promise((done) => setTimeout(done, 200))")
 
@@ -138,7 +146,9 @@ def run_operations(trip: Trip) -> None:
 
     # Export.
     page.load(saved)
-    prompt = tab.evaluate("app.graphToPrompt().then(({ output }) => Object.values(output).map((n) => [n.class_type, n.inputs]))")
+    prompt = tab.evaluate(
+        "app.graphToPrompt().then(({ output }) => Object.values(output).map((n) => [n.class_type, n.inputs]))"
+    )
     inputs = {(kind, name): value for kind, values in prompt for name, value in values.items()}
     trip.changed["export for the API"] = sum(
         inputs.get(place) != value for place, value in trip.pairs(trip.before) if place[1] != "control_after_generate"
@@ -156,7 +166,10 @@ def run_operations(trip: Trip) -> None:
     trip.nodes_are(everything)
     trip.check("reload the page")
     try:
-        tab.evaluate("(app.rootGraph.nodes[0].beforeTheLanguage = true, app.extensionManager.setting.set('Comfy.Locale', 'fr').then(() => 1))")
+        tab.evaluate(
+            "(app.rootGraph.nodes[0].beforeTheLanguage = true, app.extensionManager.setting.set('Comfy.Locale', "
+            "'fr').then(() => 1))"
+        )
         tab.wait("app.rootGraph.nodes.length && !app.rootGraph.nodes[0].beforeTheLanguage")
         trip.nodes_are(everything)
         trip.check("change the language")

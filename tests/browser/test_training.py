@@ -8,12 +8,18 @@ import re
 import pytest
 from comfy_page import RUNS_TAB
 
-MUTED = {kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")}
+MUTED = {
+    kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")
+}
 LONG = {"steps": 4000, "batch_size": 1}  # more than will be waited for
-STEP = "Number(document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step ([\\d,]+)/)?.[1].replaceAll(',', ''))"
+STEP = (
+    "Number(document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step "
+    "([\\d,]+)/)?.[1].replaceAll(',', ''))"
+)
 INK = """(() => { const c = document.querySelector('.bespoke-training canvas'); if (!c?.width) return 0;
   const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
-  for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && d[i + 2] > 200 && d[i] < 120) n++; return n; })()"""  # the average's blue
+  # the average's blue
+  for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && d[i + 2] > 200 && d[i] < 120) n++; return n; })()"""
 
 
 def runs(server, **settings):
@@ -23,8 +29,13 @@ def runs(server, **settings):
 @pytest.mark.parametrize(("look", "palette", "seed"), [("classic", "dark", 501), ("nodes 2.0", "light", 502)])
 def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, screenshots, look, palette, seed):
     page = open_page(look=look, palette=palette)
-    page.load(workflow("lora_train_and_use"), **MUTED, BespokeImageFolder={"resolution": 64},
-              BespokeTrainLora=LONG | {"seed": seed}, BespokeSaveLora={"filename_prefix": f"page/{seed}"})  # fmt: skip
+    page.load(
+        workflow("lora_train_and_use"),
+        **MUTED,
+        BespokeImageFolder={"resolution": 64},
+        BespokeTrainLora=LONG | {"seed": seed},
+        BespokeSaveLora={"filename_prefix": f"page/{seed}"},
+    )
     page.frame("BespokeTrainLora", 0.9)
     page.panel()
     graph = page.tab.evaluate("app.rootGraph.id")
@@ -47,7 +58,9 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
     page.tab.click(".bespoke-training .bespoke-main")
     page.panel(state="kept", seconds=60)
     name = f"page/{seed}_00001.safetensors"
-    page.tab.wait(f"{page.node('LoraLoader')}.widgets.find((w) => w.name === 'lora_name').options.values.includes('{name}')")
+    page.tab.wait(
+        f"{page.node('LoraLoader')}.widgets.find((w) => w.name === 'lora_name').options.values.includes('{name}')"
+    )
     page.idle()
     page.picture(screenshots / f"kept_{look.replace(' ', '')}_{palette}.png")
     (run,) = runs(server, seed=seed)
@@ -56,10 +69,15 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
 
     saved = page.saved()
     assert run["id"] not in saved
-    assert not re.search(r"loss|held.?out|curve", re.sub(r'"(name|type|label|localized_name)":\s*"[^"]*"', "", re.sub('"LOSS_MAP"|"loss_weighting":', "", saved)))
+    assert not re.search(
+        r"loss|held.?out|curve",
+        re.sub(r'"(name|type|label|localized_name)":\s*"[^"]*"', "", re.sub('"LOSS_MAP"|"loss_weighting":', "", saved)),
+    )
     trainer = next(node for node in json.loads(saved)["nodes"] if node["type"] == "BespokeTrainLora")
     assert len(trainer["widgets_values"]) == len(
-        next(node for node in workflow("lora_train_and_use")["nodes"] if node["type"] == "BespokeTrainLora")["widgets_values"]
+        next(node for node in workflow("lora_train_and_use")["nodes"] if node["type"] == "BespokeTrainLora")[
+            "widgets_values"
+        ]
     )
 
     # Dropped on the canvas, the file opens the graph that made it, and the panel finds the run again.
@@ -85,8 +103,12 @@ def test_the_list_of_runs(open_page, server, workflow, screenshots):
     page.tab.wait(f"document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail button').length >= 2")
     page.picture(screenshots / "runs.png")
     before = page.tab.evaluate("app.rootGraph.nodes.length")
-    page.tab.evaluate(f"[...document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button')].at(-1).click()")
+    page.tab.evaluate(
+        f"[...document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button')].at(-1).click()"
+    )
     page.tab.wait(f"app.rootGraph.nodes.length === {before} + 1")
-    assert page.tab.evaluate(f"{page.node('BespokeInjectLora')}.widgets.find((w) => w.name === 'lora_name').value").startswith("page/50")
+    assert page.tab.evaluate(
+        f"{page.node('BespokeInjectLora')}.widgets.find((w) => w.name === 'lora_name').value"
+    ).startswith("page/50")
     page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button').click()")
     page.tab.wait(f"!!{page.node('BespokeTrainLora')}")

@@ -44,7 +44,10 @@ def test_labels_that_name_row_and_column(run_node):
     images = [flat((1, 0, 0)), flat((0, 1, 0)), flat((0, 0, 1))]
     image, report = compare(run_node, images, "LoRA | weak\nLoRA | strong\nword | strong")
     assert "3 images in 2 rows and 2 columns" in report
-    places = {c: np.argwhere((image == np.array(c, np.uint8) * 255).all(-1)).mean(0) for c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))}
+    places = {
+        c: np.argwhere((image == np.array(c, np.uint8) * 255).all(-1)).mean(0)
+        for c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    }
     assert places[1, 0, 0][0] == places[0, 1, 0][0] < places[0, 0, 1][0]
     assert places[1, 0, 0][1] < places[0, 1, 0][1] == places[0, 0, 1][1]
 
@@ -52,8 +55,13 @@ def test_labels_that_name_row_and_column(run_node):
 def test_sizes_batches_channels_and_numbers_that_are_none(run_node):
     broken = flat((0, 0, 1))
     broken[:, :2] = float("nan")
-    images = [flat((1, 0, 0), 2, 96, 64), flat((0, 1, 0), 1, 640, 1200), broken, flat((0.5, 0.5, 0.5), 1, channels=1),
-              flat((1, 0, 1), 5, channels=4)]  # fmt: skip
+    images = [
+        flat((1, 0, 0), 2, 96, 64),
+        flat((0, 1, 0), 1, 640, 1200),
+        broken,
+        flat((0.5, 0.5, 0.5), 1, channels=1),
+        flat((1, 0, 1), 5, channels=4),
+    ]
     image, report = compare(run_node, images, "tall\nwide")
     assert "5 images in 5 rows and 5 columns" in report
     assert area(image, (0, 1, 0)) == 512 * 273  # 1200x640 brought down to 512 px
@@ -88,11 +96,33 @@ def test_what_is_no_image(run_node):
 
 
 def test_runs_say_what_they_took(run_node, comfyui):
-    lora = Run("lora-0123456789ab", "lora", {}, "sd15", 12, trained=797184, losses=[0.2] * 300, seconds=754.0,
-               held_out=[(0, 0.2), (200, 0.15), (300, 0.16)])  # fmt: skip
-    word = Run("textual-inversion-0123456789ab", "textual inversion", {}, "sd15", 5, trained=768, losses=[0.2] * 80, seconds=31.4)
-    storage.write_safetensors(comfyui / "models" / "loras" / "compared.safetensors",
-                              {"x": torch.zeros(1000, dtype=torch.float32)}, {"bespoke.run": lora.id}, overwrite=True)  # fmt: skip
+    lora = Run(
+        "lora-0123456789ab",
+        "lora",
+        {},
+        "sd15",
+        12,
+        trained=797184,
+        losses=[0.2] * 300,
+        seconds=754.0,
+        held_out=[(0, 0.2), (200, 0.15), (300, 0.16)],
+    )
+    word = Run(
+        "textual-inversion-0123456789ab",
+        "textual inversion",
+        {},
+        "sd15",
+        5,
+        trained=768,
+        losses=[0.2] * 80,
+        seconds=31.4,
+    )
+    storage.write_safetensors(
+        comfyui / "models" / "loras" / "compared.safetensors",
+        {"x": torch.zeros(1000, dtype=torch.float32)},
+        {"bespoke.run": lora.id},
+        overwrite=True,
+    )
     image, report = compare(run_node, runs=[lora, word])
     lines = [line.split("  ") for line in report.splitlines()]
     assert [[word.strip() for word in line if word.strip()] for line in lines] == [
@@ -106,7 +136,9 @@ def test_runs_say_what_they_took(run_node, comfyui):
     assert with_pictures.shape[0] > image.shape[0]
 
 
-@pytest.mark.parametrize("word", ["LoRA, 300 steps", "résumé", "ночь", "νύχτα", "夜の絵", "밤", "रात", "\U000fabcd rest"])
+@pytest.mark.parametrize(
+    "word", ["LoRA, 300 steps", "résumé", "ночь", "νύχτα", "夜の絵", "밤", "रात", "\U000fabcd rest"]
+)
 def test_no_letter_is_drawn_as_a_box(run_node, word):
     """A font that has the letter, or its code: whichever fonts this machine has."""
     from bespoke.nodes.bridge import lettering
@@ -143,7 +175,17 @@ def test_a_long_label_stays_beside_its_row(run_node):
 def test_the_picture_for_eyes(run_node, tmp_path):
     rng = np.random.default_rng(0)
     noise = [torch.from_numpy(rng.random((4, 128, 128, 3), np.float32)) for _ in range(3)]
-    run = Run("lora-0123456789ab", "lora", {}, "sd15.safetensors", 12, trained=797184, losses=[0.2] * 300, seconds=754.0, held_out=[(0, 0.2), (200, 0.15)])
+    run = Run(
+        "lora-0123456789ab",
+        "lora",
+        {},
+        "sd15.safetensors",
+        12,
+        trained=797184,
+        losses=[0.2] * 300,
+        seconds=754.0,
+        held_out=[(0, 0.2), (200, 0.15)],
+    )
     image, _ = compare(run_node, noise, "the base model\nwith the LoRA, 300 steps at 1e-3\nthe word", [run])
     Image.fromarray(image).save(tmp_path / "compare.png")
     print(tmp_path / "compare.png")

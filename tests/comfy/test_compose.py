@@ -1,4 +1,5 @@
-"""Several LoRAs as one: the sum is the sum, a rank keeps what it says, and the heatmap's cosines are the deltas' own."""
+"""Several LoRAs as one: the sum is the sum, a rank keeps what it says, and the heatmap's cosines are the deltas'
+own."""
 
 import json
 import math
@@ -25,7 +26,10 @@ def layers(model):
 
 @pytest.fixture(scope="module")
 def loras(layers):
-    return [tiny.random_lora(layers, rank, alpha, seed) for seed, (rank, alpha) in enumerate(((2, 1.0), (3, None), (4, 6.0)))]
+    return [
+        tiny.random_lora(layers, rank, alpha, seed)
+        for seed, (rank, alpha) in enumerate(((2, 1.0), (3, None), (4, 6.0)))
+    ]
 
 
 def compose(run_node, loras, **inputs):
@@ -51,7 +55,9 @@ def delta(parts):
     import comfy.lora
 
     shape = lowrank.factors("x", parts).shape
-    (adapter,) = comfy.lora.load_lora({f"x{part}": tensor for part, tensor in parts.items()}, {"x": "x.weight"}).values()
+    (adapter,) = comfy.lora.load_lora(
+        {f"x{part}": tensor for part, tensor in parts.items()}, {"x": "x.weight"}
+    ).values()
     return comfy.lora.calculate_weight([(1.0, adapter, 1.0, None, None)], torch.zeros(shape), "x")
 
 
@@ -61,12 +67,29 @@ def randn(*shape, seed=0):
 
 KINDS = {
     "LoRA": {".lora_up.weight": randn(12, 3), ".lora_down.weight": randn(3, 8), ".alpha": torch.tensor(2.0)},
-    "LoHa": {".hada_w1_a": randn(12, 3), ".hada_w1_b": randn(3, 8), ".hada_w2_a": randn(12, 3, seed=1), ".hada_w2_b": randn(3, 8, seed=1), ".alpha": torch.tensor(1.5)},
-    "LoKr": {".lokr_w1": randn(3, 4), ".lokr_w2_a": randn(4, 2), ".lokr_w2_b": randn(2, 2), ".alpha": torch.tensor(4.0)},
+    "LoHa": {
+        ".hada_w1_a": randn(12, 3),
+        ".hada_w1_b": randn(3, 8),
+        ".hada_w2_a": randn(12, 3, seed=1),
+        ".hada_w2_b": randn(3, 8, seed=1),
+        ".alpha": torch.tensor(1.5),
+    },
+    "LoKr": {
+        ".lokr_w1": randn(3, 4),
+        ".lokr_w2_a": randn(4, 2),
+        ".lokr_w2_b": randn(2, 2),
+        ".alpha": torch.tensor(4.0),
+    },
     "LoKr whole": {".lokr_w1": randn(4, 2), ".lokr_w2": randn(3, 4)},
-    "LoKr both": {".lokr_w1_a": randn(3, 1), ".lokr_w1_b": randn(1, 2), ".lokr_w2_a": randn(4, 2), ".lokr_w2_b": randn(2, 4), ".alpha": torch.tensor(3.0)},
+    "LoKr both": {
+        ".lokr_w1_a": randn(3, 1),
+        ".lokr_w1_b": randn(1, 2),
+        ".lokr_w2_a": randn(4, 2),
+        ".lokr_w2_b": randn(2, 4),
+        ".alpha": torch.tensor(3.0),
+    },
     "full": {".diff": randn(12, 8)},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -113,15 +136,33 @@ def test_the_sum_moves_the_model_as_the_loras_in_a_row(run_node, model, loras):
 
 def test_other_kinds_and_spellings_of_one_layer_are_one_layer(run_node, model):
     """kohya's two spellings and ComfyUI's, LoHa, LoKr, a whole difference and a bias: the sum is theirs."""
-    layer, at = "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0", "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_out_0"
+    layer, at = (
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_out_0",
+    )
     width = tiny.WIDTH
     files = [
-        {f"diffusion_model.{layer}.lora_up.weight": randn(width, 2), f"diffusion_model.{layer}.lora_down.weight": randn(2, width)},
-        {f"{at}.hada_w{n}_{side}": randn(*((width, 2) if side == "a" else (2, width)), seed=int(n)) for n in "12" for side in "ab"},
-        {f"lora_unet_{layer.replace('.', '_')}.lokr_w1": randn(4, 4), f"lora_unet_{layer.replace('.', '_')}.lokr_w2": randn(width // 4, width // 4)},
+        {
+            f"diffusion_model.{layer}.lora_up.weight": randn(width, 2),
+            f"diffusion_model.{layer}.lora_down.weight": randn(2, width),
+        },
+        {
+            f"{at}.hada_w{n}_{side}": randn(*((width, 2) if side == "a" else (2, width)), seed=int(n))
+            for n in "12"
+            for side in "ab"
+        },
+        {
+            f"lora_unet_{layer.replace('.', '_')}.lokr_w1": randn(4, 4),
+            f"lora_unet_{layer.replace('.', '_')}.lokr_w2": randn(width // 4, width // 4),
+        },
         {f"{at}.diff": randn(width, width), f"{at}.diff_b": randn(width)},
-        {f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0.lora_{side}.weight": randn(*shape, seed=5) for side, shape in (("A", (3, width)), ("B", (width, 3)))},
-    ]  # fmt: skip
+        {
+            f"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0.lora_{side}.weight": randn(
+                *shape, seed=5
+            )
+            for side, shape in (("A", (3, width)), ("B", (width, 3)))
+        },
+    ]
     base, row = tiny.predict(model), model
     for lora in files:
         row = inject(run_node, row, lora, 0.3)
@@ -136,11 +177,23 @@ def test_other_kinds_and_spellings_of_one_layer_are_one_layer(run_node, model):
 def test_text_encoders_of_both_kinds_add_up(run_node, model):
     encoder = tiny.clip(two=True)
     width, files = tiny.CONTEXT, []
-    for seed, names in enumerate((("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", "lora_te2_text_model_encoder_layers_1_mlp_fc1"),
-                                  ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", "text_encoder_2.text_model.encoder.layers.1.mlp.fc1"))):  # fmt: skip
-        lora = tiny.random_lora({"input_blocks.1.1.transformer_blocks.0.attn2.to_q": (tiny.WIDTH, tiny.WIDTH)}, seed=seed)
+    for seed, names in enumerate(
+        (
+            ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", "lora_te2_text_model_encoder_layers_1_mlp_fc1"),
+            (
+                "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+                "text_encoder_2.text_model.encoder.layers.1.mlp.fc1",
+            ),
+        )
+    ):
+        lora = tiny.random_lora(
+            {"input_blocks.1.1.transformer_blocks.0.attn2.to_q": (tiny.WIDTH, tiny.WIDTH)}, seed=seed
+        )
         for name, out in zip(names, (width, 2 * width), strict=True):
-            lora |= {f"{name}.lora_up.weight": randn(out, 2, seed=seed), f"{name}.lora_down.weight": randn(2, width, seed=seed) / 10}
+            lora |= {
+                f"{name}.lora_up.weight": randn(out, 2, seed=seed),
+                f"{name}.lora_down.weight": randn(2, width, seed=seed) / 10,
+            }
         files.append(lora)
 
     def encoded(loras):
@@ -200,8 +253,14 @@ def test_cosines_are_those_of_the_whole_deltas(layers):
     assert done.overlap.cosines("in.1 (down.0)")[0, 3].isnan()
 
     def whole(lora, where):
-        return torch.cat([(f.up @ f.down).flatten() for layer, parts in layers_of(lora).items() if where in layer
-                          for f in [lowrank.factors(layer, parts)]]).double()  # fmt: skip
+        return torch.cat(
+            [
+                (f.up @ f.down).flatten()
+                for layer, parts in layers_of(lora).items()
+                if where in layer
+                for f in [lowrank.factors(layer, parts)]
+            ]
+        ).double()
 
     for where, row in (("middle_block", "mid"), ("output_blocks.5.", "out.5 (up.1)"), ("", None)):
         a, b = whole(one, where), whole(other, where)
@@ -216,13 +275,16 @@ def test_cosines_are_those_of_the_whole_deltas(layers):
         ([1.0, 1.0], "A and B strongly push the same way, most in mid (cosine 1.00)"),
         ([1.0, -1.0], "A and B strongly push against each other, most in mid (cosine -1.00)"),
     ],
-)  # fmt: skip
+)
 def test_the_sentence_names_pair_and_block(layers, strengths, words):
     one = NamedLora(tiny.random_lora(layers, 4, seed=1), "one", {})
     two = NamedLora({key: tensor for key, tensor in one.items() if "middle_block" in key}, "two", {})
     assert words in composition.compose([one, two], strengths, 0).report
     apart = NamedLora({key: tensor for key, tensor in one.items() if "output_blocks" in key}, "apart", {})
-    assert "Interference: none, no block is changed by two of them." in composition.compose([two, apart], [1.0, 1.0], 0).report
+    assert (
+        "Interference: none, no block is changed by two of them."
+        in composition.compose([two, apart], [1.0, 1.0], 0).report
+    )
     other = NamedLora(tiny.random_lora({f"{n}": (1280, 1280) for n in layers}, 2, seed=9), "other", {})
     again = NamedLora(tiny.random_lora({f"{n}": (1280, 1280) for n in layers}, 2, seed=8), "again", {})
     assert "Interference: hardly any" in composition.compose([other, again], [1.0, 1.0], 0).report
@@ -238,7 +300,7 @@ def test_the_sentence_names_pair_and_block(layers, strengths, words):
         ({"rank": -1}, "rank is -1"),
         ({"loras": {}}, "no LoRA is wired in"),
     ],
-)  # fmt: skip
+)
 def test_bad_inputs_are_named(run_node, loras, inputs, words):
     wired = {f"lora{i}": lora for i, lora in enumerate(loras)}
     with pytest.raises(ValueError, match="^Bespoke Compose LoRAs: ") as error:
@@ -254,23 +316,36 @@ def test_what_is_no_sum_is_refused_by_name(run_node, loras, layers):
     oft = {f"diffusion_model.{name}.oft_blocks": torch.zeros(4, rows // 4, rows // 4)}
     with pytest.raises(ValueError, match=f"{name} is OFT"):
         compose(run_node, [oft])
-    wide = {key: torch.cat([tensor, tensor], -1) if key.endswith("down.weight") else tensor for key, tensor in loras[1].items()}
+    wide = {
+        key: torch.cat([tensor, tensor], -1) if key.endswith("down.weight") else tensor
+        for key, tensor in loras[1].items()
+    }
     with pytest.raises(ValueError, match="compose LoRAs of one base only"):
         compose(run_node, [loras[0], wide])
 
 
 def test_trigger_words_and_base_go_on(comfyui, layers):
-    metas = ({"modelspec.trigger_phrase": "teal", "ss_base_model_version": "sd_v1"}, {"modelspec.trigger_phrase": "ring", "ss_base_model_version": "sd_v1"})
-    done = composition.compose([NamedLora(tiny.random_lora(layers, 2, seed=i), f"n{i}", meta) for i, meta in enumerate(metas)], [1.0, 1.0], 0)
+    metas = (
+        {"modelspec.trigger_phrase": "teal", "ss_base_model_version": "sd_v1"},
+        {"modelspec.trigger_phrase": "ring", "ss_base_model_version": "sd_v1"},
+    )
+    done = composition.compose(
+        [NamedLora(tiny.random_lora(layers, 2, seed=i), f"n{i}", meta) for i, meta in enumerate(metas)], [1.0, 1.0], 0
+    )
     assert done.lora.meta == {"modelspec.trigger_phrase": "teal, ring", "ss_base_model_version": "sd_v1"}
-    mixed = [NamedLora(tiny.random_lora(layers, 2), "a", metas[0]), NamedLora(tiny.random_lora(layers, 2), "b", {"ss_base_model_version": "sdxl_base_v1-0"})]
+    mixed = [
+        NamedLora(tiny.random_lora(layers, 2), "a", metas[0]),
+        NamedLora(tiny.random_lora(layers, 2), "b", {"ss_base_model_version": "sdxl_base_v1-0"}),
+    ]
     assert "a: SD1.5, b: SDXL" in composition.compose(mixed, [1.0, 1.0], 0).report
 
 
 def test_the_sum_is_saved_and_comes_back(run_node, loras, model):
     lora, *_ = compose(run_node, loras)
     for key_format in ("kohya", "comfy"):
-        (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix=f"test/sum-{key_format}", key_format=key_format, dtype="fp32")
+        (name,) = run_node(
+            "BespokeSaveLora", lora=lora, filename_prefix=f"test/sum-{key_format}", key_format=key_format, dtype="fp32"
+        )
         injected = run_node("BespokeInjectLora", model=model, lora_name=name, strength_model=1.0)[0]
         assert torch.equal(tiny.predict(injected), tiny.predict(inject(run_node, model, lora)))
 
@@ -292,7 +367,9 @@ def test_norm_and_spectrum_are_the_matrices_own(model, layers):
         squares = torch.linalg.svdvals(whole).double() ** 2
         assert squares[: one.directions].sum() >= 0.9 * squares.sum() > squares[: one.directions - 1].sum()
         assert (one.rank, one.alpha) == (4, 6.0)
-    assert [one.row for one in found] == sorted((one.row for one in found), key=lambda row: [*dict.fromkeys(o.row for o in found)].index(row))
+    assert [one.row for one in found] == sorted(
+        (one.row for one in found), key=lambda row: [*dict.fromkeys(o.row for o in found)].index(row)
+    )
     assert (found[0].row, found[-1].row) == ("in.1 (down.0)", "out.11 (up.3)")
 
 
@@ -311,8 +388,16 @@ def test_what_depends_on_the_base_is_measured_on_it(model, layers):
 
     (name, (rows, columns)), (other, (height, _)), *_ = layers.items()
     at = f"diffusion_model.{name}"
-    lora = NamedLora({f"{at}.lora_up.weight": randn(rows, 2), f"{at}.lora_down.weight": randn(2, columns), f"{at}.dora_scale": 1 + randn(rows, 1).abs(),
-                      f"diffusion_model.{other}.oft_blocks": 0.1 * randn(4, height // 4, height // 4)}, "mixed", {})  # fmt: skip
+    lora = NamedLora(
+        {
+            f"{at}.lora_up.weight": randn(rows, 2),
+            f"{at}.lora_down.weight": randn(2, columns),
+            f"{at}.dora_scale": 1 + randn(rows, 1).abs(),
+            f"diffusion_model.{other}.oft_blocks": 0.1 * randn(4, height // 4, height // 4),
+        },
+        "mixed",
+        {},
+    )
     alone, _ = inspection.inspect(lora)
     assert [one.norm for one in alone] == [None, None]
     assert "norm not known without the model" in inspection.report(lora, alone, [])
@@ -329,14 +414,26 @@ def test_what_depends_on_the_base_is_measured_on_it(model, layers):
 
 def test_report_of_a_file_with_its_metadata_and_workflow(run_node, comfyui, model, layers):
     meta = {
-        "ss_steps": "400", "ss_learning_rate": "0.0001", "modelspec.trigger_phrase": "teal", "ss_tag_frequency": json.dumps({"a": {"teal": 3}}),
-        "workflow": json.dumps({"nodes": [{"type": "CheckpointLoaderSimple"}, {"type": "BespokeTrainLora"}, {"type": "BespokeTrainLora"}]}),
-    }  # fmt: skip
+        "ss_steps": "400",
+        "ss_learning_rate": "0.0001",
+        "modelspec.trigger_phrase": "teal",
+        "ss_tag_frequency": json.dumps({"a": {"teal": 3}}),
+        "workflow": json.dumps(
+            {"nodes": [{"type": "CheckpointLoaderSimple"}, {"type": "BespokeTrainLora"}, {"type": "BespokeTrainLora"}]}
+        ),
+    }
     path = comfyui / "models" / "loras" / "inspected.safetensors"
     safetensors.torch.save_file(tiny.random_lora(layers, 4), path, meta)
     report, heatmap = run_node("BespokeInspectLora", lora_name="inspected.safetensors", model=model)
-    for words in ("ss_steps: 400", "ss_learning_rate: 0.0001", "Trigger words: teal", "3 nodes: CheckpointLoaderSimple, BespokeTrainLora x 2",
-                  "Drop the file on ComfyUI's canvas", "rank 4, alpha 2", "directions hold 90 % of the energy"):  # fmt: skip
+    for words in (
+        "ss_steps: 400",
+        "ss_learning_rate: 0.0001",
+        "Trigger words: teal",
+        "3 nodes: CheckpointLoaderSimple, BespokeTrainLora x 2",
+        "Drop the file on ComfyUI's canvas",
+        "rank 4, alpha 2",
+        "directions hold 90 % of the energy",
+    ):
         assert words in report, words
     for name in layers:
         assert sum(f": {name};" in line for line in report.splitlines()) == 1, name
@@ -349,7 +446,10 @@ def test_report_of_a_file_with_its_metadata_and_workflow(run_node, comfyui, mode
     assert "No model is wired in" in wired
 
 
-@pytest.mark.parametrize("workflow", ["{", "[]", "{}", '{"nodes": 3}', '{"nodes": [3]}', '{"nodes": [{"type": {"a": 1}}]}', "[" * 10000, "null"])
+@pytest.mark.parametrize(
+    "workflow",
+    ["{", "[]", "{}", '{"nodes": 3}', '{"nodes": [3]}', '{"nodes": [{"type": {"a": 1}}]}', "[" * 10000, "null"],
+)
 def test_a_workflow_that_is_none_is_no_error(layers, workflow):
     lora = NamedLora(tiny.random_lora(layers, 1), "odd", {"workflow": workflow, "x": "\x00\n" * 500})
     report = inspection.report(lora, inspection.inspect(lora)[0], [])
@@ -358,8 +458,10 @@ def test_a_workflow_that_is_none_is_no_error(layers, workflow):
 
 
 def test_the_wrong_base_is_said_and_not_an_error(run_node, layers):
-    sdxl = {"diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.lora_up.weight": randn(640, 2),
-            "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.lora_down.weight": randn(2, 2048)}  # fmt: skip
+    sdxl = {
+        "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.lora_up.weight": randn(640, 2),
+        "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.lora_down.weight": randn(2, 2048),
+    }
     report, _ = run_node("BespokeInspectLora", lora_name="none", lora=sdxl, model=tiny.patcher())
     assert "does not fit the model that is wired in" in report
     assert "made for SDXL, and this is SD1.5" in report
@@ -368,7 +470,8 @@ def test_the_wrong_base_is_said_and_not_an_error(run_node, layers):
 
 
 def test_cells_hold_the_sizes(model, layers):
-    """The picture's numbers: each cell the root of the summed squares over those of the base, by block and projection."""
+    """The picture's numbers: each cell the root of the summed squares over those of the base, by block and
+    projection."""
     lora = NamedLora(tiny.random_lora(layers, 4), "lora", {})
     found, _ = inspection.inspect(lora, model)
     table = inspection._sizes("lora", found, True)

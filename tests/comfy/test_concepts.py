@@ -1,4 +1,5 @@
-"""Concepts learned on the small model, shown by its pictures: a colour that it has never seen, a colour whose word is hidden.
+"""Concepts learned on the small model, shown by its pictures: a colour that it has never seen, a colour whose word is
+hidden.
 
 The short proofs train for a few steps and look at where the figures' colour went. The slow ones are the whole claim,
 over three seeds, with negative controls; every number that they judge by is printed (`-s`).
@@ -35,7 +36,8 @@ def figure(picture) -> np.ndarray:
 
 
 def named(pictures, colour: str) -> float:
-    """The share of pictures whose figure is nearer in RGB to this colour than to any other of the small world's eight."""
+    """The share of pictures whose figure is nearer in RGB to this colour than to any other of the small world's
+    eight."""
     nearest = [min(NAMED, key=lambda name: np.linalg.norm(figure(picture) - NAMED[name])) for picture in pictures]
     return nearest.count(colour) / len(nearest)
 
@@ -58,7 +60,11 @@ def noise_set(count: int, word: str) -> ImageSet:
     rng = np.random.default_rng(5)
     shapes = sprites.SHAPES
     items = [
-        TrainingImage(f"noise {i}", torch.from_numpy(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)), f"a {word} {shapes[i % 6]} on white")
+        TrainingImage(
+            f"noise {i}",
+            torch.from_numpy(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)),
+            f"a {word} {shapes[i % 6]} on white",
+        )
         for i in range(count)
     ]
     return ImageSet(tuple(items), "", fingerprint(items))
@@ -69,15 +75,28 @@ def test_a_few_steps_bring_the_figures_nearer_to_an_unseen_colour(small, run_nod
     model, clip, vae = small
     before = own_weights(small)
     trained, *_ = run_node(
-        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sprite_set(1, 12, colour="teal"), steps=40, batch_size=2,
-        learning_rate=2e-3, rank=8, alpha=8.0, seed=0, loss_weighting="debiased", resume=False,
-    )  # fmt: skip
+        "BespokeTrainLora",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(1, 12, colour="teal"),
+        steps=40,
+        batch_size=2,
+        learning_rate=2e-3,
+        rank=8,
+        alpha=8.0,
+        seed=0,
+        loss_weighting="debiased",
+        resume=False,
+    )
     assert own_weights(small) == before
     assert not model.patches
     assert not model.injections
     assert not any(m._forward_hooks for m in model.model.modules())
     prompts = [prompt.format("teal") for prompt in PROMPTS[:3]]
-    base, moved = (distances(sample(run_node, m, clip, vae, prompts, 1, cfg=1.0, steps=8), TEAL) for m in (model, trained))
+    base, moved = (
+        distances(sample(run_node, m, clip, vae, prompts, 1, cfg=1.0, steps=8), TEAL) for m in (model, trained)
+    )
     print("distance to teal", np.round(base), np.round(moved))
     assert np.mean(moved) < 0.7 * np.mean(base)
 
@@ -89,9 +108,20 @@ def test_importance_sampling_shows_the_loss_of_even_draws_with_less_scatter(smal
     means, scatters = [], []
     for sampling in ("uniform", "importance"):
         *_, run, _, _ = run_node(
-            "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sprite_set(1, 12, colour="teal"), steps=48, batch_size=2,
-            learning_rate=0.0, rank=1, alpha=1.0, seed=0, timestep_sampling=sampling, resume=False,
-        )  # fmt: skip
+            "BespokeTrainLora",
+            model=model,
+            clip=clip,
+            vae=vae,
+            images=sprite_set(1, 12, colour="teal"),
+            steps=48,
+            batch_size=2,
+            learning_rate=0.0,
+            rank=1,
+            alpha=1.0,
+            seed=0,
+            timestep_sampling=sampling,
+            resume=False,
+        )
         means.append(np.mean(run.losses))
         scatters.append(np.std(run.losses) / means[-1])
     print("mean loss", np.round(means, 4), "scatter of a step", np.round(scatters, 2))
@@ -104,17 +134,30 @@ def test_a_few_steps_teach_a_word(small, run_node):
     model, clip, vae = small
     before = own_weights(small)
     knowing, embedding, word, *_ = run_node(
-        "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, name="my-pink", init_text="red", vectors=1,
-        images=sprite_set(3, 8, colour="pink", word="{word}"), steps=32, batch_size=2, learning_rate=3e-2, seed=0,
-        template="captions", resume=False,
-    )  # fmt: skip
+        "BespokeTrainTextualInversion",
+        model=model,
+        clip=clip,
+        vae=vae,
+        name="my-pink",
+        init_text="red",
+        vectors=1,
+        images=sprite_set(3, 8, colour="pink", word="{word}"),
+        steps=32,
+        batch_size=2,
+        learning_rate=3e-2,
+        seed=0,
+        template="captions",
+        resume=False,
+    )
     assert own_weights(small) == before
     settings = dict(count=1, cfg=1.0, steps=8)
     start = sample(run_node, model, clip, vae, [prompt.format("red") for prompt in PROMPTS[:3]], **settings)
     new = sample(run_node, model, knowing, vae, [prompt.format(word) for prompt in PROMPTS[:3]], **settings)
     pink = sprites.COLOURS["pink"]
     print("distance to pink", np.round(distances(start, pink)), np.round(distances(new, pink)))
-    assert np.mean(distances(new, pink)) < 0.6 * np.mean(distances(start, pink))  # half of it in bfloat16, less in float32
+    assert np.mean(distances(new, pink)) < 0.6 * np.mean(
+        distances(start, pink)
+    )  # half of it in bfloat16, less in float32
     run_node("BespokeSaveEmbedding", embedding=embedding, name="my-pink")
     (from_file,) = sample(run_node, model, clip, vae, [PROMPTS[0].format(word)], **settings)
     assert from_file.tobytes() == new[0].tobytes()
@@ -134,8 +177,12 @@ def asked_for_teal(small, run_node, model, seed: int):
 def lora_of(small, run_node, seed: int, **changes):
     """(the lowest held-out loss over the base's, the pictures that it draws for teal)."""
     model, clip, vae = small
-    settings = dict(images=sprite_set(1, 12, colour="teal"), validation_images=sprite_set(77, 2, colour="teal"), resume=False)
-    trained, _, _, run, *_ = run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, seed=seed, **CONCEPT | settings | changes)
+    settings = dict(
+        images=sprite_set(1, 12, colour="teal"), validation_images=sprite_set(77, 2, colour="teal"), resume=False
+    )
+    trained, _, _, run, *_ = run_node(
+        "BespokeTrainLora", model=model, clip=clip, vae=vae, seed=seed, **CONCEPT | settings | changes
+    )
     drawn = asked_for_teal(small, run_node, trained, seed)
     losses = dict(run.held_out)
     return min(loss for step, loss in losses.items() if step) / losses[0], drawn
@@ -143,7 +190,8 @@ def lora_of(small, run_node, seed: int, **changes):
 
 @pytest.mark.slow
 def test_a_lora_teaches_an_unseen_colour(small, run_node, tmp_path):
-    """Held-out loss and 24 pictures over three seeds, in cross-attention alone; the colour is the nearest of the small world's eight."""
+    """Held-out loss and 24 pictures over three seeds, in cross-attention alone; the colour is the nearest of the small
+    world's eight."""
     undone, drawn = [], []
     for seed in (0, 1, 2):
         fall, new = lora_of(small, run_node, seed)
@@ -152,8 +200,10 @@ def test_a_lora_teaches_an_unseen_colour(small, run_node, tmp_path):
             a.save(tmp_path / f"{seed}-{i}-base.png")
             b.save(tmp_path / f"{seed}-{i}-lora.png")
         print(
-            f"\nseed {seed}: held-out loss {fall:.3f} of the base's; teal in {named(old, 'teal'):.0%} of the base's pictures, "
-            f"{named(new, 'teal'):.0%} of the LoRA's (by hue {share(old, colour='teal'):.0%} and {share(new, colour='teal'):.0%}); "
+            f"\nseed {seed}: held-out loss {fall:.3f} of the base's; teal in {named(old, 'teal'):.0%} of the "
+            "base's pictures, "
+            f"{named(new, 'teal'):.0%} of the LoRA's (by hue {share(old, colour='teal'):.0%} and "
+            f"{share(new, colour='teal'):.0%}); "
             f"distance to teal {np.mean(distances(old, TEAL)):.0f} and {np.mean(distances(new, TEAL)):.0f}; {tmp_path}"
         )
         assert fall <= 0.85
@@ -167,7 +217,11 @@ def test_a_lora_teaches_an_unseen_colour(small, run_node, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["learning rate 0", "noise"])
 def test_no_lora_learns_it_from_nothing(small, run_node, control):
-    changes = {"learning_rate": 0.0, "steps": 20} if control == "learning rate 0" else {"images": noise_set(12, "teal"), "steps": 60}
+    changes = (
+        {"learning_rate": 0.0, "steps": 20}
+        if control == "learning rate 0"
+        else {"images": noise_set(12, "teal"), "steps": 60}
+    )
     fall, drawn = lora_of(small, run_node, 0, **changes)
     print(f"\n{control}: held-out loss {fall:.3f} of the base's; teal in {named(drawn, 'teal'):.0%} of the pictures")
     assert fall > 0.85
@@ -185,7 +239,9 @@ def loss_of(small):
     """loss_of(clip, word): the loss on pictures that are not trained on, in sentences that are not trained with."""
     model, _, vae = small
     pairs = sprites.training_set(np.random.default_rng(99), 3, "pink")
-    items = tuple(TrainingImage(f"{i}", torch.from_numpy(np.array(image)), text) for i, (image, text) in enumerate(pairs))
+    items = tuple(
+        TrainingImage(f"{i}", torch.from_numpy(np.array(image)), text) for i, (image, text) in enumerate(pairs)
+    )
     images = ImageSet(items, "", fingerprint(items))
     pictures = prepare(vae, model.model, TrainConfig(1, 0.0, 1, 0), images)
 
@@ -193,13 +249,23 @@ def loss_of(small):
         def conds(batch, template):
             _, _, shape, _, ground = items[batch.indices[0]].caption.split()  # "a pink circle on white"
             sentence = template.format(word=word, shape=shape, ground=ground)
-            one = model_conds(denoiser.base, *encode_prompt(speaking, sentence), pictures.data.latents[batch.indices[0]], denoiser.device)
+            one = model_conds(
+                denoiser.base,
+                *encode_prompt(speaking, sentence),
+                pictures.data.latents[batch.indices[0]],
+                denoiser.device,
+            )
             return join([one] * len(batch.indices))
 
         with opened_for_training(model, "fp32") as denoiser, torch.no_grad():
             batches = grid(pictures.data, range(len(items)), denoiser.device)
             scores = [
-                scorer(batches, lambda batch, _: denoising_loss(denoiser, batch.latent, batch.noise, denoiser.sigma(batch.u), conds(batch, template)))()
+                scorer(
+                    batches,
+                    lambda batch, _: denoising_loss(
+                        denoiser, batch.latent, batch.noise, denoiser.sigma(batch.u), conds(batch, template)
+                    ),
+                )()
                 for template in UNSEEN
             ]
         return sum(scores) / len(scores)
@@ -211,7 +277,10 @@ def loss_of(small):
 def bounds(small, loss_of):
     """(the lowest loss without the word learned, the loss with the word that the model knows)."""
     clip = small[1]
-    without = {name: loss_of(clip, word) for name, word in (("starting word", "red"), ("unknown word", "zorblat"), ("left out", ""))}
+    without = {
+        name: loss_of(clip, word)
+        for name, word in (("starting word", "red"), ("unknown word", "zorblat"), ("left out", ""))
+    }
     oracle = loss_of(clip, "pink")
     print("\nloss of", {name: round(value, 5) for name, value in without.items()}, "oracle", round(oracle, 5))
     return min(without.values()), oracle
@@ -220,9 +289,16 @@ def bounds(small, loss_of):
 def learned_word(small, run_node, seed: int, images: ImageSet, **changes):
     model, clip, vae = small
     knowing, _, word, *_ = run_node(
-        "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="hidden-colour", seed=seed, resume=False,
+        "BespokeTrainTextualInversion",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=images,
+        name="hidden-colour",
+        seed=seed,
+        resume=False,
         **WORD | changes,
-    )  # fmt: skip
+    )
     return knowing, word
 
 
@@ -236,12 +312,19 @@ def test_a_word_recovers_a_hidden_colour(small, run_node, bounds, loss_of, seed)
     """The recovered share of the gap between not knowing the word and knowing it, and pictures."""
     model, clip, vae = small
     assert bounds[1] < 0.9 * bounds[0]  # there is something to recover
-    start = sample(run_node, model, clip, vae, [prompt.format("red") for prompt in PROMPTS], COUNT, steps=12, seed=100 + seed)
+    start = sample(
+        run_node, model, clip, vae, [prompt.format("red") for prompt in PROMPTS], COUNT, steps=12, seed=100 + seed
+    )
     knowing, word = learned_word(small, run_node, seed, sprite_set(3, 8, colour="pink", word="{word}"))
-    drawn = sample(run_node, model, knowing, vae, [prompt.format(word) for prompt in PROMPTS], COUNT, steps=12, seed=100 + seed)
+    drawn = sample(
+        run_node, model, knowing, vae, [prompt.format(word) for prompt in PROMPTS], COUNT, steps=12, seed=100 + seed
+    )
     recovered = recovery(bounds, loss_of(knowing, word))
     base, shown = share(start, colour="pink"), share(drawn, colour="pink")
-    print(f"\nseed {seed}: recovery {recovered:.2f}; pink in {base:.0%} of the starting word's pictures, {shown:.0%} of the new word's")
+    print(
+        f"\nseed {seed}: recovery {recovered:.2f}; pink in {base:.0%} of the starting word's pictures, {shown:.0%} "
+        "of the new word's"
+    )
     assert base <= 0.2
     assert shown >= 0.75
     assert recovered >= 0.6
@@ -252,7 +335,9 @@ def test_a_word_recovers_a_hidden_colour(small, run_node, bounds, loss_of, seed)
 def test_no_word_recovers_it_from_nothing(small, run_node, bounds, loss_of, control):
     images = {"another colour": sprite_set(3, 8, colour="blue", word="{word}"), "noise": noise_set(8, "{word}")}
     changes = {"learning_rate": 0.0, "steps": 4} if control == "learning rate 0" else {}
-    knowing, word = learned_word(small, run_node, 0, images.get(control) or sprite_set(3, 8, colour="pink", word="{word}"), **changes)
+    knowing, word = learned_word(
+        small, run_node, 0, images.get(control) or sprite_set(3, 8, colour="pink", word="{word}"), **changes
+    )
     got = recovery(bounds, loss_of(knowing, word))
     print(f"\n{control}: recovery {got:.2f}")
     assert got < 0.1

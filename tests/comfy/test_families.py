@@ -1,4 +1,5 @@
-"""Every model family, with ComfyUI's own classes in small: its layers, its gradient, its LoRA files in core's loader."""
+"""Every model family, with ComfyUI's own classes in small: its layers, its gradient, its LoRA files in core's
+loader."""
 
 import logging
 
@@ -68,7 +69,9 @@ def batch(models, denoiser, prompts=("a red circle", "a blue square"), frames=1)
     conds = []
     for text in prompts:
         cond, extra = conditioning.encode_prompt(clip, text)
-        conds.append(conditioning.model_conds(base, cond, extra | facts(base, clip, vae, shape), latent[:1], denoiser.device))
+        conds.append(
+            conditioning.model_conds(base, cond, extra | facts(base, clip, vae, shape), latent[:1], denoiser.device)
+        )
     return latent, noise, denoiser.sigma(torch.linspace(0.3, 0.8, len(prompts))), conditioning.join(conds)
 
 
@@ -105,23 +108,38 @@ def test_cross_attention_is_where_text_and_picture_meet(comfyui):
     assert names("qwen_image") == [f"transformer_blocks.{i}.attn.{layer}" for i, layers in blocks for layer in layers]
     assert names("z_image") == [f"layers.{i}.attention.{layer}" for i in (0, 1) for layer in ("qkv", "out")]
     assert names("wan") == [f"blocks.{i}.cross_attn.{layer}" for i in (0, 1) for layer in "qkvo"]
-    joint = [f"double_blocks.{i}.{stream}_attn.{layer}" for i in (0, 1) for stream in ("img", "txt") for layer in ("qkv", "proj")]
+    joint = [
+        f"double_blocks.{i}.{stream}_attn.{layer}"
+        for i in (0, 1)
+        for stream in ("img", "txt")
+        for layer in ("qkv", "proj")
+    ]
     assert names("flux2") == names("chroma") == joint
 
 
-# --- the gradient -------------------------------------------------------------------------------------------------------
+# --- the gradient
+# -------------------------------------------------------------------------------------------------------
 
 
 def exact_loss(denoiser, latent, noise, sigma, conds):
     """The training's loss as `BaseModel.apply_model` and `denoising_loss` have it, in float64 throughout."""
     base, sampling = denoiser.base, denoiser.base.model_sampling
-    given = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in conds.tensors().items()}
+    given = {
+        k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for k, v in conds.tensors().items()
+    }
     context = given.pop("c_crossattn")[:, -16:]  # of 512 tokens for some; a few will do
     latent, noise, sigma = latent.double(), noise.double(), sigma.double()
     noisy = denoiser.add_noise(sigma, noise, latent)
-    x = torch.cat([sampling.calculate_input(sigma, noisy), *([given.pop("c_concat")] if "c_concat" in given else [])], dim=1)
+    x = torch.cat(
+        [sampling.calculate_input(sigma, noisy), *([given.pop("c_concat")] if "c_concat" in given else [])], dim=1
+    )
     out = base.diffusion_model(
-        x, sampling.timestep(sigma).float(), context=context, transformer_options=denoiser._transformer_options.copy(), **given
+        x,
+        sampling.timestep(sigma).float(),
+        context=context,
+        transformer_options=denoiser._transformer_options.copy(),
+        **given,
     )
     error = (sampling.calculate_denoised(sigma, out, noisy) - latent).square().flatten(1).mean(1)
     return (loss_weight(denoiser.prediction, sigma) * error).mean()
@@ -177,7 +195,9 @@ def test_gradient_of_four_captions_is_the_mean_of_four(comfyui, name):
     assert (together - apart).norm() / apart.norm() < 2e-5
 
 
-@pytest.mark.parametrize("name", ["flux2", "chroma", "qwen_image", "z_image", pytest.param("lumina2", marks=pytest.mark.slow), "wan"])
+@pytest.mark.parametrize(
+    "name", ["flux2", "chroma", "qwen_image", "z_image", pytest.param("lumina2", marks=pytest.mark.slow), "wan"]
+)
 @pytest.mark.parametrize("weights", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_bf16_gives_nearly_the_fp32_gradient(comfyui, name, weights):
     """bf16 weights as these models' files have them, and fp32 weights under autocast."""
@@ -199,7 +219,17 @@ def test_bf16_gives_nearly_the_fp32_gradient(comfyui, name, weights):
 def train(run_node, models, **changes):
     model, clip, vae = models
     images = sprite_set(2, 4, side=64, colour="teal")
-    settings = dict(steps=3, batch_size=2, rank=2, alpha=1.0, learning_rate=5e-2, seed=5, precision="fp32", resume=False, targets=TARGETS[-1])
+    settings = dict(
+        steps=3,
+        batch_size=2,
+        rank=2,
+        alpha=1.0,
+        learning_rate=5e-2,
+        seed=5,
+        precision="fp32",
+        resume=False,
+        targets=TARGETS[-1],
+    )
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, **settings | changes)
 
 
@@ -235,7 +265,9 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
     for form in ("kohya", "diffusers", "comfy"):
         save = dict(lora=lora, filename_prefix=f"test/{name}-{form}", run=run, dtype="fp32", key_format=form)
         if name == "lumina2" and form == "diffusers":
-            with pytest.raises(InputError, match="the diffusers names of this LoRA's layers are not known.*choose key_format kohya"):
+            with pytest.raises(
+                InputError, match="the diffusers names of this LoRA's layers are not known.*choose key_format kohya"
+            ):
                 run_node("BespokeSaveLora", **save)
             continue
         (file,) = run_node("BespokeSaveLora", **save)
@@ -246,13 +278,19 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
                 cores, *_, said, _ = run_node("BespokeInjectLora", model=models[0], lora_name=file, strength_model=1.0)
                 assert "matched nothing" not in said
             else:
-                cores, _ = run_node("LoraLoader", model=models[0], clip=models[1], lora_name=file, strength_model=1.0, strength_clip=1.0)
+                cores, _ = run_node(
+                    "LoraLoader", model=models[0], clip=models[1], lora_name=file, strength_model=1.0, strength_clip=1.0
+                )
         assert "not loaded" not in caplog.text.lower()
         assert (predict(models, cores)[0] - ours).abs().max() < 1e-4 * movement, form
-    # And that is what the training had before it: the low-rank path beside the weights, in the training's own forward pass.
+    # And that is what the training had before it: the low-rank path beside the weights, in the training's own forward
+    # pass.
     comfy.model_management.unload_all_models()
     with opened_for_training(models[0], "fp32") as denoiser:
-        layers = {COMFY_PREFIX + layer: module for layer, module in target_layers(denoiser.base.diffusion_model, TARGETS[-1]).items()}
+        layers = {
+            COMFY_PREFIX + layer: module
+            for layer, module in target_layers(denoiser.base.diffusion_model, TARGETS[-1]).items()
+        }
         adapters = LowRankAdapters(layers, 2, 1.0, 0, denoiser.device)
         adapters.load_state_dict(lora)
         with torch.no_grad(), adapters.attached():
@@ -266,7 +304,9 @@ def test_nothing_is_left_on_the_users_model(run_node, name):
     model = models[0].model
     before = weights_hash(model)
     held_out = sprite_set(4, 2, side=64, colour="teal")
-    *_, report, _ = train(run_node, models, gradient_checkpointing=True, sample_every=2, validation_images=held_out, validation=2)
+    *_, report, _ = train(
+        run_node, models, gradient_checkpointing=True, sample_every=2, validation_images=held_out, validation=2
+    )
     assert "Held-out loss" in report
     assert weights_hash(model) == before
     assert not models[0].patches
@@ -276,7 +316,9 @@ def test_nothing_is_left_on_the_users_model(run_node, name):
 
 @pytest.mark.parametrize("name", ["chroma", "z_image", "wan"])
 def test_a_text_encoder_that_cannot_learn_is_said(run_node, name):
-    with pytest.raises(InputError, match=r"train_text_encoder is on, and the text encoder \(\w+\) holds no CLIP.*switch it off"):
+    with pytest.raises(
+        InputError, match=r"train_text_encoder is on, and the text encoder \(\w+\) holds no CLIP.*switch it off"
+    ):
         train(run_node, families.made(name), train_text_encoder=True)
 
 
@@ -289,11 +331,20 @@ def test_a_model_of_no_family_takes_custom_targets_or_says_why_not(comfyui):
     import comfy.ops
 
     vace = comfy.ldm.wan.model.VaceWanModel(
-        **families.WAN | {"model_type": "vace"}, vace_layers=1, vace_in_dim=16, device="cpu", operations=comfy.ops.disable_weight_init
+        **families.WAN | {"model_type": "vace"},
+        vace_layers=1,
+        vace_in_dim=16,
+        device="cpu",
+        operations=comfy.ops.disable_weight_init,
     )
     assert family_of(vace) is None
-    with pytest.raises(InputError, match="the layers of a VaceWanModel are not known by name here; set targets to 'custom'"):
+    with pytest.raises(
+        InputError, match="the layers of a VaceWanModel are not known by name here; set targets to 'custom'"
+    ):
         target_layers(vace, "cross-attention")
-    assert list(target_layers(vace, "custom", "blocks.*.cross_attn.k")) == ["blocks.0.cross_attn.k", "blocks.1.cross_attn.k"]
+    assert list(target_layers(vace, "custom", "blocks.*.cross_attn.k")) == [
+        "blocks.0.cross_attn.k",
+        "blocks.1.cross_attn.k",
+    ]
     with pytest.raises(InputError, match="the blocks of a VaceWanModel are not known here.*switch it off"):
         checkpoint_blocks(vace)

@@ -34,7 +34,8 @@ def mixed(tmp_path_factory) -> ImageSet:
     return read_folder(FolderRequest(folder, resolution=144, flip=True))
 
 
-# --- SDXL: sizes and crops ----------------------------------------------------------------------------------------------
+# --- SDXL: sizes and crops
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_folder_knows_what_was_scaled_and_cut_away(mixed):
@@ -87,7 +88,9 @@ def test_sdxls_refiner_is_told_size_and_crop_and_the_score_of_a_good_picture(com
         item = pictures.items[0]
         y = prompts._of([0], [item.caption]).tensors()["y"]
         pooled = conditioning.encode_prompt(models[1], item.caption)[1]["pooled_output"]
-        assert torch.allclose(y, torch.cat([pooled, embedded(models[0].model, *item.original, *item.crop, 6.0)], dim=1), atol=1e-6)
+        assert torch.allclose(
+            y, torch.cat([pooled, embedded(models[0].model, *item.original, *item.crop, 6.0)], dim=1), atol=1e-6
+        )
 
 
 def test_the_trainer_hands_sdxl_its_own_scaled_latents_and_sizes_at_every_step(run_node, mixed, monkeypatch):
@@ -102,14 +105,29 @@ def test_the_trainer_hands_sdxl_its_own_scaled_latents_and_sizes_at_every_step(r
             calls.append((args[0].detach().clone(), kwargs["y"].detach().clone()))
 
     hook = model.model.diffusion_model.register_forward_pre_hook(watch, with_kwargs=True)
-    run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, images=mixed, steps=6, batch_size=2, rank=2, alpha=2.0,
-             learning_rate=1e-3, seed=5, precision="fp32", resume=False)  # fmt: skip
+    run_node(
+        "BespokeTrainLora",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=mixed,
+        steps=6,
+        batch_size=2,
+        rank=2,
+        alpha=2.0,
+        learning_rate=1e-3,
+        seed=5,
+        precision="fp32",
+        resume=False,
+    )
     hook.remove()
     seen = set()
     for x, y in calls:
         size = (x.shape[-2] * 8, x.shape[-1] * 8)
         seen.add(size)
-        assert torch.allclose(y[:, -6 * 256 :], embedded(model.model, *known[size], *size).expand(len(x), -1), atol=1e-6)
+        assert torch.allclose(
+            y[:, -6 * 256 :], embedded(model.model, *known[size], *size).expand(len(x), -1), atol=1e-6
+        )
     assert len(seen) > 1
     pictures = prepare(vae, model.model, CONFIG, mixed)
     for item, latent in zip(pictures.items, pictures.data.latents, strict=True):
@@ -125,13 +143,17 @@ def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyu
         pictures, prompts = prompts_of(models, denoiser, mixed)
         from bespoke.nodes.bridge.models import target_layers
 
-        adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, "cross-attention"), 2, 2, 0, denoiser.device)
+        adapters = LowRankAdapters(
+            target_layers(denoiser.base.diffusion_model, "cross-attention"), 2, 2, 0, denoiser.device
+        )
         for seed, up in enumerate(adapters.up.values()):
             up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
 
         def gradient(indices, conds):
             latent = torch.cat([pictures.data.latents[i] for i in indices])
-            noise = torch.stack([torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(i)) for i in indices])
+            noise = torch.stack(
+                [torch.randn(latent.shape[1:], generator=torch.Generator().manual_seed(i)) for i in indices]
+            )
             sigma = denoiser.sigma(torch.tensor([0.3 + 0.1 * i for i in indices]))
             with adapters.attached():
                 denoising_loss(denoiser, latent, noise, sigma, conds).mean().backward()
@@ -150,7 +172,8 @@ def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyu
         assert (together - wrong).norm() > 1e-3 * apart.norm()
 
 
-# --- inpainting checkpoints ---------------------------------------------------------------------------------------------
+# --- inpainting checkpoints
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["inpainting", "sdxl_inpainting", "flux_fill"])
@@ -165,11 +188,19 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
     (positive,) = run_node("CLIPTextEncode", clip=clip, text="a red circle")
     pixels = images.items[0].pixels[None].float() / 255
     with_hole, *_ = run_node(
-        "InpaintModelConditioning", positive=positive, negative=positive, vae=vae, pixels=pixels, mask=torch.ones(1, 64, 64), noise_mask=True
+        "InpaintModelConditioning",
+        positive=positive,
+        negative=positive,
+        vae=vae,
+        pixels=pixels,
+        mask=torch.ones(1, 64, 64),
+        noise_mask=True,
     )
     cond, extra = with_hole[0]
     with torch.inference_mode():
-        made = model.model.extra_conds(cross_attn=cond, **extra, noise=torch.zeros(1, *families.latent_shape(model.model)[:1], 8, 8), device="cpu")
+        made = model.model.extra_conds(
+            cross_attn=cond, **extra, noise=torch.zeros(1, *families.latent_shape(model.model)[:1], 8, 8), device="cpu"
+        )
         theirs = made["c_concat"].cond.clone()
     assert ours.shape == (2, *theirs.shape[1:])
     assert torch.allclose(ours, theirs.expand_as(ours), atol=1e-6)
@@ -178,12 +209,16 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
     assert torch.allclose(picture, model.model.process_latent_in(extra["concat_latent_image"]), atol=1e-6)
 
 
-# --- what the wire says of the prediction ---------------------------------------------------------------------------------
+# --- what the wire says of the prediction
+# ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("sampling", "prediction"), [("lcm", "epsilon"), ("v_prediction", "v"), ("eps", "epsilon"), ("x0", "x0")])
+@pytest.mark.parametrize(
+    ("sampling", "prediction"), [("lcm", "epsilon"), ("v_prediction", "v"), ("eps", "epsilon"), ("x0", "x0")]
+)
 def test_a_prediction_type_on_the_wire_is_what_is_trained(run_node, sampling, prediction):
-    """LCM's network predicts the noise; its sampling mixes a little of x into the answer, which the loss does not feel."""
+    """LCM's network predicts the noise; its sampling mixes a little of x into the answer, which the loss does not
+    feel."""
     model, clip, _ = families.made("sd15")
     (wired,) = run_node("ModelSamplingDiscrete", model=model, sampling=sampling, zsnr=False)
     with opened_for_training(wired, "fp32") as denoiser:
@@ -191,20 +226,25 @@ def test_a_prediction_type_on_the_wire_is_what_is_trained(run_node, sampling, pr
         latent, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         sigma = denoiser.sigma(torch.tensor([0.0, 0.5, 0.99]))
         cond, extra = conditioning.encode_prompt(clip, "a red circle")
-        conds = conditioning.join([conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 3)
+        conds = conditioning.join(
+            [conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 3
+        )
         s = sigma.reshape(-1, 1, 1, 1)
         with torch.no_grad():
             loss = denoising_loss(denoiser, latent, noise, sigma, conds)
             scale = (s**2 + 1) ** 0.5
             out = denoiser.base.diffusion_model(
-                (latent + s * noise) / scale, denoiser.base.model_sampling.timestep(sigma).float(), context=conds.tensors()["c_crossattn"],
+                (latent + s * noise) / scale,
+                denoiser.base.model_sampling.timestep(sigma).float(),
+                context=conds.tensors()["c_crossattn"],
                 transformer_options=denoiser._transformer_options.copy(),
-            )  # fmt: skip
+            )
         target = {"epsilon": noise, "v": (noise - s * latent) / scale, "x0": latent}[prediction]
         assert torch.allclose(loss, (out - target).square().flatten(1).mean(1), rtol=1e-3)
 
 
-# --- who is refused -------------------------------------------------------------------------------------------------------
+# --- who is refused
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_models_that_need_more_than_pictures_and_prompts_are_refused(comfyui):
@@ -235,15 +275,21 @@ def test_both_trainers_refuse_by_name(run_node, node):
     model = comfy.model_patcher.ModelPatcher(base, families.CPU, families.CPU)
     more = {"name": "w", "init_text": "red"} if "Textual" in node else {}
     with pytest.raises(InputError, match="cannot be trained here: it works from a picture"):
-        run_node(node, model=model, clip=tiny.clip(), vae=tiny.vae(), images=sprite_set(2, 2, side=64, colour="teal"), **more)
+        run_node(
+            node, model=model, clip=tiny.clip(), vae=tiny.vae(), images=sprite_set(2, 2, side=64, colour="teal"), **more
+        )
 
 
 def test_a_vae_of_another_model_is_named(run_node):
     model, clip, _ = families.made("z_image")
     common = dict(model=model, clip=clip, images=sprite_set(2, 2, side=64, colour="teal"), steps=1)
-    with pytest.raises(InputError, match="the VAE makes latents of 4 channels in 4 dimensions, and this model's have 16 in 4"):
+    with pytest.raises(
+        InputError, match="the VAE makes latents of 4 channels in 4 dimensions, and this model's have 16 in 4"
+    ):
         run_node("BespokeTrainLora", vae=tiny.vae(4), **common)
-    with pytest.raises(InputError, match="latents of 16 channels in 5 dimensions, and this model's have 16 in 4; wire in the VAE"):
+    with pytest.raises(
+        InputError, match="latents of 16 channels in 5 dimensions, and this model's have 16 in 4; wire in the VAE"
+    ):
         run_node("BespokeTrainLora", vae=families.wan_vae(), **common)
 
 
@@ -260,7 +306,8 @@ def test_masks_count_for_latents_with_frames(comfyui):
     assert batch.mask[0, 0, 0].sum(1).tolist() == [8.0] * 4 + [0.0] * 4
 
 
-# --- fused layers in use ------------------------------------------------------------------------------------------------
+# --- fused layers in use
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "queries"), [("z_image", 256), ("lumina2", 96)])
@@ -272,7 +319,9 @@ def test_the_query_of_a_fused_layer_is_its_own_rows(run_node, name, queries):
     layer = "layers.0.attention.qkv"
     weight = model.model.diffusion_model.get_submodule(layer).weight
     lora = tiny.random_lora({layer: tuple(weight.shape)})
-    scoped, *_ = run_node("BespokeInjectLora", model=model, lora_name="none", lora=lora, strength_model=1.0, key=0.0, value=0.0)
+    scoped, *_ = run_node(
+        "BespokeInjectLora", model=model, lora_name="none", lora=lora, strength_model=1.0, key=0.0, value=0.0
+    )
     key = f"diffusion_model.{layer}.weight"
     change = comfy.lora.calculate_weight(scoped.patches[key], torch.zeros_like(weight), key)
     assert bool((change[:queries].abs().sum(1) > 0).all())

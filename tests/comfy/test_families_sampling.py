@@ -1,4 +1,5 @@
-"""Partial denoise and mask blend on every family's own network, against KSampler: no difference at all, five dimensions too."""
+"""Partial denoise and mask blend on every family's own network, against KSampler: no difference at all, five dimensions
+too."""
 
 import families
 import pytest
@@ -6,7 +7,9 @@ import torch
 
 # A U-Net's answer depends a little on how many samples share a call on some processors; here every call has the same.
 SLOW = {"sdxl_inpainting", "sdxl_refiner", "flux_fill", "lumina2"}
-each = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.FAMILIES])
+each = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.FAMILIES]
+)
 SETTINGS = dict(seed=7, steps=4, cfg=2.0, sampler_name="euler", scheduler="normal")
 
 
@@ -19,13 +22,18 @@ def models(comfyui, name):
 def wires(run_node, models):
     """(model, positive and negative, latent): three frames where the family has frames."""
     model, clip, _ = models
-    conds = {side: run_node("CLIPTextEncode", clip=clip, text=text)[0] for side, text in (("positive", "a red circle"), ("negative", ""))}
+    conds = {
+        side: run_node("CLIPTextEncode", clip=clip, text=text)[0]
+        for side, text in (("positive", "a red circle"), ("negative", ""))
+    }
     shape = families.latent_shape(model.model, frames=3)
     return model, conds, {"samples": torch.randn(1, *shape, generator=torch.Generator().manual_seed(2))}
 
 
 def ksampler(run_node, model, conds, latent, **changes):
-    return run_node("KSampler", model=model, latent_image=latent, **SETTINGS | {"denoise": 1.0} | conds | changes)[0]["samples"]
+    return run_node("KSampler", model=model, latent_image=latent, **SETTINGS | {"denoise": 1.0} | conds | changes)[0][
+        "samples"
+    ]
 
 
 @each
@@ -33,7 +41,9 @@ def test_partial_denoise_is_ksampler(run_node, wires, name):
     model, conds, latent = wires
 
     def partial(strength, **changes):
-        out, *_, report = run_node("BespokePartialDenoise", model=model, latent_image=latent, strength=strength, **SETTINGS | conds | changes)
+        out, *_, report = run_node(
+            "BespokePartialDenoise", model=model, latent_image=latent, strength=strength, **SETTINGS | conds | changes
+        )
         return out["samples"], report
 
     assert torch.equal(partial(0.0)[0], latent["samples"])
@@ -55,7 +65,9 @@ def test_outside_the_mask_the_latent_is_the_original(run_node, wires, name, blen
     model, conds, latent = wires
     mask = torch.zeros(1, 64, 96)
     mask[:, 16:40, 24:72] = 1.0
-    patched, masked, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=mask, blend=blend, grow=0, feather=0)
+    patched, masked, *_ = run_node(
+        "BespokeLatentMaskBlend", model=model, latent=latent, mask=mask, blend=blend, grow=0, feather=0
+    )
     result = ksampler(run_node, patched, conds, masked)
     noise_mask = masked["noise_mask"]
     assert noise_mask.ndim == latent["samples"].ndim
@@ -65,5 +77,7 @@ def test_outside_the_mask_the_latent_is_the_original(run_node, wires, name, blen
     assert float((result - latent["samples"]).abs().masked_fill(inside, 0.0).max()) == 0.0
     assert bool((result != latent["samples"])[inside].any())
     # All of the mask is no mask, for an inpainting checkpoint too.
-    patched, masked, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=torch.ones(1, 64, 96), blend=blend, grow=0, feather=0)
+    patched, masked, *_ = run_node(
+        "BespokeLatentMaskBlend", model=model, latent=latent, mask=torch.ones(1, 64, 96), blend=blend, grow=0, feather=0
+    )
     assert torch.equal(ksampler(run_node, patched, conds, masked), ksampler(run_node, model, conds, latent))

@@ -10,24 +10,45 @@ from bespoke.training.errors import InputError
 from helpers import sprite_set, weights_hash
 
 ENCODERS = {
-    "sd15": {"clip_l"}, "sd2_v": {"clip_h"}, "sdxl": {"clip_l", "clip_g"}, "sdxl_refiner": {"clip_g"}, "inpainting": {"clip_l"},
-    "sdxl_inpainting": {"clip_l", "clip_g"}, "sd3": {"clip_l", "clip_g"}, "flux": {"clip_l"}, "flux_fill": {"clip_l"},
-}  # fmt: skip
+    "sd15": {"clip_l"},
+    "sd2_v": {"clip_h"},
+    "sdxl": {"clip_l", "clip_g"},
+    "sdxl_refiner": {"clip_g"},
+    "inpainting": {"clip_l"},
+    "sdxl_inpainting": {"clip_l", "clip_g"},
+    "sd3": {"clip_l", "clip_g"},
+    "flux": {"clip_l"},
+    "flux_fill": {"clip_l"},
+}
 SLOW = {"sd15", "sdxl", "sdxl_inpainting", "flux_fill"}  # of one kind with another, or in test_textual_inversion.py
 WITHOUT = [name for name in families.FAMILIES if name not in families.WITH_CLIP]
 
 
 def learn(run_node, models, **changes):
     model, clip, vae = models
-    settings = dict(name="my-pink", init_text="red", steps=3, batch_size=2, learning_rate=2e-2, seed=0, template="captions",
-                    precision="fp32", resume=False)  # fmt: skip
+    settings = dict(
+        name="my-pink",
+        init_text="red",
+        steps=3,
+        batch_size=2,
+        learning_rate=2e-2,
+        seed=0,
+        template="captions",
+        precision="fp32",
+        resume=False,
+    )
     images = sprite_set(3, 4, colour="pink", word="{word}", side=64)
-    return run_node("BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, **settings | changes)
+    return run_node(
+        "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, **settings | changes
+    )
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.WITH_CLIP])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.WITH_CLIP]
+)
 def test_a_family_with_a_clip_learns_a_word(run_node, name):
-    """No weight changes, every encoder's vector moves, and core's CLIPTextEncode says the file's word as the training did."""
+    """No weight changes, every encoder's vector moves, and core's CLIPTextEncode says the file's word as the training
+    did."""
     model, clip, vae = families.made(name)
     clip = clip.clone()
     clip.tokenizer = with_folder(clip.tokenizer)
@@ -41,7 +62,9 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
     for key, vectors in embedding.items():
         start = untaught(clip, key)
         assert (vectors - start).abs().max() > 1e-3, key
-    said = clip_with_word(clip, "my-pink", {key: (lambda vectors=vectors: vectors) for key, vectors in embedding.items()})
+    said = clip_with_word(
+        clip, "my-pink", {key: (lambda vectors=vectors: vectors) for key, vectors in embedding.items()}
+    )
     prompt = f"a photo of a {word} on white"
     with opened_text(clip, None) as text, torch.no_grad():
         ((in_training, extra),) = text.encode([prompt], said)
@@ -56,7 +79,9 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
     cond, beside = from_file[0]
     assert (cond - in_training).abs().max() < 1e-5 * in_training.abs().max()
     if extra.get("pooled_output") is not None:
-        assert (beside["pooled_output"] - extra["pooled_output"]).abs().max() < 1e-5 * extra["pooled_output"].abs().max()
+        assert (beside["pooled_output"] - extra["pooled_output"]).abs().max() < 1e-5 * extra[
+            "pooled_output"
+        ].abs().max()
 
 
 def untaught(clip, key):
@@ -87,7 +112,9 @@ def with_folder(tokenizer):
 def test_a_family_without_a_clip_says_why_not(run_node, name):
     """T5 and the language models have no table of CLIP's."""
     models = families.made(name)
-    with pytest.raises(InputError, match=r"Bespoke Train Textual Inversion: the text encoder \(\w+\) holds no CLIP") as error:
+    with pytest.raises(
+        InputError, match=r"Bespoke Train Textual Inversion: the text encoder \(\w+\) holds no CLIP"
+    ) as error:
         learn(run_node, models)
     assert "a pseudo-word is a row of CLIP's table of words" in str(error.value)
     assert "train a LoRA" in str(error.value)

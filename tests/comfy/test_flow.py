@@ -49,7 +49,9 @@ def batch(models, denoiser, prompts=("a red circle", "a blue square")):
     count = len(prompts)
     latent, noise = torch.randn(2, count, 16, 8, 12, generator=generator)
     conds = [
-        conditioning.model_conds(denoiser.base, *conditioning.encode_prompt(models[1], text), latent[:1], denoiser.device)
+        conditioning.model_conds(
+            denoiser.base, *conditioning.encode_prompt(models[1], text), latent[:1], denoiser.device
+        )
         for text in prompts
     ]
     return latent, noise, denoiser.sigma(torch.linspace(0.1, 0.9, count)), conditioning.join(conds)
@@ -60,16 +62,25 @@ def batch(models, denoiser, prompts=("a red circle", "a blue square")):
 
 def test_cross_attention_is_where_text_and_picture_meet(flux, sd3):
     assert list(target_layers(flux[0].model.diffusion_model, "cross-attention")) == [
-        f"double_blocks.{i}.{stream}_attn.{layer}" for i in (0, 1) for stream in ("img", "txt") for layer in ("qkv", "proj")
+        f"double_blocks.{i}.{stream}_attn.{layer}"
+        for i in (0, 1)
+        for stream in ("img", "txt")
+        for layer in ("qkv", "proj")
     ]
     # The last block's text stream ends there: it has no output projection.
     assert list(target_layers(sd3[0].model.diffusion_model, "cross-attention")) == [
-        "joint_blocks.0.context_block.attn.qkv", "joint_blocks.0.context_block.attn.proj", "joint_blocks.0.x_block.attn.qkv",
-        "joint_blocks.0.x_block.attn.proj", "joint_blocks.1.context_block.attn.qkv", "joint_blocks.1.x_block.attn.qkv",
+        "joint_blocks.0.context_block.attn.qkv",
+        "joint_blocks.0.context_block.attn.proj",
+        "joint_blocks.0.x_block.attn.qkv",
+        "joint_blocks.0.x_block.attn.proj",
+        "joint_blocks.1.context_block.attn.qkv",
+        "joint_blocks.1.x_block.attn.qkv",
         "joint_blocks.1.x_block.attn.proj",
-    ]  # fmt: skip
+    ]
     for (model, *_), counts in ((flux, (8, 12, 20)), (sd3, (7, 9, 15))):
-        found = [target_layers(model.model.diffusion_model, targets) for targets in ("cross-attention", "attention", ALL)]
+        found = [
+            target_layers(model.model.diffusion_model, targets) for targets in ("cross-attention", "attention", ALL)
+        ]
         assert tuple(map(len, found)) == counts
         assert found[0].keys() < found[1].keys() < found[2].keys()
 
@@ -86,9 +97,13 @@ def test_the_loss_is_that_of_the_velocity(models):
         s = sigma.reshape(-1, 1, 1, 1)
         with torch.no_grad():
             velocity = base.diffusion_model(
-                (1 - s) * latent + s * noise, base.model_sampling.timestep(sigma), context=context, y=y,
-                transformer_options=denoiser._transformer_options, **more,
-            )  # fmt: skip
+                (1 - s) * latent + s * noise,
+                base.model_sampling.timestep(sigma),
+                context=context,
+                y=y,
+                transformer_options=denoiser._transformer_options,
+                **more,
+            )
         expected = (velocity - (noise - latent)).square().flatten(1).mean(1)
         assert torch.allclose(loss, expected, rtol=1e-4)
         assert ("guidance" in more) == (family_of(base.diffusion_model).name == "Flux")
@@ -105,7 +120,9 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
     """In float64, through every layer that can be a target, with and without gradient checkpointing."""
     models = make(dtype=torch.float64)
     model = models[0].model.diffusion_model
-    rope = getattr(model, "pe_embedder", torch.nn.Identity()).register_forward_hook(lambda _layer, _args, out: out.double())
+    rope = getattr(model, "pe_embedder", torch.nn.Identity()).register_forward_hook(
+        lambda _layer, _args, out: out.double()
+    )
     with opened_for_training(models[0], "fp32", saving) as denoiser:
         adapters = opened_adapters(denoiser)
         for parameter in adapters.parameters():
@@ -115,7 +132,13 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
         context = given.pop("c_crossattn")[:, :16]
 
         def loss():
-            out = model(latent.double(), sigma.double(), context=context, transformer_options=denoiser._transformer_options, **given)
+            out = model(
+                latent.double(),
+                sigma.double(),
+                context=context,
+                transformer_options=denoiser._transformer_options,
+                **given,
+            )
             return (out * noise).mean()
 
         with adapters.attached():
@@ -155,8 +178,12 @@ def test_prompts_of_several_lengths_share_a_batch_and_not_a_call(flux):
             assert sum(calls) == 4
             assert len(calls) in (2, 3)  # by length
             for i, text in enumerate(prompts):
-                single = conditioning.model_conds(denoiser.base, *conditioning.encode_prompt(flux[1], text), latent[:1], denoiser.device)
-                alone = denoising_loss(denoiser, latent[i : i + 1], noise[i : i + 1], sigma[i : i + 1], conditioning.join([single]))
+                single = conditioning.model_conds(
+                    denoiser.base, *conditioning.encode_prompt(flux[1], text), latent[:1], denoiser.device
+                )
+                alone = denoising_loss(
+                    denoiser, latent[i : i + 1], noise[i : i + 1], sigma[i : i + 1], conditioning.join([single])
+                )
                 assert loss[i].item() == pytest.approx(alone.item(), rel=1e-5)
         hook.remove()
 
@@ -184,7 +211,9 @@ def test_gradient_checkpointing_keeps_less_and_learns_the_same(models):
 def train(run_node, models, **changes):
     model, clip, vae = models
     images = sprite_set(2, 4, side=64, colour="teal")
-    settings = dict(steps=3, batch_size=2, rank=2, alpha=1.0, learning_rate=1e-2, seed=5, precision="fp32", resume=False)
+    settings = dict(
+        steps=3, batch_size=2, rank=2, alpha=1.0, learning_rate=1e-2, seed=5, precision="fp32", resume=False
+    )
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, **settings | changes)
 
 
@@ -194,7 +223,9 @@ def predict(models, model):
 
     generator = torch.Generator().manual_seed(1)
     x, base = torch.randn(1, 16, 8, 8, generator=generator), models[0].model
-    conds = conditioning.model_conds(base, *conditioning.encode_prompt(models[1], "a red circle"), x, torch.device("cpu"))
+    conds = conditioning.model_conds(
+        base, *conditioning.encode_prompt(models[1], "a red circle"), x, torch.device("cpu")
+    )
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         return model.model.apply_model(x, torch.tensor([0.7]), **conds.tensors()).clone()
@@ -214,17 +245,25 @@ def test_core_loads_every_key_and_gives_the_nodes_own_model(models, targets, run
     movement = (ours - plain).abs().max()
     assert movement > 1e-4
     for form in ("kohya", "diffusers", "comfy"):
-        (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix=f"test/flow-{form}", run=run, dtype="fp32", key_format=form)
+        (name,) = run_node(
+            "BespokeSaveLora", lora=lora, filename_prefix=f"test/flow-{form}", run=run, dtype="fp32", key_format=form
+        )
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            cores, _ = run_node("LoraLoader", model=models[0], clip=models[1], lora_name=name, strength_model=1.0, strength_clip=1.0)
+            cores, _ = run_node(
+                "LoraLoader", model=models[0], clip=models[1], lora_name=name, strength_model=1.0, strength_clip=1.0
+            )
         assert "not loaded" not in caplog.text.lower()
         assert (predict(models, cores) - ours).abs().max() < 1e-3 * movement
 
 
 def test_sd3s_text_encoders_learn_too(sd3, run_node, caplog):
     _, lora, _, run, *_ = train(run_node, sd3, train_text_encoder=True, text_encoder_lr=1e-2)
-    moved = [key for key, value in lora.items() if key.startswith("text_encoders.") and "lora_up" in key and value.abs().max() > 0]
+    moved = [
+        key
+        for key, value in lora.items()
+        if key.startswith("text_encoders.") and "lora_up" in key and value.abs().max() > 0
+    ]
     assert {key.split(".")[1] for key in moved} == {"clip_l", "clip_g"}
     (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/flow-te", run=run, dtype="fp32")
     with caplog.at_level(logging.WARNING):
@@ -232,7 +271,9 @@ def test_sd3s_text_encoders_learn_too(sd3, run_node, caplog):
     assert "not loaded" not in caplog.text.lower()
 
 
-@pytest.mark.parametrize(("make", "weights"), [(tiny.flux, torch.bfloat16), (tiny.flux, torch.float32), (tiny.sd3, torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("make", "weights"), [(tiny.flux, torch.bfloat16), (tiny.flux, torch.float32), (tiny.sd3, torch.bfloat16)]
+)
 def test_bf16_gives_nearly_the_fp32_gradient(comfyui, make, weights):
     """bf16 weights as Flux's files have them, and fp32 weights under autocast."""
     gradients = []
@@ -274,6 +315,10 @@ def test_a_patch_that_overwrites_in_place_is_said(flux, run_node):
         attention.tanh_().mul_(2.0)  # tanh keeps its result, which is then overwritten
         return attention
 
-    patched.model_options.setdefault("transformer_options", {}).setdefault("patches", {})["attn1_output_patch"] = [overwrite]
-    with pytest.raises(InputError, match="Bespoke Train LoRA: this model, or a patch on the wire before the trainer, overwrites"):
+    patched.model_options.setdefault("transformer_options", {}).setdefault("patches", {})["attn1_output_patch"] = [
+        overwrite
+    ]
+    with pytest.raises(
+        InputError, match="Bespoke Train LoRA: this model, or a patch on the wire before the trainer, overwrites"
+    ):
         train(run_node, (patched, *flux[1:]))

@@ -1,7 +1,9 @@
 """LoRA files as other programs write them, by those programs' own code: each moves the model as in core's LoraLoader.
 
-The files are made with diffusers and PEFT, and with LyCORIS, on small networks of theirs with ComfyUI's layer shapes and
-random factors. Where core does not map a file's names at all, it is given the same numbers under names that it does map,
+The files are made with diffusers and PEFT, and with LyCORIS, on small networks of theirs with ComfyUI's layer shapes
+and
+random factors. Where core does not map a file's names at all, it is given the same numbers under names that it does
+map,
 converted by diffusers' own code.
 """
 
@@ -36,11 +38,15 @@ def unet(kind):
     torch.manual_seed(0)
     if kind == "sdxl":
         return UNet2DConditionModel(
-            block_out_channels=(32, 64, 64), layers_per_block=2, transformer_layers_per_block=(1, 2, 3),
+            block_out_channels=(32, 64, 64),
+            layers_per_block=2,
+            transformer_layers_per_block=(1, 2, 3),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=XL_CONTEXT, attention_head_dim=2, use_linear_projection=True,
-        )  # fmt: skip
+            cross_attention_dim=XL_CONTEXT,
+            attention_head_dim=2,
+            use_linear_projection=True,
+        )
     return UNet2DConditionModel(
         block_out_channels=(32, 64, 64, 64), layers_per_block=2, cross_attention_dim=tiny.CONTEXT, attention_head_dim=2
     )
@@ -49,13 +55,22 @@ def unet(kind):
 def text_encoders(kind):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    config = CLIPTextConfig(hidden_size=tiny.CONTEXT, intermediate_size=2 * tiny.CONTEXT, num_hidden_layers=3, num_attention_heads=2, projection_dim=tiny.CONTEXT)
+    config = CLIPTextConfig(
+        hidden_size=tiny.CONTEXT,
+        intermediate_size=2 * tiny.CONTEXT,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=tiny.CONTEXT,
+    )
     return [CLIPTextModel(config)] + ([CLIPTextModelWithProjection(config)] if kind == "sdxl" else [])
 
 
 def old_names(tensors):
     """The text encoders' layers as the programs named them before transformers 5; core maps those only."""
-    return {re.sub(r"(lora_te\d?_)encoder_layers", r"\1text_model_encoder_layers", key): tensor for key, tensor in tensors.items()}
+    return {
+        re.sub(r"(lora_te\d?_)encoder_layers", r"\1text_model_encoder_layers", key): tensor
+        for key, tensor in tensors.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +123,20 @@ def peft_files(loras):
     made = {}
     for kind in ("sd15", "sdxl"):
         network, encoders = unet(kind), text_encoders(kind)
-        network.add_adapter(LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["to_k", "to_q", "to_v", "to_out.0", "proj_in"]))
+        network.add_adapter(
+            LoraConfig(
+                r=4,
+                lora_alpha=8,
+                init_lora_weights=False,
+                target_modules=["to_k", "to_q", "to_v", "to_out.0", "proj_in"],
+            )
+        )
         for encoder in encoders:
-            encoder.add_adapter(LoraConfig(r=2, lora_alpha=3, init_lora_weights=False, target_modules=["q_proj", "v_proj", "out_proj", "fc1"]))
+            encoder.add_adapter(
+                LoraConfig(
+                    r=2, lora_alpha=3, init_lora_weights=False, target_modules=["q_proj", "v_proj", "out_proj", "fc1"]
+                )
+            )
         parts = {"unet": network, **dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))}
         layers = {f"{name}_lora_layers": get_peft_model_state_dict(part) for name, part in parts.items()}
         metas = {f"{name}_lora_adapter_metadata": part.peft_config["default"].to_dict() for name, part in parts.items()}
@@ -143,7 +169,10 @@ def test_diffusers_of_today(kind, peft_files, same, loras):
     report = same(kind, name, theirs)
     assert "No alpha in the file: there it acts at strength 1, not at 1/rank." in report
     assert "matched nothing" not in report
-    before = {re.sub(r"(text_encoder(?:_2)?)\.encoder", r"\1.text_model.encoder", key): tensor for key, tensor in tensors.items()}
+    before = {
+        re.sub(r"(text_encoder(?:_2)?)\.encoder", r"\1.text_model.encoder", key): tensor
+        for key, tensor in tensors.items()
+    }
     assert (before.keys() != tensors.keys()) == any(".encoder.layers" in k and ".text_model." not in k for k in tensors)
     same(kind, save(loras, f"before-{kind}.safetensors", before), theirs)
 
@@ -157,7 +186,9 @@ def test_diffusers_metadata_alpha_is_honoured(kind, peft_files, same, loras):
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 def test_kohya_names_by_diffusers_conversion(kind, peft_files, same, loras):
-    name = save(loras, f"kohya-own-{kind}.safetensors", as_kohya(peft_files[kind, False][1], {"unet": 2.0, "text": 1.0}))
+    name = save(
+        loras, f"kohya-own-{kind}.safetensors", as_kohya(peft_files[kind, False][1], {"unet": 2.0, "text": 1.0})
+    )
     assert "kohya (diffusers' layer names)" in same(kind, name, name)
 
 
@@ -165,17 +196,23 @@ def test_peft_alone(same, loras):
     """`base_model.model....` by PEFT's `save_pretrained`; core gets the same numbers under kohya's names."""
     from peft import LoraConfig, get_peft_model
 
-    wrapped = get_peft_model(unet("sd15"), LoraConfig(r=3, lora_alpha=3, init_lora_weights=False, target_modules=["to_k", "to_v"]))
+    wrapped = get_peft_model(
+        unet("sd15"), LoraConfig(r=3, lora_alpha=3, init_lora_weights=False, target_modules=["to_k", "to_v"])
+    )
     wrapped.save_pretrained(loras / "peft")
     tensors = safetensors.torch.load_file(loras / "peft" / "adapter_model.safetensors")
     assert all(key.startswith("base_model.model.down_blocks") for key in list(tensors)[:2])
     theirs = as_kohya({key.replace("base_model.model.", "unet."): tensor for key, tensor in tensors.items()})
     same("sd15", "peft/adapter_model.safetensors", save(loras, "peft-kohya.safetensors", theirs), text=False)
-    encoder = get_peft_model(text_encoders("sd15")[0], LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj"]))
+    encoder = get_peft_model(
+        text_encoders("sd15")[0], LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=["q_proj"])
+    )
     encoder.save_pretrained(loras / "peft-te")
     text = safetensors.torch.load_file(loras / "peft-te" / "adapter_model.safetensors")
     both = save(loras, "peft-both.safetensors", tensors | text)
-    kohya = theirs | as_kohya({key.replace("base_model.model.", "text_encoder."): tensor for key, tensor in text.items()})
+    kohya = theirs | as_kohya(
+        {key.replace("base_model.model.", "text_encoder."): tensor for key, tensor in text.items()}
+    )
     same("sd15", both, save(loras, "peft-both-kohya.safetensors", kohya))
 
 
@@ -194,11 +231,11 @@ def test_old_diffusers_and_comfys_own_names(peft_files, same, loras, bases):
     name = save(loras, "old.safetensors", old)
     assert "No alpha" in same("sd15", name, name, text=False)
     names = comfy.utils.unet_to_diffusers(bases["sd15"][0].model.model_config.unet_config)
-    comfy_own = {
-        f"diffusion_model.{names[layer.removeprefix('unet.') + '.weight'].removesuffix('.weight')}.lora_{part}.weight": tensor
-        for key, tensor in attention.items()
-        for layer, part in [re.fullmatch(r"(.*)\.lora_([AB])\.weight", key).groups()]
-    }
+    comfy_own = {}
+    for key, tensor in attention.items():
+        layer, part = re.fullmatch(r"(.*)\.lora_([AB])\.weight", key).groups()
+        own = names[layer.removeprefix("unet.") + ".weight"].removesuffix(".weight")
+        comfy_own[f"diffusion_model.{own}.lora_{part}.weight"] = tensor
     assert len(comfy_own) == len(attention)
     name = save(loras, "comfy.safetensors", comfy_own)
     same("sd15", name, name, text=False)
@@ -247,14 +284,29 @@ def lycoris_file(loras):
     def make(kind, name, settings):
         text = [] if settings["algo"] == "boft" else text_encoders(kind)  # their width is no power of two, as it asks
         text = text[0] if len(text) == 1 else text
-        network = kohya.create_network(1.0, 4, 2.0, None, text, unet(kind), conv_dim=4, conv_alpha=2.0, preset=str(loras / "preset.toml"), **settings)
+        network = kohya.create_network(
+            1.0,
+            4,
+            2.0,
+            None,
+            text,
+            unet(kind),
+            conv_dim=4,
+            conv_alpha=2.0,
+            preset=str(loras / "preset.toml"),
+            **settings,
+        )
         network.apply_to(text, unet(kind), True, True)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for key, parameter in network.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
                 # Magnitudes and norms' weights lie around 1, rotations around none.
-                parameter.copy_(1 + 0.1 * noise if "dora_scale" in key or "rescale" in key or key.endswith("w_norm") else 0.1 * noise)
+                parameter.copy_(
+                    1 + 0.1 * noise
+                    if "dora_scale" in key or "rescale" in key or key.endswith("w_norm")
+                    else 0.1 * noise
+                )
         path = loras / f"lycoris-{kind}-{name}.safetensors"
         network.save_weights(str(path), torch.float32, {})
         return path.name, bool(text)
@@ -274,7 +326,9 @@ def lycoris(kind, name, settings, lycoris_file, same, loras):
 @pytest.mark.parametrize("name", KINDS)
 def test_lycoris(name, lycoris_file, same, loras):
     report = lycoris("sd15", name, KINDS[name], lycoris_file, same, loras)
-    assert {"locon": "LoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "dora": "DoRA", "full": "full"}[name] in report
+    assert {"locon": "LoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "dora": "DoRA", "full": "full"}[
+        name
+    ] in report
 
 
 @pytest.mark.slow

@@ -59,18 +59,36 @@ def good():
 
     w, c = tiny.WIDTH, tiny.CONTEXT
     return {
-        f"{AT}attn1.to_q.lora_up.weight": randn(w, 2), f"{AT}attn1.to_q.lora_down.weight": randn(2, w), f"{AT}attn1.to_q.alpha": torch.tensor(1.0),
-        f"{AT}attn2.to_k.lora_up.weight": randn(w, 2), f"{AT}attn2.to_k.lora_down.weight": randn(2, c), f"{AT}attn2.to_k.dora_scale": 1 + randn(w, 1),
-        f"{AT}attn2.to_v.hada_w1_a": randn(w, 2), f"{AT}attn2.to_v.hada_w1_b": randn(2, c), f"{AT}attn2.to_v.hada_w2_a": randn(w, 2), f"{AT}attn2.to_v.hada_w2_b": randn(2, c),
-        f"{AT}attn2.to_q.lokr_w1": randn(4, 4), f"{AT}attn2.to_q.lokr_w2_a": randn(w // 4, 2), f"{AT}attn2.to_q.lokr_w2_b": randn(2, w // 4),
-        f"{AT}attn2.to_out.0.oft_blocks": randn(4, w // 4, w // 4), f"{AT}attn2.to_out.0.rescale": 1 + randn(w, 1),
-        f"{AT}attn1.to_v.diff": randn(w, w), f"{AT}attn1.to_out.0.diff": randn(w, w), f"{AT}attn1.to_out.0.diff_b": randn(w),
-        "diffusion_model.input_blocks.2.0.in_layers.2.lora_up.weight": randn(w, 2, 1, 1), "diffusion_model.input_blocks.2.0.in_layers.2.lora_down.weight": randn(2, w, 3, 3),
-        "diffusion_model.input_blocks.1.0.in_layers.2.lora_up.weight": randn(w, 2, 1, 1), "diffusion_model.input_blocks.1.0.in_layers.2.lora_down.weight": randn(2, w, 1, 1),
+        f"{AT}attn1.to_q.lora_up.weight": randn(w, 2),
+        f"{AT}attn1.to_q.lora_down.weight": randn(2, w),
+        f"{AT}attn1.to_q.alpha": torch.tensor(1.0),
+        f"{AT}attn2.to_k.lora_up.weight": randn(w, 2),
+        f"{AT}attn2.to_k.lora_down.weight": randn(2, c),
+        f"{AT}attn2.to_k.dora_scale": 1 + randn(w, 1),
+        f"{AT}attn2.to_v.hada_w1_a": randn(w, 2),
+        f"{AT}attn2.to_v.hada_w1_b": randn(2, c),
+        f"{AT}attn2.to_v.hada_w2_a": randn(w, 2),
+        f"{AT}attn2.to_v.hada_w2_b": randn(2, c),
+        f"{AT}attn2.to_q.lokr_w1": randn(4, 4),
+        f"{AT}attn2.to_q.lokr_w2_a": randn(w // 4, 2),
+        f"{AT}attn2.to_q.lokr_w2_b": randn(2, w // 4),
+        f"{AT}attn2.to_out.0.oft_blocks": randn(4, w // 4, w // 4),
+        f"{AT}attn2.to_out.0.rescale": 1 + randn(w, 1),
+        f"{AT}attn1.to_v.diff": randn(w, w),
+        f"{AT}attn1.to_out.0.diff": randn(w, w),
+        f"{AT}attn1.to_out.0.diff_b": randn(w),
+        "diffusion_model.input_blocks.2.0.in_layers.2.lora_up.weight": randn(w, 2, 1, 1),
+        "diffusion_model.input_blocks.2.0.in_layers.2.lora_down.weight": randn(2, w, 3, 3),
+        "diffusion_model.input_blocks.1.0.in_layers.2.lora_up.weight": randn(w, 2, 1, 1),
+        "diffusion_model.input_blocks.1.0.in_layers.2.lora_down.weight": randn(2, w, 1, 1),
         "diffusion_model.input_blocks.1.0.in_layers.2.lora_mid.weight": randn(2, 2, 3, 3),
-        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": randn(c, 2), "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": randn(2, c),
-        f"{AT}ff.net.2.a1.weight": randn(4 * w, 2), f"{AT}ff.net.2.a2.weight": randn(2, 4 * w), f"{AT}ff.net.2.b1.weight": randn(w, 2), f"{AT}ff.net.2.b2.weight": randn(2, 4 * w),
-    }  # fmt: skip
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight": randn(c, 2),
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": randn(2, c),
+        f"{AT}ff.net.2.a1.weight": randn(4 * w, 2),
+        f"{AT}ff.net.2.a2.weight": randn(2, 4 * w),
+        f"{AT}ff.net.2.b1.weight": randn(w, 2),
+        f"{AT}ff.net.2.b2.weight": randn(2, 4 * w),
+    }
 
 
 class Canary:
@@ -102,19 +120,31 @@ def hostile_files(folder, canary):
     write(folder / "no-tensor.safetensors", {"__metadata__": {"a": "b"}})
     write(folder / "overlap.safetensors", {up: entry, down: {**entry, "data_offsets": [8, 24]}}, bytes(24))
     write(folder / "same-bytes.safetensors", {up: entry, down: entry}, bytes(16))
-    write(folder / "beyond.safetensors", {up: {**entry, "data_offsets": [0, 2**40], "shape": [2**19, 2**19]}}, bytes(16))
+    write(
+        folder / "beyond.safetensors", {up: {**entry, "data_offsets": [0, 2**40], "shape": [2**19, 2**19]}}, bytes(16)
+    )
     write(folder / "backwards.safetensors", {up: {**entry, "data_offsets": [16, 0]}}, bytes(16))
     write(folder / "huge-shape.safetensors", {up: {**entry, "shape": [2**62, 2**62]}}, bytes(16))
     write(folder / "nested.safetensors", {}, text="[" * 100_000)
     (folder / "cut.safetensors").write_bytes(fine[:-100])
-    files = dict.fromkeys(("pickle.pt", "pickle.ckpt", "pickle.bin"), "can run code when it is opened; only .safetensors")
-    files |= dict.fromkeys(("header.safetensors", "says-more.safetensors", "pickle.safetensors", "zip.safetensors", "short.safetensors"), "damaged or no LoRA")
-    files |= dict.fromkeys(("empty", "overlap", "same-bytes", "beyond", "backwards", "huge-shape", "nested", "cut"), "cannot be read")
+    files = dict.fromkeys(
+        ("pickle.pt", "pickle.ckpt", "pickle.bin"), "can run code when it is opened; only .safetensors"
+    )
+    files |= dict.fromkeys(
+        ("header.safetensors", "says-more.safetensors", "pickle.safetensors", "zip.safetensors", "short.safetensors"),
+        "damaged or no LoRA",
+    )
+    files |= dict.fromkeys(
+        ("empty", "overlap", "same-bytes", "beyond", "backwards", "huge-shape", "nested", "cut"), "cannot be read"
+    )
     files["no-tensor"] = "holds no tensor"
 
     def save(name, words, **changes):
         changed = good() | {key.replace("__", "."): value for key, value in changes.items()}
-        safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in changed.items() if tensor is not None}, folder / f"{name}.safetensors")
+        safetensors.torch.save_file(
+            {key: tensor.contiguous() for key, tensor in changed.items() if tensor is not None},
+            folder / f"{name}.safetensors",
+        )
         files[name] = words
 
     def put(name, words, **parts):
@@ -122,7 +152,11 @@ def hostile_files(folder, canary):
 
     put("nan", "numbers that are not finite", attn1__to_q__lora_up__weight=torch.full((tiny.WIDTH, 2), float("nan")))
     put("inf", "numbers that are not finite", attn1__to_q__alpha=torch.tensor(float("inf")))
-    put("half-inf", "numbers that are not finite", attn1__to_v__diff=torch.full((tiny.WIDTH, tiny.WIDTH), float("inf")).half())
+    put(
+        "half-inf",
+        "numbers that are not finite",
+        attn1__to_v__diff=torch.full((tiny.WIDTH, tiny.WIDTH), float("inf")).half(),
+    )
     put("no-down", "has .lora_up.weight and no .lora_down.weight", attn1__to_q__lora_down__weight=None)
     put("ranks", "do not fit", attn1__to_q__lora_up__weight=torch.ones(tiny.WIDTH, 3))
     put("narrow", "wire in the base it was trained on", attn1__to_q__lora_down__weight=torch.ones(2, 5))
@@ -133,7 +167,11 @@ def hostile_files(folder, canary):
     put("loha", "damaged", attn2__to_v__hada_w2_b=torch.ones(5, tiny.CONTEXT))
     put("lokr", "wire in the base it was trained on", attn2__to_q__lokr_w1=torch.ones(3, 3))
     put("lokr-deep", "cannot be put together", attn2__to_q__lokr_w2_b=torch.ones(2, tiny.WIDTH // 4, 1))
-    put("boft-bare", "cannot be put together", attn2__to_out__0__oft_blocks=torch.zeros(1, 4, tiny.WIDTH // 4, tiny.WIDTH // 4))
+    put(
+        "boft-bare",
+        "cannot be put together",
+        attn2__to_out__0__oft_blocks=torch.zeros(1, 4, tiny.WIDTH // 4, tiny.WIDTH // 4),
+    )
     put("reshape", "cannot be put together", attn1__to_q__reshape_weight=torch.ones(2, 2))
     put("enormous", "cannot be put together", attn1__to_q__reshape_weight=torch.tensor([2**20, 2**20]))
     put("oft", "wire in the base it was trained on", attn2__to_out__0__oft_blocks=torch.ones(3, 3, 3))
@@ -162,7 +200,14 @@ def test_the_good_file_is_good(run_node, model, clip, folder, unchanged, caplog)
     safetensors.torch.save_file(good(), folder / "good.safetensors")
     base = tiny.predict(model)
     for mode in ("merge", "bypass"):
-        moved, spoken, report, _ = run_node("BespokeInjectLora", model=model, clip=clip, lora_name="hostile/good.safetensors", strength_model=1.0, mode=mode)
+        moved, spoken, report, _ = run_node(
+            "BespokeInjectLora",
+            model=model,
+            clip=clip,
+            lora_name="hostile/good.safetensors",
+            strength_model=1.0,
+            mode=mode,
+        )
         assert float((tiny.predict(moved) - base).abs().max()) > 1e-3
         assert not torch.equal(tiny.encode(spoken), tiny.encode(clip))
         assert "matched nothing" not in report
@@ -173,7 +218,11 @@ def test_the_good_file_is_good(run_node, model, clip, folder, unchanged, caplog)
 def test_a_lora_may_widen_its_layer(run_node, model, folder, unchanged):
     """As those do that give a model a further input: core makes the weight as large as the file says."""
     w = tiny.WIDTH
-    lora = {f"{AT}attn1.to_q.lora_up.weight": torch.ones(w, 2), f"{AT}attn1.to_q.lora_down.weight": torch.ones(2, 2 * w), f"{AT}attn1.to_q.reshape_weight": torch.tensor([w, 2 * w])}
+    lora = {
+        f"{AT}attn1.to_q.lora_up.weight": torch.ones(w, 2),
+        f"{AT}attn1.to_q.lora_down.weight": torch.ones(2, 2 * w),
+        f"{AT}attn1.to_q.reshape_weight": torch.tensor([w, 2 * w]),
+    }
     safetensors.torch.save_file(lora, folder / "wide.safetensors")
     wide, *_ = run_node("BespokeInjectLora", model=model, lora_name="hostile/wide.safetensors", strength_model=1.0)
     (key,) = wide.patches
@@ -199,7 +248,13 @@ def fuzz(seeds, run_node, model, clip, folder, caplog, thorough):
     for seed in seeds:
         path.write_bytes(mutate.mutated(whole, seed))
         caplog.clear()
-        inputs = {"model": model, "clip": clip, "lora_name": name, "strength_model": 1.0, "mode": ("merge", "bypass")[seed % 2]}
+        inputs = {
+            "model": model,
+            "clip": clip,
+            "lora_name": name,
+            "strength_model": 1.0,
+            "mode": ("merge", "bypass")[seed % 2],
+        }
         out = attempt(seed, run_node, "BespokeInjectLora", "Bespoke Inject LoRA", **inputs)
         if out is None:
             continue
@@ -215,7 +270,14 @@ def fuzz(seeds, run_node, model, clip, folder, caplog, thorough):
             continue
         run_node("BespokeInspectLora", lora_name=name, model=model)
         lora, *_ = run_node("BespokeLoadLora", lora_name=name)
-        attempt(seed, run_node, "BespokeComposeLoras", "Bespoke Compose LoRAs", loras={"lora0": lora, "lora1": lora}, rank=seed % 3)
+        attempt(
+            seed,
+            run_node,
+            "BespokeComposeLoras",
+            "Bespoke Compose LoRAs",
+            loras={"lora0": lora, "lora1": lora},
+            rank=seed % 3,
+        )
     assert not wrong
     return taken, len(seeds) - taken
 

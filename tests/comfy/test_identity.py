@@ -27,7 +27,9 @@ def test_patches_of_another_clone_are_not_the_base(model):
     plain = [tensor.clone() for _, tensor in identity.base_tensors(model)]
     comfy.model_management.load_models_gpu([clone], force_full_load=True)
     changed = dict(model.model.named_parameters())["diffusion_model.input_blocks.0.0.weight"]
-    assert any(not torch.equal(a, changed) for a in plain if a.shape == changed.shape)  # the clone's patch lies in the weights
+    assert any(
+        not torch.equal(a, changed) for a in plain if a.shape == changed.shape
+    )  # the clone's patch lies in the weights
     assert (identity.checksum(model), identity.of_patcher(model)) == before
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     assert (identity.checksum(model), identity.of_patcher(model)) == before
@@ -68,6 +70,11 @@ def test_the_schedule_and_paths_beside_the_weights_count(model):
     shifted.add_object_patch("model_sampling", sampling)
     assert identity.of_patcher(shifted) != identity.of_patcher(model)
     v = model.clone()
-    v.add_object_patch("model_sampling", type("V", (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.ModelSamplingDiscrete), {})(model.model.model_config))
+    v.add_object_patch(
+        "model_sampling",
+        type("V", (comfy.model_sampling.V_PREDICTION, comfy.model_sampling.ModelSamplingDiscrete), {})(
+            model.model.model_config
+        ),
+    )
     assert len({identity.of_patcher(one) for one in (model, shifted, v)}) == 3
     assert identity.checksum(shifted) == identity.checksum(model)  # the weights are the same

@@ -58,7 +58,7 @@ def without(lora, *words):
         ({"blocks": "*, down.0:0, in.4:0"}, ("input_blocks.1.", "input_blocks.2.", "input_blocks.4.")),
         ({"blocks": "*, up.1-2:0"}, tuple(f"output_blocks.{n}." for n in (3, 4, 5, 6, 7, 8))),
     ],
-)  # fmt: skip
+)
 def test_strength_0_is_the_lora_without_those_keys(inject, lora, base, mode, scope, removed):
     scoped = tiny.predict(inject(mode=mode, **scope))
     expected = tiny.predict(inject(adapter=without(lora, *removed), mode=mode))
@@ -103,8 +103,12 @@ def test_any_number_of_ours_and_cores_in_any_order_add_up(inject, run_node, mode
     def ours(at, lora, mode):
         return inject(at, lora, strength_model=0.5, mode=mode)
 
-    ways = (lambda at, lora: core(at, lora, False), lambda at, lora: core(at, lora, True),
-            lambda at, lora: ours(at, lora, "merge"), lambda at, lora: ours(at, lora, "bypass"))  # fmt: skip
+    ways = (
+        lambda at, lora: core(at, lora, False),
+        lambda at, lora: core(at, lora, True),
+        lambda at, lora: ours(at, lora, "merge"),
+        lambda at, lora: ours(at, lora, "bypass"),
+    )
     expected = model
     for lora in loras:
         expected = core(expected, lora, False)
@@ -153,17 +157,29 @@ def test_what_has_no_path_of_its_own_is_computed_at_the_call(inject, model, base
     for i, (name, (rows, columns)) in enumerate(tiny.linear_layers(model).items()):
         at = f"diffusion_model.{name}."
         if i % 4 == 0:
-            mixed |= {f"{at}hada_w{n}_a": randn(rows, 3) for n in "12"} | {f"{at}hada_w{n}_b": randn(3, columns) for n in "12"}
+            mixed |= {f"{at}hada_w{n}_a": randn(rows, 3) for n in "12"} | {
+                f"{at}hada_w{n}_b": randn(3, columns) for n in "12"
+            }
         elif i % 4 == 1:
-            mixed |= {f"{at}lokr_w1": randn(4, 4), f"{at}lokr_w2_a": randn(rows // 4, 2), f"{at}lokr_w2_b": randn(2, columns // 4)}
+            mixed |= {
+                f"{at}lokr_w1": randn(4, 4),
+                f"{at}lokr_w2_a": randn(rows // 4, 2),
+                f"{at}lokr_w2_b": randn(2, columns // 4),
+            }
         elif i % 4 == 2:
-            mixed |= {f"{at}lora_up.weight": randn(rows, 2), f"{at}lora_down.weight": randn(2, columns), f"{at}dora_scale": 1 + randn(rows, 1)}
+            mixed |= {
+                f"{at}lora_up.weight": randn(rows, 2),
+                f"{at}lora_down.weight": randn(2, columns),
+                f"{at}dora_scale": 1 + randn(rows, 1),
+            }
         else:
             mixed |= {f"{at}diff": randn(rows, columns)}
     merged = tiny.predict(inject(adapter=mixed, strength_model=0.8))
     assert moved(merged, base) > 1e-2
     for way in ({"mode": "bypass"}, {"end_percent": 0.999}):
-        assert moved(tiny.predict(inject(adapter=mixed, strength_model=0.8, **way)), merged) < 1e-3 * moved(merged, base)
+        assert moved(tiny.predict(inject(adapter=mixed, strength_model=0.8, **way)), merged) < 1e-3 * moved(
+            merged, base
+        )
     assert torch.equal(tiny.predict(inject(adapter=mixed, start_percent=0.999)), base)
     assert "made anew at every call" in inject.report(adapter=mixed, mode="bypass")
 
@@ -200,7 +216,9 @@ def test_the_range_is_exactly_the_steps_whose_sigma_lies_in_it(inject, flow, mon
         recorded = ranged.clone()
         recorded.set_model_unet_function_wrapper(record)
         with torch.inference_mode():
-            nodes.common_ksampler(recorded, 3, steps, 1.0, "euler", scheduler, text, text, {"samples": torch.zeros(1, 4, 4, 4)})
+            nodes.common_ksampler(
+                recorded, 3, steps, 1.0, "euler", scheduler, text, text, {"samples": torch.zeros(1, 4, 4, 4)}
+            )
             answers = {}
             for name, other in (("out", bare), ("in", whole)):
                 comfy.model_management.load_models_gpu([other])
@@ -218,7 +236,15 @@ def test_the_range_is_exactly_the_steps_whose_sigma_lies_in_it(inject, flow, mon
 def test_keyframes_hold_until_the_next(inject, base, model):
     frames = inject(keyframes="0.3:0.5, 60%:0, 0.8:-1")
     sampling = model.model.model_sampling
-    for percent, strength in ((0.1, 1.0), (0.29, 1.0), (0.31, 0.5), (0.59, 0.5), (0.61, 0.0), (0.81, -1.0), (0.99, -1.0)):
+    for percent, strength in (
+        (0.1, 1.0),
+        (0.29, 1.0),
+        (0.31, 0.5),
+        (0.59, 0.5),
+        (0.61, 0.0),
+        (0.81, -1.0),
+        (0.99, -1.0),
+    ):
         sigma = float(sampling.percent_to_sigma(percent))
         expected = tiny.predict(inject(strength_model=strength), sigma=sigma)
         bare = tiny.predict(model, sigma=sigma)
@@ -226,7 +252,8 @@ def test_keyframes_hold_until_the_next(inject, base, model):
 
 
 def test_a_range_holds_no_second_copy_of_the_weights(inject, model, lora):
-    """What the injected model keeps beyond the base is the LoRA's own tensors, and not the weights' backup of a merge."""
+    """What the injected model keeps beyond the base is the LoRA's own tensors, and not the weights' backup of a
+    merge."""
     patched = inject(keyframes="0:1, 0.5:0.2", mode="merge")
     tiny.predict(patched)
     assert not patched.backup
@@ -258,7 +285,7 @@ def test_the_report_says_what_was_reached(inject):
         ({"strength_model": float("nan")}, "strength_model is nan"),
         ({"query": float("inf")}, "query is inf"),
     ],
-)  # fmt: skip
+)
 def test_bad_scopes_are_named(inject, inputs, words):
     with pytest.raises(ValueError, match="^Bespoke Inject LoRA: ") as error:
         inject(**inputs)

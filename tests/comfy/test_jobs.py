@@ -47,15 +47,20 @@ def test_the_node_and_the_command_give_the_same_file(comfyui, models, run_node, 
         (name,) = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/teal")
     theirs, said = jobs.read(comfyui / "models" / "loras" / name)
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(job), "--base-directory", str(comfyui)], capture_output=True, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COMMAND": str(ranks.COMMAND)}, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", WATCHED, str(job), "--base-directory", str(comfyui)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COMMAND": str(ranks.COMMAND)},
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert "server modules: []" in done.stdout  # nothing of the server is imported
     ours, meta = jobs.result(job)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {k: v for k, v in said.items() if k != "modelspec.date"}
+    assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {
+        k: v for k, v in said.items() if k != "modelspec.date"
+    }
     assert jobs.losses(job) == run.losses
     assert [line["step"] for line in jobs.events(job, "step")] == list(range(1, 51))
     assert jobs.events(job, "end")[-1]["state"] == "finished"
@@ -77,8 +82,11 @@ def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
     said = job.joinpath("job.toml").read_text() + job.joinpath("material.json").read_text()
     assert str(comfyui) not in said
     assert sorted(path.name for path in job.iterdir() if path.is_file() and path.name not in ("log.jsonl", "lock")) == [
-        "graph.json", "job.toml", "material.json", "material.safetensors",
-    ]  # fmt: skip
+        "graph.json",
+        "job.toml",
+        "material.json",
+        "material.safetensors",
+    ]
     read = read_job(job)
     assert read.settings["rank"] == 4
     assert read.sources["model"].files == (jobs.BASE,)
@@ -86,7 +94,9 @@ def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
     assert read.plan["counts"] == [5, 3, 0]
     images, validation = jobs.pictures()
     kept, given = read.material(TrainConfig(1, 1e-3, 1, 0)).pictures, [*images.items, *validation.items]
-    assert [(item.name, item.caption, item.pixels.shape[:2]) for item in kept.items] == [(i.name, i.caption, i.pixels.shape[:2]) for i in given]
+    assert [(item.name, item.caption, item.pixels.shape[:2]) for item in kept.items] == [
+        (i.name, i.caption, i.pixels.shape[:2]) for i in given
+    ]
 
 
 def test_a_folder_that_is_taken_gets_a_number(run_node, models, job):
@@ -106,7 +116,9 @@ def test_the_picture_with_a_hole_of_an_inpainting_checkpoint_goes_along(comfyui,
     images = sprite_set(2, 3, side=64, colour="teal")
     material = gather(model, clip, vae, LoraData(images), request)
     source = source_of(jobs.base_model(comfyui)[0], "model")
-    write_job(tmp_path / "job", "lora", request.settings(), material, {"model": (source, {}, {})}, {}, SamplerSettings())
+    write_job(
+        tmp_path / "job", "lora", request.settings(), material, {"model": (source, {}, {})}, {}, SamplerSettings()
+    )
     back = read_job(tmp_path / "job").material(request.train)
     for index in range(3):
         ours, theirs = back.pictures.facts(index), material.pictures.facts(index)
@@ -128,10 +140,14 @@ def test_what_is_on_the_wire_comes_back(comfyui, models, run_node):
     source = source_of(shifted, "model")
     with torch.inference_mode():
         fresh = wire.put_back(load(source, find(source, "model"), "model"), plan, tensors, "model")
-    assert torch.equal(fresh.get_model_object("model_sampling").sigmas, shifted.get_model_object("model_sampling").sigmas)
+    assert torch.equal(
+        fresh.get_model_object("model_sampling").sigmas, shifted.get_model_object("model_sampling").sigmas
+    )
     assert fresh.get_model_object("model_sampling").shift == 5.0
     plan["objects"]["model_sampling"]["classes"] = ["ModelSamplingOfNextYear"]
-    with pytest.raises(InputError, match="this ComfyUI cannot make what the job changes on the model .*ModelSamplingOfNextYear"):
+    with pytest.raises(
+        InputError, match="this ComfyUI cannot make what the job changes on the model .*ModelSamplingOfNextYear"
+    ):
         wire.put_back(model, plan, tensors, "model")
     with torch.inference_mode():
         weights = []
@@ -161,7 +177,9 @@ def test_what_cannot_be_carried_is_refused_with_the_reason(comfyui, models, run_
     wrapped = model.clone()
     wrapped.add_wrapper("diffusion_model", lambda *a: None)
     refused(run_node, models, "the model on the wire carries a wrapper of another node", model=wrapped)
-    (injected,) = run_node("BespokeInjectLora", model=model, lora=tiny_lora(model), lora_name="none", strength_model=1.0, mode="bypass")[:1]
+    (injected,) = run_node(
+        "BespokeInjectLora", model=model, lora=tiny_lora(model), lora_name="none", strength_model=1.0, mode="bypass"
+    )[:1]
     refused(run_node, models, "the model on the wire carries a path beside its weights", model=injected)
     refused(run_node, models, "no linear layer matches", targets="custom", custom_targets="nothing*")
     refused(run_node, models, "the name '../x' leads out of", folder="../x")
@@ -227,7 +245,13 @@ def test_a_base_that_is_not_here_or_is_another(comfyui, job, tmp_path):
 
 def test_settings_go_through_toml_and_back():
     tables = {
-        "a": {"text": 'quote " back \\ tab \t ünï 🐈 \u2028 \x85 \x7f\x01', "float": 1e-05, "whole": 2**63 + 1, "yes": True, "list": ["a", "b\n"]},
+        "a": {
+            "text": 'quote " back \\ tab \t ünï 🐈 \u2028 \x85 \x7f\x01',
+            "float": 1e-05,
+            "whole": 2**63 + 1,
+            "yes": True,
+            "list": ["a", "b\n"],
+        },
         "b": {"empty": "", "list": [], "nothing": None},
     }
     text = write_toml(tables, "a comment\nof two lines")
@@ -263,11 +287,27 @@ def one_thread():
 
 
 @pytest.mark.slow
-def test_a_text_encoder_learns_and_samples_are_drawn_by_the_command_as_by_the_node(comfyui, checkpoint, run_node, tmp_path):
+def test_a_text_encoder_learns_and_samples_are_drawn_by_the_command_as_by_the_node(
+    comfyui, checkpoint, run_node, tmp_path
+):
     model, clip, vae = checkpoint
     (skipping,) = run_node("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=-2)
-    given = dict(model=model, clip=skipping, vae=vae, images=sprite_set(2, 4, side=64, colour="teal"), steps=4, batch_size=2, rank=2, alpha=2.0,
-                 seed=3, precision="fp32", keep="last", train_text_encoder=True, text_encoder_lr=1e-4, sample_every=2)  # fmt: skip
+    given = dict(
+        model=model,
+        clip=skipping,
+        vae=vae,
+        images=sprite_set(2, 4, side=64, colour="teal"),
+        steps=4,
+        batch_size=2,
+        rank=2,
+        alpha=2.0,
+        seed=3,
+        precision="fp32",
+        keep="last",
+        train_text_encoder=True,
+        text_encoder_lr=1e-4,
+        sample_every=2,
+    )
     with one_thread():
         _, lora, _, run, *_ = run_node("BespokeTrainLora", resume=False, **given)
         (name,) = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/text")
@@ -285,7 +325,9 @@ def test_a_text_encoder_learns_and_samples_are_drawn_by_the_command_as_by_the_no
     assert made.keys() == theirs.keys()
     assert any(key.startswith("lora_te_") for key in made)
     assert all(torch.equal(made[key], theirs[key]) for key in theirs)
-    assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {k: v for k, v in said.items() if k != "modelspec.date"}
+    assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {
+        k: v for k, v in said.items() if k != "modelspec.date"
+    }
     drawn = {path.name: path.read_bytes() for path in (job / "runs").rglob("samples/*.png")}
     assert sorted(drawn) == ["000000.png", "000002.png", "000004.png"]
     assert drawn == {path.name: path.read_bytes() for path in RunStore(run.id).folder.rglob("samples/*.png")}
@@ -299,8 +341,20 @@ def test_a_text_encoder_learns_and_samples_are_drawn_by_the_command_as_by_the_no
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_word_is_learned_by_the_command_as_by_the_node(comfyui, checkpoint, run_node, count, tmp_path):
     model, clip, vae = checkpoint
-    given = dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 4, side=64, colour="teal"), name=f"teal-{count}", init_text="green",
-                 steps=6, batch_size=2, seed=3, precision="fp32", keep="last", vectors=2)  # fmt: skip
+    given = dict(
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(2, 4, side=64, colour="teal"),
+        name=f"teal-{count}",
+        init_text="green",
+        steps=6,
+        batch_size=2,
+        seed=3,
+        precision="fp32",
+        keep="last",
+        vectors=2,
+    )
     with one_thread():
         _, embedding, _, _, run, _ = run_node("BespokeTrainTextualInversion", resume=False, **given)
         run_node("BespokeSaveEmbedding", embedding=embedding, run=run, name=f"teal-{count}", overwrite=True)
@@ -314,7 +368,9 @@ def test_a_word_is_learned_by_the_command_as_by_the_node(comfyui, checkpoint, ru
     theirs, said = jobs.read(comfyui / "models" / "embeddings" / f"teal-{count}.safetensors")
     if count == 1:
         assert all(torch.equal(made[key], theirs[key]) for key in theirs)
-        assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {k: v for k, v in said.items() if k != "modelspec.date"}
+        assert {k: v for k, v in meta.items() if k != "modelspec.date"} == {
+            k: v for k, v in said.items() if k != "modelspec.date"
+        }
     else:
         assert jobs.distance(theirs, made) < 1e-2
 
@@ -344,8 +400,19 @@ def test_a_spread_block_is_given_back_once_it_was_computed():
 @pytest.mark.slow
 def test_a_word_is_learned_on_a_spread_base_too(comfyui, checkpoint, run_node, tmp_path):
     model, clip, vae = checkpoint
-    given = dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 4, side=64, colour="teal"), name="teal-spread", init_text="green",
-                 steps=2, batch_size=2, seed=3, precision="fp32", keep="last")  # fmt: skip
+    given = dict(
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(2, 4, side=64, colour="teal"),
+        name="teal-spread",
+        init_text="green",
+        steps=2,
+        batch_size=2,
+        seed=3,
+        precision="fp32",
+        keep="last",
+    )
     folder, _ = run_node("BespokeExportTextualInversionJob", folder="jobs/word-spread", **given)
     forks = jobs.Ranks(comfyui, tmp_path)
     try:

@@ -31,7 +31,9 @@ class Nursery:
 
     def __init__(self, errors: Path):
         self.errors = errors.open("w")
-        self.process = subprocess.Popen([sys.executable, NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
         self.base = Path(self.hear()["base"])
 
     def hear(self) -> dict:
@@ -98,7 +100,9 @@ class Watcher:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("node", "settings", "kills"), [("BespokeTrainLora", LORA, 20), ("BespokeTrainTextualInversion", WORD, 6)])
+@pytest.mark.parametrize(
+    ("node", "settings", "kills"), [("BespokeTrainLora", LORA, 20), ("BespokeTrainTextualInversion", WORD, 6)]
+)
 def test_killed_at_random_moments_it_goes_on_from_the_last_save(nursery, node, settings, kills):
     kind = "loras" if node == "BespokeTrainLora" else "embeddings"
     folder = nursery.base / "models" / kind
@@ -165,8 +169,26 @@ def test_a_record_that_is_ahead_of_the_state_is_cut_to_it(comfyui, run_node):
     model, clip, vae = tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
 
     def train(steps, resume=True):
-        settings = dict(images=sprite_set(2, 10, side=64, colour="teal"), batch_size=1, rank=2, alpha=2.0, precision="fp32", validation=2, seed=77)
-        return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, steps=steps, resume=resume, lr_schedule="constant", keep="last", **settings)
+        settings = dict(
+            images=sprite_set(2, 10, side=64, colour="teal"),
+            batch_size=1,
+            rank=2,
+            alpha=2.0,
+            precision="fp32",
+            validation=2,
+            seed=77,
+        )
+        return run_node(
+            "BespokeTrainLora",
+            model=model,
+            clip=clip,
+            vae=vae,
+            steps=steps,
+            resume=resume,
+            lr_schedule="constant",
+            keep="last",
+            **settings,
+        )
 
     whole = train(14, resume=False)
     store = RunStore(whole[3].id)

@@ -23,9 +23,20 @@ def trained(sd15, run_node):
     """What a few steps make of SD1.5's classes in small: enough for everything but the concept."""
     model, clip, vae = sd15
     return run_node(
-        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=sprite_set(1, 4, side=64, colour="teal"), steps=STEPS,
-        learning_rate=2e-2, rank=8, alpha=8.0, batch_size=2, seed=0, precision="fp32", resume=False,
-    )  # fmt: skip
+        "BespokeTrainLora",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(1, 4, side=64, colour="teal"),
+        steps=STEPS,
+        learning_rate=2e-2,
+        rank=8,
+        alpha=8.0,
+        batch_size=2,
+        seed=0,
+        precision="fp32",
+        resume=False,
+    )
 
 
 def test_targets_are_exactly_the_cross_attention(sd15):
@@ -38,11 +49,14 @@ def test_targets_are_exactly_the_cross_attention(sd15):
     assert set(target_layers(unet, "cross-attention")) == expected
     assert len(expected) == LAYERS
     assert len(target_layers(unet, "attention")) == 2 * len(expected)
-    assert set(target_layers(unet, "custom", "*attn2.to_k, *attn2.to_v")) == {n for n in expected if n.endswith(("to_k", "to_v"))}
+    assert set(target_layers(unet, "custom", "*attn2.to_k, *attn2.to_v")) == {
+        n for n in expected if n.endswith(("to_k", "to_v"))
+    }
 
 
 def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
-    """ComfyUI loads weights under inference mode, and autograd refuses such tensors: no copy of the model is made for that."""
+    """ComfyUI loads weights under inference mode, and autograd refuses such tensors: no copy of the model is made for
+    that."""
     with torch.inference_mode():
         model, clip = tiny.patcher(), tiny.clip()
     own = dict(model.model.diffusion_model.named_parameters())
@@ -64,7 +78,8 @@ def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
 
 @pytest.mark.slow
 def test_gradient_of_four_captions_is_the_mean_of_four(small, small_checkpoint):
-    """On a base that was trained, in float64: in float32 the kernels' own rounding differs by 1e-4 between a batch of four and of one."""
+    """On a base that was trained, in float64: in float32 the kernels' own rounding differs by 1e-4 between a batch of
+    four and of one."""
     import comfy.sd
 
     clip = small[1]
@@ -81,9 +96,18 @@ def test_gradient_of_four_captions_is_the_mean_of_four(small, small_checkpoint):
 def test_core_loads_the_file_and_moves_as_the_node_does(sd15, run_node, trained, key_format, caplog):
     model, clip, _ = sd15
     node_model, lora, loss, run, report, _ = trained
-    (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix=f"test/teal-{key_format}", run=run, key_format=key_format, dtype="fp32")
+    (name,) = run_node(
+        "BespokeSaveLora",
+        lora=lora,
+        filename_prefix=f"test/teal-{key_format}",
+        run=run,
+        key_format=key_format,
+        dtype="fp32",
+    )
     with caplog.at_level(logging.WARNING):
-        core_model, _ = run_node("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0)
+        core_model, _ = run_node(
+            "LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0
+        )
     assert "not loaded" not in caplog.text.lower()
     base, node, core = (tiny.predict(m) for m in (model, node_model, core_model))
     movement = (node - base).abs().max()
@@ -98,7 +122,9 @@ def test_every_format_comes_back_through_the_packs_own_nodes(sd15, run_node, tra
     node_model, lora, _, run, _, _ = trained
     base, node = (tiny.predict(m) for m in (model, node_model))
     for key_format in ("kohya", "diffusers", "comfy"):
-        (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/own", run=run, key_format=key_format, dtype="fp32")
+        (name,) = run_node(
+            "BespokeSaveLora", lora=lora, filename_prefix="test/own", run=run, key_format=key_format, dtype="fp32"
+        )
         loaded, _, text = run_node("BespokeLoadLora", lora_name=name)
         assert "rank 8" in text
         injected, _, report, _ = run_node("BespokeInjectLora", model=model, lora_name=name, strength_model=1.0)
@@ -162,7 +188,10 @@ def test_bad_input_names_node_value_and_mend(sd15, run_node, trained, comfyui):
     assert set((comfyui / "models" / "loras").rglob("*")) == before
     with pytest.raises(ValueError, match="no LoRA is chosen"):
         run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0)
-    alien = {"lora_unet_nowhere.lora_up.weight": torch.ones(2, 1), "lora_unet_nowhere.lora_down.weight": torch.ones(1, 2)}
+    alien = {
+        "lora_unet_nowhere.lora_up.weight": torch.ones(2, 1),
+        "lora_unet_nowhere.lora_down.weight": torch.ones(1, 2),
+    }
     with pytest.raises(ValueError, match="another kind of model"):
         run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora=alien)
 
@@ -181,7 +210,9 @@ def test_hostile_files(run_node, comfyui):
     (folder / "pickle.pt").write_bytes(b"\x80\x04cos\nsystem\n")
     import safetensors.torch
 
-    safetensors.torch.save_file({"lora_unet_x.lora_up.weight": torch.full((2, 2), float("nan"))}, folder / "nan.safetensors")
+    safetensors.torch.save_file(
+        {"lora_unet_x.lora_up.weight": torch.full((2, 2), float("nan"))}, folder / "nan.safetensors"
+    )
     for name in ("evil.safetensors", "short.safetensors", "pickle.pt", "nan.safetensors"):
         with pytest.raises(ValueError, match=f"Bespoke Load LoRA: .*{name}|Bespoke Load LoRA: {name}"):
             run_node("BespokeLoadLora", lora_name=name)

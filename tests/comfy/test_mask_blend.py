@@ -212,7 +212,8 @@ def white():
 
 
 def levels(model, latent, sampler):
-    """The noise that the model was asked at, over the sampler's sigma, in the cells from column 64 on; for each call."""
+    """The noise that the model was asked at, over the sampler's sigma, in the cells from column 64 on; for each
+    call."""
     answer = model.model.diffusion_model
     answer.keep, answer.asked = True, []
     ksample(model, latent, sampler, steps=8)
@@ -335,9 +336,18 @@ def test_sigmas_that_are_given_are_left_as_they_were(run_node, field, latent, ki
     with torch.inference_mode():
         noise = comfy.sample.prepare_noise(latent["samples"], 1)
         comfy.samplers.sample(
-            model, noise, none, none, 1.0, "cpu", comfy.samplers.sampler_object("uni_pc"), sigmas,
-            model_options=model.model_options, latent_image=latent["samples"], denoise_mask=masked["noise_mask"],
-        )  # fmt: skip
+            model,
+            noise,
+            none,
+            none,
+            1.0,
+            "cpu",
+            comfy.samplers.sampler_object("uni_pc"),
+            sigmas,
+            model_options=model.model_options,
+            latent_image=latent["samples"],
+            denoise_mask=masked["noise_mask"],
+        )
     assert torch.equal(sigmas, given)
 
 
@@ -377,7 +387,8 @@ def test_each_of_a_batch_of_videos_is_masked_by_its_own_mask(run_node, field, bl
     assert torch.equal(changed, torch.nn.functional.max_pool2d(masks, 8)[:, None].expand(-1, 3, -1, -1))
 
 
-# --- Together with others -----------------------------------------------------------------------------------------------
+# --- Together with others
+# -----------------------------------------------------------------------------------------------
 
 
 def test_it_works_under_other_guiders(run_node, field, latent):
@@ -556,7 +567,8 @@ def test_a_model_that_takes_no_mask_is_given_none(run_node, field, latent):
     assert len(wrapped.model.given) == SAMPLER_STEPS
 
 
-# --- Over time ---------------------------------------------------------------------------------------------------------
+# --- Over time
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_auto_chooses_by_the_mask_and_says_why(run_node, field, latent):
@@ -589,9 +601,18 @@ def test_differential_lets_each_cell_go_at_its_share_of_the_schedule(run_node, f
     with torch.inference_mode():
         none = analytic.conditioning()
         comfy.samplers.sample(
-            model, comfy.sample.prepare_noise(latent["samples"], 1), none, none, 1.0, "cpu", comfy.samplers.sampler_object("euler"), sigmas,
-            model_options=model.model_options, latent_image=latent["samples"], denoise_mask=masked["noise_mask"],
-        )  # fmt: skip
+            model,
+            comfy.sample.prepare_noise(latent["samples"], 1),
+            none,
+            none,
+            1.0,
+            "cpu",
+            comfy.samplers.sampler_object("euler"),
+            sigmas,
+            model_options=model.model_options,
+            latent_image=latent["samples"],
+            denoise_mask=masked["noise_mask"],
+        )
     value = masked["noise_mask"][0, 0, 0]  # [columns]
     clean = model.model.process_latent_in(latent["samples"])
     for sigma, x0 in zip(sigmas[:-1].tolist(), held, strict=True):
@@ -615,10 +636,14 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
         """How much of a unit answer inside m = .5 remains, at each step."""
         shares = []
         model, masked, *_ = run_node(
-            "BespokeLatentMaskBlend", model=analytic.wrap(lambda y, s: torch.ones_like(y)), latent=white,
-            mask=torch.full((1, 128, 128), 0.5), blend="prediction", bias=bias,
+            "BespokeLatentMaskBlend",
+            model=analytic.wrap(lambda y, s: torch.ones_like(y)),
+            latent=white,
+            mask=torch.full((1, 128, 128), 0.5),
+            blend="prediction",
+            bias=bias,
             preservation=preservation,
-        )  # fmt: skip
+        )
         sigmas = torch.tensor([4.0, 1.0, 0.25, 0.0])
         model.add_wrapper_with_key(
             WrappersMP.OUTER_SAMPLE,
@@ -630,9 +655,18 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
         with torch.inference_mode():
             none = analytic.conditioning()
             comfy.samplers.sample(
-                model, comfy.sample.prepare_noise(white["samples"], 1), none, none, 1.0, "cpu", comfy.samplers.sampler_object("euler"), sigmas,
-                model_options=model.model_options, latent_image=white["samples"], denoise_mask=masked["noise_mask"],
-            )  # fmt: skip
+                model,
+                comfy.sample.prepare_noise(white["samples"], 1),
+                none,
+                none,
+                1.0,
+                "cpu",
+                comfy.samplers.sampler_object("euler"),
+                sigmas,
+                model_options=model.model_options,
+                latent_image=white["samples"],
+                denoise_mask=masked["noise_mask"],
+            )
         return shares
 
     assert kept_share(0.0) == pytest.approx([0.5, 0.5, 0.5])
@@ -652,9 +686,14 @@ def test_no_knob_moves_the_outside(run_node, field, latent, blend):
     for bias, preservation in ((0.0, 0.0), (1.0, 0.0), (8.0, 8.0), (0.5, 3.0)):
         for kind in ("epsilon", "flow"):
             model, masked, *_ = run_node(
-                "BespokeLatentMaskBlend", model=wrap(field, kind), latent=latent, mask=picture_mask(), blend=blend,
-                bias=bias, preservation=preservation,
-            )  # fmt: skip
+                "BespokeLatentMaskBlend",
+                model=wrap(field, kind),
+                latent=latent,
+                mask=picture_mask(),
+                blend=blend,
+                bias=bias,
+                preservation=preservation,
+            )
             result = ksample(model, masked)
             assert torch.isfinite(result).all(), (bias, preservation, kind)
             assert outside_error(result, latent, masked["noise_mask"]) == 0.0
@@ -669,7 +708,8 @@ def test_min_strength_lifts_touched_cells_in_the_latents_mask(run_node, field, l
     assert values[values > 0].min() == pytest.approx(0.4)
 
 
-# --- What is shown -----------------------------------------------------------------------------------------------------
+# --- What is shown
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_preview_shows_each_mask_over_the_picture_with_a_legend(run_node, field, latent):
@@ -686,7 +726,8 @@ def test_the_preview_shows_each_mask_over_the_picture_with_a_legend(run_node, fi
     assert float(preview.max()) <= 1.0
 
 
-# --- In pixels ---------------------------------------------------------------------------------------------------------
+# --- In pixels
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

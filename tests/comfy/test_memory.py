@@ -1,4 +1,5 @@
-"""What a step takes of the memory: the forecast on fake tensors against what real steps take, and what follows from it."""
+"""What a step takes of the memory: the forecast on fake tensors against what real steps take, and what follows from
+it."""
 
 import ctypes
 import dataclasses
@@ -51,19 +52,30 @@ def forecast(models, latent, saving, compute=None):
         return made[0].parameters()
 
     joined = conditioning.join([one] * len(latent))
-    return memory.forecast(base, latent, joined, learn, compute, saving, memory.OPTIMIZER_BYTES["AdamW"], lambda: made[0].attached())
+    return memory.forecast(
+        base, latent, joined, learn, compute, saving, memory.OPTIMIZER_BYTES["AdamW"], lambda: made[0].attached()
+    )
 
 
 def a_step(models, latent, saving, around):
     """A real step within `around(its frozen and trained tensors)`; one goes before, so that every buffer is there."""
     with opened_for_training(models[0], "fp32", saving) as denoiser:
         adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, "cross-attention"), 4, 4, 0, CPU)
-        one = conditioning.model_conds(denoiser.base, *conditioning.encode_prompt(models[1], "a red circle"), latent[:1], CPU)
-        joined, sigma, noise = conditioning.join([one] * len(latent)), denoiser.sigma(torch.full((len(latent),), 0.5)), torch.randn_like(latent)
+        one = conditioning.model_conds(
+            denoiser.base, *conditioning.encode_prompt(models[1], "a red circle"), latent[:1], CPU
+        )
+        joined, sigma, noise = (
+            conditioning.join([one] * len(latent)),
+            denoiser.sigma(torch.full((len(latent),), 0.5)),
+            torch.randn_like(latent),
+        )
         for scope in (lambda _: torch.enable_grad(), around):
             for parameter in adapters.parameters():
                 parameter.grad = None
-            with adapters.attached(), scope([*denoiser.base.parameters(), *denoiser.base.buffers(), *adapters.parameters()]) as measured:
+            with (
+                adapters.attached(),
+                scope([*denoiser.base.parameters(), *denoiser.base.buffers(), *adapters.parameters()]) as measured,
+            ):
                 denoising_loss(denoiser, latent, noise, sigma, joined).mean().backward()
         return measured
 
@@ -137,7 +149,10 @@ def test_checkpointing_and_half_precision_need_less(models):
     assert half.step < 0.8 * whole.step
     matrices = [m.weight for m in models[0].model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
     assert half.weights - whole.weights == half.copies == sum(2 * w.numel() for w in matrices)  # their bfloat16 copies
-    numbers = sum(4 * (m.in_features + m.out_features) for m in target_layers(models[0].model.diffusion_model, "cross-attention").values())
+    numbers = sum(
+        4 * (m.in_features + m.out_features)
+        for m in target_layers(models[0].model.diffusion_model, "cross-attention").values()
+    )
     assert whole.trained == numbers * 12  # the number and AdamW's two moments; its gradient is part of the step
 
 
@@ -168,11 +183,18 @@ def test_offloading_is_chosen_where_the_weights_do_not_fit_and_the_cpu_refuses_w
 
 def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkeypatch):
     models, said = (tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()), []
-    monkeypatch.setattr(train, "follow", lambda *args, real=train.follow: (said.append(args[4].preflight), real(*args))[1])
+    monkeypatch.setattr(
+        train, "follow", lambda *args, real=train.follow: (said.append(args[4].preflight), real(*args))[1]
+    )
     inputs = dict(
-        zip(("model", "clip", "vae"), models, strict=True), images=sprite_set(2, 2, side=64, colour="teal"), steps=1, batch_size=1, rank=2,
-        precision="fp32", resume=False,
-    )  # fmt: skip
+        zip(("model", "clip", "vae"), models, strict=True),
+        images=sprite_set(2, 2, side=64, colour="teal"),
+        steps=1,
+        batch_size=1,
+        rank=2,
+        precision="fp32",
+        resume=False,
+    )
     weights = sum(t.nbytes for t in models[0].model.parameters())
 
     def with_room(size):
@@ -187,7 +209,13 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkey
     assert "MB beside the model; about" in (line := said.pop()(cost))
     assert f"MB at the peak (weights {weights / 1e6:.0f} MB; step" in line
     with_room(10**5)
-    with pytest.raises(InputError, match=r"Bespoke Train LoRA: a step needs about \d+ MB and 0 MB are free; what lowers it: gradient_checkpointing, batch_size 1"):
+    with pytest.raises(
+        InputError,
+        match=(
+            r"Bespoke Train LoRA: a step needs about \d+ MB and 0 MB are free; what lowers it: gradient_checkpointing, "
+            r"batch_size 1"
+        ),
+    ):
         run_node("BespokeTrainLora", **inputs)
     with pytest.raises(InputError, match=r"what lowers it: batch_size 1"):
         run_node("BespokeTrainLora", gradient_checkpointing=True, **inputs)
@@ -203,7 +231,8 @@ def test_a_model_that_looks_at_numbers_trains_without_a_forecast(sdxl, monkeypat
 
 
 class Remembering(torch.nn.Module):
-    """As some of ComfyUI's: positions once made are kept for all instances (Chroma Radiance), the last input for the next call."""
+    """As some of ComfyUI's: positions once made are kept for all instances (Chroma Radiance), the last input for the
+    next call."""
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def ones(self, width: int, device: torch.device):
@@ -221,7 +250,9 @@ def test_what_a_models_code_keeps_for_the_next_call_is_not_the_forecasts(sdxl, m
     forecast(sdxl, torch.zeros(1, 4, 8, 8), False)
     y = torch.zeros(1, sdxl[0].model.adm_channels)
     with torch.inference_mode():
-        clean = sdxl[0].model.apply_model(torch.zeros(1, 4, 8, 8), torch.ones(1), c_crossattn=torch.zeros(1, 4, unet_width(unet)), y=y)
+        clean = sdxl[0].model.apply_model(
+            torch.zeros(1, 4, 8, 8), torch.ones(1), c_crossattn=torch.zeros(1, 4, unet_width(unet)), y=y
+        )
     assert type(clean) is torch.Tensor
     assert clean.isfinite().all()
 

@@ -43,7 +43,10 @@ def test_every_family_says_what_cross_attention_means():
 def test_every_test_that_the_page_names_is_there():
     named = set(re.findall(r"`(test_\w+)`", PAGE))
     there = {
-        node.name for path in HERE.glob("test_*.py") for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)
+        node.name
+        for path in HERE.glob("test_*.py")
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef)
     }
     assert len(named) == 6
     assert named <= there

@@ -46,9 +46,19 @@ def denoise(run_node):
     def run(model, latent, strength, steps=6, sampler="euler", scheduler="normal", cfg=1.0, seed=7, **more):
         none = analytic.conditioning()
         return run_node(
-            "BespokePartialDenoise", model=model, positive=none, negative=none, latent_image=latent, strength=strength,
-            steps=steps, cfg=cfg, sampler_name=sampler, scheduler=scheduler, seed=seed, **more,
-        )  # fmt: skip
+            "BespokePartialDenoise",
+            model=model,
+            positive=none,
+            negative=none,
+            latent_image=latent,
+            strength=strength,
+            steps=steps,
+            cfg=cfg,
+            sampler_name=sampler,
+            scheduler=scheduler,
+            seed=seed,
+            **more,
+        )
 
     return run
 
@@ -117,7 +127,8 @@ def test_strength_1_is_ksampler_at_denoise_1_for_every_sampler(denoise, models, 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_contract_samples_as_core_does_on_the_same_sigmas(denoise, models, kind, scheduler):
-    """Every contract x sampler x scheduler x kind of prediction: nothing is lost or added beside the choice of sigmas."""
+    """Every contract x sampler x scheduler x kind of prediction: nothing is lost or added beside the choice of
+    sigmas."""
     import comfy.sample
 
     small = {"samples": FIELD.sample(1, 4, seed=3) / 0.18215}
@@ -130,9 +141,19 @@ def test_every_contract_samples_as_core_does_on_the_same_sigmas(denoise, models,
             noise = bridge.noise_for(small["samples"], 7, small)
             with torch.inference_mode():
                 core = comfy.sample.sample(
-                    models[kind], noise, 5, 1.0, sampler, scheduler, none, none, small["samples"], sigmas=sigmas.clone(),
-                    disable_pbar=True, seed=7,
-                )  # fmt: skip
+                    models[kind],
+                    noise,
+                    5,
+                    1.0,
+                    sampler,
+                    scheduler,
+                    none,
+                    none,
+                    small["samples"],
+                    sigmas=sigmas.clone(),
+                    disable_pbar=True,
+                    seed=7,
+                )
             assert torch.isfinite(ours["samples"]).all(), (sampler, contract)
             assert torch.equal(ours["samples"], core), (sampler, contract)
             runs += 1
@@ -328,9 +349,16 @@ def unet(comfyui):
 def test_a_network_gives_ksamplers_picture(run_node, unet, sampler):
     model, latent, positive, negative = unet
     same = dict(
-        model=model, positive=positive, negative=negative, latent_image=latent, steps=3, cfg=4.0, sampler_name=sampler,
-        scheduler="karras", seed=1,
-    )  # fmt: skip
+        model=model,
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        steps=3,
+        cfg=4.0,
+        sampler_name=sampler,
+        scheduler="karras",
+        seed=1,
+    )
     for strength in (0.5, 1.0):
         (core,) = run_node("KSampler", denoise=strength, **same)
         assert torch.equal(
@@ -345,7 +373,8 @@ PICTURES = 8
 
 @pytest.fixture(scope="module")
 def sprites_and_prompts(run_node, small):
-    """(model, latents, positive, negative): the trained small model, eight of its pictures, each with its own caption."""
+    """(model, latents, positive, negative): the trained small model, eight of its pictures, each with its own
+    caption."""
     model, clip, vae = small
     pairs = sprites.training_set(np.random.default_rng(5), PICTURES)
     pixels = torch.stack([torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0) for picture, _ in pairs])
@@ -360,17 +389,27 @@ def sprites_and_prompts(run_node, small):
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "pictures"), [(4, PICTURES), (20, 2)])
 def test_distance_rises_with_strength_on_the_trained_model(run_node, sprites_and_prompts, steps, pictures):
-    """The mean over pictures, each with noise of its own: at few steps one picture's noise may lead it astray and back."""
+    """The mean over pictures, each with noise of its own: at few steps one picture's noise may lead it astray and
+    back."""
     model, latent, *prompts = sprites_and_prompts
     latent = {"samples": latent["samples"][:pictures]}
     positive, negative = ([[prompt[0][0][:pictures], {}]] for prompt in prompts)
     out = [
         run_node(
-            "BespokePartialDenoise", model=model, positive=positive, negative=negative, latent_image=latent, steps=steps,
-            strength=(i + 1) / 20, cfg=2.0, sampler_name="euler", scheduler="normal", seed=1,
+            "BespokePartialDenoise",
+            model=model,
+            positive=positive,
+            negative=negative,
+            latent_image=latent,
+            steps=steps,
+            strength=(i + 1) / 20,
+            cfg=2.0,
+            sampler_name="euler",
+            scheduler="normal",
+            seed=1,
         )[0]["samples"]
         for i in range(20)
-    ]  # fmt: skip
+    ]
     distances = torch.stack([(x - latent["samples"]).pow(2).mean((1, 2, 3)) for x in out])  # [strengths, pictures]
     print(
         f"\n{steps} steps, mean squared distance at strength .05 to 1:", [round(float(d), 4) for d in distances.mean(1)]

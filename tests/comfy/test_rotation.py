@@ -47,8 +47,17 @@ def every_step_moves_the_bar(monkeypatch):
 
 def train(run_node, models, **changes):
     model, clip, vae = models
-    settings = dict(images=sprite_set(2, 6, side=64, colour="teal"), steps=20, batch_size=2, rank=2, alpha=2.0, validation=2,
-                    learning_rate=1e-2, precision="fp32", resume=False)  # fmt: skip
+    settings = dict(
+        images=sprite_set(2, 6, side=64, colour="teal"),
+        steps=20,
+        batch_size=2,
+        rank=2,
+        alpha=2.0,
+        validation=2,
+        learning_rate=1e-2,
+        precision="fp32",
+        resume=False,
+    )
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, **settings | changes)
 
 
@@ -83,21 +92,27 @@ def test_the_curve_is_the_mean_of_trainings_that_never_saw_the_picture(models, r
 
 @pytest.mark.slow
 def test_a_part_is_the_training_on_its_own_pictures(models, run_node):
-    """The first rotation's losses and scores are those of a training that is given the rest and those pictures apart."""
+    """The first rotation's losses and scores are those of a training that is given the rest and those pictures
+    apart."""
     from bespoke.nodes.images.folder import fingerprint
     from bespoke.training.validation import rotations
 
     images = sprite_set(2, 6, side=64, colour="teal")
     _, _, _, run, *_ = train(run_node, models, seed=2, images=images)
     rest, _ = rotations(images.copies(), 2, 2)[0]
-    pick = lambda indices: ImageSet(tuple(images.items[i] for i in indices), "", fingerprint([images.items[i] for i in indices]))  # noqa: E731
-    _, _, loss, _, *_ = train(run_node, models, seed=2, images=pick(rest), validation=0)
+    items = [images.items[i] for i in rest]
+    _, _, loss, _, *_ = train(
+        run_node, models, seed=2, images=ImageSet(tuple(items), "", fingerprint(items)), validation=0
+    )
     assert of_run(run)[0].losses == loss["loss"]
 
 
 @pytest.mark.parametrize(("keep", "until"), [("best", 10), ("last", 20)])
 def test_the_last_training_goes_to_the_step_that_was_best_on_average(keep, until):
-    parts, curves = [], iter([[(0, 9.0), (10, 5.0), (20, 1.0)], [(0, 9.0), (10, 3.0), (20, 8.0)], [(0, 9.0), (10, 4.0), (20, 7.0)]])
+    parts, curves = (
+        [],
+        iter([[(0, 9.0), (10, 5.0), (20, 1.0)], [(0, 9.0), (10, 3.0), (20, 8.0)], [(0, 9.0), (10, 4.0), (20, 7.0)]]),
+    )
 
     def learn(part):
         parts.append(part)
@@ -106,9 +121,13 @@ def test_the_last_training_goes_to_the_step_that_was_best_on_average(keep, until
         return {"step": torch.tensor(part.steps)}
 
     items = sprite_set(2, 6, side=64, colour="teal").items
-    pictures = Pictures(list(items), LatentSet([], []), list(range(6)), [], [], [([0, 1], [2]), ([0, 2], [1]), ([1, 2], [0])])
+    pictures = Pictures(
+        list(items), LatentSet([], []), list(range(6)), [], [], [([0, 1], [2]), ([0, 2], [1]), ([1, 2], [0])]
+    )
     run = Run("lora-0123456789ab", "lora", {}, "base", 6)
-    learned, same = in_rotation(pictures, TrainConfig(20, 1e-3, 1, 0, validation=1, keep=keep, save_every=5, sample_every=5), run, learn)
+    learned, same = in_rotation(
+        pictures, TrainConfig(20, 1e-3, 1, 0, validation=1, keep=keep, save_every=5, sample_every=5), run, learn
+    )
     assert same is run
     assert learned["step"] == until
     assert run.held_out == [(0, 9.0), (10, 4.0), (20, pytest.approx(16 / 3))]
@@ -148,7 +167,13 @@ def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_no
     plain = sprite_set(2, 10, side=64, colour="teal").items
     items = [copy for item in plain for copy in (item, mirrored(item))] * 2
     from bespoke.nodes.bridge.data import pictures
-    found = pictures.prepare(models[2], models[0].model, TrainConfig(1, 1e-3, 1, 0, validation=3), ImageSet(tuple(items), "", fingerprint(items)))
+
+    found = pictures.prepare(
+        models[2],
+        models[0].model,
+        TrainConfig(1, 1e-3, 1, 0, validation=3),
+        ImageSet(tuple(items), "", fingerprint(items)),
+    )
     assert len(found.held_out) == 3
     names = {found.items[i].name for i in found.held_out}
     seen = {found.items[i].name.removesuffix(" (mirrored)") for i in found.trained_on}
@@ -159,8 +184,20 @@ def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_no
 
 def test_a_word_is_learned_in_rotation_too(models, run_node):
     model, clip, vae = models
-    args = dict(model=model, clip=clip, vae=vae, images=sprite_set(3, 4, side=64, colour="pink"), name="w", init_text="red", steps=10,
-                batch_size=1, precision="fp32", seed=3, validation=1, keep="last")  # fmt: skip
+    args = dict(
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(3, 4, side=64, colour="pink"),
+        name="w",
+        init_text="red",
+        steps=10,
+        batch_size=1,
+        precision="fp32",
+        seed=3,
+        validation=1,
+        keep="last",
+    )
     run = run_node("BespokeTrainTextualInversion", **args)[4]
     assert run.rotations == 3
     assert [step for step, _ in run.held_out] == [0, 10]

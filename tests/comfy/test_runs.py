@@ -49,7 +49,18 @@ def newest() -> Run:
 
 def request(small, seed, **changes):
     model, clip, vae = small
-    return dict(model=model, clip=clip, vae=vae, images=sprite_set(2, 6, side=64, colour="teal"), batch_size=2, precision="fp32", seed=seed) | changes
+    return (
+        dict(
+            model=model,
+            clip=clip,
+            vae=vae,
+            images=sprite_set(2, 6, side=64, colour="teal"),
+            batch_size=2,
+            precision="fp32",
+            seed=seed,
+        )
+        | changes
+    )
 
 
 def test_an_interrupt_keeps_the_lora_and_queueing_again_ends_bit_identical(small, run_node, at_step, comfyui):
@@ -145,15 +156,27 @@ def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_no
     _, last, *_ = run_node("BespokeTrainLora", **args | {"keep": "last"})
     best_step = run.best[0]
     assert all(torch.equal(lora[k], last[k]) for k in lora) == (best_step == 20)
-    _, _, _, own_set, *_ = run_node("BespokeTrainLora", **request(small, 27, steps=10, validation_images=sprite_set(9, 2, side=64, colour="teal")))
+    _, _, _, own_set, *_ = run_node(
+        "BespokeTrainLora", **request(small, 27, steps=10, validation_images=sprite_set(9, 2, side=64, colour="teal"))
+    )
     assert own_set.images == 6
     assert len(own_set.held_out) == 2
 
 
 def test_a_word_goes_on_too(small, run_node, at_step):
     model, clip, vae = small
-    args = dict(model=model, clip=clip, vae=vae, images=sprite_set(3, 4, side=64, colour="pink"), name="w", init_text="red", steps=5,
-                batch_size=1, precision="fp32", seed=3)  # fmt: skip
+    args = dict(
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(3, 4, side=64, colour="pink"),
+        name="w",
+        init_text="red",
+        steps=5,
+        batch_size=1,
+        precision="fp32",
+        seed=3,
+    )
     whole = run_node("BespokeTrainTextualInversion", **args, resume=False)
     at_step(2, comfy.model_management.interrupt_current_processing)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -174,7 +197,9 @@ def test_a_nan_keeps_the_last_good_state(small, run_node):
 
     broken = small[0].clone()
     broken.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "breaks", breaks)
-    with pytest.raises(ValueError, match=r"Bespoke Train LoRA: the loss at step 4 is nan.*what was learned before it is kept"):
+    with pytest.raises(
+        ValueError, match=r"Bespoke Train LoRA: the loss at step 4 is nan.*what was learned before it is kept"
+    ):
         run_node("BespokeTrainLora", **request(small, 28, steps=30, model=broken))
     record = newest()
     assert record.state == "failed"
@@ -196,8 +221,18 @@ def runs(comfyui, tmp_path):
 
 
 def a_run(number: int, **changes) -> Run:
-    settings = {"steps": 100, "seed": number, "rank": 8, "learning_rate": 5e-05, "ema": 0.0, "caption_dropout": False, "targets": "all attention"}
-    return replace(Run(f"lora-{number:012x}", "lora", settings, "sd15.safetensors", 10, started=1000.0 + number), **changes)
+    settings = {
+        "steps": 100,
+        "seed": number,
+        "rank": 8,
+        "learning_rate": 5e-05,
+        "ema": 0.0,
+        "caption_dropout": False,
+        "targets": "all attention",
+    }
+    return replace(
+        Run(f"lora-{number:012x}", "lora", settings, "sd15.safetensors", 10, started=1000.0 + number), **changes
+    )
 
 
 def save(*made: Run) -> None:
@@ -213,11 +248,22 @@ def ids(**query) -> list[str]:
 
 def record_of_0_1(run: Run) -> Path:
     """A record as version 0.1 wrote it: whole, and with no summary beside it."""
-    names = {f"layer {i}": {"comfyui": f"diffusion_model.input_blocks.{i}.attn2.to_q", "kohya": f"lora_unet_{i}"} for i in range(70)}
+    names = {
+        f"layer {i}": {"comfyui": f"diffusion_model.input_blocks.{i}.attn2.to_q", "kohya": f"lora_unet_{i}"}
+        for i in range(70)
+    }
     run = replace(
-        run, names=names, tags={"a": 3}, losses=[0.5, float("nan"), 0.25], held_out=[(0, 0.9), (2, 0.4), (3, 0.6)],
-        samples=[(0, "000000.png")], seconds=12.5, state="finished", node="4:2", workflow="w",
-    )  # fmt: skip
+        run,
+        names=names,
+        tags={"a": 3},
+        losses=[0.5, float("nan"), 0.25],
+        held_out=[(0, 0.9), (2, 0.4), (3, 0.6)],
+        samples=[(0, "000000.png")],
+        seconds=12.5,
+        state="finished",
+        node="4:2",
+        workflow="w",
+    )
     path = RunStore(run.id).folder / "record.json"
     path.parent.mkdir(parents=True)
     path.write_text(run.to_json())
@@ -263,7 +309,14 @@ def test_a_page_that_is_no_number_is_refused(runs, page):
 
 
 def test_a_search_finds_runs_in_which_every_word_occurs(runs):
-    word = Run("textual-inversion-00000000000a", "textual inversion", {"name": "Müller-FRIDA", "template": "style"}, "Flux\ndev", 3, trigger="<frida>")
+    word = Run(
+        "textual-inversion-00000000000a",
+        "textual inversion",
+        {"name": "Müller-FRIDA", "template": "style"},
+        "Flux\ndev",
+        3,
+        trigger="<frida>",
+    )
     save(a_run(1, trigger="a photo of sks"), a_run(2, state="kept", base="XL.safetensors"), word)
     one, two = (f"lora-{n:012x}" for n in (1, 2))
     for search, expected in {
@@ -342,13 +395,31 @@ def test_a_list_reads_the_summary_alone_and_a_second_one_nothing(runs):
 
 
 def test_what_a_summary_holds(runs):
-    record = record_of_0_1(a_run(1, trigger="sks", resolution="1024x1024", prediction="epsilon", architecture="sdxl", images=12, trained=99))
+    record = record_of_0_1(
+        a_run(
+            1, trigger="sks", resolution="1024x1024", prediction="epsilon", architecture="sdxl", images=12, trained=99
+        )
+    )
     (listed,) = routes.list_runs({})["runs"]
     assert listed == {
-        "id": "lora-000000000001", "technique": "lora", "base": "sd15.safetensors", "trigger": "sks", "images": 12, "trained": 99,
-        "seconds": 12.5, "started": 1001.0, "state": "finished", "node": "4:2", "workflow": "w", "settings": a_run(1).settings,
-        "resolution": "1024x1024", "prediction": "epsilon", "architecture": "sdxl", "steps_done": 3, "best": (2, 0.4),
-    }  # fmt: skip
+        "id": "lora-000000000001",
+        "technique": "lora",
+        "base": "sd15.safetensors",
+        "trigger": "sks",
+        "images": 12,
+        "trained": 99,
+        "seconds": 12.5,
+        "started": 1001.0,
+        "state": "finished",
+        "node": "4:2",
+        "workflow": "w",
+        "settings": a_run(1).settings,
+        "resolution": "1024x1024",
+        "prediction": "epsilon",
+        "architecture": "sdxl",
+        "steps_done": 3,
+        "best": (2, 0.4),
+    }
     written = json.loads(record.with_name("summary.json").read_text())
     state = record.stat()
     assert written == json.loads(json.dumps({"record": [state.st_size, state.st_mtime_ns], **listed}))
@@ -417,12 +488,39 @@ def changed(**values) -> str:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", GOOD[:-1], "[]", "7", "null", '{"id": "lora-000000000009"}', "\0" * 100, DEEP, '{"a":' * 100_000, b"\xff\xfe\x00".decode("latin-1"),
-     changed(started="soon"), changed(started=None), changed(started=10**400), changed(started=float("nan")), changed(started=True),
-     changed(settings=[1]), changed(settings="x"), changed(technique=None), changed(trigger=["x"]), changed(losses=[10**400]), changed(losses=7),
-     changed(held_out=[[1, 2, 3]]), changed(held_out=[[float("inf"), 1.0]]), changed(held_out={"a": 1}), changed(images="8"), changed(seconds={}),
-     changed(id="lora-00000000000a"), changed(id="../../lora-000000000009"), changed(id=9)],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        GOOD[:-1],
+        "[]",
+        "7",
+        "null",
+        '{"id": "lora-000000000009"}',
+        "\0" * 100,
+        DEEP,
+        '{"a":' * 100_000,
+        b"\xff\xfe\x00".decode("latin-1"),
+        changed(started="soon"),
+        changed(started=None),
+        changed(started=10**400),
+        changed(started=float("nan")),
+        changed(started=True),
+        changed(settings=[1]),
+        changed(settings="x"),
+        changed(technique=None),
+        changed(trigger=["x"]),
+        changed(losses=[10**400]),
+        changed(losses=7),
+        changed(held_out=[[1, 2, 3]]),
+        changed(held_out=[[float("inf"), 1.0]]),
+        changed(held_out={"a": 1}),
+        changed(images="8"),
+        changed(seconds={}),
+        changed(id="lora-00000000000a"),
+        changed(id="../../lora-000000000009"),
+        changed(id=9),
+    ],
+)
 def test_a_record_that_is_none_is_left_out_of_the_list(runs, text):
     save(a_run(1))
     folder = runs / "lora-000000000009"
@@ -447,12 +545,27 @@ def test_a_record_nested_deeply_breaks_no_answer(runs, levels):
 
 
 def test_odd_settings_are_left_out_and_long_ones_cut(runs):
-    odd = {"list": [1], "none": None, "dict": {}, "huge": 10**400, "inf": float("inf"), "yes": True, "text": "x" * 10**6, "number": -1e-300}
+    odd = {
+        "list": [1],
+        "none": None,
+        "dict": {},
+        "huge": 10**400,
+        "inf": float("inf"),
+        "yes": True,
+        "text": "x" * 10**6,
+        "number": -1e-300,
+    }
     folder = runs / "lora-000000000009"
     folder.mkdir(parents=True)
-    (folder / "record.json").write_text(changed(settings=odd | {f"more{i}": i for i in range(1000)}, trigger="\ud800", base="y" * 10**6))
+    (folder / "record.json").write_text(
+        changed(settings=odd | {f"more{i}": i for i in range(1000)}, trigger="\ud800", base="y" * 10**6)
+    )
     (summary,) = routes.list_runs({"search": "true -1e-300"})["runs"]
-    assert {name: summary["settings"][name] for name in ("yes", "text", "number")} == {"yes": True, "text": "x" * 2000, "number": -1e-300}
+    assert {name: summary["settings"][name] for name in ("yes", "text", "number")} == {
+        "yes": True,
+        "text": "x" * 2000,
+        "number": -1e-300,
+    }
     assert not {"list", "none", "dict", "huge", "inf"} & set(summary["settings"])
     assert len(summary["settings"]) < 200
     assert len(summary["base"]) == 2000
@@ -461,11 +574,21 @@ def test_odd_settings_are_left_out_and_long_ones_cut(runs):
 
 @pytest.mark.parametrize(
     "spoil",
-    [lambda text: "", lambda text: text[:-20], lambda text: "[]", lambda text: DEEP, lambda text: text.replace('"lora-', '"x-'),
-     lambda text: text.replace('"started": 1009.0', '"started": "now"'), lambda text: text.replace('"started": 1009.0', '"started": NaN'),
-     lambda text: text.replace('"best": null', '"best": [1]'), lambda text: text.replace(', "best": null', ""), lambda text: text.replace('"settings": {', '"settings": 7, "x": {'),
-     lambda text: text + " " * 2_000_000, lambda text: text.replace('"steps_done": 0', f'"steps_done": 1{"0" * 400}')],
-)  # fmt: skip
+    [
+        lambda text: "",
+        lambda text: text[:-20],
+        lambda text: "[]",
+        lambda text: DEEP,
+        lambda text: text.replace('"lora-', '"x-'),
+        lambda text: text.replace('"started": 1009.0', '"started": "now"'),
+        lambda text: text.replace('"started": 1009.0', '"started": NaN'),
+        lambda text: text.replace('"best": null', '"best": [1]'),
+        lambda text: text.replace(', "best": null', ""),
+        lambda text: text.replace('"settings": {', '"settings": 7, "x": {'),
+        lambda text: text + " " * 2_000_000,
+        lambda text: text.replace('"steps_done": 0', f'"steps_done": 1{"0" * 400}'),
+    ],
+)
 def test_a_broken_summary_is_made_again(runs, spoil):
     save(a_run(9))
     path = RunStore("lora-000000000009").folder / "summary.json"
@@ -506,7 +629,15 @@ def test_files_that_are_no_plain_files(runs):
 def test_only_runs_ids_are_runs(runs):
     save(a_run(1))
     good = RunStore("lora-000000000001").folder
-    for name in ("lora-000000000001.20260101-101010", "lora-00000000000", "LORA-000000000002", "000000000002", "lora-00000000000g", "..x", "-000000000002\n"):
+    for name in (
+        "lora-000000000001.20260101-101010",
+        "lora-00000000000",
+        "LORA-000000000002",
+        "000000000002",
+        "lora-00000000000g",
+        "..x",
+        "-000000000002\n",
+    ):
         shutil.copytree(good, runs / name)
     shutil.copytree(good, runs / "lora-000000000002")  # a good name, and the record of another run
     assert ids() == ["lora-000000000001"]
@@ -543,7 +674,10 @@ def test_a_folder_that_cannot_be_written_to_is_listed_all_the_same():
             with pytest.raises(PermissionError):
                 (changed / "summary.json").write_text("")
             for _ in range(2):
-                assert [(run.summary.id, run.summary.steps_done) for run in index.look().runs] == [(a_run(2).id, 1), (a_run(1).id, 2)]
+                assert [(run.summary.id, run.summary.steps_done) for run in index.look().runs] == [
+                    (a_run(2).id, 1),
+                    (a_run(1).id, 2),
+                ]
         assert [path.name for path in changed.iterdir()] == ["record.json"]
         for path in (changed, changed / "record.json"):
             path.chmod(0o000)
@@ -599,22 +733,35 @@ def test_lists_during_a_training_are_whole(runs):
 
 
 def wanted(**changes) -> bytes:
-    return json.dumps({"technique": "lora", "workflow": "w", "paths": ["1:2"], "request": {"seed": 1}} | changes).encode()
+    return json.dumps(
+        {"technique": "lora", "workflow": "w", "paths": ["1:2"], "request": {"seed": 1}} | changes
+    ).encode()
 
 
 def test_which_run_a_node_shows(runs):
     def run(number, seed, node="", workflow="", technique="lora"):
-        return summary_of(a_run(number, node=node, workflow=workflow, technique=technique, settings={"seed": seed, "steps": number}))
+        return summary_of(
+            a_run(number, node=node, workflow=workflow, technique=technique, settings={"seed": seed, "steps": number})
+        )
 
     found = [  # newest first
-        run(9, 1, "1:2", "w", "textual inversion"), run(8, 5, "7", "w"), run(7, 1, "9", "w"), run(6, 1, "1:2", "other"), run(5, 2, "1:2", "w"),
-        run(4, 1, "1:2", "w"), run(3, 3, "1:2", ""), run(2, 4), run(1, 1),
+        run(9, 1, "1:2", "w", "textual inversion"),
+        run(8, 5, "7", "w"),
+        run(7, 1, "9", "w"),
+        run(6, 1, "1:2", "other"),
+        run(5, 2, "1:2", "w"),
+        run(4, 1, "1:2", "w"),
+        run(3, 3, "1:2", ""),
+        run(2, 4),
+        run(1, 1),
         run(0, 6, "", "new"),
-    ]  # fmt: skip
+    ]
     number = {run.id: int(run.id[-1]) for run in found}
 
     def shown(without=(), **changes):
-        run, exact = find_run([one for one in found if number[one.id] not in without], NodeRequest.from_json(wanted(**changes)))
+        run, exact = find_run(
+            [one for one in found if number[one.id] not in without], NodeRequest.from_json(wanted(**changes))
+        )
         return run and number[run.id], exact
 
     assert shown() == (5, True)  # its own place, whatever it asked for
@@ -637,7 +784,14 @@ def test_which_run_a_node_shows(runs):
 
 
 def test_when_a_run_is_what_a_node_asks_for():
-    settings = {"seed": 7, "learning_rate": 1e-4, "ema": 0.0, "dropout": True, "prompt": "a", "loraplus_lr_ratio": 4.0} | dict.fromkeys(NOT_IDENTITY, 1)
+    settings = {
+        "seed": 7,
+        "learning_rate": 1e-4,
+        "ema": 0.0,
+        "dropout": True,
+        "prompt": "a",
+        "loraplus_lr_ratio": 4.0,
+    } | dict.fromkeys(NOT_IDENTITY, 1)
     same = {"seed": 7, "learning_rate": 1e-4, "ema": 0, "dropout": True, "prompt": "a", "a_new_widget": 3}
     assert same_request(settings, same)
     assert same_request(settings, same | dict.fromkeys(NOT_IDENTITY, 2))
@@ -647,7 +801,14 @@ def test_when_a_run_is_what_a_node_asks_for():
     assert same_request({"seed": 2**64 - 1}, {"seed": 18446744073709552000})
     assert not same_request({"seed": 10**6}, {"seed": 10**6 + 1})
     assert not same_request({"seed": 10**15}, {"seed": 10**15 + 1})
-    for name, value in (("dropout", 1), ("seed", "7"), ("ema", False), ("prompt", None), ("prompt", "b"), ("seed", None)):
+    for name, value in (
+        ("dropout", 1),
+        ("seed", "7"),
+        ("ema", False),
+        ("prompt", None),
+        ("prompt", "b"),
+        ("seed", None),
+    ):
         assert not same_request(settings, same | {name: value}), name
     assert not same_request(settings, {})
     assert not same_request(settings, dict.fromkeys(NOT_IDENTITY, 1))  # nothing that tells runs apart
@@ -663,13 +824,26 @@ def test_odd_values_in_a_request_are_equal_to_nothing(runs):
 
 @pytest.mark.parametrize(
     ("body", "words"),
-    [(b"", "no JSON"), (b"{", "no JSON"), (b"\xff", "no JSON"), (DEEP.encode(), "no JSON"), (b"[]", "the body is a list; send an object"),
-     (b"null", "the body is missing"), (b"7", "the body is a number"), (b"{}", "technique is missing; give a text"), (b" " * 1_000_001, "the body has 1,000,001 bytes"),
-     (wanted(technique=1), "technique is a number; give a text"), (wanted(workflow=None), "workflow is missing; give a text"),
-     (wanted(paths="1:2"), "paths is a text; give a list"), (wanted(paths=["1", 2]), "one of paths is a number; give texts like '1:2'"),
-     (wanted(paths=[None]), "one of paths is missing"), (wanted(paths=[["1"]]), "one of paths is a list"), (wanted(request=[]), "request is a list; give an object"),
-     (wanted(request=True), "request is a boolean; give an object")],
-)  # fmt: skip
+    [
+        (b"", "no JSON"),
+        (b"{", "no JSON"),
+        (b"\xff", "no JSON"),
+        (DEEP.encode(), "no JSON"),
+        (b"[]", "the body is a list; send an object"),
+        (b"null", "the body is missing"),
+        (b"7", "the body is a number"),
+        (b"{}", "technique is missing; give a text"),
+        (b" " * 1_000_001, "the body has 1,000,001 bytes"),
+        (wanted(technique=1), "technique is a number; give a text"),
+        (wanted(workflow=None), "workflow is missing; give a text"),
+        (wanted(paths="1:2"), "paths is a text; give a list"),
+        (wanted(paths=["1", 2]), "one of paths is a number; give texts like '1:2'"),
+        (wanted(paths=[None]), "one of paths is missing"),
+        (wanted(paths=[["1"]]), "one of paths is a list"),
+        (wanted(request=[]), "request is a list; give an object"),
+        (wanted(request=True), "request is a boolean; give an object"),
+    ],
+)
 def test_a_body_that_asks_for_nothing_is_refused(runs, body, words):
     with pytest.raises(InputError, match=words):
         routes.match_run(body)
@@ -721,7 +895,10 @@ def test_the_routes_answer(runs):
     assert match[0] == 200
     assert match[1] == {"run": match[1]["run"], "exact": False}
     assert match[1]["run"]["id"] == a_run(1).id
-    assert no_match == (400, {"error": "the body is a list; send an object with technique, workflow, paths and request"})
+    assert no_match == (
+        400,
+        {"error": "the body is a list; send an object with technique, workflow, paths and request"},
+    )
     assert record[0] == 200
     assert "names" not in record[1]
     assert record[1]["losses"] == [0.5, None, 0.25]

@@ -30,7 +30,13 @@ def contract(cls) -> dict:
         entry = {"id": item.id, "type": item.get_io_type(), "optional": bool(item.optional)}
         if getattr(item, "default", None) is not None:
             entry["default"] = item.default
-        if entry["type"] == "COMBO" and item.id not in ("folder", "lora_name", "embedding_name", "sampler_name", "scheduler"):
+        if entry["type"] == "COMBO" and item.id not in (
+            "folder",
+            "lora_name",
+            "embedding_name",
+            "sampler_name",
+            "scheduler",
+        ):
             entry["options"] = list(item.options)
         inputs.append(entry)
     return {"inputs": inputs, "outputs": [[o.id, o.get_io_type(), o.display_name] for o in schema.outputs]}
@@ -57,7 +63,9 @@ def test_every_node_explains_itself(ours):
         text = page.read_text("utf-8")
         for item in schema.inputs:
             if item.optional is False and item.get_io_type() in ("INT", "FLOAT", "STRING", "COMBO"):
-                assert item.id in text or item.id in ("cfg", "sampler_name", "scheduler", "seed"), f"{page.name} does not say what {item.id} is"
+                assert item.id in text or item.id in ("cfg", "sampler_name", "scheduler", "seed"), (
+                    f"{page.name} does not say what {item.id} is"
+                )
 
 
 def test_defaults_agree_with_execute(ours):
@@ -72,6 +80,10 @@ def test_defaults_agree_with_execute(ours):
             assert item.id in parameters, f"{name}.execute does not take {item.id}"
             if item.optional:
                 default = parameters[item.id].default
-                assert default is not inspect.Parameter.empty, f"{name}.{item.id} is optional and execute has no default"
+                assert default is not inspect.Parameter.empty, (
+                    f"{name}.{item.id} is optional and execute has no default"
+                )
                 shown = getattr(item, "default", None)
-                assert shown is None or shown == default, f"{name}.{item.id}: the widget shows {shown!r}, execute takes {default!r}"
+                assert shown is None or shown == default, (
+                    f"{name}.{item.id}: the widget shows {shown!r}, execute takes {default!r}"
+                )

@@ -74,7 +74,9 @@ def test_it_has_never_seen_teal_or_a_heart(small, run_node):
 def test_the_vae_gives_its_pictures_back(small, run_node, colour):
     vae = small[2]
     rng = np.random.default_rng(0)
-    pictures = [sprites.image(sprites.random_sprite(rng, colour, shape, "white")) for shape in (*sprites.SHAPES, "heart")]
+    pictures = [
+        sprites.image(sprites.random_sprite(rng, colour, shape, "white")) for shape in (*sprites.SHAPES, "heart")
+    ]
     pixels = torch.stack([torch.from_numpy(np.asarray(picture).copy()) for picture in pictures]).float() / 255
     (latent,) = run_node("VAEEncode", pixels=pixels, vae=vae)
     (back,) = run_node("VAEDecode", samples=latent, vae=vae)

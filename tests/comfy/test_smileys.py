@@ -1,7 +1,9 @@
-"""Pictures that nobody here drew: OpenMoji's yellow faces teach a LoRA and a word, and new pictures come nearer to them.
+"""Pictures that nobody here drew: OpenMoji's yellow faces teach a LoRA and a word, and new pictures come nearer to
+them.
 
 The measure: of each new picture, the distance to the nearest of the faces that no training saw, on either ground; both
-as latents of the small VAE (the mean RGB of each 8x8 px cell in -1..1 and the mean of the three, [4, 16, 16]), root mean
+as latents of the small VAE (the mean RGB of each 8x8 px cell in -1..1 and the mean of the three, [4, 16, 16]), root
+mean
 square over the numbers of a latent; then the mean over the pictures. Same noises, same sampler. Two bounds are beside
 it: the base asked with the very prompt (for the word: with the word it began at), and the base asked as well as its
 vocabulary allows, for a yellow circle.
@@ -21,15 +23,26 @@ from model import LATENT_SCALE
 
 COUNT = 4  # pictures a prompt
 SETTINGS = dict(cfg=2.0, steps=12)
-LORA = dict(steps=240, batch_size=4, learning_rate=1e-3, warmup_steps=10, rank=8, alpha=8.0, timestep_sampling="shifted",
-            loss_weighting="debiased", ema=0.95)  # fmt: skip
+LORA = dict(
+    steps=240,
+    batch_size=4,
+    learning_rate=1e-3,
+    warmup_steps=10,
+    rank=8,
+    alpha=8.0,
+    timestep_sampling="shifted",
+    loss_weighting="debiased",
+    ema=0.95,
+)
 WORD = dict(steps=80, batch_size=4, learning_rate=2e-2, template="captions", vectors=1, loss_weighting="debiased")
 
 
 def image_set(faces, figure: str) -> ImageSet:
     """figure: what every caption calls a face."""
     pairs = smileys.pictures(faces, figure)
-    items = tuple(TrainingImage(f"face {i}", torch.from_numpy(np.array(image)), text) for i, (image, text) in enumerate(pairs))
+    items = tuple(
+        TrainingImage(f"face {i}", torch.from_numpy(np.array(image)), text) for i, (image, text) in enumerate(pairs)
+    )
     return ImageSet(items, "", fingerprint(items))
 
 
@@ -68,7 +81,9 @@ def test_the_sprites_are_of_the_small_models_kind():
         border = cells.copy()
         border[2:14, 2:14] = paper
         assert (border == paper).all()
-        yellow = np.abs(inside.astype(int) - (252, 234, 43)).max(-1) < 40  # OpenMoji's, apart from lines that share a cell
+        yellow = (
+            np.abs(inside.astype(int) - (252, 234, 43)).max(-1) < 40
+        )  # OpenMoji's, apart from lines that share a cell
         assert yellow.mean() > 0.2
 
 
@@ -77,15 +92,27 @@ def test_the_sprites_are_of_the_small_models_kind():
 def test_a_lora_draws_nearer_to_the_set(small, run_node, seed, tmp_path):
     model, clip, vae = small
     trained, *_ = run_node(
-        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=image_set(smileys.TRAINED, "smiley"), seed=seed, resume=False, **LORA
+        "BespokeTrainLora",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=image_set(smileys.TRAINED, "smiley"),
+        seed=seed,
+        resume=False,
+        **LORA,
     )
     shown = {
-        "base": drawn(small, run_node, "smiley", seed), "base, yellow circle": drawn(small, run_node, "yellow circle", seed),
+        "base": drawn(small, run_node, "smiley", seed),
+        "base, yellow circle": drawn(small, run_node, "yellow circle", seed),
         "LoRA": drawn(small, run_node, "smiley", seed, model=trained),
-    }  # fmt: skip
+    }
     far = {name: distance(vae, pictures) for name, pictures in shown.items()}
     keep(shown, tmp_path)
-    print(f"\nseed {seed}: distance to the nearest unseen face", {name: round(value, 3) for name, value in far.items()}, tmp_path)
+    print(
+        f"\nseed {seed}: distance to the nearest unseen face",
+        {name: round(value, 3) for name, value in far.items()},
+        tmp_path,
+    )
     assert far["LoRA"] < 0.75 * far["base"]
     assert far["LoRA"] < far["base, yellow circle"]
 
@@ -95,16 +122,29 @@ def test_a_lora_draws_nearer_to_the_set(small, run_node, seed, tmp_path):
 def test_a_word_draws_nearer_to_the_set(small, run_node, seed, tmp_path):
     model, clip, vae = small
     knowing, _, word, *_ = run_node(
-        "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=image_set(smileys.TRAINED, "{word} circle"), name="smiley",
-        init_text="red", seed=seed, resume=False, **WORD,
-    )  # fmt: skip
+        "BespokeTrainTextualInversion",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=image_set(smileys.TRAINED, "{word} circle"),
+        name="smiley",
+        init_text="red",
+        seed=seed,
+        resume=False,
+        **WORD,
+    )
     shown = {
-        "starting word": drawn(small, run_node, "red circle", seed), "base, yellow circle": drawn(small, run_node, "yellow circle", seed),
+        "starting word": drawn(small, run_node, "red circle", seed),
+        "base, yellow circle": drawn(small, run_node, "yellow circle", seed),
         "word": drawn(small, run_node, f"{word} circle", seed, clip=knowing),
-    }  # fmt: skip
+    }
     far = {name: distance(vae, pictures) for name, pictures in shown.items()}
     keep(shown, tmp_path)
-    print(f"\nseed {seed}: distance to the nearest unseen face", {name: round(value, 3) for name, value in far.items()}, tmp_path)
+    print(
+        f"\nseed {seed}: distance to the nearest unseen face",
+        {name: round(value, 3) for name, value in far.items()},
+        tmp_path,
+    )
     assert far["word"] < 0.75 * far["starting word"]
 
 

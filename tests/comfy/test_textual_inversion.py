@@ -1,4 +1,5 @@
-"""A new word on ComfyUI's own CLIP: true gradients, the file equals the training, weights untouched, hostile files refused."""
+"""A new word on ComfyUI's own CLIP: true gradients, the file equals the training, weights untouched, hostile files
+refused."""
 
 import math
 import pickle
@@ -34,9 +35,21 @@ def learn(run_node, models, side=64, images=None, **changes):
     """(clip, embedding, prompt_word, loss, run, report) of a short training on the small world's pictures."""
     model, clip, vae = models
     images = images or sprite_set(3, 4, colour="pink", word="{word}", side=side)
-    settings = dict(name="my-pink", init_text="red", vectors=1, steps=3, batch_size=2, learning_rate=2e-2, seed=0,
-                    template="captions", precision="fp32", resume=False)  # fmt: skip
-    return run_node("BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, **settings | changes)
+    settings = dict(
+        name="my-pink",
+        init_text="red",
+        vectors=1,
+        steps=3,
+        batch_size=2,
+        learning_rate=2e-2,
+        seed=0,
+        template="captions",
+        precision="fp32",
+        resume=False,
+    )
+    return run_node(
+        "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, **settings | changes
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -70,7 +83,8 @@ def test_a_clip_in_half_precision_learns_in_bf16_too(small, run_node):
     """The table of words is float16, as in most checkpoints, which autocast on a CPU joins with nothing else."""
     assert encoders(small[1])["clip_l"][1].transformer.get_input_embeddings().weight.dtype == torch.float16
     exact, coarse = (
-        learn(run_node, small, side=128, precision=precision, steps=1, warmup_steps=0)[1]["clip_l"] for precision in ("fp32", "bf16")
+        learn(run_node, small, side=128, precision=precision, steps=1, warmup_steps=0)[1]["clip_l"]
+        for precision in ("fp32", "bf16")
     )
     start = vocabulary(encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
     agree = torch.nn.functional.cosine_similarity(exact - start, coarse - start).item()
@@ -131,7 +145,9 @@ def test_gradient_equals_finite_differences(comfyui, family):
 
         def value():
             said = text.encode(["a photo of a embedding:w on white", "the embedding:w"], speaking)
-            conds = conditioning.join([conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in said])
+            conds = conditioning.join(
+                [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in said]
+            )
             sigma = denoiser.sigma(torch.tensor([0.4, 0.8]))
             return denoising_loss(denoiser, latent, noise, sigma, conds).double().mean()
 
@@ -154,7 +170,15 @@ def test_gradient_equals_finite_differences(comfyui, family):
 
 def test_bad_input_names_node_value_and_mend(sd15, run_node, comfyui):
     model, clip, vae = sd15
-    common = dict(model=model, clip=clip, vae=vae, images=sprite_set(3, 3, colour="pink", side=64), init_text="red", name="w", steps=1)
+    common = dict(
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(3, 3, colour="pink", side=64),
+        init_text="red",
+        name="w",
+        steps=1,
+    )
     for changes, word in (
         ({"batch_size": 0}, "batch_size is 0"),
         ({"name": "../w"}, "out of the embeddings folder"),
@@ -174,7 +198,9 @@ def test_bad_input_names_node_value_and_mend(sd15, run_node, comfyui):
     assert path.read_bytes() == first
     with pytest.raises(ValueError, match="would collide with taken"):
         run_node("BespokeSaveEmbedding", embedding=vector, name="sub/taken")
-    run_node("BespokeSaveEmbedding", embedding={"clip_l": torch.zeros(1, 768)}, name="taken", overwrite=True, format="a1111")
+    run_node(
+        "BespokeSaveEmbedding", embedding={"clip_l": torch.zeros(1, 768)}, name="taken", overwrite=True, format="a1111"
+    )
     assert path.read_bytes() != first
     with pytest.raises(ValueError, match="name '../x' leads out"):
         run_node("BespokeSaveEmbedding", embedding=vector, name="../x")
@@ -200,7 +226,8 @@ def test_a_word_on_the_wire_and_its_neighbours(small, run_node, comfyui):
 
 
 def test_hostile_embeddings(small, run_node, comfyui, tmp_path):
-    """A clear error for each, and no code run. The files lie in a folder of their own, beside one that looks like a file."""
+    """A clear error for each, and no code run. The files lie in a folder of their own, beside one that looks like a
+    file."""
     from safetensors.torch import save_file
 
     folder, witness = comfyui / "models" / "embeddings" / "hostile", tmp_path / "code-ran"
@@ -223,12 +250,21 @@ def test_hostile_embeddings(small, run_node, comfyui, tmp_path):
     save_file({"clip_l": torch.zeros(0, 768)}, folder / "none.safetensors")
     (folder / "huge.safetensors").write_bytes(b"\0" * (65 * 2**20))
     for name, word in (
-        ("pickle.pt", "can run code"), ("pickle.bin", "can run code"), ("pickle.safetensors", "header"),
-        ("header.safetensors", "header"), ("empty.safetensors", "cannot be read"), ("nan.safetensors", "not finite"),
-        ("inf.safetensors", "not finite"), ("narrow.safetensors", "768 numbers"), ("deep.safetensors", "768 numbers"),
-        ("ints.safetensors", "768 numbers"), ("none.safetensors", "no vector"), ("huge.safetensors", "far more"),
-        ("folder.safetensors", "is not in ComfyUI's embeddings folder"), ("../../../etc/passwd", "is not in ComfyUI's embeddings folder"),
-    ):  # fmt: skip
+        ("pickle.pt", "can run code"),
+        ("pickle.bin", "can run code"),
+        ("pickle.safetensors", "header"),
+        ("header.safetensors", "header"),
+        ("empty.safetensors", "cannot be read"),
+        ("nan.safetensors", "not finite"),
+        ("inf.safetensors", "not finite"),
+        ("narrow.safetensors", "768 numbers"),
+        ("deep.safetensors", "768 numbers"),
+        ("ints.safetensors", "768 numbers"),
+        ("none.safetensors", "no vector"),
+        ("huge.safetensors", "far more"),
+        ("folder.safetensors", "is not in ComfyUI's embeddings folder"),
+        ("../../../etc/passwd", "is not in ComfyUI's embeddings folder"),
+    ):
         with pytest.raises(ValueError, match=word) as error:
             run_node("BespokeInspectEmbedding", clip=small[1], embedding_name=f"hostile/{name}")
         assert str(error.value).startswith("Bespoke Inspect Embedding: ")

@@ -26,7 +26,9 @@ def forks(comfyui, tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(comfyui, run_node):
     made = Path(jobs.export(run_node, jobs.base_model(comfyui), "jobs/many", save_every=5)[0])
-    return jobs.copy_of(made, "many-fp32", dtype="fp32")  # rounded to fp16, a LoRA differs by 1e-5 wherever it differs at all
+    return jobs.copy_of(
+        made, "many-fp32", dtype="fp32"
+    )  # rounded to fp16, a LoRA differs by 1e-5 wherever it differs at all
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +61,18 @@ def test_the_number_of_processes_changes_nothing(forks, job, whole, count):
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_with_sgd_and_everything_else_switched_on_too(forks, job, count):
-    """SGD turns no rounding into steps. 3 batches of 4 pictures, so that with 3 processes shares are uneven; with 5 of 4
+    """SGD turns no rounding into steps. 3 batches of 4 pictures, so that with 3 processes shares are uneven; with 5 of
+    4
     pictures one process has none."""
-    settings = dict(optimizer="SGD", learning_rate=0.2, gradient_accumulation=3, caption_dropout=0.3, noise_offset=0.1, ema=0.9, loss_weighting="min-SNR")
+    settings = dict(
+        optimizer="SGD",
+        learning_rate=0.2,
+        gradient_accumulation=3,
+        caption_dropout=0.3,
+        noise_offset=0.1,
+        ema=0.9,
+        loss_weighting="min-SNR",
+    )
     one, many = (forks.train(jobs.copy_of(job, f"sgd-{count}-{n}", **settings), n) for n in (1, count))
     curve, lora = curves_differ(one, many), jobs.distance(jobs.result(one)[0], jobs.result(many)[0])
     print(f"\nSGD, {count} processes: losses differ by {curve:.1e}, the LoRA by {lora:.1e}")
@@ -71,7 +82,10 @@ def test_with_sgd_and_everything_else_switched_on_too(forks, job, count):
 
 def test_a_process_without_a_picture_waits_for_nobody(forks, job):
     """Two pictures a batch for three processes."""
-    one, many = (forks.train(jobs.copy_of(job, f"few-{n}", optimizer="SGD", learning_rate=0.2, batch_size=2, steps=10), n) for n in (1, 3))
+    one, many = (
+        forks.train(jobs.copy_of(job, f"few-{n}", optimizer="SGD", learning_rate=0.2, batch_size=2, steps=10), n)
+        for n in (1, 3)
+    )
     assert jobs.losses(many) == pytest.approx(jobs.losses(one), rel=1e-4)
     assert jobs.distance(jobs.result(one)[0], jobs.result(many)[0]) < 1e-5
 
@@ -79,7 +93,19 @@ def test_a_process_without_a_picture_waits_for_nobody(forks, job):
 @pytest.mark.slow
 def test_a_small_set_in_rotation_stops_at_the_same_step(forks, comfyui, run_node):
     """Five pictures, two of them left out of each of two trainings, which say together when the last one ends."""
-    small = Path(jobs.export(run_node, jobs.base_model(comfyui), "jobs/rotating", validation_images=None, validation=2, keep="best", optimizer="SGD", learning_rate=0.05, steps=12)[0])
+    small = Path(
+        jobs.export(
+            run_node,
+            jobs.base_model(comfyui),
+            "jobs/rotating",
+            validation_images=None,
+            validation=2,
+            keep="best",
+            optimizer="SGD",
+            learning_rate=0.05,
+            steps=12,
+        )[0]
+    )
     one, many = (forks.train(jobs.copy_of(small, f"rotating-{count}", dtype="fp32"), count) for count in (1, 2))
     steps = [[line["step"] for line in jobs.events(run, "step")] for run in (one, many)]
     assert len(jobs.events(one, "start")) == 3
@@ -145,8 +171,14 @@ def test_a_loss_that_is_no_number_ends_all_at_the_same_step(forks, job):
     """Latents so large that their square is no number in float32."""
     run = jobs.copy_of(job, "exploding")
     tensors, _ = jobs.read(run / "material.safetensors")
-    save_file({key: value * 1e25 if key == "latent/0" else value for key, value in tensors.items()}, run / "material.safetensors")
-    text, old, new = (run / "job.toml").read_text(), *(sha256((one / "material.safetensors").read_bytes()).hexdigest() for one in (job, run))
+    save_file(
+        {key: value * 1e25 if key == "latent/0" else value for key, value in tensors.items()},
+        run / "material.safetensors",
+    )
+    text, old, new = (
+        (run / "job.toml").read_text(),
+        *(sha256((one / "material.safetensors").read_bytes()).hexdigest() for one in (job, run)),
+    )
     (run / "job.toml").write_text(text.replace(old, new))
     forks.start(run, run)
     statuses, said = forks.ended()
@@ -196,12 +228,15 @@ def test_a_place_that_cannot_be_written_ends_all_and_is_named(forks, job):
 
 
 def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
-    """(the worker, the step after which it was killed, the step that was gone on from) of a run under torchrun that ends well."""
+    """(the worker, the step after which it was killed, the step that was gone on from) of a run under torchrun that
+    ends well."""
     run = jobs.copy_of(job, name)
     at, victim = draw.randrange(8, 32), draw.randrange(2)
     process = jobs.torchrun(run, comfyui, 2, "--max-restarts", "3")
     try:
-        jobs.wait_for(lambda: process.poll() is not None or [line for line in jobs.events(run, "step") if line["step"] >= at])
+        jobs.wait_for(
+            lambda: process.poll() is not None or [line for line in jobs.events(run, "step") if line["step"] >= at]
+        )
         assert process.poll() is None, process.communicate()[0]
         workers = sorted(psutil.Process(process.pid).children(), key=lambda one: int(one.environ()["RANK"]))
         workers[victim].kill()
@@ -243,7 +278,10 @@ def test_processes_with_other_options_all_say_so(forks, job):
     forks.start(job, job, last=["--shard"])
     statuses, said = forks.ended()
     assert statuses == [2, 2]
-    assert all("process 0 with cpu, process 1 with cpu and --shard; give every machine the same command" in text for text in said)
+    assert all(
+        "process 0 with cpu, process 1 with cpu and --shard; give every machine the same command" in text
+        for text in said
+    )
 
 
 def test_a_job_that_is_missing_for_one_process_is_an_error_in_all(forks, job, tmp_path):
@@ -324,18 +362,31 @@ def test_every_line_of_the_log_is_json_with_a_time_and_an_event(whole):
 
 
 def test_a_lora_on_sd15_sends_six_megabytes_a_step(comfyui):
-    """Rank 16 in float32 on the cross-attention of Stable Diffusion 1.5, counted on its real layers (without weights)."""
+    """Rank 16 in float32 on the cross-attention of Stable Diffusion 1.5, counted on its real layers (without
+    weights)."""
     import comfy.model_base
     import comfy.supported_models
     from bespoke.nodes.bridge.models import target_layers
 
     layout = {
-        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
-        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-        "transformer_depth_middle": 1, "channel_mult": [1, 2, 4, 4], "use_linear_in_transformer": False, "context_dim": 768,
-        "num_heads": 8, "num_head_channels": -1, "use_spatial_transformer": True, "use_temporal_attention": False, "legacy": False,
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": 320,
+        "num_res_blocks": [2, 2, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+        "transformer_depth_middle": 1,
+        "channel_mult": [1, 2, 4, 4],
+        "use_linear_in_transformer": False,
+        "context_dim": 768,
+        "num_heads": 8,
+        "num_head_channels": -1,
+        "use_spatial_transformer": True,
+        "use_temporal_attention": False,
+        "legacy": False,
         "adm_in_channels": None,
-    }  # fmt: skip
+    }
     base = comfy.model_base.BaseModel(comfy.supported_models.SD15(layout), device=torch.device("meta"))
     assert sum(p.numel() for p in base.diffusion_model.parameters()) == 859_520_964
     layers = target_layers(base.diffusion_model, "cross-attention")

@@ -41,7 +41,9 @@ def train(run_node, models, **changes):
     """(model, lora, loss, run, report, clip) of a short training in float32."""
     model, clip, vae = models
     images = changes.pop("images", None) or sprite_set(2, 4, side=64, colour="teal")
-    settings = dict(steps=3, batch_size=2, rank=2, alpha=2.0, learning_rate=1e-2, seed=5, precision="fp32", resume=False)
+    settings = dict(
+        steps=3, batch_size=2, rank=2, alpha=2.0, learning_rate=1e-2, seed=5, precision="fp32", resume=False
+    )
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, **settings | changes)
 
 
@@ -64,7 +66,9 @@ def two_sizes() -> ImageSet:
 @pytest.mark.parametrize("cells", [(16, 16), (12, 20)])  # two aspect ratios
 def test_gradient_of_four_captions_is_the_mean_of_four(models, cells):
     model, clip, _ = models
-    together, apart, sizes = batch_and_single_gradients(model, clip, (model.model.latent_format.latent_channels, *cells))
+    together, apart, sizes = batch_and_single_gradients(
+        model, clip, (model.model.latent_format.latent_channels, *cells)
+    )
     assert sizes == [4]  # one call with exactly four samples
     assert apart.norm() > 0
     assert (together - apart).norm() / apart.norm() < 1e-5
@@ -82,14 +86,17 @@ def test_gradient_checkpointing_keeps_less_and_learns_the_same(models, run_node)
         with opened_for_training(model, "fp32", on) as denoiser:
             layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
             adapters = LowRankAdapters(layers, 2, 2, 0, denoiser.device)
-            conds = conditioning.join([conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 2)
+            conds = conditioning.join(
+                [conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 2
+            )
             with adapters.attached():
                 cost = measure_step(
                     lambda denoiser=denoiser, conds=conds: denoising_loss(
                         denoiser, latent, latent, denoiser.sigma(torch.tensor([0.2, 0.8])), conds
                     ).mean(),
-                    denoiser.base.parameters(), adapters.parameters(),
-                )  # fmt: skip
+                    denoiser.base.parameters(),
+                    adapters.parameters(),
+                )
             kept.append(cost.kept)
     assert kept[1] < 0.5 * kept[0]
     assert not any("forward" in vars(block) for block in checkpoint_blocks(model.model.diffusion_model))
@@ -114,14 +121,27 @@ def test_checkpointing_leaves_nothing_behind_when_it_fails(sd15):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer": "Adafactor"}, {"optimizer": "SGD"}, {"loss_weighting": "min-SNR"}, {"loss_weighting": "debiased"},
-        {"timestep_sampling": "uniform"}, {"timestep_sampling": "logit-normal"}, {"timestep_sampling": "shifted"}, {"noise_offset": 0.1}, {"ema": 0.5},
-        {"caption_dropout": 1.0}, {"gradient_accumulation": 2}, {"max_grad_norm": 1e-3, "optimizer": "SGD"},
-        {"lr_schedule": "linear"}, {"warmup_steps": 2}, {"targets": "attention"}, {"targets": "attention + feed-forward"},
-        {"targets": "custom", "custom_targets": "*attn2.to_k"}, {"alpha": 1.0},
+        {"optimizer": "Adafactor"},
+        {"optimizer": "SGD"},
+        {"loss_weighting": "min-SNR"},
+        {"loss_weighting": "debiased"},
+        {"timestep_sampling": "uniform"},
+        {"timestep_sampling": "logit-normal"},
+        {"timestep_sampling": "shifted"},
+        {"noise_offset": 0.1},
+        {"ema": 0.5},
+        {"caption_dropout": 1.0},
+        {"gradient_accumulation": 2},
+        {"max_grad_norm": 1e-3, "optimizer": "SGD"},
+        {"lr_schedule": "linear"},
+        {"warmup_steps": 2},
+        {"targets": "attention"},
+        {"targets": "attention + feed-forward"},
+        {"targets": "custom", "custom_targets": "*attn2.to_k"},
+        {"alpha": 1.0},
     ],
     ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
-)  # fmt: skip
+)
 def test_every_setting_changes_what_is_learned(sd15, run_node, changes):
     before = weights_hash(sd15[0].model)
     plain, changed = (train(run_node, sd15, **{"batch_size": 4} | more)[1] for more in ({}, changes))
@@ -171,7 +191,9 @@ def test_goes_on_from_another_lora(sd15, run_node):
 # --- the text encoder -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("models", "encoders"), [("sd15", ["lora_te_"]), ("sdxl", ["lora_te1_", "lora_te2_"])], indirect=["models"])
+@pytest.mark.parametrize(
+    ("models", "encoders"), [("sd15", ["lora_te_"]), ("sdxl", ["lora_te1_", "lora_te2_"])], indirect=["models"]
+)
 def test_the_text_encoder_learns_too_and_the_file_says_it_to_core(models, encoders, run_node, caplog):
     model, clip, _ = models
     before = weights_hash(clip.cond_stage_model)
@@ -185,9 +207,13 @@ def test_the_text_encoder_learns_too_and_the_file_says_it_to_core(models, encode
     with safe_open(get_full_path("loras", name), "pt") as file:
         keys = list(file.keys())
     for start in encoders:
-        assert sum(key.startswith(start) and key.endswith("lora_up.weight") for key in keys) == 3 * 4  # layers x q, k, v, out
+        assert (
+            sum(key.startswith(start) and key.endswith("lora_up.weight") for key in keys) == 3 * 4
+        )  # layers x q, k, v, out
     with caplog.at_level(logging.WARNING):
-        core_model, core_clip = run_node("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0)
+        core_model, core_clip = run_node(
+            "LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0
+        )
     assert "not loaded" not in caplog.text.lower()
     plain, ours, cores = (tiny.encode(c) for c in (clip, new_clip, core_clip))
     movement = (ours - plain).abs().max()
@@ -200,7 +226,11 @@ def test_the_text_encoder_learns_too_and_the_file_says_it_to_core(models, encode
 
 def test_the_text_encoders_rate_is_its_own(sd15, run_node):
     _, still, *_ = train(run_node, sd15, train_text_encoder=True, learning_rate=0.0, text_encoder_lr=1e-2)
-    moved = {key.startswith("text_encoders.") for key, value in still.items() if key.endswith("lora_up.weight") and value.abs().max() > 0}
+    moved = {
+        key.startswith("text_encoders.")
+        for key, value in still.items()
+        if key.endswith("lora_up.weight") and value.abs().max() > 0
+    }
     assert moved == {True}
 
 
@@ -241,8 +271,15 @@ def test_sdxl_is_told_each_pictures_own_size(sdxl, run_node):
 
 def test_samples_are_drawn_and_change_nothing(sd15, run_node):
     plain = train(run_node, sd15, steps=4)
-    graph = {"9": {"class_type": "KSampler", "inputs": {"steps": 2, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "seed": 3}}}
-    drawn = train(run_node, sd15, steps=4, sample_every=2, sample_prompt="a teal circle", hidden={io.Hidden.prompt: graph})
+    graph = {
+        "9": {
+            "class_type": "KSampler",
+            "inputs": {"steps": 2, "cfg": 1.5, "sampler_name": "euler", "scheduler": "simple", "seed": 3},
+        }
+    }
+    drawn = train(
+        run_node, sd15, steps=4, sample_every=2, sample_prompt="a teal circle", hidden={io.Hidden.prompt: graph}
+    )
     assert same(drawn[1], plain[1])
     run, store = drawn[3], RunStore(drawn[3].id)
     assert [step for step, _ in run.samples] == [0, 2, 4]
@@ -253,9 +290,19 @@ def test_samples_are_drawn_and_change_nothing(sd15, run_node):
     assert len({sheet.tobytes() for sheet in sheets}) == 3  # the LoRA is in them
     assert store.record().samples == run.samples
     assert store.sample_path("../state.safetensors") is None
-    settings = run_node("KSampler", model=sd15[0], seed=3, steps=2, cfg=1.5, sampler_name="euler", scheduler="simple",
-                        positive=cond(sd15, "a teal circle"), negative=cond(sd15, ""), latent_image={"samples": torch.zeros(1, 4, 8, 8)},
-                        denoise=1.0)[0]["samples"]  # fmt: skip
+    settings = run_node(
+        "KSampler",
+        model=sd15[0],
+        seed=3,
+        steps=2,
+        cfg=1.5,
+        sampler_name="euler",
+        scheduler="simple",
+        positive=cond(sd15, "a teal circle"),
+        negative=cond(sd15, ""),
+        latent_image={"samples": torch.zeros(1, 4, 8, 8)},
+        denoise=1.0,
+    )[0]["samples"]
     pixels = (sd15[2].decode(settings)[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy().tobytes()
     assert sheets[0].tobytes() == pixels  # step 0 is the base with the graph's own sampler settings
 

@@ -1,4 +1,5 @@
-"""The weights that users have: half, fp8 and quantised ones, patched and offloaded ones, with gradients as exact as through float32."""
+"""The weights that users have: half, fp8 and quantised ones, patched and offloaded ones, with gradients as exact as
+through float32."""
 
 import contextlib
 import gc
@@ -42,7 +43,9 @@ def patcher_of(base, state):
     import comfy.model_patcher
 
     with torch.inference_mode():
-        missing, unexpected = base.diffusion_model.load_state_dict({k: v.clone() for k, v in state.items()}, strict=False)
+        missing, unexpected = base.diffusion_model.load_state_dict(
+            {k: v.clone() for k, v in state.items()}, strict=False
+        )
     assert not [name for name in (*missing, *unexpected) if "comfy_quant" not in name]
     base.diffusion_model.requires_grad_(False)
     return comfy.model_patcher.ModelPatcher(base.eval(), CPU, CPU)
@@ -76,7 +79,10 @@ def quantised(state: dict, format: str) -> dict:
 def dequantised(base) -> dict:
     """The model's weights as float32 numbers."""
     own = dict(base.diffusion_model.named_parameters()) | dict(base.diffusion_model.named_buffers())
-    return {name: (t.dequantize() if hasattr(t, "dequantize") and hasattr(t, "__tensor_flatten__") else t).float().clone() for name, t in own.items()}
+    return {
+        name: (t.dequantize() if hasattr(t, "dequantize") and hasattr(t, "__tensor_flatten__") else t).float().clone()
+        for name, t in own.items()
+    }
 
 
 def conds_of(base, config, count: int):
@@ -103,7 +109,9 @@ def gradient(model, kind, precision="fp32", saving=False, targets="attention + f
             return denoising_loss(denoiser, latent, noise, *given).mean()
 
         with adapters.attached():
-            kept = measure_step(loss, [*denoiser.base.parameters(), *denoiser.base.buffers()], adapters.parameters()).kept
+            kept = measure_step(
+                loss, [*denoiser.base.parameters(), *denoiser.base.buffers()], adapters.parameters()
+            ).kept
             loss().backward()
         return torch.cat([p.grad.flatten() for p in adapters.parameters()]), kept
 
@@ -130,7 +138,9 @@ def states(comfyui):
 def test_gradients_through_half_and_fp8_weights_are_those_of_their_float32_values(states, kind, dtype):
     """UNETLoader's weight_dtype: the weights stay in that type and are cast at each call."""
     config = kind[1] | {"dtype": dtype}
-    model = patcher_of(base_of(config, dtype=dtype, manual=torch.float32), {k: v.to(dtype) for k, v in states[id(kind[1])].items()})
+    model = patcher_of(
+        base_of(config, dtype=dtype, manual=torch.float32), {k: v.to(dtype) for k, v in states[id(kind[1])].items()}
+    )
     plain = patcher_of(base_of(kind[1] | {"dtype": torch.float32}), dequantised(model.model))
     before = weights_hash(model.model)
     (own, kept), (expected, kept_plain) = gradient(model, (kind[0], config)), gradient(plain, kind)
@@ -143,13 +153,22 @@ def test_gradients_through_half_and_fp8_weights_are_those_of_their_float32_value
 
 @pytest.mark.parametrize("format", QUANTISED)
 def test_gradients_through_quantised_weights_are_those_of_their_float32_values(states, format):
-    """ComfyUI's own quantised models. A card that multiplies in their type would round the activations too; a training not."""
+    """ComfyUI's own quantised models. A card that multiplies in their type would round the activations too; a training
+    not."""
     quant = {"mixed_ops": True}
-    model = patcher_of(base_of(tiny.FLUX, quant, torch.float32, torch.float32), quantised(states[id(tiny.FLUX)], format))
+    model = patcher_of(
+        base_of(tiny.FLUX, quant, torch.float32, torch.float32), quantised(states[id(tiny.FLUX)], format)
+    )
     layer = model.model.diffusion_model.double_blocks[0].img_attn.qkv
     assert hasattr(layer.weight, "_layout_cls")
     plain = patcher_of(base_of(tiny.FLUX), dequantised(model.model))
-    assert apart(dequantised(model.model)["double_blocks.0.img_attn.qkv.weight"], states[id(tiny.FLUX)]["double_blocks.0.img_attn.qkv.weight"]) > 1e-3
+    assert (
+        apart(
+            dequantised(model.model)["double_blocks.0.img_attn.qkv.weight"],
+            states[id(tiny.FLUX)]["double_blocks.0.img_attn.qkv.weight"],
+        )
+        > 1e-3
+    )
     before = identity.checksum(model)
     quick = [m for m in model.model.modules() if hasattr(m, "_full_precision_mm")]
     for module in quick:
@@ -183,9 +202,18 @@ def test_the_node_trains_on_an_fp8_model_and_its_lora_acts_there(states, run_nod
     model = patcher_of(base_of(config, dtype=torch.float8_e4m3fn, manual=torch.float32), state)
     before, plain = weights_hash(model.model), tiny.predict(model)
     trained, *_ = run_node(
-        "BespokeTrainLora", model=model, clip=tiny.clip(), vae=tiny.vae(), images=sprite_set(2, 2, side=64, colour="teal"), steps=3,
-        batch_size=1, rank=2, learning_rate=1e-1, precision="fp32", resume=False,
-    )  # fmt: skip
+        "BespokeTrainLora",
+        model=model,
+        clip=tiny.clip(),
+        vae=tiny.vae(),
+        images=sprite_set(2, 2, side=64, colour="teal"),
+        steps=3,
+        batch_size=1,
+        rank=2,
+        learning_rate=1e-1,
+        precision="fp32",
+        resume=False,
+    )
     assert weights_hash(model.model) == before
     assert torch.equal(tiny.predict(model), plain)
     assert (tiny.predict(trained) - plain).abs().max() > 1e-3
@@ -197,7 +225,10 @@ def flux_clip_with_quantised_t5():
     import comfy.text_encoders.flux as text
 
     plain = tiny.flux()[1].cond_stage_model
-    state = {f"blocks.{k}" if ".layer." in k and "relative" not in k else k: v for k, v in plain.t5xxl.transformer.state_dict().items()}
+    state = {
+        f"blocks.{k}" if ".layer." in k and "relative" not in k else k: v
+        for k, v in plain.t5xxl.transformer.state_dict().items()
+    }
     state = {k.removeprefix("blocks."): v for k, v in quantised(state, "float8_e4m3fn").items()}
 
     class Target:
@@ -205,11 +236,14 @@ def flux_clip_with_quantised_t5():
         clip, tokenizer = staticmethod(text.flux_clip(t5_quantization_metadata={"mixed_ops": True})), text.FluxTokenizer
 
     with torch.inference_mode():
-        return comfy.sd.CLIP(Target, model_options=tiny.text_options(), state_dict=[plain.clip_l.transformer.state_dict(), state])
+        return comfy.sd.CLIP(
+            Target, model_options=tiny.text_options(), state_dict=[plain.clip_l.transformer.state_dict(), state]
+        )
 
 
 def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
-    """No gradient flows through the T5: it is used as it lies, and what CLIP is told is what the user's own CLIP says."""
+    """No gradient flows through the T5: it is used as it lies, and what CLIP is told is what the user's own CLIP
+    says."""
     clip = flux_clip_with_quantised_t5()
     t5 = clip.cond_stage_model.t5xxl
     assert sum(hasattr(getattr(layer, "weight", None), "_layout_cls") for layer in t5.modules()) == 7
@@ -223,8 +257,19 @@ def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
         assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
     model, _, vae = tiny.flux()
     images = sprite_set(2, 2, side=64, colour="teal")
-    *_, run, _ = run_node("BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="word", init_text="red",
-                          steps=2, batch_size=1, precision="fp32", resume=False)  # fmt: skip
+    *_, run, _ = run_node(
+        "BespokeTrainTextualInversion",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=images,
+        name="word",
+        init_text="red",
+        steps=2,
+        batch_size=1,
+        precision="fp32",
+        resume=False,
+    )
     assert len(run.losses) == 2
     assert identity.checksum(clip.patcher) == before
 
@@ -248,12 +293,22 @@ def test_a_quantised_clip_learns_and_says_a_word_as_its_numbers_do(comfyui):
         for name, layer in clip.cond_stage_model.clip_l.transformer.named_modules():
             if hasattr(layer, "_full_precision_mm"):
                 layer._full_precision_mm = False  # as on a card that multiplies in this type
-                own.clip_l.transformer.get_submodule(name).weight.copy_(layer.weight.dequantize() if hasattr(layer.weight, "_layout_cls") else layer.weight)
+                own.clip_l.transformer.get_submodule(name).weight.copy_(
+                    layer.weight.dequantize() if hasattr(layer.weight, "_layout_cls") else layer.weight
+                )
     gradients = []
     for one in (clip, plain):
-        vector = torch.nn.Parameter(torch.randn(1, own.clip_l.transformer.get_input_embeddings().weight.shape[1], generator=torch.Generator().manual_seed(0)))
+        vector = torch.nn.Parameter(
+            torch.randn(
+                1,
+                own.clip_l.transformer.get_input_embeddings().weight.shape[1],
+                generator=torch.Generator().manual_seed(0),
+            )
+        )
         with opened_text(one, None) as opened:
-            ((_, extra),) = opened.encode(["a embedding:word"], clip_with_word(one, "word", {"clip_l": lambda vector=vector: vector}))
+            ((_, extra),) = opened.encode(
+                ["a embedding:word"], clip_with_word(one, "word", {"clip_l": lambda vector=vector: vector})
+            )
             extra["pooled_output"].square().sum().backward()
             layers = attention_layers(opened.model)
         gradients.append(vector.grad.flatten())
@@ -275,7 +330,8 @@ class Handle:
 
 
 def dynamic(clip, make, freed):
-    """The CLIP as dynamic VRAM has it, which there is on a card alone: patches put on at each cast, a handle in each layer."""
+    """The CLIP as dynamic VRAM has it, which there is on a card alone: patches put on at each cast, a handle in each
+    layer."""
     import comfy.model_patcher
 
     class Dynamic(comfy.model_patcher.ModelPatcher):
@@ -288,7 +344,10 @@ def dynamic(clip, make, freed):
         def load(self, *_args, **_how):
             for key in self.patches:
                 layer = self.model.get_submodule(key.removesuffix(".weight"))
-                layer.comfy_cast_weights, layer.weight_lowvram_function = True, comfy.model_patcher.LowVramPatch(key, self.patches)
+                layer.comfy_cast_weights, layer.weight_lowvram_function = (
+                    True,
+                    comfy.model_patcher.LowVramPatch(key, self.patches),
+                )
                 layer._v = Handle(freed)
 
     patches, clip.patcher = clip.patcher.patches, Dynamic(clip.cond_stage_model, CPU, CPU)
@@ -299,7 +358,16 @@ def dynamic(clip, make, freed):
 def test_under_dynamic_vram_a_text_encoder_is_loaded_anew_with_what_the_wire_patched_into_it(comfyui):
     layer = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
     plain, other, freed = tiny.clip(), tiny.clip(), []
-    change = {layer: ("diff", (torch.randn(plain.cond_stage_model.get_parameter(layer).shape, generator=torch.Generator().manual_seed(0)),))}
+    change = {
+        layer: (
+            "diff",
+            (
+                torch.randn(
+                    plain.cond_stage_model.get_parameter(layer).shape, generator=torch.Generator().manual_seed(0)
+                ),
+            ),
+        )
+    }
     for clip in (plain, other):
         clip.add_patches(change, 1.0)
     unpatched, _ = conditioning.encode_prompt(tiny.clip(), "a red circle")
@@ -312,7 +380,10 @@ def test_under_dynamic_vram_a_text_encoder_is_loaded_anew_with_what_the_wire_pat
         del text
     gc.collect()
     assert not freed
-    with pytest.raises(InputError, match=r"CLIP's weights .*ComfyUI's own checkpoint or CLIP loader"), opened_text(dynamic(tiny.clip(), None, []), None):
+    with (
+        pytest.raises(InputError, match=r"CLIP's weights .*ComfyUI's own checkpoint or CLIP loader"),
+        opened_text(dynamic(tiny.clip(), None, []), None),
+    ):
         pass
 
 
@@ -337,14 +408,17 @@ def test_layers_that_another_pack_made_read_their_weights_themselves(states, com
 
 
 def test_what_other_nodes_changed_is_trained_on(states, run_node, comfyui):
-    """A LoRA that LoraLoader merged, ModelMergeSimple: the gradient is that of a model that has those weights in its file."""
+    """A LoRA that LoraLoader merged, ModelMergeSimple: the gradient is that of a model that has those weights in its
+    file."""
     from safetensors.torch import save_file
 
     state, second = states[id(tiny.SD15)], tiny.patcher(seed=5)
     first = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), state)
     lora = tiny.random_lora(tiny.linear_layers(first, "attn2"))
     save_file(lora, comfyui / "models" / "loras" / "wire.safetensors")
-    (changed, _) = run_node("LoraLoader", model=first, clip=tiny.clip(), lora_name="wire.safetensors", strength_model=0.7, strength_clip=0.0)
+    (changed, _) = run_node(
+        "LoraLoader", model=first, clip=tiny.clip(), lora_name="wire.safetensors", strength_model=0.7, strength_clip=0.0
+    )
     (changed,) = run_node("ModelMergeSimple", model1=changed, model2=second, ratio=0.25)
     assert apart(gradient(changed, U_NET)[0], gradient(first, U_NET)[0]) > 0.1
 
@@ -377,7 +451,8 @@ def test_prediction_type_and_shift_are_those_of_the_wire(states, run_node):
 
 
 def offload(work, _leave_free) -> None:
-    """What ComfyUI does where weights do not fit: the layers give up their places and cast their weight at each call."""
+    """What ComfyUI does where weights do not fit: the layers give up their places and cast their weight at each
+    call."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([work])
@@ -387,7 +462,8 @@ def offload(work, _leave_free) -> None:
 @pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
 @pytest.mark.parametrize("saving", [False, True])
 def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind, saving, monkeypatch, run_node):
-    """On one device: ComfyUI's partly loaded model, with a LoRA that it applies at each call. No accelerator is here."""
+    """On one device: ComfyUI's partly loaded model, with a LoRA that it applies at each call. No accelerator is
+    here."""
     import comfy.lora
     import comfy.model_management
 
@@ -403,7 +479,11 @@ def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind
 
     monkeypatch.setattr(bridge, "_load", offload)
     with bridge.opened_for_training(patched, "fp32", saving) as denoiser:
-        cast = [layer for layer in denoiser.base.modules() if isinstance(layer, torch.nn.Linear) and layer.comfy_cast_weights]
+        cast = [
+            layer
+            for layer in denoiser.base.modules()
+            if isinstance(layer, torch.nn.Linear) and layer.comfy_cast_weights
+        ]
         assert len(cast) > 10
         assert sum(len(layer.weight_function) for layer in cast) == len(layers)
     parts, kept = gradient(patched, kind, saving=saving)
@@ -418,7 +498,8 @@ def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind
 
 
 def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, monkeypatch):
-    """As ComfyUI does it on a card: each layer's weight is brought to where the last one's was. Here the buffer is the CPU's."""
+    """As ComfyUI does it on a card: each layer's weight is brought to where the last one's was. Here the buffer is the
+    CPU's."""
     import comfy.ops
 
     kind, state = FLUX, states[id(tiny.FLUX)]
@@ -448,7 +529,8 @@ def carried(module):
 
 @pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
 def test_weights_that_a_training_itself_brought_to_the_card_take_part_in_a_graph(states, kind):
-    """Made in a loader's inference mode and moved outside of it: no inference tensors any more, and still nothing autograd saves."""
+    """Made in a loader's inference mode and moved outside of it: no inference tensors any more, and still nothing
+    autograd saves."""
     state = states[id(kind[1])]
     model = patcher_of(base_of(kind[1] | {"dtype": torch.float32}), state)
     expected, _ = gradient(model, kind)
@@ -461,7 +543,8 @@ def test_weights_that_a_training_itself_brought_to_the_card_take_part_in_a_graph
 
 
 def test_what_is_unloaded_during_a_training_is_given_back(states):
-    """A sample's VAE or a prompt's CLIP may need the card for itself; kept where it was, the model would lie there twice afterwards."""
+    """A sample's VAE or a prompt's CLIP may need the card for itself; kept where it was, the model would lie there
+    twice afterwards."""
     model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
     unet = model.model.diffusion_model
     unet.time_embed[2].bias = unet.time_embed[0].bias  # one parameter in two layers
@@ -484,7 +567,8 @@ def test_what_is_unloaded_during_a_training_is_given_back(states):
 
 @pytest.mark.parametrize("first", ["whole", "offloaded"])
 def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, first, monkeypatch):
-    """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the reverse."""
+    """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the
+    reverse."""
     import comfy.model_management
 
     model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
@@ -557,7 +641,14 @@ def test_a_gguf_model_is_refused_with_what_to_do_instead(run_node, comfyui):
     own = attention.to_k
     attention.to_k = Linear(own.in_features, own.out_features, bias=False)
     attention.to_k.weight = torch.nn.Parameter(own.weight.detach().as_subclass(GGMLTensor), requires_grad=False)
-    inputs = dict(model=model, clip=tiny.clip(), vae=tiny.vae(), images=sprite_set(2, 2, side=64, colour="teal"), steps=1, resume=False)
+    inputs = dict(
+        model=model,
+        clip=tiny.clip(),
+        vae=tiny.vae(),
+        images=sprite_set(2, 2, side=64, colour="teal"),
+        steps=1,
+        resume=False,
+    )
     with pytest.raises(InputError, match=r"Bespoke Train LoRA: .*GGUF file.*safetensors file.*Load Diffusion Model"):
         run_node("BespokeTrainLora", **inputs)
     with pytest.raises(InputError, match="GGUF file"):

@@ -1,6 +1,6 @@
 """Lays out the blueprints in `subgraphs/`: the four everyday jobs, each one node to the user.
 
-    python tests/demo/build_subgraphs.py
+python tests/demo/build_subgraphs.py
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ class Blueprint(Workflow):
             kind = kind or slot["type"]
             if "widget" in slot:
                 value = self._widget(node, slot_name)
-                spec = {**self.info[node["type"]]["input"].get("optional", {}), **self.info[node["type"]]["input"].get("required", {})}[slot_name]
+                spec = {
+                    **self.info[node["type"]]["input"].get("optional", {}),
+                    **self.info[node["type"]]["input"].get("required", {}),
+                }[slot_name]
                 self.boxes += bool(spec[1:] and spec[1].get("multiline"))
             link = len(self.links) + 1
             slot["link"] = link
@@ -65,8 +68,18 @@ class Blueprint(Workflow):
         right = max(node["pos"][0] + node["size"][0] for node in self.nodes)
         names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
         subgraph = {
-            "id": key, "version": 1, "revision": 0, "config": {}, "name": self.name, "widgets": [],
-            "state": {"lastGroupId": 0, "lastNodeId": len(self.nodes), "lastLinkId": len(self.links), "lastRerouteId": 0},
+            "id": key,
+            "version": 1,
+            "revision": 0,
+            "config": {},
+            "name": self.name,
+            "widgets": [],
+            "state": {
+                "lastGroupId": 0,
+                "lastNodeId": len(self.nodes),
+                "lastLinkId": len(self.links),
+                "lastRerouteId": 0,
+            },
             "inputNode": {"id": INPUT, "bounding": [-220, 0, 140, 40 + 20 * len(self.entries)]},
             "outputNode": {"id": OUTPUT, "bounding": [right + 80, 0, 140, 40 + 20 * len(self.exits)]},
             "inputs": [
@@ -74,18 +87,33 @@ class Blueprint(Workflow):
                 for i, (name, kind, _, links) in enumerate(self.entries)
             ],
             "outputs": [
-                {"id": self._id(f"out/{name}"), "name": name, "type": kind, "linkIds": [link], "pos": [right + 100, 20 + 20 * i]}
+                {
+                    "id": self._id(f"out/{name}"),
+                    "name": name,
+                    "type": kind,
+                    "linkIds": [link],
+                    "pos": [right + 100, 20 + 20 * i],
+                }
                 for i, (name, kind, link) in enumerate(self.exits)
             ],
-            "nodes": inner["nodes"], "groups": inner["groups"],
-            "links": [dict(zip(names, link, strict=True)) for link in self.links], "extra": {},
-            "category": "Bespoke", "description": self.description,
-        }  # fmt: skip
+            "nodes": inner["nodes"],
+            "groups": inner["groups"],
+            "links": [dict(zip(names, link, strict=True)) for link in self.links],
+            "extra": {},
+            "category": "Bespoke",
+            "description": self.description,
+        }
         widgets = [(name, value) for name, _, value, _ in self.entries if value is not None]
         sockets = max(len(self.entries) - len(widgets), len(self.exits))
         outer = {
-            "id": 1, "type": key, "pos": [0, 0], "size": [WIDTH, 20 + 20 * sockets + 24 * len(widgets) + 100 * self.boxes], "flags": {},
-            "order": 0, "mode": 0, "title": self.name,
+            "id": 1,
+            "type": key,
+            "pos": [0, 0],
+            "size": [WIDTH, 20 + 20 * sockets + 24 * len(widgets) + 100 * self.boxes],
+            "flags": {},
+            "order": 0,
+            "mode": 0,
+            "title": self.name,
             "inputs": [
                 {"name": name, "type": kind, "link": None} | ({"widget": {"name": name}} if value is not None else {})
                 for name, kind, value, _ in self.entries
@@ -93,11 +121,16 @@ class Blueprint(Workflow):
             "outputs": [{"name": name, "type": kind, "links": []} for name, kind, _ in self.exits],
             "properties": {},
             "widgets_values": [value for _, value in widgets],
-        }  # fmt: skip
+        }
         return inner | {
-            "last_node_id": 1, "last_link_id": 0, "nodes": [outer], "links": [], "groups": [], "extra": {},
+            "last_node_id": 1,
+            "last_link_id": 0,
+            "nodes": [outer],
+            "links": [],
+            "groups": [],
+            "extra": {},
             "definitions": {"subgraphs": [subgraph]},
-        }  # fmt: skip
+        }
 
 
 def wires(b: Blueprint, node: dict) -> None:
@@ -106,7 +139,11 @@ def wires(b: Blueprint, node: dict) -> None:
 
 
 def train_lora(info: dict) -> Blueprint:
-    b = Blueprint(info, "Train a LoRA from a folder", "A folder of pictures in; the adapted model, and a file in the loras folder, out.")
+    b = Blueprint(
+        info,
+        "Train a LoRA from a folder",
+        "A folder of pictures in; the adapted model, and a file in the loras folder, out.",
+    )
     b.column()
     folder = b.node("BespokeImageFolder", folder="my_pictures")
     b.column()
@@ -133,12 +170,22 @@ def prompts(b: Blueprint) -> tuple[dict, dict]:
 
 
 def change(info: dict) -> Blueprint:
-    b = Blueprint(info, "Change a picture by strength", "A picture in, the same picture changed by a prompt out: 0 gives it back, 1 makes it anew.")
+    b = Blueprint(
+        info,
+        "Change a picture by strength",
+        "A picture in, the same picture changed by a prompt out: 0 gives it back, 1 makes it anew.",
+    )
     b.column()
     latent = b.node("VAEEncode")
     words, nothing = prompts(b)
     b.column()
-    made = b.node("BespokePartialDenoise", positive=(words, "CONDITIONING"), negative=(nothing, "CONDITIONING"), latent_image=(latent, "LATENT"), scheduler="normal")
+    made = b.node(
+        "BespokePartialDenoise",
+        positive=(words, "CONDITIONING"),
+        negative=(nothing, "CONDITIONING"),
+        latent_image=(latent, "LATENT"),
+        scheduler="normal",
+    )
     b.column()
     image = b.node("VAEDecode", samples=(made, "latent"))
     b.entry("model", (made, "model"))
@@ -155,16 +202,24 @@ def change(info: dict) -> Blueprint:
 
 
 def repaint(info: dict) -> Blueprint:
-    b = Blueprint(info, "Repaint under a mask", "A picture and a mask in; the picture repainted under the mask, and untouched outside it, out.")
+    b = Blueprint(
+        info,
+        "Repaint under a mask",
+        "A picture and a mask in; the picture repainted under the mask, and untouched outside it, out.",
+    )
     b.column()
     latent = b.node("VAEEncode")
     words, nothing = prompts(b)
     b.column()
     blend = b.node("BespokeLatentMaskBlend", latent=(latent, "LATENT"))
     made = b.node(
-        "KSampler", model=(blend, "model"), latent_image=(blend, "latent"), positive=(words, "CONDITIONING"),
-        negative=(nothing, "CONDITIONING"), scheduler="normal",
-    )  # fmt: skip
+        "KSampler",
+        model=(blend, "model"),
+        latent_image=(blend, "latent"),
+        positive=(words, "CONDITIONING"),
+        negative=(nothing, "CONDITIONING"),
+        scheduler="normal",
+    )
     b.column()
     image = b.node("VAEDecode", samples=(made, "LATENT"))
     whole = b.node("BespokeRestoreUnmasked", generated=(image, "IMAGE"), mask=(blend, "latent_mask"))
@@ -186,7 +241,11 @@ def repaint(info: dict) -> Blueprint:
 
 
 def teach(info: dict) -> Blueprint:
-    b = Blueprint(info, "Teach a word", "A folder of pictures in; a text encoder that knows their word, and its file, out. No weight changes.")
+    b = Blueprint(
+        info,
+        "Teach a word",
+        "A folder of pictures in; a text encoder that knows their word, and its file, out. No weight changes.",
+    )
     b.column()
     folder = b.node("BespokeImageFolder", folder="my_pictures")
     b.column()

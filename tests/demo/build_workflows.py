@@ -51,9 +51,14 @@ class Base:
 
     def sample(self, title: str, positive, negative, latent, model=None, kind: str = "KSampler", **values) -> tuple:
         node = self.w.node(
-            kind, title, model=model or self.model, positive=positive, negative=negative, latent_image=latent,
+            kind,
+            title,
+            model=model or self.model,
+            positive=positive,
+            negative=negative,
+            latent_image=latent,
             **(SAMPLING | values),
-        )  # fmt: skip
+        )
         return node, "latent" if kind.startswith("Bespoke") else "LATENT"
 
     def decode(self, latent) -> tuple:
@@ -88,11 +93,14 @@ def lora_style(w: Workflow) -> None:
     w.group("1  Learn from pictures", "learn")
     w.note(
         "**Train a LoRA on a style, then use it with ComfyUI's own loader.**\n\n"
-        "Put 20 to 200 pictures with a .txt caption each into a folder under *input*, press R and choose it below. *trigger* "
+        "Put 20 to 200 pictures with a .txt caption each into a folder under *input*, press R and choose it below. "
+        "*trigger* "
         "is put before every caption; say the same words in the prompt. *steps*: about pictures x 100 / batch_size (30 "
         "pictures: 750).\n\n"
-        "Queue once: the training runs and the file lands in the loras folder. ComfyUI's own loader (right) cannot know "
-        "a file before it is there, so the first time it is marked red: press R, choose the new file and queue again. The "
+        "Queue once: the training runs and the file lands in the loras folder. ComfyUI's own loader (right) cannot "
+        "know "
+        "a file before it is there, so the first time it is marked red: press R, choose the new file and queue "
+        "again. The "
         "training is not repeated. Every further training makes a file with a new number: choose that one.",
         330,
     )
@@ -118,17 +126,27 @@ def lora_subject(w: Workflow) -> None:
     w.note(
         "**Train a LoRA on one subject.** 5 to 20 pictures of it, each from another side or in another place. Its "
         "trigger word stands in every caption.\n\nThe second folder holds pictures of its *class* (any dog, if yours "
-        "is a dog): they keep the model from turning every dog into yours (prior preservation). Write your class where it "
-        "says dog: in *template*, *trigger* and the prompts.\n\nThe trainer's own *model* output is used on the right, so "
+        "is a dog): they keep the model from turning every dog into yours (prior preservation). Write your class "
+        "where it "
+        "says dog: in *template*, *trigger* and the prompts.\n\nThe trainer's own *model* output is used on the "
+        "right, so "
         "that one queue does it all.",
         300,
     )
     base = Base(w)
-    classes = w.node("BespokeImageFolder", "The class", folder="my_class", captions="template", template="a photo of a dog")
+    classes = w.node(
+        "BespokeImageFolder", "The class", folder="my_class", captions="template", template="a photo of a dog"
+    )
     trainer = learn(
-        w, base, "BespokeTrainLora", "my_subject", {"trigger": "sks dog"}, prior_images=(classes, "images"), prior_weight=0.5,
+        w,
+        base,
+        "BespokeTrainLora",
+        "my_subject",
+        {"trigger": "sks dog"},
+        prior_images=(classes, "images"),
+        prior_weight=0.5,
         **SUBJECT_TRAINING,
-    )  # fmt: skip
+    )
     w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-subject")
     report(w, trainer, 160)
     w.column()
@@ -143,7 +161,9 @@ def lora_subject(w: Workflow) -> None:
         base.sample("its class, with the LoRA", kept, nothing, latent, (trainer, "model")),
     ]
     w.column()
-    for title, one in zip(("the subject, without the LoRA", "the subject, with the LoRA", "its class, with the LoRA"), made, strict=True):
+    for title, one in zip(
+        ("the subject, without the LoRA", "the subject, with the LoRA", "its class, with the LoRA"), made, strict=True
+    ):
         base.show(title, one, "subject")
 
 
@@ -156,7 +176,10 @@ def lora_compose(w: Workflow) -> None:
         f"against each other.\n\nFirst run *lora_train_and_use* and *lora_subject*, {FIRST_TRAIN}"
     )
     base = Base(w)
-    loaded = [w.node("BespokeLoadLora", title, lora_name=name) for title, name in (("The style", STYLE), ("The subject", SUBJECT))]
+    loaded = [
+        w.node("BespokeLoadLora", title, lora_name=name)
+        for title, name in (("The style", STYLE), ("The subject", SUBJECT))
+    ]
     w.column()
     both = w.node("BespokeComposeLoras", loras=[(one, "lora") for one in loaded], strengths="0.8\n0.8")
     report(w, both)
@@ -164,11 +187,16 @@ def lora_compose(w: Workflow) -> None:
     w.node("BespokeSaveLora", lora=(both, "lora"), filename_prefix="bespoke/style-and-subject")
     w.column()
     words, nothing, latent = base.say("a photo of sks dog on a beach, in my style"), base.nothing(), base.empty(2)
-    models = [w.node("BespokeInjectLora", title, model=base.model, lora=(source, "lora"))
-              for title, source in (("The style alone", loaded[0]), ("The subject alone", loaded[1]), ("Both", both))]  # fmt: skip
+    models = [
+        w.node("BespokeInjectLora", title, model=base.model, lora=(source, "lora"))
+        for title, source in (("The style alone", loaded[0]), ("The subject alone", loaded[1]), ("Both", both))
+    ]
     w.column()
     titles = ("the style alone", "the subject alone", "both composed")
-    made = [base.sample(title, words, nothing, latent, (model, "model")) for title, model in zip(titles, models, strict=True)]
+    made = [
+        base.sample(title, words, nothing, latent, (model, "model"))
+        for title, model in zip(titles, models, strict=True)
+    ]
     w.column()
     for title, one in zip(titles, made, strict=True):
         base.show(title, one, "composed")
@@ -178,7 +206,8 @@ def lora_inspect(w: Workflow) -> None:
     w.column()
     w.group("1  What is in the file", "plain")
     w.note(
-        "**Inspect a LoRA, then use only a part of it.** The heatmap says which blocks and projections it changes most. "
+        "**Inspect a LoRA, then use only a part of it.** The heatmap says which blocks and projections it changes "
+        "most. "
         "Query and key decide *where* a word acts, value and out *what* it brings there; the blocks in the middle hold "
         "the composition, the outer ones the surface. Start and end say in which share of the denoising it acts."
         f"\n\nFirst run *lora_train_and_use*, {FIRST_TRAIN}",
@@ -199,9 +228,15 @@ def lora_inspect(w: Workflow) -> None:
         "the up blocks only": {"blocks": "up.*"},
         "from the middle of the denoising on": {"start_percent": 0.5},
     }
-    models = [w.node("BespokeInjectLora", title, model=base.model, lora=(loaded, "lora"), **values) for title, values in scopes.items()]
+    models = [
+        w.node("BespokeInjectLora", title, model=base.model, lora=(loaded, "lora"), **values)
+        for title, values in scopes.items()
+    ]
     w.column()
-    made = [base.sample(title, words, nothing, latent, (model, "model")) for title, model in zip(scopes, models, strict=True)]
+    made = [
+        base.sample(title, words, nothing, latent, (model, "model"))
+        for title, model in zip(scopes, models, strict=True)
+    ]
     w.column()
     for title, one in zip(scopes, made, strict=True):
         base.show(title, one, "scoped")
@@ -214,7 +249,8 @@ def strength_ladder(w: Workflow) -> None:
     w.column()
     w.group("One picture, five strengths", "use")
     w.note(
-        "**Partial denoise (img2img).** The picture is encoded, noised up to the strength, and denoised from there with "
+        "**Partial denoise (img2img).** The picture is encoded, noised up to the strength, and denoised from there "
+        "with "
         "the new prompt. No pixel is edited: at 0 it comes back as it was, at 1 nothing of it is left.\n\n"
         f"Each node's report says how many steps run and how much of the start is noise. {BRING}",
         230,
@@ -236,9 +272,12 @@ def few_steps(w: Workflow) -> None:
     w.column()
     w.group("Four steps, and every turn of the dial counts", "use")
     w.note(
-        "**Image to image with a few-step model.** Choose a few-step checkpoint in *Base model* (Turbo, LCM, Hyper), with "
-        "the sampler and scheduler that it asks for. With four steps diffusers' *strength* has only four places to start "
-        "from, so .60 and .70 give the same picture; ComfyUI's *denoise* has gaps too. The contract *noise level* starts "
+        "**Image to image with a few-step model.** Choose a few-step checkpoint in *Base model* (Turbo, LCM, "
+        "Hyper), with "
+        "the sampler and scheduler that it asks for. With four steps diffusers' *strength* has only four places to "
+        "start "
+        "from, so .60 and .70 give the same picture; ComfyUI's *denoise* has gaps too. The contract *noise level* "
+        "starts "
         "exactly at the noise that the strength means, with a shorter first step.\n\n"
         "Right: the same two strengths in two contracts, and the schedule as SIGMAS for *SamplerCustomAdvanced*. "
         f"{BRING}",
@@ -249,25 +288,45 @@ def few_steps(w: Workflow) -> None:
     w.column()
     latent = base.encode(picture)
     words, nothing = base.say("the same scene in winter, snow"), base.nothing()
-    sigmas = w.node("BespokeStrengthSigmas", "Four steps at strength .7", model=base.model, scheduler="sgm_uniform", steps=4, strength=0.7)
+    sigmas = w.node(
+        "BespokeStrengthSigmas",
+        "Four steps at strength .7",
+        model=base.model,
+        scheduler="sgm_uniform",
+        steps=4,
+        strength=0.7,
+    )
     w.node("PreviewImage", "The schedule", 300, images=(sigmas, "plot"))
     for contract in ("noise level", "diffusers"):
         w.column(280)
         for strength in (0.6, 0.7):
             title = f"{contract}, {strength:g}"
             made = base.sample(
-                title, words, nothing, latent, kind="BespokePartialDenoise", strength=strength, steps=4, cfg=1.5,
-                sampler_name="euler", scheduler="sgm_uniform", contract=contract,
-            )  # fmt: skip
+                title,
+                words,
+                nothing,
+                latent,
+                kind="BespokePartialDenoise",
+                strength=strength,
+                steps=4,
+                cfg=1.5,
+                sampler_name="euler",
+                scheduler="sgm_uniform",
+                contract=contract,
+            )
             base.show(title, made, "few_steps")
     w.column()
     noise = w.node("RandomNoise", noise_seed=3)
     guider = w.node("CFGGuider", model=base.model, positive=words, negative=nothing, cfg=1.5)
     sampler = w.node("KSamplerSelect", sampler_name="euler")
     custom = w.node(
-        "SamplerCustomAdvanced", noise=(noise, "NOISE"), guider=(guider, "GUIDER"), sampler=(sampler, "SAMPLER"),
-        sigmas=(sigmas, "sigmas"), latent_image=latent,
-    )  # fmt: skip
+        "SamplerCustomAdvanced",
+        noise=(noise, "NOISE"),
+        guider=(guider, "GUIDER"),
+        sampler=(sampler, "SAMPLER"),
+        sigmas=(sigmas, "sigmas"),
+        latent_image=latent,
+    )
     base.show("noise level, 0.7, by its sigmas", (custom, "output"), "few_steps_custom")
 
 
@@ -279,7 +338,8 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
     w.column()
     w.group(title, "use")
     w.note(
-        f"{note}\n\n{BRING} The mask is a black and white picture of the same size. To paint one instead: right click *The "
+        f"{note}\n\n{BRING} The mask is a black and white picture of the same size. To paint one instead: right "
+        "click *The "
         "picture*, *Open in MaskEditor*, and wire its MASK into the blend.",
         330,
     )
@@ -289,7 +349,9 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
     w.column()
     latent = base.encode(picture)
     words, nothing = base.say(prompt), base.nothing()
-    blended = w.node("BespokeLatentMaskBlend", "Blend: what it sees", model=base.model, latent=latent, mask=(mask, "MASK"), **blend)
+    blended = w.node(
+        "BespokeLatentMaskBlend", "Blend: what it sees", model=base.model, latent=latent, mask=(mask, "MASK"), **blend
+    )
     w.column()
     return base, picture, blended, words, nothing
 
@@ -309,8 +371,9 @@ def inpaint_region(w: Workflow) -> None:
         "**Latent mask blend (inpainting).** No other model is needed: at every step the mask says which latents are "
         "repainted and which are kept from the original. White may change, black stays. *Restore Unmasked* then pastes "
         "the original's pixels back outside and counts what differs there: nothing.",
-        "Repaint one region with the same model", "a red balloon in the sky",
-    )  # fmt: skip
+        "Repaint one region with the same model",
+        "a red balloon in the sky",
+    )
     made = base.sample("Repaint", words, nothing, (blended, "latent"), (blended, "model"))
     restored(w, base, picture, blended, made, "repainted under the mask", "inpaint")
 
@@ -321,8 +384,12 @@ def inpaint_soft(w: Workflow) -> None:
         "**Soft inpainting.** With the blend *differential* a grey mask is a strength for each place: white is "
         "repainted wholly, grey only in the last part of the denoising, so it keeps the composition and takes on the "
         "surface. A wide *feather* makes the grey; *bias* above 0 gives the original more of the early steps.",
-        "A mask with soft edges", "a red balloon in the sky", blend="differential", feather=64, bias=0.25,
-    )  # fmt: skip
+        "A mask with soft edges",
+        "a red balloon in the sky",
+        blend="differential",
+        feather=64,
+        bias=0.25,
+    )
     made = base.sample("Repaint softly", words, nothing, (blended, "latent"), (blended, "model"))
     restored(w, base, picture, blended, made, "repainted softly", "inpaint_soft")
 
@@ -333,15 +400,28 @@ def inpaint_stages(w: Workflow) -> None:
         "**Two stages, one background.** The steps are split over two samplers, as with a refiner or a pair of high- "
         "and low-noise models. The blended model and latent go through both, and outside the mask the picture is still "
         "the original, exactly: the blend travels with the model and pins the last latent.",
-        "Repaint in two stages", "a red balloon in the sky",
-    )  # fmt: skip
+        "Repaint in two stages",
+        "a red balloon in the sky",
+    )
     latent = (blended, "latent")
     for title, first, last, more in (("First stage", 0, 12, "enable"), ("Second stage", 12, 10000, "disable")):
         node = w.node(
-            "KSamplerAdvanced", title, model=(blended, "model"), positive=words, negative=nothing, latent_image=latent,
-            add_noise="enable" if first == 0 else "disable", noise_seed=3, steps=25, cfg=7.0, sampler_name="dpmpp_2m",
-            scheduler="karras", start_at_step=first, end_at_step=last, return_with_leftover_noise=more,
-        )  # fmt: skip
+            "KSamplerAdvanced",
+            title,
+            model=(blended, "model"),
+            positive=words,
+            negative=nothing,
+            latent_image=latent,
+            add_noise="enable" if first == 0 else "disable",
+            noise_seed=3,
+            steps=25,
+            cfg=7.0,
+            sampler_name="dpmpp_2m",
+            scheduler="karras",
+            start_at_step=first,
+            end_at_step=last,
+            return_with_leftover_noise=more,
+        )
         latent = (node, "LATENT")
     restored(w, base, picture, blended, latent, "repainted in two stages", "inpaint_stages")
 
@@ -361,14 +441,17 @@ def textual_inversion(w: Workflow) -> None:
     w.note(
         "**Textual inversion.** A new word is learned as a vector in the text encoder's space; no weight of any model "
         "changes. The search begins at the words in *init_text*: say there plainly what your pictures show."
-        "\n\nPut 3 to 8 pictures into a folder under *input* (no captions needed), press R and choose it. The saved word is "
+        "\n\nPut 3 to 8 pictures into a folder under *input* (no captions needed), press R and choose it. The "
+        "saved word is "
         "wired into the prompt, so that it is read after it is saved. Later, type *embedding:my-word* into any prompt. "
         "*overwrite* is on: give a second thing another *name*, in both nodes.",
         280,
     )
     base = Base(w)
     trainer = learn(w, base, "BespokeTrainTextualInversion", "my_thing", name="my-word", init_text="toy")
-    saved = w.node("BespokeSaveEmbedding", embedding=(trainer, "embedding"), run=(trainer, "run"), name="my-word", overwrite=True)
+    saved = w.node(
+        "BespokeSaveEmbedding", embedding=(trainer, "embedding"), run=(trainer, "run"), name="my-word", overwrite=True
+    )
     report(w, trainer, 220)
     w.column()
     w.group("2  Say it: the starting word beside the new one, same seeds", "use")
@@ -403,7 +486,9 @@ def word_and_lora(w: Workflow) -> None:
     w.column()
     made = [
         base.sample(title, said, nothing, latent, model)
-        for title, said, model in zip(titles, (plain, words, plain, words), (None, None, *[(styled, "model")] * 2), strict=True)
+        for title, said, model in zip(
+            titles, (plain, words, plain, words), (None, None, *[(styled, "model")] * 2), strict=True
+        )
     ]
     w.column()
     for title, one in zip(titles, made, strict=True):
@@ -418,9 +503,11 @@ def three_techniques(w: Workflow) -> None:
     w.group("1  One set of pictures", "plain")
     w.note(
         "**The three techniques on the same pictures.** The LoRA changes weights, the word an embedding, the partial "
-        "denoise nothing but the start. The comparison on the right says what each took and shows what each gives at the "
+        "denoise nothing but the start. The comparison on the right says what each took and shows what each gives "
+        "at the "
         "same seeds: a LoRA can teach what the model has never seen; a word can only point at what it knows; a partial "
-        "denoise changes one picture and learns nothing.\n\nUse the folder of *lora_train_and_use*, and copy one of its "
+        "denoise changes one picture and learns nothing.\n\nUse the folder of *lora_train_and_use*, and copy one "
+        "of its "
         "pictures into *input* itself for *One of them*.",
         300,
     )
@@ -434,13 +521,25 @@ def three_techniques(w: Workflow) -> None:
     lora = w.node("BespokeTrainLora", **wires, images=(folder, "images"), validation=2, **STYLE_TRAINING)
     w.node("BespokeSaveLora", lora=(lora, "lora"), run=(lora, "run"), filename_prefix="bespoke/compared")
     w.column()
-    word = w.node("BespokeTrainTextualInversion", **wires, images=(again, "images"), name="my-style", init_text="painting", template="style", validation=2)
+    word = w.node(
+        "BespokeTrainTextualInversion",
+        **wires,
+        images=(again, "images"),
+        name="my-style",
+        init_text="painting",
+        template="style",
+        validation=2,
+    )
     w.node("BespokeSaveEmbedding", embedding=(word, "embedding"), run=(word, "run"), name="my-style", overwrite=True)
     w.column()
     w.group("3  The same seeds", "use")
     plain = base.say("a lighthouse on a cliff")
     styled = base.say("a lighthouse on a cliff, in my style", "Prompt for the LoRA")
-    said = base.say(sentence(w, "a lighthouse on a cliff in the style of", (word, "prompt_word"), ","), "Prompt with the word", (word, "clip"))
+    said = base.say(
+        sentence(w, "a lighthouse on a cliff in the style of", (word, "prompt_word"), ","),
+        "Prompt with the word",
+        (word, "clip"),
+    )
     nothing, latent = base.nothing(), base.empty()
     start = w.node("RepeatLatentBatch", samples=base.encode(picture), amount=4), "LATENT"
     w.column()
@@ -453,20 +552,30 @@ def three_techniques(w: Workflow) -> None:
     w.column()
     images = [base.decode(one) for one in made]
     compared = w.node(
-        "BespokeCompare", images=images, runs=[(lora, "run"), (word, "run")],
+        "BespokeCompare",
+        images=images,
+        runs=[(lora, "run"), (word, "run")],
         labels="the base model\nLoRA\ntextual inversion\npartial denoise of one of the pictures, at 0.75",
-    )  # fmt: skip
+    )
     report(w, compared)
     w.column(520)
     w.node("SaveImage", "the three techniques", 560, images=(compared, "image"), filename_prefix="bespoke/compared")
 
 
 WORKFLOWS = {
-    "lora_train_and_use": lora_style, "lora_subject": lora_subject, "lora_compose": lora_compose,
-    "lora_inspect_and_scope": lora_inspect, "strength_ladder": strength_ladder, "img2img_few_steps": few_steps,
-    "inpaint_region": inpaint_region, "inpaint_soft": inpaint_soft, "inpaint_two_stages": inpaint_stages,
-    "textual_inversion": textual_inversion, "word_and_lora": word_and_lora, "three_techniques": three_techniques,
-}  # fmt: skip
+    "lora_train_and_use": lora_style,
+    "lora_subject": lora_subject,
+    "lora_compose": lora_compose,
+    "lora_inspect_and_scope": lora_inspect,
+    "strength_ladder": strength_ladder,
+    "img2img_few_steps": few_steps,
+    "inpaint_region": inpaint_region,
+    "inpaint_soft": inpaint_soft,
+    "inpaint_two_stages": inpaint_stages,
+    "textual_inversion": textual_inversion,
+    "word_and_lora": word_and_lora,
+    "three_techniques": three_techniques,
+}
 
 
 def main() -> None:

@@ -14,9 +14,17 @@ import graph
 WIDTH, GAP_X, GAP_Y, HEAD = 320, 60, 40, 90
 COLOURS = {"plain": "#3f5159", "learn": "#8a6d3b", "use": "#3b6e8a"}
 # What the page draws on a node besides its sockets and widgets, in the look that needs more room for it.
-BOXES = {"BespokeImageFolder": 430, "BespokeTrainLora": 240, "BespokeTrainTextualInversion": 240, "BespokePartialDenoise": 60,
-         "BespokeStrengthSigmas": 80, "BespokeInjectLora": 140, "BespokeLoadLora": 20, "BespokeComposeLoras": 30,
-         "StringConcatenate": 60}  # fmt: skip
+BOXES = {
+    "BespokeImageFolder": 430,
+    "BespokeTrainLora": 240,
+    "BespokeTrainTextualInversion": 240,
+    "BespokePartialDenoise": 60,
+    "BespokeStrengthSigmas": 80,
+    "BespokeInjectLora": 140,
+    "BespokeLoadLora": 20,
+    "BespokeComposeLoras": 30,
+    "StringConcatenate": 60,
+}
 AUTOGROW = "COMFY_AUTOGROW_V3"
 
 
@@ -46,18 +54,35 @@ class Workflow:
             left, top = min(n["pos"][0] for n in inside) - 20, min(n["pos"][1] for n in inside) - HEAD
             right = max(n["pos"][0] + n["size"][0] for n in inside) + 20
             bottom = max(n["pos"][1] + n["size"][1] for n in inside) + 20
-            self.groups.append({
-                "id": len(self.groups) + 1, "title": title, "bounding": [left, top, right - left, bottom - top],
-                "color": COLOURS[colour], "font_size": 24, "flags": {},
-            })  # fmt: skip
+            self.groups.append(
+                {
+                    "id": len(self.groups) + 1,
+                    "title": title,
+                    "bounding": [left, top, right - left, bottom - top],
+                    "color": COLOURS[colour],
+                    "font_size": 24,
+                    "flags": {},
+                }
+            )
             self._group = None
 
     def note(self, text: str, height: int = 200) -> None:
-        self._place({"type": "MarkdownNote", "inputs": [], "outputs": [], "widgets_values": [text], "title": "Note",
-                     "color": "#432", "bgcolor": "#653"}, height)  # fmt: skip
+        self._place(
+            {
+                "type": "MarkdownNote",
+                "inputs": [],
+                "outputs": [],
+                "widgets_values": [text],
+                "title": "Note",
+                "color": "#432",
+                "bgcolor": "#653",
+            },
+            height,
+        )
 
     def node(self, kind: str, title: str | None = None, tall: int | None = None, **values):
-        """Place a node. A value that is a pair (node, output name) becomes a link, a list of pairs a growing input's links."""
+        """Place a node. A value that is a pair (node, output name) becomes a link, a list of pairs a growing input's
+        links."""
         definition = self.info[kind]
         names = [n for part in ("required", "optional") for n in definition["input_order"].get(part, [])]
         unknown = set(values) - set(names)
@@ -79,7 +104,9 @@ class Workflow:
             linked = isinstance(value, tuple)
             if is_widget:
                 choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
-                empty = next(iter(choices), "") if combo else {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(spec[0], "")
+                empty = (
+                    next(iter(choices), "") if combo else {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False}.get(spec[0], "")
+                )
                 default = options.get("default", empty)
                 widgets.append(default if linked or value is None else value)
                 if name in graph.CONTROLLED and options.get("control_after_generate", True) is not False:
@@ -102,7 +129,13 @@ class Workflow:
         if title:
             made["title"] = title
         rows = max(sum("widget" not in s for s in inputs), len(outputs))
-        needed = 40 + 22 * rows + 30 * len(widgets) + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets) + BOXES.get(kind, 0)
+        needed = (
+            40
+            + 22 * rows
+            + 30 * len(widgets)
+            + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets)
+            + BOXES.get(kind, 0)
+        )
         node = self._place(made, tall or needed)
         for name, value in (values | growing).items():
             if isinstance(value, tuple):
@@ -111,9 +144,15 @@ class Workflow:
 
     def _place(self, made: dict, height: int) -> dict:
         node = {
-            "id": len(self.nodes) + 1, "type": made.pop("type"), "pos": [self.x, self.y], "size": [self.width, height],
-            "flags": {}, "order": len(self.nodes), "mode": 0, **made,
-        }  # fmt: skip
+            "id": len(self.nodes) + 1,
+            "type": made.pop("type"),
+            "pos": [self.x, self.y],
+            "size": [self.width, height],
+            "flags": {},
+            "order": len(self.nodes),
+            "mode": 0,
+            **made,
+        }
         node["properties"] = {"Node name for S&R": node["type"]}
         self.y += height + GAP_Y
         self.nodes.append(node)
@@ -131,10 +170,16 @@ class Workflow:
         """What the page would save."""
         self.end_group()
         return {
-            "revision": 0, "last_node_id": len(self.nodes), "last_link_id": len(self.links), "nodes": self.nodes,
-            "links": self.links, "groups": self.groups, "config": {}, "extra": {"ds": {"scale": 0.7, "offset": [120, 180]}},
+            "revision": 0,
+            "last_node_id": len(self.nodes),
+            "last_link_id": len(self.links),
+            "nodes": self.nodes,
+            "links": self.links,
+            "groups": self.groups,
+            "config": {},
+            "extra": {"ds": {"scale": 0.7, "offset": [120, 180]}},
             "version": 0.4,
-        }  # fmt: skip
+        }
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.document(), indent=1, ensure_ascii=False) + "\n", "utf-8")

@@ -24,9 +24,24 @@ MUTED, BYPASSED = 2, 4
 NOTES = ("Note", "MarkdownNote")
 VIRTUAL = (*NOTES, "Reroute", "PrimitiveNode")
 WIDGETS = {
-    "INT", "FLOAT", "BOOLEAN", "STRING", "MARKDOWN", "TEXTAREA", "COMBO", "COLOR", "COLORS", "CURVE", "RANGE",
-    "BOUNDING_BOX", "BOUNDING_BOXES", "IMAGECOMPARE", "CHART", "GALLERIA", "PAINTER",
-}  # fmt: skip
+    "INT",
+    "FLOAT",
+    "BOOLEAN",
+    "STRING",
+    "MARKDOWN",
+    "TEXTAREA",
+    "COMBO",
+    "COLOR",
+    "COLORS",
+    "CURVE",
+    "RANGE",
+    "BOUNDING_BOX",
+    "BOUNDING_BOXES",
+    "IMAGECOMPARE",
+    "CHART",
+    "GALLERIA",
+    "PAINTER",
+}
 CONTROLLED = ("seed", "noise_seed")  # the page controls INTs of these names unless the definition says otherwise
 
 
@@ -238,7 +253,8 @@ class _Graph:
 
 
 def _bypass(node: dict, slot: int, kind: str) -> dict:
-    """The input that a bypassed node passes on for its output `slot`: at the same place, else of the very type, else fitting."""
+    """The input that a bypassed node passes on for its output `slot`: at the same place, else of the very type, else
+    fitting."""
     inputs = node.get("inputs") or []
     if kind == "*":
         return inputs[slot] if slot < len(inputs) else (inputs or [{}])[0]

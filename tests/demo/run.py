@@ -30,7 +30,8 @@ import pictures
 import sheet
 from small_values import for_small_model
 
-# A workflow's file name -> heading and sentence of its section, in the order of the sheet. The later ones use files that
+# A workflow's file name -> heading and sentence of its section, in the order of the sheet. The later ones use files
+# that
 # the earlier ones save; the first `ESSENTIAL` are run unless all are asked for.
 ESSENTIAL = 4
 SECTIONS = {
@@ -40,11 +41,17 @@ SECTIONS = {
     ),
     "strength_ladder": ("Strength", "One picture denoised in part: 0 gives it back untouched, 1 makes it anew."),
     "inpaint_region": ("Inpainting", "Only what lies under the mask is repainted; every other pixel stays as it was."),
-    "textual_inversion": ("Textual inversion", "A new word learned from eight pictures; the model itself stays as it is."),
+    "textual_inversion": (
+        "Textual inversion",
+        "A new word learned from eight pictures; the model itself stays as it is.",
+    ),
     "three_techniques": ("Side by side", "One set of pictures, three techniques, the same seeds, and what each took."),
     "lora_subject": ("A subject", "A shape that the model never saw, and its class kept by prior pictures."),
     "lora_compose": ("Two LoRAs composed", "The colour and the shape, alone and as the exact sum of both."),
-    "lora_inspect_and_scope": ("A LoRA in part", "What it changes by block and projection, and what only a part of it does."),
+    "lora_inspect_and_scope": (
+        "A LoRA in part",
+        "What it changes by block and projection, and what only a part of it does.",
+    ),
     "word_and_lora": ("Word plus LoRA", "The word says what, the LoRA says how."),
     "img2img_few_steps": ("Few steps", "Four steps: two strengths in two contracts."),
     "inpaint_soft": ("Soft inpainting", "A grey mask is a strength for each place."),
@@ -269,7 +276,10 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
             sheet.thumbnail(sections[-1]).save(base / "thumbnails" / f"{path.stem}.jpg", quality=88)
             count += made
             print(f"  {made} pictures, {time.monotonic() - start:.0f} s", flush=True)
-    foot = f"ComfyUI {stats['comfyui_version']}, PyTorch {stats['pytorch_version']}, CPU: {count} pictures in {time.monotonic() - began:.0f} s"
+    foot = (
+        f"ComfyUI {stats['comfyui_version']}, PyTorch {stats['pytorch_version']}, CPU: {count} pictures in "
+        f"{time.monotonic() - began:.0f} s"
+    )
     page = sheet.save(sheet.contact_sheet(sections, "Bespoke", foot), base / "contact_sheet.png")
     print(f"\nPictures:      {base / 'pictures'}\nContact sheet: {page}", flush=True)
     return page

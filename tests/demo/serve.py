@@ -1,6 +1,7 @@
-"""ComfyUI's page with this pack, the small model, the demo's inputs, and the example workflows with the small model's values.
+"""ComfyUI's page with this pack, the small model, the demo's inputs, and the example workflows with the small model's
+values.
 
-    python tests/demo/serve.py --base DIR --checkpoint FILE [--port N] [options of ComfyUI]
+python tests/demo/serve.py --base DIR --checkpoint FILE [--port N] [options of ComfyUI]
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def main() -> int:
     pictures.make(base / "input")
     process = subprocess.Popen(host.command(base, args.port, options), cwd=base)
     print(
-        f"ComfyUI starts at http://127.0.0.1:{args.port} (about 10 s); its files are in {base}. The workflows are in its "
+        f"ComfyUI starts at http://127.0.0.1:{args.port} (about 10 s); its files are in {base}. The workflows are "
+        "in its "
         f"list of workflows under {FOLDER!r}. Ctrl-C ends it.",
         flush=True,
     )

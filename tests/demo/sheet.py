@@ -116,7 +116,8 @@ def save(page: Image.Image, path: Path) -> Path:
 
 
 def thumbnail(section: Section) -> Image.Image:
-    """What the template browser shows of a workflow: the first picture of each group under its label, at most six, on 480x320."""
+    """What the template browser shows of a workflow: the first picture of each group under its label, at most six, on
+    480x320."""
     firsts = [(group.label, group.pictures[0]) for group in section.groups if group.pictures][:6]
     columns = {1: 1, 2: 2, 4: 2}.get(len(firsts), 3)
     rows = -(-len(firsts) // columns)

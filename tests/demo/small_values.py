@@ -21,17 +21,34 @@ VALUES: dict[str, dict[str, object]] = {
     "LoadImage": {"image": {"my_picture.png": pictures.PICTURE, "my_style.png": pictures.ONE}},
     "LoadImageMask": {"image": pictures.MASK},
     "BespokeImageFolder": {
-        "folder": {"my_style": pictures.TEAL, "The same, for the word": pictures.TEAL_WORD, "my_subject": pictures.HEART,
-                   "my_class": pictures.CLASS, "my_thing": pictures.PINK},
-        "trigger": "", "captions": "text files",
+        "folder": {
+            "my_style": pictures.TEAL,
+            "The same, for the word": pictures.TEAL_WORD,
+            "my_subject": pictures.HEART,
+            "my_class": pictures.CLASS,
+            "my_thing": pictures.PINK,
+        },
+        "trigger": "",
+        "captions": "text files",
     },
     # What shows a new colour soonest on the small model; tests/bench/bench_lora_concept.py compares settings.
-    "BespokeTrainLora": {"learning_rate": 0.001, "rank": 8, "alpha": 8.0, "steps": 300, "warmup_steps": 10, "ema": 0.95,
-                         "timestep_sampling": "shifted", "loss_weighting": "debiased"},
+    "BespokeTrainLora": {
+        "learning_rate": 0.001,
+        "rank": 8,
+        "alpha": 8.0,
+        "steps": 300,
+        "warmup_steps": 10,
+        "ema": 0.95,
+        "timestep_sampling": "shifted",
+        "loss_weighting": "debiased",
+    },
     # Where the word is a colour, the LoRA that goes with it is the one of a shape.
     "BespokeLoadLora": {"lora_name": {"The LoRA": SUBJECT, STYLE: STYLE, SUBJECT: SUBJECT}},
     "BespokeTrainTextualInversion": {
-        "learning_rate": 0.02, "steps": 60, "template": "captions", "init_text": {"toy": "red", "painting": "blue"},
+        "learning_rate": 0.02,
+        "steps": 60,
+        "template": "captions",
+        "init_text": {"toy": "red", "painting": "blue"},
     },
     "CLIPTextEncode": {
         "text": {
@@ -54,15 +71,23 @@ VALUES: dict[str, dict[str, object]] = {
         "string_b": {"": "", "on a table": "circle on white", ",": "circle on white"},
     },
     "KSampler": {"steps": 16, **STRENGTH},
-    "KSamplerAdvanced": {"steps": 20, "end_at_step": {12: 10, 10000: 10000}, "start_at_step": {0: 0, 12: 10}, **STRENGTH},
+    "KSamplerAdvanced": {
+        "steps": 20,
+        "end_at_step": {12: 10, 10000: 10000},
+        "start_at_step": {0: 0, 12: 10},
+        **STRENGTH,
+    },
     "BespokePartialDenoise": {"steps": {25: 20, 4: 4}, **STRENGTH},
     "CFGGuider": {"cfg": 2.0},
-    "BespokeLatentMaskBlend": {"feather": {24: 0, 64: 24}},  # it paints in cells of 8 px, which a feather would only blur
-}  # fmt: skip
+    "BespokeLatentMaskBlend": {
+        "feather": {24: 0, 64: 24}
+    },  # it paints in cells of 8 px, which a feather would only blur
+}
 
 
 def for_small_model(workflow: dict, object_info: dict) -> dict:
-    """A copy of an example workflow with the values of the small model. `GraphError` names a value that is not listed."""
+    """A copy of an example workflow with the values of the small model. `GraphError` names a value that is not
+    listed."""
     workflow = copy.deepcopy(workflow)
     for node in workflow["nodes"]:
         for name, value in VALUES.get(node["type"], {}).items():
@@ -71,7 +96,9 @@ def for_small_model(workflow: dict, object_info: dict) -> dict:
                 was = graph.widget_values(node, definition)[name]
                 key = node["title"] if node.get("title") in value else was
                 if key not in value:
-                    raise graph.GraphError(f"node {node['id']} ({node['type']}): no value of the small model for {name} = {was!r}")
+                    raise graph.GraphError(
+                        f"node {node['id']} ({node['type']}): no value of the small model for {name} = {was!r}"
+                    )
                 value = value[key]
             graph.set_widget(node, definition, name, value)
     return workflow

@@ -2,7 +2,8 @@
 
 `wrap(denoise, kind)` gives a ModelPatcher that samples like any other: the module inside is asked in the model's own
 terms (scaled input, timestep) and answers with epsilon, v or velocity such that ComfyUI arrives at `denoise(y, s)`,
-where y = latent + s * noise. For flow, x = (1 - sigma) latent + sigma noise, so y = x / (1 - sigma), s = sigma / (1 - sigma).
+where y = latent + s * noise. For flow, x = (1 - sigma) latent + sigma noise, so y = x / (1 - sigma), s = sigma / (1 -
+sigma).
 """
 
 from __future__ import annotations

@@ -14,36 +14,96 @@ import torch
 
 CPU = torch.device("cpu")
 TEXT = 32  # width of the small language models
-_LLAMA = {"hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 1, "num_key_value_heads": 1}
+_LLAMA = {
+    "hidden_size": TEXT,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
 _T5 = {"d_ff": 64, "d_kv": 8, "d_model": TEXT, "num_heads": 2, "num_layers": 2}
 QWEN = {
-    "image_model": "qwen_image", "in_channels": 64, "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2,
-    "joint_attention_dim": TEXT, "axes_dims_rope": (8, 12, 12), "dtype": torch.float32,
-}  # fmt: skip
-Z_IMAGE = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": TEXT, "n_layers": 2,
-    "n_refiner_layers": 1, "qk_norm": True, "n_heads": 4, "n_kv_heads": 4, "axes_dims": [16, 24, 24], "rope_theta": 256.0,
-    "multiple_of": 32, "ffn_dim_multiplier": 1.0, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 2,
+    "joint_attention_dim": TEXT,
+    "axes_dims_rope": (8, 12, 12),
     "dtype": torch.float32,
-}  # fmt: skip
+}
+Z_IMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 16,
+    "dim": 256,
+    "cap_feat_dim": TEXT,
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "qk_norm": True,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "axes_dims": [16, 24, 24],
+    "rope_theta": 256.0,
+    "multiple_of": 32,
+    "ffn_dim_multiplier": 1.0,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+    "dtype": torch.float32,
+}
 # Two queries to a key, as Lumina 2's, and no modulation of Z-Image's.
 LUMINA2 = {
-    **Z_IMAGE, "dim": 96, "n_kv_heads": 2, "axes_dims": [8, 8, 8], "rope_theta": 10000.0, "z_image_modulation": False,
-    "time_scale": 1.0, "pad_tokens_multiple": None,
-}  # fmt: skip
+    **Z_IMAGE,
+    "dim": 96,
+    "n_kv_heads": 2,
+    "axes_dims": [8, 8, 8],
+    "rope_theta": 10000.0,
+    "z_image_modulation": False,
+    "time_scale": 1.0,
+    "pad_tokens_multiple": None,
+}
 WAN = {
-    "image_model": "wan2.1", "model_type": "t2v", "dim": 64, "out_dim": 16, "in_dim": 16, "num_heads": 2, "ffn_dim": 128,
-    "num_layers": 2, "freq_dim": 32, "text_dim": TEXT, "dtype": torch.float32,
-}  # fmt: skip
+    "image_model": "wan2.1",
+    "model_type": "t2v",
+    "dim": 64,
+    "out_dim": 16,
+    "in_dim": 16,
+    "num_heads": 2,
+    "ffn_dim": 128,
+    "num_layers": 2,
+    "freq_dim": 32,
+    "text_dim": TEXT,
+    "dtype": torch.float32,
+}
 FLUX2 = {
-    **tiny.FLUX, "image_model": "flux2", "in_channels": 128, "out_channels": 128, "patch_size": 1, "axes_dim": [8, 8, 8, 8],
-    "mlp_ratio": 3.0, "theta": 2000, "vec_in_dim": None, "context_in_dim": 3 * TEXT, "qkv_bias": False, "txt_ids_dims": [3],
-    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
-}  # fmt: skip
+    **tiny.FLUX,
+    "image_model": "flux2",
+    "in_channels": 128,
+    "out_channels": 128,
+    "patch_size": 1,
+    "axes_dim": [8, 8, 8, 8],
+    "mlp_ratio": 3.0,
+    "theta": 2000,
+    "vec_in_dim": None,
+    "context_in_dim": 3 * TEXT,
+    "qkv_bias": False,
+    "txt_ids_dims": [3],
+    "global_modulation": True,
+    "mlp_silu_act": True,
+    "ops_bias": False,
+}
 CHROMA = {
-    **{k: v for k, v in tiny.FLUX.items() if k != "guidance_embed"}, "image_model": "chroma", "in_channels": 64,
-    "out_channels": 64, "context_in_dim": TEXT, "in_dim": 64, "out_dim": 64, "hidden_dim": 32, "n_layers": 2,
-}  # fmt: skip
+    **{k: v for k, v in tiny.FLUX.items() if k != "guidance_embed"},
+    "image_model": "chroma",
+    "in_channels": 64,
+    "out_channels": 64,
+    "context_in_dim": TEXT,
+    "in_dim": 64,
+    "out_dim": 64,
+    "hidden_dim": 32,
+    "n_layers": 2,
+}
 # How SD2's checkpoints in v show themselves to ComfyUI: by the spread of this bias.
 _V = {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([1.0, -1.0])}
 _SIZES = 6 * 256  # SDXL's size, crop and target, 256 numbers each
@@ -75,7 +135,14 @@ def wan_vae():
     import comfy.sd
     from comfy.ldm.wan.vae import WanVAE
 
-    small = WanVAE(dim=12, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[], temperal_downsample=[False, True, True])
+    small = WanVAE(
+        dim=12,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+    )
     tiny.fill(small, 3)
     return comfy.sd.VAE(sd=small.state_dict())
 
@@ -90,7 +157,11 @@ def sd2_v(**more):
 
     config = tiny.SMALLEST | {"use_linear_in_transformer": True, "model_channels": 64} | more  # heads are 64 wide
     h = {"hidden_size": tiny.CONTEXT, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2}
-    return _base(comfy.supported_models.SD20(config), _V), _encoder(text.SD2ClipModel, text.SD2Tokenizer, clip_h=h), tiny.vae()
+    return (
+        _base(comfy.supported_models.SD20(config), _V),
+        _encoder(text.SD2ClipModel, text.SD2Tokenizer, clip_h=h),
+        tiny.vae(),
+    )
 
 
 def inpainting(**more):
@@ -115,9 +186,23 @@ def sdxl_refiner(**more):
     import comfy.sdxl_clip as text
     import comfy.supported_models
 
-    config = tiny.SDXL | {"context_dim": tiny.CONTEXT, "adm_in_channels": tiny.CONTEXT + 5 * 256, "num_classes": "sequential"} | more
-    g = {"hidden_size": tiny.CONTEXT, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": tiny.CONTEXT}
-    return _base(comfy.supported_models.SDXLRefiner(config)), _encoder(text.SDXLRefinerClipModel, text.SDXLTokenizer, clip_g=g), tiny.vae()
+    config = (
+        tiny.SDXL
+        | {"context_dim": tiny.CONTEXT, "adm_in_channels": tiny.CONTEXT + 5 * 256, "num_classes": "sequential"}
+        | more
+    )
+    g = {
+        "hidden_size": tiny.CONTEXT,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": tiny.CONTEXT,
+    }
+    return (
+        _base(comfy.supported_models.SDXLRefiner(config)),
+        _encoder(text.SDXLRefinerClipModel, text.SDXLTokenizer, clip_g=g),
+        tiny.vae(),
+    )
 
 
 def flux_fill(**more):
@@ -141,7 +226,11 @@ def chroma(**more):
     import comfy.supported_models
     import comfy.text_encoders.pixart_t5 as text
 
-    return _base(comfy.supported_models.Chroma(CHROMA | more)), _encoder(text.pixart_te(), text.PixArtTokenizer, t5xxl=_T5), tiny.vae(16)
+    return (
+        _base(comfy.supported_models.Chroma(CHROMA | more)),
+        _encoder(text.pixart_te(), text.PixArtTokenizer, t5xxl=_T5),
+        tiny.vae(16),
+    )
 
 
 def qwen_image(**more):
@@ -156,7 +245,11 @@ def z_image(**more):
     import comfy.supported_models
     import comfy.text_encoders.z_image as text
 
-    return _base(comfy.supported_models.ZImage(Z_IMAGE | more)), _encoder(text.te(), text.ZImageTokenizer, qwen3_4b=_LLAMA), tiny.vae(16)
+    return (
+        _base(comfy.supported_models.ZImage(Z_IMAGE | more)),
+        _encoder(text.te(), text.ZImageTokenizer, qwen3_4b=_LLAMA),
+        tiny.vae(16),
+    )
 
 
 def lumina2(**more):
@@ -192,21 +285,44 @@ def _words() -> torch.Tensor:
     import sentencepiece
 
     out = io.BytesIO()
-    lines = [f"a {colour} {shape} on {ground}" for colour in ("red", "blue", "teal") for shape in ("circle", "ring", "heart")
-             for ground in ("white", "black")]  # fmt: skip
+    lines = [
+        f"a {colour} {shape} on {ground}"
+        for colour in ("red", "blue", "teal")
+        for shape in ("circle", "ring", "heart")
+        for ground in ("white", "black")
+    ]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_writer=out, vocab_size=64, hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2,
-        bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(lines),
+        model_writer=out,
+        vocab_size=64,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
     return torch.frombuffer(bytearray(out.getvalue()), dtype=torch.uint8)
 
 
 MAKERS = {
-    "sd15": sd15, "sd2_v": sd2_v, "sdxl": sdxl, "sdxl_refiner": sdxl_refiner, "inpainting": inpainting,
-    "sdxl_inpainting": sdxl_inpainting, "sd3": tiny.sd3, "flux": tiny.flux, "flux_fill": flux_fill, "flux2": flux2,
-    "chroma": chroma, "qwen_image": qwen_image, "z_image": z_image, "lumina2": lumina2, "wan": wan,
+    "sd15": sd15,
+    "sd2_v": sd2_v,
+    "sdxl": sdxl,
+    "sdxl_refiner": sdxl_refiner,
+    "inpainting": inpainting,
+    "sdxl_inpainting": sdxl_inpainting,
+    "sd3": tiny.sd3,
+    "flux": tiny.flux,
+    "flux_fill": flux_fill,
+    "flux2": flux2,
+    "chroma": chroma,
+    "qwen_image": qwen_image,
+    "z_image": z_image,
+    "lumina2": lumina2,
+    "wan": wan,
     "wan22": wan22,
-}  # fmt: skip
+}
 FAMILIES = tuple(MAKERS)
 WITH_CLIP = ("sd15", "sd2_v", "sdxl", "sdxl_refiner", "inpainting", "sdxl_inpainting", "sd3", "flux", "flux_fill")
 

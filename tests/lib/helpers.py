@@ -67,7 +67,11 @@ def sprite_set(seed: int, count: int, word: str | None = None, side: int = 128, 
     pairs = sprites.training_set(np.random.default_rng(seed), count, **kind)
     shared = next(iter(kind.values()))
     items = [
-        TrainingImage(f"sprite {i}", torch.from_numpy(np.array(image.resize((side, side), Image.NEAREST))), text.replace(shared, word or shared))
+        TrainingImage(
+            f"sprite {i}",
+            torch.from_numpy(np.array(image.resize((side, side), Image.NEAREST))),
+            text.replace(shared, word or shared),
+        )
         for i, (image, text) in enumerate(pairs)
     ]
     return ImageSet(tuple(items), "", fingerprint(items))
@@ -80,9 +84,18 @@ def sample(run_node, model, clip, vae, prompts, count, cfg=2.0, steps=16, seed=1
     for prompt in prompts:
         (positive,) = run_node("CLIPTextEncode", clip=clip, text=prompt)
         (latent,) = run_node(
-            "KSampler", model=model, seed=seed, steps=steps, cfg=cfg, sampler_name="euler", scheduler="normal",
-            positive=positive, negative=negative, latent_image={"samples": torch.zeros(count, 4, 16, 16)}, denoise=1.0,
-        )  # fmt: skip
+            "KSampler",
+            model=model,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler_name="euler",
+            scheduler="normal",
+            positive=positive,
+            negative=negative,
+            latent_image={"samples": torch.zeros(count, 4, 16, 16)},
+            denoise=1.0,
+        )
         (pixels,) = run_node("VAEDecode", vae=vae, samples=latent)
         out += [Image.fromarray((p.cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)) for p in pixels]
     return out

@@ -17,7 +17,8 @@ _base: Path | None = None
 
 
 def start_comfyui() -> Path:
-    """Put ComfyUI on `sys.path` and start its parts in this process, once, on the CPU, in a base directory of its own."""
+    """Put ComfyUI on `sys.path` and start its parts in this process, once, on the CPU, in a base directory of its
+    own."""
     global _base
     if _base is not None:
         return _base

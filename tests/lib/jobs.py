@@ -58,7 +58,9 @@ def step_lost(job: Path) -> tuple[int, int]:
     """(the last step of the first start, the step that the second one went on from)."""
     lines = [json.loads(line) for line in (job / "log.jsonl").read_text().splitlines()]
     first, second = (place for place, line in enumerate(lines) if line["event"] == "start")
-    steps = [[line["step"] for line in part if line["event"] == "step"] for part in (lines[first:second], lines[second:])]
+    steps = [
+        [line["step"] for line in part if line["event"] == "step"] for part in (lines[first:second], lines[second:])
+    ]
     return steps[0][-1], steps[1][0] - 1
 
 
@@ -122,9 +124,13 @@ class Ranks:
         self.out, self.base, self._number = out, comfyui, 0
         self.errors = (out / "errors.txt").open("w")
         self.process = subprocess.Popen(
-            [sys.executable, ranks.__file__, str(comfyui)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            [sys.executable, ranks.__file__, str(comfyui)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
 
     def _hear(self) -> dict:
         line = self.process.stdout.readline()
@@ -132,9 +138,15 @@ class Ranks:
         return json.loads(line)
 
     def start(
-        self, *jobs: Path, options: list[str] = (), port: int | None = None, env: dict | None = None, last: list[str] = ()
-    ) -> list[int]:  # fmt: skip
-        """One process for each of `jobs`, usually the same one several times; gives their ids. last: more options of the last."""
+        self,
+        *jobs: Path,
+        options: list[str] = (),
+        port: int | None = None,
+        env: dict | None = None,
+        last: list[str] = (),
+    ) -> list[int]:
+        """One process for each of `jobs`, usually the same one several times; gives their ids. last: more options of
+        the last."""
         self._number += 1
         port = free_port() if port is None and len(jobs) > 1 else port
         arguments = [[str(job), *options] for job in jobs]
@@ -147,7 +159,9 @@ class Ranks:
 
     def ended(self, seconds: float = 240) -> tuple[list[int], list[str]]:
         """(exit status of each, what each said). Those that have not ended after so long are killed."""
-        late = threading.Timer(seconds, lambda: [os.kill(pid, signal.SIGKILL) for pid in self.pids if psutil.pid_exists(pid)])
+        late = threading.Timer(
+            seconds, lambda: [os.kill(pid, signal.SIGKILL) for pid in self.pids if psutil.pid_exists(pid)]
+        )
         late.start()
         statuses = self._hear()["statuses"]
         late.cancel()
@@ -168,6 +182,9 @@ def torchrun(job: Path, comfyui: Path, count: int, *options: str) -> subprocess.
     """The documented command, in processes of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *options]
     return subprocess.Popen(
-        [*command, str(ranks.COMMAND), str(job), "--base-directory", str(comfyui)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [*command, str(ranks.COMMAND), str(job), "--base-directory", str(comfyui)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )

@@ -7,9 +7,17 @@ import pytest
 # One of each family: plain, ancestral, two evaluations, drops a sigma, steps of its own, SDE, multistep, consistency,
 # predictor-corrector, CFG++ (steps along the unconditional prediction), exponential with churn.
 SAMPLERS = (
-    "euler", "euler_ancestral", "dpm_2", "dpm_adaptive", "dpmpp_2m_sde", "ipndm_v", "lcm", "uni_pc", "euler_cfg_pp",
+    "euler",
+    "euler_ancestral",
+    "dpm_2",
+    "dpm_adaptive",
+    "dpmpp_2m_sde",
+    "ipndm_v",
+    "lcm",
+    "uni_pc",
+    "euler_cfg_pp",
     "exp_heun_2_x0_sde",
-)  # fmt: skip
+)
 
 
 def spread(values, usual):

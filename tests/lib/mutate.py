@@ -9,8 +9,27 @@ import struct
 
 Header = dict[str, dict]
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "C64", "F4", "X")
-_PARTS = ("alpha", "lora_up.weight", "lora_down.weight", "lora_mid.weight", "dora_scale", "hada_w1_a", "hada_t1", "lokr_w1", "lokr_w2_b",
-          "oft_blocks", "rescale", "diff", "diff_b", "w_norm", "a1.weight", "set_weight", "reshape_weight", "lora_A.default.weight", "x")  # fmt: skip
+_PARTS = (
+    "alpha",
+    "lora_up.weight",
+    "lora_down.weight",
+    "lora_mid.weight",
+    "dora_scale",
+    "hada_w1_a",
+    "hada_t1",
+    "lokr_w1",
+    "lokr_w2_b",
+    "oft_blocks",
+    "rescale",
+    "diff",
+    "diff_b",
+    "w_norm",
+    "a1.weight",
+    "set_weight",
+    "reshape_weight",
+    "lora_A.default.weight",
+    "x",
+)
 
 
 def split(data: bytes) -> tuple[Header, bytes]:
@@ -82,8 +101,18 @@ def _dtype(data, draw):
 def _shape(data, draw):
     header, body, key = _entry(data, draw)
     shape = list(header[key]["shape"])
-    draw.choice((shape.reverse, lambda: shape.append(1), lambda: shape.insert(0, 1), shape.clear, lambda: shape.append(0),
-                 lambda: shape.append(2**40), lambda: shape.append(-1), lambda: shape.__setitem__(slice(None), [math.prod(shape)])))()  # fmt: skip
+    draw.choice(
+        (
+            shape.reverse,
+            lambda: shape.append(1),
+            lambda: shape.insert(0, 1),
+            shape.clear,
+            lambda: shape.append(0),
+            lambda: shape.append(2**40),
+            lambda: shape.append(-1),
+            lambda: shape.__setitem__(slice(None), [math.prod(shape)]),
+        )
+    )()
     header[key]["shape"] = shape
     return join(header, body)
 
@@ -92,7 +121,16 @@ def _offsets(data, draw):
     header, body, key = _entry(data, draw)
     other = _entry(data, draw)[2]
     start, stop = header[key]["data_offsets"]
-    header[key]["data_offsets"] = draw.choice((header[other]["data_offsets"], [stop, start], [start, stop + 4], [0, len(body)], [start - 4, stop - 4], [2**62, 2**63]))
+    header[key]["data_offsets"] = draw.choice(
+        (
+            header[other]["data_offsets"],
+            [stop, start],
+            [start, stop + 4],
+            [0, len(body)],
+            [start - 4, stop - 4],
+            [2**62, 2**63],
+        )
+    )
     return join(header, body)
 
 
@@ -100,8 +138,20 @@ def _renamed(data, draw):
     header, body, key = _entry(data, draw)
     layer, _, part = key.partition(".lora") if ".lora" in key else key.rpartition(".")
     other = _entry(data, draw)[2]
-    name = draw.choice((f"{layer}.{draw.choice(_PARTS)}", key.replace("attn2", "attn1"), key.replace("to_k", "to_out.0"), part or "x", other,
-                        "lora_te_text_model_encoder_layers_0_mlp_fc1." + draw.choice(_PARTS), key * 50, "\u0000" + key, "." + key, ""))  # fmt: skip
+    name = draw.choice(
+        (
+            f"{layer}.{draw.choice(_PARTS)}",
+            key.replace("attn2", "attn1"),
+            key.replace("to_k", "to_out.0"),
+            part or "x",
+            other,
+            "lora_te_text_model_encoder_layers_0_mlp_fc1." + draw.choice(_PARTS),
+            key * 50,
+            "\u0000" + key,
+            "." + key,
+            "",
+        )
+    )
     header[name] = header.pop(key)
     return join(header, body)
 
@@ -125,10 +175,20 @@ def _dropped(data, draw):
 
 def _meta(data, draw):
     header, body = split(data)
-    header["__metadata__"] = draw.choice((
-        {"lora_adapter_metadata": "["}, {"lora_adapter_metadata": '{"unet.lora_alpha": "x"}'}, {"lora_adapter_metadata": '{"unet.lora_alpha": 1e400}'},
-        {"ss_tag_frequency": '{"a": [1]}'}, {"ss_tag_frequency": "[" * 2000}, {"workflow": '{"nodes": {}}'}, {"a": 1}, [], "x", {"modelspec.architecture": "\u202e" * 500},
-    ))  # fmt: skip
+    header["__metadata__"] = draw.choice(
+        (
+            {"lora_adapter_metadata": "["},
+            {"lora_adapter_metadata": '{"unet.lora_alpha": "x"}'},
+            {"lora_adapter_metadata": '{"unet.lora_alpha": 1e400}'},
+            {"ss_tag_frequency": '{"a": [1]}'},
+            {"ss_tag_frequency": "[" * 2000},
+            {"workflow": '{"nodes": {}}'},
+            {"a": 1},
+            [],
+            "x",
+            {"modelspec.architecture": "\u202e" * 500},
+        )
+    )
     return join(header, body)
 
 
@@ -141,5 +201,25 @@ def _numbers(data, draw):
     return join(header, body[:at] + struct.pack("<f", value) + body[at + 4 :])
 
 
-_ALL = (_header_bytes, _body_bytes, _length, _cut, _grown, _dtype, _dtype, _shape, _shape, _offsets, _offsets, _renamed, _renamed, _renamed,
-        _twice, _dropped, _dropped, _meta, _numbers, _numbers)  # fmt: skip
+_ALL = (
+    _header_bytes,
+    _body_bytes,
+    _length,
+    _cut,
+    _grown,
+    _dtype,
+    _dtype,
+    _shape,
+    _shape,
+    _offsets,
+    _offsets,
+    _renamed,
+    _renamed,
+    _renamed,
+    _twice,
+    _dropped,
+    _dropped,
+    _meta,
+    _numbers,
+    _numbers,
+)

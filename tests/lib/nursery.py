@@ -1,6 +1,7 @@
 """Trainings in processes that can be killed: ComfyUI is imported once here, each training is a fork of this process.
 
-Lines in: a request as JSON, {"node": ..., "result": file stem, "settings": {...}}. Lines out: {"pid": ...} when it runs,
+Lines in: a request as JSON, {"node": ..., "result": file stem, "settings": {...}}. Lines out: {"pid": ...} when it
+runs,
 {"status": ...} when it ended. One thread, and nothing is computed with a graph before a fork.
 """
 
@@ -48,7 +49,9 @@ def train(node: str, result: str, settings: dict, made) -> None:
         run("BespokeSaveEmbedding", embedding=out[1], name=result, overwrite=True)
     else:
         run("BespokeSaveLora", lora=out[1], filename_prefix=result, dtype="fp32")
-    Path(inprocess.start_comfyui() / f"{result}.json").write_text(json.dumps({"losses": losses["loss"], "held_out": record.held_out, "id": record.id}))
+    Path(inprocess.start_comfyui() / f"{result}.json").write_text(
+        json.dumps({"losses": losses["loss"], "held_out": record.held_out, "id": record.id})
+    )
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Processes of a job that start at once: torch and ComfyUI are imported here, each process is a fork of this one.
 
-Lines in: {"arguments": [[...] of each process], "port": ..., "out": folder, "env": {...}}. Lines out: {"pids": [...]} when
+Lines in: {"arguments": [[...] of each process], "port": ..., "out": folder, "env": {...}}. Lines out: {"pids": [...]}
+when
 they run, {"statuses": [...]} when all have ended; what each said lies in out/RANK.txt. Started with a base directory.
 """
 
@@ -29,7 +30,13 @@ def child(command, rank: int, request: dict) -> int:
     os.dup2(text, 1)
     os.dup2(text, 2)
     if size > 1 or request.get("port"):
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request["port"])}
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(request["port"]),
+        }
     os.environ |= request.get("env", {})
     return command.main(request["arguments"][rank])
 

@@ -8,19 +8,42 @@ import torch
 
 WIDTH, CONTEXT = 32, 48
 SD15 = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": WIDTH, "num_res_blocks": [2, 2, 2, 2],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1, "channel_mult": [1, 2, 2, 2], "use_linear_in_transformer": False,
-    "context_dim": CONTEXT, "num_heads": 2, "num_head_channels": -1, "use_spatial_transformer": True,
-    "use_temporal_attention": False, "legacy": False, "adm_in_channels": None,
-}  # fmt: skip
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": WIDTH,
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "channel_mult": [1, 2, 2, 2],
+    "use_linear_in_transformer": False,
+    "context_dim": CONTEXT,
+    "num_heads": 2,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
+    "adm_in_channels": None,
+}
 # A single level: three attention blocks, for tests of what happens around a model.
-SMALLEST = {**SD15, "channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [1, 1]}
+SMALLEST = {
+    **SD15,
+    "channel_mult": [1],
+    "num_res_blocks": [1],
+    "transformer_depth": [1],
+    "transformer_depth_output": [1, 1],
+}
 SDXL = {
-    **SD15, "num_res_blocks": [2, 2, 2], "transformer_depth": [0, 0, 2, 2, 3, 3], "channel_mult": [1, 2, 2],
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 3, 3, 3], "transformer_depth_middle": 3,
-    "use_linear_in_transformer": True, "context_dim": 96,
-}  # fmt: skip
+    **SD15,
+    "num_res_blocks": [2, 2, 2],
+    "transformer_depth": [0, 0, 2, 2, 3, 3],
+    "channel_mult": [1, 2, 2],
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 3, 3, 3],
+    "transformer_depth_middle": 3,
+    "use_linear_in_transformer": True,
+    "context_dim": 96,
+}
 
 
 def fill(module: torch.nn.Module, seed: int) -> None:
@@ -55,7 +78,13 @@ def clip(two: bool = False, width: int = CONTEXT):
     import comfy.sd1_clip
     import comfy.sdxl_clip
 
-    small = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": width}
+    small = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": width,
+    }
 
     class Target:
         params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
@@ -108,7 +137,9 @@ def linear_layers(model, pattern: str = "attn") -> dict[str, tuple[int, int]]:
     }
 
 
-def random_lora(layers: dict[str, tuple[int, int]], rank: int = 4, alpha: float | None = 2.0, seed: int = 0, size: float = 0.3) -> dict:
+def random_lora(
+    layers: dict[str, tuple[int, int]], rank: int = 4, alpha: float | None = 2.0, seed: int = 0, size: float = 0.3
+) -> dict:
     """A LoRA in ComfyUI's names that moves every layer by about `size` of its own norm."""
     generator = torch.Generator().manual_seed(seed)
     out = {}
@@ -133,15 +164,37 @@ def vae(channels: int = 4):
 
 
 FLUX = {
-    "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": CONTEXT, "context_in_dim": 64, "hidden_size": 64,
-    "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [8, 12, 12], "theta": 10000,
-    "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [], "dtype": torch.float32,
-}  # fmt: skip
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": CONTEXT,
+    "context_in_dim": 64,
+    "hidden_size": 64,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": True,
+    "txt_ids_dims": [],
+    "dtype": torch.float32,
+}
 SD3 = {
-    "in_channels": 16, "patch_size": 2, "depth": 2, "input_size": None, "adm_in_channels": 2 * CONTEXT, "pos_embed_max_size": 24,
-    "num_patches": 576, "qk_norm": "rms", "dtype": torch.float32, "x_block_self_attn_layers": [0], "context_embedder_config":
-    {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
-}  # fmt: skip
+    "in_channels": 16,
+    "patch_size": 2,
+    "depth": 2,
+    "input_size": None,
+    "adm_in_channels": 2 * CONTEXT,
+    "pos_embed_max_size": 24,
+    "num_patches": 576,
+    "qk_norm": "rms",
+    "dtype": torch.float32,
+    "x_block_self_attn_layers": [0],
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 128}},
+}
 
 
 def flux(seed: int = 0, **changes):
@@ -155,7 +208,8 @@ def flux(seed: int = 0, **changes):
 
 
 def sd3(seed: int = 0, **changes):
-    """(model, clip, vae) of SD3's own classes, the first of its two blocks with SD3.5 medium's second attention, without T5."""
+    """(model, clip, vae) of SD3's own classes, the first of its two blocks with SD3.5 medium's second attention,
+    without T5."""
     import comfy.model_base
     import comfy.supported_models
     import comfy.text_encoders.sd3_clip as text
@@ -172,7 +226,9 @@ def _flow(base, seed: int):
         if name.endswith(("mod.lin.bias", "modulation.lin.bias", "adaLN_modulation.1.bias")):
             parameter.add_(0.5)  # gates that let a block's work through
     for buffer in base.diffusion_model.buffers():
-        buffer.copy_(0.1 * torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed)))  # SD3's place embedding
+        buffer.copy_(
+            0.1 * torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed))
+        )  # SD3's place embedding
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
 
@@ -191,6 +247,17 @@ def _text(model, tokens, t5_width: int = 64):
 
 def text_options(t5_width: int = 64) -> dict:
     """The sizes of a small CLIP-L, CLIP-G and T5."""
-    small = {"hidden_size": CONTEXT, "intermediate_size": 2 * CONTEXT, "num_hidden_layers": 3, "num_attention_heads": 2, "projection_dim": CONTEXT}
+    small = {
+        "hidden_size": CONTEXT,
+        "intermediate_size": 2 * CONTEXT,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": CONTEXT,
+    }
     t5 = {"d_ff": 64, "d_kv": 8, "d_model": t5_width, "num_heads": 2, "num_layers": 1}
-    return {"clip_l_model_config": small, "clip_g_model_config": small, "t5xxl_model_config": t5, "dtype": torch.float32}
+    return {
+        "clip_l_model_config": small,
+        "clip_g_model_config": small,
+        "t5xxl_model_config": t5,
+        "dtype": torch.float32,
+    }

@@ -40,7 +40,8 @@ def comfyui() -> Path:
 
 
 def keeps_a_log() -> bool:
-    """Whether this ComfyUI writes a log with a level on every line beside what it prints: older ones (0.24.1) do not."""
+    """Whether this ComfyUI writes a log with a level on every line beside what it prints: older ones (0.24.1) do
+    not."""
     return "LEVEL FILE" in (comfyui() / "comfy" / "cli_args.py").read_text("utf-8")
 
 
@@ -105,17 +106,27 @@ def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) ->
     `$BESPOKE_FRONTEND` is the folder of another page than the host's own.
     """
     return [
-        sys.executable, str(comfyui() / "main.py"),
-        "--base-directory", str(base),
-        "--database-url", f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}",
-        "--listen", "127.0.0.1", "--port", str(port),
+        sys.executable,
+        str(comfyui() / "main.py"),
+        "--base-directory",
+        str(base),
+        "--database-url",
+        f"sqlite:///{(base / 'user' / 'comfyui.db').as_posix()}",
+        "--listen",
+        "127.0.0.1",
+        "--port",
+        str(port),
         "--disable-auto-launch",
-        "--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK,
+        "--disable-all-custom-nodes",
+        "--whitelist-custom-nodes",
+        PACK,
         # A log with the time and the level on every line; naming it keeps the default one out of the working folder.
-        "--verbose", "INFO", *(["--verbose", "INFO", str(base / "comfyui.log")] if keeps_a_log() else []),
+        "--verbose",
+        "INFO",
+        *(["--verbose", "INFO", str(base / "comfyui.log")] if keeps_a_log() else []),
         *(["--front-end-root", os.environ["BESPOKE_FRONTEND"]] if os.environ.get("BESPOKE_FRONTEND") else []),
         *options,
-    ]  # fmt: skip
+    ]
 
 
 class Host:

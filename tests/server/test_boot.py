@@ -8,10 +8,18 @@ import host
 import pytest
 
 FIRST_NODES = {
-    "BespokeImageFolder", "BespokeImageBatch", "BespokeTrainLora", "BespokeSaveLora", "BespokeLoadLora",
-    "BespokeInjectLora", "BespokePartialDenoise", "BespokeLatentMaskBlend", "BespokeRestoreUnmasked",
-    "BespokeTrainTextualInversion", "BespokeSaveEmbedding",
-}  # fmt: skip
+    "BespokeImageFolder",
+    "BespokeImageBatch",
+    "BespokeTrainLora",
+    "BespokeSaveLora",
+    "BespokeLoadLora",
+    "BespokeInjectLora",
+    "BespokePartialDenoise",
+    "BespokeLatentMaskBlend",
+    "BespokeRestoreUnmasked",
+    "BespokeTrainTextualInversion",
+    "BespokeSaveEmbedding",
+}
 
 
 def complaints(log: str, *folders: str) -> list[str]:

@@ -96,8 +96,12 @@ def test_a_folder_that_is_not_ours_is_not_cleared(tmp_path):
 def test_sections_by_file_name():
     names = ["unheard_of", "textual_inversion", "inpaint_region", "lora_train_and_use", "strength_ladder"]
     assert [run.section_of(name)[1] for name in sorted(names, key=lambda n: run.section_of(n)[0])] == [
-        "LoRA", "Strength", "Inpainting", "Textual inversion", "Unheard of",
-    ]  # fmt: skip
+        "LoRA",
+        "Strength",
+        "Inpainting",
+        "Textual inversion",
+        "Unheard of",
+    ]
     assert len(run.SECTIONS) > run.ESSENTIAL == 4
 
 
@@ -139,7 +143,13 @@ def test_the_sheet_is_1600_wide_and_holds_every_picture():
 
 @pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
 def test_a_thumbnail_shows_the_first_of_each_group_under_its_label(count):
-    groups = [sheet.Group("a label that is far too long for a thumbnail", [Image.new("RGB", (128, 128), (250, 20 * i, 9)), Image.new("RGB", (9, 9))]) for i in range(count)]
+    groups = [
+        sheet.Group(
+            "a label that is far too long for a thumbnail",
+            [Image.new("RGB", (128, 128), (250, 20 * i, 9)), Image.new("RGB", (9, 9))],
+        )
+        for i in range(count)
+    ]
     page = sheet.thumbnail(sheet.Section("Title", "Sentence", groups))
     assert page.size == (480, 320)
     areas = {colour: n for n, colour in page.getcolors(maxcolors=1 << 24)}
@@ -161,7 +171,13 @@ def test_sprites_are_enlarged_without_smoothing(tmp_path):
 
 def test_the_inputs(tmp_path):
     pictures.make(tmp_path)
-    for folder, count in ((pictures.TEAL, 12), (pictures.TEAL_WORD, 12), (pictures.HEART, 12), (pictures.CLASS, 12), (pictures.PINK, 8)):
+    for folder, count in (
+        (pictures.TEAL, 12),
+        (pictures.TEAL_WORD, 12),
+        (pictures.HEART, 12),
+        (pictures.CLASS, 12),
+        (pictures.PINK, 8),
+    ):
         images, captions = (sorted((tmp_path / folder).glob(f"*.{kind}")) for kind in ("png", "txt"))
         assert [path.stem for path in images] == [path.stem for path in captions]
         assert len(images) == count

@@ -167,7 +167,8 @@ def test_children_write_under_dev(dev):
     assert env["HF_HOME"].startswith(str(dev.DEV))
 
 
-# --- steps --------------------------------------------------------------------------------------------------------------
+# --- steps
+# --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,10 @@ def test_a_stop_ends_the_child(dev, sent):
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     # A runner in the background leaves SIGINT ignored, and a child takes that over.
     awake = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
-    program = f"{awake}\nimport dev, sys\ndev.test = lambda rest: dev.run([sys.executable, '-c', {child!r}], {{}})\nsys.exit(dev.main(['test']))"
+    program = (
+        f"{awake}\nimport dev, sys\ndev.test = lambda rest: dev.run([sys.executable, '-c', {child!r}], "
+        f"{{}})\nsys.exit(dev.main(['test']))"
+    )
     parent = subprocess.Popen(
         [sys.executable, "-c", program], cwd=dev.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -247,7 +251,8 @@ def test_a_stop_ends_the_child(dev, sent):
     pytest.fail(f"the child {pid} still runs")
 
 
-# --- the command line -----------------------------------------------------------------------------------------------------
+# --- the command line
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_pytests_arguments_are_its_own(dev, monkeypatch):
@@ -296,7 +301,9 @@ def test_an_older_comfyui_has_an_environment_of_its_own(dev, monkeypatch, capsys
 
 def test_the_pages_tests_run_on_the_page_that_is_named(dev, monkeypatch, capsys):
     got = []
-    monkeypatch.setattr(dev, "run_tests", lambda arguments, page="": got.append((arguments, page)) or (-11 if page == "1.53.6" else 0))
+    monkeypatch.setattr(
+        dev, "run_tests", lambda arguments, page="": got.append((arguments, page)) or (-11 if page == "1.53.6" else 0)
+    )
     assert dev.main(["test", "--frontend", "1.2.3", "-k", "js"]) == 0
     assert dev.main(["test", "--frontend=1.2.3", "tests/browser", "-q"]) == 0
     assert got == [(["-k", "js", "tests/browser"], "1.2.3"), (["tests/browser", "-q"], "1.2.3")]

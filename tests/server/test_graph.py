@@ -23,10 +23,17 @@ def workflow(nodes, links):
 def text_to_image(**sampler):
     """Core's first workflow, at the small model's size. `sampler` changes the KSampler node."""
     k = node(
-        5, "KSampler", [42, "randomize", 4, 3.5, "euler", "normal", 1.0],
-        [("model", "MODEL", 1), ("positive", "CONDITIONING", 4), ("negative", "CONDITIONING", 5), ("latent_image", "LATENT", 6)],
+        5,
+        "KSampler",
+        [42, "randomize", 4, 3.5, "euler", "normal", 1.0],
+        [
+            ("model", "MODEL", 1),
+            ("positive", "CONDITIONING", 4),
+            ("negative", "CONDITIONING", 5),
+            ("latent_image", "LATENT", 6),
+        ],
         ["LATENT"],
-    )  # fmt: skip
+    )
     return workflow(
         [
             node(1, "CheckpointLoaderSimple", ["bespoke-small.safetensors"], [], ["MODEL", "CLIP", "VAE"], pos=[0, 0]),
@@ -38,10 +45,17 @@ def text_to_image(**sampler):
             node(7, "SaveImage", ["plain"], [("images", "IMAGE", 9)], [], pos=[1200, 0], title="Two circles"),
         ],
         [
-            (1, 1, 0, 5, 0), (2, 1, 1, 2, 0), (3, 1, 1, 3, 0), (4, 2, 0, 5, 1), (5, 3, 0, 5, 2),
-            (6, 4, 0, 5, 3), (7, 5, 0, 6, 0), (8, 1, 2, 6, 1), (9, 6, 0, 7, 0),
+            (1, 1, 0, 5, 0),
+            (2, 1, 1, 2, 0),
+            (3, 1, 1, 3, 0),
+            (4, 2, 0, 5, 1),
+            (5, 3, 0, 5, 2),
+            (6, 4, 0, 5, 3),
+            (7, 5, 0, 6, 0),
+            (8, 1, 2, 6, 1),
+            (9, 6, 0, 7, 0),
         ],
-    )  # fmt: skip
+    )
 
 
 def test_text_to_image(object_info):
@@ -49,11 +63,19 @@ def test_text_to_image(object_info):
     assert prompt["5"] == {
         "class_type": "KSampler",
         "inputs": {
-            "model": ["1", 0], "seed": 42, "steps": 4, "cfg": 3.5, "sampler_name": "euler", "scheduler": "normal",
-            "positive": ["2", 0], "negative": ["3", 0], "latent_image": ["4", 0], "denoise": 1.0,
+            "model": ["1", 0],
+            "seed": 42,
+            "steps": 4,
+            "cfg": 3.5,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "positive": ["2", 0],
+            "negative": ["3", 0],
+            "latent_image": ["4", 0],
+            "denoise": 1.0,
         },
         "_meta": {"title": "KSampler"},
-    }  # fmt: skip
+    }
     assert prompt["2"]["inputs"] == {"text": "a red circle on white", "clip": ["1", 1]}
     assert prompt["6"]["inputs"] == {"samples": ["5", 0], "vae": ["1", 2]}
     assert prompt["7"]["inputs"] == {"images": ["6", 0], "filename_prefix": "plain"}
@@ -73,9 +95,16 @@ def test_a_node_without_control_takes_every_value(object_info):
     values = ["enable", 7, "fixed", 20, 8.0, "euler", "normal", 3, 10000, "disable"]
     taken = graph.widget_values(node(1, "KSamplerAdvanced", values), object_info["KSamplerAdvanced"])
     assert taken == {
-        "add_noise": "enable", "noise_seed": 7, "steps": 20, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal",
-        "start_at_step": 3, "end_at_step": 10000, "return_with_leftover_noise": "disable",
-    }  # fmt: skip
+        "add_noise": "enable",
+        "noise_seed": 7,
+        "steps": 20,
+        "cfg": 8.0,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "start_at_step": 3,
+        "end_at_step": 10000,
+        "return_with_leftover_noise": "disable",
+    }
 
 
 def test_control_follows_the_definition():
@@ -171,8 +200,12 @@ def lora_between(mode):
 def test_bypassed_and_muted(object_info):
     on = graph.to_prompt(lora_between(0), object_info)
     assert on["8"]["inputs"] == {
-        "model": ["1", 0], "clip": ["1", 1], "lora_name": "x.safetensors", "strength_model": 1.0, "strength_clip": 1.0,
-    }  # fmt: skip
+        "model": ["1", 0],
+        "clip": ["1", 1],
+        "lora_name": "x.safetensors",
+        "strength_model": 1.0,
+        "strength_clip": 1.0,
+    }
     assert (on["5"]["inputs"]["model"], on["2"]["inputs"]["clip"]) == (["8", 0], ["8", 1])
 
     bypassed = graph.to_prompt(lora_between(graph.BYPASSED), object_info)
@@ -197,9 +230,12 @@ def test_a_dynamic_combo(object_info):
     assert taken == {"resize_type": "scale by multiplier", "resize_type.multiplier": 0.5, "scale_method": "area"}
     values = ["scale dimensions", 64, 32, "center", "area"]
     assert graph.widget_values(node(1, "ResizeImageMaskNode", values), definition) == {
-        "resize_type": "scale dimensions", "resize_type.width": 64, "resize_type.height": 32,
-        "resize_type.crop": "center", "scale_method": "area",
-    }  # fmt: skip
+        "resize_type": "scale dimensions",
+        "resize_type.width": 64,
+        "resize_type.height": 32,
+        "resize_type.crop": "center",
+        "scale_method": "area",
+    }
 
 
 def test_growing_inputs(object_info):
@@ -208,13 +244,16 @@ def test_growing_inputs(object_info):
             node(1, "EmptyImage", [64, 64, 1, 0], [], ["IMAGE"]),
             node(2, "EmptyImage", [64, 64, 1, 255], [], ["IMAGE"]),
             node(
-                3, "BatchImagesNode", [],
-                [("images.image0", "IMAGE", 1), ("images.image1", "IMAGE", 2), ("images.image2", "IMAGE", None)], ["IMAGE"],
+                3,
+                "BatchImagesNode",
+                [],
+                [("images.image0", "IMAGE", 1), ("images.image1", "IMAGE", 2), ("images.image2", "IMAGE", None)],
+                ["IMAGE"],
             ),
             node(4, "SaveImage", ["grown"], [("images", "IMAGE", 3)]),
         ],
         [(1, 1, 0, 3, 0), (2, 2, 0, 3, 1), (3, 3, 0, 4, 0)],
-    )  # fmt: skip
+    )
     prompt = graph.to_prompt(flow, object_info)
     assert prompt["3"]["inputs"] == {"images.image0": ["1", 0], "images.image1": ["2", 0]}
 

@@ -17,8 +17,17 @@ from PIL import Image
 from test_graph import node
 
 FOLDER = ROOT / "subgraphs"
-SMALL = {"folder": pictures.TEAL, "steps": 2, "cfg": 2.0, "prompt": "a green cross on white", "feather": 0, "template": "object",
-         "init_text": "red", "filename_prefix": "bespoke/blueprint", "name": "blueprint-word"}  # fmt: skip
+SMALL = {
+    "folder": pictures.TEAL,
+    "steps": 2,
+    "cfg": 2.0,
+    "prompt": "a green cross on white",
+    "feather": 0,
+    "template": "object",
+    "init_text": "red",
+    "filename_prefix": "bespoke/blueprint",
+    "name": "blueprint-word",
+}
 
 
 def load(name) -> dict:
@@ -26,13 +35,22 @@ def load(name) -> dict:
 
 
 def wired(name, **values) -> dict:
-    """The blueprint's node with a checkpoint, a picture and a mask before it, and its pictures saved and words shown."""
+    """The blueprint's node with a checkpoint, a picture and a mask before it, and its pictures saved and words
+    shown."""
     flow = load(name)
     (outer,) = flow["nodes"]
     outer["id"] = 50
     shown = [slot["name"] for slot in outer["inputs"] if "widget" in slot]
-    outer["widgets_values"] = [(SMALL | values).get(n, was) for n, was in zip(shown, outer["widgets_values"], strict=True)]
-    sources = {"model": (1, 0, "MODEL"), "clip": (1, 1, "CLIP"), "vae": (1, 2, "VAE"), "image": (2, 0, "IMAGE"), "mask": (3, 0, "MASK")}
+    outer["widgets_values"] = [
+        (SMALL | values).get(n, was) for n, was in zip(shown, outer["widgets_values"], strict=True)
+    ]
+    sources = {
+        "model": (1, 0, "MODEL"),
+        "clip": (1, 1, "CLIP"),
+        "vae": (1, 2, "VAE"),
+        "image": (2, 0, "IMAGE"),
+        "mask": (3, 0, "MASK"),
+    }
     flow["nodes"] += [
         node(1, "CheckpointLoaderSimple", [host.CHECKPOINT], outputs=["MODEL", "CLIP", "VAE"]),
         node(2, "LoadImage", [pictures.PICTURE, "image"], outputs=["IMAGE", "MASK"]),
@@ -46,7 +64,9 @@ def wired(name, **values) -> dict:
     for place, slot in enumerate(outer["outputs"]):
         link = len(flow["links"]) + 1
         if slot["type"] == "IMAGE":
-            flow["nodes"].append(node(60 + place, "SaveImage", ["blueprint"], [("images", "IMAGE", link)], title=slot["name"]))
+            flow["nodes"].append(
+                node(60 + place, "SaveImage", ["blueprint"], [("images", "IMAGE", link)], title=slot["name"])
+            )
         elif slot["type"] == "STRING":
             flow["nodes"].append(node(60 + place, "PreviewAny", [], [("source", "*", link)], title=slot["name"]))
         else:
@@ -57,7 +77,10 @@ def wired(name, **values) -> dict:
 
 def play(server, name, **values) -> dict[str, list[np.ndarray]]:
     results = asyncio.run(run.run_workflow(server, wired(name, **values)))
-    return {r["title"]: [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in r["images"]] for r in results.values()}
+    return {
+        r["title"]: [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in r["images"]]
+        for r in results.values()
+    }
 
 
 def test_the_files_are_what_the_script_lays_out(object_info):
@@ -74,7 +97,9 @@ def test_comfyui_lists_them(server):
 
 def test_change_a_picture(server):
     source = np.asarray(Image.open(server.base / "input" / pictures.PICTURE).convert("RGB")).astype(int)
-    kept, changed = (play(server, "Change a picture by strength", strength=value)["image"][0].astype(int) for value in (0.0, 0.9))
+    kept, changed = (
+        play(server, "Change a picture by strength", strength=value)["image"][0].astype(int) for value in (0.0, 0.9)
+    )
     assert np.abs(kept - source).max() <= 6  # the VAE's rounding
     assert np.abs(changed - source).max() > 60
 

@@ -25,9 +25,13 @@ from small_values import for_small_model
 FOLDER = ROOT / "example_workflows"
 # Only the lengths are cut, so that the whole runs in seconds: what is learned is measured in tests/comfy.
 SHORT = {
-    "BespokeTrainLora": {"steps": 3, "warmup_steps": 0}, "BespokeTrainTextualInversion": {"steps": 2}, "KSampler": {"steps": 3},
-    "BespokePartialDenoise": {"steps": 4}, "EmptyLatentImage": {"batch_size": 2}, "RepeatLatentBatch": {"amount": 2},
-}  # fmt: skip
+    "BespokeTrainLora": {"steps": 3, "warmup_steps": 0},
+    "BespokeTrainTextualInversion": {"steps": 2},
+    "KSampler": {"steps": 3},
+    "BespokePartialDenoise": {"steps": 4},
+    "EmptyLatentImage": {"batch_size": 2},
+    "RepeatLatentBatch": {"amount": 2},
+}
 # The rest's trained files: what their workflows save is what the later ones load.
 FIRST = ("lora_train_and_use", "lora_subject", "textual_inversion")
 
@@ -55,7 +59,11 @@ def play(server, object_info):
 
 
 def pictures(results):
-    return {r["title"]: [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in r["images"]] for r in results.values() if r["images"]}
+    return {
+        r["title"]: [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in r["images"]]
+        for r in results.values()
+        if r["images"]
+    }
 
 
 def differ(*pictures):
@@ -67,7 +75,9 @@ def test_each_has_a_section_and_values_for_the_small_model(object_info):
     for name in run.SECTIONS:
         real, small = json.loads((FOLDER / f"{name}.json").read_text("utf-8")), load(name, object_info)
         for one, other in zip(real["nodes"], small["nodes"], strict=True):
-            assert {k: v for k, v in one.items() if k != "widgets_values"} == {k: v for k, v in other.items() if k != "widgets_values"}
+            assert {k: v for k, v in one.items() if k != "widgets_values"} == {
+                k: v for k, v in other.items() if k != "widgets_values"
+            }
         assert real["links"] == small["links"]
 
 
@@ -76,18 +86,23 @@ def test_the_files_are_what_the_script_lays_out(server, object_info):
     version = server.get("/system_stats")["system"]["comfyui_version"]
     newest = re.search(r'^NEWEST = "(.+)"', (ROOT / "dev.py").read_text("utf-8"), re.MULTILINE)[1]
     if version != newest:
-        pytest.skip(f"core's nodes of ComfyUI {version} have other inputs than those of {newest}, for which the files are laid out")
+        pytest.skip(
+            f"core's nodes of ComfyUI {version} have other inputs than those of {newest}, for which the files are "
+            "laid out"
+        )
     for name, build in build_workflows.WORKFLOWS.items():
         w = Workflow(object_info)
         build(w)
-        assert json.loads(json.dumps(w.document())) == json.loads((FOLDER / f"{name}.json").read_text("utf-8")), f"run tests/demo/build_workflows.py ({name})"
+        assert json.loads(json.dumps(w.document())) == json.loads((FOLDER / f"{name}.json").read_text("utf-8")), (
+            f"run tests/demo/build_workflows.py ({name})"
+        )
 
 
 def test_a_value_that_nobody_listed_is_named(object_info):
     flow = json.loads((FOLDER / "strength_ladder.json").read_text("utf-8"))
     words = next(node for node in flow["nodes"] if node["type"] == "CLIPTextEncode")
     words["widgets_values"] = ["a prompt of one's own"]
-    with pytest.raises(graph.GraphError, match="no value of the small model for text = \"a prompt of one's own\""):
+    with pytest.raises(graph.GraphError, match='no value of the small model for text = "a prompt of one\'s own"'):
         for_small_model(flow, object_info)
 
 
@@ -108,7 +123,11 @@ def test_lora(server, play):
 
 def test_subject(play):
     shown = play("lora_subject")
-    assert differ(shown["the subject, without the LoRA"][0], shown["the subject, with the LoRA"][0], shown["its class, with the LoRA"][0])
+    assert differ(
+        shown["the subject, without the LoRA"][0],
+        shown["the subject, with the LoRA"][0],
+        shown["its class, with the LoRA"][0],
+    )
 
 
 def test_two_loras_composed(server, play):
@@ -137,10 +156,14 @@ def test_few_steps(play):
     assert (shown["noise level, 0.7, by its sigmas"] == shown["noise level, 0.7"]).all()
 
 
-@pytest.mark.parametrize(("name", "title"), [
-    ("inpaint_region", "repainted under the mask"), ("inpaint_soft", "repainted softly"),
-    ("inpaint_two_stages", "repainted in two stages"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("inpaint_region", "repainted under the mask"),
+        ("inpaint_soft", "repainted softly"),
+        ("inpaint_two_stages", "repainted in two stages"),
+    ],
+)
 def test_inpainting(server, play, name, title):
     result = play(name)[title][0]
     source = np.asarray(Image.open(server.base / "input" / "bespoke_picture.png").convert("RGB"))
@@ -182,8 +205,12 @@ def post(server, path):
 
 
 def test_finish_over_http_sends_the_result_downstream(server, object_info):
-    flow = load("lora_train_and_use", object_info, BespokeTrainLora={"steps": 5000, "seed": 77},
-                BespokeSaveLora={"filename_prefix": "bespoke/finished"})  # fmt: skip
+    flow = load(
+        "lora_train_and_use",
+        object_info,
+        BespokeTrainLora={"steps": 5000, "seed": 77},
+        BespokeSaveLora={"filename_prefix": "bespoke/finished"},
+    )
     wanted = {"CheckpointLoaderSimple", "BespokeImageFolder", "BespokeTrainLora", "BespokeSaveLora"}
     flow["nodes"] = [node for node in flow["nodes"] if node["type"] in wanted]
     ids = {node["id"] for node in flow["nodes"]}
@@ -198,7 +225,14 @@ def test_finish_over_http_sends_the_result_downstream(server, object_info):
     try:
         running = None
         for _ in range(600):
-            running = next((r for r in server.get("/bespoke/runs")["runs"] if r["settings"].get("seed") == 77 and r["state"] == "running"), None)
+            running = next(
+                (
+                    r
+                    for r in server.get("/bespoke/runs")["runs"]
+                    if r["settings"].get("seed") == 77 and r["state"] == "running"
+                ),
+                None,
+            )
             if running:
                 break
             time.sleep(0.2)

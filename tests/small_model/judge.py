@@ -52,7 +52,9 @@ def colour_name(rgb: np.ndarray) -> str | None:
 def silhouette(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """(mask [H, W] of the figure, RGB of the ground): what differs from the border by a third of the contrast."""
     rgb = np.asarray(picture.convert("RGB"), float)
-    border = np.concatenate([rgb[:4].reshape(-1, 3), rgb[-4:].reshape(-1, 3), rgb[:, :4].reshape(-1, 3), rgb[:, -4:].reshape(-1, 3)])
+    border = np.concatenate(
+        [rgb[:4].reshape(-1, 3), rgb[-4:].reshape(-1, 3), rgb[:, :4].reshape(-1, 3), rgb[:, -4:].reshape(-1, 3)]
+    )
     ground = np.median(border, axis=0)
     distance = np.linalg.norm(rgb - ground, axis=-1)
     return distance > max(40.0, 0.45 * np.percentile(distance, 98)), ground

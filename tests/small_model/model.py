@@ -26,12 +26,24 @@ RECIPE = 1  # raised when the file that comes out changes: part of the cached fi
 
 LATENT_SCALE = 0.18215  # SD1.5's: ComfyUI multiplies by it before the U-Net
 UNET_CONFIG = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [1, 1],
-    "transformer_depth": [0, 1], "transformer_depth_output": [0, 0, 1, 1], "transformer_depth_middle": 1,
-    "channel_mult": [1, 1], "use_linear_in_transformer": False, "context_dim": 768, "num_heads": 8,
-    "num_head_channels": -1, "use_spatial_transformer": True, "use_temporal_attention": False, "legacy": False,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+    "transformer_depth_middle": 1,
+    "channel_mult": [1, 1],
+    "use_linear_in_transformer": False,
+    "context_dim": 768,
+    "num_heads": 8,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "use_temporal_attention": False,
+    "legacy": False,
     "adm_in_channels": None,
-}  # fmt: skip
+}
 
 QUANT_BITS = 5
 QUANT_GROUP = 128  # weights that share one scale
@@ -205,7 +217,9 @@ def write_checkpoint(path: Path, unet: dict[str, torch.Tensor] | None = None) ->
     sd |= clip_state_dict() | vae_state_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous() for k, v in sd.items()}, temporary, metadata={"modelspec.title": "Bespoke small model"})
+    save_file(
+        {k: v.contiguous() for k, v in sd.items()}, temporary, metadata={"modelspec.title": "Bespoke small model"}
+    )
     temporary.replace(path)
     return path
 

@@ -21,12 +21,59 @@ from sprites import CELL, CELLS, GROUNDS
 
 FONT = "openmoji/font/glyf_colr0.ttf"
 # Round, yellow, and nothing beside the head: no tears, hands, hats, hearts or other animals.
-FACES = tuple(map(chr, (
-    0x1F600, 0x1F601, 0x1F603, 0x1F604, 0x1F606, 0x1F609, 0x1F60A, 0x1F60C, 0x1F60D, 0x1F60E, 0x1F60F, 0x1F610, 0x1F611,
-    0x1F612, 0x1F614, 0x1F615, 0x1F616, 0x1F617, 0x1F619, 0x1F61A, 0x1F61B, 0x1F61C, 0x1F61D, 0x1F61E, 0x1F61F, 0x1F620,
-    0x1F623, 0x1F626, 0x1F627, 0x1F629, 0x1F62B, 0x1F62C, 0x1F62E, 0x1F62F, 0x1F632, 0x1F635, 0x1F636, 0x1F641, 0x1F642,
-    0x1F643, 0x1F644, 0x1F910, 0x1F928, 0x1F92A, 0x1F97A, 0x1FAE4,
-)))  # fmt: skip
+FACES = tuple(
+    map(
+        chr,
+        (
+            0x1F600,
+            0x1F601,
+            0x1F603,
+            0x1F604,
+            0x1F606,
+            0x1F609,
+            0x1F60A,
+            0x1F60C,
+            0x1F60D,
+            0x1F60E,
+            0x1F60F,
+            0x1F610,
+            0x1F611,
+            0x1F612,
+            0x1F614,
+            0x1F615,
+            0x1F616,
+            0x1F617,
+            0x1F619,
+            0x1F61A,
+            0x1F61B,
+            0x1F61C,
+            0x1F61D,
+            0x1F61E,
+            0x1F61F,
+            0x1F620,
+            0x1F623,
+            0x1F626,
+            0x1F627,
+            0x1F629,
+            0x1F62B,
+            0x1F62C,
+            0x1F62E,
+            0x1F62F,
+            0x1F632,
+            0x1F635,
+            0x1F636,
+            0x1F641,
+            0x1F642,
+            0x1F643,
+            0x1F644,
+            0x1F910,
+            0x1F928,
+            0x1F92A,
+            0x1F97A,
+            0x1FAE4,
+        ),
+    )
+)
 HELD_OUT = FACES[3::4]  # every fourth is kept from the trainings
 TRAINED = tuple(face for face in FACES if face not in HELD_OUT)
 ACROSS = 12  # cells: a face's width, that of the larger sprites

@@ -70,10 +70,9 @@ class Sprite:
     radius: float
 
 
-def random_sprite(
-    rng: np.random.Generator, colour: str, shape: str, ground: str, anywhere: bool = False
-) -> Sprite:
-    """A sprite of the given kind in one of two sizes in the middle, or at a random size and place within the picture."""
+def random_sprite(rng: np.random.Generator, colour: str, shape: str, ground: str, anywhere: bool = False) -> Sprite:
+    """A sprite of the given kind in one of two sizes in the middle, or at a random size and place within the
+    picture."""
     if not anywhere:
         return Sprite(colour, shape, ground, 8.0, 8.0, float(rng.choice((5.0, 6.0))))
     radius = rng.choice((4.0, 5.0, 5.5, 6.0))

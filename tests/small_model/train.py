@@ -84,7 +84,8 @@ class Captions:
 
 
 def train_stage(number: int, stage: Stage, unet, captions: Captions, device: torch.device, work: Path):
-    """Train one stage; gives the average of its weights. Its draws depend on the stage alone, not on what ran before."""
+    """Train one stage; gives the average of its weights. Its draws depend on the stage alone, not on what ran
+    before."""
     torch.manual_seed(SEED + number)
     rng = np.random.default_rng(SEED + number)
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -131,7 +132,13 @@ def train_stage(number: int, stage: Stage, unet, captions: Captions, device: tor
         if (step + 1) % 100 == 0:
             seconds = time.monotonic() - started
             left = seconds / (step + 1) * (stage.steps - step - 1)
-            print(f"stage {number} step {step + 1}/{stage.steps}  loss {np.mean(shown[-100:]):.4f}  {seconds:.0f} s, {left:.0f} s left", flush=True)
+            print(
+                (
+                    f"stage {number} step {step + 1}/{stage.steps}  loss {np.mean(shown[-100:]):.4f}  {seconds:.0f} s, "
+                    f"{left:.0f} s left"
+                ),
+                flush=True,
+            )
         if (step + 1) % 250 == 0:
             save_file(average.state_dict(), work / f"stage{number}.safetensors")
     save_file(average.state_dict(), work / f"stage{number}.safetensors")

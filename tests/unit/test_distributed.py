@@ -38,13 +38,19 @@ def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, sampling):
     config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4, timestep_sampling=sampling)
     for micro in range(8):
         whole = data.batch(config, micro, CPU, levels=levels)
-        parts = [data.batch(config, micro, CPU, places=share, levels=levels) for rank in range(size) if (share := World(rank, size).share(4))]
+        parts = [
+            data.batch(config, micro, CPU, places=share, levels=levels)
+            for rank in range(size)
+            if (share := World(rank, size).share(4))
+        ]
         for name in ("latent", "noise", "u", *(["weight"] if levels else [])):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
         for name in ("indices", "captions", "places"):
             assert sum((getattr(part, name) for part in parts), []) == getattr(whole, name)
         losses = torch.rand(4)
-        assert sum(part.share_of_mean(losses[part.places]) for part in parts) == pytest.approx(float((losses * (whole.weight if levels else 1)).mean()))
+        assert sum(part.share_of_mean(losses[part.places]) for part in parts) == pytest.approx(
+            float((losses * (whole.weight if levels else 1)).mean())
+        )
         drawn = [part.mask for part in parts if part.mask is not None]
         assert (whole.mask is None) == (not drawn)
 
@@ -91,7 +97,9 @@ def test_bytes_on_the_wire_are_the_gradients():
         port = one.getsockname()[1]
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen([sys.executable, SCRIPT, str(numbers)], env=env | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(numbers)], env=env | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     for process in processes:

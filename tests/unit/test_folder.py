@@ -30,7 +30,9 @@ def test_text_files_file_names_and_templates(folder):
     assert [i.caption for i in read(folder).items] == ["a red wall"]
     assert [i.caption for i in read(folder, trigger="zor").items] == ["zor, a red wall"]
     assert [i.caption for i in read(folder, captions="file names").items] == ["a red wall"]
-    assert [i.caption for i in read(folder, captions="template", template="a {trigger} {name} {other}", trigger="zor").items] == ["a zor a red wall {other}"]
+    assert [
+        i.caption for i in read(folder, captions="template", template="a {trigger} {name} {other}", trigger="zor").items
+    ] == ["a zor a red wall {other}"]
 
 
 def test_a_missing_caption_is_said(folder):

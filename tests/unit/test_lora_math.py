@@ -22,7 +22,9 @@ def adapters(rank=3, alpha=6.0):
 
 
 def config(**changes):
-    return TrainConfig(**{"steps": 3, "learning_rate": 1e-2, "batch_size": 1, "seed": 0, "lr_schedule": "constant"} | changes)
+    return TrainConfig(
+        **{"steps": 3, "learning_rate": 1e-2, "batch_size": 1, "seed": 0, "lr_schedule": "constant"} | changes
+    )
 
 
 def test_the_path_is_alpha_over_rank_times_up_down():
@@ -80,8 +82,10 @@ def test_accumulation_is_the_mean_gradient():
     def run(accumulation, batch):
         lora.load_state_dict(start)
         with lora.attached():
+
             def loss(i):
                 return layer(data[i * batch : (i + 1) * batch]).square().mean()
+
             list(train(lora, loss, config(steps=1, gradient_accumulation=accumulation)))
         return lora.state_dict()
 
@@ -127,7 +131,10 @@ def test_learning_rates_follow_the_schedule():
 
     def rates(**changes):
         with lora.attached():
-            return [s.learning_rate for s in train(lora, lambda i: layer(torch.ones(1, 10)).square().mean(), config(**changes))]
+            return [
+                s.learning_rate
+                for s in train(lora, lambda i: layer(torch.ones(1, 10)).square().mean(), config(**changes))
+            ]
 
     # The rise has no step at rate 0, which would learn nothing.
     assert rates(steps=4, warmup_steps=2) == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
@@ -154,8 +161,12 @@ def test_bad_settings_name_the_value_and_the_mend(changes, word):
 
 LAYER = "input_blocks.1.1.transformer_blocks.0.attn2.to_q"
 KEY = f"diffusion_model.{LAYER}"
-NAMES = {KEY: {"kohya": "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q",
-                 "diffusers": "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"}}  # fmt: skip
+NAMES = {
+    KEY: {
+        "kohya": "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q",
+        "diffusers": "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q",
+    }
+}
 
 
 def comfy_lora():
@@ -190,7 +201,15 @@ def test_diffusers_keeps_the_strength_without_alpha_and_comes_back():
 
 
 def test_metadata_is_what_others_read():
-    run = Run("lora-1", "lora", {"steps": 9, "learning_rate": 1e-3, "seed": 5, "loraplus_lr_ratio": 16.0}, "base.safetensors", 3, "teal", {"teal": 3})
+    run = Run(
+        "lora-1",
+        "lora",
+        {"steps": 9, "learning_rate": 1e-3, "seed": 5, "loraplus_lr_ratio": 16.0},
+        "base.safetensors",
+        3,
+        "teal",
+        {"teal": 3},
+    )
     run.losses = [1.0] * 9
     meta = formats.metadata(comfy_lora(), run, "my-lora", {"1": {}}, {"nodes": []})
     assert all(isinstance(value, str) for value in meta.values())

@@ -14,7 +14,16 @@ from bespoke.training.errors import InputError
 from PIL import Image
 
 WIDTH, HEIGHT = 120, 96
-ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tif", "TGA": "tga", "PPM": "ppm"}
+ENDINGS = {
+    "PNG": "png",
+    "JPEG": "jpg",
+    "WEBP": "webp",
+    "BMP": "bmp",
+    "GIF": "gif",
+    "TIFF": "tif",
+    "TGA": "tga",
+    "PPM": "ppm",
+}
 
 
 def noise(width=WIDTH, height=HEIGHT, mode="RGB"):
@@ -34,7 +43,13 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 
 def png(width: int, height: int, rows: bytes, depth=8, colour=2, extra=b"") -> bytes:
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", head) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", head)
+        + extra
+        + png_chunk(b"IDAT", zlib.compress(rows))
+        + png_chunk(b"IEND", b"")
+    )
 
 
 def malformed() -> dict[str, bytes]:
@@ -62,8 +77,12 @@ def malformed() -> dict[str, bytes]:
         "no-rows.png": png(WIDTH, HEIGHT, b""),
         "odd-depth.png": png(WIDTH, HEIGHT, b"\0" * 99, depth=7),
         "odd-colour.png": png(WIDTH, HEIGHT, b"\0" * 99, colour=9),
-        "text-bomb.png": png(WIDTH, HEIGHT, b"\0" * 99, extra=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))),
-        "profile-bomb.png": png(WIDTH, HEIGHT, b"\0" * 99, extra=png_chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))),
+        "text-bomb.png": png(
+            WIDTH, HEIGHT, b"\0" * 99, extra=png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))
+        ),
+        "profile-bomb.png": png(
+            WIDTH, HEIGHT, b"\0" * 99, extra=png_chunk(b"iCCP", b"a\0\0" + zlib.compress(b"\0" * 80_000_000, 9))
+        ),
         "bomb.bmp": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 40_000, 40_000, 1, 24, 0, 0, 0, 0, 0, 0),
         "bomb.gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b";",
         "lying.tga": struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 60_000, 60_000, 24, 0),
@@ -113,19 +132,34 @@ def good() -> dict[str, tuple[bytes, object]]:
         "png-named.jpg": (encoded(), like(noise())),
         "no-ending-at-all": (encoded(), like(noise())),
         "ends-late.png": (encoded() + b"garbage behind the end" * 20, like(noise())),
-        "turned.jpg": (encoded(turned, "JPEG", exif=exif, quality=100, subsampling=0), like(noise().transpose(Image.ROTATE_270), 3)),
-        "cmyk.jpg": (encoded(plain("RGB", (200, 30, 40)).convert("CMYK"), "JPEG", quality=100), one_colour(200, 30, 40, most=6)),
+        "turned.jpg": (
+            encoded(turned, "JPEG", exif=exif, quality=100, subsampling=0),
+            like(noise().transpose(Image.ROTATE_270), 3),
+        ),
+        "cmyk.jpg": (
+            encoded(plain("RGB", (200, 30, 40)).convert("CMYK"), "JPEG", quality=100),
+            one_colour(200, 30, 40, most=6),
+        ),
         "grey.png": (encoded(plain("L", 77)), one_colour(77, 77, 77)),
         "bits.png": (encoded(plain("1", 1)), one_colour(255, 255, 255)),
         "sixteen.png": (encoded(Image.fromarray(wide)), one_colour(200, 200, 200)),
         "sixteen.tif": (encoded(Image.fromarray(wide), "TIFF"), one_colour(200, 200, 200)),
-        "float.tif": (encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)), "TIFF"), one_colour(255, 255, 255)),
+        "float.tif": (
+            encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)), "TIFF"),
+            one_colour(255, 255, 255),
+        ),
         "palette.png": (encoded(palette), like(palette)),
         "palette-alpha.png": (encoded(clear, transparency=0), one_colour(255, 255, 255)),
         "grey-alpha.png": (encoded(plain("LA", (9, 0))), one_colour(255, 255, 255)),
-        "half.png": (encoded(half), lambda p: (p[:, : WIDTH // 2] == 255).all() and not (p[:, WIDTH // 2 :] == 255).all()),
+        "half.png": (
+            encoded(half),
+            lambda p: (p[:, : WIDTH // 2] == 255).all() and not (p[:, WIDTH // 2 :] == 255).all(),
+        ),
         "moving.gif": (encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), one_colour(200, 30, 40)),
-        "moving.webp": (encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True), one_colour(200, 30, 40)),
+        "moving.webp": (
+            encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True),
+            one_colour(200, 30, 40),
+        ),
         "moving.png": (encoded(frames[0], "PNG", save_all=True, append_images=frames[1:]), one_colour(200, 30, 40)),
         "pages.tif": (encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]), one_colour(200, 30, 40)),
         "progressive.jpg": (encoded(kind="JPEG", quality=100, subsampling=0, progressive=True), like(noise(), 3)),
@@ -193,7 +227,13 @@ def test_malformed_masks_are_named(folder):
 
 
 def test_odd_captions_do_no_harm(folder):
-    for name, text in {"latin": b"caf\xe9", "nul": b"a\0b", "bom": "\ufeffa cat".encode(), "wide": "a cat".encode("utf-16"), "long": b"x " * 50_000}.items():
+    for name, text in {
+        "latin": b"caf\xe9",
+        "nul": b"a\0b",
+        "bom": "\ufeffa cat".encode(),
+        "wide": "a cat".encode("utf-16"),
+        "long": b"x " * 50_000,
+    }.items():
         (folder / f"{name}.png").write_bytes(GOOD["png-named.jpg"][0])
         (folder / f"{name}.txt").write_bytes(text)
     images = read_folder(request(folder, captions="text files"))

@@ -121,7 +121,9 @@ def test_an_epoch_shows_every_image_and_no_batch_mixes_groups():
 
 def test_batches_group_by_latent_shape_and_drop_captions_at_the_asked_rate():
     data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(3)] + [torch.randn(1, 4, 8, 16)], [None] * 4)
-    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25, timestep_sampling="uniform")
+    config = TrainConfig(
+        steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25, timestep_sampling="uniform"
+    )
     dropped = total = 0
     for micro in range(1000):
         batch = data.batch(config, micro, torch.device("cpu"))
@@ -146,7 +148,9 @@ def test_weightings_are_the_papers(prediction):
     v = torch.tensor([0.7], dtype=torch.float64)
     if prediction == "v":  # the paper's own form for v: min(SNR, 5) / (SNR + 1) on the v error
         snr = 1 / 0.49
-        assert loss_weight("v", v, "min-SNR").item() == pytest.approx(min(snr, 5) / (snr + 1) * prediction_weight("v", v).item())
+        assert loss_weight("v", v, "min-SNR").item() == pytest.approx(
+            min(snr, 5) / (snr + 1) * prediction_weight("v", v).item()
+        )
     with pytest.raises(ValueError, match="no loss weighting"):
         loss_weight(prediction, v, "max-SNR")
 
@@ -163,7 +167,9 @@ def test_timestep_histogram_matches_its_law(sampling, law):
     """The cumulative distribution of 16,000 draws against the closed form; a Kolmogorov distance of .01 is expected."""
     data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
     config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=8, seed=3, timestep_sampling=sampling)
-    drawn = torch.cat([data.batch(config, micro, torch.device("cpu")).u for micro in range(2000)]).double().sort().values
+    drawn = (
+        torch.cat([data.batch(config, micro, torch.device("cpu")).u for micro in range(2000)]).double().sort().values
+    )
     expected = law(drawn)
     empirical = (torch.arange(len(drawn)) + 0.5) / len(drawn)
     assert (expected - empirical).abs().max() < 0.012
@@ -177,17 +183,22 @@ class Schedule:
     def __init__(self, prediction):
         self.prediction = prediction
         cumulated = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
-        self.sigmas = (torch.arange(1000) + 1.0) / 1000 if prediction == "flow" else ((1 - cumulated) / cumulated).sqrt().float()
+        self.sigmas = (
+            (torch.arange(1000) + 1.0) / 1000 if prediction == "flow" else ((1 - cumulated) / cumulated).sqrt().float()
+        )
 
     def sigma(self, u):
         return self.sigmas[(u * 1000).long().clamp(max=999)]
 
 
 def test_expected_loss_is_the_unit_gaussians():
-    """By hand: with x0 and n of unit variance, the best guess of the target leaves what their covariance with x leaves."""
+    """By hand: with x0 and n of unit variance, the best guess of the target leaves what their covariance with x
+    leaves."""
     for sigma in (0.03, 0.4, 0.97, 12.0):
         s = torch.tensor([sigma], dtype=torch.float64)
-        assert expected_loss("epsilon", s).item() == pytest.approx(1 - sigma**2 / (1 + sigma**2))  # Var(n) - Cov(n, x)^2 / Var(x)
+        assert expected_loss("epsilon", s).item() == pytest.approx(
+            1 - sigma**2 / (1 + sigma**2)
+        )  # Var(n) - Cov(n, x)^2 / Var(x)
         assert expected_loss("v", s).item() == pytest.approx(1)  # v is independent of x
         if sigma < 1:  # n - x0 on (1 - s) x0 + s n
             left = 2 - (sigma - (1 - sigma)) ** 2 / (sigma**2 + (1 - sigma) ** 2)
@@ -197,8 +208,16 @@ def test_expected_loss_is_the_unit_gaussians():
 
 @pytest.mark.parametrize(
     ("prediction", "weighting"),
-    [("epsilon", "none"), ("epsilon", "min-SNR"), ("epsilon", "debiased"), ("v", "min-SNR"), ("v", "debiased"), ("flow", "none"), ("flow", "min-SNR")],
-)  # fmt: skip
+    [
+        ("epsilon", "none"),
+        ("epsilon", "min-SNR"),
+        ("epsilon", "debiased"),
+        ("v", "min-SNR"),
+        ("v", "debiased"),
+        ("flow", "none"),
+        ("flow", "min-SNR"),
+    ],
+)
 def test_importance_sampling_draws_by_the_expected_loss_and_leaves_the_mean_as_it_is(prediction, weighting):
     model = Schedule(prediction)
     levels = importance(model, "importance", weighting)
@@ -217,7 +236,9 @@ def test_importance_sampling_draws_by_the_expected_loss_and_leaves_the_mean_as_i
     mean = sum(batch.share_of_mean(loss(batch.u)).item() for batch in batches) / len(batches)
     assert mean == pytest.approx((1 - math.exp(-4.6)) / 4.6, rel=0.03)
     # Exactly, by quadrature: each cell is drawn as often as its losses are divided by.
-    assert torch.allclose(levels.weight(middles).double() * levels.density, torch.ones(1000, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        levels.weight(middles).double() * levels.density, torch.ones(1000, dtype=torch.float64), atol=1e-6
+    )
     assert levels.density.mean().item() == pytest.approx(1)
     assert all(batch.weight.min() > 0 and batch.weight.max() <= 10.0001 for batch in batches)
 
@@ -269,8 +290,15 @@ def test_a_device_without_float64_can_draw_by_importance():
 
 def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
     data = LatentSet([torch.randn(1, 4, 16, 16)], [None])
-    make = lambda offset: TrainConfig(steps=10, learning_rate=1e-3, batch_size=4, seed=3, noise_offset=offset, timestep_sampling="uniform")  # noqa: E731
-    plain, moved = (torch.stack([data.batch(make(o), m, torch.device("cpu")).noise for m in range(400)]) for o in (0.0, 0.2))
+
+    def make(offset: float) -> TrainConfig:
+        return TrainConfig(
+            steps=10, learning_rate=1e-3, batch_size=4, seed=3, noise_offset=offset, timestep_sampling="uniform"
+        )
+
+    plain, moved = (
+        torch.stack([data.batch(make(o), m, torch.device("cpu")).noise for m in range(400)]) for o in (0.0, 0.2)
+    )
     shift = moved - plain  # [400, 4, 4, 16, 16]: one number a channel
     assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
     assert shift[..., 0, 0].std().item() == pytest.approx(0.2, rel=0.05)

@@ -1,4 +1,5 @@
-"""What the page's scripts may do, read from their text: one module touches the page, none polls, none says a word of its own."""
+"""What the page's scripts may do, read from their text: one module touches the page, none polls, none says a word of
+its own."""
 
 from __future__ import annotations
 
@@ -13,9 +14,21 @@ SCRIPTS = sorted((ROOT / "js").glob("*.js"))
 PAGE = "comfy.js"
 # What belongs to ComfyUI's page: its objects, and the fields of graphs, nodes and widgets.
 OF_THE_PAGE = (
-    r"\bapp\b", r"\bapi\b", r"\bLiteGraph\b", r"\bextensionManager\b", r"\.widgets\b", r"\.graph\b", r"\.rootGraph\b",
-    r"\.inputs\b", r"\.outputs\b", r"\.subgraph\b", r"\.comfyClass\b", r"\.canvas\.", r"\.callback\b", r"\bon(?:Configure|Serialize|Removed|Added|ConnectionsChange)\b",
-)  # fmt: skip
+    r"\bapp\b",
+    r"\bapi\b",
+    r"\bLiteGraph\b",
+    r"\bextensionManager\b",
+    r"\.widgets\b",
+    r"\.graph\b",
+    r"\.rootGraph\b",
+    r"\.inputs\b",
+    r"\.outputs\b",
+    r"\.subgraph\b",
+    r"\.comfyClass\b",
+    r"\.canvas\.",
+    r"\.callback\b",
+    r"\bon(?:Configure|Serialize|Removed|Added|ConnectionsChange)\b",
+)
 
 
 def code_and_strings(text: str) -> tuple[str, list[str]]:
@@ -64,7 +77,9 @@ def code_and_strings(text: str) -> tuple[str, list[str]]:
 
 
 def test_the_reader_of_scripts():
-    code, strings = code_and_strings("a(\"x // y\", 'it\\'s', `p ${q ? `in ${r}` : \"no\"} s`); // app\n/* app */ const e = /[/\"]+/g;")
+    code, strings = code_and_strings(
+        'a("x // y", \'it\\\'s\', `p ${q ? `in ${r}` : "no"} s`); // app\n/* app */ const e = /[/"]+/g;'
+    )
     assert "app" not in code
     assert "REGEX" in code
     assert strings == ["x // y", "it\\'s", "p {} s", "in {}", "no"]
@@ -73,10 +88,19 @@ def test_the_reader_of_scripts():
 # Everywhere: nothing asks by the clock, and no saved list or order of widgets is written.
 CHANGE = r"(?:splice|push|pop|shift|unshift|sort|reverse|fill|copyWithin)"
 NOWHERE = (
-    r"\bsetInterval\b", r"\bonSerialize\b", r"\.serialize\s*=(?!\s*false\b)", r"\.widgets\s*=[^=]", rf"\bwidgets\s*\??\.\s*{CHANGE}\b",
+    r"\bsetInterval\b",
+    r"\bonSerialize\b",
+    r"\.serialize\s*=(?!\s*false\b)",
+    r"\.widgets\s*=[^=]",
+    rf"\bwidgets\s*\??\.\s*{CHANGE}\b",
     rf"\bwidgets_values\w*\s*(?:\[[^\]]*\]\s*)?(?:=[^=>]|\??\.{CHANGE}\b)",
-)  # fmt: skip
-IN_OTHERS = (*OF_THE_PAGE, r"\bglobalThis\b", r"\bwindow\.(?!devicePixelRatio\b)", r"\{[^{}]*\b(?:widgets|graph|inputs|outputs)\b[^{}]*\}\s*=\s*node\b")
+)
+IN_OTHERS = (
+    *OF_THE_PAGE,
+    r"\bglobalThis\b",
+    r"\bwindow\.(?!devicePixelRatio\b)",
+    r"\{[^{}]*\b(?:widgets|graph|inputs|outputs)\b[^{}]*\}\s*=\s*node\b",
+)
 WORD_SHOWN = r"\bel\([^()]*,\s*\{[^{}]*\},\s*[\"`][^\W\d_]|\btextContent\s*=\s*[\"`][^\W\d_]"
 
 
@@ -103,14 +127,27 @@ def test_every_script_keeps_the_rules(script):
 @pytest.mark.parametrize(
     ("name", "added"),
     [
-        ("runs.js", 'import { app } from "../../scripts/app.js";'), ("runs.js", "node.setSize([1, 1]);"), ("runs.js", "const { widgets, graph } = node;"),
-        ("runs.js", "node?.mode === 2;"), ("runs.js", "window.comfyAPI.app;"), ("runs.js", "globalThis.app;"), ("runs.js", "run.graph.add(x);"),
-        ("comfy.js", "setInterval(look, 80);"), ("comfy.js", "node.widgets = [];"), ("comfy.js", "node.widgets.splice(0, 1);"), ("comfy.js", "const { widgets } = node; widgets.unshift(x);"),
-        ("comfy.js", "data.widgets_values = [];"), ("repair.js", "saved.widgets_values.push(1);"), ("repair.js", "saved.widgets_values[0] = 1;"),
-        ("comfy.js", "Object.assign(data, { widgets_values });"), ("comfy.js", "node.onSerialize = f;"), ("comfy.js", "node.serialize = function () {};"),
-        ("runs_tab.js", 'el("button", {}, "Delete");'), ("runs_tab.js", 'note.textContent = "Missing";'),
+        ("runs.js", 'import { app } from "../../scripts/app.js";'),
+        ("runs.js", "node.setSize([1, 1]);"),
+        ("runs.js", "const { widgets, graph } = node;"),
+        ("runs.js", "node?.mode === 2;"),
+        ("runs.js", "window.comfyAPI.app;"),
+        ("runs.js", "globalThis.app;"),
+        ("runs.js", "run.graph.add(x);"),
+        ("comfy.js", "setInterval(look, 80);"),
+        ("comfy.js", "node.widgets = [];"),
+        ("comfy.js", "node.widgets.splice(0, 1);"),
+        ("comfy.js", "const { widgets } = node; widgets.unshift(x);"),
+        ("comfy.js", "data.widgets_values = [];"),
+        ("repair.js", "saved.widgets_values.push(1);"),
+        ("repair.js", "saved.widgets_values[0] = 1;"),
+        ("comfy.js", "Object.assign(data, { widgets_values });"),
+        ("comfy.js", "node.onSerialize = f;"),
+        ("comfy.js", "node.serialize = function () {};"),
+        ("runs_tab.js", 'el("button", {}, "Delete");'),
+        ("runs_tab.js", 'note.textContent = "Missing";'),
     ],
-)  # fmt: skip
+)
 def test_a_broken_rule_is_found(name, added):
     text = (ROOT / "js" / name).read_text("utf-8")
     assert faults(name, f"{text}\n{added}\n")
@@ -123,9 +160,25 @@ def test_what_is_private_is_named_with_the_versions_it_was_seen_on():
     assert "1.47.12" in head
     assert "1.58.1" in head
     uses = set(re.findall(r"\b(?:app|api|LiteGraph)\??\.(\w+)", code)) | set(re.findall(r"\bcanvas\.(\w+)", code))
-    uses |= set(re.findall(r"\.(rootGraph|subgraph|outputNode|isVirtualNode|resolveVirtualOutput|vueNodesMode|computeLayoutSize|computeSize|slots|getLinks)\b", code))
+    uses |= set(
+        re.findall(
+            r"\.(rootGraph|subgraph|outputNode|isVirtualNode|resolveVirtualOutput|vueNodesMode|computeLayoutSize|computeSize|slots|getLinks)\b",
+            code,
+        )
+    )
     assert len(uses) > 20
-    public = {"fetchApi", "apiURL", "addEventListener", "registerExtension", "extensionManager", "createNode", "LGraphNode", "canvas", "add", "graph"}
+    public = {
+        "fetchApi",
+        "apiURL",
+        "addEventListener",
+        "registerExtension",
+        "extensionManager",
+        "createNode",
+        "LGraphNode",
+        "canvas",
+        "add",
+        "graph",
+    }
     assert {name for name in uses - public if name not in head} == set()
     assert "graphChanged" in head
     assert "graphChanged" in strings
@@ -151,7 +204,11 @@ def test_every_word_that_is_shown_is_translated(script):
     words = [said for said in strings if PROSE.search(said) and said not in known and not NO_PROSE.fullmatch(said)]
     assert words == [], "give these words a key in locales/*/main.json and ask for it with t()"
     # A single word where words are shown.
-    shown = r"(?:say\([\w.\[\]]+, |new Error\(|fillText\(|\bwrite\(|(?:title|placeholder|alt|summary|detail|label|\"aria-label\"): )([\"`])(?=[^\W\d_])"
+    shown = (
+        r"(?:say\([\w.\[\]]+, |new "
+        r"Error\(|fillText\(|\bwrite\(|(?:title|placeholder|alt|summary|detail|label|\"aria-label\"): "
+        r")([\"`])(?=[^\W\d_])"
+    )
     assert [found.group(0) + text[found.end() : found.end() + 30] for found in re.finditer(shown, text)] == []
 
 

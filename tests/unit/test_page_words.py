@@ -26,7 +26,9 @@ def flat(words, before="") -> dict[str, str]:
 @pytest.mark.parametrize("language", LANGUAGES[1:])
 def test_every_language_has_every_word(language, file):
     english, theirs = flat(read("en", file)), flat(read(language, file))
-    theirs = {key: text for key, text in theirs.items() if not key.startswith("/settingsCategories")}  # English needs none
+    theirs = {
+        key: text for key, text in theirs.items() if not key.startswith("/settingsCategories")
+    }  # English needs none
     assert set(theirs) == set(english)
     for key, text in english.items():
         assert sorted(re.findall(r"\{\w+\}", theirs[key])) == sorted(re.findall(r"\{\w+\}", text)), key

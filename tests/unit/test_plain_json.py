@@ -13,6 +13,8 @@ def test_nested_without_end_is_a_value_error():
     assert read_json('{"a": [1]}') == {"a": [1]}
 
 
-@pytest.mark.parametrize("broken", ["[" * 100_000, '{"a": {"b": Infinity}}', '{"a": {"b": NaN}}', "[]", "7", '{"a": 7}'])
+@pytest.mark.parametrize(
+    "broken", ["[" * 100_000, '{"a": {"b": Infinity}}', '{"a": {"b": NaN}}', "[]", "7", '{"a": 7}']
+)
 def test_no_trigger_words_of_broken_metadata(broken):
     assert trigger_words({"ss_tag_frequency": broken}) == ""

@@ -1,4 +1,5 @@
-"""A run that is stopped and gone on with ends as one that was never stopped; the held-out curve decides what is kept."""
+"""A run that is stopped and gone on with ends as one that was never stopped; the held-out curve decides what is
+kept."""
 
 import math
 
@@ -36,7 +37,9 @@ def problem(seed=0):
 
 
 def config(steps, **changes):
-    return TrainConfig(**{"learning_rate": 3e-2, "batch_size": 1, "seed": 0, "max_grad_norm": 0.5} | changes, steps=steps)
+    return TrainConfig(
+        **{"learning_rate": 3e-2, "batch_size": 1, "seed": 0, "max_grad_norm": 0.5} | changes, steps=steps
+    )
 
 
 def run(lora, loss, held_out, steps, state=None, stop=None, **changes):
@@ -81,8 +84,11 @@ def test_the_best_state_is_the_one_that_scored_best():
     curve = iter([3.0, 1.0, 2.0, 5.0])
     training, events = run(lora, loss, lambda: next(curve), 40)
     assert [(e.step, e.held_out, e.best) for e in events if e.held_out is not None] == [
-        (10, 3.0, True), (20, 1.0, True), (30, 2.0, False), (40, 5.0, False)
-    ]  # fmt: skip
+        (10, 3.0, True),
+        (20, 1.0, True),
+        (30, 2.0, False),
+        (40, 5.0, False),
+    ]
     assert (training.best_step, training.best_loss) == (20, 1.0)
     assert not torch.equal(training.best["a.to_q.lora_up.weight"], lora.state_dict()["a.to_q.lora_up.weight"])
 
@@ -156,7 +162,14 @@ def test_the_record_survives_the_disk_and_says_when_over_fitting_began():
     assert back.held_out == run.held_out
     assert back.best == (20, 0.5)
     assert back.over_fitting_since() == 20
-    for hostile in ("[]", "3", "{}", '{"id": 1}', "not json", '{"id": "x", "technique": "lora", "settings": {}, "base": "b", "images": 1, "losses": 5}'):
+    for hostile in (
+        "[]",
+        "3",
+        "{}",
+        '{"id": 1}',
+        "not json",
+        '{"id": "x", "technique": "lora", "settings": {}, "base": "b", "images": 1, "losses": 5}',
+    ):
         with pytest.raises(ValueError):
             Run.from_json(hostile)
 

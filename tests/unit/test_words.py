@@ -17,11 +17,25 @@ def test_good_names(name):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("", "empty"), ("my cat", "space"), ("123", "weight"), ("1.5", "weight"), ("1e5", "weight"), ("nan", "weight"),
-        ("x.", "punctuation"), ("x-", "punctuation"), ("a(b", "[(]"), ("a:b", ":"), ("<x", "<"), ("x[1]", "[[]"),
-        ("a,b", ","), ("../x", "out of"), ("/x", "out of"), ("a/../../x", "out of"), ("x.pt", "ending"),
+        ("", "empty"),
+        ("my cat", "space"),
+        ("123", "weight"),
+        ("1.5", "weight"),
+        ("1e5", "weight"),
+        ("nan", "weight"),
+        ("x.", "punctuation"),
+        ("x-", "punctuation"),
+        ("a(b", "[(]"),
+        ("a:b", ":"),
+        ("<x", "<"),
+        ("x[1]", "[[]"),
+        ("a,b", ","),
+        ("../x", "out of"),
+        ("/x", "out of"),
+        ("a/../../x", "out of"),
+        ("x.pt", "ending"),
     ],
-)  # fmt: skip
+)
 def test_bad_names_say_why(name, reason):
     with pytest.raises(InputError, match=reason):
         check_name(name)
@@ -66,4 +80,7 @@ def test_norm_limit_only_shortens():
 
 def test_nearest_words():
     table = torch.eye(4)
-    assert nearest_words(torch.tensor([0.0, 1.0, 0.5, 0.0]), table, 2) == [(1, pytest.approx(0.894, abs=1e-3)), (2, pytest.approx(0.447, abs=1e-3))]
+    assert nearest_words(torch.tensor([0.0, 1.0, 0.5, 0.0]), table, 2) == [
+        (1, pytest.approx(0.894, abs=1e-3)),
+        (2, pytest.approx(0.447, abs=1e-3)),
+    ]

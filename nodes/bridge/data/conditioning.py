@@ -37,7 +37,8 @@ def model_conds(
 ) -> ModelConds:
     """What the model wants to know for one picture: context, and for some families the pooled vector and the size.
 
-    cond: [1, tokens, width]. extra: what ComfyUI's CLIP gives beside it (pooled_output, attention_mask, ...) and what is
+    cond: [1, tokens, width]. extra: what ComfyUI's CLIP gives beside it (pooled_output, attention_mask, ...) and what
+    is
     known of the picture, see `Pictures.facts`; it goes before what is taken by default. latent: [1, C, ...]: its shape
     tells the picture's size.
     """

@@ -44,15 +44,22 @@ class Pictures:
         """What a model may want to know of a picture, by the names of ComfyUI's `extra_conds`.
 
         Its size before it was scaled and what was cut away, in px: SDXL learns from small and cropped pictures without
-        drawing like them (Podell et al. 2023, arXiv 2307.01952, section 2.2). For an inpainting model a picture of which
+        drawing like them (Podell et al. 2023, arXiv 2307.01952, section 2.2). For an inpainting model a picture of
+        which
         nothing is kept, as InpaintModelConditioning makes it of a mask of ones: grey, the colour of a hole.
         """
         item, latent = self.items[index], self.data.latents[index]
         known: dict[str, Any] = {}
         if item.original is not None:
             height, width = item.original
-            known = {"height": height, "width": width, "crop_h": item.crop[0], "crop_w": item.crop[1],
-                     "target_height": latent.shape[-2] * 8, "target_width": latent.shape[-1] * 8}  # fmt: skip
+            known = {
+                "height": height,
+                "width": width,
+                "crop_h": item.crop[0],
+                "crop_w": item.crop[1],
+                "target_height": latent.shape[-2] * 8,
+                "target_width": latent.shape[-1] * 8,
+            }
         if self.blank:
             known["concat_latent_image"] = self.blank[tuple(item.pixels.shape[:2])]
             known["concat_mask"] = torch.ones(1, 1, *latent.shape[-2:])
@@ -73,16 +80,25 @@ class Pictures:
 
 
 def prepare(
-    vae, base: comfy.model_base.BaseModel, config: TrainConfig, images: ImageSet, validation: ImageSet | None = None,
+    vae,
+    base: comfy.model_base.BaseModel,
+    config: TrainConfig,
+    images: ImageSet,
+    validation: ImageSet | None = None,
     prior: ImageSet | None = None,
-) -> Pictures:  # fmt: skip
+) -> Pictures:
     """Encode everything once. validation: pictures to score instead of some of `images`. prior: pictures to keep."""
     sets = [list(given.items) if given is not None else [] for given in (images, validation, prior)]
     items = [item for one in sets for item in one]
-    plan = arrange(items, LatentSet([], []), [len(one) for one in sets], config)  # before the wait, as it may be refused
+    plan = arrange(
+        items, LatentSet([], []), [len(one) for one in sets], config
+    )  # before the wait, as it may be refused
     with torch.inference_mode(False), torch.no_grad():
         latents = _encoded(vae, base, items)
-    masks = [None if item.mask is None else mask_to_latent(item.mask, latent) for item, latent in zip(items, latents, strict=True)]
+    masks = [
+        None if item.mask is None else mask_to_latent(item.mask, latent)
+        for item, latent in zip(items, latents, strict=True)
+    ]
     return replace(plan, data=LatentSet(latents, masks), blank=_blank(vae, items) if wants_masked_picture(base) else {})
 
 
@@ -98,7 +114,15 @@ def arrange(items: list[TrainingImage], data: LatentSet, counts: Sequence[int], 
         rotated = rotations(copies, config.validation, config.seed)
     elif config.validation:
         trained_on, held_out = split(copies, config.validation, config.seed)
-    return Pictures(items, data, trained_on, held_out, list(range(count + scored, len(items))), rotated, counts=(count, scored, prior))
+    return Pictures(
+        items,
+        data,
+        trained_on,
+        held_out,
+        list(range(count + scored, len(items))),
+        rotated,
+        counts=(count, scored, prior),
+    )
 
 
 def _blank(vae, items: list[TrainingImage]) -> dict[tuple[int, ...], Tensor]:
@@ -115,7 +139,9 @@ def _encoded(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) 
     of_vae, out = identity.of_vae(vae), []
     for item in items:
         pixels = item.pixels.contiguous()
-        key = cache.digest(of_vae, type(base.latent_format).__name__, str(tuple(pixels.shape)), pixels.numpy().tobytes())
+        key = cache.digest(
+            of_vae, type(base.latent_format).__name__, str(tuple(pixels.shape)), pixels.numpy().tobytes()
+        )
 
         def encode(pixels=pixels) -> Tensor:
             latent = _of_the_model(base, vae.encode(pixels[None].float() / 255))
@@ -126,7 +152,8 @@ def _encoded(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) 
 
 
 def _of_the_model(base: comfy.model_base.BaseModel, latent: Tensor) -> Tensor:
-    """What a VAE made, in the shape of the model's latents; a video model's have one frame. Raises `InputError` otherwise."""
+    """What a VAE made, in the shape of the model's latents; a video model's have one frame. Raises `InputError`
+    otherwise."""
     channels, axes = base.latent_format.latent_channels, base.latent_format.latent_dimensions
     if axes == 3 and latent.ndim == 4:
         latent = latent.unsqueeze(2)
@@ -139,7 +166,8 @@ def _of_the_model(base: comfy.model_base.BaseModel, latent: Tensor) -> Tensor:
 
 
 def mask_to_latent(mask: Tensor, latent: Tensor) -> Tensor:
-    """A pixel mask [H, W] as [1, 1, h, w], or [1, 1, 1, h, w] for one frame, at the latent's size: the mean of each cell."""
+    """A pixel mask [H, W] as [1, 1, h, w], or [1, 1, 1, h, w] for one frame, at the latent's size: the mean of each
+    cell."""
     cells = torch.nn.functional.adaptive_avg_pool2d(mask[None, None].float(), latent.shape[-2:])
     return cells.reshape(1, *[1] * (latent.ndim - 3), *latent.shape[-2:])
 
@@ -150,7 +178,12 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
         return []
     step, loss = run.best
     first = run.held_out[0]
-    lines = [f"Held-out loss {first[1]:.4f} at step {first[0]}, lowest {loss:.4f} at step {step}, {run.held_out[-1][1]:.4f} at the end."]
+    lines = [
+        (
+            f"Held-out loss {first[1]:.4f} at step {first[0]}, lowest {loss:.4f} at step {step}, "
+            f"{run.held_out[-1][1]:.4f} at the end."
+        )
+    ]
     if run.rotations:
         lines[0] = (
             f"{run.rotations} trainings, each without {config.validation} other pictures, said when to stop; then all "

@@ -1,4 +1,5 @@
-"""Sample images while a training runs: the model as it stands, with the user's own sampler settings and a fixed seed."""
+"""Sample images while a training runs: the model as it stands, with the user's own sampler settings and a fixed
+seed."""
 
 from __future__ import annotations
 
@@ -26,15 +27,19 @@ class SamplerSettings:
 
 
 def settings_in(prompt: Mapping[str, Any] | None) -> SamplerSettings:
-    """The settings of the graph's first sampler node that has them as widgets; KSampler's defaults where there is none."""
+    """The settings of the graph's first sampler node that has them as widgets; KSampler's defaults where there is
+    none."""
     for node in (prompt or {}).values():
         values = node.get("inputs", {}) if isinstance(node, Mapping) else {}
         steps, cfg = values.get("steps"), values.get("cfg")
         name, scheduler, seed = values.get("sampler_name"), values.get("scheduler"), values.get("seed", 0)
         if (
-            isinstance(steps, int) and 0 < steps <= 200 and isinstance(cfg, (int, float))
-            and name in comfy.samplers.KSampler.SAMPLERS and scheduler in comfy.samplers.KSampler.SCHEDULERS
-        ):  # fmt: skip
+            isinstance(steps, int)
+            and 0 < steps <= 200
+            and isinstance(cfg, (int, float))
+            and name in comfy.samplers.KSampler.SAMPLERS
+            and scheduler in comfy.samplers.KSampler.SCHEDULERS
+        ):
             return SamplerSettings(steps, float(cfg), name, scheduler, seed if isinstance(seed, int) else 0)
     return SamplerSettings()
 
@@ -61,9 +66,19 @@ def sampler_for(
                 latent = torch.zeros_like(like)
                 noise = comfy.sample.prepare_noise(latent, settings.seed)
                 samples = comfy.sample.sample(
-                    denoiser.work, noise, settings.steps, settings.cfg, settings.sampler_name, settings.scheduler,
-                    positive, negative, latent, denoise=1.0, disable_pbar=True, seed=settings.seed,
-                )  # fmt: skip
+                    denoiser.work,
+                    noise,
+                    settings.steps,
+                    settings.cfg,
+                    settings.sampler_name,
+                    settings.scheduler,
+                    positive,
+                    negative,
+                    latent,
+                    denoise=1.0,
+                    disable_pbar=True,
+                    seed=settings.seed,
+                )
             with torch.no_grad():
                 pixels = vae.decode(samples)  # [1, H, W, 3] in 0..1
         finally:

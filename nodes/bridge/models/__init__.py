@@ -78,9 +78,7 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
     """
     family = family_of(diffusion_model)
     idle = set(family.idle(diffusion_model)) if family else set()
-    linear = {
-        name: layer for name, layer in diffusion_model.named_modules() if is_linear(layer) and name not in idle
-    }  # fmt: skip
+    linear = {name: layer for name, layer in diffusion_model.named_modules() if is_linear(layer) and name not in idle}
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
     if targets == "custom":

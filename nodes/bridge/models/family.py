@@ -13,7 +13,8 @@ from torch import nn
 class Family:
     """The names of a family's layers, and what a training has to mind. `base` is ComfyUI's `BaseModel`.
 
-    Two things are not here, since a node on the wire may change them: what the network predicts (`denoiser.prediction_of`
+    Two things are not here, since a node on the wire may change them: what the network predicts
+    (`denoiser.prediction_of`
     asks the model's sampling, and the loss follows from it) and the shape of a latent (`latent_format`).
     """
 

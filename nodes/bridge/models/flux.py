@@ -77,9 +77,10 @@ def file_names(base) -> dict[str, dict]:
     if isinstance(base, comfy.model_base.Flux2):
         # Its one-stream blocks keep their matrices whole in diffusers too.
         known = {
-            name: layer for name, layer in known.items()
+            name: layer
+            for name, layer in known.items()
             if not _NOT_FLUX2.search(name) and ("single_transformer_blocks" not in name or isinstance(layer, str))
-        }  # fmt: skip
+        }
     return by_program(base, known)
 
 
@@ -87,18 +88,22 @@ def architecture(base) -> str:
     """The base's name in Stability's model specification, or nothing where it has none."""
     import comfy.supported_models as known
 
-    return {known.Flux: "flux-1-dev", known.FluxInpaint: "flux-1-dev", known.FluxSchnell: "flux-1-schnell"}.get(type(base.model_config), "")
+    return {known.Flux: "flux-1-dev", known.FluxInpaint: "flux-1-dev", known.FluxSchnell: "flux-1-schnell"}.get(
+        type(base.model_config), ""
+    )
 
 
 def masked_picture(base) -> bool:
-    """Whether it is a Fill model: beside the latent it reads one of a picture with a hole, and 8x8 pixels of mask a cell."""
+    """Whether it is a Fill model: beside the latent it reads one of a picture with a hole, and 8x8 pixels of mask a
+    cell."""
     return _read(base) > 2 * _made(base)
 
 
 def refusal(base) -> str:
     if _made(base) < _read(base) <= 2 * _made(base):
         return (
-            "it is steered by a control picture (edges or depth), which a training set does not have; train on the plain "
+            "it is steered by a control picture (edges or depth), which a training set does not have; train on the "
+            "plain "
             "model, whose LoRAs work with it"
         )
     return ""
@@ -115,7 +120,18 @@ def _made(base) -> int:
     return base.model_config.unet_config["out_channels"]
 
 
-FLUX = Family("Flux", is_flux, PATTERNS, MEETING, blocks, file_names, architecture, overwritten, conds=GUIDANCE,
-              masked_picture=masked_picture, refusal=refusal)  # fmt: skip
+FLUX = Family(
+    "Flux",
+    is_flux,
+    PATTERNS,
+    MEETING,
+    blocks,
+    file_names,
+    architecture,
+    overwritten,
+    conds=GUIDANCE,
+    masked_picture=masked_picture,
+    refusal=refusal,
+)
 FLUX2 = Family("Flux 2", is_flux2, PATTERNS, MEETING, blocks, file_names, overwritten=overwritten, conds=GUIDANCE)
 CHROMA = Family("Chroma", is_chroma, PATTERNS, MEETING, blocks, file_names, lambda _: "chroma", overwritten)

@@ -21,7 +21,10 @@ PATTERNS = {
     "attention": f"{_JOINT}|{_SELF}",
     "attention + feed-forward": f"{_JOINT}|{_SELF}|{_MLP}",
 }
-MEETING = "`attention` (`qkv`, `out`) of `layers`, where text and picture stand in one row; not the refiners', which see one of them"
+MEETING = (
+    "`attention` (`qkv`, `out`) of `layers`, where text and picture stand in one row; not the refiners', which see one "
+    "of them"
+)
 
 
 def fits(diffusion_model: nn.Module) -> bool:
@@ -37,7 +40,8 @@ def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
 
 
 def file_names(base) -> dict[str, dict]:
-    """See `by_program`. ComfyUI's table is Z-Image's; Lumina 2's fused layer has fewer keys than queries, which it lacks."""
+    """See `by_program`. ComfyUI's table is Z-Image's; Lumina 2's fused layer has fewer keys than queries, which it
+    lacks."""
     import comfy.utils
 
     return by_program(base, comfy.utils.z_image_to_diffusers(base.model_config.unet_config))

@@ -1,4 +1,5 @@
-"""Qwen-Image: a stream for the text and one for the picture, which attend to each other in one attention in every block.
+"""Qwen-Image: a stream for the text and one for the picture, which attend to each other in one attention in every
+block.
 
 Wu et al. 2025, arXiv 2508.02324, section 2.4: SD3's kind of block, the text from a Qwen2.5-VL. Latents are
 five-dimensional [B, 16, frames, H, W], one frame for a picture.
@@ -16,7 +17,11 @@ from .names import as_they_are
 _JOINT = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _MLP = r"transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)"
 PATTERNS = {"cross-attention": _JOINT, "attention": _JOINT, "attention + feed-forward": f"{_JOINT}|{_MLP}"}
-MEETING = "the eight projections of `attn` in every block, the picture's (`to_q` ... `to_out.0`) and the text's (`add_q_proj` ... `to_add_out`); there is no other attention, and the last block's text (`add_q_proj`, `to_add_out`) goes nowhere, so it is left out"
+MEETING = (
+    "the eight projections of `attn` in every block, the picture's (`to_q` ... `to_out.0`) and the text's "
+    "(`add_q_proj` ... `to_add_out`); there is no other attention, and the last block's text (`add_q_proj`, "
+    "`to_add_out`) goes nowhere, so it is left out"
+)
 
 
 def fits(diffusion_model: nn.Module) -> bool:

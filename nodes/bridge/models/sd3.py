@@ -1,4 +1,5 @@
-"""SD3 and SD3.5: every block has a stream for the text and one for the picture, which attend to each other in one attention.
+"""SD3 and SD3.5: every block has a stream for the text and one for the picture, which attend to each other in one
+attention.
 
 Esser et al. 2024, arXiv 2403.03206, figure 2b.
 """

@@ -73,9 +73,21 @@ def refusal(base) -> str:
     import comfy.model_base as known
 
     if isinstance(base, (known.SVD_img2vid, known.Stable_Zero123, known.SD_X4Upscaler, known.Lotus)):
-        return "it works from a picture instead of a prompt, which a training set does not have; wire in a text-to-image model"
+        return (
+            "it works from a picture instead of a prompt, which a training set does not have; wire in a text-to-image "
+            "model"
+        )
     return ""
 
 
-FAMILY = Family("U-Net (SD1.5, SD2, SDXL)", fits, PATTERNS, MEETING, blocks, file_names, architecture,
-                masked_picture=masked_picture, refusal=refusal)  # fmt: skip
+FAMILY = Family(
+    "U-Net (SD1.5, SD2, SDXL)",
+    fits,
+    PATTERNS,
+    MEETING,
+    blocks,
+    file_names,
+    architecture,
+    masked_picture=masked_picture,
+    refusal=refusal,
+)

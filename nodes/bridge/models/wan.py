@@ -35,14 +35,16 @@ def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
 
 
 def file_names(base) -> dict[str, dict]:
-    """Files for Wan have the checkpoint's own names behind `diffusion_model.`; diffusers reads those, ComfyUI no others."""
+    """Files for Wan have the checkpoint's own names behind `diffusion_model.`; diffusers reads those, ComfyUI no
+    others."""
     return as_they_are(base, "diffusion_model.")
 
 
 def refusal(base) -> str:
     if base.diffusion_model.patch_embedding.in_channels != base.latent_format.latent_channels:
         return (
-            "it continues a picture that it is given, and a training on still pictures would teach it to repeat that one; "
+            "it continues a picture that it is given, and a training on still pictures would teach it to repeat "
+            "that one; "
             "train on the text-to-video model of the same size"
         )
     return ""

@@ -50,14 +50,19 @@ class ComfyDenoiser:
     """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `opened_for_training`.
 
     work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type. load: brings the
-    weights to the device, or as many as are to be there, and makes them fit for autograd. compute: the type that matrices
+    weights to the device, or as many as are to be there, and makes them fit for autograd. compute: the type that
+    matrices
     are multiplied in, or None for the model's own.
     """
 
     def __init__(
-        self, work: comfy.model_patcher.ModelPatcher, transformer_options: dict, autocast, load: Callable[[], None],
+        self,
+        work: comfy.model_patcher.ModelPatcher,
+        transformer_options: dict,
+        autocast,
+        load: Callable[[], None],
         compute: torch.dtype | None = None,
-    ):  # fmt: skip
+    ):
         base, device = work.model, work.load_device
         self.work, self.base, self.device, self.autocast, self._load = work, base, device, autocast, load
         self.compute = compute
@@ -125,7 +130,10 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 @contextmanager
 def opened_for_training(
-    model: comfy.model_patcher.ModelPatcher, precision: str = "auto", gradient_checkpointing: bool = False, leave_free: int | None = None
+    model: comfy.model_patcher.ModelPatcher,
+    precision: str = "auto",
+    gradient_checkpointing: bool = False,
+    leave_free: int | None = None,
 ) -> Iterator[ComfyDenoiser]:
     """The MODEL loaded as it is on the wire (patches, shifts, wrappers), frozen, with gradients able to flow.
 
@@ -154,9 +162,11 @@ def opened_for_training(
         try:
             work.pre_run()  # other packs' callbacks among it
             with (
-                weights_recast(base, compute) as recast, trainable_graph(base, device, compute) as ready,
-                inputs_kept(in_place), checkpointed(blocks, bool(in_place)),
-            ):  # fmt: skip
+                weights_recast(base, compute) as recast,
+                trainable_graph(base, device, compute) as ready,
+                inputs_kept(in_place),
+                checkpointed(blocks, bool(in_place)),
+            ):
 
                 def load() -> None:
                     _load(work, leave_free)
@@ -174,13 +184,15 @@ def _load(work: comfy.model_patcher.ModelPatcher, leave_free: int | None) -> Non
 
 
 def refuse_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
-    """Raises `InputError` for a model from a GGUF file: its layers read those weights themselves, and without a gradient."""
+    """Raises `InputError` for a model from a GGUF file: its layers read those weights themselves, and without a
+    gradient."""
     kinds = {kind.__name__ for kind in type(model).__mro__}
     kinds |= {kind.__name__ for layer in model.model.modules() for kind in type(layer).__mro__}
     if kinds & {"GGUFModelPatcher", "GGMLLayer"}:
         raise InputError(
             "this MODEL comes from a GGUF file, whose weights cannot be trained through; load the same model from a "
-            "safetensors file (fp8 is nearly as small) with Load Diffusion Model, train, and use the LoRA on the GGUF model"
+            "safetensors file (fp8 is nearly as small) with Load Diffusion Model, train, and use the LoRA on the "
+            "GGUF model"
         )
 
 

@@ -26,13 +26,15 @@ def refuse_evictable(patcher, what: str, loader: str) -> None:
     """
     if patcher.is_dynamic() and patcher.cached_patcher_init is None:
         raise InputError(
-            f"this {what}'s weights lie in memory that ComfyUI may take back at any time, and its loader left no way to load "
+            f"this {what}'s weights lie in memory that ComfyUI may take back at any time, and its loader left no "
+            "way to load "
             f"them anew; use ComfyUI's own checkpoint or {loader} loader, or start ComfyUI with --disable-dynamic-vram"
         )
 
 
 def ordinary(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that autograd can save, over the same memory as one made in inference mode; a copy where there is no view.
+    """A tensor that autograd can save, over the same memory as one made in inference mode; a copy where there is no
+    view.
 
     What it is given must not change while it is in use. Called outside of inference mode.
     """
@@ -64,14 +66,17 @@ def _elsewhere(tensor: torch.Tensor, device: torch.device) -> bool:
 
 
 @contextmanager
-def trainable_graph(module: nn.Module, device: torch.device, compute: torch.dtype | None = None) -> Iterator[Callable[[], None]]:
+def trainable_graph(
+    module: nn.Module, device: torch.device, compute: torch.dtype | None = None
+) -> Iterator[Callable[[], None]]:
     """Within the block, gradients can flow through `module`; its own parameter objects return afterwards, untouched.
 
     ComfyUI loads weights under `torch.inference_mode()`, and autograd refuses to save such a tensor: each one is
     replaced by a view of the same memory for as long as the block lasts. With `compute`, the float32 weights of linear
     and convolution layers are replaced by copies in that type, so that autocast need not convert them at every step.
     What only has another view meanwhile holds no memory itself: where ComfyUI unloads the model, it is given back.
-    Layers that cast their weight at each call (`recast`) are left, since theirs is never saved; of all others the weights
+    Layers that cast their weight at each call (`recast`) are left, since theirs is never saved; of all others the
+    weights
     are on the device. Gives a function that does the same once more, for weights that ComfyUI has loaded meanwhile.
     """
     replaced: list[tuple[dict, str, torch.Tensor, torch.Tensor]] = []

@@ -14,7 +14,8 @@ def inputs_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block each of `layers` reads a copy of its input, which stays as it was for the backward pass.
 
     `x += block(norm(x))` overwrites what the norm has kept: autograd refuses the backward pass, and with gradient
-    checkpointing, which does not look, the gradient is wrong without a word. A copy for each norm is all that is missing.
+    checkpointing, which does not look, the gradient is wrong without a word. A copy for each norm is all that is
+    missing.
     torch.autograd.graph.allow_mutation_on_saved_tensors makes the same copies, but looks at every operation for that
     (a small Flux's step takes 1.7 times the processor time) and is as wrong under checkpointing.
     """

@@ -40,7 +40,8 @@ SMALL = 50  # a model of less than a fiftieth of the memory needs no forecast
 class StepMemory:
     """Bytes of one training step.
 
-    weights: the frozen model. copies: the part of that which is made for the training. streamed: the part of it that must be on the device at once where the rest is offloaded.
+    weights: the frozen model. copies: the part of that which is made for the training. streamed: the part of it that
+    must be on the device at once where the rest is offloaded.
     trained: what is learned, with the optimiser's state. kept: what the forward pass keeps for the backward. step: the
     most that the two passes hold at once, what is kept and the gradients of what is learned among it.
     """
@@ -71,7 +72,8 @@ class Plan:
 
 
 def plan(model, step: Callable[[], StepMemory], helps: str = LESS) -> Plan:
-    """How to load a MODEL for a training. step: makes the forecast of one step. helps: what a user can do against a full memory."""
+    """How to load a MODEL for a training. step: makes the forecast of one step. helps: what a user can do against a
+    full memory."""
     device = model.load_device
     need = try_forecast(model.model, device, step)
     if need is None:
@@ -81,17 +83,27 @@ def plan(model, step: Callable[[], StepMemory], helps: str = LESS) -> Plan:
 
 
 def forecast(
-    base: comfy.model_base.BaseModel, latent: Tensor, conds: ModelConds, learn: Callable[[], Sequence[nn.Parameter]] | None,
-    compute: torch.dtype | None, gradient_checkpointing: bool, state_bytes: int,
+    base: comfy.model_base.BaseModel,
+    latent: Tensor,
+    conds: ModelConds,
+    learn: Callable[[], Sequence[nn.Parameter]] | None,
+    compute: torch.dtype | None,
+    gradient_checkpointing: bool,
+    state_bytes: int,
     attached: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-) -> StepMemory:  # fmt: skip
+) -> StepMemory:
     """What a step on a batch like `latent` [B, C, ...] and its conditioning takes. Only their shapes count.
 
     learn: makes the trained parameters, on fake tensors; None where the prompt itself is learned. attached: the block
     within which they act. compute: the type of autocast. state_bytes: the optimiser's and the running mean's, for each
     trained number. The model's own tensors are put aside for that long and come back as they were.
     """
-    frozen = [(part.numel() * part.element_size(), layer) for layer in base.modules() for own in _tensors_of(layer) for part in plain_tensors(own)]
+    frozen = [
+        (part.numel() * part.element_size(), layer)
+        for layer in base.modules()
+        for own in _tensors_of(layer)
+        for part in plain_tensors(own)
+    ]
     weights, by_layer = sum(size for size, _ in frozen), {}
     for size, layer in frozen:
         by_layer[id(layer)] = by_layer.get(id(layer), 0) + size
@@ -106,9 +118,15 @@ def forecast(
     comfy.model_management.in_training = True
     try:
         with (
-            torch.inference_mode(False), torch.enable_grad(), FakeTensorMode(allow_non_fake_inputs=True),
-            _nothing_kept(base), _fake_weights(base), weights_recast(base, compute), inputs_kept(in_place), checkpointed(blocks, bool(in_place)),
-        ):  # fmt: skip
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            _nothing_kept(base),
+            _fake_weights(base),
+            weights_recast(base, compute),
+            inputs_kept(in_place),
+            checkpointed(blocks, bool(in_place)),
+        ):
             noisy = torch.empty(latent.shape)
             sigma = torch.empty(len(latent))
             given = {name: _fake(value) for name, value in conds.tensors().items()}
@@ -123,7 +141,9 @@ def forecast(
             numbers = sum(parameter.numel() for parameter in trained)
     finally:
         comfy.model_management.in_training = was_training
-    return StepMemory(weights + copies, STREAMS * max(by_layer.values()), numbers * (4 + state_bytes), kept, live.peak, copies)
+    return StepMemory(
+        weights + copies, STREAMS * max(by_layer.values()), numbers * (4 + state_bytes), kept, live.peak, copies
+    )
 
 
 def _tensors_of(layer: nn.Module) -> list[Tensor]:
@@ -134,7 +154,8 @@ def _tensors_of(layer: nn.Module) -> list[Tensor]:
 def _nothing_kept(module: nn.Module) -> Iterator[None]:
     """After the block the model has no fake tensor that its code has put aside for the next call.
 
-    Some keep one in a layer's attribute, some in a `functools` cache (LTX's frequencies, Chroma Radiance's positions), which
+    Some keep one in a layer's attribute, some in a `functools` cache (LTX's frequencies, Chroma Radiance's positions),
+    which
     the whole process shares and any later sampling would read from.
     """
     before = [(layer, dict(vars(layer))) for layer in module.modules()]
@@ -146,7 +167,9 @@ def _nothing_kept(module: nn.Module) -> Iterator[None]:
         for layer, own in before:
             vars(layer).clear()
             vars(layer).update(own)
-        for cached in {value for home in homes for value in vars(home).values() if isinstance(value, functools._lru_cache_wrapper)}:
+        for cached in {
+            value for home in homes for value in vars(home).values() if isinstance(value, functools._lru_cache_wrapper)
+        }:
             cached.cache_clear()
 
 
@@ -178,7 +201,9 @@ def _fake(value):
     return torch.empty(value.shape, dtype=dtype, device="cpu")
 
 
-def _attention(_chosen, q: Tensor, k: Tensor, v: Tensor, heads: int, *_mask, skip_reshape=False, skip_output_reshape=False, **_how):
+def _attention(
+    _chosen, q: Tensor, k: Tensor, v: Tensor, heads: int, *_mask, skip_reshape=False, skip_output_reshape=False, **_how
+):
     """The shapes of torch's fused attention, which never holds the table of all pairs."""
     if not skip_reshape:
         q, k, v = (t.view(t.shape[0], t.shape[1], -1, q.shape[-1] // heads).transpose(1, 2) for t in (q, k, v))
@@ -206,7 +231,8 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def room(device: torch.device) -> int:
-    """Bytes that a training may fill: what is free on the device and what ComfyUI's loaded models there would give back."""
+    """Bytes that a training may fill: what is free on the device and what ComfyUI's loaded models there would give
+    back."""
     free = comfy.model_management.get_free_memory(device)
     if device.type != "cpu":
         loaded = (m for m in comfy.model_management.current_loaded_models if m.device == device and m.model is not None)
@@ -217,14 +243,19 @@ def room(device: torch.device) -> int:
 def can_offload(device: torch.device) -> bool:
     """Whether ComfyUI can leave weights in the computer's memory while the model runs on this device."""
     states = comfy.model_management.VRAMState
-    return device.type != "cpu" and comfy.model_management.vram_state in (states.NO_VRAM, states.LOW_VRAM, states.NORMAL_VRAM)
+    return device.type != "cpu" and comfy.model_management.vram_state in (
+        states.NO_VRAM,
+        states.LOW_VRAM,
+        states.NORMAL_VRAM,
+    )
 
 
 def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = False, helps: str = LESS) -> bool:
     """Whether weights must be offloaded for the step to fit into `free` bytes.
 
     possible: whether they can be. weights_there: the weights are in that memory already, as on the CPU. helps: what a
-    user can do. Where even that is not enough: on the CPU, where the system would end the whole server, `InputError`; an
+    user can do. Where even that is not enough: on the CPU, where the system would end the whole server, `InputError`;
+    an
     accelerator says itself when it is full, so a forecast that may be wrong forbids nothing there and is only logged.
     """
     least = step.peak() - (step.weights - step.copies if weights_there else 0)
@@ -235,7 +266,8 @@ def offloads(step: StepMemory, free: int, possible: bool, weights_there: bool = 
         if least <= free:
             return True
     needed = (
-        f"a step needs about {gigabytes(least)}{' with the weights offloaded' if possible else ''} and {gigabytes(free)} are "
+        f"a step needs about {gigabytes(least)}{' with the weights offloaded' if possible else ''} and "
+        f"{gigabytes(free)} are "
         f"free; what lowers it: {helps}"
     )
     if weights_there:
@@ -257,8 +289,11 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
-def try_forecast(base: comfy.model_base.BaseModel, device: torch.device, make: Callable[[], StepMemory]) -> StepMemory | None:
-    """The forecast, or None where none is needed (a small model) or none can be made (a model whose code looks at numbers)."""
+def try_forecast(
+    base: comfy.model_base.BaseModel, device: torch.device, make: Callable[[], StepMemory]
+) -> StepMemory | None:
+    """The forecast, or None where none is needed (a small model) or none can be made (a model whose code looks at
+    numbers)."""
     if comfy.model_management.module_size(base) * SMALL < room(device):
         return None
     try:

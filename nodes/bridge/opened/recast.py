@@ -2,7 +2,8 @@
 
 ComfyUI's layers cast a weight that lies elsewhere or in another type than the computation: fp8, quantised, fp16 under
 bfloat16, offloaded to the CPU. Autograd would keep each cast for the backward pass, which is the whole model once more,
-in the wider type, on the device that it was too large for. And where ComfyUI streams weights through one buffer, another
+in the wider type, on the device that it was too large for. And where ComfyUI streams weights through one buffer,
+another
 layer's weight lies there by the time of the backward pass.
 
 The gradient to a frozen layer's input is W^T times that to its output. It needs W and nothing else, so W is fetched
@@ -38,7 +39,8 @@ def weights_recast(module: nn.Module, compute: torch.dtype | None = None) -> Ite
     """Within the block no cast weight of `module` is kept for the backward pass.
 
     compute: the type of autocast, if there is one: layers whose weight has another low precision cast too. Quantised
-    layers multiply in full precision: rounding the activations has no gradient. Gives a function that does the same once
+    layers multiply in full precision: rounding the activations has no gradient. Gives a function that does the same
+    once
     more, after ComfyUI has loaded weights anew.
     """
     before: list[tuple[nn.Module, str, Any]] = []
@@ -81,7 +83,8 @@ def _is_recast(layer: nn.Module) -> bool:
 
 
 def _is_comfyuis(layer: nn.Module) -> bool:
-    """Whether ComfyUI's own code makes the weight ready. Another pack's may hold something else than the matrix itself."""
+    """Whether ComfyUI's own code makes the weight ready. Another pack's may hold something else than the matrix
+    itself."""
     return getattr(layer.forward_comfy_cast_weights, "__module__", "") == comfy.ops.__name__
 
 
@@ -90,7 +93,8 @@ def _is_convolution(layer: nn.Module) -> bool:
 
 
 def _frozen(layer: nn.Module, x: Tensor, *_given, **_how) -> Tensor:
-    """In the place of a layer's `forward_comfy_cast_weights`; how ComfyUI would have it quantised does not matter here."""
+    """In the place of a layer's `forward_comfy_cast_weights`; how ComfyUI would have it quantised does not matter
+    here."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     if isinstance(layer, _CONVOLUTIONS) or x.ndim == 2:
@@ -118,9 +122,18 @@ class _FrozenLayer(torch.autograd.Function):
             if isinstance(layer, _CONVOLUTIONS):
                 like = grad.new_empty(1, dtype=ctx.dtype).expand(ctx.shape)  # its numbers do not count
                 out = torch.ops.aten.convolution_backward(
-                    grad.to(ctx.dtype), like, weight, None, layer.stride, layer.padding, layer.dilation, False,
-                    [0] * (weight.ndim - 2), layer.groups, (True, False, False),
-                )[0]  # fmt: skip
+                    grad.to(ctx.dtype),
+                    like,
+                    weight,
+                    None,
+                    layer.stride,
+                    layer.padding,
+                    layer.dilation,
+                    False,
+                    [0] * (weight.ndim - 2),
+                    layer.groups,
+                    (True, False, False),
+                )[0]
             else:
                 out = grad.to(ctx.dtype) @ weight
             return out.to(ctx.given), None, None
@@ -131,7 +144,9 @@ def _ready(layer: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterat
     """(weight, bias) on the device and in the type of the computation, patches of the wire applied, for a moment."""
     # An accelerator's buffers in ComfyUI may be of inference mode, and could not be written to outside.
     with torch.inference_mode(device.type != "cpu"):
-        weight, bias, stream = comfy.ops.cast_bias_weight(layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True)
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            layer, dtype=dtype, bias_dtype=dtype, device=device, offloadable=True
+        )
         if isinstance(weight, QuantizedTensor):
             weight = weight.to(dtype).dequantize()
     try:

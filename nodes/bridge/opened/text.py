@@ -36,7 +36,8 @@ def encoders(clip) -> dict[str, tuple[Any, nn.Module]]:
             found[tokenizer.embedding_key] = (tokenizer, model)
     if not found:
         raise InputError(
-            f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; a pseudo-word is a row of CLIP's table of "
+            f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; a pseudo-word is a row of "
+            "CLIP's table of "
             "words, so wire in a model with CLIP-L, -G or -H, or train a LoRA with a trigger word"
         )
     return found
@@ -84,7 +85,7 @@ def _look_up(name: str, vectors: Vectors, otherwise, text: str):
         return otherwise(text)
     leftover = " ".join(rest)
     found = (first,) if _look_up_gives_the_name() else ()
-    return vectors(), *found, leftover if word == first else f"{first[len(word):]} {leftover}"
+    return vectors(), *found, leftover if word == first else f"{first[len(word) :]} {leftover}"
 
 
 @cache
@@ -118,7 +119,10 @@ class TrainableText:
         with self._autocast():
             if isinstance(model, comfy.sd1_clip.SD1ClipModel):
                 return self._encode_rows(getattr(model, model.clip), [t[model.clip_name] for t in tokens])
-            return [(cond, {"pooled_output": pooled}) for cond, pooled in (model.encode_token_weights(t)[:2] for t in tokens)]
+            return [
+                (cond, {"pooled_output": pooled})
+                for cond, pooled in (model.encode_token_weights(t)[:2] for t in tokens)
+            ]
 
     @staticmethod
     def _encode_rows(encoder, prompts: list[list[list[tuple]]]) -> list[tuple[Tensor, dict[str, Any]]]:
@@ -128,7 +132,12 @@ class TrainableText:
         out, at = [], 0
         for chunks in prompts:
             part = context[at : at + len(chunks)]  # [chunks, 77, width]
-            out.append((part.reshape(1, -1, part.shape[-1]), {"pooled_output": None if pooled is None else pooled[at : at + 1]}))
+            out.append(
+                (
+                    part.reshape(1, -1, part.shape[-1]),
+                    {"pooled_output": None if pooled is None else pooled[at : at + 1]},
+                )
+            )
             at += len(chunks)
         return out
 
@@ -144,18 +153,26 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
         patcher = _loaded(clip)
         own, device = patcher.model, patcher.load_device
         learning = {id(layer) for part in own.modules() if _is_clip(part) for layer in part.modules()}
-        # Through other encoders (T5 and the like, often fp8 or quantised, and many times a CLIP's size) no gradient flows:
+        # Through other encoders (T5 and the like, often fp8 or quantised, and many times a CLIP's size) no gradient
+        # flows:
         # theirs are used as they lie. The layers themselves, since ComfyUI gives some new tensors when it moves them.
         others = [layer for layer in own.modules() if id(layer) not in learning]
-        known = {id(tensor): tensor for layer in others for tensor in (*layer._parameters.values(), *layer._buffers.values())}
+        known = {
+            id(tensor): tensor for layer in others for tensor in (*layer._parameters.values(), *layer._buffers.values())
+        }
         known |= {id(layer): layer for layer in others if not layer._modules}
         # A CLIP's weights are only read: the copy shares their memory where nothing can take it away. What it needs in
         # another type is replaced below, in the copy alone.
         shared = [
-            weight for part in own.modules() if _is_clip(part)
-            for weight in part.parameters() if weight.device.type == "cpu" and weight.dtype in _READABLE
-        ]  # fmt: skip
-        model = copy.deepcopy(own, known | {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared})
+            weight
+            for part in own.modules()
+            if _is_clip(part)
+            for weight in part.parameters()
+            if weight.device.type == "cpu" and weight.dtype in _READABLE
+        ]
+        model = copy.deepcopy(
+            own, known | {id(weight): nn.Parameter(ordinary(weight), requires_grad=False) for weight in shared}
+        )
         parts = [part.requires_grad_(False).to(device) for part in model.modules() if _is_clip(part)]
         for layer in (layer for part in parts for layer in part.modules()):
             if getattr(layer, "_full_precision_mm", True) is False:
@@ -175,7 +192,8 @@ def opened_text(clip, compute: torch.dtype | None) -> Iterator[TrainableText]:
 def _loaded(clip):
     """The CLIP's patcher with its weights and what the wire patches into them in place.
 
-    Under dynamic VRAM ComfyUI leaves the weights as the file has them and patches each when it is cast, into memory that
+    Under dynamic VRAM ComfyUI leaves the weights as the file has them and patches each when it is cast, into memory
+    that
     its modules hold handles of, each freed by its last owner: neither survives a copy, so the CLIP is loaded anew.
     """
     if not clip.patcher.is_dynamic():
@@ -191,15 +209,13 @@ TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer 
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """{layer name: linear layer} of the CLIPs' attention: what a LoRA of theirs trains. Raises `InputError` without a CLIP."""
-    found = {
-        name: layer
-        for name, layer in model.named_modules()
-        if is_linear(layer) and re.fullmatch(ATTENTION, name)
-    }
+    """{layer name: linear layer} of the CLIPs' attention: what a LoRA of theirs trains. Raises `InputError` without a
+    CLIP."""
+    found = {name: layer for name, layer in model.named_modules() if is_linear(layer) and re.fullmatch(ATTENTION, name)}
     if not found:
         raise InputError(
-            f"train_text_encoder is on, and the text encoder ({type(model).__name__}) holds no CLIP, which alone is trained "
+            f"train_text_encoder is on, and the text encoder ({type(model).__name__}) holds no CLIP, which alone "
+            "is trained "
             "here; switch it off"
         )
     return found
@@ -220,7 +236,8 @@ def file_names(model: nn.Module) -> dict[str, dict[str, str]]:
 
 
 def _rows(layer: nn.Embedding, ids: Tensor, **_) -> Tensor:
-    """The words' vectors in float32, of a table that may be narrower: autocast on a CPU joins no float16 with others."""
+    """The words' vectors in float32, of a table that may be narrower: autocast on a CPU joins no float16 with
+    others."""
     return nn.functional.embedding(ids, layer.weight).float()
 
 

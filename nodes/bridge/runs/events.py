@@ -52,7 +52,9 @@ class RunDisplay:
         server = _server()  # never imported from here: a training under torchrun has none
         if server is None or server.client_id is None:
             return  # without a client it would go to every open page
-        server.send_sync(f"bespoke.run.{name}", {"node_id": self.node_id, "run_id": self.run_id, **values}, server.client_id)
+        server.send_sync(
+            f"bespoke.run.{name}", {"node_id": self.node_id, "run_id": self.run_id, **values}, server.client_id
+        )
 
 
 def _server():

@@ -109,7 +109,8 @@ def follow(
         if "modified by an inplace operation" not in str(error):
             raise
         raise InputError(
-            "this model, or a patch on the wire before the trainer, overwrites values that a gradient needs, so it cannot "
+            "this model, or a patch on the wire before the trainer, overwrites values that a gradient needs, so it "
+            "cannot "
             "be trained here; take the patch off, or use a model of a family that is known"
         ) from error
     except comfy.model_management.InterruptProcessingException:
@@ -154,8 +155,15 @@ class _Follower:
     """Carries one run's numbers from the loop's events to the display, the record and the disk."""
 
     def __init__(
-        self, training: Training, config: TrainConfig, run: Run, display: Display, store: RunStore, outlets: Outlets, where: Surroundings
-    ):  # fmt: skip
+        self,
+        training: Training,
+        config: TrainConfig,
+        run: Run,
+        display: Display,
+        store: RunStore,
+        outlets: Outlets,
+        where: Surroundings,
+    ):
         self.training, self.config, self.run, self.display = training, config, run, display
         self.store, self.outlets, self.where = store, outlets, where
         self.average: float | None = None
@@ -222,16 +230,18 @@ class _Follower:
         if event.held_out is not None:
             run.held_out.append((event.step, event.held_out))
             self.display.validation(event.step, event.held_out, event.best)
-        self.display.step({
-            "step": event.step,
-            "steps": event.steps,
-            "loss": event.loss,
-            "loss_ema": self.average,
-            "lr": event.learning_rate,
-            "images_per_second": self.config.images_per_step * count / max(event.seconds, 1e-9),
-            "eta_s": event.seconds / count * (event.steps - event.step),
-            "memory_mb": memory_mb(),
-        })  # fmt: skip
+        self.display.step(
+            {
+                "step": event.step,
+                "steps": event.steps,
+                "loss": event.loss,
+                "loss_ema": self.average,
+                "lr": event.learning_rate,
+                "images_per_second": self.config.images_per_step * count / max(event.seconds, 1e-9),
+                "eta_s": event.seconds / count * (event.steps - event.step),
+                "memory_mb": memory_mb(),
+            }
+        )
 
 
 def memory_mb() -> float:

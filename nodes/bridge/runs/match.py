@@ -53,9 +53,14 @@ class NodeRequest:
 
 
 _KINDS = {
-    type(None): "missing", str: "a text", list: "a list", dict: "an object", bool: "a boolean", int: "a number",
+    type(None): "missing",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bool: "a boolean",
+    int: "a number",
     float: "a number",
-}  # fmt: skip
+}
 
 
 def _kind(value: Any) -> str:
@@ -81,7 +86,8 @@ def find_run(runs: Sequence[Summary], wanted: NodeRequest) -> tuple[Summary | No
 
 
 def same_request(settings: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings is what is asked for: the settings that both have agree, if they count at all."""
+    """Whether a run with these settings is what is asked for: the settings that both have agree, if they count at
+    all."""
     both = [name for name in settings if name in request and name not in NOT_IDENTITY]
     return bool(both) and all(_same(settings[name], request[name]) for name in both)
 

@@ -45,11 +45,21 @@ def in_rotation(
     quiet, curves = replace(config, save_every=0, sample_every=0), []
     for number, (rest, left_out) in enumerate(pictures.rotations, 1):
         own = Run(
-            run_id(run.technique, {"rotation": number}, run.id, ""), run.technique,
-            run.settings | {"rotation": f"{number} of {len(pictures.rotations)}"}, run.base, pictures.count(rest), run.trigger, run.tags,
-            run.resolution, run.prediction, run.architecture, run.base_hash, run.clip_skip,
-            run.trained, names=run.names,
-        )  # fmt: skip
+            run_id(run.technique, {"rotation": number}, run.id, ""),
+            run.technique,
+            run.settings | {"rotation": f"{number} of {len(pictures.rotations)}"},
+            run.base,
+            pictures.count(rest),
+            run.trigger,
+            run.tags,
+            run.resolution,
+            run.prediction,
+            run.architecture,
+            run.base_hash,
+            run.clip_skip,
+            run.trained,
+            names=run.names,
+        )
         names = ", ".join(pictures.items[i].name for i in left_out)
         said = f"training {number} of {len(pictures.rotations) + 1}, without {names}, to learn when to stop: "
         learned = train(Part(own, quiet, rest, left_out, said=said))

@@ -54,7 +54,8 @@ def take_finish(run_id: str) -> bool:
 
 @dataclass(frozen=True)
 class FileState:
-    """Tells whether a file has changed without reading it. The inode changes with every `write_text`, the time need not."""
+    """Tells whether a file has changed without reading it. The inode changes with every `write_text`, the time need
+    not."""
 
     size: int  # bytes
     mtime_ns: int

@@ -27,7 +27,8 @@ class Display(Protocol):
 class Surroundings:
     """What a run needs around it; as it stands, the page's process.
 
-    world: the processes that train together. store: (run id) -> its folder. display: (run id, steps) -> who is shown it.
+    world: the processes that train together. store: (run id) -> its folder. display: (run id, steps) -> who is shown
+    it.
     wish: (run id) -> what this process wants after a step. prepare: called with the opened model before anything is
     attached to it. sharded: whether that spreads the base over the processes, so that no device has to hold the whole.
     """
