@@ -13,10 +13,11 @@ from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend, RestoreUnmasked
 from .jobs.node import ExportLoraJob, ExportTextualInversionJob
-from .lora import dial as lora_routes
-from .lora.compose_node import ComposeLoras, InspectLora
-from .lora.inject_node import InjectLora, LoadLora
-from .lora.node import SaveLora, TrainLora
+from .lora.composition.node import ComposeLoras
+from .lora.injection import routes as lora_routes
+from .lora.injection.node import InjectLora, LoadLora
+from .lora.inspection.node import InspectLora
+from .lora.training.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
 
 

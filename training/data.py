@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
-from .objective import ImportanceSampling, schedule_place
+from .objective import ImportanceSampling, sample_timesteps
 from .randomness import batch_indices, generator, noise, stratified_uniform
 
 
@@ -78,7 +78,7 @@ class LatentSet:
         dropped = torch.rand(count, generator=generator(seed, "caption", micro)) < config.caption_dropout
         places = list(range(count) if places is None else places)
         even = stratified_uniform(seed, micro, count)[places]
-        u = levels.place(even) if levels else schedule_place(even, config.timestep_sampling)
+        u = levels.place(even) if levels else sample_timesteps(even, config.timestep_sampling)
         indices = [indices[place] for place in places]
         drawn = torch.stack([noise(seed, micro, place, shape) for place in places])
         if config.noise_offset:

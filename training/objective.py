@@ -154,7 +154,7 @@ def importance(model: Denoiser, timestep_sampling: str, weighting: str = "none")
     return ImportanceSampling.of(model, weighting) if timestep_sampling == "importance" else None
 
 
-def schedule_place(u: Tensor, timestep_sampling: str) -> Tensor:
+def sample_timesteps(u: Tensor, timestep_sampling: str) -> Tensor:
     """Uniform draws [B] in 0..1 turned into places in the noise schedule, 0 the cleanest; strata stay strata.
 
     logit-normal: the logistic function of a standard normal, which favours the middle (Esser et al. 2024, arXiv

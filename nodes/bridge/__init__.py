@@ -1,1 +1,1 @@
-"""ComfyUI at arm's length: all that the pack knows of models, folders, events and the server."""
+"""All that the pack knows of ComfyUI: models, folders, events and the server."""

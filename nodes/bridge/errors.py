@@ -6,10 +6,10 @@ import functools
 
 from ...training.errors import InputError
 
-__all__ = ["InputError", "names_itself"]
+__all__ = ["InputError", "name_node_in_errors"]
 
 
-def names_itself(execute):
+def name_node_in_errors(execute):
     """Put the node's display name before every `InputError` that leaves `execute`.
 
     The mathematics raises "what was given, and the mend" and does not know which node asked; the person reading the

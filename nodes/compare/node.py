@@ -8,8 +8,8 @@ from comfy_api.latest import io
 
 from ...training.errors import InputError
 from ...training.record import Run as Record
-from ..bridge import lettering
-from ..bridge.errors import names_itself
+from ..bridge.drawing import text_layout
+from ..bridge.errors import name_node_in_errors
 from ..bridge.types import Run
 from . import sheet, table
 from .layout import arrange
@@ -78,7 +78,7 @@ class Compare(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, labels="", images=None, runs=None) -> io.NodeOutput:
         pictures, records = _in_order(images), _in_order(runs)
         if not pictures and not records:
@@ -93,7 +93,7 @@ class Compare(io.ComfyNode):
             lines.append(
                 counts.replace("1 images", "1 image").replace("1 rows", "1 row").replace("1 columns", "1 column")
             )
-        codes = lettering.undrawn("".join(grid.rows + grid.columns))
+        codes = text_layout.undrawn("".join(grid.rows + grid.columns))
         if codes:
             grid.notes.append(
                 f"No font here has {', '.join(codes)}: in the picture they are written as codes, {codes[0]} as "

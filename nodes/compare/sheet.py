@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..bridge import lettering
-from ..bridge.image import tensor_of
+from ..bridge.drawing import text_layout
+from ..bridge.drawing.image import tensor_of
 from .layout import Grid
 from .table import HEADINGS, Row
 
@@ -53,14 +53,14 @@ def _grid(grid: Grid) -> Image.Image | None:
     )
     pad, x = ImageDraw.Draw(image), left
     for column in grid.columns:
-        words, font = lettering.set_in(column, TEXT)
-        pad.text((x, MARGIN), lettering.lines(words, font, widths[column] - GAP, 1)[0], FAINT, font)
+        words, font = text_layout.set_in(column, TEXT)
+        pad.text((x, MARGIN), text_layout.lines(words, font, widths[column] - GAP, 1)[0], FAINT, font)
         y = top
         for row in grid.rows:
             if column == grid.columns[0] and named:
-                words, font = lettering.set_in(row, TEXT)
+                words, font = text_layout.set_in(row, TEXT)
                 pad.multiline_text(
-                    (MARGIN, y), "\n".join(lettering.lines(words, font, LABEL - 16, 3)), INK, font, spacing=4
+                    (MARGIN, y), "\n".join(text_layout.lines(words, font, LABEL - 16, 3)), INK, font, spacing=4
                 )
             cell = grid.cells.get((row, column), ())
             if not cell:
@@ -88,7 +88,7 @@ def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _table(rows: Sequence[Row]) -> Image.Image | None:
     if not rows:
         return None
-    (_, font), named = lettering.set_in("".join(HEADINGS), TEXT), [lettering.set_in(row.name, 14) for row in rows]
+    (_, font), named = text_layout.set_in("".join(HEADINGS), TEXT), [text_layout.set_in(row.name, 14) for row in rows]
     lines = [HEADINGS, *(row.cells for row in rows)]
     widths = [int(max(font.getlength(line[i]) for line in lines)) + 32 for i in range(len(HEADINGS))]
     name = int(max(small.getlength(words) for words, small in named))

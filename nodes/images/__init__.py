@@ -1,0 +1,1 @@
+"""Image nodes: a training set from a folder or from image batches."""

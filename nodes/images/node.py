@@ -7,8 +7,8 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..bridge import storage
-from ..bridge.errors import names_itself
+from ..bridge.errors import name_node_in_errors
+from ..bridge.files import writing as storage
 from ..bridge.types import Images
 from .batch import image_set
 from .folder import CAPTIONS, MASKS, SMALLEST_SIDE, FolderRequest, hash_files, read_folder
@@ -143,7 +143,7 @@ class ImageFolder(io.ComfyNode):
             return str(error)
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, **inputs) -> io.NodeOutput:
         images = read_folder(cls._request(**inputs))
         return io.NodeOutput(images, contact_sheet(images), describe(images))
@@ -187,7 +187,7 @@ class ImageBatch(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, images, captions, trigger, masks=None) -> io.NodeOutput:
         images = image_set(images, captions, trigger, masks)
         return io.NodeOutput(images, describe(images))

@@ -8,7 +8,7 @@ from pathlib import Path
 import folder_paths
 
 from ...training.errors import InputError
-from ..bridge import storage
+from ..bridge.files import writing as storage
 from .folder import pictures_in, read_caption
 
 MOST_PICTURES = 2000  # in one answer

@@ -7,8 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...training.images import ImageSet, passes
-from ..bridge import lettering
-from ..bridge.image import tensor_of
+from ..bridge.drawing import text_layout
+from ..bridge.drawing.image import tensor_of
 
 THUMB, TEXT, GAP, MOST = 192, 54, 12, 60
 INK, PAPER, FAINT = (28, 28, 32), (250, 249, 246), (120, 118, 112)
@@ -31,8 +31,8 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
             keep = Image.fromarray((item.mask.numpy() * 255).astype(np.uint8)).resize(size)
             picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
         sheet.paste(picture, (x + (THUMB - size[0]) // 2, y + (THUMB - size[1]) // 2))
-        text, font = lettering.set_in(item.caption or "(no caption)", 13)
-        lines = lettering.lines(text, font, THUMB, 3)
+        text, font = text_layout.set_in(item.caption or "(no caption)", 13)
+        lines = text_layout.lines(text, font, THUMB, 3)
         draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else FAINT, font, spacing=2)
     return tensor_of(sheet)
 

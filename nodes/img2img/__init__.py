@@ -1,0 +1,1 @@
+"""Image to image nodes: partial denoising by strength."""

@@ -6,7 +6,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..bridge import sampling as bridge
-from ..bridge.errors import InputError, names_itself
+from ..bridge.errors import InputError, name_node_in_errors
 from .plot import draw
 from .report import describe
 from .spacing import SPACINGS, spaced
@@ -170,7 +170,7 @@ class PartialDenoise(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(
         cls,
         model,
@@ -266,7 +266,7 @@ class StrengthSigmas(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(
         cls, model, scheduler, steps, strength, contract=NOISE_LEVEL, exact_steps=False, sampler_name="euler"
     ) -> io.NodeOutput:

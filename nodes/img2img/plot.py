@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..bridge.image import tensor_of
+from ..bridge.drawing.image import tensor_of
 from .report import number, percent
 from .strength import Plan
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from ...training.plain_json import read_json
 from ..bridge import sampling as bridge
 from ..bridge.errors import InputError
-from ..bridge.weightless import model_of
+from ..bridge.models.schedule_probe import model_of
 from .node import plan_for
 from .plot import places
 from .report import describe

@@ -1,0 +1,1 @@
+"""Inpainting nodes: latent mask blend and restoring the unmasked part."""

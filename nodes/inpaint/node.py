@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..bridge import sampling as bridge
-from ..bridge.errors import InputError, names_itself
+from ..bridge.errors import InputError, name_node_in_errors
 from .blend import (
     BIAS_MAX,
     BIAS_MIN,
@@ -192,7 +192,7 @@ class LatentMaskBlend(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(
         cls,
         model,
@@ -356,7 +356,7 @@ class RestoreUnmasked(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, original, generated, mask, feather=RESTORE_FEATHER, match_color=0.0) -> io.NodeOutput:
         image, after, notes = restore(original, generated, mask, RestoreSettings(feather, match_color))
         notes.append(

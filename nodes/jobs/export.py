@@ -10,9 +10,9 @@ from typing import Any
 import folder_paths
 
 from ...training.errors import InputError
-from ..bridge import storage
-from ..bridge.data.material import Material
-from ..bridge.data.samples import SamplerSettings
+from ..bridge.dataset.encoded import EncodedDataset
+from ..bridge.files import writing as storage
+from ..bridge.runs.samples import SamplerSettings
 from . import wire
 from .job import needed, write_job
 from .source import Source, source_of
@@ -59,7 +59,7 @@ def export(
     wanted: Path,
     technique: str,
     settings: Mapping[str, Any],
-    material: Material,
+    material: EncodedDataset,
     models: Mapping[str, tuple[Source, dict, dict]],
     result: Mapping[str, Any],
     samples: SamplerSettings,
@@ -91,7 +91,7 @@ def _name(path: Path) -> str:
 
 
 def _in_words(
-    path: Path, technique: str, material: Material, models: Mapping[str, tuple[Source, dict, dict]], size: int
+    path: Path, technique: str, material: EncodedDataset, models: Mapping[str, tuple[Source, dict, dict]], size: int
 ) -> str:
     lines = [
         f"Job folder of {size / 1e6:.1f} MB: settings, {len(material.pictures.items)} encoded pictures, "

@@ -25,11 +25,11 @@ from ...training.data import LatentSet
 from ...training.errors import InputError
 from ...training.images import TrainingImage
 from ...training.plain_json import read_json
-from ..bridge.data.material import Material
-from ..bridge.data.pictures import arrange
-from ..bridge.data.samples import SamplerSettings
-from ..bridge.safe_files import read_safetensors
-from ..bridge.storage import write_safetensors, write_text
+from ..bridge.dataset.encoded import EncodedDataset
+from ..bridge.dataset.pictures import arrange
+from ..bridge.files.reading import read_safetensors
+from ..bridge.files.writing import write_safetensors, write_text
+from ..bridge.runs.samples import SamplerSettings
 from . import wire
 from .source import Source, sha256_of
 from .toml import Tables, read_toml, write_toml
@@ -63,7 +63,7 @@ class Job:
     graph: tuple[Any, Any] = (None, None)
     digest: str = ""
 
-    def material(self, config: TrainConfig) -> Material:
+    def material(self, config: TrainConfig) -> EncodedDataset:
         """What is trained on, its pictures divided as the settings now say."""
         items = [_picture(dict(item)) for item in self.plan["pictures"]]
         count = range(len(items))
@@ -82,14 +82,14 @@ class Job:
         plan = self.plan
         blank = {tuple(size): self.tensors[f"blank/{i}"] for i, size in enumerate(plan["blank"])}
         pictures = replace(arrange(items, data, plan["counts"], config), blank=blank)
-        return Material(pictures, plan["fingerprint"], plan["models"], plan["about"], prompts, start or None)
+        return EncodedDataset(pictures, plan["fingerprint"], plan["models"], plan["about"], prompts, start or None)
 
 
 def write_job(
     folder: Path,
     technique: str,
     settings: Mapping[str, Any],
-    material: Material,
+    material: EncodedDataset,
     models: Mapping[str, tuple[Source, dict, dict]],
     result: Mapping[str, Any],
     samples: SamplerSettings,
@@ -123,7 +123,7 @@ def write_job(
     return size
 
 
-def _plan(material: Material) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _plan(material: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
     pictures, tensors = material.pictures, {}
     for i, (latent, mask) in enumerate(zip(pictures.data.latents, pictures.data.masks, strict=True)):
         tensors[f"latent/{i}"] = latent.cpu().clone()

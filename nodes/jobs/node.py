@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge.data.samples import settings_in
-from ..bridge.errors import names_itself
+from ..bridge.errors import name_node_in_errors
+from ..bridge.runs.samples import settings_in
 from ..bridge.types import graph_of
-from ..lora import node as lora
-from ..lora.train import gather as gather_lora
+from ..lora.training import node as lora
+from ..lora.training.technique import encode_dataset as encode_lora_dataset
 from ..textual_inversion import node as word
-from ..textual_inversion.train import gather as gather_word
+from ..textual_inversion.train import encode_dataset as encode_word_dataset
 from .export import export, place_of, refuse_early
 
 
@@ -74,12 +74,12 @@ class ExportLoraJob(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/lora", **settings) -> io.NodeOutput:
         request, data = lora.asked(settings | {"images": images})
         graph, wanted = graph_of(cls.hidden), place_of(folder)
         models = refuse_early(model, clip, vae, "lora", request.settings())
-        material = gather_lora(model, clip, vae, data, request)
+        material = encode_lora_dataset(model, clip, vae, data, request)
         result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
         return _written(
             *export(wanted, "lora", request.settings(), material, models, result, settings_in(graph[0]), graph)
@@ -98,11 +98,11 @@ class ExportTextualInversionJob(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word", **settings) -> io.NodeOutput:
         request, graph, wanted = word.asked(settings), graph_of(cls.hidden), place_of(folder)
         models = refuse_early(model, clip, vae, "textual inversion", request.settings())
-        material = gather_word(model, clip, vae, images, request)
+        material = encode_word_dataset(model, clip, vae, images, request)
         result = {"name": request.name, "format": "comfy"}
         return _written(
             *export(

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ..bridge.models import checkpoint_blocks
-from ..bridge.opened.denoiser import ComfyDenoiser
+from ..bridge.training_model.denoiser import ComfyDenoiser
 
 
 def gives_back() -> bool:

@@ -17,12 +17,12 @@ from ...training.distributed import FINISH, GO_ON, World
 from ...training.errors import InputError
 from ...training.formats import DTYPES, KEY_FORMATS
 from ...training.record import Run
-from ..bridge import storage
+from ..bridge.files import writing as storage
 from ..bridge.models import target_layers
+from ..bridge.runs.context import RunContext
 from ..bridge.runs.store import RunStore
-from ..bridge.runs.surroundings import Surroundings
 from ..lora import files as lora_files
-from ..lora.train import LoraRequest, describe, fit_lora, sample_prompt
+from ..lora.training.technique import LoraRequest, describe, fit_lora, sample_prompt
 from ..textual_inversion import files as word_files
 from ..textual_inversion.templates import check_captions
 from ..textual_inversion.train import InversionRequest, fit_word
@@ -216,7 +216,7 @@ def _train(job: Job, world: World, orders: Orders, request, models: dict[str, An
             whole, held = shard_base(denoiser, orders.shard)
             log.write("sharded", base_bytes=whole, held_bytes=held)
 
-    where = Surroundings(world, store, partial(JobDisplay, log, world), wish, prepare, orders.shard is not None)
+    where = RunContext(world, store, partial(JobDisplay, log, world), wish, prepare, orders.shard is not None)
     material = job.material(request.train)
     of = (models["model"], models.get("clip"), models.get("vae"), material, request, job.samples)
     if job.technique == "lora":

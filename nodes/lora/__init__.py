@@ -1,0 +1,1 @@
+"""LoRA nodes: training, injection, composition and inspection, and what they share about LoRA files."""

@@ -15,8 +15,8 @@ from ...training.errors import InputError
 from ...training.formats import DTYPES, from_diffusers, metadata, split_key, to_format
 from ...training.plain_json import read_json
 from ...training.record import Run
-from ..bridge import storage
-from ..bridge.safe_files import read_safetensors
+from ..bridge.files import writing as storage
+from ..bridge.files.reading import read_safetensors
 
 
 def as_file(

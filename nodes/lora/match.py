@@ -15,9 +15,9 @@ from ...training.errors import InputError
 from ..bridge.models import architecture
 from . import lowrank
 from .files import NamedLora, layers_of
-from .places import common_name
+from .injection.scope import listed
+from .layer_names import common_name
 from .rehearsal import fits
-from .scope import listed
 
 BASES = {
     "stable-diffusion-v1": "SD1.5",

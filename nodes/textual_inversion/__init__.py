@@ -1,0 +1,1 @@
+"""Textual inversion nodes: learn, save, apply and inspect a word."""

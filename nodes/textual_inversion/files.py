@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...training.config import check_choice
 from ...training.record import Run
-from ..bridge import storage
+from ..bridge.files import writing as storage
 from .names import prompt_word
 
 FORMATS = ("comfy", "a1111")

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ...training.embedding import nearest_words
 from ...training.errors import InputError
-from ..bridge import lettering
-from ..bridge.image import tensor_of
-from ..bridge.opened.text import encoders, vocabulary
-from ..bridge.safe_files import read_safetensors
+from ..bridge.drawing import text_layout
+from ..bridge.drawing.image import tensor_of
+from ..bridge.files.reading import read_safetensors
+from ..bridge.training_model.text_encoder import encoders, vocabulary
 
 LARGEST = 64 * 2**20  # bytes: 75 vectors for every encoder there is are far below it
 COUNT = 6  # words named for each vector
@@ -123,7 +123,7 @@ def plot(name: str, near: list[Neighbour]) -> Tensor:
         )
         for j, (word, cosine) in enumerate(one.words):
             at = y + 26 + j * 22
-            shown, font = lettering.set_in(word[:16], 14)
+            shown, font = text_layout.set_in(word[:16], 14)
             draw.text((left - 10, at), shown, INK, font, anchor="ra")
             draw.rectangle((left, at + 3, left + max(1, round(max(cosine, 0.0) * (width - left - 90))), at + 15), BAR)
             draw.text((width - 70, at), f"{cosine:.2f}", FAINT, text)

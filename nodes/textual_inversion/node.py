@@ -13,11 +13,11 @@ import torch
 from comfy_api.latest import io
 
 from ...training.embedding import INITS
-from ..bridge import storage
-from ..bridge.data.samples import settings_in
-from ..bridge.errors import InputError, names_itself
-from ..bridge.opened.text import clip_with_word
+from ..bridge.errors import InputError, name_node_in_errors
+from ..bridge.files import writing as storage
+from ..bridge.runs.samples import settings_in
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
+from ..bridge.training_model.text_encoder import clip_with_word
 from ..bridge.types import Embedding, Images, Run, graph_of
 from .files import FORMATS, as_file, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
@@ -141,7 +141,7 @@ class TrainTextualInversion(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, model, clip, vae, images, name, **settings) -> io.NodeOutput:
         request = asked(settings | {"name": name})
         graph = graph_of(cls.hidden)
@@ -209,7 +209,7 @@ class SaveEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, embedding, name, run=None, overwrite=False, format="comfy") -> io.NodeOutput:
         check_name(name)
         folder = storage.models_folder("embeddings")
@@ -268,7 +268,7 @@ class ApplyEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, clip, embedding, name) -> io.NodeOutput:
         vectors = fitting(check_name(name), embedding, clip)
         return io.NodeOutput(
@@ -318,7 +318,7 @@ class InspectEmbedding(io.ComfyNode):
         return f"{embedding_name}:{Path(path).stat().st_mtime_ns}" if path else embedding_name
 
     @classmethod
-    @names_itself
+    @name_node_in_errors
     def execute(cls, clip, embedding_name, embedding=None) -> io.NodeOutput:
         if embedding is not None:
             name, vectors, meta = "the word on the wire", embedding, {}

@@ -17,17 +17,17 @@ from ...training.objective import denoising_loss, importance
 from ...training.record import Run
 from ...training.validation import SEED, grid, scorer
 from ..bridge import identity
-from ..bridge.data.conditioning import encode_prompts, join, model_conds
-from ..bridge.data.material import Material, about, models_digest
-from ..bridge.data.pictures import Pictures, describe_held_out, prepare
-from ..bridge.data.samples import SamplerSettings, as_conditioning, sampler_for
+from ..bridge.dataset.conditioning import encode_prompts, join, model_conds
+from ..bridge.dataset.encoded import EncodedDataset, about, models_digest
+from ..bridge.dataset.pictures import Pictures, describe_held_out, prepare
 from ..bridge.models import check_trainable
-from ..bridge.opened.denoiser import compute_type, opened_for_training, refuse_gguf
-from ..bridge.opened.memory import OPTIMIZER_BYTES, Plan, StepMemory, forecast, plan
-from ..bridge.opened.text import clip_with_word, encoders, opened_text, token_ids, vocabulary
-from ..bridge.runs.follow import Outlets, follow
-from ..bridge.runs.rotation import Part, in_rotation
-from ..bridge.runs.surroundings import Surroundings
+from ..bridge.runs.context import RunContext
+from ..bridge.runs.cross_validation import Fold, cross_validate
+from ..bridge.runs.run_training import Callbacks, follow
+from ..bridge.runs.samples import SamplerSettings, as_conditioning, sampler_for
+from ..bridge.training_model.denoiser import compute_type, prepare_for_training, refuse_gguf
+from ..bridge.training_model.memory import OPTIMIZER_BYTES, Plan, StepMemory, forecast, plan
+from ..bridge.training_model.text_encoder import clip_with_word, encoders, prepare_text_encoder, token_ids, vocabulary
 from .names import check_name, prompt_word
 from .templates import TEMPLATES, check_captions, prompt_for
 
@@ -91,10 +91,10 @@ def train_word(
 
     settings: how sample images are drawn. save: called with (step, embedding, run) for what is saved on the way.
     """
-    return fit_word(model, clip, vae, gather(model, clip, vae, images, request), request, settings, save)
+    return fit_word(model, clip, vae, encode_dataset(model, clip, vae, images, request), request, settings, save)
 
 
-def gather(model, clip, vae, images: ImageSet, request: InversionRequest) -> Material:
+def encode_dataset(model, clip, vae, images: ImageSet, request: InversionRequest) -> EncodedDataset:
     """Encode the pictures, and note what they and the models are."""
     refuse_gguf(model)
     check_trainable(model.model)
@@ -104,24 +104,24 @@ def gather(model, clip, vae, images: ImageSet, request: InversionRequest) -> Mat
     pictures = prepare(vae, model.model, request.train, images)
     # The file's metadata names the kind of embedding, and pictures of any size teach it.
     noted = about(model, clip, images) | {"architecture": "", "resolution": ""}
-    return Material(pictures, images.fingerprint, models_digest(model, clip, vae), noted)
+    return EncodedDataset(pictures, images.fingerprint, models_digest(model, clip, vae), noted)
 
 
 def fit_word(
     model,
     clip,
     vae,
-    material: Material,
+    material: EncodedDataset,
     request: InversionRequest,
     settings: SamplerSettings | None = None,
     save: Callable[[int, dict[str, Tensor], Run], None] = lambda step, embedding, run: None,
-    where: Surroundings | None = None,
+    where: RunContext | None = None,
 ) -> Learned:
     """`train_word` on what was gathered. vae: needed where samples are drawn.
 
     where: the page's process, or one of several that train together and all call this.
     """
-    config, word, pictures, where = request.train, prompt_word(request.name), material.pictures, where or Surroundings()
+    config, word, pictures, where = request.train, prompt_word(request.name), material.pictures, where or RunContext()
     share = where.world.share(config.batch_size)
     parts = encoders(clip)
     tables = {key: vocabulary(encoder) for key, (_, encoder) in parts.items()}
@@ -140,8 +140,8 @@ def fit_word(
     if not where.sharded:
         memory = plan(model, lambda: step_memory(model, clip, pictures, max(1, len(share)), compute))
     with (
-        opened_for_training(model, request.precision, leave_free=memory.leave_free) as denoiser,
-        opened_text(clip, compute) as text,
+        prepare_for_training(model, request.precision, leave_free=memory.leave_free) as denoiser,
+        prepare_text_encoder(clip, compute) as text,
     ):
         denoiser.reload()  # the text encoder may have taken its place
         run.prediction = denoiser.prediction
@@ -151,7 +151,7 @@ def fit_word(
 
         levels = importance(denoiser, config.timestep_sampling, config.loss_weighting)
 
-        def fit(part: Part) -> dict[str, Tensor]:
+        def fit(part: Fold) -> dict[str, Tensor]:
             learned = PseudoWord(start, limits if request.norm_limit > 0 else None, denoiser.device)
             part.run.trained = sum(vectors.numel() for vectors in learned.vectors.values())
             speaking = clip_with_word(
@@ -200,7 +200,7 @@ def fit_word(
             if part.config.sample_every and where.world.rank == 0:
                 like = pictures.data.latents[pictures.trained_on[0]]
                 sample = sampler_for(denoiser, vae, like, settings or SamplerSettings(), for_sample)
-            outlets = Outlets(
+            outlets = Callbacks(
                 lambda cost: part.said + preflight(part.run, request, cost, part.steps) + memory.said,
                 lambda step, state: save(step, state, part.run),
                 sample,
@@ -208,7 +208,7 @@ def fit_word(
             )
             return follow(learned, loss_of, part.config, part.run, outlets, score, request.resume, part.until, where)
 
-        embedding, run = in_rotation(pictures, config, run, fit)
+        embedding, run = cross_validate(pictures, config, run, fit)
     if [*map(identity.checksum, weights)] != before:
         raise RuntimeError(
             "a weight of the models changed during the training; this is a fault of Bespoke, please report it"

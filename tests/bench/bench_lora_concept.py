@@ -54,8 +54,8 @@ def sets():
 
 def encoded(small, images):
     """(latents [N, 4, 16, 16] as the U-Net sees them, contexts [N, 77, 768])."""
-    from bespoke.nodes.bridge.data.conditioning import encode_prompt
-    from bespoke.nodes.bridge.data.pictures import prepare
+    from bespoke.nodes.bridge.dataset.conditioning import encode_prompt
+    from bespoke.nodes.bridge.dataset.pictures import prepare
     from bespoke.training.config import TrainConfig
 
     model, clip, vae = small
@@ -206,7 +206,7 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch,
 @contextlib.contextmanager
 def plainly_scored():
     """Whatever loss is trained on, held-out pictures are scored by the plain one."""
-    from bespoke.nodes.lora import prompts
+    from bespoke.nodes.lora.training import prompts
 
     own = prompts.denoising_loss
 
@@ -220,8 +220,9 @@ def plainly_scored():
 
 def variants():
     """name: (settings of the node, what is changed in the engine)."""
-    from bespoke.nodes.lora import train
-    from bespoke.training import data, lora, objective
+    from bespoke.nodes.lora.training import technique as train
+    from bespoke.training import data, objective
+    from bespoke.training.adapters import lora
     from bespoke.training.randomness import generator
 
     stratified, noise, expected = data.stratified_uniform, data.noise, objective.expected_loss

@@ -13,7 +13,7 @@ steps.
 
 import pytest
 import torch
-from bespoke.training.lora import LowRankAdapters
+from bespoke.training.adapters.lora import LowRankAdapters
 
 pytestmark = pytest.mark.bench
 CPU = torch.device("cpu")
@@ -77,9 +77,9 @@ def model_of(config: dict, dtype, manual):
 
 
 def forecast(base, compute, saving: bool, tokens: int, width: int, pooled: int, channels: int):
-    from bespoke.nodes.bridge.data import conditioning
+    from bespoke.nodes.bridge.dataset import conditioning
     from bespoke.nodes.bridge.models import target_layers
-    from bespoke.nodes.bridge.opened import memory
+    from bespoke.nodes.bridge.training_model import memory
 
     latent, made = torch.empty(1, channels, PIXELS // 8, PIXELS // 8), []
     one = conditioning.model_conds(

@@ -38,7 +38,7 @@ def runs(comfyui, tmp_path_factory):
     """The ids of the runs in a user directory of its own, oldest first."""
     import folder_paths
     from bespoke.nodes.bridge.runs.store import RunStore
-    from bespoke.nodes.lora.train import LoraRequest
+    from bespoke.nodes.lora.training.technique import LoraRequest
     from bespoke.training.config import TrainConfig
     from bespoke.training.record import Run
 

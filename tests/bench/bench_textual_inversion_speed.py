@@ -34,7 +34,12 @@ def quiet(comfyui, monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
-    from bespoke.nodes.bridge.opened.text import clip_with_word, encoders, opened_text, vocabulary
+    from bespoke.nodes.bridge.training_model.text_encoder import (
+        clip_with_word,
+        encoders,
+        prepare_text_encoder,
+        vocabulary,
+    )
     from helpers import sprite_set
 
     model, clip, vae = small
@@ -89,7 +94,7 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
     speaking = clip_with_word(clip, "w", {"clip_l": lambda: vector})
     sentences = [item.caption.replace("{word}", "embedding:w") for item in images.items[:batch]]
     timesteps, ones = torch.linspace(50, 950, batch).long(), torch.ones(batch, 4, 16, 16)
-    with opened_text(clip, None) as text:
+    with prepare_text_encoder(clip, None) as text:
         tokens = [[token for token, _ in speaking.tokenize(sentence)["l"][0]] for sentence in sentences]
         text.encode(["a"], speaking)  # sets clip skip and device
 

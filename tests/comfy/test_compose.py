@@ -8,10 +8,10 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from bespoke.nodes.lora import compose as composition
-from bespoke.nodes.lora import inspect as inspection
 from bespoke.nodes.lora import lowrank
+from bespoke.nodes.lora.composition import compose as composition
 from bespoke.nodes.lora.files import NamedLora, layers_of
+from bespoke.nodes.lora.inspection import inspect as inspection
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import sprites
 import torch
-from bespoke.nodes.bridge.data.conditioning import encode_prompt, join, model_conds
-from bespoke.nodes.bridge.data.pictures import prepare
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.dataset.conditioning import encode_prompt, join, model_conds
+from bespoke.nodes.bridge.dataset.pictures import prepare
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.config import TrainConfig
 from bespoke.training.images import ImageSet, TrainingImage
@@ -257,7 +257,7 @@ def loss_of(small):
             )
             return join([one] * len(batch.indices))
 
-        with opened_for_training(model, "fp32") as denoiser, torch.no_grad():
+        with prepare_for_training(model, "fp32") as denoiser, torch.no_grad():
             batches = grid(pictures.data, range(len(items)), denoiser.device)
             scores = [
                 scorer(

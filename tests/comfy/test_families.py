@@ -6,12 +6,12 @@ import logging
 import families
 import pytest
 import torch
-from bespoke.nodes.bridge.data import conditioning
+from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import FAMILIES, checkpoint_blocks, family_of, target_layers
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
 from bespoke.training.formats import COMFY_PREFIX
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.objective import denoising_loss, loss_weight
 from helpers import batch_and_single_gradients, sprite_set, weights_hash
 
@@ -52,7 +52,7 @@ def opened_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
 
 def facts(base, clip, vae, shape) -> dict:
     """What `Pictures.facts` would tell of a picture 96 px wide and 64 high that was 200x150, 2 px of it cut away."""
-    from bespoke.nodes.bridge.data.pictures import Pictures, _blank
+    from bespoke.nodes.bridge.dataset.pictures import Pictures, _blank
     from bespoke.training.data import LatentSet
     from bespoke.training.images import TrainingImage
 
@@ -92,7 +92,7 @@ def test_its_layers_are_known_by_name(comfyui, name):
     found = [target_layers(model, targets) for targets in TARGETS]
     assert tuple(map(len, found)) == counts
     assert found[0].keys() <= found[1].keys() <= found[2].keys()
-    with opened_for_training(models[0], "fp32") as denoiser:
+    with prepare_for_training(models[0], "fp32") as denoiser:
         assert denoiser.prediction == prediction
     inside = {id(layer) for block in checkpoint_blocks(model) for layer in block.modules()}
     assert all(id(layer) in inside for layer in found[2].values())  # no layer that learns lies outside of the blocks
@@ -155,7 +155,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, name):
             layer.register_forward_hook(lambda _layer, _args, out: out.double())
     gradients = []
     for saving in (False, True):
-        with opened_for_training(models[0], "fp32", saving) as denoiser:
+        with prepare_for_training(models[0], "fp32", saving) as denoiser:
             adapters = opened_adapters(denoiser, dtype=torch.float64)
             parameters = adapters.parameters()
             values = batch(models, denoiser, frames=2 if "wan" in name else 1)
@@ -204,7 +204,7 @@ def test_bf16_gives_nearly_the_fp32_gradient(comfyui, name, weights):
     gradients = []
     for kind, precision in ((torch.float32, "fp32"), (weights, "bf16")):
         models = families.MAKERS[name](dtype=kind)
-        with opened_for_training(models[0], precision) as denoiser:
+        with prepare_for_training(models[0], precision) as denoiser:
             adapters = opened_adapters(denoiser, "cross-attention")
             with adapters.attached():
                 denoising_loss(denoiser, *batch(models, denoiser)).mean().backward()
@@ -286,7 +286,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
     # And that is what the training had before it: the low-rank path beside the weights, in the training's own forward
     # pass.
     comfy.model_management.unload_all_models()
-    with opened_for_training(models[0], "fp32") as denoiser:
+    with prepare_for_training(models[0], "fp32") as denoiser:
         layers = {
             COMFY_PREFIX + layer: module
             for layer, module in target_layers(denoiser.base.diffusion_model, TARGETS[-1]).items()

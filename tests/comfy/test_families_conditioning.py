@@ -4,17 +4,17 @@ import families
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.data import conditioning
-from bespoke.nodes.bridge.data.pictures import prepare
+from bespoke.nodes.bridge.dataset import conditioning
+from bespoke.nodes.bridge.dataset.pictures import prepare
 from bespoke.nodes.bridge.models import check_trainable
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.folder import FolderRequest, read_folder
-from bespoke.nodes.lora.prompts import Prompts
+from bespoke.nodes.lora.training.prompts import Prompts
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set
 from PIL import Image
@@ -67,7 +67,7 @@ def prompts_of(models, denoiser, images) -> tuple:
 
 def test_sdxl_is_told_each_pictures_own_size_crop_and_target(comfyui, mixed):
     models = families.made("sdxl")
-    with opened_for_training(models[0], "fp32") as denoiser:
+    with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
         for index, item in enumerate(pictures.items):
             y = prompts._of([index], [item.caption]).tensors()["y"]
@@ -83,7 +83,7 @@ def test_sdxl_is_told_each_pictures_own_size_crop_and_target(comfyui, mixed):
 
 def test_sdxls_refiner_is_told_size_and_crop_and_the_score_of_a_good_picture(comfyui, mixed):
     models = families.made("sdxl_refiner")
-    with opened_for_training(models[0], "fp32") as denoiser:
+    with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
         item = pictures.items[0]
         y = prompts._of([0], [item.caption]).tensors()["y"]
@@ -139,7 +139,7 @@ def test_the_trainer_hands_sdxl_its_own_scaled_latents_and_sizes_at_every_step(r
 def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyui, mixed):
     """With the wrong size, as for a picture of another bucket, it is another gradient."""
     models = families.made("sdxl")
-    with opened_for_training(models[0], "fp32") as denoiser:
+    with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
         from bespoke.nodes.bridge.models import target_layers
 
@@ -182,7 +182,7 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
     models = families.made(name)
     model, clip, vae = models
     images = sprite_set(2, 2, side=64, colour="teal")
-    with opened_for_training(model, "fp32") as denoiser:
+    with prepare_for_training(model, "fp32") as denoiser:
         _, prompts = prompts_of(models, denoiser, images)
         ours = prompts._of([0, 1], [images.items[0].caption, ""]).tensors()["c_concat"]
     (positive,) = run_node("CLIPTextEncode", clip=clip, text="a red circle")
@@ -221,7 +221,7 @@ def test_a_prediction_type_on_the_wire_is_what_is_trained(run_node, sampling, pr
     feel."""
     model, clip, _ = families.made("sd15")
     (wired,) = run_node("ModelSamplingDiscrete", model=model, sampling=sampling, zsnr=False)
-    with opened_for_training(wired, "fp32") as denoiser:
+    with prepare_for_training(wired, "fp32") as denoiser:
         assert denoiser.prediction == prediction
         latent, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         sigma = denoiser.sigma(torch.tensor([0.0, 0.5, 0.99]))

@@ -5,7 +5,7 @@ import math
 import families
 import pytest
 import torch
-from bespoke.nodes.bridge.opened.text import clip_with_word, encoders, opened_text
+from bespoke.nodes.bridge.training_model.text_encoder import clip_with_word, encoders, prepare_text_encoder
 from bespoke.training.errors import InputError
 from helpers import sprite_set, weights_hash
 
@@ -66,7 +66,7 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
         clip, "my-pink", {key: (lambda vectors=vectors: vectors) for key, vectors in embedding.items()}
     )
     prompt = f"a photo of a {word} on white"
-    with opened_text(clip, None) as text, torch.no_grad():
+    with prepare_text_encoder(clip, None) as text, torch.no_grad():
         ((in_training, extra),) = text.encode([prompt], said)
         # No number of what does not learn is copied: a T5 is many times a CLIP's size.
         own, theirs = dict(clip.cond_stage_model.named_parameters()), dict(text.model.named_parameters())
@@ -86,7 +86,7 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
 
 def untaught(clip, key):
     """What a word begins as: the vector of `red`."""
-    from bespoke.nodes.bridge.opened.text import token_ids, vocabulary
+    from bespoke.nodes.bridge.training_model.text_encoder import token_ids, vocabulary
 
     tokenizer, encoder = encoders(clip)[key]
     return vocabulary(encoder)[token_ids(tokenizer, "red")]

@@ -5,11 +5,11 @@ import logging
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.data import conditioning
+from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import checkpoint_blocks, family_of, target_layers
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step
 from bespoke.training.objective import denoising_loss
 from helpers import batch_and_single_gradients, sprite_set, weights_hash
@@ -88,7 +88,7 @@ def test_cross_attention_is_where_text_and_picture_meet(flux, sd3):
 @both
 def test_the_loss_is_that_of_the_velocity(models):
     """By hand: x = (1 - sigma) x0 + sigma n, and the network's answer against n - x0."""
-    with opened_for_training(models[0], "fp32") as denoiser:
+    with prepare_for_training(models[0], "fp32") as denoiser:
         assert denoiser.prediction == "flow"
         latent, noise, sigma, conds = batch(models, denoiser)
         loss = denoising_loss(denoiser, latent, noise, sigma, conds)
@@ -123,7 +123,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
     rope = getattr(model, "pe_embedder", torch.nn.Identity()).register_forward_hook(
         lambda _layer, _args, out: out.double()
     )
-    with opened_for_training(models[0], "fp32", saving) as denoiser:
+    with prepare_for_training(models[0], "fp32", saving) as denoiser:
         adapters = opened_adapters(denoiser)
         for parameter in adapters.parameters():
             parameter.data = parameter.data.double()
@@ -169,7 +169,7 @@ def test_gradient_of_four_captions_is_the_mean_of_four(models):
 def test_prompts_of_several_lengths_share_a_batch_and_not_a_call(flux):
     """T5's tokens beyond the usual 256 make a prompt longer; core would run such samples apart too."""
     prompts = ("a red circle", "a red circle, " * 80, "a blue square", "a green cross, " * 80)
-    with opened_for_training(flux[0], "fp32") as denoiser:
+    with prepare_for_training(flux[0], "fp32") as denoiser:
         latent, noise, sigma, conds = batch(flux, denoiser, prompts)
         calls = []
         hook = denoiser.base.diffusion_model.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
@@ -192,7 +192,7 @@ def test_prompts_of_several_lengths_share_a_batch_and_not_a_call(flux):
 def test_gradient_checkpointing_keeps_less_and_learns_the_same(models):
     gradients, kept = [], []
     for saving in (False, True):
-        with opened_for_training(models[0], "fp32", saving) as denoiser:
+        with prepare_for_training(models[0], "fp32", saving) as denoiser:
             adapters = opened_adapters(denoiser)
             values = batch(models, denoiser)
             with adapters.attached():
@@ -279,7 +279,7 @@ def test_bf16_gives_nearly_the_fp32_gradient(comfyui, make, weights):
     gradients = []
     for kind, precision in ((torch.float32, "fp32"), (weights, "bf16")):
         models = make(dtype=kind)
-        with opened_for_training(models[0], precision) as denoiser:
+        with prepare_for_training(models[0], precision) as denoiser:
             adapters = opened_adapters(denoiser, "cross-attention")
             with adapters.attached():
                 denoising_loss(denoiser, *batch(models, denoiser)).mean().backward()

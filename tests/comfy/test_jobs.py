@@ -14,7 +14,7 @@ import pytest
 import ranks
 import tiny
 import torch
-from bespoke.nodes.bridge.data.samples import SamplerSettings
+from bespoke.nodes.bridge.runs.samples import SamplerSettings
 from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.jobs import wire
 from bespoke.nodes.jobs.job import read_job, write_job
@@ -22,7 +22,7 @@ from bespoke.nodes.jobs.lock import hold
 from bespoke.nodes.jobs.sharding import gives_back, shard_blocks
 from bespoke.nodes.jobs.source import find, load, source_of
 from bespoke.nodes.jobs.toml import _read_lines, read_toml, write_toml
-from bespoke.nodes.lora.train import LoraData, LoraRequest, gather
+from bespoke.nodes.lora.training.technique import LoraData, LoraRequest, encode_dataset
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from helpers import sprite_set
@@ -114,7 +114,7 @@ def test_the_picture_with_a_hole_of_an_inpainting_checkpoint_goes_along(comfyui,
     request = LoraRequest(TrainConfig(1, 1e-3, 1, 0))
     model, clip, vae = families.made("inpainting")
     images = sprite_set(2, 3, side=64, colour="teal")
-    material = gather(model, clip, vae, LoraData(images), request)
+    material = encode_dataset(model, clip, vae, LoraData(images), request)
     source = source_of(jobs.base_model(comfyui)[0], "model")
     write_job(
         tmp_path / "job", "lora", request.settings(), material, {"model": (source, {}, {})}, {}, SamplerSettings()

@@ -6,8 +6,8 @@ import pytest
 import tiny
 import torch
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
-from bespoke.nodes.bridge.opened.text import opened_text
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
+from bespoke.nodes.bridge.training_model.text_encoder import prepare_text_encoder
 from helpers import batch_and_single_gradients, sprite_set
 
 STEPS, LAYERS = 4, 16 * 4  # SD1.5's blocks, and the projections of each one's cross-attention
@@ -62,7 +62,7 @@ def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
     own = dict(model.model.diffusion_model.named_parameters())
     assert all(parameter.is_inference() for parameter in own.values())
     places = {name: parameter.data_ptr() for name, parameter in own.items()}
-    with opened_for_training(model, "fp32") as denoiser:
+    with prepare_for_training(model, "fp32") as denoiser:
         for name, parameter in denoiser.base.diffusion_model.named_parameters():
             assert not parameter.is_inference()
             assert parameter.data_ptr() == places[name]
@@ -70,7 +70,7 @@ def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
     assert (together - apart).norm() / apart.norm() < 1e-5
     assert all(own[name] is parameter for name, parameter in model.model.diffusion_model.named_parameters())
     assert all(parameter.data_ptr() == places[name] for name, parameter in own.items())
-    with opened_text(clip, None) as text:
+    with prepare_text_encoder(clip, None) as text:
         table = text.model.clip_l.transformer.get_input_embeddings().weight
         assert table.data_ptr() == clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.data_ptr()
         assert not table.is_inference()

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 @pytest.fixture
 def dial(comfyui):
     """dial(name, tensors) -> the route's answer for a file with these tensors."""
-    from bespoke.nodes.lora import dial
+    from bespoke.nodes.lora.injection import routes
 
     def answer(name, tensors):
         save_file(tensors, comfyui / "models" / "loras" / name)
-        return dial.answer_to(name)
+        return routes.answer_to(name)
 
     return answer
 
@@ -58,7 +58,7 @@ def test_what_depends_on_the_base_has_no_number(dial):
 
 
 def test_a_file_that_is_not_there_or_no_lora(dial):
-    from bespoke.nodes.lora.dial import answer_to
+    from bespoke.nodes.lora.injection.routes import answer_to
 
     for name in ("gone.safetensors", "../../secret.safetensors", ""):
         with pytest.raises(InputError, match="loras folder"):

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.data import conditioning
+from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.opened import memory
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
-from bespoke.nodes.lora import train
+from bespoke.nodes.bridge.training_model import memory
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
+from bespoke.nodes.lora.training import technique as train
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
 
@@ -59,7 +59,7 @@ def forecast(models, latent, saving, compute=None):
 
 def a_step(models, latent, saving, around):
     """A real step within `around(its frozen and trained tensors)`; one goes before, so that every buffer is there."""
-    with opened_for_training(models[0], "fp32", saving) as denoiser:
+    with prepare_for_training(models[0], "fp32", saving) as denoiser:
         adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, "cross-attention"), 4, 4, 0, CPU)
         one = conditioning.model_conds(
             denoiser.base, *conditioning.encode_prompt(models[1], "a red circle"), latent[:1], CPU

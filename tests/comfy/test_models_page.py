@@ -37,7 +37,9 @@ def test_every_small_model_has_its_row_and_every_cell_its_mark():
 
 
 def test_every_family_says_what_cross_attention_means():
-    assert [tuple(row) for row in rows("| Family |")] == [(family.name, family.meeting) for family in FAMILIES]
+    assert [tuple(row) for row in rows("| Family |")] == [
+        (family.name, family.cross_attention_layers) for family in FAMILIES
+    ]
 
 
 def test_every_test_that_the_page_names_is_there():

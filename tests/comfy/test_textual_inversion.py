@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.data import conditioning
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
-from bespoke.nodes.bridge.opened.text import clip_with_word, encoders, opened_text, vocabulary
+from bespoke.nodes.bridge.dataset import conditioning
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
+from bespoke.nodes.bridge.training_model.text_encoder import clip_with_word, encoders, prepare_text_encoder, vocabulary
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
 
@@ -115,7 +115,7 @@ def test_the_saved_file_is_the_conditioning_of_the_training(small, run_node, vec
     vector = torch.randn(vectors, 768) * 0.02
     speaking = clip_with_word(clip, name, {"clip_l": lambda: vector})
     prompt = f"a photo of a embedding:{name}, on white"
-    with opened_text(clip, None) as text:
+    with prepare_text_encoder(clip, None) as text:
         ((in_training, _),) = text.encode([prompt], speaking)
     run_node("BespokeSaveEmbedding", embedding={"clip_l": vector}, name=name)
     (from_file,) = run_node("CLIPTextEncode", clip=clip, text=prompt)
@@ -141,7 +141,7 @@ def test_gradient_equals_finite_differences(comfyui, family):
     channels = model.model.latent_format.latent_channels
     # Not 8x8: the lowest level would be one cell, where a group of two channels is normalised to plus and minus one.
     latent, noise = torch.randn(2, channels, 16, 16).double(), torch.randn(2, channels, 16, 16).double()
-    with opened_for_training(model, "fp32") as denoiser, opened_text(clip, None) as text:
+    with prepare_for_training(model, "fp32") as denoiser, prepare_text_encoder(clip, None) as text:
 
         def value():
             said = text.encode(["a photo of a embedding:w on white", "the embedding:w"], speaking)

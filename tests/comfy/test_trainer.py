@@ -6,16 +6,16 @@ import logging
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.data import conditioning, pictures
+from bespoke.nodes.bridge.dataset import conditioning, pictures
 from bespoke.nodes.bridge.models import checkpoint_blocks, target_layers
-from bespoke.nodes.bridge.opened.checkpointing import checkpointed
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
 from bespoke.nodes.bridge.runs.store import RunStore
+from bespoke.nodes.bridge.training_model.checkpointing import checkpointed
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.folder import fingerprint
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet, TrainingImage
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step
 from bespoke.training.objective import denoising_loss
 from comfy_api.latest import io
@@ -83,7 +83,7 @@ def test_gradient_checkpointing_keeps_less_and_learns_the_same(models, run_node)
     cond, extra = conditioning.encode_prompt(models[1], "a red circle")
     kept = []
     for on in (False, True):
-        with opened_for_training(model, "fp32", on) as denoiser:
+        with prepare_for_training(model, "fp32", on) as denoiser:
             layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
             adapters = LowRankAdapters(layers, 2, 2, 0, denoiser.device)
             conds = conditioning.join(

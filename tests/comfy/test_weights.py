@@ -10,12 +10,12 @@ import pytest
 import tiny
 import torch
 from bespoke.nodes.bridge import identity
-from bespoke.nodes.bridge.data import conditioning
+from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.opened import denoiser as bridge
-from bespoke.nodes.bridge.opened.text import attention_layers, clip_with_word, opened_text
+from bespoke.nodes.bridge.training_model import denoiser as bridge
+from bespoke.nodes.bridge.training_model.text_encoder import attention_layers, clip_with_word, prepare_text_encoder
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.measure import measure_step
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
@@ -97,7 +97,7 @@ def conds_of(base, config, count: int):
 def gradient(model, kind, precision="fp32", saving=False, targets="attention + feed-forward"):
     """(the adapters' gradient in one vector, the bytes that the graph keeps)."""
     channels, config = kind
-    with bridge.opened_for_training(model, precision, saving) as denoiser:
+    with bridge.prepare_for_training(model, precision, saving) as denoiser:
         adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, targets), 4, 4, 0, CPU)
         for seed, up in enumerate(adapters.up.values()):
             up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
@@ -189,7 +189,7 @@ def test_under_autocast_the_gradient_is_that_of_comfyuis_own_casts_which_are_not
     state = {k: v.to(dtype) for k, v in states[id(tiny.SD15)].items()}
     model = patcher_of(base_of(tiny.SD15 | {"dtype": dtype}, dtype=dtype, manual=torch.float32), state)
     own, kept = gradient(model, U_NET, "bf16")
-    monkeypatch.setattr(bridge, "weights_recast", lambda *_: contextlib.nullcontext(lambda: None))
+    monkeypatch.setattr(bridge, "frozen_layers", lambda *_: contextlib.nullcontext(lambda: None))
     theirs, kept_theirs = gradient(model, U_NET, "bf16")
     assert apart(own, theirs) < 1e-6
     matrices = sum(2 * p.numel() for p in model.model.parameters() if p.ndim > 1)  # as bfloat16
@@ -249,7 +249,7 @@ def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
     assert sum(hasattr(getattr(layer, "weight", None), "_layout_cls") for layer in t5.modules()) == 7
     expected, _ = conditioning.encode_prompt(clip, "a red circle")
     before = identity.checksum(clip.patcher)
-    with opened_text(clip, None) as text:
+    with prepare_text_encoder(clip, None) as text:
         assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
         assert torch.equal(text.encode(["a red circle"], clip)[0][0], expected)
         assert not any(p.is_inference() for p in text.model.clip_l.transformer.parameters())
@@ -305,7 +305,7 @@ def test_a_quantised_clip_learns_and_says_a_word_as_its_numbers_do(comfyui):
                 generator=torch.Generator().manual_seed(0),
             )
         )
-        with opened_text(one, None) as opened:
+        with prepare_text_encoder(one, None) as opened:
             ((_, extra),) = opened.encode(
                 ["a embedding:word"], clip_with_word(one, "word", {"clip_l": lambda vector=vector: vector})
             )
@@ -375,14 +375,14 @@ def test_under_dynamic_vram_a_text_encoder_is_loaded_anew_with_what_the_wire_pat
     assert apart(unpatched, expected) > 1e-2
     clip = dynamic(other, lambda disable_dynamic: tiny.clip().patcher, freed)
     clip.load_model()
-    with opened_text(clip, None) as text:
+    with prepare_text_encoder(clip, None) as text:
         assert apart(text.encode(["a red circle"], clip)[0][0], expected) < 1e-5
         del text
     gc.collect()
     assert not freed
     with (
         pytest.raises(InputError, match=r"CLIP's weights .*ComfyUI's own checkpoint or CLIP loader"),
-        opened_text(dynamic(tiny.clip(), None, []), None),
+        prepare_text_encoder(dynamic(tiny.clip(), None, []), None),
     ):
         pass
 
@@ -438,12 +438,12 @@ def test_prediction_type_and_shift_are_those_of_the_wire(states, run_node):
     (v,) = run_node("ModelSamplingDiscrete", model=unet, sampling="v_prediction", zsnr=False)
     flux = patcher_of(base_of(tiny.FLUX), states[id(tiny.FLUX)])
     (shifted,) = run_node("ModelSamplingSD3", model=flux, shift=5.0)
-    with bridge.opened_for_training(v, "fp32") as denoiser:
+    with bridge.prepare_for_training(v, "fp32") as denoiser:
         assert denoiser.prediction == "v"
-    with bridge.opened_for_training(unet, "fp32") as denoiser:
+    with bridge.prepare_for_training(unet, "fp32") as denoiser:
         assert denoiser.prediction == "epsilon"
     u = torch.tensor([0.25, 0.5, 0.75])
-    with bridge.opened_for_training(shifted, "fp32") as denoiser:
+    with bridge.prepare_for_training(shifted, "fp32") as denoiser:
         assert torch.allclose(denoiser.sigma(u), 5 * u / (1 + 4 * u), atol=2e-3)
 
 
@@ -478,7 +478,7 @@ def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind
     before = weights_hash(model.model)
 
     monkeypatch.setattr(bridge, "_load", offload)
-    with bridge.opened_for_training(patched, "fp32", saving) as denoiser:
+    with bridge.prepare_for_training(patched, "fp32", saving) as denoiser:
         cast = [
             layer
             for layer in denoiser.base.modules()
@@ -516,7 +516,7 @@ def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, mon
     monkeypatch.setattr(bridge, "_load", offload)
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", streamed)
     assert apart(gradient(model, kind)[0], expected) < 1e-6
-    monkeypatch.setattr(bridge, "weights_recast", lambda *_: contextlib.nullcontext(lambda: None))
+    monkeypatch.setattr(bridge, "frozen_layers", lambda *_: contextlib.nullcontext(lambda: None))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         gradient(model, kind)  # what the buffer was for is gone
 
@@ -550,7 +550,7 @@ def test_what_is_unloaded_during_a_training_is_given_back(states):
     unet.time_embed[2].bias = unet.time_embed[0].bias  # one parameter in two layers
     before, own = weights_hash(model.model), {name: id(p) for name, p in unet.named_parameters()}
     places = [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
-    with bridge.opened_for_training(model, "fp32") as denoiser:
+    with bridge.prepare_for_training(model, "fp32") as denoiser:
         places += [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
         assert weights_hash(model.model) == before
         carried(denoiser.base)
@@ -575,7 +575,7 @@ def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, fir
     expected, _ = gradient(model, U_NET)
     if first == "offloaded":
         monkeypatch.setattr(bridge, "_load", offload)
-    with bridge.opened_for_training(model, "fp32") as denoiser:
+    with bridge.prepare_for_training(model, "fp32") as denoiser:
         monkeypatch.undo()
         layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
         adapters = LowRankAdapters(layers, 4, 4, 0, CPU)
@@ -606,7 +606,7 @@ def test_a_training_that_another_packs_callback_stops_leaves_comfyui_as_it_was(s
 
     model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
     model.add_callback(comfy.patcher_extension.CallbacksMP.ON_PRE_RUN, stop)
-    with pytest.raises(ValueError, match="not today"), bridge.opened_for_training(model, "fp32"):
+    with pytest.raises(ValueError, match="not today"), bridge.prepare_for_training(model, "fp32"):
         pass
     assert not comfy.model_management.in_training  # else every later sampling would take the training's paths
 

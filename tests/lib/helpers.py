@@ -7,12 +7,12 @@ import hashlib
 import numpy as np
 import sprites
 import torch
-from bespoke.nodes.bridge.data import conditioning
+from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.opened.denoiser import opened_for_training
+from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.folder import fingerprint
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.images import ImageSet, TrainingImage
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.objective import denoising_loss
 from judge import judge
 from PIL import Image
@@ -36,7 +36,7 @@ def batch_and_single_gradients(model, clip, shape: tuple[int, ...]) -> tuple[tor
     prompts = [conditioning.encode_prompt(clip, text) for text in texts]
     torch.manual_seed(0)
     latent, noise = torch.randn(4, *shape), torch.randn(4, *shape)
-    with opened_for_training(model, "fp32") as denoiser:
+    with prepare_for_training(model, "fp32") as denoiser:
         layers = target_layers(denoiser.base.diffusion_model, "cross-attention")
         adapters = LowRankAdapters(layers, 4, 4, 0, denoiser.device)
         for up in adapters.up.values():

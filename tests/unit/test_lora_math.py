@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from bespoke.training import formats
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.loop import NotANumber, train
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.record import Run
 from torch import nn
 

@@ -14,7 +14,7 @@ from bespoke.training.objective import (
     importance,
     loss_weight,
     prediction_weight,
-    schedule_place,
+    sample_timesteps,
     signal_to_noise,
 )
 from bespoke.training.randomness import batch_indices, noise, stratified_uniform
@@ -174,7 +174,7 @@ def test_timestep_histogram_matches_its_law(sampling, law):
     empirical = (torch.arange(len(drawn)) + 0.5) / len(drawn)
     assert (expected - empirical).abs().max() < 0.012
     with pytest.raises(ValueError, match="no timestep sampling"):
-        schedule_place(drawn, "late")
+        sample_timesteps(drawn, "late")
 
 
 class Schedule:

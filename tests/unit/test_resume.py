@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.checkpoint import pack, unpack
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
 from bespoke.training.loop import Training
-from bespoke.training.lora import LowRankAdapters
 from bespoke.training.randomness import noise
 from bespoke.training.record import Run, run_id
 from bespoke.training.validation import LEVELS, grid, mean_curve, rotations, scorer, split

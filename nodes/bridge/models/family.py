@@ -21,7 +21,7 @@ class Family:
     name: str
     fits: Callable[[nn.Module], bool]
     patterns: dict[str, str]  # target -> regular expression over layer names
-    meeting: str  # which layers `cross-attention` means, as the help says it
+    cross_attention_layers: str  # which layers `cross-attention` means, as the help says it
     blocks: Callable[[nn.Module], Iterable[nn.Module]]  # what gradient checkpointing computes anew
     file_names: Callable[[Any], dict[str, dict]]  # base -> layer -> name by file format, see `to_format`
     architecture: Callable[[Any], str] = lambda _: ""  # base -> its name in the model specification

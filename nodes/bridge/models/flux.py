@@ -24,7 +24,7 @@ PATTERNS = {
     "attention": f"{_JOINT}|{_SINGLE}",
     "attention + feed-forward": f"{_JOINT}|{_SINGLE}|{_MLP}",
 }
-MEETING = "`img_attn` and `txt_attn` (`qkv`, `proj`) of the blocks of two streams, `double_blocks`"
+CROSS_ATTENTION_LAYERS = "`img_attn` and `txt_attn` (`qkv`, `proj`) of the blocks of two streams, `double_blocks`"
 # Both were distilled to take the strength of guidance as an input. At 1 it stands for no guidance, and only there is
 # the plain velocity of the training pictures what they should answer. Chroma's default, 0, is what it was trained with.
 GUIDANCE = {"guidance": 1.0}
@@ -124,7 +124,7 @@ FLUX = Family(
     "Flux",
     is_flux,
     PATTERNS,
-    MEETING,
+    CROSS_ATTENTION_LAYERS,
     blocks,
     file_names,
     architecture,
@@ -133,5 +133,9 @@ FLUX = Family(
     masked_picture=masked_picture,
     refusal=refusal,
 )
-FLUX2 = Family("Flux 2", is_flux2, PATTERNS, MEETING, blocks, file_names, overwritten=overwritten, conds=GUIDANCE)
-CHROMA = Family("Chroma", is_chroma, PATTERNS, MEETING, blocks, file_names, lambda _: "chroma", overwritten)
+FLUX2 = Family(
+    "Flux 2", is_flux2, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, overwritten=overwritten, conds=GUIDANCE
+)
+CHROMA = Family(
+    "Chroma", is_chroma, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, lambda _: "chroma", overwritten
+)

@@ -21,7 +21,7 @@ PATTERNS = {
     "attention": f"{_JOINT}|{_SELF}",
     "attention + feed-forward": f"{_JOINT}|{_SELF}|{_MLP}",
 }
-MEETING = (
+CROSS_ATTENTION_LAYERS = (
     "`attention` (`qkv`, `out`) of `layers`, where text and picture stand in one row; not the refiners', which see one "
     "of them"
 )
@@ -54,4 +54,4 @@ def architecture(base) -> str:
     return "lumina-2" if type(base.model_config) is known.Lumina2 else ""
 
 
-FAMILY = Family("Z-Image, Lumina 2", fits, PATTERNS, MEETING, blocks, file_names, architecture)
+FAMILY = Family("Z-Image, Lumina 2", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, architecture)

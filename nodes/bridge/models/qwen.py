@@ -17,7 +17,7 @@ from .names import as_they_are
 _JOINT = r"transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)"
 _MLP = r"transformer_blocks\.\d+\.(img|txt)_mlp\.net\.(0\.proj|2)"
 PATTERNS = {"cross-attention": _JOINT, "attention": _JOINT, "attention + feed-forward": f"{_JOINT}|{_MLP}"}
-MEETING = (
+CROSS_ATTENTION_LAYERS = (
     "the eight projections of `attn` in every block, the picture's (`to_q` ... `to_out.0`) and the text's "
     "(`add_q_proj` ... `to_add_out`); there is no other attention, and the last block's text (`add_q_proj`, "
     "`to_add_out`) goes nowhere, so it is left out"
@@ -46,4 +46,6 @@ def file_names(base) -> dict[str, dict]:
     return as_they_are(base, "transformer.")
 
 
-FAMILY = Family("Qwen-Image", fits, PATTERNS, MEETING, blocks, file_names, lambda _: "Qwen-Image", idle=idle)
+FAMILY = Family(
+    "Qwen-Image", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, lambda _: "Qwen-Image", idle=idle
+)

@@ -21,7 +21,7 @@ PATTERNS = {
     "attention": f"{_JOINT}|{_SELF}",
     "attention + feed-forward": f"{_JOINT}|{_SELF}|{_MLP}",
 }
-MEETING = "`attn` (`qkv`, `proj`) of both streams, `context_block` and `x_block`, in every block"
+CROSS_ATTENTION_LAYERS = "`attn` (`qkv`, `proj`) of both streams, `context_block` and `x_block`, in every block"
 
 
 def fits(diffusion_model: nn.Module) -> bool:
@@ -42,4 +42,4 @@ def file_names(base) -> dict[str, dict]:
     return by_program(base, comfy.utils.mmdit_to_diffusers(base.model_config.unet_config))
 
 
-FAMILY = Family("SD3", fits, PATTERNS, MEETING, blocks, file_names)
+FAMILY = Family("SD3", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names)

@@ -15,7 +15,7 @@ PATTERNS = {
     "attention": _BLOCK + r"attn[12]\.(to_q|to_k|to_v|to_out\.0)",
     "attention + feed-forward": _BLOCK + r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
 }
-MEETING = "`attn2` (`to_q`, `to_k`, `to_v`, `to_out.0`) of every transformer block"
+CROSS_ATTENTION_LAYERS = "`attn2` (`to_q`, `to_k`, `to_v`, `to_out.0`) of every transformer block"
 
 
 def fits(diffusion_model: nn.Module) -> bool:
@@ -84,7 +84,7 @@ FAMILY = Family(
     "U-Net (SD1.5, SD2, SDXL)",
     fits,
     PATTERNS,
-    MEETING,
+    CROSS_ATTENTION_LAYERS,
     blocks,
     file_names,
     architecture,

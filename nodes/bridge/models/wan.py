@@ -20,7 +20,7 @@ PATTERNS = {
     "attention": f"{_CROSS}|{_SELF}",
     "attention + feed-forward": f"{_CROSS}|{_SELF}|{_FFN}",
 }
-MEETING = "`cross_attn` (`q`, `k`, `v`, `o`) of every block"
+CROSS_ATTENTION_LAYERS = "`cross_attn` (`q`, `k`, `v`, `o`) of every block"
 
 
 def fits(diffusion_model: nn.Module) -> bool:
@@ -50,4 +50,4 @@ def refusal(base) -> str:
     return ""
 
 
-FAMILY = Family("Wan", fits, PATTERNS, MEETING, blocks, file_names, lambda _: "wan2.1", refusal=refusal)
+FAMILY = Family("Wan", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, lambda _: "wan2.1", refusal=refusal)

@@ -1,1 +1,1 @@
-"""A run as it is followed, shown, kept on disk and gone on with."""
+"""A training run: its loop on ComfyUI, record, state, events and routes."""

@@ -12,8 +12,8 @@ import folder_paths
 from comfy_execution.utils import get_executing_context
 
 from ....training.plain_json import read_json
-from ..safe_files import LARGEST_HEADER
-from ..storage import write_text
+from ..files.reading import LARGEST_HEADER
+from ..files.writing import write_text
 from .store import RunStore
 
 GRAPH = "graph.json"

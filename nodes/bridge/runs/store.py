@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from ....training.checkpoint import State, pack, unpack
 from ....training.plain_json import read_json
 from ....training.record import Run, Summary, summary_of
-from ..safe_files import read_text
-from ..storage import write_safetensors, write_text
+from ..files.reading import read_text
+from ..files.writing import write_safetensors, write_text
 
 RECORD, SUMMARY, SAMPLES = "record.json", "summary.json", "samples"
 LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000  # bytes; the losses of a million steps are 20 MB

@@ -1,1 +1,0 @@
-"""What a training works on: pictures as latents, prompts as conditioning, sample images."""

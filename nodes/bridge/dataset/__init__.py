@@ -1,0 +1,1 @@
+"""Pictures encoded to latents and prompts encoded to conditioning."""

@@ -1,0 +1,1 @@
+"""Pictures that nodes draw: fonts, text layout, palettes, heatmaps."""

@@ -1,0 +1,1 @@
+"""Adding several LoRAs into one."""

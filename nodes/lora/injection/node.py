@@ -1,0 +1,250 @@
+"""LoRA: load and inject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ....training.formats import trigger_words
+from ...bridge.errors import InputError, name_node_in_errors
+from ..files import NamedLora, named, read_lora
+from ..inspection.describe import describe
+from .inject import MODES, STRENGTH, Request, inject
+from .scope import Scope, parse_blocks
+from .timing import Timing, parse_keyframes
+
+NONE = "none"
+
+
+def lora_choices() -> list[str]:
+    return [NONE, *folder_paths.get_filename_list("loras")]
+
+
+def _lora_path(lora_name: str) -> Path:
+    if not lora_name or lora_name == NONE:
+        raise InputError("no LoRA is chosen; choose a file in lora_name or wire a lora in")
+    path = folder_paths.get_full_path("loras", lora_name)
+    if path is None:
+        raise InputError(f"{lora_name!r} is not in ComfyUI's loras folder; choose another one")
+    return Path(path)
+
+
+def chosen(lora_name: str, lora) -> NamedLora:
+    """The LoRA on the wire, else the file."""
+    return named(lora) if lora is not None else read_lora(_lora_path(lora_name))
+
+
+def fingerprint(lora_name: str) -> str:
+    """A file replaced under the same name is read again."""
+    path = folder_paths.get_full_path("loras", lora_name or "") if lora_name != NONE else None
+    if path is None:
+        return lora_name
+    stat = Path(path).stat()
+    return f"{lora_name}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+class LoadLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeLoadLora",
+            display_name="Bespoke Load LoRA",
+            category="Bespoke/lora",
+            description=(
+                "Reads a LoRA file and says what is in it. Nothing is applied yet: wire it into Bespoke Inject LoRA."
+            ),
+            search_aliases=["load lora", "lora file", "trigger words"],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name", options=lora_choices(), tooltip="A .safetensors file in ComfyUI's loras folder."
+                )
+            ],
+            outputs=[
+                io.LoraModel.Output("lora", display_name="lora", tooltip="The LoRA's factors."),
+                io.String.Output(
+                    "trigger_words",
+                    display_name="trigger_words",
+                    tooltip="The words that call it, from the file's metadata; empty when it names none.",
+                ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="Format, base, rank, alpha, which projections and blocks it adapts, in words.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name):
+        return fingerprint(lora_name)
+
+    @classmethod
+    @name_node_in_errors
+    def execute(cls, lora_name) -> io.NodeOutput:
+        lora = read_lora(_lora_path(lora_name))
+        return io.NodeOutput(lora, trigger_words(lora.meta), describe(lora))
+
+
+class InjectLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        advanced = {"optional": True, "advanced": True}
+
+        def scale(name: str, what: str):
+            return io.Float.Input(
+                name,
+                default=1.0,
+                **STRENGTH,
+                step=0.05,
+                tooltip=f"Strength of the {what} part, times strength_model. 0 leaves it out.",
+                **advanced,
+            )
+
+        return io.Schema(
+            node_id="BespokeInjectLora",
+            display_name="Bespoke Inject LoRA",
+            category="Bespoke/lora",
+            description=(
+                "Applies a LoRA to the model: as strongly as you say, in the projections, blocks and part of the "
+                "denoising you choose. The base stays as it is."
+            ),
+            search_aliases=[
+                "apply lora",
+                "lora loader",
+                "load lora",
+                "lora strength",
+                "lora block weight",
+                "lora schedule",
+                "lora bypass",
+            ],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to adapt."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_choices(),
+                    tooltip="A file in ComfyUI's loras folder. Not used when a lora is wired in.",
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    default=1.0,
+                    **STRENGTH,
+                    step=0.05,
+                    tooltip="How strongly the LoRA moves the model: 1 is as trained, 0 nothing, below 0 away from it.",
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="The text encoder, for LoRAs that were trained on it too."
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    default=1.0,
+                    **STRENGTH,
+                    step=0.05,
+                    tooltip="How strongly the LoRA moves the text encoder.",
+                    **advanced,
+                ),
+                io.LoraModel.Input("lora", optional=True, tooltip="A LoRA on the wire; it wins over lora_name."),
+                scale("query", "query (where the picture asks)"),
+                scale("key", "key (what words answer to)"),
+                scale("value", "value (what words bring in)"),
+                scale("out", "output (how it is written back)"),
+                io.String.Input(
+                    "blocks",
+                    default="",
+                    tooltip=(
+                        "Which blocks, each with a strength after a colon: down.1, mid, up.*:0.5. Empty is all; blocks "
+                        "that are not named get nothing; of two that fit the later counts. down.0 is the finest "
+                        "resolution on the way in, mid the coarsest, up.0 the coarsest on the way out; in.4 and out.7 "
+                        "are single blocks by the checkpoint's numbers."
+                    ),
+                    **advanced,
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=(
+                        "The share of the denoising after which it begins to act: 0 is all noise, 1 the finished "
+                        "image. Early steps decide the layout."
+                    ),
+                    **advanced,
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The share of the denoising after which it acts no more. Late steps decide the detail.",
+                    **advanced,
+                ),
+                io.String.Input(
+                    "keyframes",
+                    default="",
+                    tooltip=(
+                        "Strengths on the way, times the others: 0:1, 0.5:0.3 is full up to half of the denoising, "
+                        "then 0.3. Empty changes nothing."
+                    ),
+                    **advanced,
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip=(
+                        "merge adds it to the weights when the model is loaded: as fast as the bare model. bypass "
+                        "computes it beside the weights at every step: nothing to merge when a strength changes, a "
+                        "little slower per step, right for quantised models."
+                    ),
+                    **advanced,
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="The model with the LoRA."),
+                io.Clip.Output(
+                    "clip",
+                    display_name="clip",
+                    tooltip="The text encoder with the LoRA; nothing when no clip is wired in.",
+                ),
+                io.String.Output("report", display_name="report", tooltip="What was matched and what was not."),
+                io.String.Output(
+                    "trigger_words",
+                    display_name="trigger_words",
+                    tooltip="The words that call it, from the file's metadata.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name, **_):
+        return fingerprint(lora_name)
+
+    @classmethod
+    @name_node_in_errors
+    def execute(
+        cls,
+        model,
+        lora_name,
+        strength_model,
+        clip=None,
+        strength_clip=1.0,
+        lora=None,
+        query=1.0,
+        key=1.0,
+        value=1.0,
+        out=1.0,
+        blocks="",
+        start_percent=0.0,
+        end_percent=1.0,
+        keyframes="",
+        mode=MODES[0],
+    ) -> io.NodeOutput:
+        scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
+        timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
+        request = Request(strength_model, strength_clip, scope, timing, mode)
+        adapter = chosen(lora_name, lora)
+        new_model, new_clip, report = inject(model, clip, adapter, request)
+        return io.NodeOutput(new_model, new_clip, f"{describe(adapter)}\n{report}", trigger_words(adapter.meta))

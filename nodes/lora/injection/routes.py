@@ -1,0 +1,86 @@
+"""GET /bespoke/lora: what a LoRA file changes, by block and projection, for the dial on the LoRA nodes."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+
+import folder_paths
+
+from ....training.errors import InputError
+from ..files import layers_of, read_lora
+from ..layer_names import PROJECTIONS, block_names, block_order, common_name, file_block, projection_of
+from ..lowrank import factors, norm
+
+REST = "rest"  # the column of what has no projection's strength: feed-forward, convolutions, q, k and v in one
+
+
+def register(server) -> None:
+    """Add the route to ComfyUI's server."""
+    import asyncio
+
+    from aiohttp import web
+
+    @server.routes.get("/bespoke/lora")
+    async def lora(request):
+        try:
+            return web.json_response(await asyncio.to_thread(answer_to, request.query.get("name", "")))
+        except (InputError, OSError) as error:
+            # An answer like another: a graph that names a file which is not here is no fault of the page, whose console
+            # would say so for every other status.
+            return web.json_response({"error": str(error)})
+
+
+def answer_to(name: str) -> dict:
+    """The table of a file in the loras folder, see `table`. Raises `InputError` for what is not there or no LoRA."""
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise InputError(f"{name!r} is not in ComfyUI's loras folder; choose another one")
+    stat = Path(path).stat()
+    return {"name": name, **table(path, stat.st_size, stat.st_mtime_ns)}
+
+
+@lru_cache(maxsize=32)
+def table(path: str, _size: int, _changed: int) -> dict:
+    """{"columns", "rows": [{"block", "names", "norms"}]}: rows from the model's input to its output.
+
+    norms: by column the Frobenius norm of what is added to the weights there at strength 1, the root of the sum of
+    squares over the layers; null where it depends on the base (DoRA, OFT). names: the names that `blocks` knows the
+    row's layers by, one list a layer group; none for a text encoder, which strength_clip alone governs.
+    """
+    squares: dict[str, dict[str, float]] = {}
+    names: dict[str, set[tuple[str, ...]]] = {}
+    for layer, parts in layers_of(read_lora(Path(path))).items():
+        block, column = file_block(layer), projection_of(common_name(layer)) or REST
+        column = column if column in PROJECTIONS else REST
+        row = squares.setdefault(block, {})
+        row[column] = row.get(column, 0.0) + _square(layer, parts)
+        names.setdefault(block, set())
+        if not block.startswith("text"):
+            names[block].add(_names(layer, block))
+    rows = [
+        {
+            "block": block,
+            "names": sorted(list(group) for group in names[block]),
+            "norms": {
+                column: math.sqrt(value) if math.isfinite(value) else None for column, value in squares[block].items()
+            },
+        }
+        for block in sorted(squares, key=lambda block: (block.startswith("text"), block_order(block)))
+    ]
+    there = {column for row in rows for column in row["norms"]}
+    return {"columns": [column for column in (*PROJECTIONS, REST) if column in there], "rows": rows}
+
+
+def _names(layer: str, block: str) -> tuple[str, ...]:
+    name = common_name(layer)
+    # A file in diffusers' spelling of a model that is not known by it: its block's own name is all there is.
+    return block_names(name) if block in block_names(name) else (block,)
+
+
+def _square(layer: str, parts) -> float:
+    try:
+        return norm(factors(layer, parts)) ** 2
+    except InputError:
+        return math.nan

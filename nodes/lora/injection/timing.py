@@ -1,0 +1,95 @@
+"""When a LoRA acts: its share of strength at every noise level.
+
+As for ComfyUI's conditionings, a percent of the denoising is a sigma through the model's own `percent_to_sigma`, and a
+model call is inside a range when its sigma is: start >= sigma >= end. So the range means the same whatever the
+scheduler
+and however many steps.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+import torch
+
+from ....training.errors import InputError
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """From `percent` (0..1) of the denoising on, the strength is this."""
+
+    percent: float
+    strength: float
+
+
+def parse_keyframes(text: str) -> tuple[Keyframe, ...]:
+    """Keyframes from `0:1, 0.5:0.3`, one a line or separated by commas, in rising order; none for an empty text.
+
+    A percent is 0 to 1, or with a sign 0 % to 100 %.
+    """
+    frames = []
+    for part in re.split(r"[,;\n]", text):
+        if not part.strip():
+            continue
+        found = re.fullmatch(r"\s*([^:%\s]+)\s*(%?)\s*:\s*(\S+)\s*", part)
+        try:
+            percent = float(found[1]) / (100 if found[2] else 1)
+            strength = float(found[3])
+        except (TypeError, ValueError):
+            percent = strength = math.nan
+        if not (0.0 <= percent <= 1.0 and math.isfinite(strength)):
+            raise InputError(
+                f"keyframes has {part.strip()!r}; write a percent from 0 to 1 and a strength, such as 0.5:0.3"
+            )
+        if frames and percent <= frames[-1].percent:
+            raise InputError(f"keyframes has {part.strip()!r} after {frames[-1].percent:g}; write them in rising order")
+        frames.append(Keyframe(percent, strength))
+    return tuple(frames)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The range of the denoising, 0 (all noise) to 1 (done), and the strengths on the way.
+
+    A keyframe's strength holds until the next one; before the first it is 1, outside the range 0.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+    keyframes: tuple[Keyframe, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("start_percent", self.start), ("end_percent", self.end)):
+            if not 0.0 <= value <= 1.0:
+                raise InputError(f"{name} is {value}; give 0 to 1")
+        if self.start > self.end:
+            raise InputError(f"start_percent {self.start:g} is after end_percent {self.end:g}; exchange them")
+
+    @property
+    def always(self) -> bool:
+        """Whether nothing changes from step to step."""
+        return self.start <= 0.0 and self.end >= 1.0 and not self.keyframes
+
+    def strength(self, sigma: float, model_sampling) -> float:
+        """The factor at a noise level, for the model's own `model_sampling`."""
+
+        def level(percent: float) -> float:
+            # Sigmas come in float32: without this, a step that lies right at the edge falls to either side.
+            return torch.tensor(float(model_sampling.percent_to_sigma(percent)), dtype=torch.float32).item()
+
+        if not level(self.start) >= sigma >= level(self.end):
+            return 0.0
+        reached = [frame for frame in self.keyframes if sigma <= level(frame.percent)]
+        return reached[-1].strength if reached else 1.0
+
+    def describe(self) -> str:
+        words = (
+            []
+            if self.start <= 0.0 and self.end >= 1.0
+            else [f"from {self.start:.0%} to {self.end:.0%} of the denoising"]
+        )
+        words += [f"from {frame.percent:.0%} on times {frame.strength:g}" for frame in self.keyframes]
+        return ", ".join(words)

@@ -1,0 +1,1 @@
+"""What a LoRA file contains and how large its change is."""

@@ -1,0 +1,78 @@
+"""LoRA: inspect."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ...bridge.drawing.image import tensor_of
+from ...bridge.errors import name_node_in_errors
+from ..injection.node import NONE, chosen, fingerprint, lora_choices
+from . import inspect as inspection
+
+
+class InspectLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeInspectLora",
+            display_name="Bespoke Inspect LoRA",
+            category="Bespoke/lora",
+            description=(
+                "Shows what a LoRA does: how large its change is in every block and projection, how much of its rank "
+                "it uses, and how it was made."
+            ),
+            search_aliases=[
+                "lora info",
+                "lora metadata",
+                "lora rank",
+                "lora spectrum",
+                "analyse lora",
+                "lora block weights",
+            ],
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_choices(),
+                    tooltip="A .safetensors file in ComfyUI's loras folder. Not used when a lora is wired in.",
+                ),
+                io.LoraModel.Input(
+                    "lora", optional=True, advanced=True, tooltip="A LoRA on the wire; it wins over lora_name."
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    advanced=True,
+                    tooltip="The base it belongs to: then the changes are shown in percent of the base's weights.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip=(
+                        "Format, base, trigger words, metadata, the workflow that made it, and for every layer its "
+                        "rank, alpha, norm and spectrum."
+                    ),
+                ),
+                io.Image.Output(
+                    "heatmap",
+                    display_name="heatmap",
+                    tooltip=(
+                        "The size of the change by block and projection, and how its energy is spread over the rank."
+                    ),
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name, **_):
+        return fingerprint(lora_name)
+
+    @classmethod
+    @name_node_in_errors
+    def execute(cls, lora_name=NONE, lora=None, model=None) -> io.NodeOutput:
+        adapter = chosen(lora_name, lora)
+        found, remarks = inspection.inspect(adapter, model)
+        return io.NodeOutput(
+            inspection.report(adapter, found, remarks), tensor_of(inspection.picture(adapter.name, found))
+        )

@@ -1,0 +1,1 @@
+"""Training a LoRA, and saving it."""

@@ -1,0 +1,279 @@
+"""LoRA: train and save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+from comfy_api.latest import io
+
+from ....training.formats import DTYPES, KEY_FORMATS, layer_and_part
+from ...bridge.errors import InputError, name_node_in_errors
+from ...bridge.files import writing as storage
+from ...bridge.models import TARGETS
+from ...bridge.runs.samples import settings_in
+from ...bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, validation_images, widget
+from ...bridge.types import Images, Run, graph_of
+from ..files import as_file, save_on_the_way
+from .technique import LoraData, LoraRequest, describe, train_lora
+
+
+def trainer_inputs() -> list[io.Input]:
+    """What a LoRA training is asked for, by the trainer and by the node that exports a job."""
+    return [
+        io.Model.Input(
+            "model", tooltip="The model to train for, as it is on the wire: patches and shifts before this node count."
+        ),
+        io.Clip.Input(
+            "clip", tooltip="Encodes the captions, at its own clip skip. It is trained only with train_text_encoder."
+        ),
+        io.Vae.Input("vae", tooltip="Encodes the pictures."),
+        Images.Input(
+            "images",
+            tooltip=(
+                "From Bespoke Image Folder or Bespoke Image Batch. 5 to 20 pictures for a subject, 50 to 200 for a "
+                "style."
+            ),
+        ),
+        io.Combo.Input(
+            "targets",
+            options=list(TARGETS),
+            default=TARGETS[0],
+            tooltip=(
+                "Which layers learn. Cross-attention (W_Q, W_K, W_V, W_out) ties words to looks and is the smallest; "
+                "attention and feed-forward learn more of the look itself and over-fit sooner."
+            ),
+        ),
+        widget(
+            "rank",
+            (
+                "The width of the low-rank path. 4 to 8 for a subject, 16 to 32 for a style. Doubles the file when "
+                "doubled."
+            ),
+            8,
+        ),
+        widget(
+            "alpha",
+            "The path's strength is alpha / rank. Equal to rank it is 1; half of it learns half as fast.",
+            8.0,
+            step=0.5,
+        ),
+        widget(
+            "learning_rate",
+            (
+                "The highest learning rate of the schedule, for the factor that starts at random; the other learns 16 "
+                "times as fast (LoRA+). Too high: garbled images within a hundred steps. Too low: nothing changes."
+            ),
+            1e-4,
+            step=1e-5,
+        ),
+        widget("steps", default=400),
+        widget("batch_size", default=4),
+        seed_widget(
+            "Decides the order of pictures, the noise levels and the noises. The same seed gives the same LoRA."
+        ),
+        io.String.Input(
+            "custom_targets",
+            default="",
+            tooltip="For targets = custom: layer names with *, separated by commas, such as *attn2.to_k, *attn2.to_v.",
+            **ADVANCED,
+        ),
+        widget("validation", **ADVANCED),
+        validation_images(),
+        *advanced(
+            (
+                "lr_schedule",
+                "warmup_steps",
+                "optimizer",
+                "gradient_accumulation",
+                "max_grad_norm",
+                "loss_weighting",
+                "timestep_sampling",
+                "noise_offset",
+                "caption_dropout",
+                "ema",
+                "precision",
+                "gradient_checkpointing",
+                "save_every",
+                "sample_every",
+                "sample_prompt",
+                "keep",
+                "resume",
+            )
+        ),
+        io.LoraModel.Input(
+            "lora",
+            optional=True,
+            tooltip="A LoRA to go on from, of the same rank and targets. Its numbers are where this training begins.",
+        ),
+        Images.Input(
+            "prior_images",
+            optional=True,
+            tooltip=(
+                "Pictures of what must not change (of the class that the subject belongs to): trained beside the "
+                "others, with their own captions."
+            ),
+        ),
+        widget("prior_weight", **ADVANCED),
+        io.Boolean.Input(
+            "train_text_encoder",
+            default=False,
+            tooltip=(
+                "Trains adapters on the text encoder's attention too. Learns new words faster and forgets old ones "
+                "sooner."
+            ),
+            **ADVANCED,
+        ),
+        widget(
+            "text_encoder_lr",
+            (
+                "The text encoder's own learning rate. 0 takes learning_rate whole, which is usually too much: type a "
+                "tenth of it. As there, the factor that starts at zero learns 16 times as fast."
+            ),
+            0.0,
+            step=1e-6,
+            **ADVANCED,
+        ),
+    ]
+
+
+def asked(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
+    """(request, what it reads) out of a node's inputs; those that are missing have the request's own defaults."""
+    own = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
+    data = LoraData(values["images"], values.get("validation_images"), values.get("prior_images"), values.get("lora"))
+    return LoraRequest(config_of(values), **own), data
+
+
+class TrainLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeTrainLora",
+            display_name="Bespoke Train LoRA",
+            category="Bespoke/lora",
+            description=(
+                "Trains low-rank adapters on the model's cross-attention with the noise-prediction loss. The model "
+                "itself stays as it is, bit for bit."
+            ),
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            search_aliases=["lora training", "fine-tune", "dreambooth", "train style", "train subject", "low-rank"],
+            inputs=trainer_inputs(),
+            outputs=[
+                io.Model.Output(
+                    "model", display_name="model", tooltip="The model with the LoRA applied at strength 1."
+                ),
+                io.LoraModel.Output(
+                    "lora",
+                    display_name="lora",
+                    tooltip="The LoRA, for Bespoke Save LoRA, core's Save LoRA Weights or Load LoRA Model.",
+                ),
+                io.LossMap.Output(
+                    "loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."
+                ),
+                Run.Output(
+                    "run",
+                    display_name="run",
+                    tooltip=(
+                        "The record of the run: settings, times, losses. Bespoke Save LoRA writes it into the file."
+                    ),
+                ),
+                io.String.Output(
+                    "report", display_name="report", tooltip="What was trained and how it went, in words."
+                ),
+                io.Clip.Output(
+                    "clip",
+                    display_name="clip",
+                    tooltip="The text encoder: with its part of the LoRA where it was trained, else passed through.",
+                ),
+            ],
+        )
+
+    @classmethod
+    @name_node_in_errors
+    def execute(cls, model, clip, vae, images, train_text_encoder=False, **settings) -> io.NodeOutput:
+        request, data = asked(settings | {"images": images, "train_text_encoder": train_text_encoder})
+        graph = graph_of(cls.hidden)
+
+        def save(step: int, lora: dict, run) -> None:
+            save_on_the_way(storage.models_folder("loras") / "bespoke" / "runs", step, lora, run, graph)
+
+        learned, run = train_lora(model, clip, vae, data, request, settings_in(graph[0]), save)
+        trained, speaking = comfy.sd.load_lora_for_models(
+            model, clip if train_text_encoder else None, learned, 1.0, 1.0
+        )
+        report = describe(run, request, images.trigger, len(learned) // 3)
+        return io.NodeOutput(
+            trained, learned, {"loss": run.losses}, run, report, speaking or clip, ui={"bespoke_run": [run.id]}
+        )
+
+
+class SaveLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeSaveLora",
+            display_name="Bespoke Save LoRA",
+            category="Bespoke/lora",
+            description=(
+                "Saves a LoRA into ComfyUI's loras folder, where every LoRA list has it after a refresh (R). Never "
+                "overwrites a file."
+            ),
+            search_aliases=["save lora", "export lora", "kohya", "safetensors"],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.LoraModel.Input("lora", tooltip="The LoRA to save, from Bespoke Train LoRA."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="bespoke/lora",
+                    tooltip="The file's name without number and ending; a '/' makes a subfolder of the loras folder.",
+                ),
+                Run.Input(
+                    "run",
+                    optional=True,
+                    tooltip="The training's record: writes its settings, trigger words and layer names into the file.",
+                ),
+                io.Combo.Input(
+                    "key_format",
+                    options=list(KEY_FORMATS),
+                    default="kohya",
+                    tooltip=(
+                        "How the file names the layers. kohya is read by nearly every program, ComfyUI included; "
+                        "diffusers needs the run wired in."
+                    ),
+                    **ADVANCED,
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    default="fp16",
+                    tooltip=(
+                        "The precision of the numbers in the file. fp16 halves the file; the difference cannot be seen."
+                    ),
+                    **ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "lora_name",
+                    display_name="lora_name",
+                    tooltip="The file's name, as LoRA lists show it after a refresh (R).",
+                )
+            ],
+        )
+
+    @classmethod
+    @name_node_in_errors
+    def execute(cls, lora, filename_prefix, run=None, key_format="kohya", dtype="fp16") -> io.NodeOutput:
+        if not lora:
+            raise InputError("the LoRA is empty; wire in the lora output of a trainer")
+        for key in lora:
+            layer_and_part(key)
+        tensors, meta = as_file(lora, run, Path(filename_prefix).name, key_format, dtype, graph_of(cls.hidden))
+        name = storage.write_numbered(
+            "loras", filename_prefix, lambda path: storage.write_safetensors(path, tensors, meta, overwrite=False)
+        )
+        return io.NodeOutput(name, ui={"text": [f"saved as {name}"]})

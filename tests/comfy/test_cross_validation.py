@@ -1,0 +1,204 @@
+"""Sets of fewer than ten pictures: trainings that each leave some out say when to stop, then all are trained on."""
+
+import comfy.model_management
+import comfy.utils
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge.dataset.pictures import Pictures
+from bespoke.nodes.bridge.runs.cross_validation import cross_validate
+from bespoke.nodes.bridge.runs.index import RunIndex
+from bespoke.nodes.bridge.runs.store import RunStore, request_finish
+from bespoke.training.config import TrainConfig
+from bespoke.training.data import LatentSet
+from bespoke.training.images import ImageSet
+from bespoke.training.record import Run
+from helpers import sprite_set
+
+
+@pytest.fixture(scope="module")
+def models(comfyui):
+    return tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
+
+
+@pytest.fixture
+def during():
+    """during(n, step, do): call `do` once in the n-th training, counted from 1, at its step `step` or soon after."""
+
+    def arm(number, step, do):
+        seen = [1, 0]  # which training, its last step
+
+        def hook(value, *_, **__):
+            seen[:] = [seen[0] + (value < seen[1]), value]
+            if seen[0] == number and value >= step:
+                comfy.utils.set_progress_bar_global_hook(None)
+                do()
+
+        comfy.utils.set_progress_bar_global_hook(hook)
+
+    yield arm
+    comfy.utils.set_progress_bar_global_hook(None)
+
+
+@pytest.fixture(autouse=True)
+def every_step_moves_the_bar(monkeypatch):
+    monkeypatch.setattr("bespoke.nodes.bridge.runs.events.MOST_PER_SECOND", 1e9)
+
+
+def train(run_node, models, **changes):
+    model, clip, vae = models
+    settings = dict(
+        images=sprite_set(2, 6, side=64, colour="teal"),
+        steps=20,
+        batch_size=2,
+        rank=2,
+        alpha=2.0,
+        validation=2,
+        learning_rate=1e-2,
+        precision="fp32",
+        resume=False,
+    )
+    return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, **settings | changes)
+
+
+def of_run(run):
+    """The records of a run's rotations, in order."""
+    from bespoke.training.record import run_id
+
+    return [RunStore(run_id("lora", {"rotation": n}, run.id, "")).record() for n in (1, 2, 3)]
+
+
+def test_the_curve_is_the_mean_of_trainings_that_never_saw_the_picture(models, run_node):
+    _, lora, loss, run, report, _ = train(run_node, models, seed=1)
+    parts = of_run(run)
+    assert [part.images for part in parts] == [4, 4, 4]
+    assert [part.settings["rotation"] for part in parts] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert "rotation" not in run.settings
+    assert [part.state for part in parts] == ["finished"] * 3
+    assert run.rotations == 3
+    assert run.images == 6
+    assert [step for step, _ in run.held_out] == [0, 10, 20]
+    for at, (_, value) in enumerate(run.held_out):
+        assert value == pytest.approx(sum(part.held_out[at][1] for part in parts) / 3)
+    assert len(loss["loss"]) == run.best[0]
+    assert "3 trainings, each without 2 other pictures, said when to stop; then all 6 were trained on" in report
+    assert 0 < run.best[0] <= 20
+    # The last one is the plain training on all pictures, as far as its best step.
+    _, plain, plain_loss, *_ = train(run_node, models, seed=1, validation=0)
+    assert loss["loss"] == plain_loss["loss"][: run.best[0]]
+    if run.best[0] == 20:
+        assert all(torch.equal(value, lora[key]) for key, value in plain.items())
+
+
+@pytest.mark.slow
+def test_a_part_is_the_training_on_its_own_pictures(models, run_node):
+    """The first rotation's losses and scores are those of a training that is given the rest and those pictures
+    apart."""
+    from bespoke.nodes.images.folder import fingerprint
+    from bespoke.training.validation import rotations
+
+    images = sprite_set(2, 6, side=64, colour="teal")
+    _, _, _, run, *_ = train(run_node, models, seed=2, images=images)
+    rest, _ = rotations(images.copies(), 2, 2)[0]
+    items = [images.items[i] for i in rest]
+    _, _, loss, _, *_ = train(
+        run_node, models, seed=2, images=ImageSet(tuple(items), "", fingerprint(items)), validation=0
+    )
+    assert of_run(run)[0].losses == loss["loss"]
+
+
+@pytest.mark.parametrize(("keep", "until"), [("best", 10), ("last", 20)])
+def test_the_last_training_goes_to_the_step_that_was_best_on_average(keep, until):
+    parts, curves = (
+        [],
+        iter([[(0, 9.0), (10, 5.0), (20, 1.0)], [(0, 9.0), (10, 3.0), (20, 8.0)], [(0, 9.0), (10, 4.0), (20, 7.0)]]),
+    )
+
+    def learn(part):
+        parts.append(part)
+        part.run.held_out = part.run.held_out or next(curves)
+        part.run.state = "finished"
+        return {"step": torch.tensor(part.steps)}
+
+    items = sprite_set(2, 6, side=64, colour="teal").items
+    pictures = Pictures(
+        list(items), LatentSet([], []), list(range(6)), [], [], [([0, 1], [2]), ([0, 2], [1]), ([1, 2], [0])]
+    )
+    run = Run("lora-0123456789ab", "lora", {}, "base", 6)
+    learned, same = cross_validate(
+        pictures, TrainConfig(20, 1e-3, 1, 0, validation=1, keep=keep, save_every=5, sample_every=5), run, learn
+    )
+    assert same is run
+    assert learned["step"] == until
+    assert run.held_out == [(0, 9.0), (10, 4.0), (20, pytest.approx(16 / 3))]
+    assert [part.config.save_every for part in parts] == [0, 0, 0, 5]
+    assert [list(part.held_out) for part in parts] == [[2], [1], [0], []]
+    assert len({part.run.id for part in parts}) == 4
+    assert parts[1].said.startswith(f"training 2 of 4, without {items[1].name}")
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [pytest.param(1, 7, marks=pytest.mark.slow), (2, 5), pytest.param(4, 6, marks=pytest.mark.slow)],
+)
+def test_an_interrupt_in_any_of_them_is_gone_on_from(models, run_node, during, number, step):
+    whole = train(run_node, models, seed=4, steps=10, keep="last")
+    during(number, step, comfy.model_management.interrupt_current_processing)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(run_node, models, seed=4, steps=10, keep="last", resume=False)
+    again = train(run_node, models, seed=4, steps=10, keep="last", resume=True)
+    assert again[2]["loss"] == whole[2]["loss"]
+    assert again[3].held_out == whole[3].held_out
+    assert all(torch.equal(value, again[1][key]) for key, value in whole[1].items())
+
+
+def test_finish_in_a_rotation_hands_on_what_it_has(models, run_node, during):
+    during(2, 5, lambda: request_finish(RunIndex().look().runs[0].summary.id))
+    _, _, loss, run, *_ = train(run_node, models, seed=5)
+    assert run.state == "kept"
+    assert run.images == 4
+    assert 1 <= len(loss["loss"]) < 20
+    assert run.id.startswith("lora-")
+
+
+def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_node):
+    from bespoke.nodes.images.folder import fingerprint, mirrored
+
+    plain = sprite_set(2, 10, side=64, colour="teal").items
+    items = [copy for item in plain for copy in (item, mirrored(item))] * 2
+    from bespoke.nodes.bridge.dataset import pictures
+
+    found = pictures.prepare(
+        models[2],
+        models[0].model,
+        TrainConfig(1, 1e-3, 1, 0, validation=3),
+        ImageSet(tuple(items), "", fingerprint(items)),
+    )
+    assert len(found.held_out) == 3
+    names = {found.items[i].name for i in found.held_out}
+    seen = {found.items[i].name.removesuffix(" (mirrored)") for i in found.trained_on}
+    assert not names & seen
+    assert found.count(found.trained_on) == 7
+    assert len(found.trained_on) == 28
+
+
+def test_a_word_is_learned_in_rotation_too(models, run_node):
+    model, clip, vae = models
+    args = dict(
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(3, 4, side=64, colour="pink"),
+        name="w",
+        init_text="red",
+        steps=10,
+        batch_size=1,
+        precision="fp32",
+        seed=3,
+        validation=1,
+        keep="last",
+    )
+    run = run_node("BespokeTrainTextualInversion", **args)[4]
+    assert run.rotations == 3
+    assert [step for step, _ in run.held_out] == [0, 10]
+    assert run.images == 4

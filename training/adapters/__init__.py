@@ -1,0 +1,1 @@
+"""Adapters: what a training adds to frozen layers, one module a kind."""
