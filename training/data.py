@@ -20,6 +20,7 @@ class Batch:
 
     mask: [B, 1, ...] or None. indices: which image each sample is. captions: the same, -1 where the caption is dropped.
     places: the place of each sample in the global batch, which has `count`: one process of several has some of them.
+    seed, number: the seed and the number of the draw that made the batch, for further draws.
     weight: [B], what each loss counts, where levels are not drawn as the objective has them; None is 1.
     """
 
@@ -32,6 +33,8 @@ class Batch:
     places: list[int]
     count: int
     weight: Tensor | None = None
+    seed: int | str = 0
+    number: int = 0
 
     def share_of_mean(self, losses: Tensor) -> Tensor:
         """What the losses [B] of these places add to the mean over the global batch."""
@@ -101,4 +104,6 @@ class LatentSet:
             places,
             count,
             levels.weight(u).to(device) if levels else None,
+            seed,
+            micro,
         )

@@ -66,7 +66,7 @@ def grid(
 ) -> list[Batch]:
     """One batch a held-out image: the image at each level, with a noise of its own."""
     batches = []
-    for index in indices:
+    for number, index in enumerate(indices):
         latent = data.latents[index]
         noises = torch.stack([noise(SEED, index, place, latent.shape[1:], "held out") for place in range(len(levels))])
         mask = data.masks[index]
@@ -80,15 +80,17 @@ def grid(
                 None if mask is None else mask.expand(len(levels), *mask.shape[1:]).to(device),
                 list(range(len(levels))),
                 len(levels),
+                seed=SEED,
+                number=number,
             )
         )
     return batches
 
 
 def scorer(
-    batches: Sequence[Batch], loss_of: Callable[[Batch, int], Tensor], world: World | None = None
+    batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor], world: World | None = None
 ) -> Callable[[], float]:
-    """The mean loss over the grid as the model stands. loss_of: (batch, its number) -> [B].
+    """The mean loss over the grid as the model stands. loss_of: batch -> [B].
 
     world: the processes that share the batches out. Each computes as many, so that those of a model that is spread over
     them call it together; what is one too many is not counted. The sum is the same whoever computed its parts.
@@ -99,7 +101,7 @@ def scorer(
         losses = [0.0] * len(batches)
         for first in range(0, len(batches), world.size):
             number = min(first + world.rank, len(batches) - 1)
-            loss = loss_of(batches[number], number).cpu().double().mean().item()
+            loss = loss_of(batches[number]).cpu().double().mean().item()
             if first + world.rank == number:
                 losses[number] = loss
         losses = world.add_numbers(losses)

@@ -235,7 +235,7 @@ def give_up(text: str) -> None:
     os._exit(UNUSABLE)
 
 
-class Wish:
+class StopSignal:
     """What signals ask for: the first to stop after the present step, a second Ctrl-C at once."""
 
     def __init__(self, stop: int, go_on: int):
@@ -275,13 +275,13 @@ def main(given: list[str]) -> int:
         again = (
             int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         )  # what this very start learned is not set aside
-        wish = Wish(distributed.STOP, distributed.GO_ON)
-        orders = work.Orders(
-            options.models, options.anew and not again, device if options.shard else None, wish, device.type
+        stop_request = StopSignal(distributed.STOP, distributed.GO_ON)
+        job_options = work.Options(
+            options.models, options.anew and not again, device if options.shard else None, stop_request, device.type
         )
-        parts = work.prepared(job, world, orders)
+        parts = work.prepared(job, world, job_options)
         begun = True
-        work.train(job, world, orders, *parts)
+        work.train(job, world, job_options, *parts)
         return OK
     except (Unusable, InputError) as error:
         say(str(error))

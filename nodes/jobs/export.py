@@ -14,15 +14,16 @@ from ..bridge.dataset.encoded import EncodedDataset
 from ..bridge.files import writing as storage
 from ..bridge.runs.samples import SamplerSettings
 from . import wire
-from .job import needed, write_job
+from .job import write_job
 from .source import Source, source_of
+from .techniques import needed_models
 
 
 def refuse_early(model, clip, vae, technique: str, settings: Mapping[str, Any]) -> dict[str, tuple[Source, dict, dict]]:
     """What the job says of each model that it needs, before anything is encoded. Raises `InputError` with the
     reason."""
     out, drawn = {}, bool(settings.get("sample_every"))
-    for what in needed(technique, settings):
+    for what in needed_models(technique, settings):
         if what == "model":
             out[what] = (source_of(model, what), *wire.carry(model, what, drawn))
         elif what == "clip":
@@ -59,7 +60,7 @@ def export(
     wanted: Path,
     technique: str,
     settings: Mapping[str, Any],
-    material: EncodedDataset,
+    dataset: EncodedDataset,
     models: Mapping[str, tuple[Source, dict, dict]],
     result: Mapping[str, Any],
     samples: SamplerSettings,
@@ -73,10 +74,10 @@ def export(
         if path.exists():
             continue
         try:
-            size = write_job(path, technique, settings, material, models, named, samples, graph)
+            size = write_job(path, technique, settings, dataset, models, named, samples, graph)
         except FileExistsError:
             continue
-        return path, _in_words(path, technique, material, models, size)
+        return path, _in_words(path, technique, dataset, models, size)
     raise InputError(f"the folder {wanted.name!r} is taken, and so are its numbered ones; give another name")
 
 
@@ -91,11 +92,11 @@ def _name(path: Path) -> str:
 
 
 def _in_words(
-    path: Path, technique: str, material: EncodedDataset, models: Mapping[str, tuple[Source, dict, dict]], size: int
+    path: Path, technique: str, dataset: EncodedDataset, models: Mapping[str, tuple[Source, dict, dict]], size: int
 ) -> str:
     lines = [
-        f"Job folder of {size / 1e6:.1f} MB: settings, {len(material.pictures.items)} encoded pictures, "
-        f"{len(material.prompts)} "
+        f"Job folder of {size / 1e6:.1f} MB: settings, {len(dataset.pictures.items)} encoded pictures, "
+        f"{len(dataset.prompts)} "
         f"encoded prompts. It needs no picture, and of the models:"
     ]
     for what, (source, plan, _) in models.items():

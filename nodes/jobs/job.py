@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Job:
     graph: tuple[Any, Any] = (None, None)
     digest: str = ""
 
-    def material(self, config: TrainConfig) -> EncodedDataset:
+    def dataset(self, config: TrainConfig) -> EncodedDataset:
         """What is trained on, its pictures divided as the settings now say."""
         items = [_picture(dict(item)) for item in self.plan["pictures"]]
         count = range(len(items))
@@ -89,7 +89,7 @@ def write_job(
     folder: Path,
     technique: str,
     settings: Mapping[str, Any],
-    material: EncodedDataset,
+    dataset: EncodedDataset,
     models: Mapping[str, tuple[Source, dict, dict]],
     result: Mapping[str, Any],
     samples: SamplerSettings,
@@ -103,7 +103,7 @@ def write_job(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bespoke-job-") as work:
         made = Path(work) / "job"
         made.mkdir()
-        plan, tensors = _plan(material)
+        plan, tensors = _plan(dataset)
         for _, _, carried in models.values():
             tensors |= carried
         plan["wires"] = {name: wired for name, (_, wired, _) in models.items()}
@@ -123,8 +123,8 @@ def write_job(
     return size
 
 
-def _plan(material: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    pictures, tensors = material.pictures, {}
+def _plan(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    pictures, tensors = dataset.pictures, {}
     for i, (latent, mask) in enumerate(zip(pictures.data.latents, pictures.data.masks, strict=True)):
         tensors[f"latent/{i}"] = latent.cpu().clone()
         if mask is not None:
@@ -132,7 +132,7 @@ def _plan(material: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for i, latent in enumerate(pictures.blank.values()):
         tensors[f"blank/{i}"] = latent.cpu().clone()
     prompts = []
-    for i, (text, (cond, extra)) in enumerate(sorted(material.prompts.items())):
+    for i, (text, (cond, extra)) in enumerate(sorted(dataset.prompts.items())):
         tensors[f"prompt/{i}"] = cond.cpu().clone()
         plain: dict[str, Any] = {}
         for key, value in extra.items():
@@ -145,16 +145,16 @@ def _plan(material: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     f"the clip on the wire adds {key} to each prompt, which cannot go into a job; take that node off"
                 )
         prompts.append([text, plain])
-    for key, tensor in (material.start or {}).items():
+    for key, tensor in (dataset.start or {}).items():
         tensors[f"start/{key}"] = tensor.detach().cpu().clone()
     return {
         "pictures": [_facts(item) for item in pictures.items],
         "counts": pictures.counts,
         "blank": list(pictures.blank),
         "prompts": prompts,
-        "fingerprint": material.fingerprint,
-        "models": material.models,
-        "about": dict(material.about),
+        "fingerprint": dataset.fingerprint,
+        "models": dataset.models_digest,
+        "about": dict(dataset.run_fields),
     }, tensors
 
 
@@ -234,9 +234,3 @@ def restored(job: Job, what: str, made) -> Any:
         out.clip_layer(plan["layer"])
         out.tokenizer_options = dict(plan["tokenizer_options"])
     return out
-
-
-def needed(technique: str, settings: Mapping[str, Any]) -> Sequence[str]:
-    """Which models a training needs besides its material."""
-    text = technique == "textual inversion" or settings.get("train_text_encoder")
-    return ["model", *(["clip"] if text else []), *(["vae"] if settings.get("sample_every") else [])]

@@ -6,11 +6,12 @@ from comfy_api.latest import io
 
 from ..bridge.errors import name_node_in_errors
 from ..bridge.runs.samples import settings_in
+from ..bridge.trainer import Models
 from ..bridge.types import graph_of
 from ..lora.training import node as lora
 from ..lora.training.technique import encode_dataset as encode_lora_dataset
 from ..textual_inversion import node as word
-from ..textual_inversion.train import encode_dataset as encode_word_dataset
+from ..textual_inversion.technique import encode_dataset as encode_word_dataset
 from .export import export, place_of, refuse_early
 
 
@@ -76,13 +77,13 @@ class ExportLoraJob(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/lora", **settings) -> io.NodeOutput:
-        request, data = lora.asked(settings | {"images": images})
+        request, data = lora.request_of(settings | {"images": images})
         graph, wanted = graph_of(cls.hidden), place_of(folder)
         models = refuse_early(model, clip, vae, "lora", request.settings())
-        material = encode_lora_dataset(model, clip, vae, data, request)
+        dataset = encode_lora_dataset(Models(model, clip, vae), data, request)
         result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
         return _written(
-            *export(wanted, "lora", request.settings(), material, models, result, settings_in(graph[0]), graph)
+            *export(wanted, "lora", request.settings(), dataset, models, result, settings_in(graph[0]), graph)
         )
 
 
@@ -100,12 +101,12 @@ class ExportTextualInversionJob(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word", **settings) -> io.NodeOutput:
-        request, graph, wanted = word.asked(settings), graph_of(cls.hidden), place_of(folder)
+        request, graph, wanted = word.request_of(settings), graph_of(cls.hidden), place_of(folder)
         models = refuse_early(model, clip, vae, "textual inversion", request.settings())
-        material = encode_word_dataset(model, clip, vae, images, request)
+        dataset = encode_word_dataset(Models(model, clip, vae), images, request)
         result = {"name": request.name, "format": "comfy"}
         return _written(
             *export(
-                wanted, "textual inversion", request.settings(), material, models, result, settings_in(graph[0]), graph
+                wanted, "textual inversion", request.settings(), dataset, models, result, settings_in(graph[0]), graph
             )
         )

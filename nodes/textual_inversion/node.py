@@ -15,15 +15,18 @@ from comfy_api.latest import io
 from ...training.embedding import INITS
 from ..bridge.errors import InputError, name_node_in_errors
 from ..bridge.files import writing as storage
+from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in
+from ..bridge.trainer import Models, train
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
 from ..bridge.training_model.text_encoder import clip_with_word
 from ..bridge.types import Embedding, Images, Run, graph_of
 from .files import FORMATS, as_file, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
 from .names import check_name, prompt_word
+from .request import InversionRequest
+from .technique import TextualInversionTechnique, encode_dataset
 from .templates import TEMPLATES
-from .train import InversionRequest, train_word
 
 NONE = "none"
 PATIENCE = 5  # scorings, a quarter of the run, without a new lowest held-out loss
@@ -100,7 +103,7 @@ def trainer_inputs() -> list[io.Input]:
     ]
 
 
-def asked(values: Mapping[str, Any]) -> InversionRequest:
+def request_of(values: Mapping[str, Any]) -> InversionRequest:
     """The request out of a node's inputs; those that are missing have the request's own defaults."""
     own = {f.name: values[f.name] for f in fields(InversionRequest) if f.name in values}
     return InversionRequest(config_of(values | {"patience": PATIENCE}), **own)
@@ -143,23 +146,23 @@ class TrainTextualInversion(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, name, **settings) -> io.NodeOutput:
-        request = asked(settings | {"name": name})
+        request = request_of(settings | {"name": name})
         graph = graph_of(cls.hidden)
-        learned = train_word(
-            model,
-            clip,
-            vae,
-            images,
-            request,
-            settings_in(graph[0]),
-            lambda step, embedding, run: save_on_the_way(
-                storage.models_folder("embeddings") / "bespoke" / "runs", step, embedding, run, graph
-            ),
-        )
-        knowing = clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in learned.embedding.items()})
-        losses, run = {"loss": learned.run.losses}, learned.run
+        saved_files = storage.models_folder("embeddings") / "bespoke" / "runs"
+        models = Models(model, clip, vae)
+        dataset = encode_dataset(models, images, request)
+        technique = TextualInversionTechnique(request, models, dataset)
+        context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, saved_files, graph=graph))
+        result = train(technique, models, dataset, context)
+        embedding, run = result.learned, result.run
         return io.NodeOutput(
-            knowing, learned.embedding, prompt_word(name), losses, run, learned.report, ui={"bespoke_run": [run.id]}
+            clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in embedding.items()}),
+            embedding,
+            prompt_word(name),
+            {"loss": run.losses},
+            run,
+            technique.describe(run, embedding),
+            ui={"bespoke_run": [run.id]},
         )
 
 

@@ -41,16 +41,16 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
     """The time of each step as the record has it: with the display, the autosave and the held-out scores beside it."""
     import time
 
-    from bespoke.nodes.bridge.runs import run_training as run
+    from bespoke.nodes.bridge.runs.monitor import RunMonitor
 
     times = []
-    original = run._RunMonitor._note
+    original = RunMonitor.record
 
     def note(self, event):
         times.append(time.perf_counter())
         original(self, event)
 
-    monkeypatch.setattr(run._RunMonitor, "_note", note)
+    monkeypatch.setattr(RunMonitor, "record", note)
     losses = train(run_node, models, 1, steps=STEPS)[2]["loss"]
     assert len(losses) == STEPS
     steps = np.diff(times) * 1e3
@@ -72,7 +72,7 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
 )
 def test_ten_trainings_leave_little_memory(models, run_node, settings):
     """Each of its own pictures, so that what is kept by content is kept anew."""
-    from bespoke.nodes.bridge.runs.run_training import memory_mb
+    from bespoke.nodes.bridge.runs.monitor import memory_mb
 
     before = None
     print("\ntraining      MB   grown by")

@@ -206,15 +206,15 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch,
 @contextlib.contextmanager
 def plainly_scored():
     """Whatever loss is trained on, held-out pictures are scored by the plain one."""
-    from bespoke.nodes.lora.training import prompts
+    from bespoke.nodes.lora.training import technique
 
-    own = prompts.denoising_loss
+    own = technique.denoising_loss
 
     def loss(*args):
         return own(*args) if torch.is_grad_enabled() else own(*args[:-1], "none")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "denoising_loss", loss)
+        patch.setattr(technique, "denoising_loss", loss)
         yield patch
 
 

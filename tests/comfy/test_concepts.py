@@ -262,7 +262,7 @@ def loss_of(small):
             scores = [
                 scorer(
                     batches,
-                    lambda batch, _: denoising_loss(
+                    lambda batch: denoising_loss(
                         denoiser, batch.latent, batch.noise, denoiser.sigma(batch.u), conds(batch, template)
                     ),
                 )()

@@ -1,12 +1,14 @@
 """Sets of fewer than ten pictures: trainings that each leave some out say when to stop, then all are trained on."""
 
+from types import SimpleNamespace
+
 import comfy.model_management
 import comfy.utils
 import pytest
 import tiny
 import torch
+from bespoke.nodes.bridge import trainer
 from bespoke.nodes.bridge.dataset.pictures import Pictures
-from bespoke.nodes.bridge.runs.cross_validation import cross_validate
 from bespoke.nodes.bridge.runs.index import RunIndex
 from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.training.config import TrainConfig
@@ -125,16 +127,20 @@ def test_the_last_training_goes_to_the_step_that_was_best_on_average(keep, until
         list(items), LatentSet([], []), list(range(6)), [], [], [([0, 1], [2]), ([0, 2], [1]), ([1, 2], [0])]
     )
     run = Run("lora-0123456789ab", "lora", {}, "base", 6)
-    learned, same = cross_validate(
-        pictures, TrainConfig(20, 1e-3, 1, 0, validation=1, keep=keep, save_every=5, sample_every=5), run, learn
+    config = TrainConfig(20, 1e-3, 1, 0, validation=1, keep=keep, save_every=5, sample_every=5)
+    shared = SimpleNamespace(
+        technique=SimpleNamespace(request=SimpleNamespace(train=config)),
+        dataset=SimpleNamespace(pictures=pictures),
+        train_fold=learn,
     )
-    assert same is run
-    assert learned["step"] == until
+    result = trainer._train_folds(shared, run)
+    assert result.run is run
+    assert result.learned["step"] == until
     assert run.held_out == [(0, 9.0), (10, 4.0), (20, pytest.approx(16 / 3))]
     assert [part.config.save_every for part in parts] == [0, 0, 0, 5]
     assert [list(part.held_out) for part in parts] == [[2], [1], [0], []]
     assert len({part.run.id for part in parts}) == 4
-    assert parts[1].said.startswith(f"training 2 of 4, without {items[1].name}")
+    assert parts[1].prefix.startswith(f"training 2 of 4, without {items[1].name}")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import pytest
 import tiny
 import torch
 from bespoke.nodes.bridge.dataset import conditioning
+from bespoke.nodes.bridge.dataset.captions import CaptionConditioning
 from bespoke.nodes.bridge.dataset.pictures import prepare
 from bespoke.nodes.bridge.models import check_trainable
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.folder import FolderRequest, read_folder
-from bespoke.nodes.lora.training.prompts import Prompts
 from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
@@ -62,7 +62,9 @@ def embedded(base, *numbers) -> torch.Tensor:
 def prompts_of(models, denoiser, images) -> tuple:
     model, clip, vae = models
     pictures = prepare(vae, model.model, CONFIG, images)
-    return pictures, Prompts(denoiser, pictures, clip, None, conditioning.encode_prompts(clip, pictures.captions), "")
+    return pictures, CaptionConditioning(
+        denoiser, pictures, clip, None, conditioning.encode_prompts(clip, pictures.captions)
+    )
 
 
 def test_sdxl_is_told_each_pictures_own_size_crop_and_target(comfyui, mixed):
@@ -70,14 +72,14 @@ def test_sdxl_is_told_each_pictures_own_size_crop_and_target(comfyui, mixed):
     with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
         for index, item in enumerate(pictures.items):
-            y = prompts._of([index], [item.caption]).tensors()["y"]
+            y = prompts.of_batch([index], [item.caption]).tensors()["y"]
             pooled = conditioning.encode_prompt(models[1], item.caption)[1]["pooled_output"]
             height, width = item.pixels.shape[:2]
             own = embedded(models[0].model, *item.original, *item.crop, height, width)
             assert torch.allclose(y, torch.cat([pooled, own], dim=1), atol=1e-6)
         # A batch of one size keeps what is each picture's own: here the captions, for a mirrored copy nothing.
-        joined = prompts._of([0, 1], [pictures.items[0].caption, ""]).tensors()["y"]
-        assert torch.equal(joined[:1], prompts._of([0], [pictures.items[0].caption]).tensors()["y"])
+        joined = prompts.of_batch([0, 1], [pictures.items[0].caption, ""]).tensors()["y"]
+        assert torch.equal(joined[:1], prompts.of_batch([0], [pictures.items[0].caption]).tensors()["y"])
         assert not torch.equal(joined[0], joined[1])
 
 
@@ -86,7 +88,7 @@ def test_sdxls_refiner_is_told_size_and_crop_and_the_score_of_a_good_picture(com
     with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
         item = pictures.items[0]
-        y = prompts._of([0], [item.caption]).tensors()["y"]
+        y = prompts.of_batch([0], [item.caption]).tensors()["y"]
         pooled = conditioning.encode_prompt(models[1], item.caption)[1]["pooled_output"]
         assert torch.allclose(
             y, torch.cat([pooled, embedded(models[0].model, *item.original, *item.crop, 6.0)], dim=1), atol=1e-6
@@ -164,11 +166,11 @@ def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyu
 
         items = pictures.items
         pair = [i for i, item in enumerate(items) if item.name.startswith("a.png")]
-        together = gradient(pair, prompts._of(pair, [items[i].caption for i in pair]))
-        apart = sum(gradient([i], prompts._of([i], [items[i].caption])) for i in pair) / len(pair)
+        together = gradient(pair, prompts.of_batch(pair, [items[i].caption for i in pair]))
+        apart = sum(gradient([i], prompts.of_batch([i], [items[i].caption])) for i in pair) / len(pair)
         assert (together - apart).norm() < 1e-5 * apart.norm()
         other = next(i for i, item in enumerate(items) if item.name == "b.png")
-        wrong = gradient(pair, prompts._of([other, other], [items[i].caption for i in pair]))
+        wrong = gradient(pair, prompts.of_batch([other, other], [items[i].caption for i in pair]))
         assert (together - wrong).norm() > 1e-3 * apart.norm()
 
 
@@ -184,7 +186,7 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
     images = sprite_set(2, 2, side=64, colour="teal")
     with prepare_for_training(model, "fp32") as denoiser:
         _, prompts = prompts_of(models, denoiser, images)
-        ours = prompts._of([0, 1], [images.items[0].caption, ""]).tensors()["c_concat"]
+        ours = prompts.of_batch([0, 1], [images.items[0].caption, ""]).tensors()["c_concat"]
     (positive,) = run_node("CLIPTextEncode", clip=clip, text="a red circle")
     pixels = images.items[0].pixels[None].float() / 255
     with_hole, *_ = run_node(

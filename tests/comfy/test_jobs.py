@@ -16,13 +16,15 @@ import tiny
 import torch
 from bespoke.nodes.bridge.runs.samples import SamplerSettings
 from bespoke.nodes.bridge.runs.store import RunStore
+from bespoke.nodes.bridge.trainer import Models
 from bespoke.nodes.jobs import wire
 from bespoke.nodes.jobs.job import read_job, write_job
 from bespoke.nodes.jobs.lock import hold
 from bespoke.nodes.jobs.sharding import gives_back, shard_blocks
 from bespoke.nodes.jobs.source import find, load, source_of
 from bespoke.nodes.jobs.toml import _read_lines, read_toml, write_toml
-from bespoke.nodes.lora.training.technique import LoraData, LoraRequest, encode_dataset
+from bespoke.nodes.lora.training.request import LoraData, LoraRequest
+from bespoke.nodes.lora.training.technique import encode_dataset
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from helpers import sprite_set
@@ -93,7 +95,7 @@ def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
     assert set(read.sources) == {"model"}  # caches stand in for the text encoder and the VAE
     assert read.plan["counts"] == [5, 3, 0]
     images, validation = jobs.pictures()
-    kept, given = read.material(TrainConfig(1, 1e-3, 1, 0)).pictures, [*images.items, *validation.items]
+    kept, given = read.dataset(TrainConfig(1, 1e-3, 1, 0)).pictures, [*images.items, *validation.items]
     assert [(item.name, item.caption, item.pixels.shape[:2]) for item in kept.items] == [
         (i.name, i.caption, i.pixels.shape[:2]) for i in given
     ]
@@ -114,12 +116,12 @@ def test_the_picture_with_a_hole_of_an_inpainting_checkpoint_goes_along(comfyui,
     request = LoraRequest(TrainConfig(1, 1e-3, 1, 0))
     model, clip, vae = families.made("inpainting")
     images = sprite_set(2, 3, side=64, colour="teal")
-    material = encode_dataset(model, clip, vae, LoraData(images), request)
+    material = encode_dataset(Models(model, clip, vae), LoraData(images), request)
     source = source_of(jobs.base_model(comfyui)[0], "model")
     write_job(
         tmp_path / "job", "lora", request.settings(), material, {"model": (source, {}, {})}, {}, SamplerSettings()
     )
-    back = read_job(tmp_path / "job").material(request.train)
+    back = read_job(tmp_path / "job").dataset(request.train)
     for index in range(3):
         ours, theirs = back.pictures.facts(index), material.pictures.facts(index)
         assert ours.keys() == theirs.keys() >= {"concat_latent_image", "concat_mask"}

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from bespoke.nodes.bridge import trainer
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.bridge.training_model import memory
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.lora.training import technique as train
 from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
 from bespoke.training.objective import denoising_loss
@@ -183,9 +183,13 @@ def test_offloading_is_chosen_where_the_weights_do_not_fit_and_the_cpu_refuses_w
 
 def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkeypatch):
     models, said = (tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()), []
-    monkeypatch.setattr(
-        train, "follow", lambda *args, real=train.follow: (said.append(args[4].preflight), real(*args))[1]
-    )
+    real = trainer.run_training
+
+    def note(task, context):
+        said.append(task.describe_start)
+        return real(task, context)
+
+    monkeypatch.setattr(trainer, "run_training", note)
     inputs = dict(
         zip(("model", "clip", "vae"), models, strict=True),
         images=sprite_set(2, 2, side=64, colour="teal"),

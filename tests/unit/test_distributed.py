@@ -81,7 +81,7 @@ def test_held_out_pictures_are_shared_out():
     calls, numbers = [], []
     for rank in range(2):
         world, own = Told(rank, 2), []
-        scorer(batches, lambda batch, number, own=own: (own.append(number), batch.u * 0 + number + 1)[1], world)()
+        scorer(batches, lambda batch, own=own: (own.append(batch.number), batch.u * 0 + batch.number + 1)[1], world)()
         calls.append(own)
         numbers.append(world.own)
     assert calls == [[0, 2, 4], [1, 3, 4]]  # each as many, so that a model that is spread over both is called by both

@@ -148,7 +148,7 @@ def test_the_grid_is_fixed_and_does_not_depend_on_the_seed():
     assert all(torch.equal(a.noise, b.noise) for a, b in zip(one, two, strict=True))
     assert one[0].u.tolist() == pytest.approx(LEVELS)
     assert torch.equal(one[1].latent[2], data.latents[3][0])
-    score = scorer(one, lambda batch, number: batch.u * 0 + number)
+    score = scorer(one, lambda batch: batch.u * 0 + batch.number)
     assert score() == 0.5
 
 

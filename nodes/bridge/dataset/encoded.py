@@ -1,4 +1,4 @@
-"""What a training works on once pictures and prompts are encoded: all that it takes besides the models themselves."""
+"""A training set whose pictures and prompts are encoded: all that a training needs besides the models."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from .pictures import Pictures
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Made where the VAE and the text encoder are, trained on there or anywhere else.
+    """Made where the VAE and the text encoder are; trained on there or on another machine.
 
-    fingerprint: a hash of all pictures and captions, and of what is gone on from. models: a hash of the models as they
-    are on the wire. about: fields of the run's record that tell of models and pictures. prompts: the conditioning of
-    each caption, where no text encoder is needed at each step. start: a LoRA to go on from, in ComfyUI's layer names.
+    fingerprint: a hash of all pictures and captions, and of the LoRA that the training starts from.
+    models_digest: a hash of the models as they are on the wire.
+    run_fields: fields of the run's record that describe models and pictures.
+    prompts: the conditioning of each caption, where the text encoder is not needed at each step.
+    start: the LoRA that the training starts from, in ComfyUI's layer names.
     """
 
     pictures: Pictures
     fingerprint: str
-    models: str
-    about: Mapping[str, Any]
+    models_digest: str
+    run_fields: Mapping[str, Any]
     prompts: Mapping[str, tuple[Tensor, dict[str, Any]]] = field(default_factory=dict)
     start: Mapping[str, Tensor] | None = None
 
-    def run(self, technique: str, settings: dict[str, Any]) -> Run:
-        """The record of a run on this, before its first step."""
-        name = run_id(technique, settings, self.fingerprint, self.models)
-        return Run(name, technique, settings, images=self.pictures.count(self.pictures.trained_on), **self.about)
+    def new_run(self, technique: str, settings: dict[str, Any]) -> Run:
+        """The record of a run on this set, before its first step."""
+        name = run_id(technique, settings, self.fingerprint, self.models_digest)
+        images = self.pictures.count(self.pictures.trained_on)
+        return Run(name, technique, settings, images=images, **self.run_fields)
 
 
-def about(model, clip, images: ImageSet) -> dict[str, Any]:
-    """What a run's record says of its models and pictures."""
+def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:
+    """The fields of a run's record that describe its models and pictures."""
     return {
         "base": identity.base_name(model),
         "base_hash": identity.checksum(model),
@@ -51,6 +54,6 @@ def about(model, clip, images: ImageSet) -> dict[str, Any]:
     }
 
 
-def models_digest(model, clip, vae) -> str:
-    """What tells these three models from others, short enough to be carried about."""
+def digest_of_models(model, clip, vae) -> str:
+    """A short hash of what tells these three models from others."""
     return cache.digest(identity.of_models(model, clip, vae))

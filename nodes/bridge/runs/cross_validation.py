@@ -1,11 +1,14 @@
-"""Small sets: trainings that each leave out some pictures say when to stop, then one on all pictures does."""
+"""Cross-validation for small sets (Kohavi 1995): when to stop is learned on trainings that leave some pictures out.
+
+A set of fewer than ten pictures cannot spare any for validation. A few trainings, each without some of the pictures,
+show at which step left-out pictures are predicted best; a last training on all pictures runs to that step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-
-from torch import Tensor
 
 from ....training.config import TrainConfig
 from ....training.record import Run, run_id
@@ -15,9 +18,9 @@ from ..dataset.pictures import Pictures
 
 @dataclass(frozen=True)
 class Fold:
-    """One training: on which pictures, which it is scored on, and the step to stop at where that is known.
+    """One training: its record, the pictures it is trained on and those it is scored on, as indices into `Pictures`.
 
-    said: what to say of it before the first step.
+    until: the step to stop at, where it is known beforehand. prefix: how its line before the first step begins.
     """
 
     run: Run
@@ -25,54 +28,51 @@ class Fold:
     trained_on: Sequence[int]
     held_out: Sequence[int]
     until: int | None = None
-    said: str = ""
+    prefix: str = ""
 
     @property
     def steps(self) -> int:
         return self.config.steps if self.until is None else min(self.until, self.config.steps)
 
 
-def cross_validate(
-    pictures: Pictures, config: TrainConfig, run: Run, train: Callable[[Fold], dict[str, Tensor]]
-) -> tuple[dict[str, Tensor], Run]:
-    """(what was learned, its record): one training, or with `pictures.rotations` some before it.
+def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Iterator[Fold]:
+    """The trainings that leave pictures out; none for a set that is large enough to hold pictures out for good.
 
-    train: carries one out and fills its record in. Each has a record and a state of its own, so that an interruption
-    in any of them is gone on from. One that the user finishes early is handed on as it is.
+    Each has a record and a state of its own, so that an interruption in any of them is resumed. They save no files
+    and draw no samples.
     """
-    if not pictures.rotations:
-        return train(Fold(run, config, pictures.trained_on, pictures.held_out)), run
-    quiet, curves = replace(config, save_every=0, sample_every=0), []
-    for number, (rest, left_out) in enumerate(pictures.rotations, 1):
-        own = Run(
-            run_id(run.technique, {"rotation": number}, run.id, ""),
-            run.technique,
-            run.settings | {"rotation": f"{number} of {len(pictures.rotations)}"},
-            run.base,
-            pictures.count(rest),
-            run.trigger,
-            run.tags,
-            run.resolution,
-            run.prediction,
-            run.architecture,
-            run.base_hash,
-            run.clip_skip,
-            run.trained,
-            names=run.names,
+    count = len(pictures.rotations)
+    for number, (trained_on, held_out) in enumerate(pictures.rotations, 1):
+        own = replace(
+            run,
+            id=run_id(run.technique, {"rotation": number}, run.id, ""),
+            settings=run.settings | {"rotation": f"{number} of {count}"},
+            images=pictures.count(trained_on),
+            losses=[],
+            held_out=[],
+            samples=[],
+            started=time.time(),
         )
-        names = ", ".join(pictures.items[i].name for i in left_out)
-        said = f"training {number} of {len(pictures.rotations) + 1}, without {names}, to learn when to stop: "
-        learned = train(Fold(own, quiet, rest, left_out, said=said))
-        if own.state == "kept" and not _turned(own, config):
-            return learned, own
-        curves.append(own.held_out)
-    run.rotations, run.held_out = len(curves), mean_curve(curves)
-    until = run.best[0] if config.keep == "best" else config.steps
-    said = f"training {len(curves) + 1} of {len(curves) + 1}, on all pictures, to step {until}: "
-    return train(Fold(run, config, pictures.trained_on, [], until, said)), run
+        names = ", ".join(pictures.items[i].name for i in held_out)
+        prefix = f"training {number} of {count + 1}, without {names}, to learn when to stop: "
+        quiet = replace(config, save_every=0, sample_every=0)
+        yield Fold(own, quiet, trained_on, held_out, prefix=prefix)
 
 
-def _turned(run: Run, config: TrainConfig) -> bool:
-    """Whether it ended by itself because the held-out loss rose."""
-    waited = run.held_out[-1][0] - run.best[0] if run.held_out else 0
-    return config.patience > 0 and waited >= config.patience * config.validate_every
+def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequence[Fold]) -> Fold:
+    """The training whose result is handed on. After `folds` it runs to the step that was best on left-out pictures."""
+    if not folds:
+        return Fold(run, config, pictures.trained_on, pictures.held_out)
+    run.rotations, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
+    until = run.best[0] if config.keep == "best" and run.best is not None else config.steps
+    prefix = f"training {len(folds) + 1} of {len(folds) + 1}, on all pictures, to step {until}: "
+    return Fold(run, config, pictures.trained_on, [], until, prefix)
+
+
+def was_finished_by_user(fold: Fold) -> bool:
+    """Whether the user ended the training early; it also ends early where its validation loss has risen for long."""
+    run, config = fold.run, fold.config
+    if run.state != "kept":
+        return False
+    waited = run.held_out[-1][0] - run.best[0] if run.held_out and run.best is not None else 0
+    return not (config.patience > 0 and waited >= config.patience * config.validate_every)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from ....training.formats import DTYPES, KEY_FORMATS, layer_and_part
 from ...bridge.errors import InputError, name_node_in_errors
 from ...bridge.files import writing as storage
 from ...bridge.models import TARGETS
+from ...bridge.runs.context import RunContext
 from ...bridge.runs.samples import settings_in
+from ...bridge.trainer import Models, train
 from ...bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, validation_images, widget
 from ...bridge.types import Images, Run, graph_of
 from ..files import as_file, save_on_the_way
-from .technique import LoraData, LoraRequest, describe, train_lora
+from .request import LoraData, LoraRequest
+from .technique import LoraTechnique, encode_dataset
 
 
 def trainer_inputs() -> list[io.Input]:
@@ -140,7 +144,7 @@ def trainer_inputs() -> list[io.Input]:
     ]
 
 
-def asked(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
+def request_of(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
     """(request, what it reads) out of a node's inputs; those that are missing have the request's own defaults."""
     own = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
     data = LoraData(values["images"], values.get("validation_images"), values.get("prior_images"), values.get("lora"))
@@ -194,19 +198,26 @@ class TrainLora(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, train_text_encoder=False, **settings) -> io.NodeOutput:
-        request, data = asked(settings | {"images": images, "train_text_encoder": train_text_encoder})
+        request, data = request_of(settings | {"images": images, "train_text_encoder": train_text_encoder})
         graph = graph_of(cls.hidden)
-
-        def save(step: int, lora: dict, run) -> None:
-            save_on_the_way(storage.models_folder("loras") / "bespoke" / "runs", step, lora, run, graph)
-
-        learned, run = train_lora(model, clip, vae, data, request, settings_in(graph[0]), save)
-        trained, speaking = comfy.sd.load_lora_for_models(
+        saved_files = storage.models_folder("loras") / "bespoke" / "runs"
+        models = Models(model, clip, vae)
+        dataset = encode_dataset(models, data, request)
+        technique = LoraTechnique(request, models, dataset)
+        context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, saved_files, graph=graph))
+        result = train(technique, models, dataset, context)
+        learned, run = result.learned, result.run
+        patched, patched_clip = comfy.sd.load_lora_for_models(
             model, clip if train_text_encoder else None, learned, 1.0, 1.0
         )
-        report = describe(run, request, images.trigger, len(learned) // 3)
         return io.NodeOutput(
-            trained, learned, {"loss": run.losses}, run, report, speaking or clip, ui={"bespoke_run": [run.id]}
+            patched,
+            learned,
+            {"loss": run.losses},
+            run,
+            technique.describe(run, learned),
+            patched_clip or clip,
+            ui={"bespoke_run": [run.id]},
         )
 
 

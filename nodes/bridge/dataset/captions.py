@@ -1,0 +1,60 @@
+"""The captions of a training set as the model's conditioning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..training_model.denoiser import ComfyDenoiser
+from ..training_model.text_encoder import TrainableText
+from .conditioning import ModelConds, join, model_conds
+from .pictures import Pictures
+
+
+class CaptionConditioning:
+    """The conditioning of pictures and prompts: computed once, or at each call where the text encoder is trained.
+
+    text: the trained text encoder, or None. encoded: prompt -> its conditioning, where `text` is None.
+    """
+
+    def __init__(
+        self,
+        denoiser: ComfyDenoiser,
+        pictures: Pictures,
+        clip: Any,
+        text: TrainableText | None,
+        encoded: Mapping[str, tuple[Tensor, dict[str, Any]]],
+    ) -> None:
+        self._denoiser, self._pictures, self._clip, self._text = denoiser, pictures, clip, text
+        self._encoded = encoded
+        self._known: dict[tuple[int, str], ModelConds] = {}
+
+    def of_batch(self, indices: Sequence[int], prompts: Sequence[str]) -> ModelConds:
+        """The conditioning of a batch: for each sample the picture's index and its prompt."""
+        if self._text is not None:
+            encoded = self._text.encode(prompts, self._clip)
+            return join([self._conds(i, *one) for i, one in zip(indices, encoded, strict=True)])
+        return join([self._kept(i, prompt) for i, prompt in zip(indices, prompts, strict=True)])
+
+    def encode(self, prompts: Sequence[str]) -> list[tuple[Tensor, dict[str, Any]]]:
+        """[(context [1, tokens, width], what goes with it)] of each prompt."""
+        if self._text is not None:
+            return self._text.encode(prompts, self._clip)
+        return [self._encoded[prompt] for prompt in prompts]
+
+    def tensors(self) -> list[Tensor]:
+        """The contexts that were computed once."""
+        return [cond for cond, _ in self._encoded.values()]
+
+    def _kept(self, index: int, prompt: str) -> ModelConds:
+        # One set for each picture and prompt: some families are given the picture's size.
+        if (index, prompt) not in self._known:
+            self._known[index, prompt] = self._conds(index, *self._encoded[prompt])
+        return self._known[index, prompt]
+
+    def _conds(self, index: int, cond: Tensor, extra: dict[str, Any]) -> ModelConds:
+        pictures, denoiser = self._pictures, self._denoiser
+        latent = pictures.data.latents[index]
+        return model_conds(denoiser.base, cond, extra | pictures.facts(index), latent, denoiser.device)

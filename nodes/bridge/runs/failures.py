@@ -1,0 +1,93 @@
+"""How a run ends when an exception leaves its training: one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+import comfy.model_management
+import torch
+
+from ....training.distributed import PeerLost, from_a_collective
+from ....training.errors import InputError
+from ....training.loop import NotANumber
+from .context import RunContext
+
+
+class LastStep(Enum):
+    """Whether the state after the last step may be saved."""
+
+    SAVED = "saved"
+    SAVED_IF_RECORDED = "saved if its loss is in the record"
+    DISCARDED = "discarded"  # the optimiser's step may be half done: the training resumes from an earlier save
+
+
+def _is_any(error: BaseException, context: RunContext) -> bool:
+    return True
+
+
+def _is_lost_peer(error: BaseException, context: RunContext) -> bool:
+    """Whether a collective of the sharded model itself failed."""
+    return context.sharded and isinstance(error, RuntimeError) and from_a_collective(error)
+
+
+def _is_in_place_write(error: BaseException, context: RunContext) -> bool:
+    return "modified by an inplace operation" in str(error)
+
+
+def _not_a_number(error: BaseException, steps: int) -> Exception:
+    return InputError(f"{error}; what was learned before it is kept. Lower the learning rate, or choose precision fp32")
+
+
+def _out_of_memory(error: BaseException, steps: int) -> Exception:
+    return InputError(
+        f"the memory is full after {steps} steps, which are kept; lower batch_size or the pictures' resolution, or "
+        "switch gradient_checkpointing on"
+    )
+
+
+def _peer_lost(error: BaseException, steps: int) -> Exception:
+    return PeerLost(f"another process ended or did not answer in time ({str(error).splitlines()[0]})")
+
+
+def _in_place_write(error: BaseException, steps: int) -> Exception:
+    return InputError(
+        "this model, or a patch on the wire before the trainer, overwrites values that a gradient needs, so it cannot "
+        "be trained here; take the patch off, or use a model of a family that is known"
+    )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an exception of `kind` for which `applies` does to a run.
+
+    state: the run's state afterwards. last_step: whether the state after the last step is saved. saves_file: whether
+    what was learned is also written as a file. message: (exception, steps done) -> the exception that is raised
+    instead; None raises it as it is.
+    """
+
+    kind: type[BaseException]
+    state: str
+    last_step: LastStep = LastStep.SAVED
+    saves_file: bool = False
+    message: Callable[[BaseException, int], Exception] | None = None
+    applies: Callable[[BaseException, RunContext], bool] = _is_any
+
+
+# The first row that fits counts.
+FAILURES = (
+    Failure(NotANumber, "failed", saves_file=True, message=_not_a_number),
+    Failure(torch.OutOfMemoryError, "failed", saves_file=True, message=_out_of_memory),
+    Failure(PeerLost, "interrupted", LastStep.SAVED_IF_RECORDED),
+    Failure(RuntimeError, "interrupted", LastStep.SAVED_IF_RECORDED, message=_peer_lost, applies=_is_lost_peer),
+    Failure(RuntimeError, "failed", saves_file=True, message=_in_place_write, applies=_is_in_place_write),
+    Failure(comfy.model_management.InterruptProcessingException, "interrupted", saves_file=True),
+    Failure(KeyboardInterrupt, "interrupted", LastStep.DISCARDED),
+    Failure(BaseException, "failed", saves_file=True),
+)
+
+
+def failure_of(error: BaseException, context: RunContext) -> Failure:
+    """The row of `FAILURES` that an exception falls under."""
+    return next(row for row in FAILURES if isinstance(error, row.kind) and row.applies(error, context))

@@ -1,0 +1,129 @@
+"""What a job has to know of each technique: its request, what it needs, and the file it ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...training.config import check_choice
+from ...training.errors import InputError
+from ...training.formats import DTYPES, KEY_FORMATS
+from ...training.record import Run
+from ..bridge.dataset.encoded import EncodedDataset
+from ..bridge.models import target_layers
+from ..bridge.trainer import Models, Technique
+from ..lora import files as lora_files
+from ..lora.training.request import LoraRequest
+from ..lora.training.technique import LoraTechnique, sample_prompt
+from ..textual_inversion import files as word_files
+from ..textual_inversion.request import InversionRequest
+from ..textual_inversion.technique import TextualInversionTechnique
+from ..textual_inversion.templates import check_captions
+
+File = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
+
+
+@dataclass(frozen=True)
+class JobTechnique:
+    """One technique.
+
+    request: the class of its request. technique: makes the technique that is trained.
+    needs_text_encoder: the job's settings -> whether the training needs the text encoder.
+    check_request: raises `InputError` for a request that the job's dataset cannot serve.
+    check_model: raises `InputError` for a request that the loaded model cannot serve.
+    check_result: raises `InputError` for a [result] that cannot be written.
+    save: (folder, step, what is learned, run, graph) writes a file during the training.
+    result_file: (what was learned, run, name, [result], graph) -> the file that the save node would write.
+    """
+
+    request: type
+    technique: Callable[[Any, Models, EncodedDataset], Technique]
+    needs_text_encoder: Callable[[Mapping[str, Any]], bool]
+    check_request: Callable[[Any, EncodedDataset], None]
+    check_model: Callable[[Any, Models], None]
+    check_result: Callable[[Mapping[str, Any]], None]
+    save: Callable[[Path, int, dict[str, Tensor], Run, tuple], None]
+    result_file: Callable[[dict[str, Tensor], Run, str, Mapping[str, Any], tuple], File]
+
+
+def _check_lora_prompts(request: LoraRequest, dataset: EncodedDataset) -> None:
+    if request.train_text_encoder:
+        return
+    pictures = dataset.pictures
+    missing = sorted({*pictures.captions, sample_prompt(pictures, request)} - set(dataset.prompts))
+    if missing:
+        raise InputError(
+            f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings"
+        )
+
+
+def _check_lora_targets(request: LoraRequest, models: Models) -> None:
+    target_layers(models.model.model.diffusion_model, request.targets, request.custom_targets)
+
+
+def _check_lora_result(result: Mapping[str, Any]) -> None:
+    check_choice("key_format in [result]", result.get("key_format", "kohya"), KEY_FORMATS)
+    check_choice("dtype in [result]", result.get("dtype", "fp16"), list(DTYPES))
+
+
+def _lora_file(lora: dict[str, Tensor], run: Run, name: str, result: Mapping[str, Any], graph: tuple) -> File:
+    key_format, dtype = result.get("key_format", "kohya"), result.get("dtype", "fp16")
+    return lora_files.as_file(lora, run, Path(name).name, key_format, dtype, graph)
+
+
+def _check_word_captions(request: InversionRequest, dataset: EncodedDataset) -> None:
+    if request.template == "captions":
+        check_captions(dataset.pictures.items)
+
+
+def _check_no_model(request: InversionRequest, models: Models) -> None:
+    """A word is learned on any model that has a CLIP."""
+
+
+def _check_word_result(result: Mapping[str, Any]) -> None:
+    check_choice("format in [result]", result.get("format", "comfy"), word_files.FORMATS)
+
+
+def _word_file(word: dict[str, Tensor], run: Run, name: str, result: Mapping[str, Any], graph: tuple) -> File:
+    return word_files.as_file(name, word, run, result.get("format", "comfy"), graph)
+
+
+TECHNIQUES = {
+    LoraTechnique.name: JobTechnique(
+        LoraRequest,
+        LoraTechnique,
+        lambda settings: bool(settings.get("train_text_encoder")),
+        _check_lora_prompts,
+        _check_lora_targets,
+        _check_lora_result,
+        lora_files.save_on_the_way,
+        _lora_file,
+    ),
+    TextualInversionTechnique.name: JobTechnique(
+        InversionRequest,
+        TextualInversionTechnique,
+        lambda settings: True,
+        _check_word_captions,
+        _check_no_model,
+        _check_word_result,
+        word_files.save_on_the_way,
+        _word_file,
+    ),
+}
+
+
+def job_technique(name: str) -> JobTechnique:
+    """Raises `InputError` for a technique that this version does not know."""
+    if name not in TECHNIQUES:
+        raise InputError(f"the job's technique is {name!r}; this Bespoke knows {', '.join(TECHNIQUES)}")
+    return TECHNIQUES[name]
+
+
+def needed_models(technique: str, settings: Mapping[str, Any]) -> list[str]:
+    """Which of "model", "clip" and "vae" a training needs besides its dataset."""
+    text = job_technique(technique).needs_text_encoder(settings)
+    return ["model", *(["clip"] if text else []), *(["vae"] if settings.get("sample_every") else [])]

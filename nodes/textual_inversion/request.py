@@ -1,0 +1,47 @@
+"""What `BespokeTrainTextualInversion` is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...training.config import PRECISIONS, TrainConfig, check_choice, check_range
+from ...training.embedding import INITS
+from .names import check_name
+from .templates import TEMPLATES
+
+
+@dataclass(frozen=True)
+class InversionRequest:
+    """What `BespokeTrainTextualInversion` is asked for.
+
+    norm_limit: how many times the vocabulary's median length a vector may have; 0 is no limit. sample_prompt: `{word}`
+    in it is the pseudo-word; empty takes "a photo of {word}".
+    """
+
+    train: TrainConfig
+    name: str
+    init_text: str
+    vectors: int = 1
+    init: str = "words"
+    template: str = "object"
+    norm_limit: float = 0.0
+    precision: str = "auto"
+    sample_prompt: str = ""
+    resume: bool = True
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_range("vectors", self.vectors)
+        check_range("norm_limit", self.norm_limit)
+        for name, value, choices in (
+            ("init", self.init, INITS),
+            ("template", self.template, TEMPLATES),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            check_choice(name, value, choices)
+
+    def settings(self) -> dict[str, Any]:
+        """The request by widget name."""
+        own = {k: v for k, v in asdict(self).items() if k not in ("train", "resume")}
+        return asdict(self.train) | own

@@ -1,0 +1,187 @@
+"""Textual inversion as a technique of the trainer: a new word's vectors are learned, all weights stay frozen.
+
+Gal et al. 2022, arXiv 2208.01618.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...training.data import Batch
+from ...training.embedding import PseudoWord, nearest_words, start_vectors
+from ...training.images import ImageSet, passes
+from ...training.measure import StepCost, in_words
+from ...training.objective import denoising_loss
+from ...training.record import Run
+from ..bridge.dataset.conditioning import encode_prompts, join, model_conds
+from ..bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
+from ..bridge.dataset.pictures import describe_held_out, prepare
+from ..bridge.models import check_trainable
+from ..bridge.runs.samples import as_conditioning
+from ..bridge.trainer import Models
+from ..bridge.training_model.denoiser import ComfyDenoiser, refuse_gguf
+from ..bridge.training_model.memory import MEMORY_ADVICE, OPTIMIZER_BYTES, StepMemory, forecast
+from ..bridge.training_model.text_encoder import TrainableText, clip_with_word, encoders, token_ids, vocabulary
+from .names import prompt_word
+from .request import InversionRequest
+from .templates import WORD, check_captions, prompt_for
+
+
+def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) -> EncodedDataset:
+    """Encode the pictures. Raises `InputError`, before that, for models or captions that cannot be used."""
+    model, clip, vae = models.model, models.clip, models.vae
+    refuse_gguf(model)
+    check_trainable(model.model)
+    if request.template == "captions":
+        check_captions(images.items)
+    encoders(clip)
+    pictures = prepare(vae, model.model, request.train, images)
+    # The file's metadata names the kind of embedding as its architecture, and a word is learned at any resolution.
+    fields = describe_models(model, clip, images) | {"architecture": "", "resolution": ""}
+    return EncodedDataset(pictures, images.fingerprint, digest_of_models(model, clip, vae), fields)
+
+
+class TextualInversionTechnique:
+    """Learns the vectors of one word for every CLIP encoder. See `trainer.Technique`."""
+
+    name = "textual inversion"
+    needs_text_encoder = True
+    memory_advice = MEMORY_ADVICE
+
+    def __init__(self, request: InversionRequest, models: Models, dataset: EncodedDataset) -> None:
+        self.request, self._models, self._dataset = request, models, dataset
+        self.encoders = encoders(models.clip)
+        self.vocabularies = {key: vocabulary(encoder) for key, (_, encoder) in self.encoders.items()}
+        self.start = {
+            key: start_vectors(
+                self.vocabularies[key],
+                token_ids(tokenizer, request.init_text),
+                request.vectors,
+                request.init,
+                request.train.seed,
+            )
+            for key, (tokenizer, _) in self.encoders.items()
+        }
+        # Set by `prepare` and, while a word is attached, by `attached`.
+        self._denoiser: ComfyDenoiser
+        self._text: TrainableText
+        self._clip_with_word: Any = None
+
+    def settings(self) -> dict[str, Any]:
+        return self.request.settings()
+
+    def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
+        """From the largest picture. The text encoder's own part is not in it."""
+        model, pictures = self._models.model, self._dataset.pictures
+        latent = pictures.data.latents[pictures.largest()]
+        encoded = encode_prompts(self._models.clip, ["a photo"])["a photo"]
+        one = model_conds(model.model, *encoded, latent, torch.device("cpu"))
+        return forecast(
+            model.model,
+            latent.expand(batch_size, *latent.shape[1:]),
+            join([one] * batch_size),
+            None,
+            compute,
+            False,
+            OPTIMIZER_BYTES["AdamW"],
+        )
+
+    def frozen_models(self) -> Sequence[Any]:
+        models = self._models
+        return (models.model, models.clip.patcher, *([models.vae.patcher] if models.vae is not None else []))
+
+    def prepare(self, denoiser: ComfyDenoiser, text: TrainableText | None) -> None:
+        assert text is not None
+        self._denoiser, self._text = denoiser, text
+
+    def layer_names(self) -> Mapping[str, Any]:
+        return {}
+
+    def new_trainable(self) -> PseudoWord:
+        factor = self.request.norm_limit
+        limits = {key: factor * float(table.norm(dim=-1).median()) for key, table in self.vocabularies.items()}
+        return PseudoWord(self.start, limits if factor > 0 else None, self._denoiser.device)
+
+    @contextmanager
+    def attached(self, trainable: PseudoWord) -> Iterator[None]:
+        vectors = {key: partial(trainable.vectors.__getitem__, key) for key in self.start}
+        self._clip_with_word = clip_with_word(self._models.clip, self.request.name, vectors)
+        try:
+            yield
+        finally:
+            self._clip_with_word = None
+
+    def loss(self, batch: Batch) -> Tensor:
+        denoiser, pictures, request = self._denoiser, self._dataset.pictures, self.request
+        word = prompt_word(request.name)
+        prompts = [
+            prompt_for(request.template, pictures.items[index].caption, word, batch.seed, batch.number, position)
+            for position, index in zip(batch.places, batch.indices, strict=True)
+        ]
+        encoded = self._text.encode(prompts, self._clip_with_word)
+        conditioning = join(
+            [
+                model_conds(
+                    denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device
+                )
+                for index, (cond, extra) in zip(batch.indices, encoded, strict=True)
+            ]
+        )
+        weighting = request.train.loss_weighting
+        sigma = denoiser.sigma(batch.u)
+        return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
+
+    def sample_conditioning(self) -> tuple[list, list]:
+        word = prompt_word(self.request.name)
+        prompt = self.request.sample_prompt.replace(WORD, word).strip() or f"a photo of {word}"
+        positive, negative = as_conditioning(self._text.encode([prompt, ""], self._clip_with_word))
+        return positive, negative
+
+    def frozen_tensors(self) -> Sequence[Tensor]:
+        return list(self._text.model.parameters())
+
+    def describe_start(self, run: Run, cost: StepCost, steps: int) -> str:
+        config = self.request.train
+        return (
+            f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {steps} steps of "
+            f"{config.images_per_step}, each of {run.images} pictures seen about "
+            f"{passes(run.images, steps, config.images_per_step):.0f} times; "
+            f"about {in_words(cost.seconds * config.gradient_accumulation * steps)}; "
+            f"{cost.kept / 2**20:.0f} MB beside the models"
+        )
+
+    def describe(self, run: Run, embedding: Mapping[str, Tensor]) -> str:
+        """What was learned, in words: size, loss, how far the word moved and what it is near to."""
+        losses, request = run.losses, self.request
+        config = request.train
+        first, last = run.quarters()
+        lines = [
+            f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; "
+            "0 weights changed (hash equal).",
+            f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of "
+            f"{run.images} pictures was seen about "
+            f"{passes(run.images, len(losses), config.images_per_step):.0f} times.",
+            f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
+        ]
+        lines += describe_held_out(run, config)
+        for key, vectors in embedding.items():
+            tokenizer, table = self.encoders[key][0], self.vocabularies[key]
+            moved = (vectors - self.start[key]).norm(dim=-1).mean()
+            lines.append(
+                f"{key}: length {vectors.norm(dim=-1).mean():.3f} (the vocabulary's median is "
+                f"{table.norm(dim=-1).median():.3f}), "
+                f"moved {moved:.3f} from its start."
+            )
+            for i, vector in enumerate(vectors):
+                near = ", ".join(
+                    f"{tokenizer.inv_vocab.get(token, '?').removesuffix('</w>')} {cosine:.2f}"
+                    for token, cosine in nearest_words(vector, table)
+                )
+                lines.append(f"{key} vector {i + 1} is nearest to {near}.")
+        return "\n".join(lines)
