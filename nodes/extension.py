@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .bridge.runs import graph as run_graph
 from .bridge.runs import routes as run_routes
 from .compare.node import Compare
 from .images import routes as image_routes
@@ -27,7 +26,6 @@ class BespokeExtension(ComfyExtension):
 
         if getattr(PromptServer, "instance", None) is not None:
             run_routes.register(PromptServer.instance)
-            run_graph.register(PromptServer.instance)
             image_routes.register(PromptServer.instance)
             schedule_routes.register(PromptServer.instance)
             lora_routes.register(PromptServer.instance)

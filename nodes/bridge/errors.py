@@ -1,23 +1,32 @@
-"""Errors that name the node, the value and the mend."""
+"""The node's name in front of what a person gave wrongly."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from ...training.errors import InputError
 
-__all__ = ["InputError", "name_node_in_errors"]
+if TYPE_CHECKING:
+    from comfy_api.latest import io
+
+Node = TypeVar("Node", bound="io.ComfyNode")
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
-def name_node_in_errors(execute):
-    """Put the node's display name before every `InputError` that leaves `execute`.
+def name_node_in_errors(
+    execute: Callable[Concatenate[type[Node], P], Result],
+) -> Callable[Concatenate[type[Node], P], Result]:
+    """Decorate a node's `execute` so that every `InputError` it raises begins with the node's display name.
 
-    The mathematics raises "what was given, and the mend" and does not know which node asked; the person reading the
-    error has ten nodes on the canvas. Goes under `@classmethod`.
+    Functions below a node raise `InputError` with what was given and how to mend it; they do not know which node
+    called them. Place it under `@classmethod`.
     """
 
     @functools.wraps(execute)
-    def run(cls, *args, **kwargs):
+    def run(cls: type[Node], /, *args: P.args, **kwargs: P.kwargs) -> Result:
         try:
             return execute(cls, *args, **kwargs)
         except InputError as error:

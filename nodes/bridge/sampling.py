@@ -14,7 +14,7 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ...training.errors import InputError
 
 
 def schedule_of(model, scheduler: str, sampler_name: str) -> Callable[[int], Tensor]:

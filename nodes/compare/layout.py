@@ -1,15 +1,14 @@
-"""Which picture stands in which row and column."""
+"""The row and column of each picture of a comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from ...training.errors import InputError
+from ..bridge.drawing.image import pictures_of
 
 SPLIT = "|"  # "row | column" in a label
 MOST = 64  # pictures of one input
@@ -51,7 +50,7 @@ def arrange(images: Sequence[Tensor], labels: str) -> Grid:
     crossed = any(SPLIT in name for name in names[: len(images)])
     for i, batch in enumerate(images):
         name = (names[i] if i < len(names) else "") or f"image {i + 1}"
-        pictures = to_pictures(batch, name)
+        pictures = pictures_of(batch, name)
         if len(pictures) > MOST:
             grid.notes.append(f"{name}: the first {MOST} of {len(pictures)} pictures are shown.")
             pictures = pictures[:MOST]
@@ -67,16 +66,3 @@ def arrange(images: Sequence[Tensor], labels: str) -> Grid:
     if not crossed and grid.columns == ["1"]:
         grid = Grid(grid.rows, [""], {(row, ""): cell for (row, _), cell in grid.cells.items()}, grid.notes)
     return grid
-
-
-def to_pictures(batch: Tensor, name: str) -> list[Image.Image]:
-    """RGB pictures; alpha is laid over white, one channel is grey, numbers that are not finite are black."""
-    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or 0 in batch.shape:
-        raise InputError(
-            f"{name} is {tuple(batch.shape)}, and an image is [pictures, height, width, 3]; wire in an IMAGE"
-        )
-    values = torch.nan_to_num(batch.detach().float().cpu(), 0.0, 1.0, 0.0).clamp(0.0, 1.0)
-    if values.shape[-1] == 4:
-        values = values[..., :3] * values[..., 3:] + (1 - values[..., 3:])
-    values = (values.expand(*values.shape[:3], 3) * 255).round().to(torch.uint8)
-    return [Image.fromarray(one.numpy()) for one in values]

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ...training.errors import InputError
 from ...training.record import Run as Record
-from ..bridge.drawing import text_layout
+from ..bridge.drawing.fonts import missing_letters
 from ..bridge.errors import name_node_in_errors
 from ..bridge.types import Run
 from . import sheet, table
@@ -93,7 +93,7 @@ class Compare(io.ComfyNode):
             lines.append(
                 counts.replace("1 images", "1 image").replace("1 rows", "1 row").replace("1 columns", "1 column")
             )
-        codes = text_layout.undrawn("".join(grid.rows + grid.columns))
+        codes = missing_letters("".join(grid.rows + grid.columns))
         if codes:
             grid.notes.append(
                 f"No font here has {', '.join(codes)}: in the picture they are written as codes, {codes[0]} as "

@@ -1,4 +1,4 @@
-"""A training set from a batch of images on the wire."""
+"""A training set from an IMAGE batch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import torch
 
 from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
-from .folder import SMALLEST_SIDE, fingerprint
+from .captions import with_trigger
+from .folder import fingerprint
 from .quality import remarks
+from .sizes import SMALLEST_SIDE
 
 
 def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: torch.Tensor | None = None) -> ImageSet:
-    """images: [B, H, W, C] in 0..1. captions: one a line, or one line for all. masks: [B or 1, H, W] or None.
+    """The training set of an IMAGE batch.
 
-    Sides are cropped to multiples of 8 px from the middle. Raises `InputError` for an empty batch or for captions
-    that are neither one nor as many as the images.
+    images: [B, H, W, C] in 0..1, C of 1, 3 or 4. captions: one a line, or one line for all. trigger: a word put before
+    captions that lack it. masks: [B or 1, H, W] in 0..1, or None. Sides are cropped at the middle to multiples of 8 px.
+    Raises `InputError` for an empty batch, sides below 64 px, and captions or masks of another number or size.
     """
     count = images.shape[0]
     if count == 0:
@@ -24,7 +27,8 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
         raise InputError(
             f"there are {len(lines)} captions for {count} images; write one line for all, or one a picture"
         )
-    height, width = (side // 8 * 8 for side in images.shape[1:3])
+    original = (images.shape[1], images.shape[2])
+    height, width = (side // 8 * 8 for side in original)
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"the images are {images.shape[2]}x{images.shape[1]} px; a side needs {SMALLEST_SIDE} or more")
     if masks is not None:
@@ -40,15 +44,11 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
     rows, columns = slice(top, top + height), slice(left, left + width)
     items = []
     for i in range(count):
-        caption = lines[i % len(lines)]
-        if trigger.strip() and trigger.strip() not in caption:
-            caption = f"{trigger.strip()}, {caption}" if caption else trigger.strip()
+        caption = with_trigger(lines[i % len(lines)], trigger.strip())
         pixels = (images[i, rows, columns, :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         if pixels.shape[-1] == 1:
             pixels = pixels.expand(-1, -1, 3)
         mask = None if masks is None else masks[i % masks.shape[0], rows, columns].float().clamp(0, 1).cpu().clone()
-        items.append(
-            TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, tuple(images.shape[1:3]), (top, left))
-        )
+        items.append(TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, original, (top, left)))
     notes = remarks([item.name for item in items], [item.pixels for item in items])
     return ImageSet(tuple(items), trigger.strip(), fingerprint(items), tuple(notes))

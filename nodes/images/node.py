@@ -1,4 +1,4 @@
-"""Training sets: from a folder of pictures, or from images on the wire."""
+"""The nodes of training sets: from a folder of pictures, or from an IMAGE batch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..bridge.errors import name_node_in_errors
-from ..bridge.files import writing as storage
+from ..bridge.files.writing import NO_FOLDER, inside
 from ..bridge.types import Images
 from .batch import image_set
-from .folder import CAPTIONS, MASKS, SMALLEST_SIDE, FolderRequest, hash_files, read_folder
+from .captions import CAPTIONS
+from .folder import LARGEST_RESOLUTION, MASKS, FolderRequest, hash_files, read_folder
 from .sheet import contact_sheet, describe
+from .sizes import SMALLEST_SIDE
 
 
 def _folders() -> list[str]:
-    return folder_paths.get_input_subfolders() or [storage.NO_FOLDER]
+    return folder_paths.get_input_subfolders() or [NO_FOLDER]
 
 
 class ImageFolder(io.ComfyNode):
@@ -65,7 +67,7 @@ class ImageFolder(io.ComfyNode):
                     "resolution",
                     default=512,
                     min=SMALLEST_SIDE,
-                    max=4096,
+                    max=LARGEST_RESOLUTION,
                     step=8,
                     tooltip=(
                         "Pixels: a picture's area is brought down to this squared. Smaller pictures stay as they are; "
@@ -132,13 +134,13 @@ class ImageFolder(io.ComfyNode):
     def _request(
         cls, folder, captions, template, trigger, resolution, bucket=True, flip=False, repeats=1, masks="none"
     ):
-        path = storage.inside(Path(folder_paths.get_input_directory()), folder)
+        path = inside(Path(folder_paths.get_input_directory()), folder)
         return FolderRequest(path, captions, template, trigger, resolution, bucket, flip, repeats, masks)
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
         try:
-            return hash_files(storage.inside(Path(folder_paths.get_input_directory()), folder))
+            return hash_files(inside(Path(folder_paths.get_input_directory()), folder))
         except (ValueError, OSError) as error:
             return str(error)
 

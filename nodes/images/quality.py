@@ -1,4 +1,4 @@
-"""What is measured of each picture before a training: is it sharp, and is it there twice."""
+"""Measurements of each picture before training: sharpness, and duplicates."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-# Measured on 120 varied pictures at 512 px. Sharpness: 1 of them lies below it; blurred with a Gaussian of radius 1.5
-# px
-# 117 of them do, of 2 px all. Nearly the same: of their 7,140 pairs the one that is (a picture before and after
-# retouching) and no other; a picture and its JPEG at quality 40, its half in size, its 15 % brighter self: all 120;
-# with a fiftieth cut off at each side 119, with a twentieth 72.
+# Thresholds, measured on 120 varied pictures at 512 px.
+# SOFT: 1 of the 120 lies below it; blurred with a Gaussian of radius 1.5 px 117 do, of radius 2 px all.
+# SAME_BITS, SAME_RMS: of the 7,140 pairs they find the one that is nearly the same (a picture before and after
+# retouching) and no other. They find all 120 pictures again as a JPEG at quality 40, at half the size and 15 %
+# brighter; 119 with a fiftieth cut off at each side, 72 with a twentieth.
 SOFT = 100.0
-TILES = 4  # a side: the sharpest of 16 parts counts, so that a soft background does not
-SAME_BITS, SAME_RMS = 10, 30.0
+TILES = 4  # a side: the sharpest of 16 tiles counts, so that a soft background does not make a picture soft
+SAME_BITS, SAME_RMS = 10, 30.0  # of 64 bits; of 255
 
 
 def sharpness(pixels: Tensor) -> float:
@@ -33,31 +33,31 @@ def sharpness(pixels: Tensor) -> float:
 def alike(pictures: Sequence[Tensor]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(pairs that are equal in every pixel, other pairs that look the same): indices, the earlier picture first.
 
-    pictures: [H, W, 3] uint8 each. Looking the same is two thumbnails' business: the signs of the steps from column to
-    column of a 9x8 grey one (difference hash) differ in at most `SAME_BITS` of 64, and 8x8 coloured ones by at most
-    `SAME_RMS` of 255 rms. Each picture is paired with the earliest it is like.
+    pictures: [H, W, 3] uint8 each. Two pictures look the same if their difference hashes (the signs of the differences
+    between columns of a 9x8 grey thumbnail) differ in at most `SAME_BITS` of 64 bits, and their 8x8 colour thumbnails
+    by at most `SAME_RMS` (root mean square, of 255). Each picture is paired with the earliest one like it.
     """
     signs, colours = [], []
     for pixels in pictures:
         picture = Image.fromarray(pixels.numpy())
-        grey = np.asarray(picture.convert("L").resize((9, 8), Image.BOX), np.int16)
+        grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
         signs.append((grey[:, 1:] > grey[:, :-1]).ravel())
-        colours.append(np.asarray(picture.resize((8, 8), Image.BOX), np.float32).ravel())
+        colours.append(np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.float32).ravel())
     equal, similar = [], []
     for i in range(1, len(pictures)):
         bits = (np.stack(signs[:i]) != signs[i]).sum(1)
         rms = np.sqrt(((np.stack(colours[:i]) - colours[i]) ** 2).mean(1))
-        near = np.flatnonzero((bits <= SAME_BITS) & (rms <= SAME_RMS))
+        near = np.flatnonzero((bits <= SAME_BITS) & (rms <= SAME_RMS)).tolist()
         same = [j for j in near if pictures[j].shape == pictures[i].shape and bool((pictures[j] == pictures[i]).all())]
         if same:
-            equal.append((int(same[0]), i))
-        elif len(near):
-            similar.append((int(near[0]), i))
+            equal.append((same[0], i))
+        elif near:
+            similar.append((near[0], i))
     return equal, similar
 
 
 def remarks(names: Sequence[str], pictures: Sequence[Tensor]) -> list[str]:
-    """What is to be said of a set in words, one line a kind: pictures that are there twice, and soft ones."""
+    """Notes for the report, one line a kind: equal pictures, nearly equal ones, and blurry ones."""
     lines = []
     equal, similar = alike(pictures)
     if equal:
@@ -78,6 +78,6 @@ def remarks(names: Sequence[str], pictures: Sequence[Tensor]) -> list[str]:
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
-    """Names in a row, the first `most` of them."""
+    """The names separated by commas: the first `most`, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,52 +1,49 @@
-"""The page's way to training folders: make one, see what is in it, write a caption. Pictures go by ComfyUI's upload."""
+"""HTTP routes for training folders: show one, make one, write a caption. Pictures go through ComfyUI's own upload."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
+from aiohttp import web
 
 from ...training.errors import InputError
-from ..bridge.files import writing as storage
-from .folder import pictures_in, read_caption
+from ..bridge.files.writing import inside, write_text
+from ..bridge.web import HasRoutes, json_answer
+from .captions import read_caption
+from .folder import pictures_in
 
 MOST_PICTURES = 2000  # in one answer
 LONGEST_CAPTION = 20_000  # characters
 
 
-def register(server) -> None:
+def register(server: HasRoutes) -> None:
     """Add the routes to ComfyUI's server."""
-    import asyncio
 
-    from aiohttp import web
-
-    async def answer(work, *arguments):
-        try:
-            return web.json_response(await asyncio.to_thread(work, *arguments))
-        except (InputError, OSError, TypeError, KeyError) as error:
-            return web.json_response({"error": str(error)}, status=400)
+    async def answer(function: Callable[..., dict], *args: str) -> web.Response:
+        return await json_answer(function, *args, errors=(OSError, TypeError, KeyError))
 
     @server.routes.get("/bespoke/folder")
-    async def see(request):
+    async def show(request: web.Request) -> web.Response:
         return await answer(contents, request.query.get("name", ""))
 
     @server.routes.post("/bespoke/folder")
-    async def make(request):
+    async def make(request: web.Request) -> web.Response:
         return await answer(new_folder, str((await request.json())["name"]))
 
     @server.routes.post("/bespoke/folder/caption")
-    async def caption(request):
-        asked = await request.json()
-        return await answer(write_caption, str(asked["folder"]), str(asked["file"]), str(asked["caption"]))
+    async def caption(request: web.Request) -> web.Response:
+        body = await request.json()
+        return await answer(write_caption, str(body["folder"]), str(body["file"]), str(body["caption"]))
 
 
 def contents(name: str) -> dict:
-    """{"folder", "pictures": [{"file", "caption"}]}: the pictures of a folder under input, a caption where one is.
+    """{"folder", "pictures": [{"file", "caption"}]} of a folder under ComfyUI's input; caption is None without a file.
 
-    A folder that is not there has none and a "missing" that says so: a workflow from elsewhere names such a one, which
-    is
-    no error of the page's.
+    A folder that does not exist has no pictures and a text "missing". This is no error: a workflow from another
+    computer may name it. Raises `InputError` for a name that leads out of the input folder.
     """
     folder = _folder(name)
     if not folder.is_dir():
@@ -57,36 +54,42 @@ def contents(name: str) -> dict:
     return {"folder": name, "pictures": pictures}
 
 
-def new_folder(wish: str) -> dict:
-    """Make an empty folder under input, named as wished or with a number behind where that is taken: {"folder"}."""
-    name = re.sub(r"[^\w -]+", "_", wish, flags=re.UNICODE).strip(" ._")[:80] or "pictures"
+def new_folder(wanted_name: str) -> dict:
+    """Make an empty folder under input: {"folder": its name}.
+
+    Letters that are not for file names become "_"; a number is added to a name that is taken.
+    """
+    name = re.sub(r"[^\w -]+", "_", wanted_name, flags=re.UNICODE).strip(" ._")[:80] or "pictures"
     for number in range(1, 1000):
-        tried = name if number == 1 else f"{name}_{number}"
+        candidate = name if number == 1 else f"{name}_{number}"
         try:
-            _folder(tried).mkdir()
+            _folder(candidate).mkdir()
         except FileExistsError:
             continue
-        return {"folder": tried}
+        return {"folder": candidate}
     raise InputError(f"there are too many folders named {name!r}; rename yours")
 
 
 def write_caption(folder: str, file: str, caption: str) -> dict:
-    """Write the .txt beside a picture; an empty caption removes it, so that the node says it is missing."""
+    """Write the .txt file of a picture: {"caption": as written, in one line}. An empty caption removes the file.
+
+    Raises `InputError` for a picture that is not in the folder or a caption that is too long.
+    """
     if len(caption) > LONGEST_CAPTION:
         raise InputError(f"the caption has {len(caption):,} characters; write at most {LONGEST_CAPTION:,}")
-    picture = storage.inside(_folder(folder), file)
+    picture = inside(_folder(folder), file)
     if picture.parent != _folder(folder) or not picture.is_file() or picture.suffix.lower() == ".txt":
         raise InputError(f"{file!r} is no picture in {folder!r}")
     path, text = picture.with_suffix(".txt"), " ".join(caption.split())
     if not text:
         path.unlink(missing_ok=True)
         return {"caption": ""}
-    storage.write_text(path, text + "\n")
+    write_text(path, text + "\n")
     return {"caption": text}
 
 
 def _folder(name: str) -> Path:
-    return storage.inside(Path(folder_paths.get_input_directory()), name)
+    return inside(Path(folder_paths.get_input_directory()), name)
 
 
 def _read(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""A contact sheet of a training set, and what is to be said of it."""
+"""A contact sheet of a training set, and its report."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from ...training.images import ImageSet, passes
-from ..bridge.drawing import text_layout
-from ..bridge.drawing.image import tensor_of
+from ..bridge.drawing.fonts import drawable
+from ..bridge.drawing.image import scaled_size, tensor_of
+from ..bridge.drawing.palette import INK, NO_CAPTION, PAPER
+from ..bridge.drawing.text_layout import fit_lines
 
-THUMB, TEXT, GAP, MOST = 192, 54, 12, 60
-INK, PAPER, FAINT = (28, 28, 32), (250, 249, 246), (120, 118, 112)
+THUMB, TEXT, GAP = 192, 54, 12  # px
+MOST = 60  # pictures on a sheet
 
 
 def contact_sheet(images: ImageSet) -> torch.Tensor:
@@ -24,21 +26,21 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
     for i, item in enumerate(items):
         x, y = GAP + i % columns * (THUMB + GAP), GAP + i // columns * (THUMB + TEXT + GAP)
         picture = Image.fromarray(item.pixels.numpy())
-        scale = THUMB / max(picture.size)
-        size = tuple(max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize(size, Image.LANCZOS if scale < 1 else Image.NEAREST)
+        smaller = max(picture.size) > THUMB
+        size = scaled_size(picture, THUMB)
+        picture = picture.resize(size, Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST)
         if item.mask is not None:
             keep = Image.fromarray((item.mask.numpy() * 255).astype(np.uint8)).resize(size)
             picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
         sheet.paste(picture, (x + (THUMB - size[0]) // 2, y + (THUMB - size[1]) // 2))
-        text, font = text_layout.set_in(item.caption or "(no caption)", 13)
-        lines = text_layout.lines(text, font, THUMB, 3)
-        draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else FAINT, font, spacing=2)
+        text, font = drawable(item.caption or "(no caption)", 13)
+        lines = fit_lines(text, font, THUMB, 3)
+        draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else NO_CAPTION, font, spacing=2)
     return tensor_of(sheet)
 
 
 def describe(images: ImageSet) -> str:
-    """The set in words: how many, which sizes, which captions, what was noted while reading."""
+    """The report of a set: how many pictures, their sizes and captions, and the notes from reading them."""
     sizes = [
         f"{len(group)} at {size[1]}x{size[0]} px"
         for group in images.by_size()

@@ -1,16 +1,39 @@
-"""The two nodes of partial denoising: what a user sees, translated."""
+"""The nodes of partial denoising."""
 
 from __future__ import annotations
 
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..bridge import sampling as bridge
-from ..bridge.errors import InputError, name_node_in_errors
+from ...training.errors import InputError
+from ..bridge.errors import name_node_in_errors
+from ..bridge.sampling import (
+    fitting_latent,
+    is_blank,
+    noise_for,
+    noise_share,
+    noised,
+    sample,
+    schedule_of,
+    sigma_at,
+    timestep_at,
+    to_intermediate,
+    without_penultimate,
+)
 from .plot import draw
 from .report import describe
 from .spacing import SPACINGS, spaced
-from .strength import CONTRACTS, NOISE_LEVEL, STEPS_MAX, STEPS_MIN, STRENGTH_MAX, STRENGTH_MIN, Plan, Strength, plan
+from .strength import (
+    CONTRACTS,
+    NOISE_LEVEL,
+    STEPS_MAX,
+    STEPS_MIN,
+    STRENGTH_MAX,
+    STRENGTH_MIN,
+    Plan,
+    Strength,
+    plan_sigmas,
+)
 
 STRENGTH_DEFAULT, STEPS_DEFAULT = 0.75, 20
 
@@ -75,17 +98,20 @@ def contract_inputs() -> list[io.Input]:
 
 
 def plan_for(model, request: Strength, scheduler: str, sampler_name: str) -> Plan:
-    """model: anything with `get_model_object("model_sampling")`."""
-    sampling = model.get_model_object("model_sampling")
+    """The sigmas that run for a request. model: anything with `get_model_object("model_sampling")`.
+
+    Raises `InputError` for names that ComfyUI does not know and for a schedule that cannot give the sigmas.
+    """
+    model_sampling = model.get_model_object("model_sampling")
     if scheduler in SPACINGS:
-        schedule = bridge.without_penultimate(lambda steps: spaced(sampling, scheduler, steps), sampler_name)
+        schedule = without_penultimate(lambda steps: spaced(model_sampling, scheduler, steps), sampler_name)
     else:
-        schedule = bridge.schedule_of(model, scheduler, sampler_name)
-    return plan(request, schedule, bridge.sigma_at(sampling, request.strength))
+        schedule = schedule_of(model, scheduler, sampler_name)
+    return plan_sigmas(request, schedule, sigma_at(model_sampling, request.strength))
 
 
 class PartialDenoise(io.ComfyNode):
-    """Image to image with one strength and five named meanings of it."""
+    """Image to image by a strength, whose meaning is one of five contracts."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -187,9 +213,9 @@ class PartialDenoise(io.ComfyNode):
         exact_steps=False,
     ) -> io.NodeOutput:
         request = Strength(strength, steps, contract, exact_steps)
-        samples = bridge.fitting_latent(model, latent_image)
+        samples = fitting_latent(model, latent_image)
         chosen = plan_for(model, request, scheduler, sampler_name)
-        if not request.whole and request.strength > 0 and bridge.is_blank(samples):
+        if not request.whole and request.strength > 0 and is_blank(samples):
             raise InputError(
                 f"latent_image is empty (all zeros), and strength {strength:g} keeps part of it; "
                 "encode a picture with VAE Encode, or set strength to 1 to make one from noise alone"
@@ -197,18 +223,18 @@ class PartialDenoise(io.ComfyNode):
         report = describe(chosen, model.get_model_object("model_sampling"))
         if chosen.run == 0:
             return io.NodeOutput(latent_image, latent_image, chosen.sigmas, report)
-        noise = bridge.noise_for(samples, seed, latent_image)
-        start = bridge.noised(model, samples, noise, chosen.sigmas)
+        noise = noise_for(samples, seed, latent_image)
+        start = noised(model, samples, noise, chosen.sigmas)
         mask = latent_image.get("noise_mask")
-        out = bridge.sample(model, samples, noise, chosen.sigmas, positive, negative, cfg, sampler_name, seed, mask)
+        out = sample(model, samples, noise, chosen.sigmas, positive, negative, cfg, sampler_name, seed, mask)
         # As KSampler: the samples have the model's own shape now.
         rest = {key: value for key, value in latent_image.items() if not key.startswith("downscale_ratio_")}
         latent = {**rest, "samples": out}
-        return io.NodeOutput(latent, {**rest, "samples": bridge.to_intermediate(start)}, chosen.sigmas, report)
+        return io.NodeOutput(latent, {**rest, "samples": to_intermediate(start)}, chosen.sigmas, report)
 
 
 class StrengthSigmas(io.ComfyNode):
-    """The sigmas of a strength, for custom sampling."""
+    """The sigmas of a strength, for SamplerCustomAdvanced."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -271,10 +297,10 @@ class StrengthSigmas(io.ComfyNode):
         cls, model, scheduler, steps, strength, contract=NOISE_LEVEL, exact_steps=False, sampler_name="euler"
     ) -> io.NodeOutput:
         chosen = plan_for(model, Strength(strength, steps, contract, exact_steps), scheduler, sampler_name)
-        sampling = model.get_model_object("model_sampling")
-        report = describe(chosen, sampling)
+        model_sampling = model.get_model_object("model_sampling")
+        report = describe(chosen, model_sampling)
         if chosen.run == 0:
             return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, 0.0, 0.0))
         first = float(chosen.sigmas[0])
-        share, timestep = bridge.noise_share(sampling, first), bridge.timestep_at(sampling, first)
+        share, timestep = noise_share(model_sampling, first), timestep_at(model_sampling, first)
         return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, share, timestep))

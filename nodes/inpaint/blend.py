@@ -29,7 +29,7 @@ import torch
 from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 
-from ..bridge.errors import InputError
+from ...training.errors import InputError
 
 KEY = "bespoke_latent_mask_blend"
 BLENDS = ("auto", "re-inject", "prediction", "differential")

@@ -6,8 +6,9 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
+from ...training.errors import InputError
 from ..bridge import sampling as bridge
-from ..bridge.errors import InputError, name_node_in_errors
+from ..bridge.errors import name_node_in_errors
 from .blend import (
     BIAS_MAX,
     BIAS_MIN,

@@ -1,4 +1,4 @@
-"""A word explained: what its vectors are near to in the vocabulary, and how long they are beside it."""
+"""What an embedding holds: the nearest words of the vocabulary to its vectors, and their lengths compared with it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...training.embedding import nearest_words
 from ...training.errors import InputError
-from ..bridge.drawing import text_layout
+from ..bridge.drawing.fonts import builtin_font, drawable
 from ..bridge.drawing.image import tensor_of
+from ..bridge.drawing.palette import BAR, FAINT, INK, PAPER, WARNING
 from ..bridge.files.reading import read_safetensors
 from ..bridge.training_model.text_encoder import encoders, vocabulary
 
-LARGEST = 64 * 2**20  # bytes: 75 vectors for every encoder there is are far below it
-COUNT = 6  # words named for each vector
+LARGEST = 64 * 2**20  # bytes: 75 vectors for every known encoder need far less
+COUNT = 6  # nearest words named for each vector
+LONG = 5  # times the vocabulary's median length: a longer vector outweighs the rest of a prompt
+PLOTTED = 12  # vectors in the plot
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One vector: its encoder, place, length, the vocabulary's median length, and the nearest words with their
-    cosine."""
+    """One vector of an embedding, compared with its encoder's vocabulary.
+
+    key: the encoder's, such as "clip_l". place: the vector's index. length: its L2 norm. median: the median norm of the
+    vocabulary. words: (word, cosine) of the nearest ones, the nearest first.
+    """
 
     key: str
     place: int
@@ -34,7 +40,11 @@ class Neighbour:
 
 
 def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(vectors by encoder, metadata) of a file, in canonical keys or with one nameless tensor, as ComfyUI reads it."""
+    """(vectors by encoder, metadata) of an embedding file, read as ComfyUI reads it.
+
+    A file without a known encoder's key holds one tensor, which belongs to the CLIP's first encoder. Raises
+    `InputError` for a file that cannot be read.
+    """
     tensors, meta = read_safetensors(path, "embedding", LARGEST)
     parts = encoders(clip)
     known = {key: tensor for key, tensor in tensors.items() if key in parts}
@@ -44,7 +54,10 @@ def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]:
-    """The vectors [n, width] of the encoders that this CLIP has; `InputError` where a width does not fit."""
+    """The vectors [n, width], fp32 on the CPU, of the encoders that this CLIP has.
+
+    Raises `InputError` where a width does not fit, a vector is not finite, or no encoder is shared.
+    """
     parts, out = encoders(clip), {}
     for key, tensor in vectors.items():
         if key not in parts:
@@ -68,7 +81,7 @@ def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]
 
 
 def neighbours(vectors: Mapping[str, Tensor], clip) -> list[Neighbour]:
-    """What each vector is near to."""
+    """Each vector with the `COUNT` nearest words of its encoder's vocabulary by cosine."""
     found = []
     for key, (tokenizer, encoder) in encoders(clip).items():
         if key not in vectors:
@@ -85,7 +98,7 @@ def neighbours(vectors: Mapping[str, Tensor], clip) -> list[Neighbour]:
 
 
 def describe(name: str, near: list[Neighbour], meta: Mapping[str, str]) -> str:
-    """The word in sentences."""
+    """The report of an embedding: each vector's length and nearest words."""
     lines = [f"{name}: {len(near)} vector{'s' if len(near) != 1 else ''}."]
     for one in near:
         words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in one.words)
@@ -93,24 +106,21 @@ def describe(name: str, near: list[Neighbour], meta: Mapping[str, str]) -> str:
             f"{one.key} vector {one.place + 1}: length {one.length:.3f} ({one.length / one.median:.1f} x the "
             f"vocabulary's median), nearest to {words}."
         )
-    if any(one.length > 5 * one.median for one in near):
+    if any(one.length > LONG * one.median for one in near):
         lines.append("A vector this long drowns the rest of a prompt; train with a norm_limit, or for fewer steps.")
     if meta.get("ss_sd_model_name"):
         lines.append(f"Learned on {meta['ss_sd_model_name']}.")
     return "\n".join(lines)
 
 
-INK, FAINT, PAPER, BAR, LONG = (28, 28, 32), (122, 120, 114), (250, 249, 246), (84, 128, 160), (196, 120, 52)
-
-
 def plot(name: str, near: list[Neighbour]) -> Tensor:
-    """[1, H, W, 3] in 0..1: for each vector (the first 12) its nearest words as bars of cosine, and its length."""
-    shown = near[:12]
-    row, width, left = 34 + COUNT * 22 + 26, 640, 150
+    """The first 12 vectors as an IMAGE [1, H, W, 3] in 0..1: bars of the cosine to the nearest words, and lengths."""
+    shown = near[:PLOTTED]
+    row, width, left = 34 + COUNT * 22 + 26, 640, 150  # px
     sheet = Image.new("RGB", (width, 56 + row * len(shown)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    head, text = ImageFont.load_default(20), ImageFont.load_default(14)
-    draw.text((20, 16), name, INK, head)
+    text = builtin_font(14)
+    draw.text((20, 16), name, INK, builtin_font(20))
     for i, one in enumerate(shown):
         y = 56 + i * row
         times = one.length / one.median
@@ -118,13 +128,13 @@ def plot(name: str, near: list[Neighbour]) -> Tensor:
         draw.text(
             (left + 60, y),
             f"length {one.length:.2f}, {times:.1f} x the vocabulary's median",
-            LONG if times > 5 else FAINT,
+            WARNING if times > LONG else FAINT,
             text,
         )
         for j, (word, cosine) in enumerate(one.words):
             at = y + 26 + j * 22
-            shown, font = text_layout.set_in(word[:16], 14)
-            draw.text((left - 10, at), shown, INK, font, anchor="ra")
+            label, font = drawable(word[:16], 14)
+            draw.text((left - 10, at), label, INK, font, anchor="ra")
             draw.rectangle((left, at + 3, left + max(1, round(max(cosine, 0.0) * (width - left - 90))), at + 15), BAR)
             draw.text((width - 70, at), f"{cosine:.2f}", FAINT, text)
     return tensor_of(sheet)

@@ -13,7 +13,8 @@ import torch
 from comfy_api.latest import io
 
 from ...training.embedding import INITS
-from ..bridge.errors import InputError, name_node_in_errors
+from ...training.errors import InputError
+from ..bridge.errors import name_node_in_errors
 from ..bridge.files import writing as storage
 from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in

@@ -141,9 +141,9 @@ def test_runs_say_what_they_took(run_node, comfyui):
 )
 def test_no_letter_is_drawn_as_a_box(run_node, word):
     """A font that has the letter, or its code: whichever fonts this machine has."""
-    from bespoke.nodes.bridge.drawing import text_layout
+    from bespoke.nodes.bridge.drawing.fonts import drawable
 
-    shown, font = text_layout.set_in(word, 17)
+    shown, font = drawable(word, 17)
     box = font.getmask("\U0010ffff")
     for letter in set(shown) - {" "}:
         drawn = font.getmask(letter)
@@ -158,15 +158,16 @@ def test_no_letter_is_drawn_as_a_box(run_node, word):
 
 def test_a_long_label_stays_beside_its_row(run_node):
     """However it is written: in words, or in one word of wide letters."""
-    from bespoke.nodes.bridge.drawing import text_layout
+    from bespoke.nodes.bridge.drawing.fonts import drawable
+    from bespoke.nodes.bridge.drawing.text_layout import fit_lines
 
     for label in ("a label of many words that goes on and on " * 9, "W" * 300, "夜" * 300, "two\nlines"):
-        shown, font = text_layout.set_in(label, 17)
-        rows = text_layout.lines(shown, font, 184, 3)
+        shown, font = drawable(label, 17)
+        rows = fit_lines(shown, font, 184, 3)
         assert 1 <= len(rows) <= 3
         assert all(font.getlength(row) <= 184 for row in rows)
         assert rows[-1].endswith("...") == (len(label) > 20)
-    assert text_layout.lines("", font, 184, 3) == [""]
+    assert fit_lines("", font, 184, 3) == [""]
     image, _ = compare(run_node, [flat((1, 0, 0))], "W" * 300)
     left = np.argwhere((image == np.array((255, 0, 0))).all(-1))[:, 1].min()
     assert (image[:, 28 + 190 : left] == np.array((250, 249, 246))).all()  # paper between the label and the picture

@@ -15,9 +15,22 @@ import scipy.stats
 import sprites
 import tiny
 import torch
-from bespoke.nodes.bridge import sampling as bridge
+from bespoke.nodes.bridge.drawing import palette
+from bespoke.nodes.bridge.sampling import (
+    noise_for,
+    noise_share,
+    schedule_of,
+)
 from bespoke.nodes.img2img import plot, report, spacing
-from bespoke.nodes.img2img import strength as s
+from bespoke.nodes.img2img.strength import (
+    COMFY,
+    CONTRACTS,
+    DIFFUSERS,
+    DIFFUSERS_FLOW,
+    NOISE_LEVEL,
+    Strength,
+    plan_sigmas,
+)
 from bespoke.training.errors import InputError
 from comfy.nested_tensor import NestedTensor
 
@@ -98,9 +111,7 @@ def test_the_comfy_contract_makes_ksamplers_sigmas_for_every_number_of_steps(mod
         for steps in (2, 3, 17, 30):
             for strength in (0.01, 0.29, 0.58, 0.99):
                 core = comfy.samplers.KSampler(model, steps, "cpu", "uni_pc", scheduler, strength).sigmas
-                chosen = s.plan(
-                    s.Strength(strength, steps, s.COMFY), bridge.schedule_of(model, scheduler, "uni_pc"), 0.0
-                )
+                chosen = plan_sigmas(Strength(strength, steps, COMFY), schedule_of(model, scheduler, "uni_pc"), 0.0)
                 assert torch.equal(chosen.sigmas, core), (scheduler, steps, strength)
 
 
@@ -108,7 +119,7 @@ def test_the_comfy_contract_makes_ksamplers_sigmas_for_every_number_of_steps(mod
 def test_strength_1_is_ksampler_at_denoise_1_for_every_scheduler(denoise, models, latent, scheduler):
     for kind in KINDS:
         core = ksample(models[kind], latent, steps=4, scheduler=scheduler)
-        for contract in s.CONTRACTS:
+        for contract in CONTRACTS:
             for exact_steps in (False, True):
                 ours = denoise(
                     models[kind], latent, 1.0, steps=4, scheduler=scheduler, contract=contract, exact_steps=exact_steps
@@ -134,11 +145,11 @@ def test_every_contract_samples_as_core_does_on_the_same_sigmas(denoise, models,
     small = {"samples": FIELD.sample(1, 4, seed=3) / 0.18215}
     none, runs = analytic.conditioning(), 0
     for sampler in SAMPLERS:
-        for contract in s.CONTRACTS:
+        for contract in CONTRACTS:
             ours, _, sigmas, _ = denoise(
                 models[kind], small, 0.6, steps=5, sampler=sampler, scheduler=scheduler, contract=contract
             )
-            noise = bridge.noise_for(small["samples"], 7, small)
+            noise = noise_for(small["samples"], 7, small)
             with torch.inference_mode():
                 core = comfy.sample.sample(
                     models[kind],
@@ -168,7 +179,7 @@ def test_strength_1_makes_a_picture_from_an_empty_latent(denoise, models):
 # --- Strength 0 -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contract", s.CONTRACTS)
+@pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_strength_0_is_the_input_bit_for_bit_without_a_model_call(denoise, latent, contract, kind):
     model = analytic.wrap(FIELD.denoise, kind)
@@ -212,10 +223,10 @@ STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "
 @pytest.mark.parametrize(
     ("pipeline", "contract", "kind"),
     [
-        ("StableDiffusionImg2ImgPipeline", s.DIFFUSERS, "epsilon"),
-        pytest.param("StableDiffusionXLImg2ImgPipeline", s.DIFFUSERS, "epsilon", marks=pytest.mark.slow),
-        ("StableDiffusion3Img2ImgPipeline", s.DIFFUSERS_FLOW, "flow"),
-        pytest.param("FluxImg2ImgPipeline", s.DIFFUSERS_FLOW, "flow", marks=pytest.mark.slow),
+        ("StableDiffusionImg2ImgPipeline", DIFFUSERS, "epsilon"),
+        pytest.param("StableDiffusionXLImg2ImgPipeline", DIFFUSERS, "epsilon", marks=pytest.mark.slow),
+        ("StableDiffusion3Img2ImgPipeline", DIFFUSERS_FLOW, "flow"),
+        pytest.param("FluxImg2ImgPipeline", DIFFUSERS_FLOW, "flow", marks=pytest.mark.slow),
     ],
 )
 def test_10000_of_10000_start_indices_and_their_sigmas_are_diffusers(models, pipeline, contract, kind):
@@ -225,7 +236,7 @@ def test_10000_of_10000_start_indices_and_their_sigmas_are_diffusers(models, pip
         peer = diffusers.EulerDiscreteScheduler(**STABLE_DIFFUSION, timestep_spacing="linspace")
     else:
         peer = diffusers.FlowMatchEulerDiscreteScheduler(shift=models[kind].get_model_object("model_sampling").shift)
-    schedule = cache(bridge.schedule_of(models[kind], "normal", "euler"))
+    schedule = cache(schedule_of(models[kind], "normal", "euler"))
     same, worst = 0, 0.0
     for steps in range(1, 101):
         peer.set_timesteps(steps)
@@ -235,7 +246,7 @@ def test_10000_of_10000_start_indices_and_their_sigmas_are_diffusers(models, pip
                 run = _xl_steps(peer, steps, strength)
             else:
                 run = _timesteps(pipeline, peer, steps, strength)[1]
-            ours = s.plan(s.Strength(strength, steps, contract), schedule, math.nan)
+            ours = plan_sigmas(Strength(strength, steps, contract), schedule, math.nan)
             same += ours.total - ours.run == steps - run
             if steps >= 2 and run:
                 mine, theirs = ours.sigmas.tolist(), their_sigmas[steps - run :]
@@ -310,7 +321,7 @@ def test_a_picture_by_the_diffusers_contract_is_diffusers_own_loop(denoise, late
     peer.set_timesteps(steps)
     timesteps, _ = _timesteps("StableDiffusionImg2ImgPipeline", peer, steps, strength)
     clean = latent["samples"] * 0.18215
-    noise = bridge.noise_for(latent["samples"], 7, latent)
+    noise = noise_for(latent["samples"], 7, latent)
     x = peer.add_noise(clean, noise, timesteps[:1])
     for t in timesteps:
         sigma = peer.sigmas[peer.step_index if peer.step_index is not None else steps - len(timesteps)]
@@ -427,13 +438,13 @@ def test_distance_rises_with_strength_on_the_trained_model(run_node, sprites_and
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_starts_at_the_models_noise_level(models, kind, scheduler, all_steps):
     sampling = models[kind].get_model_object("model_sampling")
-    schedule = bridge.schedule_of(models[kind], scheduler, "euler")
+    schedule = schedule_of(models[kind], scheduler, "euler")
     for steps in all_steps:
         for strength in (0.02, 0.37, 0.58, 0.96, 0.999):
             for exact in (False, True):
                 sigma = sampling.percent_to_sigma(1 - strength)
                 try:
-                    sigmas = s.plan(s.Strength(strength, steps, s.NOISE_LEVEL, exact), schedule, sigma).sigmas
+                    sigmas = plan_sigmas(Strength(strength, steps, NOISE_LEVEL, exact), schedule, sigma).sigmas
                 except InputError as error:
                     assert exact and strength == 0.02 and "too few for exactly" in str(error)  # noqa: PT017, PT018
                     continue
@@ -447,7 +458,7 @@ def test_a_start_just_above_a_step_does_no_harm_to_samplers_with_a_memory(denois
     """Were the short remainder a step of its own, dpmpp_2m_sde, ipndm_v and others would end up far away."""
     model = models["epsilon"]
     sampling = model.get_model_object("model_sampling")
-    step = float(sampling.timestep(bridge.schedule_of(model, "normal", sampler)(10)[5]))
+    step = float(sampling.timestep(schedule_of(model, "normal", sampler)(10)[5]))
 
     def spread(t):
         return float(denoise(model, latent, t / 999, steps=10, sampler=sampler)[0]["samples"].std())
@@ -475,14 +486,14 @@ def test_start_has_the_noise_share_of_the_report(denoise, kind):
     picture = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(1)) / 0.18215
     _, start, sigmas, words = denoise(model, {"samples": picture}, 0.5, seed=2)
     sampling = model.get_model_object("model_sampling")
-    share = bridge.noise_share(sampling, float(sigmas[0]))
-    noise = bridge.noise_for(picture, 2, {})
+    share = noise_share(sampling, float(sigmas[0]))
+    noise = noise_for(picture, 2, {})
     measured = torch.corrcoef(torch.stack([start["samples"].flatten(), noise.flatten()]))[0, 1] ** 2
     assert float(measured) == pytest.approx(share, abs=0.01)
     assert f"{100 * share:.0f} % of the variance is noise" in words
 
 
-@pytest.mark.parametrize("contract", s.CONTRACTS)
+@pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpmpp_2m_sde"])
 def test_the_sigmas_in_sampler_custom_advanced_give_the_same_picture(
     run_node, denoise, models, latent, contract, sampler
@@ -619,14 +630,14 @@ def test_the_plot_marks_the_start_where_it_is(run_node, models):
         "BespokeStrengthSigmas", model=models["flow"], scheduler="simple", steps=20, strength=0.6, contract="comfy"
     )
     assert image.shape == (1, plot.HEIGHT, plot.WIDTH, 3)
-    marked = (image[0] - torch.tensor(plot.START) / 255).abs().amax(-1) < 0.02
+    marked = (image[0] - torch.tensor(palette.START) / 255).abs().amax(-1) < 0.02
     _, xs = marked.nonzero(as_tuple=True)
     column = xs.mode().values.item()
     schedule_steps = int(20 / 0.6)
     wanted = plot.LEFT + (plot.WIDTH - plot.LEFT - plot.RIGHT) * (schedule_steps - 20) / schedule_steps
     assert abs(column - wanted) <= 1
     bar = image[0, :, plot.WIDTH - 96]
-    noise = ((bar - torch.tensor(plot.NOISE) / 255).abs().amax(-1) < 0.02).sum().item()
+    noise = ((bar - torch.tensor(palette.NOISE) / 255).abs().amax(-1) < 0.02).sum().item()
     sigma = float(
         run_node(
             "BespokeStrengthSigmas", model=models["flow"], scheduler="simple", steps=20, strength=0.6, contract="comfy"
@@ -653,7 +664,7 @@ def test_steps_0_is_an_error(denoise, models, latent):
         denoise(models["epsilon"], latent, 0.5, steps=0)
 
 
-@pytest.mark.parametrize("contract", s.CONTRACTS)
+@pytest.mark.parametrize("contract", CONTRACTS)
 def test_an_empty_latent_is_an_error_below_strength_1(denoise, models, contract):
     with pytest.raises(
         InputError, match="latent_image is empty .all zeros.*encode a picture with VAE Encode, or set strength to 1"
@@ -681,7 +692,7 @@ def test_a_scheduler_that_gives_too_few_sigmas_is_said_or_an_error(denoise, mode
     few = comfy.samplers.SchedulerHandler(lambda sampling, steps: torch.tensor([14.6, 5.0, 1.0, 0.2, 0.0]))
     monkeypatch.setitem(comfy.samplers.SCHEDULER_HANDLERS, "few", few)
     monkeypatch.setattr(comfy.samplers.KSampler, "SCHEDULERS", [*SCHEDULERS, "few"])
-    for contract in s.CONTRACTS[:4]:
+    for contract in CONTRACTS[:4]:
         words = denoise(models["epsilon"], latent, 0.5, steps=20, scheduler="few", contract=contract)[3]
         assert "of 4 steps" in words
         assert "The scheduler gave 4 steps where 20 were asked for." in words

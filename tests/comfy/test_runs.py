@@ -19,6 +19,7 @@ from bespoke.nodes.bridge.runs import routes
 from bespoke.nodes.bridge.runs.index import RunIndex
 from bespoke.nodes.bridge.runs.match import NodeRequest, find_run, same_request
 from bespoke.nodes.bridge.runs.store import RunStore, request_finish, runs_folder
+from bespoke.nodes.bridge.web import RequestRefused
 from bespoke.training.errors import InputError
 from bespoke.training.record import NOT_IDENTITY, Run, summary_of
 from comfy.patcher_extension import WrappersMP
@@ -540,8 +541,8 @@ def test_a_record_nested_deeply_breaks_no_answer(runs, levels):
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(nested(levels))
     assert len(ids()) <= 1
-    text = routes._record_for_page("lora-000000000009")
-    assert text is None or json.loads(text)["id"] == "lora-000000000009"
+    with contextlib.suppress(RequestRefused):
+        assert json.loads(routes.record_for_page("lora-000000000009"))["id"] == "lora-000000000009"
 
 
 def test_odd_settings_are_left_out_and_long_ones_cut(runs):
@@ -642,7 +643,8 @@ def test_only_runs_ids_are_runs(runs):
     shutil.copytree(good, runs / "lora-000000000002")  # a good name, and the record of another run
     assert ids() == ["lora-000000000001"]
     for name in ("..", "../runs", "lora-000000000001/..", "lora-000000000001.20260101-101010", "", "match"):
-        assert routes._record_for_page(name) is None
+        with pytest.raises(RequestRefused, match="no such run"):
+            routes.record_for_page(name)
 
 
 @contextlib.contextmanager

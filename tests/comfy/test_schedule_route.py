@@ -228,13 +228,11 @@ def test_what_is_no_request_is_an_error(query):
         ask(**query)
 
 
-def test_registering_without_a_server_does_nothing_and_with_one_answers(comfyui):
+def test_the_route_answers_with_status_200_for_errors_too(comfyui):
     import asyncio
 
     from aiohttp import web
     from aiohttp.test_utils import TestClient, TestServer
-
-    routes.register(None)
 
     class Server:
         routes = web.RouteTableDef()

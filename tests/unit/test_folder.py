@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from bespoke.nodes.images.batch import image_set
-from bespoke.nodes.images.folder import FolderRequest, hash_files, read_folder, target_size
+from bespoke.nodes.images.folder import FolderRequest, hash_files, read_folder
 from bespoke.nodes.images.sheet import contact_sheet, describe
+from bespoke.nodes.images.sizes import target_size
 from bespoke.training.errors import InputError
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 

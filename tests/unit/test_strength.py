@@ -5,7 +5,19 @@ import math
 
 import pytest
 import torch
-from bespoke.nodes.img2img import strength as s
+from bespoke.nodes.img2img.strength import (
+    A1111,
+    COMFY,
+    CONTRACTS,
+    DIFFUSERS,
+    DIFFUSERS_FLOW,
+    NOISE_LEVEL,
+    Strength,
+    from_noise_level,
+    length_for,
+    plan_sigmas,
+    steps_run,
+)
 from bespoke.training.errors import InputError
 
 SIGMA_MAX, SIGMA_MIN = 14.6, 0.03
@@ -22,8 +34,8 @@ def sigma_at(strength):
     return SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** strength
 
 
-def plan(strength, steps=20, contract=s.NOISE_LEVEL, exact=False, schedule=even):
-    return s.plan(s.Strength(strength, steps, contract, exact), schedule, sigma_at(strength))
+def plan(strength, steps=20, contract=NOISE_LEVEL, exact=False, schedule=even):
+    return plan_sigmas(Strength(strength, steps, contract, exact), schedule, sigma_at(strength))
 
 
 # --- How many steps -----------------------------------------------------------------------------------------------
@@ -31,19 +43,19 @@ def plan(strength, steps=20, contract=s.NOISE_LEVEL, exact=False, schedule=even)
 
 def test_the_product_stays_a_float_product():
     assert 0.58 * 50 < 29  # 28.999999999999996
-    assert plan(0.58, 50, s.DIFFUSERS).run == 28
-    assert plan(0.58, 50, s.DIFFUSERS_FLOW).run == 29
-    assert plan(0.58, 50, s.A1111).run == 29
+    assert plan(0.58, 50, DIFFUSERS).run == 28
+    assert plan(0.58, 50, DIFFUSERS_FLOW).run == 29
+    assert plan(0.58, 50, A1111).run == 29
 
 
 @pytest.mark.parametrize(
     ("contract", "runs"),
     [
-        (s.DIFFUSERS, {0.01: 0, 0.04: 0, 0.05: 1, 0.5: 10, 0.75: 15, 0.99: 19, 1.0: 20}),
-        (s.DIFFUSERS_FLOW, {0.01: 1, 0.05: 1, 0.51: 11, 0.75: 15, 0.96: 20, 1.0: 20}),
-        (s.A1111, {0.01: 1, 0.05: 2, 0.5: 11, 0.75: 16, 0.95: 20, 1.0: 20}),
-        (s.COMFY, {0.01: 20, 0.5: 20, 0.9999: 20, 1.0: 20}),
-        (s.NOISE_LEVEL, {0.001: 1, 0.02: 1, 0.05: 2, 0.5: 11, 0.999: 20, 1.0: 20}),
+        (DIFFUSERS, {0.01: 0, 0.04: 0, 0.05: 1, 0.5: 10, 0.75: 15, 0.99: 19, 1.0: 20}),
+        (DIFFUSERS_FLOW, {0.01: 1, 0.05: 1, 0.51: 11, 0.75: 15, 0.96: 20, 1.0: 20}),
+        (A1111, {0.01: 1, 0.05: 2, 0.5: 11, 0.75: 16, 0.95: 20, 1.0: 20}),
+        (COMFY, {0.01: 20, 0.5: 20, 0.9999: 20, 1.0: 20}),
+        (NOISE_LEVEL, {0.001: 1, 0.02: 1, 0.05: 2, 0.5: 11, 0.999: 20, 1.0: 20}),
     ],
 )
 def test_steps_that_run_of_20(contract, runs):
@@ -52,8 +64,8 @@ def test_steps_that_run_of_20(contract, runs):
 
 def test_floor_and_ceiling_differ_where_the_field_says():
     cells = [(n, i / 100) for n in range(1, 101) for i in range(1, 101)]
-    floor = [s.steps_run(s.DIFFUSERS, n, x) for n, x in cells]
-    ceil = [s.steps_run(s.DIFFUSERS_FLOW, n, x) for n, x in cells]
+    floor = [steps_run(DIFFUSERS, n, x) for n, x in cells]
+    ceil = [steps_run(DIFFUSERS_FLOW, n, x) for n, x in cells]
     assert sum(k == 0 for k in floor) == 473
     assert {b - a for a, b in zip(floor, ceil, strict=True)} == {0, 1}
 
@@ -64,19 +76,17 @@ def test_a1111_is_the_web_uis_arithmetic():
         sigmas = even(steps)
         for strength in (i / 100 for i in range(1, 101)):
             t_enc = int(min(strength, 0.999) * steps)
-            assert torch.equal(plan(strength, steps, s.A1111).sigmas, sigmas[steps - t_enc - 1 :]), (steps, strength)
+            assert torch.equal(plan(strength, steps, A1111).sigmas, sigmas[steps - t_enc - 1 :]), (steps, strength)
 
 
 def test_a1111_with_exact_steps_is_the_web_uis_option_for_it():
     for steps in (1, 4, 20, 33):
         for strength in (0.05, 0.3, 0.58, 0.75, 0.99):
             total = int(steps / min(strength, 0.999))
-            assert torch.equal(
-                plan(strength, steps, s.A1111, exact=True).sigmas, even(total)[total - (steps - 1) - 1 :]
-            )
+            assert torch.equal(plan(strength, steps, A1111, exact=True).sigmas, even(total)[total - (steps - 1) - 1 :])
 
 
-@pytest.mark.parametrize("contract", s.CONTRACTS)
+@pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize("steps", [1, 2, 4, 7, 20, 100])
 def test_exact_steps_run_exactly_that_many(contract, steps):
     for strength in (i / 20 for i in range(1, 21)):
@@ -86,19 +96,19 @@ def test_exact_steps_run_exactly_that_many(contract, steps):
         assert chosen.sigmas[-1] == 0
 
 
-@pytest.mark.parametrize("contract", [s.DIFFUSERS, s.DIFFUSERS_FLOW])
+@pytest.mark.parametrize("contract", [DIFFUSERS, DIFFUSERS_FLOW])
 def test_the_stretched_schedule_is_the_one_that_this_contract_cuts_to_the_steps(contract):
     for steps in range(1, 60):
         for strength in (i / 100 for i in range(1, 100)):
-            total = s.length_for(contract, steps, strength)
-            assert s.steps_run(contract, total, strength) == steps
+            total = length_for(contract, steps, strength)
+            assert steps_run(contract, total, strength) == steps
             assert abs(total * strength - steps) <= 1
 
 
 # --- Both ends ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contract", s.CONTRACTS)
+@pytest.mark.parametrize("contract", CONTRACTS)
 @pytest.mark.parametrize("exact", [False, True])
 def test_strength_0_runs_nothing_and_strength_1_the_whole_schedule(contract, exact):
     nothing, everything = plan(0.0, 20, contract, exact), plan(1.0, 20, contract, exact)
@@ -108,11 +118,11 @@ def test_strength_0_runs_nothing_and_strength_1_the_whole_schedule(contract, exa
 
 
 def test_a_step_count_of_0_by_rounding_says_so_and_names_the_first_strength_that_works():
-    chosen = plan(0.04, 20, s.DIFFUSERS)
+    chosen = plan(0.04, 20, DIFFUSERS)
     assert chosen.run == 0
     assert "0.04 of 20 steps is less than one step" in chosen.notes[0]
     assert "0.05" in chosen.notes[0]
-    assert plan(0.05, 20, s.DIFFUSERS).run == 1
+    assert plan(0.05, 20, DIFFUSERS).run == 1
 
 
 # --- Noise level --------------------------------------------------------------------------------------------------
@@ -142,26 +152,26 @@ def test_noise_level_keeps_the_schedule_after_the_first_two_steps():
 
 def test_noise_level_on_a_step_of_the_schedule_is_the_schedule():
     whole = even(20)
-    assert torch.equal(s.from_noise_level(whole, float(whole[9])), whole[9:])
+    assert torch.equal(from_noise_level(whole, float(whole[9])), whole[9:])
 
 
 def test_noise_level_has_no_short_step_however_close_the_start_is_to_a_step():
     whole = even(10)
     for i in range(1, 9):
-        close = s.from_noise_level(whole, float(whole[i]) * 1.0001)
+        close = from_noise_level(whole, float(whole[i]) * 1.0001)
         assert len(close) == len(whole[i:]) + (i < 8) + (i == 8)
         assert float((close[:-2] / close[1:-1]).log().min()) > 0.33
-    assert torch.equal(s.from_noise_level(whole, float(whole[9]) * 1.0001)[1:], torch.zeros(1))
+    assert torch.equal(from_noise_level(whole, float(whole[9]) * 1.0001)[1:], torch.zeros(1))
 
 
 def test_a_start_above_the_schedules_first_sigma_takes_its_place():
     low = torch.tensor([8.0, 2.0, 0.5, 0.0])  # as ddim_uniform, which begins below the model's highest sigma
-    assert s.from_noise_level(low, 9.0).tolist() == [9.0, 2.0, 0.5, 0.0]
+    assert from_noise_level(low, 9.0).tolist() == [9.0, 2.0, 0.5, 0.0]
 
 
 def test_a_start_below_every_sigma_is_one_step():
-    assert s.from_noise_level(even(20), 0.01).tolist() == pytest.approx([0.01, 0.0])
-    assert s.from_noise_level(even(20), 0.0).tolist() == []
+    assert from_noise_level(even(20), 0.01).tolist() == pytest.approx([0.01, 0.0])
+    assert from_noise_level(even(20), 0.0).tolist() == []
 
 
 def test_every_change_of_strength_changes_the_start_with_4_steps():
@@ -177,19 +187,19 @@ def short(steps):
     return even(min(steps, 15))
 
 
-@pytest.mark.parametrize("contract", [s.DIFFUSERS, s.DIFFUSERS_FLOW, s.A1111])
+@pytest.mark.parametrize("contract", [DIFFUSERS, DIFFUSERS_FLOW, A1111])
 def test_a_short_schedule_is_cut_by_its_own_length_and_said(contract):
     chosen = plan(0.5, 20, contract, schedule=short)
-    assert chosen.run == s.steps_run(contract, 15, 0.5)
+    assert chosen.run == steps_run(contract, 15, 0.5)
     assert torch.equal(chosen.sigmas, even(15)[-(chosen.run + 1) :])
     assert chosen.notes == ["The scheduler gave 15 steps where 20 were asked for."]
 
 
 def test_a_schedule_too_short_for_exact_steps_is_an_error_and_in_the_comfy_contract_a_warning():
-    for contract in (s.DIFFUSERS, s.DIFFUSERS_FLOW, s.A1111, s.NOISE_LEVEL):
+    for contract in (DIFFUSERS, DIFFUSERS_FLOW, A1111, NOISE_LEVEL):
         with pytest.raises(InputError, match="another scheduler"):
             plan(0.5, 20, contract, exact=True, schedule=short)
-    chosen = plan(0.5, 20, s.COMFY, schedule=short)
+    chosen = plan(0.5, 20, COMFY, schedule=short)
     assert torch.equal(chosen.sigmas, even(15))
     assert "pure noise" in chosen.notes[-1]
 
@@ -216,29 +226,29 @@ def test_a_schedule_that_is_none_is_an_error(sigmas):
 @pytest.mark.parametrize("strength", [math.nan, -0.01, 1.01, math.inf, -math.inf, "0.5", None])
 def test_a_strength_outside_0_to_1_is_an_error_that_names_it(strength):
     with pytest.raises(InputError, match=f"strength is {strength}; give a number from 0"):
-        s.Strength(strength, 20)
+        Strength(strength, 20)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 10_001])
 def test_steps_outside_the_range_are_an_error(steps):
     with pytest.raises(InputError, match=f"steps is {steps}; give a whole number from 1 to 10000"):
-        s.Strength(0.5, steps)
+        Strength(0.5, steps)
 
 
 def test_an_unknown_contract_is_an_error():
     with pytest.raises(InputError, match="'forge'; give one of noise level, diffusers, diffusers flow, a1111, comfy"):
-        s.Strength(0.5, 20, "forge")
+        Strength(0.5, 20, "forge")
 
 
 def test_a_schedule_of_more_than_a_million_steps_is_an_error():
     with pytest.raises(InputError, match="raise the strength or lower the steps"):
-        plan(1e-6, 20, s.COMFY)
+        plan(1e-6, 20, COMFY)
 
 
 def test_a_request_is_frozen_and_the_schedule_is_not_written_to():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        s.Strength(0.5, 20).strength = 1.0
+        Strength(0.5, 20).strength = 1.0
     whole = even(20)
-    for contract in s.CONTRACTS:
+    for contract in CONTRACTS:
         plan(0.37, 20, contract, schedule=lambda steps: whole)
     assert torch.equal(whole, even(20))

@@ -1,1 +1,1 @@
-"""Pictures that nodes draw: fonts, text layout, palettes, heatmaps."""
+"""Pictures that nodes draw with Pillow: colours, fonts, text layout, image conversion, heatmaps and plots."""

@@ -1,44 +1,38 @@
-"""A table of numbers as a picture: blocks down, projections (or pairs of LoRAs) across, the number in every cell."""
+"""A table of numbers as a picture: a coloured cell for each number, with the number written in it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-INK, FAINT, PAPER, EMPTY = (28, 28, 32), (122, 120, 114), (250, 249, 246), (238, 236, 230)
-# From light to dark: readable without colour, too.
-RISING = ((244, 239, 226), (247, 206, 140), (229, 128, 66), (168, 50, 58), (74, 18, 52))
-# Blue and orange, which every kind of colour blindness tells apart; nothing is the paper's own white.
-SIGNED = ((18, 62, 122), (74, 136, 190), (250, 249, 246), (232, 150, 70), (150, 60, 14))
-CELL, ROW, GAP, MARGIN = 66, 26, 10, 24
+from .fonts import builtin_font
+from .palette import EMPTY, FAINT, INK, PAPER, RGB, UNSCALED, interpolate, is_dark
+from .text_layout import shorten_middle, wrap_words
+
+CELL, ROW, GAP, MARGIN = 66, 26, 10, 24  # px
+TITLE_TEXT, TEXT, CELL_TEXT, SMALL_TEXT = 20, 14, 13, 12  # px
+LINE_HEIGHT, SMALL_LINE_HEIGHT = 19, 16  # px
+LEAST_WIDTH, LONGEST_BAR = 560, 360  # px
 SHORT = {"query": "q", "key": "k", "value": "v", "feed-forward": "ff"}
-PLAIN = (226, 223, 215)
 
 
 @dataclass(frozen=True)
 class Scale:
     """Numbers to colours: `place` maps a number to 0..1 along `colours`; `ticks` are written under the bar."""
 
-    colours: tuple[tuple[int, int, int], ...]
+    colours: tuple[RGB, ...]
     place: Callable[[float], float]
-    ticks: tuple[tuple[float, str], ...]  # (where from 0 to 1, words)
+    ticks: tuple[tuple[float, str], ...]  # (position on the bar in 0..1, text)
     caption: str
 
-    def colour(self, number: float) -> tuple[int, int, int]:
-        return blend(self.colours, self.place(number))
+    def colour(self, number: float) -> RGB:
+        return interpolate(self.colours, self.place(number))
 
 
-def blend(colours: Sequence[tuple[int, int, int]], at: float) -> tuple[int, int, int]:
-    """The colour at 0..1 along evenly spaced ones."""
-    at = min(max(at, 0.0), 1.0) * (len(colours) - 1)
-    i = min(int(at), len(colours) - 2)
-    return tuple(round(a + (b - a) * (at - i)) for a, b in zip(colours[i], colours[i + 1], strict=True))
-
-
-@dataclass
+@dataclass(frozen=True)
 class Table:
     """What is drawn. columns: (group, name), neighbours of one group share a heading; cells: by (row, column name)."""
 
@@ -48,94 +42,87 @@ class Table:
     cells: dict[tuple[str, str], float]
     scale: Scale
     write: Callable[[float], str]
-    under: tuple[str, ...] = ()  # lines below the title, wrapped where they are too long
-    apart: set[str] = field(default_factory=set)  # rows that get a little space above them, such as totals
-    gaps: set[str] = field(default_factory=set)  # columns that get a little space before them
-    plain: set[str] = field(default_factory=set)  # rows and columns without colours: not on the scale of the others
+    under: tuple[str, ...] = ()  # paragraphs below the title, wrapped to the width
+    apart: set[str] = field(default_factory=set)  # rows with a little space above them, such as totals
+    gaps: set[str] = field(default_factory=set)  # columns with a little space before them
+    plain: set[str] = field(default_factory=set)  # rows and columns whose numbers are not on the scale of the others
     cell: int = CELL  # px
 
 
-def font(size: float) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def clipped(text: str, width: float, size: float) -> str:
-    """The text, shortened in its middle where it is wider than `width` px."""
-    if font(size).getlength(text) <= width:
-        return text
-    keep = len(text) - 1
-    while keep > 2 and font(size).getlength(text[: keep // 2] + "..." + text[-(keep // 2) :]) > width:
-        keep -= 1
-    return text[: keep // 2] + "..." + text[-(keep // 2) :]
-
-
-def wrapped(text: str, width: float, size: float) -> list[str]:
-    """The text in lines of at most `width` px, broken between words."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font(size).getlength(longer) > width and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
 def fixed(top: float) -> Callable[[float], str]:
-    """How to write numbers of 0 to `top` in few digits: as many decimals as give `top` three figures."""
+    """A function that writes numbers of 0 to `top` with as many decimals as give `top` three figures.
+
+    At most 3 decimals; smaller numbers are written with an exponent.
+    """
     decimals = 2 - math.floor(math.log10(top)) if top > 0 else 2
-    return (lambda v: f"{v:.1e}") if decimals > 4 else (lambda v: f"{v:.{min(max(decimals, 0), 3)}f}")
+    if decimals > 4:
+        return lambda value: f"{value:.1e}"
+    return lambda value: f"{value:.{min(max(decimals, 0), 3)}f}"
 
 
 def draw(table: Table) -> Image.Image:
     """The picture, as large as the table needs."""
-    left = MARGIN + max(60, *(int(font(14).getlength(row)) for row in table.rows)) + 14
-    xs, x, group = [], left, None
+    left = MARGIN + max(60, *(int(builtin_font(TEXT).getlength(row)) for row in table.rows)) + 14
+    xs, right = _column_positions(table, left)
+    width = max(right + MARGIN, LEAST_WIDTH)
+    under = [line for text in table.under for line in wrap_words(text, builtin_font(TEXT), width - 2 * MARGIN)]
+    head = 52 + LINE_HEIGHT * len(under) + 12
+    ys, bottom = _row_positions(table, head + 46)
+    caption = wrap_words(table.scale.caption, builtin_font(SMALL_TEXT), width - MARGIN - left)
+    image = Image.new("RGB", (width, bottom + 58 + SMALL_LINE_HEIGHT * len(caption)), PAPER)
+    pad = ImageDraw.Draw(image)
+    title_font = builtin_font(TITLE_TEXT)
+    pad.text((MARGIN, 20), shorten_middle(table.title, title_font, width - 2 * MARGIN), INK, title_font)
+    for i, line in enumerate(under):
+        pad.text((MARGIN, 50 + LINE_HEIGHT * i), line, FAINT, builtin_font(TEXT))
+    _draw_headings(pad, table, xs, head)
+    for row, y in zip(table.rows, ys, strict=True):
+        pad.text((left - 12, y + ROW / 2), row, INK, builtin_font(TEXT), anchor="rm")
+        for (_, name), x in zip(table.columns, xs, strict=True):
+            _draw_cell(pad, table, row, name, (x, y, x + table.cell - 2, y + ROW - 2))
+    _draw_scale(pad, table.scale, left, bottom + 18, min(right - left, LONGEST_BAR))
+    for i, line in enumerate(caption):
+        pad.text((left, bottom + 52 + SMALL_LINE_HEIGHT * i), line, FAINT, builtin_font(SMALL_TEXT))
+    return image
+
+
+def _column_positions(table: Table, left: int) -> tuple[list[int], int]:
+    """(the left of each column, the right of the last one) in px."""
+    xs: list[int] = []
+    x, group = left, None
     for kind, name in table.columns:
         if xs and (kind != group or name in table.gaps):
             x += GAP
         xs.append(x)
         x, group = x + table.cell, kind
-    right = x
-    width = max(right + MARGIN, 560)
-    under = [line for text in table.under for line in wrapped(text, width - 2 * MARGIN, 14)]
-    head = 52 + 19 * len(under) + 12
-    top = head + 46
-    ys, y = [], top
+    return xs, x
+
+
+def _row_positions(table: Table, top: int) -> tuple[list[int], int]:
+    """(the top of each row, the bottom of the last one) in px."""
+    ys: list[int] = []
+    y = top
     for row in table.rows:
         if row in table.apart and ys:
             y += GAP
         ys.append(y)
         y += ROW
-    caption = wrapped(table.scale.caption, width - MARGIN - left, 12)
-    image = Image.new("RGB", (width, y + 58 + 16 * len(caption)), PAPER)
-    pad = ImageDraw.Draw(image)
-    pad.text((MARGIN, 20), clipped(table.title, width - 2 * MARGIN, 20), INK, font(20))
-    for i, line in enumerate(under):
-        pad.text((MARGIN, 50 + 19 * i), line, FAINT, font(14))
-    _headings(pad, table, xs, head)
-    for row, y0 in zip(table.rows, ys, strict=True):
-        pad.text((left - 12, y0 + ROW / 2), row, INK, font(14), anchor="rm")
-        for (_, name), x0 in zip(table.columns, xs, strict=True):
-            box = (x0, y0, x0 + table.cell - 2, y0 + ROW - 2)
-            number = table.cells.get((row, name))
-            if number is None:
-                pad.rectangle(box, EMPTY)
-                continue
-            colour = PLAIN if {row, name} & table.plain else table.scale.colour(number)
-            pad.rectangle(box, colour)
-            dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 140
-            words = table.write(number)
-            pad.text(
-                ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), words, PAPER if dark else INK, font(13), anchor="mm"
-            )
-    _bar(pad, table.scale, left, y + 18, min(right - left, 360))
-    for i, line in enumerate(caption):
-        pad.text((left, y + 52 + 16 * i), line, FAINT, font(12))
-    return image
+    return ys, y
 
 
-def _headings(pad: ImageDraw.ImageDraw, table: Table, xs: list[int], head: int) -> None:
+def _draw_cell(pad: ImageDraw.ImageDraw, table: Table, row: str, name: str, box: tuple[int, int, int, int]) -> None:
+    number = table.cells.get((row, name))
+    if number is None:
+        pad.rectangle(box, EMPTY)
+        return
+    colour = UNSCALED if {row, name} & table.plain else table.scale.colour(number)
+    pad.rectangle(box, colour)
+    centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    text_colour = PAPER if is_dark(colour) else INK
+    pad.text(centre, table.write(number), text_colour, builtin_font(CELL_TEXT), anchor="mm")
+
+
+def _draw_headings(pad: ImageDraw.ImageDraw, table: Table, xs: list[int], head: int) -> None:
     groups: list[tuple[str, int, int]] = []
     for (kind, _), x in zip(table.columns, xs, strict=True):
         if groups and groups[-1][0] == kind and kind:
@@ -144,18 +131,20 @@ def _headings(pad: ImageDraw.ImageDraw, table: Table, xs: list[int], head: int) 
             groups.append((kind, x, x + table.cell))
     for kind, start, stop in groups:
         if kind:
-            pad.text(((start + stop) / 2, head + 8), clipped(kind, stop - start, 14), INK, font(14), anchor="mm")
+            font = builtin_font(TEXT)
+            pad.text(((start + stop) / 2, head + 8), shorten_middle(kind, font, stop - start), INK, font, anchor="mm")
             pad.line((start, head + 20, stop - 3, head + 20), FAINT, 1)
     for (_, name), x in zip(table.columns, xs, strict=True):
-        words = name.split()[-1]
-        words = SHORT.get(words, words)
-        pad.text((x + table.cell / 2 - 1, head + 33), clipped(words, table.cell - 4, 13), FAINT, font(13), anchor="mm")
+        last_word = name.split()[-1]
+        font = builtin_font(CELL_TEXT)
+        text = shorten_middle(SHORT.get(last_word, last_word), font, table.cell - 4)
+        pad.text((x + table.cell / 2 - 1, head + 33), text, FAINT, font, anchor="mm")
 
 
-def _bar(pad: ImageDraw.ImageDraw, scale: Scale, left: int, top: int, width: int) -> None:
+def _draw_scale(pad: ImageDraw.ImageDraw, scale: Scale, left: int, top: int, width: int) -> None:
     for i in range(width):
-        pad.line((left + i, top, left + i, top + 9), blend(scale.colours, i / (width - 1)))
-    for at, words in scale.ticks:
-        x = left + at * (width - 1)
+        pad.line((left + i, top, left + i, top + 9), interpolate(scale.colours, i / (width - 1)))
+    for position, text in scale.ticks:
+        x = left + position * (width - 1)
         pad.line((x, top + 9, x, top + 13), FAINT)
-        pad.text((x, top + 16), words, FAINT, font(12), anchor="ma")
+        pad.text((x, top + 16), text, FAINT, builtin_font(SMALL_TEXT), anchor="ma")

@@ -98,30 +98,3 @@ def _metadata(path: str, size: int, _changed: int) -> dict[str, str]:
     if not isinstance(meta, dict) or not isinstance(meta.get("bespoke.run"), str):
         return {}
     return {key: value for key, value in meta.items() if key in ("bespoke.run", "workflow") and isinstance(value, str)}
-
-
-def register(server) -> None:
-    """Add the routes to ComfyUI's server."""
-    import asyncio
-
-    from aiohttp import web
-
-    async def answer(request, find, missing: str):
-        try:
-            found = await asyncio.to_thread(find, request.match_info["id"])
-        except ValueError:
-            found = None
-        return web.json_response({"error": missing}, status=404) if found is None else web.json_response(found)
-
-    @server.routes.get("/bespoke/runs/{id}/graph")
-    async def graph(request):
-        return await answer(request, kept_graph, "this run's graph was not kept, as it was queued without one")
-
-    @server.routes.get("/bespoke/runs/{id}/files")
-    async def files(request):
-        return await answer(request, _files_of_a_run, "no such run")
-
-
-def _files_of_a_run(run_id: str) -> dict[str, list[str]]:
-    RunStore(run_id)  # refuses what is no id
-    return files_of(run_id)

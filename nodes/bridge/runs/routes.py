@@ -1,14 +1,15 @@
-"""The page's way to the runs: list them, find the one of a node, read one, ask one to finish."""
+"""HTTP routes for runs: list them, find the run of a node, read one, its graph and its files, ask one to finish."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+
+from aiohttp import web
 
 from ....training.errors import InputError
 from ....training.record import Run
+from ..web import CONFLICT, NOT_FOUND, HasRoutes, JsonText, RequestRefused, error_answer, json_answer
+from .graph import files_of, kept_graph
 from .index import PAGE, RunIndex
 from .match import NodeRequest, find_run
 from .store import RunStore, request_finish
@@ -16,51 +17,40 @@ from .store import RunStore, request_finish
 RUNS = RunIndex()
 
 
-def register(server) -> None:
+def register(server: HasRoutes) -> None:
     """Add the routes to ComfyUI's server."""
-    from aiohttp import web
-
-    async def answer(find: Callable[[Any], dict], question):
-        def text() -> str:
-            return json.dumps(find(question), separators=(",", ":"), allow_nan=False)
-
-        try:
-            return web.json_response(text=await asyncio.to_thread(text))  # many files, and the socket must not wait
-        except InputError as error:
-            return web.json_response({"error": str(error)}, status=400)
 
     @server.routes.get("/bespoke/runs")
-    async def runs(request):
-        return await answer(list_runs, request.query)
+    async def runs(request: web.Request) -> web.Response:
+        return await json_answer(list_runs, request.query)
 
     @server.routes.post("/bespoke/runs/match")
-    async def match(request):
-        return await answer(match_run, await request.read())
+    async def match(request: web.Request) -> web.Response:
+        return await json_answer(match_run, await request.read())
 
     @server.routes.get("/bespoke/runs/{id}")
-    async def run(request):
-        text = await asyncio.to_thread(_record_for_page, request.match_info["id"])
-        if text is None:
-            return web.json_response({"error": "no such run"}, status=404)
-        return web.json_response(text=text)
+    async def run(request: web.Request) -> web.Response:
+        return await json_answer(record_for_page, request.match_info["id"])
+
+    @server.routes.get("/bespoke/runs/{id}/graph")
+    async def graph(request: web.Request) -> web.Response:
+        return await json_answer(graph_of_run, request.match_info["id"])
+
+    @server.routes.get("/bespoke/runs/{id}/files")
+    async def files(request: web.Request) -> web.Response:
+        return await json_answer(files_of_run, request.match_info["id"])
 
     @server.routes.get("/bespoke/runs/{id}/samples/{file}")
-    async def sample(request):
+    async def sample(request: web.Request) -> web.StreamResponse:
         try:
             path = RunStore(request.match_info["id"]).sample_path(request.match_info["file"])
         except ValueError:
             path = None
-        return web.FileResponse(path) if path else web.json_response({"error": "no such sample"}, status=404)
+        return web.FileResponse(path) if path else error_answer(NOT_FOUND, "no such sample")
 
     @server.routes.post("/bespoke/runs/{id}/finish")
-    async def finish(request):
-        found = await asyncio.to_thread(_record, request.match_info["id"])
-        if found is None:
-            return web.json_response({"error": "no such run"}, status=404)
-        if found.state != "running":
-            return web.json_response({"error": f"the run is {found.state}, so there is nothing to finish"}, status=409)
-        request_finish(found.id)
-        return web.json_response({"id": found.id, "finish": "requested"})
+    async def finish(request: web.Request) -> web.Response:
+        return await json_answer(finish_run, request.match_info["id"])
 
 
 def list_runs(query: Mapping[str, str]) -> dict:
@@ -90,17 +80,53 @@ def match_run(body: bytes) -> dict:
     return {"run": None if found is None else vars(found), "exact": exact}
 
 
-def _record_for_page(run_id: str) -> str | None:
-    """A run's record as JSON, without the layer names, which the page does not read and which are most of it."""
-    run = _record(run_id)
+def record_for_page(run_id: str) -> JsonText:
+    """A run's record as JSON, without the layer names, which are most of it and which the page does not read."""
     try:
-        return None if run is None else run.to_json(leave_out=("names",))
-    except RecursionError:  # nested more deeply than it can be written
-        return None
+        return JsonText(_record(run_id).to_json(leave_out=("names",)))
+    except RecursionError as error:  # nested more deeply than it can be written
+        raise _no_such_run() from error
 
 
-def _record(run_id: str) -> Run | None:
+def graph_of_run(run_id: str) -> dict:
+    """The workflow that a run was queued with. Raises `RequestRefused` where there is none."""
     try:
-        return RunStore(run_id).record()
+        graph = kept_graph(run_id)
     except ValueError:
-        return None
+        graph = None
+    if graph is None:
+        raise RequestRefused(NOT_FOUND, "this run's graph was not kept, as it was queued without one")
+    return graph
+
+
+def files_of_run(run_id: str) -> dict[str, list[str]]:
+    """{"loras": [...], "embeddings": [...]}: the files that a run made. Raises `RequestRefused` for what is no id."""
+    try:
+        RunStore(run_id)
+        return files_of(run_id)
+    except ValueError as error:
+        raise _no_such_run() from error
+
+
+def finish_run(run_id: str) -> dict:
+    """Ask a running training to finish: {"id", "finish"}. Raises `RequestRefused` where none runs under this id."""
+    run = _record(run_id)
+    if run.state != "running":
+        raise RequestRefused(CONFLICT, f"the run is {run.state}, so there is nothing to finish")
+    request_finish(run.id)
+    return {"id": run.id, "finish": "requested"}
+
+
+def _record(run_id: str) -> Run:
+    """The record of a run. Raises `RequestRefused` where there is none or the id is no run's."""
+    try:
+        run = RunStore(run_id).record()
+    except ValueError:
+        run = None
+    if run is None:
+        raise _no_such_run()
+    return run
+
+
+def _no_such_run() -> RequestRefused:
+    return RequestRefused(NOT_FOUND, "no such run")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ....training.errors import InputError
 from ....training.formats import trigger_words
-from ...bridge.drawing.heatmap import SIGNED, Scale, Table, draw
+from ...bridge.drawing.heatmap import Scale, Table, draw
+from ...bridge.drawing.palette import SIGNED
 from ..files import NamedLora, layers_of
 from ..layer_names import COLUMNS, common_name, place, row_order
 from ..lowrank import Factors, add, factors, inner_products, truncate

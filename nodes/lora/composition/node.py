@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ....training.errors import InputError
 from ...bridge.drawing.image import tensor_of
-from ...bridge.errors import InputError, name_node_in_errors
+from ...bridge.errors import name_node_in_errors
 from ..files import named
 from . import compose as composition
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ....training.errors import InputError
 from ....training.formats import trigger_words
-from ...bridge.errors import InputError, name_node_in_errors
+from ...bridge.errors import name_node_in_errors
 from ..files import NamedLora, named, read_lora
 from ..inspection.describe import describe
 from .inject import MODES, STRENGTH, Request, inject

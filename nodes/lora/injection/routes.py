@@ -7,8 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
+from aiohttp import web
 
 from ....training.errors import InputError
+from ...bridge.web import SHOWN_ON_THE_NODE, HasRoutes, json_answer
 from ..files import layers_of, read_lora
 from ..layer_names import PROJECTIONS, block_names, block_order, common_name, file_block, projection_of
 from ..lowrank import factors, norm
@@ -16,20 +18,13 @@ from ..lowrank import factors, norm
 REST = "rest"  # the column of what has no projection's strength: feed-forward, convolutions, q, k and v in one
 
 
-def register(server) -> None:
+def register(server: HasRoutes) -> None:
     """Add the route to ComfyUI's server."""
-    import asyncio
-
-    from aiohttp import web
 
     @server.routes.get("/bespoke/lora")
-    async def lora(request):
-        try:
-            return web.json_response(await asyncio.to_thread(answer_to, request.query.get("name", "")))
-        except (InputError, OSError) as error:
-            # An answer like another: a graph that names a file which is not here is no fault of the page, whose console
-            # would say so for every other status.
-            return web.json_response({"error": str(error)})
+    async def lora(request: web.Request) -> web.Response:
+        name = request.query.get("name", "")
+        return await json_answer(answer_to, name, errors=(OSError,), error_status=SHOWN_ON_THE_NODE)
 
 
 def answer_to(name: str) -> dict:

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ....training.errors import InputError
-from ...bridge.drawing.heatmap import PAPER, RISING, Scale, Table, draw, fixed
+from ...bridge.drawing.heatmap import Scale, Table, draw, fixed
+from ...bridge.drawing.palette import PAPER, RISING
 from .. import lowrank
 from ..files import NamedLora, layers_of
 from ..layer_names import COLUMNS, common_name, place, row_order

@@ -11,8 +11,9 @@ from typing import Any
 import comfy.sd
 from comfy_api.latest import io
 
+from ....training.errors import InputError
 from ....training.formats import DTYPES, KEY_FORMATS, layer_and_part
-from ...bridge.errors import InputError, name_node_in_errors
+from ...bridge.errors import name_node_in_errors
 from ...bridge.files import writing as storage
 from ...bridge.models import TARGETS
 from ...bridge.runs.context import RunContext
