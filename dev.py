@@ -65,6 +65,12 @@ FRONTENDS = {
 }
 chosen: str | None = None  # the version that was asked for by --comfyui; it has an environment of its own
 
+# What checks the page's scripts and the types: package.json and its lock, installed under .dev/node where Node.js is
+# here.
+NODE_TOOLS = DEV / "node"
+OLDEST_NODE = (20, 19)  # that ESLint runs on
+NODE_SCRIPTS = {"eslint": "eslint/bin/eslint.js", "tsc": "typescript/bin/tsc", "pyright": "pyright/index.js"}
+
 GIB = 2**30
 
 
@@ -480,6 +486,60 @@ def prepare(with_tests: bool = False, frontend: str = "") -> dict[str, str]:
     return {"COMFYUI_PATH": str(comfyui), "BESPOKE_CACHE": str(cache_folder())} | page
 
 
+# --- Node.js's tools --------------------------------------------------------------------------------------------------
+
+
+def install_node_tools() -> str:
+    """Install the packages of package-lock.json in .dev/node. Return "", or why that is not possible here.
+
+    A stamp says what was installed, so that a second run does not ask again.
+    """
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not node or not npm:
+        return f"{'npm' if node else 'Node.js'} was not found."
+    version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    numbers = re.match(r"v(\d+)\.(\d+)", version)
+    if not numbers or tuple(map(int, numbers.groups())) < OLDEST_NODE:
+        return f"Node.js is {version or 'of no version'}, and {'.'.join(map(str, OLDEST_NODE))} or newer is needed."
+    files = [ROOT / name for name in ("package.json", "package-lock.json", "eslint.config.js")]
+    key = hashlib.sha256(repr(version).encode() + b"".join(file.read_bytes() for file in files[:2])).hexdigest()
+    with lock("node", "Another dev.py is installing .dev/node: waiting for it ...", wait=True):
+        NODE_TOOLS.mkdir(exist_ok=True)
+        for file in files:
+            shutil.copy(file, NODE_TOOLS)
+        stamp = NODE_TOOLS / "bespoke.txt"
+        if stamp.exists() and stamp.read_text() == key:
+            return ""
+        stamp.unlink(missing_ok=True)
+        command = [npm, "ci", "--prefix", NODE_TOOLS, "--ignore-scripts", "--no-audit", "--no-fund"]
+        command += ["--no-update-notifier", "--cache", DEV / "npm"]
+        failed = step("Installing the JavaScript tools", "110 MB in .dev/node, some seconds", command, fatal=False)
+        if failed:
+            return "npm could not install the tools, see above."
+        stamp.write_text(key)
+    return ""
+
+
+def node_tool(name: str) -> list:
+    """The command that runs eslint, tsc or pyright, once `install_node_tools` has returned ""."""
+    return [shutil.which("node"), NODE_TOOLS / "node_modules" / NODE_SCRIPTS[name]]
+
+
+def run_js_checks() -> int:
+    """ESLint, the types and the tests of js/. The first status that is not 0; 0 where the tools cannot be had."""
+    missing = install_node_tools()
+    if missing:
+        print(f"* Skipped the JavaScript checks and pyright: {missing}", flush=True)
+        return 0
+    print("* Running ESLint, tsc and node --test on the page's scripts", flush=True)
+    commands = [
+        [*node_tool("eslint"), "--config", NODE_TOOLS / "eslint.config.js", "--max-warnings", "0", "js", "tests/js"],
+        [*node_tool("tsc"), "--project", "tsconfig.json"],
+        [shutil.which("node"), "--test", "--test-reporter=spec", *sorted((ROOT / "tests" / "js").glob("*.test.js"))],
+    ]
+    return next((status for status in [run(command, {}) for command in commands] if status), 0)
+
+
 # --- the commands
 # -------------------------------------------------------------------------------------------------------
 
@@ -494,7 +554,7 @@ def demo(options: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """ruff and pytest; with arguments, pytest with these arguments alone.
+    """ruff, the JavaScript checks and pytest; with arguments, pytest with these arguments alone.
 
     `--comfyui VERSION` and `--frontend VERSION` may come first. With the latter the page's tests run, where no others
     are named, and with "each" they run on every pinned page in turn.
@@ -529,7 +589,8 @@ def run_tests(arguments: list[str], frontend: str = "") -> int:
     if not arguments:
         print("* Running the checks and tests (about 10 minutes on 2 cores)", flush=True)
     style = 0 if arguments else check_style(env)
-    return run([PYTHON, "-m", "pytest", *arguments], env) or style
+    scripts = 0 if arguments else run_js_checks()
+    return run([PYTHON, "-m", "pytest", *arguments], env) or style or scripts
 
 
 def check_style(env: dict) -> int:

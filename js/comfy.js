@@ -1,9 +1,9 @@
-// The only module that touches ComfyUI's page: `app`, `api`, LiteGraph, graphs, nodes and widgets. No side effects:
-// index.js registers what is here.
+// @ts-check
+// The only module that uses ComfyUI's page: `app`, `api`, LiteGraph, graphs, nodes and widgets. No side effects.
 //
 // Public extension API: `app.registerExtension`, `app.extensionManager` (settings, toasts, sidebar, commands), `api`,
-// `node.addDOMWidget`, `node.setSize`, `node.computeSize`, the node callbacks `onConfigure`, `onConnectionsChange`, `onExecuted`, `onAdded`, `onRemoved`,
-// `onDragOver`, `onDragDrop`, `widget.callback`, `widget.serialize`, `widget.options`,
+// `node.addDOMWidget`, `node.setSize`, `node.computeSize`, the node callbacks `onConfigure`, `onConnectionsChange`,
+// `onExecuted`, `onAdded`, `onRemoved`, `onDragOver`, `onDragDrop`, `widget.callback`, `widget.serialize`, `widget.options`,
 // `LiteGraph.createNode`, `LiteGraph.isValidConnection`, `graph.add`, `graph.setDirtyCanvas` and `LGraphNode.getInputLink`.
 // No module reorders `node.widgets` or writes `widgets_values`.
 //
@@ -22,151 +22,301 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { t } from "./words.js";
+
+/** @typedef {import("@comfyorg/comfyui-frontend-types").ComfyApp} ComfyApp */
+/** @typedef {Parameters<ComfyApp["registerExtension"]>[0]} ComfyExtension */
+/** @typedef {ComfyApp["extensionManager"]} ExtensionManager */
+/** @typedef {ComfyApp["rootGraph"]} Graph the outermost graph, or the graph inside a node */
+/** @typedef {NonNullable<ReturnType<Graph["getNodeById"]>> & UntypedFields} Node */
+/** @typedef {NonNullable<Node["widgets"]>[number]} Widget */
+/** @typedef {NonNullable<ReturnType<Node["getInputLink"]>>} Link */
+/** @typedef {(this: Node, event: DragEvent, ...rest: unknown[]) => boolean} DragHandler */
+/**
+ * Fields of nodes that the published types leave out, or declare for the node of a subgraph only.
+ * @typedef {object} UntypedFields
+ * @property {DragHandler} [onDragOver]
+ * @property {DragHandler} [onDragDrop]
+ * @property {Subgraph} [subgraph]
+ * @property {(slot: number) => { node: Node, slot: number } | undefined} [resolveVirtualOutput]
+ */
+/** @typedef {{ addDOMWidget(name: string, type: string, element: HTMLElement, options: object): Widget }} DOMWidgetHost */
+/** @typedef {Graph & { outputNode?: { slots?: { getLinks?(): Link[] }[] } }} Subgraph */
+/**
+ * An output of a node. holders: the nodes of the subgraphs around it, outermost first.
+ * @typedef {{ node: Node, slot: number, holders: Node[] }} NodeSource
+ */
+/** @typedef {{ value: unknown, node?: undefined, holders?: undefined }} WidgetSource a widget that is shown on a subgraph's node */
+/** @typedef {NodeSource | WidgetSource} Source */
+/** @typedef {{ name: string, kind: "number" | "boolean" | "string" | null, choices: unknown[] | null, value: unknown }} SavedWidget */
 
 // --- The server and the page ---------------------------------------------------------------------------------------
 
-/** As `fetch`, for a path of ComfyUI's server. */
+/** The server answered a request with an error. The message is the server's own where it gave one. */
+export class ServerError extends Error {}
+
+const MOST_ERROR = 300; // characters of a server's message
+
+/**
+ * As `fetch`, for a path of ComfyUI's server.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ */
 export const fetchApi = (path, options) => api.fetchApi(path, options);
+
+/** @param {string} path */
 export const apiURL = (path) => api.apiURL(path);
 
-/** Call `listener(detail)` on an event of the server's socket or of the page. */
-export function onEvent(name, listener) {
-  api.addEventListener(name, ({ detail }) => listener(detail));
+/**
+ * As `fetchApi`. Throws ServerError where the status is an error.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ */
+export async function request(path, options) {
+  const answer = await fetchApi(path, options);
+  if (answer.ok) return answer;
+  const json = await answer.json().catch(() => null);
+  throw errorIn(json) ?? new ServerError(t("runs.status", { status: answer.status }));
 }
 
-/** A setting's value, or undefined. */
+/**
+ * The JSON that the server gives for a path. Throws ServerError where the status is an error or the JSON has the text
+ * field `error`, which some routes send with status 200.
+ * @param {string} path
+ * @param {RequestInit} [options]
+ * @returns {Promise<any>} not checked: the caller reads every field in its type
+ */
+export async function fetchJson(path, options) {
+  const json = await (await request(path, options)).json();
+  const error = errorIn(json);
+  if (error) throw error;
+  return json;
+}
+
+/** @param {any} json */
+function errorIn(json) {
+  return typeof json?.error === "string" ? new ServerError(json.error.slice(0, MOST_ERROR)) : null;
+}
+
+/**
+ * The options of a POST request with JSON as its body.
+ * @param {unknown} body
+ * @returns {RequestInit}
+ */
+export function jsonPost(body) {
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+}
+
+/**
+ * Call `listener(detail)` on an event of the server's socket or of the page.
+ * @param {string} name
+ * @param {(detail: any) => void} listener the detail is not checked
+ */
+export function onEvent(name, listener) {
+  /** @type {EventTarget} */ (api).addEventListener(name, (event) => listener(/** @type {CustomEvent} */ (event).detail));
+}
+
+/**
+ * A setting's value, or undefined.
+ * @param {string} id
+ * @returns {unknown}
+ */
 export const setting = (id) => app.extensionManager?.setting?.get(id);
 
-/** A message in the corner: { severity: "info" | "success" | "warn" | "error", summary, detail, life in ms }. */
+/**
+ * Show a message in the corner of the page. life: milliseconds; without it the message stays.
+ * @param {Parameters<ExtensionManager["toast"]["add"]>[0]} message
+ */
 export const toast = (message) => app.extensionManager?.toast?.add(message);
 
+/** @param {Parameters<ExtensionManager["registerSidebarTab"]>[0]} tab */
 export const addSidebarTab = (tab) => app.extensionManager.registerSidebarTab(tab);
 
-/** Register the extension. Watched nodes hear of every change of the graph from here on. */
-export function register(extension) {
+/**
+ * Register the extension. From then on the functions given to `onNodeChange` are called for changes of the graph.
+ * @param {Omit<ComfyExtension, "settings" | "nodeCreated"> & { settings: object[], nodeCreated: (node: Node) => void }} options
+ */
+export function register(options) {
+  const extension = /** @type {ComfyExtension} */ (/** @type {unknown} */ (options)); // the types allow ComfyUI's own settings only
   for (const name of ["graphChanged", "reconnected"]) onEvent(name, wakeAll);
-  app.registerExtension({ ...extension, afterConfigureGraph: endWhatIsGone });
+  app.registerExtension({ ...extension, afterConfigureGraph: stopRemovedNodes });
 }
 
 /** Read the lists of files (LoRAs, embeddings, folders) again. */
 export const refreshLists = async () => app.reloadNodeDefs?.();
 
-/** Open a workflow in a new tab. */
+/**
+ * Open a workflow in a new tab.
+ * @param {any} workflow as the page saves it
+ * @param {string} name
+ */
 export const openWorkflow = (workflow, name) => app.loadGraphData(workflow, true, true, name);
 
-/** The id of the workflow that is open, "" where it has none. */
+/** The id of the open workflow, "" where it has none. */
 export const workflowId = () => app.rootGraph?.id ?? "";
 
 // --- Callbacks of nodes and widgets ----------------------------------------------------------------------------------
 
-/** Call `extra` with the same arguments after the object's own callback; its answer stays. */
+/**
+ * Call `extra` with the same arguments after the object's own callback. The callback's result is kept.
+ * @param {any} object a node or a widget
+ * @param {string} name
+ * @param {(...args: any[]) => void} extra
+ */
 function after(object, name, extra) {
   const own = object[name];
-  object[name] = function (...args) {
-    const answer = own?.apply(this, args);
+  object[name] = function (/** @type {unknown[]} */ ...args) {
+    const result = own?.apply(this, args);
     extra.apply(this, args);
-    return answer;
+    return result;
   };
 }
 
-/** Call `react(output)` when the node ran. */
+/**
+ * Call `react(output)` when the node ran.
+ * @param {Node} node
+ * @param {(output: any) => void} react
+ */
 export const onExecuted = (node, react) => after(node, "onExecuted", react);
 
-/** Call `react(saved)` when the node took the values of a file, a copy or an undone step. */
+/**
+ * Call `react(saved)` when the node was given the values of a file, a copy or an undone step.
+ * @param {Node} node
+ * @param {(saved: any) => void} react
+ */
 export const onConfigured = (node, react) => after(node, "onConfigure", react);
 
-const started = new Map(); // node -> what ends what was started for it
+/** @type {Map<Node, (() => void)[]>} what stops that which was started for a node */
+const started = new Map();
 
-/** Call `start()` whenever the node is put on a graph, and what it gives whenever the node leaves it. */
+/**
+ * Call `start()` whenever the node is put on a graph, and the function that it returns whenever the node leaves it.
+ * @param {Node} node
+ * @param {() => () => void} start
+ */
 export function whileOnGraph(node, start) {
-  let end = null;
+  /** @type {(() => void) | null} */
+  let stop = null;
   const begin = () => {
-    if (end) return;
-    end = start();
+    if (stop) return;
+    stop = start();
     started.set(node, [...(started.get(node) ?? []), finish]);
   };
   const finish = () => {
-    end?.();
-    end = null;
+    stop?.();
+    stop = null;
   };
   if (node.graph) begin();
   after(node, "onAdded", begin);
-  after(node, "onRemoved", () => endAll(node));
+  after(node, "onRemoved", () => stopAll(node));
 }
 
-function endAll(node) {
+/** @param {Node} node */
+function stopAll(node) {
   for (const finish of started.get(node) ?? []) finish();
   started.delete(node);
 }
 
-/** After a load: page 1.47 does not tell the nodes inside subgraphs that they are gone. */
-function endWhatIsGone() {
-  for (const node of started.keys()) if (!isThere(node)) endAll(node);
+/** After a load: page 1.47 does not call `onRemoved` of the nodes inside subgraphs. */
+function stopRemovedNodes() {
+  for (const node of started.keys()) if (!isOnOpenGraph(node)) stopAll(node);
   wakeAll();
 }
 
 /**
- * Take files that are dropped on the node. take(entries): the dropped file system entries; it is asked only where
- * there are some, and other drops go on to the node's own handler.
+ * Take files that are dropped on the node. Drops without files go to the node's own handler.
+ * @param {Node} node
+ * @param {(entries: FileSystemEntry[]) => void} take is given the dropped files and folders
  */
 export function onFilesDropped(node, take) {
-  const [over, drop] = [node.onDragOver, node.onDragDrop];
+  const { onDragOver, onDragDrop } = node;
   node.onDragOver = function (event, ...rest) {
-    return [...(event?.dataTransfer?.items ?? [])].some((item) => item.kind === "file") || (over?.call(this, event, ...rest) ?? false);
+    const items = [...(event?.dataTransfer?.items ?? [])];
+    return items.some((item) => item.kind === "file") || (onDragOver?.call(this, event, ...rest) ?? false);
   };
   node.onDragDrop = function (event, ...rest) {
-    const entries = [...(event?.dataTransfer?.items ?? [])].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-    if (!entries.length) return drop?.call(this, event, ...rest) ?? false;
+    const items = [...(event?.dataTransfer?.items ?? [])];
+    const entries = items.map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry !== null && entry !== undefined);
+    if (!entries.length) return onDragDrop?.call(this, event, ...rest) ?? false;
     take(entries);
     return true;
   };
 }
 
-/** Whether a node is on a graph of the open workflow. A node that was removed by a load can still have `node.graph` set. */
-function isThere(node) {
+/**
+ * Whether a node is on a graph of the open workflow. A node that was removed by a load can still have `node.graph` set.
+ * @param {Node} node
+ */
+function isOnOpenGraph(node) {
   const { graph, id } = node;
   const isOpen = graph === app.rootGraph || (graph && app.rootGraph?.subgraphs?.get(graph.id) === graph);
-  return Boolean(isOpen) && graph.getNodeById(id) === node;
+  return Boolean(isOpen) && graph?.getNodeById(id) === node;
 }
 
-const watched = new Set();
-const wakeAll = () => watched.forEach((wake) => wake());
+/** @type {Set<() => void>} */
+const wakers = new Set();
+const wakeAll = () => wakers.forEach((wake) => wake());
 
 /**
- * Call `react()` in the next frame after anything that it may read has changed: a widget of the node, its links, the
- * values that it was given, or anything else in the graph. Gives the function that asks for one more call.
+ * Call `react()` in the next frame after a change of the node or of anything else in the graph: a widget, a link, or the
+ * values that the node is given.
+ * @param {Node} node
+ * @param {() => void} react
+ * @returns {() => void} asks for one more call
  */
-export function watch(node, react) {
-  let asked = false;
+export function onNodeChange(node, react) {
+  let scheduled = false;
   const wake = () => {
-    if (asked) return;
-    asked = true;
+    if (scheduled) return;
+    scheduled = true;
     requestAnimationFrame(() => {
-      asked = false;
-      if (isThere(node)) react();
+      scheduled = false;
+      if (isOnOpenGraph(node)) react();
     });
   };
   for (const widget of node.widgets ?? []) after(widget, "callback", wake);
   after(node, "onConnectionsChange", wake);
   after(node, "onConfigure", wake);
   whileOnGraph(node, () => {
-    watched.add(wake);
+    wakers.add(wake);
     wake();
-    return () => watched.delete(wake);
+    return () => wakers.delete(wake);
   });
   return wake;
 }
 
 // --- Widgets ---------------------------------------------------------------------------------------------------------
 
+/** @param {Node} node */
 export const classOf = (node) => node.comfyClass ?? node.type;
-/** Tells a node from all others: its graph's id and its own. */
-export const placeOf = (node) => `${node.graph?.id ?? ""}:${node.id}`;
+
+/**
+ * A key that no other node has: the graph's id and the node's.
+ * @param {Node} node
+ */
+export const nodeKey = (node) => `${node.graph?.id ?? ""}:${node.id}`;
+
+/** @param {Node} node */
 export const titleOf = (node) => String(node.title ?? classOf(node));
+
+/**
+ * @param {Node} node
+ * @param {string} name
+ */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/**
+ * @param {Node} node
+ * @param {string} name
+ */
 export const ownValue = (node, name) => widgetOf(node, name)?.value;
 
-/** Set a widget's value and call its callback. Does nothing where the value is the same. */
+/**
+ * Set a widget's value and call its callback. Does nothing where the value is the same.
+ * @param {Node} node
+ * @param {string} name
+ * @param {Widget["value"]} value
+ */
 export function setValue(node, name, value) {
   const widget = widgetOf(node, name);
   if (!widget || widget.value === value) return;
@@ -175,11 +325,23 @@ export function setValue(node, name, value) {
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
-const KINDS = { number: "number", slider: "number", knob: "number", gradientslider: "number", toggle: "boolean", combo: "string", text: "string", string: "string", customtext: "string" };
+/** @type {Record<string, SavedWidget["kind"]>} the type of a widget's value, by the widget's type */
+const KINDS = {
+  number: "number",
+  slider: "number",
+  knob: "number",
+  gradientslider: "number",
+  toggle: "boolean",
+  combo: "string",
+  text: "string",
+  string: "string",
+  customtext: "string",
+};
 
 /**
- * The widgets that are saved, in the order in which the page reads a list of values:
- * [{ name, kind: "number" | "boolean" | "string" | null, choices: array or null, value }].
+ * The widgets that are saved, in the order in which the page reads a list of values.
+ * @param {Node} node
+ * @returns {SavedWidget[]} choices: the entries of a list, else null
  */
 export function savedWidgets(node) {
   return (node.widgets ?? [])
@@ -192,10 +354,15 @@ export function savedWidgets(node) {
     }));
 }
 
-/** What the widgets of a node that are not wired ask for, by name. */
-export function requestOf(node) {
-  const wired = new Set((node.inputs ?? []).filter((input, slot) => input.widget && linkInto(node, slot)).map((input) => input.widget.name));
-  return Object.fromEntries(savedWidgets(node).filter(({ name }) => !wired.has(name)).map(({ name, value }) => [name, value]));
+/**
+ * The values of a node's widgets that have no link, by name.
+ * @param {Node} node
+ * @returns {Record<string, unknown>}
+ */
+export function unlinkedValues(node) {
+  const linked = new Set((node.inputs ?? []).map((input, slot) => (input.widget && linkInto(node, slot) ? input.widget.name : null)));
+  const values = savedWidgets(node).filter(({ name }) => !linked.has(name));
+  return Object.fromEntries(values.map(({ name, value }) => [name, value]));
 }
 
 // --- Panels ----------------------------------------------------------------------------------------------------------
@@ -205,7 +372,11 @@ const MARGIN = 6; // px
 /**
  * Add an element below all inputs of a node. It is not a value of the prompt and is not saved. The panel is the last
  * widget, so it does not shift saved values: pages up to 1.52 count it in the list of values, later pages do not.
- * height: () => px; grows: whether it takes the room that a larger node has. A node never gets smaller by it.
+ * The node never becomes smaller.
+ * @param {Node} node
+ * @param {string} name
+ * @param {HTMLElement} element
+ * @param {{ height: () => number, grows?: boolean }} options height in px; grows: whether the panel uses the extra height of a larger node
  */
 export function addPanel(node, name, element, { height, grows = false }) {
   const outer = () => height() + 2 * MARGIN;
@@ -213,7 +384,8 @@ export function addPanel(node, name, element, { height, grows = false }) {
   frame.className = "bespoke-frame";
   frame.dataset.panel = name;
   frame.append(element);
-  const widget = node.addDOMWidget(name, `bespoke_${name}`, frame, {
+  const host = /** @type {DOMWidgetHost} */ (/** @type {unknown} */ (node));
+  const widget = host.addDOMWidget(name, `bespoke_${name}`, frame, {
     serialize: false, // not a value of the prompt
     hideOnZoom: false,
     margin: MARGIN, // in the classic canvas; Nodes 2.0 has its own
@@ -221,27 +393,32 @@ export function addPanel(node, name, element, { height, grows = false }) {
   });
   widget.serialize = false; // nor of the workflow
   if (!grows) {
-    // Without a layout size Nodes 2.0, too, gives the element its own height and no more.
+    // Without a layout size Nodes 2.0, too, gives the element exactly its own height.
     widget.computeLayoutSize = undefined;
     widget.computeSize = (width) => [width ?? 0, outer()];
   }
-  watch(node, () => takePlace(node, frame));
+  onNodeChange(node, () => replaceStalePanel(node, frame));
   fitNode(node);
 }
 
 /**
- * After undo and redo Nodes 2.0 goes on showing the element of the node that was there before, whose panel is dead: its
- * place is taken. Where the page puts the panel in by itself later, it takes it out of there.
+ * After undo and redo Nodes 2.0 still shows the panel of the removed node. Replace it by the panel of the new node. Where
+ * the page inserts the panel itself later, it moves the element.
+ * @param {Node} node
+ * @param {HTMLElement} frame
  */
-function takePlace(node, frame) {
+function replaceStalePanel(node, frame) {
   if (frame.isConnected || !globalThis.LiteGraph?.vueNodesMode || app.canvas.graph !== node.graph) return;
-  const shown = document.querySelector(`[data-node-id="${CSS.escape(node.id)}"] .bespoke-frame[data-panel="${frame.dataset.panel}"]`);
-  shown?.replaceChildren(frame);
+  const selector = `[data-node-id="${CSS.escape(String(node.id))}"] .bespoke-frame[data-panel="${frame.dataset.panel}"]`;
+  document.querySelector(selector)?.replaceChildren(frame);
 }
 
-/** Let the node be as large as its widgets want. */
+/**
+ * Make the node as large as its widgets need. It never becomes smaller.
+ * @param {Node} node
+ */
 export function fitNode(node) {
-  if (globalThis.LiteGraph?.vueNodesMode) return; // Nodes 2.0 measures what is there, without the folded inputs
+  if (globalThis.LiteGraph?.vueNodesMode) return; // Nodes 2.0 measures the elements itself, without the folded inputs
   const [width, height] = node.computeSize();
   if (node.size[0] < width || node.size[1] < height) node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.graph?.setDirtyCanvas?.(true, true);
@@ -251,74 +428,126 @@ export function fitNode(node) {
 
 const SUBGRAPH_INPUT = -10; // origin id of a link that comes from outside a subgraph
 const [MUTED, BYPASSED] = [2, 4];
-const DEEPEST = 100; // nodes on one way, for graphs with a circle
+const DEEPEST = 100; // nodes on one path, for graphs with a circle
 
-/** The link into an input slot, or null. A subgraph's node answers `getInputLink` for its inside, so its class is asked. */
+/**
+ * The link into an input slot, or null. The node of a subgraph overrides `getInputLink` with the link inside the subgraph,
+ * so the method of the base class is called.
+ * @param {Node} node
+ * @param {number} slot
+ * @returns {Link | null}
+ */
 function linkInto(node, slot) {
   if (slot < 0 || !node.graph) return null;
   const read = globalThis.LiteGraph?.LGraphNode?.prototype.getInputLink ?? node.getInputLink;
   return read.call(node, slot) ?? null;
 }
 
+/**
+ * @param {Node} node
+ * @param {string} name
+ */
 const slotOf = (node, name) => (node.inputs ?? []).findIndex((input) => (input.widget?.name ?? input.name) === name);
 
-/** Whether something is wired to an input, whatever it comes from. */
-export const isWired = (node, name) => linkInto(node, slotOf(node, name)) !== null;
+/**
+ * Whether an input has a link, wherever it comes from.
+ * @param {Node} node
+ * @param {string} name
+ */
+export const isLinked = (node, name) => linkInto(node, slotOf(node, name)) !== null;
 
 /**
  * What feeds an input, as the prompt resolves it: through reroutes, Get and Set nodes, bypassed nodes and the borders of
- * subgraphs. { node, slot } of the node that makes it, { value } where it is a widget shown on a subgraph's node, or
- * null where nothing comes: no link, a muted node, a Get node without its Set node.
+ * subgraphs. null where there is no source: no link, a muted node, or a Get node without its Set node.
+ * @param {Node} node
+ * @param {string} name
+ * @returns {Source | null}
  */
 export function sourceOf(node, name) {
-  return intoSlot(node, slotOf(node, name), []);
+  return sourceOfSlot(node, slotOf(node, name), []);
 }
 
-// holders: the subgraph's nodes that the way has entered and not left, the outermost first; a source has them as `holders`.
+// In the functions below, holders are the nodes of the subgraphs that the path has entered and not left, outermost first.
 
-function intoSlot(node, slot, holders, depth = 0) {
-  return alongLink(linkInto(node, slot), node.graph, node.inputs?.[slot]?.type, holders, depth);
+/**
+ * @param {Node} node
+ * @param {number} slot
+ * @param {Node[]} holders
+ * @returns {Source | null}
+ */
+function sourceOfSlot(node, slot, holders, depth = 0) {
+  return sourceOfLink(linkInto(node, slot), node.graph, node.inputs?.[slot]?.type, holders, depth);
 }
 
-function alongLink(link, graph, type, holders, depth) {
-  if (!link || depth > DEEPEST) return null;
-  if (Number(link.origin_id) === SUBGRAPH_INPUT) return throughBorder(graph, link.origin_slot, holders, depth + 1);
+/**
+ * @param {Link | null | undefined} link
+ * @param {Graph | null} graph
+ * @param {unknown} type of the input at the end of the path
+ * @param {Node[]} holders
+ * @param {number} depth
+ * @returns {Source | null}
+ */
+function sourceOfLink(link, graph, type, holders, depth) {
+  if (!link || !graph || depth > DEEPEST) return null;
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) return sourceOutside(graph, link.origin_slot, holders, depth + 1);
   const origin = graph.getNodeById(link.origin_id);
-  return origin ? outOfSlot(origin, link.origin_slot, type, holders, depth + 1) : null;
+  return origin ? sourceOfOutput(origin, link.origin_slot, type, holders, depth + 1) : null;
 }
 
-function throughBorder(subgraph, slot, holders, depth) {
+/**
+ * The source of a subgraph's input.
+ * @param {Graph} subgraph
+ * @param {number} slot
+ * @param {Node[]} holders
+ * @param {number} depth
+ * @returns {Source | null}
+ */
+function sourceOutside(subgraph, slot, holders, depth) {
   const last = holders[holders.length - 1];
   const holder = last?.subgraph === subgraph ? last : holderOf(subgraph);
   if (!holder) return null;
-  if (linkInto(holder, slot)) return intoSlot(holder, slot, holders.slice(0, -1), depth);
-  const shown = holder.getWidgetFromSlot?.(holder.inputs?.[slot] ?? {});
+  if (linkInto(holder, slot)) return sourceOfSlot(holder, slot, holders.slice(0, -1), depth);
+  const input = holder.inputs?.[slot];
+  const shown = input && holder.getWidgetFromSlot?.(input);
   return shown ? { value: shown.value } : null;
 }
 
-function outOfSlot(node, slot, type, holders, depth) {
+/**
+ * @param {Node} node
+ * @param {number} slot of an output
+ * @param {unknown} type
+ * @param {Node[]} holders
+ * @param {number} depth
+ * @returns {Source | null}
+ */
+function sourceOfOutput(node, slot, type, holders, depth) {
   if (depth > DEEPEST || node.mode === MUTED) return null;
-  if (node.mode === BYPASSED) return intoSlot(node, bypassSlot(node, slot, type), holders, depth);
+  if (node.mode === BYPASSED) return sourceOfSlot(node, bypassSlot(node, slot, type), holders, depth);
   if (node.subgraph) {
     const link = node.subgraph.outputNode?.slots?.[slot]?.getLinks?.()[0];
-    return alongLink(link, node.subgraph, type, [...holders, node], depth);
+    return sourceOfLink(link, node.subgraph, type, [...holders, node], depth);
   }
   if (!node.isVirtualNode || node.type === "PrimitiveNode") return { node, slot, holders };
   // Some packs' Get nodes open an alert where their Set node is missing, so those are looked up by name first.
   if (/get_?node$/i.test(node.type ?? "")) {
     const setter = setterOf(node);
-    return setter ? intoSlot(setter, 0, holders, depth + 1) : null;
+    return setter ? sourceOfSlot(setter, 0, holders, depth + 1) : null;
   }
   const source = node.resolveVirtualOutput?.(slot);
-  if (source) return outOfSlot(source.node, source.slot, type, holders, depth + 1);
-  return alongLink(node.getInputLink(slot), node.graph, type, holders, depth + 1);
+  if (source) return sourceOfOutput(source.node, source.slot, type, holders, depth + 1);
+  return sourceOfLink(node.getInputLink(slot), node.graph, type, holders, depth + 1);
 }
 
-/** The Set node that a Get node reads: of the same pack, with the same name in its first widget, here or further out. */
+/**
+ * The Set node that a Get node reads: of the same pack, with the same name in its first widget, in the same graph or one
+ * around it.
+ * @param {Node} getter
+ * @returns {Node | null}
+ */
 function setterOf(getter) {
   const type = getter.type.replace(/get(_?node)$/i, (all, rest) => (all[0] === "G" ? `Set${rest}` : `set${rest}`));
   const name = getter.widgets?.[0]?.value;
-  for (let graph = getter.graph; graph; graph = holderOf(graph)?.graph) {
+  for (let graph = getter.graph; graph; graph = holderOf(graph)?.graph ?? null) {
     const found = nodesOf(graph).find((node) => node.type === type && node.widgets?.[0]?.value === name);
     if (found) return found;
   }
@@ -326,60 +555,99 @@ function setterOf(getter) {
 }
 
 /**
- * The input that stands for an output of a bypassed node, by the page's rule: the one at its place if it fits the output
- * and the asked type, else the first of exactly the asked type, else the first that fits both. -1 where none does.
+ * The input that stands for an output of a bypassed node, by the page's rule: the one at the same slot if it fits the
+ * output and the asked type, else the first of exactly the asked type, else the first that fits both. -1 where none does.
+ * @param {Node} node
+ * @param {number} slot
+ * @param {unknown} type
  */
 function bypassSlot(node, slot, type) {
   const inputs = node.inputs ?? [];
   if (!type || type === "*") return inputs.length > slot ? slot : 0;
-  const valid = (one, other) => globalThis.LiteGraph.isValidConnection(one, other);
-  const fits = (input) => input && valid(input.type, node.outputs?.[slot]?.type) && valid(input.type, type);
-  if (fits(inputs[slot])) return slot;
+  const isValid = (/** @type {any} */ one, /** @type {any} */ other) => globalThis.LiteGraph.isValidConnection(one, other);
+  const connects = (/** @type {{ type: unknown } | undefined} */ input) =>
+    input !== undefined && isValid(input.type, node.outputs?.[slot]?.type) && isValid(input.type, type);
+  if (connects(inputs[slot])) return slot;
   const exact = inputs.findIndex((input) => input.type === type);
-  return exact >= 0 ? exact : inputs.findIndex(fits);
+  return exact >= 0 ? exact : inputs.findIndex(connects);
 }
 
 /**
- * A widget's value as the prompt gets it: its own, or that of the primitive or of the subgraph's widget wired to it.
- * undefined where something else is wired to it, whose value is known only when it ran.
+ * A widget's value as the prompt gets it: its own, or that of the primitive or of the subgraph's widget linked to it.
+ * undefined where something else is linked to it, whose value is known only after it ran.
+ * @param {Node} node
+ * @param {string} name
  */
-export function wiredValue(node, name) {
+export function linkedValue(node, name) {
   const own = ownValue(node, name);
-  if (!isWired(node, name)) return own;
+  if (!isLinked(node, name)) return own;
   const source = sourceOf(node, name);
-  const value = source && ("value" in source ? source.value : source.node.widgets?.[0]?.value);
-  return typeof value === typeof own ? value : undefined;
+  const value = source && (source.node ? source.node.widgets?.[0]?.value : source.value);
+  return typeof value === typeof own ? /** @type {typeof own} */ (value) : undefined;
 }
 
-/** As `wiredValue`, and the widget's own value where that is not known. */
-export const valueOf = (node, name) => wiredValue(node, name) ?? ownValue(node, name);
+/**
+ * As `linkedValue`, and the widget's own value where that is not known.
+ * @param {Node} node
+ * @param {string} name
+ */
+export const valueOf = (node, name) => linkedValue(node, name) ?? ownValue(node, name);
 
-/** Every widget value of a node that is a text, a number or a switch, by name, as the prompt gets it. */
+/**
+ * Every widget value of a node that is a string, a number or a boolean, by name, as the prompt gets it.
+ * @param {Node} node
+ */
 export function valuesOf(node) {
   const simple = savedWidgets(node).filter(({ value }) => ["string", "number", "boolean"].includes(typeof value));
   return Object.fromEntries(simple.map(({ name }) => [name, valueOf(node, name)]));
 }
 
-/** The nodes that lead to a node's model, the loader first. */
+/**
+ * The nodes that lead to a node's model, the loader first.
+ * @param {Node} node
+ */
 export function modelChain(node) {
+  /** @type {Node[]} */
   const chain = [];
-  for (let [at, holders] = [node, []]; at && chain.length < DEEPEST && !chain.includes(at); ) {
-    const inputs = at.inputs ?? [];
-    const isModel = ({ type }, slot) => (type === "MODEL" || type === "*") && linkInto(at, slot);
-    const named = inputs.findIndex((input, slot) => input.name === "model" && linkInto(at, slot));
+  /** @type {Node | undefined} */
+  let at = node;
+  /** @type {Node[]} */
+  let holders = [];
+  while (at && chain.length < DEEPEST && !chain.includes(at)) {
     chain.unshift(at);
-    const source = intoSlot(at, named >= 0 ? named : inputs.findIndex(isModel), holders);
-    [at, holders] = [source?.node, source?.holders];
+    /** @type {Source | null} */
+    const source = sourceOfSlot(at, modelSlot(at), holders);
+    [at, holders] = [source?.node, source?.holders ?? []];
   }
   return chain.slice(0, -1);
 }
 
+/**
+ * The linked input called "model", else the first linked input that takes a model. -1 where there is none.
+ * @param {Node} node
+ */
+function modelSlot(node) {
+  const inputs = node.inputs ?? [];
+  const named = inputs.findIndex((input, slot) => input.name === "model" && linkInto(node, slot));
+  if (named >= 0) return named;
+  return inputs.findIndex(({ type }, slot) => (type === "MODEL" || type === "*") && linkInto(node, slot));
+}
+
 // --- Graphs and where nodes are in them ------------------------------------------------------------------------------
 
+/**
+ * @param {Graph | null | undefined} graph
+ * @returns {Node[]}
+ */
 const nodesOf = (graph) => graph?.nodes ?? [];
 
-/** The node that stands for a subgraph in the graph around it: the first, where it stands in several places. */
+/**
+ * The node that stands for a subgraph in the graph around it: the first, where there are several. null for the root graph.
+ * @param {Graph | null | undefined} subgraph
+ * @returns {Node | null}
+ */
 function holderOf(subgraph) {
+  /** @type {(graph: Graph | undefined, depth: number) => Node | null} */
   const look = (graph, depth) => {
     for (const node of nodesOf(graph)) {
       if (!node.subgraph || depth > DEEPEST) continue;
@@ -391,9 +659,15 @@ function holderOf(subgraph) {
   return subgraph?.rootGraph === subgraph ? null : look(subgraph?.rootGraph, 0);
 }
 
-/** The node at an execution path such as "1:2:3", or null. */
+/**
+ * The node at an execution path such as "1:2:3", or null.
+ * @param {string} path
+ */
 function nodeAt(path) {
-  let [node, graph] = [null, app.rootGraph];
+  /** @type {Node | null} */
+  let node = null;
+  /** @type {Graph | undefined} */
+  let graph = app.rootGraph;
   for (const id of String(path).split(":")) {
     node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id)) ?? null;
     graph = node?.subgraph;
@@ -401,12 +675,17 @@ function nodeAt(path) {
   return node;
 }
 
-/** Every execution path that leads to a node: one, or as many as its subgraph has places. */
+/**
+ * Every execution path that leads to a node: one, or as many as there are nodes with its subgraph.
+ * @param {Node} node
+ */
 export function pathsOf(node) {
   const root = node.graph?.rootGraph ?? node.graph;
   if (!root) return [];
   if (node.graph === root) return [String(node.id)];
+  /** @type {string[]} */
   const found = [];
+  /** @type {(graph: Graph, before: string, depth: number) => void} */
   const look = (graph, before, depth) => {
     for (const holder of nodesOf(graph)) {
       if (!holder.subgraph || depth > DEEPEST) continue;
@@ -419,11 +698,14 @@ export function pathsOf(node) {
   return found;
 }
 
-/** Open the graph that the node at a path is in and bring the node into view. Gives whether there is such a node. */
+/**
+ * Open the graph that contains the node at a path and bring the node into view. Returns whether there is such a node.
+ * @param {string} path
+ */
 export function showNode(path) {
   const node = nodeAt(path);
   if (!node) return false;
-  if (app.canvas.graph !== node.graph) app.canvas.setGraph(node.graph);
+  if (node.graph && app.canvas.graph !== node.graph) app.canvas.setGraph(node.graph);
   app.canvas.selectNode?.(node);
   app.canvas.centerOnNode(node);
   app.canvas.setDirty(true, true);
@@ -431,15 +713,21 @@ export function showNode(path) {
 }
 
 /** The selected nodes of the graph that is shown. */
-export const selectedNodes = () => [...(app.canvas.selectedItems ?? [])].filter((item) => item.widgets || item.inputs);
+export function selectedNodes() {
+  const items = /** @type {Iterable<Node>} */ (app.canvas.selectedItems ?? []);
+  return [...items].filter((item) => item.widgets || item.inputs);
+}
 
-/** A new node in the middle of what is seen, selected. Throws where this ComfyUI has no such node. */
+/**
+ * Add a node in the middle of the visible part of the graph and select it. Throws where this ComfyUI has no such node.
+ * @param {string} type
+ */
 export function addNode(type) {
   const node = globalThis.LiteGraph.createNode(type);
   if (!node) throw new Error(type);
   const [x, y, width, height] = app.canvas.visible_area ?? [0, 0, 800, 600];
   node.pos = [x + width / 2 - node.size[0] / 2, y + height / 2 - node.size[1] / 2];
-  app.canvas.graph.add(node);
+  app.canvas.graph?.add(node);
   app.canvas.selectNode?.(node);
   app.canvas.setDirty(true, true);
   return node;

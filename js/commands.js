@@ -1,30 +1,36 @@
-// What the commands do. No side effects: index.js registers them.
+// @ts-check
+// What the pack's commands do. No side effects: index.js registers them.
 
 import { showNode, toast } from "./comfy.js";
+import { messageOf } from "./dom.js";
 import { t } from "./words.js";
 
-const LIFE_MS = 4000;
+const LIFE_MS = 4000; // of a message in the corner
 
-/** { go, finish } for the training that runs. */
-export function commandsOn(runs) {
-  const tell = (severity, summary) => toast({ severity, summary, life: LIFE_MS });
+/**
+ * The actions of the commands in settings.js. Both are about the run that goes on now.
+ * @param {import("./runs.js").Runs} runs
+ */
+export function createCommands(runs) {
+  const show = (/** @type {"info" | "error"} */ severity, /** @type {string} */ summary) => toast({ severity, summary, life: LIFE_MS });
 
-  /** Open the graph that the training node is in and bring the node into view. */
-  function go() {
+  /** Open the graph that contains the training node and bring the node into view. */
+  function goToTraining() {
     const run = runs.live();
-    if (!run || !showNode(run.path)) tell("info", t("go.none"));
+    if (!run || !showNode(run.path)) show("info", t("go.none"));
   }
 
-  async function finish() {
+  /** Ask the run to stop and save what it has learned. */
+  async function finishTraining() {
     const run = runs.live();
-    if (!run) return tell("info", t("go.none"));
+    if (!run) return show("info", t("go.none"));
     try {
       await runs.finish(run.id);
-      tell("info", t("finish.asked"));
+      show("info", t("finish.asked"));
     } catch (error) {
-      tell("error", error.message);
+      show("error", messageOf(error));
     }
   }
 
-  return { go, finish };
+  return { goToTraining, finishTraining };
 }

@@ -1,27 +1,38 @@
-// A run's curve in a fixed amount of memory: steps fall into bins, which get wider as steps come, so that a step costs
-// the same at the ten-thousandth as at the first, and so does a drawing. No side effects.
+// @ts-check
+// The curve of a run in a fixed amount of memory. Steps are collected in bins, which become wider as steps come, so that
+// adding a step and drawing the curve cost the same at any length. Pure: imports nothing, has no side effects.
 
 export const BINS = 512;
-const EMA = 0.98; // as the server's, for records, which hold the losses alone
+const EMA = 0.98; // decay of the moving average as on the server, for records, which hold the losses alone
+
+/** @typedef {[step: number, loss: number]} Score */
 
 /**
- * bins[i] covers the steps (i * stride, (i + 1) * stride]; held-out scores and the best of them stand beside.
+ * Losses of steps, counted from 1. Bin i covers the steps (i * stride, (i + 1) * stride]. Held-out scores are kept whole.
  */
 export class Curve {
+  /** @param {number} [steps] the number of steps that the run was asked for */
   constructor(steps = 1) {
-    this.steps = Math.max(1, steps); // that were asked for
+    this.steps = Math.max(1, steps);
     this.stride = 1;
-    this.low = new Float64Array(BINS).fill(Infinity);
-    this.high = new Float64Array(BINS).fill(-Infinity);
-    this.average = new Float64Array(BINS).fill(NaN);
-    this.last = 0; // the last step that is known
-    this.heldOut = []; // [step, loss]
-    this.best = null; // [step, loss]
+    this.low = new Float64Array(BINS).fill(Infinity); // lowest loss of each bin
+    this.high = new Float64Array(BINS).fill(-Infinity); // highest
+    this.average = new Float64Array(BINS).fill(NaN); // moving average after the last step of each bin
+    this.last = 0; // the last step that was added
+    /** @type {Score[]} ordered by step */
+    this.heldOut = [];
+    /** @type {Score | null} the lowest held-out score */
+    this.best = null;
   }
 
-  /** The loss of a step (counted from 1) and the moving average after it. What is not finite leaves a gap. */
+  /**
+   * Add the loss of a step and the moving average after it. A value that is not finite leaves a gap.
+   * @param {number} step counted from 1; smaller values are ignored
+   * @param {number} loss
+   * @param {number} average
+   */
   add(step, loss, average) {
-    if (!(step >= 1)) return;
+    if (!(step >= 1)) return; // NaN too
     while (step > BINS * this.stride) this.#halve();
     const bin = Math.floor((step - 1) / this.stride);
     if (Number.isFinite(loss)) {
@@ -33,23 +44,54 @@ export class Curve {
     this.steps = Math.max(this.steps, step);
   }
 
-  /** The last step that a drawing shows: a bit ahead of a run that goes on, so that its first steps can be seen too. */
-  extent(goesOn) {
-    const known = Math.max(2, this.last, this.heldOut.length ? this.heldOut[this.heldOut.length - 1][0] : 0);
-    return goesOn ? Math.min(Math.max(this.steps, known), Math.max(20, Math.ceil(known * 1.25))) : known;
+  /** The moving average after the last step, NaN where there is none. */
+  get lastAverage() {
+    return this.average[Math.max(0, Math.ceil(this.last / this.stride) - 1)];
   }
 
+  /**
+   * The last step of the plot's axis: of a run that goes on a quarter more than is known, at least 20 and at most all.
+   * @param {boolean} isLive whether more steps come
+   */
+  extent(isLive) {
+    const known = Math.max(2, this.last, this.heldOut.length ? this.heldOut[this.heldOut.length - 1][0] : 0);
+    return isLive ? Math.min(Math.max(this.steps, known), Math.max(20, Math.ceil(known * 1.25))) : known;
+  }
+
+  /**
+   * Add a held-out score, or replace that of the same step. A loss that is not finite is ignored.
+   * @param {number} step
+   * @param {number} loss
+   */
   addHeldOut(step, loss) {
     if (!Number.isFinite(loss)) return;
-    const after = !this.heldOut.length || step > this.heldOut[this.heldOut.length - 1][0]; // as nearly always
-    const known = after ? -1 : this.heldOut.findIndex(([at]) => at >= step);
-    if (known < 0) this.heldOut.push([step, loss]);
-    else if (this.heldOut[known][0] === step) this.heldOut[known][1] = loss;
-    else this.heldOut.splice(known, 0, [step, loss]);
+    const isLast = !this.heldOut.length || step > this.heldOut[this.heldOut.length - 1][0]; // nearly always
+    const place = isLast ? -1 : this.heldOut.findIndex(([at]) => at >= step);
+    if (place < 0) this.heldOut.push([step, loss]);
+    else if (this.heldOut[place][0] === step) this.heldOut[place][1] = loss;
+    else this.heldOut.splice(place, 0, [step, loss]);
     if (!this.best || loss < this.best[1]) this.best = [step, loss];
   }
 
-  /** [lowest, highest] of what is drawn: the averages and held-out scores whole, of the single losses the middle. */
+  /**
+   * Add what another curve of the same run knows beyond this curve's last step.
+   * @param {Curve} newer
+   */
+  addTail(newer) {
+    for (let i = 0; i < newer.average.length; i++) {
+      const step = Math.min(newer.last, (i + 1) * newer.stride);
+      if (step <= this.last || newer.low[i] > newer.high[i]) continue;
+      this.add(step, newer.low[i], newer.average[i]);
+      this.add(step, newer.high[i], newer.average[i]);
+    }
+    for (const [step, loss] of newer.heldOut) this.addHeldOut(step, loss);
+  }
+
+  /**
+   * The lowest and highest value of the plot's axis, or null without values: all averages and held-out scores, and of the
+   * bins' lowest and highest losses those from the 2nd to the 90th percentile.
+   * @returns {[low: number, high: number] | null} low < high
+   */
   range() {
     const lines = [...this.average.filter(Number.isFinite)].concat(this.heldOut.map(([, loss]) => loss));
     const singles = [...this.low, ...this.high].filter(Number.isFinite).sort((a, b) => a - b);
@@ -59,6 +101,7 @@ export class Curve {
     return high > low ? [low, high] : [low - Math.max(1e-6, Math.abs(low) / 10), high + Math.max(1e-6, Math.abs(high) / 10)];
   }
 
+  /** Put two bins into one. */
   #halve() {
     for (let i = 0; i < BINS / 2; i++) {
       this.low[i] = Math.min(this.low[2 * i], this.low[2 * i + 1]);
@@ -73,18 +116,22 @@ export class Curve {
   }
 }
 
-/** The curve of a record as `readRecord` gives it, with the server's moving average. */
+/**
+ * The curve of a record, with the moving average that the server computes: of n finite losses the mean with equal weights
+ * up to n = 50, then with a decay of 0.98.
+ * @param {{ settings: Record<string, unknown>, losses: number[] | null, held_out: Score[] }} record
+ */
 export function curveOf(record) {
   const curve = new Curve(Number(record.settings.steps) || record.losses?.length || 1);
-  let average = null;
+  let average = NaN;
   let count = 0;
   (record.losses ?? []).forEach((loss, i) => {
     if (Number.isFinite(loss)) {
       count++;
       const keep = Math.min(EMA, (count - 1) / count);
-      average = average === null ? loss : keep * average + (1 - keep) * loss;
+      average = count === 1 ? loss : keep * average + (1 - keep) * loss;
     }
-    curve.add(i + 1, loss, average ?? NaN);
+    curve.add(i + 1, loss, average);
   });
   for (const [step, loss] of record.held_out) curve.addHeldOut(step, loss);
   return curve;

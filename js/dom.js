@@ -1,57 +1,83 @@
-// Elements. Text goes in as text only: what comes from a file or a server is never read as markup. No side effects.
+// @ts-check
+// Helpers for HTML elements. Text is inserted as text only: what comes from a file or a server is never parsed as markup.
+// No side effects.
 
-/** An element. props: attributes, `on...` listeners and `style`; children: elements, text, or nothing (null, false). */
+/** @typedef {string | number | boolean | null | undefined | ((event: any) => unknown)} Property */
+
+/**
+ * Create an element.
+ * @template {keyof HTMLElementTagNameMap} Tag
+ * @param {Tag} tag
+ * @param {Record<string, Property>} [props] attributes, `on<event>` listeners and `style`; null, undefined and false are left out
+ * @param {...(Node | string | null | undefined | false)} children null, undefined and false are left out
+ * @returns {HTMLElementTagNameMap[Tag]}
+ */
 export function el(tag, props = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined || value === false) continue;
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (name === "style") made.style.cssText = value;
+    if (typeof value === "function") made.addEventListener(name.slice(2), value);
+    else if (name === "style") made.style.cssText = String(value);
     else made.setAttribute(name, value === true ? "" : String(value));
   }
-  made.append(...children.filter((child) => child !== null && child !== undefined && child !== false));
+  for (const child of children) if (child !== null && child !== undefined && child !== false) made.append(child);
   return made;
 }
 
 /**
- * Set an element's text where it has changed. The text node stays: a new one makes the page, whose styles ask what
- * elements contain (":has"), compute the styles of all its nodes anew, hundreds of times the cost of new text.
+ * Set an element's text if it has changed. The text node is kept: ComfyUI's styles use ":has", and a new text node makes
+ * the browser compute the styles of all nodes again, which costs hundreds of times more than changing the text.
+ * @param {HTMLElement} element
+ * @param {string} text
  */
-export function say(element, text) {
+export function setText(element, text) {
   const [node] = element.childNodes;
-  if (element.childNodes.length === 1 && node.nodeType === Node.TEXT_NODE) {
+  if (element.childNodes.length === 1 && node instanceof Text) {
     if (node.data !== text) node.data = text;
   } else if (element.textContent !== text) element.textContent = text;
 }
 
-/** Keep the graph's own shortcuts, zoom and dragging out of what is typed, pressed and scrolled in an element. */
-export function keepInside(element, kinds = ["keydown", "pointerdown", "wheel"]) {
+/**
+ * Stop events of an element from reaching the graph, which would read them as shortcuts, zoom or dragging.
+ * @param {HTMLElement} element
+ * @param {string[]} [kinds]
+ */
+export function stopEvents(element, kinds = ["keydown", "pointerdown", "wheel"]) {
   for (const kind of kinds) element.addEventListener(kind, (event) => event.stopPropagation());
 }
 
-/** Call `work` once in the next frame, however often the returned function is called before. */
+/**
+ * A function that calls `work` once in the next frame, however often it is called before that.
+ * @param {() => void} work
+ */
 export function oncePerFrame(work) {
-  let asked = false;
+  let scheduled = false;
   return () => {
-    if (asked) return;
-    asked = true;
+    if (scheduled) return;
+    scheduled = true;
     requestAnimationFrame(() => {
-      asked = false;
+      scheduled = false;
       work();
     });
   };
 }
 
-/** Show a picture large over the page, until Escape, a click or the button. Focus goes back where it was. */
+/**
+ * Show a picture large over the page until Escape, a click or the button closes it. Then the focus returns to where it was.
+ * @param {string} src
+ * @param {string} caption
+ * @param {string} close the button's text
+ */
 export function enlarge(src, caption, close) {
-  const before = document.activeElement;
-  const done = () => {
+  const focused = document.activeElement;
+  const onclose = () => {
     dialog.remove();
-    before?.focus?.({ preventScroll: true });
+    if (focused instanceof HTMLElement || focused instanceof SVGElement) focused.focus({ preventScroll: true });
   };
+  /** @type {HTMLDialogElement} */
   const dialog = el(
     "dialog",
-    { class: "bespoke-large", "aria-label": caption, onclose: done, onclick: () => dialog.close() },
+    { class: "bespoke-large", "aria-label": caption, onclose, onclick: () => dialog.close() },
     el("img", { src, alt: caption }),
     el("p", {}, caption),
     el("button", { type: "button", class: "bespoke-button", autofocus: true }, close),
@@ -59,4 +85,12 @@ export function enlarge(src, caption, close) {
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
+}
+
+/**
+ * The message of something that was caught.
+ * @param {unknown} error
+ */
+export function messageOf(error) {
+  return error instanceof Error ? error.message : String(error);
 }

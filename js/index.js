@@ -1,37 +1,41 @@
-// Registers the pack with the page. Every other module in this folder is free of side effects, because ComfyUI loads
-// each .js file under WEB_DIRECTORY by itself.
-import { addSidebarTab, classOf, register, setting } from "./comfy.js";
-import { commandsOn } from "./commands.js";
+// @ts-check
+// Registers the pack with the page. All other modules in this folder have no side effects, because ComfyUI loads each .js
+// file under WEB_DIRECTORY by itself.
+
+import { addSidebarTab, classOf, fetchJson, register, setting } from "./comfy.js";
+import { createCommands } from "./commands.js";
 import { el } from "./dom.js";
 import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
 import { attachLoraDial, LORA_NODES } from "./lora_dial.js";
-import { dropDefaultsOfBlueprints, repairMovedValues } from "./repair.js";
+import { repairMovedValues } from "./repair.js";
 import { createRuns } from "./runs.js";
 import { fillTab } from "./runs_tab.js";
-import { commands, KEYS, MENU, settings, wishes } from "./settings.js";
+import { dropDefaultsOfBlueprints } from "./saved_values.js";
+import { commandDefinitions, KEYS, MENU, settingDefinitions, settingReader } from "./settings.js";
 import { attachDial, DIAL_NODES } from "./strength_dial.js";
-import { tellOfRuns } from "./toasts.js";
+import { notifyOfRuns } from "./toasts.js";
 import { attachPanel, TRAINERS } from "./training_panel.js";
 import { attachWords, WORD_NODE } from "./word_list.js";
-import { loadWords, t } from "./words.js";
+import { setTexts, t } from "./words.js";
 
 const runs = createRuns();
-const wish = wishes(setting);
+const getSetting = settingReader(setting);
 
 register({
   name: "Bespoke",
-  settings: settings(),
-  commands: commands(commandsOn(runs)),
+  settings: settingDefinitions(),
+  commands: commandDefinitions(createCommands(runs)),
   keybindings: KEYS,
   menuCommands: MENU,
   beforeConfigureGraph: dropDefaultsOfBlueprints,
   async init() {
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
-    await loadWords();
-    tellOfRuns(runs, wish);
+    await loadTexts();
+    notifyOfRuns(runs, getSetting);
   },
   setup() {
-    let empty = null;
+    /** @type {(() => void) | null} */
+    let removeTab = null;
     addSidebarTab({
       id: "bespoke-runs",
       icon: "pi pi-chart-line",
@@ -39,12 +43,12 @@ register({
       tooltip: t("runs.tip"),
       type: "custom",
       render: (root) => {
-        empty?.();
-        empty = fillTab(root, runs);
+        removeTab?.();
+        removeTab = fillTab(root, runs);
       },
       destroy: () => {
-        empty?.();
-        empty = null;
+        removeTab?.();
+        removeTab = null;
       },
     });
   },
@@ -53,9 +57,18 @@ register({
     if (!kind?.startsWith("Bespoke")) return;
     if (DIAL_NODES.has(kind)) attachDial(node);
     if (kind === FOLDER_NODE) attachFolder(node);
-    if (kind in LORA_NODES && wish("LoraDial")) attachLoraDial(node);
+    if (kind in LORA_NODES && getSetting("LoraDial")) attachLoraDial(node);
     if (kind === WORD_NODE) attachWords(node);
-    if (kind in TRAINERS) attachPanel(node, runs, wish);
+    if (kind in TRAINERS) attachPanel(node, runs, getSetting);
     repairMovedValues(node);
   },
 });
+
+/** Load the texts of every language. Without the server the page shows the keys instead. */
+async function loadTexts() {
+  try {
+    setTexts(await fetchJson("/i18n"), () => setting("Comfy.Locale"));
+  } catch {
+    // The keys are shown.
+  }
+}

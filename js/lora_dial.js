@@ -1,46 +1,111 @@
-// The heatmap on the LoRA nodes: blocks down, projections across, the darker the more of the LoRA acts there. On the
-// inject node every row and every column has its strength, which writes the node's own widgets. No side effects:
+// @ts-check
+// The heatmap on the LoRA nodes: blocks as rows, projections as columns, darker where more of the LoRA has an effect. On
+// the inject node every row and every column has a strength, which is written to the node's own widgets. No side effects:
 // index.js attaches it.
 
-import { addPanel, classOf, fetchApi, fitNode, isWired, setValue, sourceOf, valueOf, watch, wiredValue } from "./comfy.js";
-import { el, keepInside, say } from "./dom.js";
-import { t } from "./words.js";
+import { strengthOf, withStrength } from "./block_pattern.js";
+import {
+  addPanel,
+  classOf,
+  fetchJson,
+  fitNode,
+  isLinked,
+  linkedValue,
+  onNodeChange,
+  ServerError,
+  setValue,
+  sourceOf,
+  valueOf,
+} from "./comfy.js";
+import { el, setText, stopEvents } from "./dom.js";
+import { digits, t } from "./words.js";
 
-const PROJECTIONS = ["query", "key", "value", "out"]; // the widgets of the inject node
+/** @typedef {import("./comfy.js").Node} Node */
+/**
+ * @typedef {object} Row
+ * @property {string} block
+ * @property {string[][]} names for each layer, every name of its block
+ * @property {Record<string, number | null>} norms by column; null where unknown
+ */
+/** @typedef {{ columns: string[], rows: Row[] }} Table */
+/**
+ * The strength of a row or a column.
+ * @typedef {object} Strength
+ * @property {() => number | null} read null where the layers have different strengths
+ * @property {(value: number) => void} write
+ * @property {string} input the widget that it is in
+ */
+
+const PROJECTIONS = ["query", "key", "value", "out"]; // widgets of the inject node
+/** @type {Record<string, string>} */
+const SHORT = { query: "q", key: "k", value: "v" };
 const HEIGHT = { note: 40, head: 56, row: 19, most: 12 }; // px, px, px, rows
-const LARGEST = 10; // a strength
+const LARGEST = 10; // strength
 const STEP = 0.05;
+const MOST_ROWS = 400;
 
-/** The LoRA nodes: whether their strengths can be set. */
+/** @type {Record<string, boolean>} the LoRA nodes: whether their strengths can be set */
 export const LORA_NODES = { BespokeInjectLora: true, BespokeInspectLora: false };
 
-/** Add the heatmap to a LoRA node. */
+/**
+ * Add the heatmap to a LoRA node.
+ * @param {Node} node
+ */
 export function attachLoraDial(node) {
   const canSet = LORA_NODES[classOf(node)];
   const note = el("p", { class: "bespoke-note", role: "status" });
   const table = el("table", { class: "bespoke-heat", "aria-label": t("dial.lora") });
   const scroll = el("div", { class: "bespoke-heat-scroll" }, table);
   const box = el("section", { class: "bespoke-panel", "aria-label": t("dial.lora") }, note, scroll);
-  keepInside(box);
+  stopEvents(box);
   let height = HEIGHT.note;
-  let asked; // the file that was looked for, null where it is not known
-  let seen = ""; // the widgets' values that were painted
+  /** @type {string | null | undefined} the file that is shown; null: none, undefined: to be asked again */
+  let shown;
+  let painted = ""; // the widgets' values that were painted
+  /** @type {(() => void)[]} */
   let painters = [];
 
-  const numberOf = (name) => Number(valueOf(node, name) ?? 1);
+  const projectionStrength = (/** @type {string} */ name) => Number(valueOf(node, name) ?? 1);
   const blocks = () => String(valueOf(node, "blocks") ?? "");
-  const wired = (name) => isWired(node, name);
+  const linked = (/** @type {string} */ name) => isLinked(node, name);
 
+  /**
+   * @param {string} name of a widget
+   * @param {string | number} value
+   */
   function set(name, value) {
     setValue(node, name, value);
     paint();
   }
 
-  /** The strength as a field and as a switch: pressing the name turns it off and on. input: the one that it writes. */
-  function dial(name, read, write, input) {
+  /**
+   * @param {string} column
+   * @returns {Strength | null} null where the column has none of its own
+   */
+  function columnStrength(column) {
+    if (!canSet || !PROJECTIONS.includes(column)) return null;
+    return { read: () => projectionStrength(column), write: (value) => set(column, value), input: column };
+  }
+
+  /**
+   * @param {Row} row
+   * @returns {Strength | null} null where the row has none of its own
+   */
+  function rowStrength({ block, names }) {
+    if (!canSet || !names.length) return null;
+    const write = (/** @type {number} */ value) => set("blocks", withStrength(blocks(), block, value));
+    return { read: () => strengthOf(blocks(), names), write, input: "blocks" };
+  }
+
+  /**
+   * A button with the name, which turns the strength off and on, and a field for its value.
+   * @param {string} name
+   * @param {Strength} strength
+   */
+  function dial(name, { read, write, input }) {
     const field = el("input", { type: "number", step: STEP, min: -LARGEST, max: LARGEST, "aria-label": t("dial.strength", { name }) });
-    const press = () => write(read() === 0 ? 1 : 0);
-    const button = el("button", { type: "button", "aria-pressed": "true", title: t("dial.press", { name }), onclick: press }, short(name));
+    const onclick = () => write(read() === 0 ? 1 : 0);
+    const button = el("button", { type: "button", "aria-pressed": "true", title: t("dial.press", { name }), onclick }, SHORT[name] ?? name);
     field.addEventListener("change", () => {
       const value = Number(field.value);
       if (field.value !== "" && Number.isFinite(value)) write(Math.max(-LARGEST, Math.min(LARGEST, value)));
@@ -48,7 +113,7 @@ export function attachLoraDial(node) {
     });
     painters.push(() => {
       const value = read();
-      field.disabled = button.disabled = wired(input);
+      field.disabled = button.disabled = linked(input);
       if (document.activeElement !== field) field.value = value === null ? "" : String(Number(value.toFixed(3)));
       field.placeholder = value === null ? t("dial.mixed") : "";
       button.setAttribute("aria-pressed", String(value !== 0));
@@ -56,35 +121,19 @@ export function attachLoraDial(node) {
     return [button, field];
   }
 
+  /** @param {Table} content */
   function fill({ columns, rows }) {
     painters = [];
     const largest = Math.max(...rows.flatMap((row) => Object.values(row.norms).map((norm) => norm ?? 0)), 1e-12);
     const head = columns.map((column) => {
-      const owned = canSet && PROJECTIONS.includes(column);
-      const parts = owned ? dial(column, () => numberOf(column), (value) => set(column, value), column) : [el("span", { title: column === "rest" ? t("dial.rest") : null }, short(column))];
-      return el("th", { scope: "col" }, ...parts);
+      const strength = columnStrength(column);
+      const title = column === "rest" ? t("dial.rest") : null;
+      return el("th", { scope: "col" }, ...(strength ? dial(column, strength) : [el("span", { title }, SHORT[column] ?? column)]));
     });
     const body = rows.map((row) => {
-      const owned = canSet && row.names.length > 0;
-      const write = (value) => set("blocks", withBlock(blocks(), row.block, value));
-      const parts = owned ? dial(row.block, () => strengthOf(blocks(), row.names), write, "blocks") : [el("span", {}, row.block)];
-      const cells = columns.map((column) => {
-        const norm = row.norms[column];
-        const cell = el("td");
-        if (norm === undefined) return cell;
-        const factor = () => (canSet ? (PROJECTIONS.includes(column) ? numberOf(column) : 1) * (row.names.length ? (strengthOf(blocks(), row.names) ?? 1) : 1) : 1);
-        const press = () => wired("blocks") || write(strengthOf(blocks(), row.names) === 0 ? 1 : 0);
-        if (owned) cell.append(el("button", { type: "button", tabindex: "-1", "aria-hidden": "true", onclick: press }));
-        painters.push(() => {
-          const acts = norm === null ? null : norm * factor();
-          cell.style.setProperty("--bespoke-heat", acts === null ? 0 : Math.min(1, Math.abs(acts) / largest));
-          cell.dataset.sign = acts !== null && acts < 0 ? "minus" : "plus";
-          const words = norm === null ? t("dial.unknown") : t("dial.cell", { block: row.block, column, norm: digits(norm), factor: digits(factor()) });
-          cell.title = words;
-          cell.setAttribute("aria-label", words);
-        });
-        return cell;
-      });
+      const strength = rowStrength(row);
+      const parts = strength ? dial(row.block, strength) : [el("span", {}, row.block)];
+      const cells = columns.map((column) => cell(row, column, largest));
       return el("tr", {}, el("th", { scope: "row" }, ...parts), ...cells);
     });
     table.replaceChildren(el("thead", {}, el("tr", {}, el("td"), ...head)), el("tbody", {}, ...body));
@@ -92,120 +141,124 @@ export function attachLoraDial(node) {
     resize(HEIGHT.head + HEIGHT.row * Math.min(rows.length, HEIGHT.most));
   }
 
+  /**
+   * A cell of the heatmap. Its colour is the norm times the strengths of its row and its column, relative to `largest`.
+   * @param {Row} row
+   * @param {string} column
+   * @param {number} largest norm of the table
+   */
+  function cell(row, column, largest) {
+    const made = el("td");
+    const norm = row.norms[column];
+    if (norm === undefined) return made;
+    const [rowOf, columnOf] = [rowStrength(row), columnStrength(column)];
+    const factor = () => (columnOf?.read() ?? 1) * (rowOf?.read() ?? 1);
+    if (rowOf) {
+      const onclick = () => linked("blocks") || rowOf.write(rowOf.read() === 0 ? 1 : 0);
+      made.append(el("button", { type: "button", tabindex: "-1", "aria-hidden": "true", onclick }));
+    }
+    painters.push(() => {
+      const effect = norm === null ? null : norm * factor();
+      made.style.setProperty("--bespoke-heat", String(effect === null ? 0 : Math.min(1, Math.abs(effect) / largest)));
+      made.dataset.sign = effect !== null && effect < 0 ? "minus" : "plus";
+      const known = () => t("dial.cell", { block: row.block, column, norm: digits(Number(norm)), factor: digits(factor()) });
+      const label = norm === null ? t("dial.unknown") : known();
+      made.title = label;
+      made.setAttribute("aria-label", label);
+    });
+    return made;
+  }
+
+  /** @param {number} to px */
   function resize(to) {
     height = to;
     box.style.minHeight = `${height}px`;
     fitNode(node);
   }
 
+  /** @param {boolean} [anew] whether to paint although no value has changed */
   function paint(anew = false) {
-    const now = JSON.stringify([...PROJECTIONS.map(numberOf), blocks(), [...PROJECTIONS, "blocks"].map(wired)]);
-    if (now === seen && !anew) return;
-    seen = now;
-    for (const work of painters) work();
+    const inputs = [...PROJECTIONS, "blocks"];
+    const values = JSON.stringify([...PROJECTIONS.map(projectionStrength), blocks(), inputs.map(linked)]);
+    if (values === painted && !anew) return;
+    painted = values;
+    for (const painter of painters) painter();
   }
 
-  function tell(words) {
-    say(note, words);
-    note.hidden = !words;
+  /** @param {string} text */
+  function showNote(text) {
+    setText(note, text);
+    note.hidden = !text;
   }
 
-  function empty(words) {
+  /** @param {string} text */
+  function showOnlyNote(text) {
     painters = [];
     table.replaceChildren();
-    tell(words);
+    showNote(text);
     resize(HEIGHT.note);
   }
 
-  async function look() {
-    const name = wired("lora") ? fileOn(node) : (wiredValue(node, "lora_name") ?? null);
-    if (name !== asked) {
-      asked = name;
-      if (!name || name === "none") empty(t(wired("lora") || wired("lora_name") ? "dial.wired" : "dial.none"));
-      else {
-        try {
-          const answer = await fetchApi(`/bespoke/lora?${new URLSearchParams({ name })}`);
-          const said = await answer.json();
-          if (asked !== name) return;
-          if (!answer.ok || said.error) return empty(typeof said.error === "string" ? said.error.slice(0, 300) : t("runs.status", { status: answer.status }));
-          fill(readTable(said));
-          tell("");
-          paint(true);
-        } catch {
-          asked = undefined; // the server did not answer: asked again
-        }
-      }
+  /** Show the file that the node has now. */
+  async function refresh() {
+    const name = linked("lora") ? fileOn(node) : linkedValue(node, "lora_name");
+    const file = typeof name === "string" ? name : null;
+    if (file !== shown) {
+      shown = file;
+      if (!file || file === "none") showOnlyNote(t(linked("lora") || linked("lora_name") ? "dial.wired" : "dial.none"));
+      else if (!(await load(file))) return;
     }
     paint();
   }
 
+  /**
+   * Fill the table with a file's norms.
+   * @param {string} file
+   * @returns {Promise<boolean>} whether the table is to be painted
+   */
+  async function load(file) {
+    try {
+      const json = await fetchJson(`/bespoke/lora?${new URLSearchParams({ name: file })}`);
+      if (shown !== file) return false; // another file was chosen meanwhile
+      fill(readTable(json));
+      showNote("");
+      paint(true);
+    } catch (error) {
+      if (error instanceof ServerError) {
+        if (shown === file) showOnlyNote(error.message);
+        return false;
+      }
+      shown = undefined; // the server did not answer: the next change asks again
+    }
+    return true;
+  }
+
   addPanel(node, "heatmap", box, { height: () => height });
-  watch(node, look);
+  onNodeChange(node, refresh);
 }
 
-/** The file behind a wired LoRA, where it comes from a loader with a list; else null. */
+/**
+ * The file of a linked LoRA where it comes from a loader with a list, else null.
+ * @param {Node} node
+ */
 function fileOn(node) {
-  const from = sourceOf(node, "lora")?.node;
-  return from && classOf(from) === "BespokeLoadLora" ? (wiredValue(from, "lora_name") ?? null) : null;
+  const loader = sourceOf(node, "lora")?.node;
+  return loader && classOf(loader) === "BespokeLoadLora" ? linkedValue(loader, "lora_name") : null;
 }
 
-/** The server's table with every field in its type; at most 400 rows. */
-function readTable(said) {
-  const columns = [...PROJECTIONS, "rest"].filter((column) => Array.isArray(said.columns) && said.columns.includes(column));
-  const number = (value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
-  const rows = (Array.isArray(said.rows) ? said.rows : []).slice(0, 400).map((row) => ({
+/**
+ * The server's table with every field in its type, at most 400 rows.
+ * @param {any} json
+ * @returns {Table}
+ */
+function readTable(json) {
+  const columns = [...PROJECTIONS, "rest"].filter((column) => Array.isArray(json.columns) && json.columns.includes(column));
+  const number = (/** @type {unknown} */ value) => (typeof value === "number" && Number.isFinite(value) ? value : null);
+  const list = /** @type {any[]} */ (Array.isArray(json.rows) ? json.rows : []);
+  const rows = list.slice(0, MOST_ROWS).map((row) => ({
     block: String(row.block).slice(0, 80),
-    names: (Array.isArray(row.names) ? row.names : []).map((group) => group.map(String)),
+    names: /** @type {unknown[][]} */ (Array.isArray(row.names) ? row.names : []).map((group) => group.map(String)),
     norms: Object.fromEntries(columns.filter((column) => column in row.norms).map((column) => [column, number(row.norms[column])])),
   }));
   return { columns, rows };
-}
-
-// --- The pattern of blocks, as the server reads it -------------------------------------------------------------------
-
-/** The terms of a pattern such as `down.1, mid, up.*:0.5`; what is no term is left out, and the node says so. */
-export function terms(pattern) {
-  const found = [];
-  for (const part of pattern.split(/[,;\n]/)) {
-    const [name, strength] = part.split(/:(.*)/s).map((piece) => piece.trim());
-    const value = strength === undefined ? 1 : strength === "" ? NaN : Number(strength);
-    if (name && Number.isFinite(value)) found.push({ name: name.toLowerCase(), value });
-  }
-  return found;
-}
-
-function fits(name, names) {
-  const [, stem, low, high] = name.match(/^(.*?)(\d+)-(\d+)$/) ?? [null, name];
-  const literal = stem.replace(/[.+?^${}()|[\]\\]/g, "\\$&").replaceAll("*", ".*");
-  const expression = new RegExp(`^${literal}${low === undefined ? "(?:\\..*)?" : "(\\d+)"}$`);
-  return names.some((one) => {
-    const found = one.match(expression);
-    return found && (low === undefined || (Number(low) <= Number(found[1]) && Number(found[1]) <= Number(high)));
-  });
-}
-
-/** A row's strength, or null where its layers have different ones. names: [[every name of a layer's block], ...]. */
-export function strengthOf(pattern, names) {
-  const list = terms(pattern);
-  if (!list.length) return 1;
-  const each = names.map((group) => list.findLast(({ name }) => fits(name, group))?.value ?? 0);
-  return each.every((value) => value === each[0]) ? each[0] : null;
-}
-
-/** The pattern with a block's strength set, all that was written before kept. */
-export function withBlock(pattern, block, value) {
-  const written = pattern.trim();
-  const kept = (written || "*").split(/[,;\n]/).map((part) => part.trim()).filter((part) => part && part.split(":")[0].trim().toLowerCase() !== block);
-  const term = value === 1 ? block : `${block}:${Number(value.toFixed(3))}`;
-  const all = [...kept, term];
-  const plain = all.every((part) => terms(part)[0]?.value === 1) && all.some((part) => part === "*");
-  return plain ? "" : all.join(", ");
-}
-
-function short(name) {
-  return { query: "q", key: "k", value: "v", out: "out" }[name] ?? name;
-}
-
-function digits(value) {
-  return value === null ? "–" : String(Number(value.toPrecision(3)));
 }

@@ -1,88 +1,121 @@
-// One run opened in the list: its curve, its samples, its settings, and what can be done with it. No side effects.
+// @ts-check
+// The details of a run in the sidebar's list: its curve, its samples, its settings, and what can be done with it. No side
+// effects.
 
+import { openWorkflow } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
-import { el, enlarge, say } from "./dom.js";
-import { addLora, addWord, openGraph } from "./insert_nodes.js";
+import { el, messageOf, setText } from "./dom.js";
+import { addLora, addWord } from "./insert_nodes.js";
+import { samplesStrip } from "./samples_strip.js";
 import { t, time } from "./words.js";
 
-const SHOWN = ["base", "images", "trigger", "resolution", "prediction", "architecture", "trained"];
+/** @typedef {import("./runs.js").Run} Run */
+/** @typedef {import("./run_values.js").RunRecord} RunRecord */
 
-/** The state's word, for a run with its record or for a summary alone. */
+const SHOWN = /** @type {const} */ (["base", "images", "trigger", "resolution", "prediction", "architecture", "trained"]);
+
+/**
+ * The key of a run's state. The summary is used where the run is not loaded.
+ * @param {Run | null} run
+ * @param {RunRecord} summary
+ */
 export function stateOf(run, summary) {
   if (run?.lost) return "lost";
   return run?.state ?? summary.state;
 }
 
-/** A run's details: { box, draw(run), files() }. */
+/**
+ * The details of a run.
+ * @param {Run} run
+ * @param {import("./runs.js").Runs} runs
+ */
 export function detail(run, runs) {
   const canvas = el("canvas", { role: "img", "aria-label": t("training") });
-  const strip = el("div", { class: "bespoke-strip", role: "list", "aria-label": t("samples"), tabindex: "0" });
+  const samples = samplesStrip(runs.sampleUrl);
   const buttons = el("div", { class: "bespoke-buttons" });
   const settings = el("dl", { class: "bespoke-settings" });
   const error = el("p", { class: "bespoke-note" });
-  const box = el("section", { class: "bespoke-detail" }, canvas, strip, buttons, error, el("h3", {}, t("settings")), settings);
-  let drawn = null;
+  const box = el("section", { class: "bespoke-detail" }, canvas, samples.element, buttons, error, el("h3", {}, t("settings")), settings);
+  let hasFiles = false;
 
-  const button = (key, act, values) =>
-    el("button", { type: "button", class: "bespoke-button", title: t(`${key}.tip`), onclick: () => attempt(act) }, t(key, values));
+  /**
+   * @param {string} key of the button's text; its tooltip is at key.tip
+   * @param {() => unknown} action
+   */
+  const button = (key, action) =>
+    el("button", { type: "button", class: "bespoke-button", title: t(`${key}.tip`), onclick: () => attempt(action) }, t(key));
 
-  async function attempt(act) {
+  /** @param {() => unknown} action */
+  async function attempt(action) {
     try {
-      say(error, "");
-      await act();
+      setText(error, "");
+      await action();
     } catch (problem) {
-      say(error, problem.message);
+      setText(error, messageOf(problem));
     }
   }
 
-  const graph = button("open.graph", async () => openGraph(await runs.ask(`/bespoke/runs/${run.id}/graph`), run.record.technique));
-  buttons.append(graph);
+  const openGraph = button("open.graph", async () => openWorkflow(await runs.workflow(run.id), run.record?.technique ?? ""));
+  buttons.append(openGraph);
 
+  /** @param {Run} now */
   function draw(now) {
-    say(error, now.error || "");
+    setText(error, now.error || "");
     if (!canvas.clientWidth) return;
-    drawCurves(canvas, [now.curve], { goesOn: now.live });
-    if (drawn === now.samples) return;
-    drawn = now.samples;
-    strip.hidden = !drawn.length;
-    strip.replaceChildren(
-      ...drawn.map(([step, file]) => {
-        const [src, caption] = [runs.sampleUrl(run.id, file), t("sample.at", { step })];
-        const picture = el("img", { src, alt: caption, loading: "lazy" });
-        const open = el("button", { type: "button", "aria-label": caption, onclick: () => enlarge(src, caption, t("close")) }, picture, el("span", {}, String(step)));
-        return el("div", { role: "listitem" }, open);
-      }),
-    );
+    drawCurves(canvas, [now.curve], { isLive: now.live });
+    samples.show(run.id, now.samples);
   }
 
-  for (const [name, value] of rows(run.record)) settings.append(el("dt", {}, name), el("dd", {}, value));
+  if (run.record) for (const [name, value] of rows(run.record)) settings.append(el("dt", {}, name), el("dd", {}, value));
 
   return {
     box,
     draw,
-    /** Ask which files the run made and offer to put the newest of each kind into the graph. */
-    async files() {
-      const found = await runs.ask(`/bespoke/runs/${run.id}/files`);
-      const named = (list) => (Array.isArray(list) ? list : []).filter((name) => typeof name === "string").sort(byPlace);
-      const [loras, words] = [named(found.loras), named(found.embeddings)];
-      buttons.replaceChildren(graph);
-      const last = (list) => list[list.length - 1];
-      if (loras.length) buttons.append(button("add.lora", () => addLora(last(loras))));
-      if (words.length) buttons.append(button("add.word", () => addWord(last(words))));
-      if (loras.length + words.length) settings.append(el("dt", {}, t("files")), el("dd", {}, [...loras, ...words].join("\n")));
-      this.files = async () => {};
+    /** Ask the server which files the run saved and offer to insert the newest of each kind into the graph. Asks once. */
+    async showFiles() {
+      if (hasFiles) return;
+      const found = await runs.files(run.id);
+      const [loras, embeddings] = [fileNames(found.loras), fileNames(found.embeddings)];
+      buttons.replaceChildren(openGraph);
+      if (loras.length) buttons.append(button("add.lora", () => addLora(loras[loras.length - 1])));
+      if (embeddings.length) buttons.append(button("add.word", () => addWord(embeddings[embeddings.length - 1])));
+      const all = [...loras, ...embeddings];
+      if (all.length) settings.append(el("dt", {}, t("files")), el("dd", {}, all.join("\n")));
+      hasFiles = true;
     },
   };
 }
 
-/** Files saved on the way come before the ones that were saved at the end. */
-function byPlace(a, b) {
-  const onTheWay = (name) => (name.startsWith("bespoke/runs/") || name.startsWith("bespoke\\runs\\") ? 0 : 1);
-  return onTheWay(a) - onTheWay(b) || a.localeCompare(b, "en", { numeric: true });
+/**
+ * The file names in a list of the server, the newest last.
+ * @param {unknown} list
+ */
+function fileNames(list) {
+  const names = Array.isArray(list) ? list : [];
+  return names.filter((name) => typeof name === "string").sort(bySaving);
 }
 
+/**
+ * Order file names: those saved during the run first, then by name, with numbers in their order.
+ * @param {string} a
+ * @param {string} b
+ */
+function bySaving(a, b) {
+  const isFinal = (/** @type {string} */ name) => !(name.startsWith("bespoke/runs/") || name.startsWith("bespoke\\runs\\"));
+  return Number(isFinal(a)) - Number(isFinal(b)) || a.localeCompare(b, "en", { numeric: true });
+}
+
+/**
+ * The names and values that are shown of a record.
+ * @param {RunRecord} record
+ */
 function rows(record) {
-  const out = SHOWN.filter((name) => record[name]).map((name) => [t(name), typeof record[name] === "number" ? record[name].toLocaleString("en") : record[name]]);
+  /** @type {[string, string][]} */
+  const out = [];
+  for (const name of SHOWN) {
+    const value = record[name];
+    if (value) out.push([t(name), typeof value === "number" ? value.toLocaleString("en") : value]);
+  }
   if (record.seconds) out.push([t("duration"), time(record.seconds)]);
   for (const [name, value] of Object.entries(record.settings)) if (value !== "") out.push([name, String(value)]);
   return out;

@@ -1,71 +1,162 @@
-// What the server says of a run, read as if a stranger had written it: numbers are finite or nothing, text is cut,
-// lists end, names of files are names of files. No side effects.
+// @ts-check
+// What the server sends about runs, checked field by field: numbers are finite or null, texts and lists are cut to a
+// maximum, and file names contain no path. Pure: imports nothing, has no side effects.
 
 const ID = /^[a-z][a-z-]{0,60}-[0-9a-f]{12}$/;
 const PICTURE = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,120}\.(png|jpg|jpeg|webp)$/;
 const PATH = /^[0-9A-Za-z_-]+(:[0-9A-Za-z_-]+)*$/;
-export const STATES = ["running", "finished", "kept", "interrupted", "failed"];
+const STATES = ["running", "finished", "kept", "interrupted", "failed"];
 const MOST_STEPS = 2_000_000;
 const MOST_POINTS = 20_000; // held-out scores
 const MOST_SAMPLES = 2_000;
 const MOST_TEXT = 300;
 const MOST_SETTINGS = 80;
 
-/** The number, or null where it is none or not finite. */
+/** @typedef {[step: number, file: string]} Sample */
+/** @typedef {[step: number, loss: number]} Score a held-out score */
+/**
+ * @typedef {object} RunEvent
+ * @property {string} id of the run
+ * @property {string} node execution path of the trainer node, or ""
+ * @property {number | null} step
+ * @property {number | null} steps that were asked for
+ * @property {string | null} state
+ * @property {string | null} image file name of a sample
+ * @property {string} text
+ * @property {number | null} loss
+ * @property {number | null} loss_ema
+ * @property {number | null} lr
+ * @property {number | null} images_per_second
+ * @property {number | null} eta_s
+ * @property {number | null} memory_mb
+ */
+/**
+ * @typedef {object} RunRecord a run's record, or its summary, which has no losses
+ * @property {string} id
+ * @property {string} technique
+ * @property {string} base
+ * @property {string} trigger
+ * @property {string} prediction
+ * @property {string} architecture
+ * @property {string} resolution
+ * @property {number} images
+ * @property {number} trained parameters
+ * @property {number} seconds
+ * @property {number} started seconds since 1970
+ * @property {string} state
+ * @property {string} node execution path
+ * @property {string} workflow id
+ * @property {Record<string, string | number | boolean>} settings
+ * @property {number[] | null} losses of every step; NaN where it was not finite
+ * @property {number} steps_done
+ * @property {Score | null} best
+ * @property {Score[]} held_out
+ * @property {Sample[]} samples
+ */
+/** @typedef {{ unchanged?: false, runs: RunRecord[], total: number, page: number, pages: number, stamp: string }} RunPage */
+
+/**
+ * The number, or null where it is no finite number.
+ * @param {unknown} value
+ */
 export function finite(value) {
   return typeof value === "number" && Number.isFinite(value) ? value : null;
 }
 
-/** The text, cut; what is no text or number becomes "". */
+/**
+ * A string, number or boolean as a text of at most `most` characters; "" for anything else.
+ * @param {unknown} value
+ * @param {number} [most]
+ */
 export function text(value, most = MOST_TEXT) {
   if (typeof value === "number" || typeof value === "boolean") return String(value);
   return typeof value === "string" ? value.slice(0, most) : "";
 }
 
+/**
+ * @param {unknown} value
+ * @returns {value is string}
+ */
 export function isRunId(value) {
   return typeof value === "string" && ID.test(value);
 }
 
-/** A picture's file name as a sample may have it, or null. */
-export function sampleFile(value) {
+/**
+ * The value if it is a picture's file name without a path, else null.
+ * @param {unknown} value
+ */
+function sampleFile(value) {
   return typeof value === "string" && PICTURE.test(value) && !value.includes("..") ? value : null;
 }
 
+/**
+ * The value if it is a number of steps, else null.
+ * @param {unknown} value
+ */
 function step(value) {
-  return Number.isInteger(value) && value >= 0 && value <= 1e9 ? value : null;
+  return typeof value === "number" && Number.isInteger(value) && value >= 0 && value <= 1e9 ? value : null;
 }
 
+/**
+ * The entries [step, value] of a list whose step and value can be used, of the first `most` entries.
+ * @template Value
+ * @param {unknown} list
+ * @param {number} most
+ * @param {(value: unknown) => Value | null} read
+ * @returns {[number, Value][]}
+ */
 function pairs(list, most, read) {
   if (!Array.isArray(list)) return [];
+  /** @type {[number, Value][]} */
   const out = [];
   for (const item of list.slice(0, most)) {
-    const found = Array.isArray(item) && item.length >= 2 && step(item[0]) !== null ? read(item) : null;
-    if (found) out.push(found);
+    if (!Array.isArray(item)) continue;
+    const [at, value] = [step(item[0]), read(item[1])];
+    if (at !== null && value !== null) out.push([at, value]);
   }
   return out;
 }
 
-/** The fields of an event that can be used, or null where it is about no run. */
+/**
+ * The fields of an event, or null where it is about no run.
+ * @param {any} detail
+ * @returns {RunEvent | null}
+ */
 export function readEvent(detail) {
   if (!detail || typeof detail !== "object" || !isRunId(detail.run_id)) return null;
-  const numbers = ["loss", "loss_ema", "lr", "images_per_second", "eta_s", "memory_mb"];
   return {
     id: detail.run_id,
-    node: typeof detail.node_id === "string" && PATH.test(detail.node_id) ? detail.node_id : "",
+    node: pathOf(detail.node_id),
     step: step(detail.step),
     steps: step(detail.steps),
-    best: detail.best === true,
     state: STATES.includes(detail.state) ? detail.state : null,
     image: sampleFile(detail.image),
     text: text(detail.text, 400),
-    ...Object.fromEntries(numbers.map((name) => [name, finite(detail[name])])),
+    loss: finite(detail.loss),
+    loss_ema: finite(detail.loss_ema),
+    lr: finite(detail.lr),
+    images_per_second: finite(detail.images_per_second),
+    eta_s: finite(detail.eta_s),
+    memory_mb: finite(detail.memory_mb),
   };
 }
 
-/** A run's record or summary with every field in its type, or null where it is no record. */
+/**
+ * The execution path of a node, or "".
+ * @param {unknown} value
+ */
+function pathOf(value) {
+  return typeof value === "string" && PATH.test(value) ? value : "";
+}
+
+/**
+ * A run's record or summary with every field in its type, or null where it is no record.
+ * @param {any} json
+ * @returns {RunRecord | null}
+ */
 export function readRecord(json) {
   if (!json || typeof json !== "object" || !isRunId(json.id)) return null;
-  const settings = json.settings && typeof json.settings === "object" ? Object.entries(json.settings) : [];
+  const losses = Array.isArray(json.losses) ? json.losses.slice(0, MOST_STEPS) : null;
   return {
     id: json.id,
     technique: text(json.technique, 40),
@@ -79,27 +170,38 @@ export function readRecord(json) {
     seconds: finite(json.seconds) ?? 0,
     started: finite(json.started) ?? 0,
     state: STATES.includes(json.state) ? json.state : "failed",
-    node: typeof json.node === "string" && PATH.test(json.node) ? json.node : "",
+    node: pathOf(json.node),
     workflow: text(json.workflow, 80),
-    settings: Object.fromEntries(
-      settings
-        .slice(0, MOST_SETTINGS)
-        .filter(([, value]) => ["string", "number", "boolean"].includes(typeof value))
-        .map(([name, value]) => [name.slice(0, 60), typeof value === "string" ? value.slice(0, 2000) : value]),
-    ),
-    // What is not finite stays in its place as a gap, so that every loss keeps its step.
-    losses: Array.isArray(json.losses) ? json.losses.slice(0, MOST_STEPS).map((loss) => finite(loss) ?? NaN) : null,
-    steps_done: step(json.steps_done) ?? (Array.isArray(json.losses) ? Math.min(json.losses.length, MOST_STEPS) : 0),
-    best: pairs([json.best], 1, ([at, loss]) => (finite(loss) === null ? null : [at, loss]))[0] ?? null,
-    held_out: pairs(json.held_out, MOST_POINTS, ([at, loss]) => (finite(loss) === null ? null : [at, loss])),
-    samples: pairs(json.samples, MOST_SAMPLES, ([at, file]) => (sampleFile(file) ? [at, file] : null)),
+    settings: readSettings(json.settings),
+    // A loss that is not finite stays as a gap, so that every loss keeps its step.
+    losses: losses && losses.map((/** @type {unknown} */ loss) => finite(loss) ?? NaN),
+    steps_done: step(json.steps_done) ?? losses?.length ?? 0,
+    best: pairs([json.best], 1, finite)[0] ?? null,
+    held_out: pairs(json.held_out, MOST_POINTS, finite),
+    samples: pairs(json.samples, MOST_SAMPLES, sampleFile),
   };
 }
 
-/** A page of the list: { unchanged: true }, or { runs, total, page, pages, stamp }. */
+/**
+ * @param {unknown} settings
+ * @returns {RunRecord["settings"]}
+ */
+function readSettings(settings) {
+  if (!settings || typeof settings !== "object") return {};
+  const simple = Object.entries(settings)
+    .slice(0, MOST_SETTINGS)
+    .filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
+  return Object.fromEntries(simple.map(([name, value]) => [name.slice(0, 60), typeof value === "string" ? value.slice(0, 2000) : value]));
+}
+
+/**
+ * A page of the list of runs, or { unchanged: true } where it is as the page that has the stamp that was sent.
+ * @param {any} json
+ * @returns {RunPage | { unchanged: true }}
+ */
 export function readPage(json) {
   if (json?.unchanged === true) return { unchanged: true };
-  const count = (value) => step(value) ?? 0;
+  const count = (/** @type {unknown} */ value) => step(value) ?? 0;
   return {
     runs: (Array.isArray(json?.runs) ? json.runs : []).map(readRecord).filter(Boolean),
     total: count(json?.total),

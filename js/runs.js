@@ -1,83 +1,150 @@
-// All that the page knows of runs: fed by the socket's events, filled up from the records, told to whoever listens.
-// The state is made by `createRuns`; the module itself has no side effects.
+// @ts-check
+// The runs that the page knows: built from the server's events, completed from the records, and reported to listeners.
+// `createRuns` makes the state; the module itself has no side effects.
 
-import { apiURL, fetchApi, onEvent } from "./comfy.js";
+import { apiURL, fetchJson, jsonPost, onEvent, request } from "./comfy.js";
 import { Curve, curveOf } from "./curve.js";
 import { isRunId, readEvent, readPage, readRecord, text } from "./run_values.js";
 import { t } from "./words.js";
 
-const EVENTS = ["start", "step", "validation", "sample", "end"];
-const LISTEN_MS = 2000; // a live run that has said nothing for so long is asked after
+const SILENT_MS = 2000; // a run whose record says "running" is checked where no event came for so long
 
+/** @typedef {import("./run_values.js").RunEvent} RunEvent */
+/** @typedef {import("./run_values.js").RunRecord} RunRecord */
+/** @typedef {import("./run_values.js").RunPage} RunPage */
+/** @typedef {import("./run_values.js").Sample} Sample */
 /**
- * The page's runs.
- * A run is { id, record, curve, samples, state, live, lost, path, step, steps, rate, eta, memory, loss, average }.
+ * @typedef {object} Run
+ * @property {string} id
+ * @property {RunRecord | null} record
+ * @property {Curve} curve
+ * @property {Sample[]} samples
+ * @property {string} state as in the record, or "cut off" where the run has no end and is not running
+ * @property {boolean} live whether it is running
+ * @property {boolean} lost whether the connection was lost while it was running
+ * @property {string} path execution path of its node, or ""
+ * @property {number} step the last step
+ * @property {number} steps that were asked for
+ * @property {number | null} rate images per second
+ * @property {number | null} eta seconds to the end
+ * @property {number | null} memory MB
+ * @property {number | null} loss of the last step
+ * @property {number | null} average moving average of the loss
+ * @property {string} error why it failed, or ""
+ * @property {string} preflight the note that the run began with
+ * @property {number} lastEventAt ms since the page was opened
  */
+/** @typedef {"start" | "step" | "validation" | "sample" | "end"} EventKind of the server's events */
+/** @typedef {EventKind | "error" | "lost" | "checked" | "record" | "back"} ChangeKind */
+/** @typedef {{ kind: ChangeKind, run: Run | null }} Change run: null where it is about the connection ("back") */
+/**
+ * @typedef {object} MatchQuery
+ * @property {string} technique
+ * @property {string[]} paths execution paths of the node
+ * @property {string} workflow id
+ * @property {Record<string, unknown>} request widget values by name
+ */
+/** @typedef {ReturnType<typeof createRuns>} Runs */
+
+/** The runs of the page. */
 export function createRuns() {
+  /** @type {Map<string, Run>} */
   const runs = new Map();
+  /** @type {Set<(change: Change) => void>} */
   const listeners = new Set();
+  /** @type {Map<string, Promise<Run>>} */
   const loading = new Map();
-  const pages = new Map(); // of the list, as far as they were asked for since the last change
-  let stamp = ""; // of the list that the pages are from
-  let queue = Promise.resolve(); // of requests about the list: one at a time for the whole page
+  /** @type {Map<string, RunPage>} the pages of the list that were loaded since its last change */
+  const pages = new Map();
+  let stamp = ""; // the version of the list that the pages are from
+  /** @type {Promise<unknown>} requests about the list run one after another */
+  let queue = Promise.resolve();
   let connected = true;
-  let endedAt = 0;
+  let endedAt = 0; // when the last run ended, ms since the page was opened
 
-  const tell = (kind, run, more = {}) => listeners.forEach((listener) => listener({ kind, run, ...more }));
+  /** @type {(kind: ChangeKind, run: Run | null) => void} */
+  const notify = (kind, run) => listeners.forEach((listener) => listener({ kind, run }));
 
-  const ask = async (path, options) => {
-    const answer = await fetchApi(path, options);
-    if (!answer.ok) {
-      const said = await answer.json().catch(() => ({}));
-      throw new Error(typeof said.error === "string" ? said.error.slice(0, 300) : t("runs.status", { status: answer.status }));
-    }
-    return answer.json();
-  };
-
-  /** Do this after all that was asked before; what fails stops nothing behind it. */
-  function inTurn(work) {
+  /**
+   * Call `work` after all earlier work of the queue, whether that failed or not.
+   * @template Result
+   * @param {() => Promise<Result>} work
+   * @returns {Promise<Result>}
+   */
+  function enqueue(work) {
     const done = queue.then(work);
     queue = done.catch(() => {});
     return done;
   }
 
+  /**
+   * The run with an id; it is made where it is not known.
+   * @param {string} id
+   * @param {number} [steps]
+   */
   function runOf(id, steps = 1) {
-    if (!runs.has(id)) {
-      runs.set(id, {
-        id, record: null, curve: new Curve(steps), samples: [], state: "running", live: false, lost: false, path: "",
-        step: 0, steps, rate: null, eta: null, memory: null, loss: null, average: null, error: "", preflight: "", heard: 0,
-      });
-    }
-    return runs.get(id);
+    const known = runs.get(id);
+    if (known) return known;
+    /** @type {Run} */
+    const run = {
+      id,
+      record: null,
+      curve: new Curve(steps),
+      samples: [],
+      state: "running",
+      live: false,
+      lost: false,
+      path: "",
+      step: 0,
+      steps,
+      rate: null,
+      eta: null,
+      memory: null,
+      loss: null,
+      average: null,
+      error: "",
+      preflight: "",
+      lastEventAt: 0,
+    };
+    runs.set(id, run);
+    return run;
   }
 
-  function takeRecord(record) {
+  /** @param {RunRecord} record */
+  function applyRecord(record) {
     const run = runOf(record.id);
     run.record = record;
     run.curve = curveOf(record);
     run.samples = record.samples;
     run.step = run.curve.last;
-    run.steps = Math.max(record.settings.steps ?? 0, run.step);
+    run.steps = Math.max(Number(record.settings.steps ?? 0), run.step);
     run.path = record.node || run.path;
     run.state = record.state;
     return run;
   }
 
-  // --- What the server says ----------------------------------------------------------------------------------------
+  // --- Events of the server ----------------------------------------------------------------------------------------
 
-  const heard = {
+  /** @type {Record<EventKind, (run: Run, event: RunEvent) => void>} */
+  const handlers = {
     start(run, event) {
-      const goesOn = run.record !== null || run.step > 0;
+      const isResumed = run.record !== null || run.step > 0;
       Object.assign(run, { state: "running", live: true, lost: false, error: "", preflight: event.text, steps: event.steps ?? run.steps });
-      if (!goesOn) run.curve = new Curve(run.steps);
-      load(run.id, true).catch(() => {}); // the settings, and the curve as far as an earlier sitting drew it
+      if (!isResumed) run.curve = new Curve(run.steps);
+      load(run.id, true).catch(() => {}); // the settings, and the curve of the steps before a resume
     },
     step(run, event) {
       if (event.step === null) return;
-      Object.assign(run, {
-        state: "running", live: true, lost: false, step: event.step, steps: event.steps ?? run.steps, loss: event.loss,
-        average: event.loss_ema, rate: event.images_per_second, eta: event.eta_s, memory: event.memory_mb,
-      });
+      run.state = "running";
+      run.live = true;
+      run.lost = false;
+      run.step = event.step;
+      run.steps = event.steps ?? run.steps;
+      run.loss = event.loss;
+      run.average = event.loss_ema;
+      run.rate = event.images_per_second;
+      run.eta = event.eta_s;
+      run.memory = event.memory_mb;
       run.curve.steps = Math.max(run.steps, run.step);
       run.curve.add(event.step, event.loss ?? NaN, event.loss_ema ?? NaN);
     },
@@ -86,35 +153,38 @@ export function createRuns() {
     },
     sample(run, event) {
       if (event.step === null || !event.image || run.samples.some(([, file]) => file === event.image)) return;
-      run.samples = [...run.samples, [event.step, event.image]].sort(([a], [b]) => a - b);
+      /** @type {Sample} */
+      const sample = [event.step, event.image];
+      run.samples = [...run.samples, sample].sort(([a], [b]) => a - b);
     },
     end(run, event) {
       Object.assign(run, { state: event.state ?? "failed", live: false, lost: false, eta: null });
       endedAt = performance.now();
-      load(run.id, true).catch(() => {}); // the events left steps out
+      load(run.id, true).catch(() => {}); // the steps that had no event
     },
   };
 
-  for (const kind of EVENTS) {
+  for (const kind of /** @type {EventKind[]} */ (Object.keys(handlers))) {
     onEvent(`bespoke.run.${kind}`, (detail) => {
       const event = readEvent(detail);
       if (!event) return;
-      const known = runs.has(event.id);
+      const isKnown = runs.has(event.id);
       const run = runOf(event.id, event.steps ?? 1);
       if (event.node) run.path = event.node;
-      run.heard = performance.now();
-      heard[kind](run, event);
-      if (!known && kind !== "start") load(run.id, true).catch(() => {}); // the page was opened in mid-run
-      tell(kind, run);
+      run.lastEventAt = performance.now();
+      handlers[kind](run, event);
+      if (!isKnown && kind !== "start") load(run.id, true).catch(() => {}); // the page was opened during the run
+      notify(kind, run);
     });
   }
 
-  // Why a run failed, with the mend, comes as ComfyUI's own event.
+  // The reason why a run failed comes as ComfyUI's own event.
   onEvent("execution_error", (detail) => {
-    const run = [...runs.values()].reverse().find((one) => one.path && one.path === detail?.node_id && (one.live || one.state === "failed"));
+    const newestFirst = [...runs.values()].reverse();
+    const run = newestFirst.find((one) => one.path && one.path === detail?.node_id && (one.live || one.state === "failed"));
     if (!run || run.error) return;
     Object.assign(run, { error: text(detail.exception_message, 600).trim(), state: "failed", live: false });
-    tell("error", run);
+    notify("error", run);
   });
 
   onEvent("reconnecting", () => {
@@ -122,128 +192,173 @@ export function createRuns() {
     for (const run of runs.values()) {
       if (!run.live) continue;
       run.lost = true;
-      tell("lost", run);
+      notify("lost", run);
     }
   });
   onEvent("reconnected", () => {
     connected = true;
-    for (const run of runs.values()) if (run.lost || run.live) check(run);
-    tell("back", null);
+    for (const run of runs.values()) if (run.lost || run.live) checkLive(run);
+    notify("back", null);
   });
 
-  /** Whether a run that should be running is: the server may have been started anew meanwhile. */
-  async function check(run) {
+  /**
+   * Check whether a run that should be running is: the server may have been restarted.
+   * @param {Run} run
+   */
+  async function checkLive(run) {
     try {
-      const busy = await promptOf(run);
+      const isRunning = (await promptOf(run)) !== null;
       await load(run.id, true);
       run.lost = false;
       if (run.state === "running") {
-        run.live = busy !== null;
+        run.live = isRunning;
         if (!run.live) run.state = "cut off";
       }
-      tell("checked", run);
+      notify("checked", run);
     } catch {
-      // Not back after all: the next reconnection asks again.
+      // The server does not answer: the next reconnection checks again.
     }
   }
 
-  /** The id of the prompt that trains this run now, or null: [number, prompt_id, prompt, ...] of the queue. */
+  /**
+   * The id of the prompt that trains this run now, or null.
+   * @param {Run} run
+   * @returns {Promise<string | null>}
+   */
   async function promptOf(run) {
-    const queue = await ask("/queue");
-    for (const [, id, prompt] of queue.queue_running ?? []) {
-      const kinds = Object.entries(prompt ?? {}).filter(([, item]) => String(item?.class_type).startsWith("BespokeTrain"));
-      if (kinds.some(([path]) => !run.path || path === run.path)) return id;
+    const { queue_running: running } = await fetchJson("/queue"); // [[number, prompt_id, prompt, ...], ...]
+    for (const [, id, prompt] of running ?? []) {
+      const items = /** @type {[string, any][]} */ (Object.entries(prompt ?? {}));
+      const trainers = items.filter(([, item]) => String(item?.class_type).startsWith("BespokeTrain"));
+      if (trainers.some(([path]) => !run.path || path === run.path)) return id;
     }
     return null;
   }
 
-  // --- What the page asks ------------------------------------------------------------------------------------------
+  // --- Requests of the page ----------------------------------------------------------------------------------------
 
-  /** The run with its whole record. Steps that came by event after the record was written stay. */
+  /**
+   * The run with its whole record. Steps that came by event after the record was written are kept.
+   * @param {string} id
+   * @param {boolean} [anew] whether to read the record again
+   * @returns {Promise<Run>}
+   */
   function load(id, anew = false) {
     if (!isRunId(id)) return Promise.reject(new Error(t("runs.unreadable")));
-    if (!anew && runs.get(id)?.record?.losses) return Promise.resolve(runs.get(id));
-    if (loading.has(id)) return loading.get(id);
-    const work = (async () => {
-      const record = readRecord(await ask(`/bespoke/runs/${id}`));
-      if (!record || record.id !== id) throw new Error(t("runs.unreadable"));
-      const { live, step, steps, curve, state, samples, path } = runOf(id);
-      const run = takeRecord(record);
-      if (live) {
-        Object.assign(run, { live, state, path: path || run.path, step: Math.max(step, run.step), steps: Math.max(steps, run.step) });
-        run.curve.steps = Math.max(run.steps, run.curve.steps);
-        joinTail(run.curve, curve);
-        run.samples = [...new Map([...run.samples, ...samples].map((sample) => [sample[1], sample])).values()];
-      }
-      tell("record", run);
-      return run;
-    })().finally(() => loading.delete(id));
+    const known = runs.get(id);
+    if (!anew && known?.record?.losses) return Promise.resolve(known);
+    const started = loading.get(id);
+    if (started) return started;
+    const work = readRun(id).finally(() => loading.delete(id));
     loading.set(id, work);
     return work;
   }
 
+  /** @param {string} id */
+  async function readRun(id) {
+    const record = readRecord(await fetchJson(`/bespoke/runs/${id}`));
+    if (!record || record.id !== id) throw new Error(t("runs.unreadable"));
+    const { live, step, steps, curve, state, samples, path } = runOf(id);
+    const run = applyRecord(record);
+    if (live) {
+      Object.assign(run, { live, state, path: path || run.path, step: Math.max(step, run.step), steps: Math.max(steps, run.step) });
+      run.curve.steps = Math.max(run.steps, run.curve.steps);
+      run.curve.addTail(curve);
+      const byFile = new Map([...run.samples, ...samples].map((sample) => [sample[1], sample]));
+      run.samples = [...byFile.values()];
+    }
+    notify("record", run);
+    return run;
+  }
+
+  /**
+   * One page of the list of runs, newest first. The server sends a page again only where the list has changed.
+   * @param {number} page
+   * @param {string} search words that all must occur
+   */
+  async function readList(page, search) {
+    const key = `${page}|${search}`;
+    const known = pages.get(key);
+    const query = new URLSearchParams({ page: String(page), search, ...(known ? { stamp } : {}) });
+    const found = readPage(await fetchJson(`/bespoke/runs?${query}`));
+    if (!found.unchanged) {
+      if (found.stamp !== stamp) pages.clear();
+      stamp = found.stamp;
+      pages.set(key, found);
+      return found;
+    }
+    if (!known) throw new Error(t("runs.unreadable"));
+    return known;
+  }
+
   return {
-    ask,
     load,
+    /** Whether the socket is connected. */
     connected: () => connected,
-    /** The run that goes on now, or null. */
+    /** The run that is running now, or null. */
     live: () => [...runs.values()].find((run) => run.live && !run.lost) ?? null,
+    /** When the last run ended, in ms since the page was opened. */
     endedAt: () => endedAt,
-    /** One page of the runs' summaries, newest first: { runs, total, page, pages }. search: words that all must occur. */
-    list: (page = 0, search = "") =>
-      inTurn(async () => {
-        const key = `${page}|${search}`;
-        const query = new URLSearchParams({ page, search, ...(pages.has(key) ? { stamp } : {}) });
-        const found = readPage(await ask(`/bespoke/runs?${query}`));
-        if (!found.unchanged) {
-          if (found.stamp !== stamp) pages.clear();
-          stamp = found.stamp;
-          pages.set(key, found);
-        }
-        return pages.get(key);
-      }),
+    /** @type {(page?: number, search?: string) => Promise<RunPage>} */
+    list: (page = 0, search = "") => enqueue(() => readList(page, search)),
     /**
-     * The run that a trainer node shows: { run: summary or null, exact: it was made by this node }.
-     * place: { technique, paths, workflow, request: widget values by name }. still: () => whether it is still asked for.
+     * The run that a trainer node shows: its summary or null, and whether it was made by this node.
+     * @param {MatchQuery} query
+     * @param {() => boolean} isCurrent whether the answer is still wanted when the request's turn comes
+     * @returns {Promise<{ run: RunRecord | null, exact: boolean }>}
      */
-    match: (place, still) =>
-      inTurn(async () => {
-        if (!still()) return { run: null, exact: false };
-        const body = JSON.stringify(place);
-        const found = await ask("/bespoke/runs/match", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    match: (query, isCurrent) =>
+      enqueue(async () => {
+        if (!isCurrent()) return { run: null, exact: false };
+        const found = await fetchJson("/bespoke/runs/match", jsonPost(query));
         return { run: readRecord(found.run), exact: found.exact === true };
       }),
-    /** Look again at a run that the record calls running, where no event of it has come. */
-    async watch(id) {
+    /**
+     * As `load`; a run whose record says "running" is checked where no event of it came lately.
+     * @param {string} id
+     */
+    async loadChecked(id) {
       const run = await load(id);
-      if (run.state === "running" && performance.now() - run.heard > LISTEN_MS) await check(run);
+      if (run.state === "running" && performance.now() - run.lastEventAt > SILENT_MS) await checkLive(run);
       return run;
     },
-    finish: (id) => ask(`/bespoke/runs/${encodeURIComponent(id)}/finish`, { method: "POST" }),
-    /** Interrupt the prompt that trains this run, and no other. */
+    /**
+     * The workflow that the run was started from, as the page saves it.
+     * @param {string} id
+     */
+    workflow: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/graph`),
+    /**
+     * The files that the run saved, not checked: { loras, embeddings }.
+     * @param {string} id
+     */
+    files: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/files`),
+    /**
+     * Ask the run to stop and save what it has learned.
+     * @param {string} id
+     */
+    finish: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/finish`, { method: "POST" }),
+    /**
+     * Interrupt the prompt that trains this run, and no other.
+     * @param {Run} run
+     */
     async cancel(run) {
       const prompt = await promptOf(run);
       if (prompt === null) throw new Error(t("go.none"));
-      const body = JSON.stringify({ prompt_id: prompt });
-      const answer = await fetchApi("/interrupt", { method: "POST", headers: { "Content-Type": "application/json" }, body });
-      if (!answer.ok) throw new Error(t("runs.status", { status: answer.status }));
+      await request("/interrupt", jsonPost({ prompt_id: prompt }));
     },
+    /**
+     * The address of a sample picture.
+     * @param {string} id
+     * @param {string} file
+     */
     sampleUrl: (id, file) => apiURL(`/bespoke/runs/${encodeURIComponent(id)}/samples/${encodeURIComponent(file)}`),
-    /** Call `listener({ kind, run })` for all that happens; gives the function that ends it. */
+    /**
+     * Call `listener` for every change. Returns the function that ends it.
+     * @param {(change: Change) => void} listener
+     */
     listen(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);
     },
   };
-}
-
-/** Copy what `newer` knows beyond the last step of `curve`. */
-function joinTail(curve, newer) {
-  for (let i = 0; i < newer.average.length; i++) {
-    const step = Math.min(newer.last, (i + 1) * newer.stride);
-    if (step <= curve.last || newer.low[i] > newer.high[i]) continue;
-    curve.add(step, newer.low[i], newer.average[i]);
-    curve.add(step, newer.high[i], newer.average[i]);
-  }
-  for (const [step, loss] of newer.heldOut) curve.addHeldOut(step, loss);
 }

@@ -1,102 +1,149 @@
-// The sidebar's list of runs: each with its curve, its samples and its settings; two of them compared. No side effects:
-// index.js registers it.
+// @ts-check
+// The sidebar's list of runs: each with its curve, its samples and its settings, and the comparison of two runs. No side
+// effects: index.js registers it.
 
 import { drawCurves, lines } from "./curve_plot.js";
-import { el, oncePerFrame, say } from "./dom.js";
+import { el, messageOf, oncePerFrame, setText } from "./dom.js";
 import { detail, stateOf } from "./run_detail.js";
 import { loss, t } from "./words.js";
 
-const SEARCH_FROM = 8; // runs, below which a search field is in the way
-const TYPED_MS = 250; // without a key, before a search is asked for
+/** @typedef {import("./runs.js").Run} Run */
+/** @typedef {import("./runs.js").Runs} Runs */
+/** @typedef {import("./run_values.js").RunRecord} RunRecord */
+/** @typedef {ReturnType<typeof createCard>} Card */
 
-/** Fill the sidebar's element. Gives the function that takes it away. */
+const SEARCH_FROM = 8; // runs, from which the search field is shown
+const TYPED_MS = 250; // without a key, before a search is started
+
+/**
+ * Fill the sidebar's element.
+ * @param {HTMLElement} root
+ * @param {Runs} runs
+ * @returns {() => void} empties the element
+ */
 export function fillTab(root, runs) {
   const list = el("div", { class: "bespoke-runs", role: "list", "aria-label": t("runs") });
   const compared = el("section", { class: "bespoke-compare", "aria-label": t("compare"), hidden: true });
   const note = el("p", { class: "bespoke-note", role: "status" });
-  const search = el("input", { type: "search", class: "bespoke-search", placeholder: t("search"), "aria-label": t("search"), oninput: () => searchSoon() });
-  const again = el("button", { type: "button", class: "bespoke-button", "aria-label": t("refresh"), title: t("refresh"), onclick: () => fill() }, "↻");
+  const label = t("search");
+  const search = el("input", { type: "search", class: "bespoke-search", placeholder: label, "aria-label": label, oninput: searchSoon });
+  const refresh = t("refresh");
+  const onRefresh = () => fill();
+  const again = el("button", { type: "button", class: "bespoke-button", "aria-label": refresh, title: refresh, onclick: onRefresh }, "↻");
   const head = el("header", {}, el("h2", {}, t("runs")), again);
   const more = el("button", { type: "button", class: "bespoke-button", hidden: true, onclick: () => fill(shownPages + 1) }, t("runs.next"));
   root.replaceChildren(el("div", { class: "bespoke-tab" }, head, search, note, compared, list, more));
 
-  const cards = new Map(); // id -> card
-  const chosen = []; // ids of at most two runs to compare
-  const seen = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) if (isIntersecting) cards.get(target.dataset.id)?.show();
+  /** @type {Map<string, Card>} by run id */
+  const cards = new Map();
+  /** @type {string[]} ids of at most two runs to compare */
+  const chosen = [];
+  const inView = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (isIntersecting && target instanceof HTMLElement) cards.get(target.dataset.id ?? "")?.show();
+    }
   });
 
   let shownPages = 1;
   let filling = 0;
 
-  /** Show the first `pages` pages of the list, as many as before where nothing is said. */
+  /**
+   * Show the first pages of the list.
+   * @param {number} [pages] as many as before where it is not given
+   */
   async function fill(pages = shownPages) {
     const turn = ++filling;
+    /** @type {RunRecord[]} */
     const shown = [];
     let total = 0;
     let all = 1;
     try {
       for (let page = 0; page < Math.min(pages, all); page++) {
         const found = await runs.list(page, search.value.trim());
-        if (turn !== filling) return; // asked for anew meanwhile
+        if (turn !== filling) return; // a later call has begun
         [total, all] = [found.total, found.pages];
         shown.push(...found.runs);
       }
     } catch (error) {
       if (turn !== filling) return;
       note.hidden = false;
-      return say(note, t("runs.unread", { why: error.message }));
+      return setText(note, t("runs.unread", { why: messageOf(error) }));
     }
     shownPages = pages;
     more.hidden = all <= pages;
     if (!search.value) search.hidden = total < SEARCH_FROM;
-    say(note, !total ? t(search.value ? "runs.none.found" : "runs.none") : shown.length < total ? t("runs.more", { shown: shown.length, all: total }) : "");
+    setText(note, noteOf(shown.length, total));
     note.hidden = !note.textContent;
-    place(shown);
+    arrange(shown);
   }
 
-  function place(shown) {
+  /**
+   * @param {number} shown
+   * @param {number} total
+   */
+  function noteOf(shown, total) {
+    if (!total) return t(search.value ? "runs.none.found" : "runs.none");
+    return shown < total ? t("runs.more", { shown, all: total }) : "";
+  }
+
+  /**
+   * Show exactly these runs, in this order. Cards that are there already are kept.
+   * @param {RunRecord[]} shown
+   */
+  function arrange(shown) {
     const ids = new Set(shown.map((run) => run.id));
-    for (const [id, made] of cards) if (!ids.has(id)) forget(id, made);
+    for (const [id, card] of cards) if (!ids.has(id)) remove(id, card);
     shown.forEach((summary, i) => {
-      if (!cards.has(summary.id)) {
-        const made = card(summary, runs, (on) => choose(summary.id, on));
-        made.choose(chosen.includes(summary.id));
-        cards.set(summary.id, made);
-        seen.observe(made.box);
-      }
-      const made = cards.get(summary.id);
-      made.take(summary);
-      if (list.children[i] !== made.box) list.insertBefore(made.box, list.children[i] ?? null);
+      const card = cards.get(summary.id) ?? add(summary);
+      card.update(summary);
+      if (list.children[i] !== card.box) list.insertBefore(card.box, list.children[i] ?? null);
     });
   }
 
-  function forget(id, made) {
-    seen.unobserve(made.box);
-    made.box.remove();
+  /** @param {RunRecord} summary */
+  function add(summary) {
+    const card = createCard(summary, runs, (isChosen) => choose(summary.id, isChosen));
+    card.choose(chosen.includes(summary.id));
+    cards.set(summary.id, card);
+    inView.observe(card.box);
+    return card;
+  }
+
+  /**
+   * @param {string} id
+   * @param {Card} card
+   */
+  function remove(id, card) {
+    inView.unobserve(card.box);
+    card.box.remove();
     cards.delete(id);
-    if (!search.value) choose(id, false); // a search only hides it
+    if (!search.value) choose(id, false); // a search hides the run, but it stays chosen
   }
 
-  let typed = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
   function searchSoon() {
-    clearTimeout(typed);
-    typed = setTimeout(() => fill(1), TYPED_MS);
+    clearTimeout(timer);
+    timer = setTimeout(() => fill(1), TYPED_MS);
   }
 
-  function choose(id, on) {
+  /**
+   * @param {string} id
+   * @param {boolean} isChosen
+   */
+  function choose(id, isChosen) {
     const at = chosen.indexOf(id);
     if (at >= 0) chosen.splice(at, 1);
-    if (on) chosen.push(id);
-    while (chosen.length > 2) cards.get(chosen.shift())?.choose(false);
+    if (isChosen) chosen.push(id);
+    while (chosen.length > 2) cards.get(chosen.shift() ?? "")?.choose(false);
     compared.hidden = chosen.length < 2;
     if (chosen.length === 2) compare(compared, chosen, runs);
   }
 
   const draw = oncePerFrame(() => {
-    for (const made of cards.values()) made.draw();
+    for (const card of cards.values()) card.draw();
   });
-  const silence = runs.listen(({ kind, run }) => {
+  const stopListening = runs.listen(({ kind, run }) => {
     if (kind === "start" || kind === "end" || kind === "back") fill();
     else if (run) cards.get(run.id)?.draw();
   });
@@ -104,18 +151,26 @@ export function fillTab(root, runs) {
   sizes.observe(list);
   fill();
   return () => {
-    silence();
-    clearTimeout(typed);
-    seen.disconnect();
+    stopListening();
+    clearTimeout(timer);
+    inView.disconnect();
     sizes.disconnect();
     root.replaceChildren();
   };
 }
 
-/** One run in the list: { box, take(summary), show(), draw(), choose(on) }. */
-function card(summary, runs, onChoose) {
-  let run = null; // with its curve, once it was in view
-  let open = null; // its details, once they were asked for
+/**
+ * The card of a run in the list.
+ * @param {RunRecord} first
+ * @param {Runs} runs
+ * @param {(isChosen: boolean) => void} onChoose
+ */
+function createCard(first, runs, onChoose) {
+  let summary = first;
+  /** @type {Run | null} the run with its curve, once the card was in view */
+  let run = null;
+  /** @type {ReturnType<typeof detail> | null} the details, once they were opened */
+  let details = null;
   const canvas = el("canvas", { class: "bespoke-spark", "aria-hidden": "true" });
   const name = el("span", { class: "bespoke-name" });
   const under = el("span", { class: "bespoke-under" });
@@ -127,101 +182,132 @@ function card(summary, runs, onChoose) {
     el("span", { class: "bespoke-words" }, name, state, under),
     canvas,
   );
-  const tick = el("input", { type: "checkbox", title: t("compare.tip"), "aria-label": t("compare.tip"), onchange: () => onChoose(tick.checked) });
+  const tip = t("compare.tip");
+  /** @type {HTMLInputElement} */
+  const tick = el("input", { type: "checkbox", title: tip, "aria-label": tip, onchange: () => onChoose(tick.checked) });
   const below = el("div", { id, hidden: true });
-  const box = el("div", { role: "listitem", class: "bespoke-item", "data-id": summary.id }, el("div", { class: "bespoke-row" }, tick, main), below);
+  const row = el("div", { class: "bespoke-row" }, tick, main);
+  const box = el("div", { role: "listitem", class: "bespoke-item", "data-id": summary.id }, row, below);
 
-  function take(next) {
+  /** @param {RunRecord} next */
+  function update(next) {
     summary = next;
     const word = stateOf(run, summary);
     box.dataset.state = word;
-    say(name, nameOf(summary));
-    say(state, t(`state.${word}`));
-    const started = new Date(summary.started * 1000);
-    const parts = [Number.isNaN(started.getTime()) ? "" : started.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }), t("steps", { steps: run?.step || summary.steps_done })];
+    setText(name, nameOf(summary));
+    setText(state, t(`state.${word}`));
+    const parts = [startOf(summary), t("steps", { steps: run?.step || summary.steps_done })];
     const best = run?.curve.best ?? summary.best;
     if (best) parts.push(t("best.loss", { loss: loss(best[1]) }));
-    say(under, parts.filter(Boolean).join(" · "));
+    setText(under, parts.filter(Boolean).join(" · "));
   }
 
   function draw() {
     if (!run) return;
-    take(summary);
-    drawCurves(canvas, [run.curve], { small: true, goesOn: run.live });
-    if (open && !below.hidden) open.draw(run);
+    update(summary);
+    drawCurves(canvas, [run.curve], { small: true, isLive: run.live });
+    if (details && !below.hidden) details.draw(run);
   }
 
   async function show() {
     if (run) return draw();
     try {
-      run = await runs.watch(summary.id);
+      run = await runs.loadChecked(summary.id);
       draw();
     } catch {
-      // The summary stands by itself; opening the card says what is wrong.
+      // The summary stays; opening the card shows the error.
     }
   }
 
   async function toggle() {
-    const now = below.hidden;
-    below.hidden = !now;
-    main.setAttribute("aria-expanded", String(now));
-    if (!now) return;
+    const isOpen = below.hidden;
+    below.hidden = !isOpen;
+    main.setAttribute("aria-expanded", String(isOpen));
+    if (!isOpen) return;
     try {
-      run ??= await runs.watch(summary.id);
-      open ??= detail(run, runs);
-      below.replaceChildren(open.box);
+      run ??= await runs.loadChecked(summary.id);
+      details ??= detail(run, runs);
+      below.replaceChildren(details.box);
       draw();
-      await open.files();
+      await details.showFiles();
     } catch (error) {
-      below.replaceChildren(el("p", { class: "bespoke-note" }, error.message));
+      below.replaceChildren(el("p", { class: "bespoke-note" }, messageOf(error)));
     }
   }
 
   return {
     box,
-    take,
+    /** Show another summary of the run. */
+    update,
+    /** Load the run and draw its curve. */
     show,
+    /** Draw the run as it is now, where it was loaded. */
     draw,
-    choose: (on) => (tick.checked = on),
+    /** @param {boolean} isChosen whether the run is marked for the comparison */
+    choose: (isChosen) => {
+      tick.checked = isChosen;
+    },
   };
 }
 
-/** What a run is called in the list: the word or trigger that was learned, else the kind and the base. */
-export function nameOf(run) {
+/**
+ * When a run was started, in the user's language; "" where it is not known.
+ * @param {RunRecord} run
+ */
+function startOf({ started }) {
+  const date = new Date(started * 1000);
+  return Number.isNaN(date.getTime()) ? "" : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+}
+
+/**
+ * The title of a run: its technique and the word or trigger that it learned, else the base model.
+ * @param {RunRecord} run
+ */
+function nameOf(run) {
   const kind = t(`technique.${run.technique}`);
   const what = String(run.settings.name || run.trigger || run.base).replace(/\.(safetensors|ckpt)$/, "");
   return what ? `${kind}: ${what}` : kind;
 }
 
-/** Two curves in one picture and what differs in their settings. */
+/**
+ * Show two curves in one plot and the settings in which the runs differ.
+ * @param {HTMLElement} box
+ * @param {string[]} ids
+ * @param {Runs} runs
+ */
 async function compare(box, ids, runs) {
   const canvas = el("canvas", { role: "img" });
   const table = el("table", { class: "bespoke-table" });
-  const heads = ids.map((_, i) => el("th", { scope: "col" }));
+  const heads = ids.map(() => el("th", { scope: "col" }));
   box.replaceChildren(el("h3", {}, t("compare")), canvas, table);
-  const pair = await Promise.all(ids.map((id) => runs.load(id).catch(() => null)));
-  if (pair.some((run) => !run?.record)) return box.replaceChildren(el("p", { class: "bespoke-note" }, t("runs.unread", { why: "" })));
-  pair.forEach((run, i) => {
+  const loaded = await Promise.all(ids.map((id) => runs.load(id).catch(() => null)));
+  const pair = loaded.flatMap((run) => (run?.record ? [{ record: run.record, curve: run.curve }] : []));
+  if (pair.length < ids.length) return box.replaceChildren(el("p", { class: "bespoke-note" }, t("runs.unread", { why: "" })));
+  pair.forEach(({ record }, i) => {
     const swatch = el("i", { class: "bespoke-swatch", style: `background:${lines(i).average}` });
-    heads[i].append(swatch, nameOf(run.record));
+    heads[i].append(swatch, nameOf(record));
   });
   table.append(el("thead", {}, el("tr", {}, el("th"), ...heads)));
-  const [a, b] = pair.map(({ record, curve }) => ({
-    ...record.settings,
-    [t("base")]: record.base,
-    [t("images")]: record.images,
-    [t("curve.average")]: loss(lastOf(curve)),
-    ...(curve.best ? { [t("curve.held-out")]: `${loss(curve.best[1])} (${curve.best[0]})` } : {}),
-  }));
+  const [a, b] = pair.map(comparedValues);
   const rows = [...new Set([...Object.keys(a), ...Object.keys(b)])].filter((name) => a[name] !== b[name]);
-  const cell = (value) => el("td", {}, value === undefined ? "–" : String(value));
+  const cell = (/** @type {unknown} */ value) => el("td", {}, value === undefined ? "–" : String(value));
   table.append(el("tbody", {}, ...rows.map((name) => el("tr", {}, el("th", { scope: "row" }, name), cell(a[name]), cell(b[name])))));
-  const draw = () => drawCurves(canvas, pair.map((run) => run.curve));
+  const draw = () => drawCurves(canvas, pair.map(({ curve }) => curve));
   draw();
-  canvas.setAttribute("aria-label", pair.map((run) => `${nameOf(run.record)}: ${loss(lastOf(run.curve))}`).join("; "));
+  canvas.setAttribute("aria-label", pair.map(({ record, curve }) => `${nameOf(record)}: ${loss(curve.lastAverage)}`).join("; "));
   new ResizeObserver(draw).observe(canvas);
 }
 
-function lastOf(curve) {
-  return curve.average[Math.max(0, Math.ceil(curve.last / curve.stride) - 1)];
+/**
+ * @param {{ record: RunRecord, curve: import("./curve.js").Curve }} run
+ * @returns {Record<string, unknown>} by the name that is shown
+ */
+function comparedValues({ record, curve }) {
+  return {
+    ...record.settings,
+    [t("base")]: record.base,
+    [t("images")]: record.images,
+    [t("curve.average")]: loss(curve.lastAverage),
+    ...(curve.best ? { [t("curve.held-out")]: `${loss(curve.best[1])} (${curve.best[0]})` } : {}),
+  };
 }

@@ -1,10 +1,11 @@
-// The pack's page of settings and its commands; their words are in locales/<language>/settings.json and commands.json.
-// No side effects: index.js registers them.
+// @ts-check
+// Definitions of the pack's settings, commands and keys. Their translations are in locales/<language>/settings.json and
+// commands.json. No side effects: index.js registers them.
 
 const GROUP = "Bespoke";
 
-/** What a person may wish, by name. ComfyUI keeps the values under "Bespoke.<name>". */
-const WISHES = {
+/** The settings by name. ComfyUI stores their values under "Bespoke.<name>". */
+const SETTINGS = {
   Toasts: {
     name: "Say when a training is done",
     tooltip: "A message in the corner when a run has finished. A run that failed is always said.",
@@ -56,21 +57,43 @@ const WISHES = {
   },
 };
 
-/** As `registerExtension` takes them. */
-export function settings() {
-  return Object.entries(WISHES).map(([name, { section, ...setting }]) => ({ id: `${GROUP}.${name}`, category: [GROUP, section, name], ...setting }));
+/**
+ * @typedef {object} Settings the types of their values
+ * @property {boolean} Toasts
+ * @property {boolean} SingleLosses
+ * @property {number} CurveHeight px
+ * @property {number} SampleHeight px
+ * @property {number} SpokenEvery s; 0: never
+ * @property {boolean} LoraDial
+ */
+/** @typedef {<Name extends keyof Settings>(name: Name) => Settings[Name]} GetSetting */
+
+/** The settings as `registerExtension` takes them. */
+export function settingDefinitions() {
+  return Object.entries(SETTINGS).map(([name, { section, ...definition }]) => ({
+    id: `${GROUP}.${name}`,
+    category: [GROUP, section, name],
+    ...definition,
+  }));
 }
 
-/** Reads the settings: (name) => value. read: (id) => the page's value, or undefined. */
-export function wishes(read) {
-  return (name) => read(`${GROUP}.${name}`) ?? WISHES[name].defaultValue;
+/**
+ * A function that gives a setting's value by its name, or its default where the page has none.
+ * @param {(id: string) => unknown} read gives the page's value of an id, or undefined
+ * @returns {GetSetting}
+ */
+export function settingReader(read) {
+  return (name) => /** @type {Settings[typeof name]} */ (read(`${GROUP}.${name}`) ?? SETTINGS[name].defaultValue);
 }
 
-/** The commands. acts: { go(), finish() }; the sidebar's own command opens the runs. */
-export function commands({ go, finish }) {
+/**
+ * The commands as `registerExtension` takes them. ComfyUI itself adds the command that opens the sidebar's tab.
+ * @param {{ goToTraining: () => void, finishTraining: () => Promise<void> }} actions
+ */
+export function commandDefinitions({ goToTraining, finishTraining }) {
   return [
-    { id: "Bespoke.GoToTraining", icon: "pi pi-map-marker", label: "Go to the training that runs", function: go },
-    { id: "Bespoke.FinishTraining", icon: "pi pi-check", label: "Finish the training that runs and keep it", function: finish },
+    { id: "Bespoke.GoToTraining", icon: "pi pi-map-marker", label: "Go to the training that runs", function: goToTraining },
+    { id: "Bespoke.FinishTraining", icon: "pi pi-check", label: "Finish the training that runs and keep it", function: finishTraining },
   ];
 }
 
@@ -78,4 +101,9 @@ export const KEYS = [
   { combo: { key: "b" }, commandId: "Workspace.ToggleSidebarTab.bespoke-runs" },
   { combo: { key: "B", shift: true }, commandId: "Bespoke.GoToTraining" },
 ];
-export const MENU = [{ path: ["Extensions", GROUP], commands: ["Workspace.ToggleSidebarTab.bespoke-runs", "Bespoke.GoToTraining", "Bespoke.FinishTraining"] }];
+export const MENU = [
+  {
+    path: ["Extensions", GROUP],
+    commands: ["Workspace.ToggleSidebarTab.bespoke-runs", "Bespoke.GoToTraining", "Bespoke.FinishTraining"],
+  },
+];

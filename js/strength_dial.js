@@ -1,23 +1,45 @@
-// The small picture on the strength nodes: the noise schedule, the part of it that runs, where it starts and how
-// much of the start is noise. It moves with the slider, before anything is queued. No side effects: index.js attaches it.
+// @ts-check
+// The plot on the strength nodes: the noise schedule, the part of it that runs, where it starts and how much of the start is
+// noise. It follows the widgets before anything is queued. No side effects: index.js attaches it.
 
-import { addPanel, classOf, fetchApi, modelChain, valueOf, valuesOf, watch, whileOnGraph } from "./comfy.js";
+import { addPanel, classOf, fetchJson, modelChain, onNodeChange, ServerError, valueOf, valuesOf, whileOnGraph } from "./comfy.js";
 import { prepare, themeColours } from "./curve_plot.js";
 import { el } from "./dom.js";
-import { t } from "./words.js";
+import { sigmaScale } from "./scales.js";
+import { digits, percent, t } from "./words.js";
 
-const HEIGHT = 128;
+/** @typedef {import("./comfy.js").Node} Node */
+/** @typedef {[place: number, sigma: number]} Point place: in steps from the start of the schedule */
+/**
+ * @typedef {object} Schedule
+ * @property {Point[]} whole the whole schedule
+ * @property {Point[]} sigmas the part that runs
+ * @property {number} run steps that run
+ * @property {number} total steps of the schedule
+ * @property {number} sigma noise level of the start
+ * @property {number} timestep of the start
+ * @property {number} noise share of the start's variance, 0 to 1
+ * @property {string | null} model
+ * @property {string} [report] in words
+ */
+/** @typedef {{ size?: number, fill?: string, align?: CanvasTextAlign, room?: number }} TextOptions size and room in px */
+
+const HEIGHT = 128; // px
 const WIDGETS = ["strength", "steps", "contract", "exact_steps", "scheduler", "sampler_name"];
 const COLOURS = { skipped: "#7d8494", runs: "#ffab40", start: "#ff5c7a", picture: "#4c8dce" };
 const FONT = "Inter, system-ui, sans-serif";
 
 export const DIAL_NODES = new Set(["BespokePartialDenoise", "BespokeStrengthSigmas"]);
 
-/** Add the picture to a node. */
+/**
+ * Add the plot to a node.
+ * @param {Node} node
+ */
 export function attachDial(node) {
   const canvas = el("canvas", { role: "img" });
   const box = el("div", { class: "bespoke-dial", style: `min-height:${HEIGHT}px` }, canvas);
-  let answer = null;
+  /** @type {Schedule | { error: string } | null} */
+  let shown = null;
   let asked = "";
   let busy = false;
 
@@ -27,32 +49,38 @@ export function attachDial(node) {
     if (query === asked) return;
     [asked, busy] = [query, true];
     try {
-      answer = await (await fetchApi(`/bespoke/schedule?${query}`)).json();
-    } catch {
-      answer = { error: t("dial.unanswered") };
-      asked = ""; // and so asked again
+      shown = /** @type {Schedule} */ (await fetchJson(`/bespoke/schedule?${query}`));
+    } catch (error) {
+      if (error instanceof ServerError) shown = { error: error.message };
+      else {
+        shown = { error: t("dial.unanswered") };
+        asked = ""; // the next change asks again
+      }
     }
     busy = false;
-    canvas.setAttribute("aria-label", answer.report ?? answer.error);
-    draw(canvas, answer);
-    if (asked) again(); // the widgets may have changed meanwhile
+    canvas.setAttribute("aria-label", "error" in shown ? shown.error : String(shown.report));
+    draw(canvas, shown);
+    if (asked) refreshSoon(); // the widgets may have changed meanwhile
   }
 
   addPanel(node, "schedule", box, { height: () => HEIGHT });
-  const again = watch(node, refresh);
+  const refreshSoon = onNodeChange(node, refresh);
   whileOnGraph(node, () => {
     const sizes = new ResizeObserver(() => {
-      draw(canvas, answer);
-      again(); // not asked for before the canvas was in the page
+      draw(canvas, shown);
+      refreshSoon(); // nothing is asked before the canvas is in the page
     });
     sizes.observe(canvas);
     return () => sizes.disconnect();
   });
 }
 
-// --- What is asked ---------------------------------------------------------------------------------------------------
+// --- The request -----------------------------------------------------------------------------------------------------
 
-/** The query for a node's present widgets and the model that is wired to it. */
+/**
+ * The query for a node's widgets and the model that is linked to it.
+ * @param {Node} node
+ */
 function queryOf(node) {
   const query = new URLSearchParams();
   for (const name of WIDGETS) {
@@ -64,106 +92,112 @@ function queryOf(node) {
   return query.toString();
 }
 
-// --- The picture -----------------------------------------------------------------------------------------------------
+// --- The plot --------------------------------------------------------------------------------------------------------
 
-/** Draw an answer of the route, { whole, sigmas, run, total, sigma, timestep, noise, model } or { error }. */
-export function draw(canvas, answer) {
-  const ready = answer && prepare(canvas);
-  if (!ready) return;
-  const { pen, width, height } = ready;
+/**
+ * Draw a schedule, or the error that came instead.
+ * @param {HTMLCanvasElement} canvas
+ * @param {Schedule | { error: string } | null} schedule
+ */
+function draw(canvas, schedule) {
+  const prepared = schedule && prepare(canvas);
+  if (!prepared) return;
+  const { context, width, height } = prepared;
   const { text, faint, border } = themeColours();
+  /** @type {(words: string, x: number, y: number, options?: TextOptions) => void} */
   const write = (words, x, y, { size = 11, fill = text, align = "left", room = width - 16 } = {}) => {
-    pen.font = `${size}px ${FONT}`;
-    pen.fillStyle = fill;
-    pen.textAlign = align;
+    context.font = `${size}px ${FONT}`;
+    context.fillStyle = fill;
+    context.textAlign = align;
     let shown = words;
-    while (shown.length > 4 && pen.measureText(shown).width > room) shown = `${shown.slice(0, -2)}…`;
-    pen.fillText(shown, x, y);
+    while (shown.length > 4 && context.measureText(shown).width > room) shown = `${shown.slice(0, -2)}…`;
+    context.fillText(shown, x, y);
   };
-  if (answer.error) return write(answer.error, 8, height / 2, { fill: faint });
+  if ("error" in schedule) return write(schedule.error, 8, height / 2, { fill: faint });
 
-  const left = 8;
-  const top = 22;
-  const bottom = height - 18;
+  const { run, total, sigma, timestep, noise, model } = schedule;
   const barLeft = width - 24;
-  const right = barLeft - 14;
-  const level = axis(answer);
-  const at = ([place, sigma]) => [left + ((right - left) * place) / Math.max(answer.total, 1), bottom - (bottom - top) * level(sigma)];
-  const path = (points, stroke, thick) => {
-    pen.beginPath();
-    points.forEach((point, i) => (i ? pen.lineTo(...at(point)) : pen.moveTo(...at(point))));
-    pen.strokeStyle = stroke;
-    pen.lineWidth = thick;
-    pen.lineJoin = "round";
-    pen.stroke();
+  const box = { left: 8, right: barLeft - 14, top: 22, bottom: height - 18 };
+  drawLines(context, schedule, box, border);
+  const middle = box.bottom - (box.bottom - box.top) * noise;
+  context.fillStyle = COLOURS.picture;
+  context.fillRect(barLeft, box.top, 16, middle - box.top);
+  context.fillStyle = COLOURS.runs;
+  context.fillRect(barLeft, middle, 16, box.bottom - middle);
+
+  const share = t("dial.noise", { share: percent(noise) });
+  write(share, width - 8, 14, { fill: COLOURS.runs, align: "right" });
+  const free = width - 24 - context.measureText(share).width;
+  write(run ? t("dial.runs", { run, total }) : t("dial.runs.none"), box.left, 14, { room: free });
+  const start = run ? t("dial.start", { sigma: level(sigma), t: level(timestep) }) : "";
+  write(start, box.left, height - 5, { size: 10, fill: faint });
+  context.font = `10px ${FONT}`;
+  const room = width - 32 - context.measureText(start).width;
+  write(model ?? t("dial.model"), width - 8, height - 5, { size: 10, fill: faint, align: "right", room });
+}
+
+/**
+ * Draw the axes, the whole schedule, and the part that runs with its start.
+ * @param {CanvasRenderingContext2D} context
+ * @param {Schedule} schedule
+ * @param {{ left: number, right: number, top: number, bottom: number }} box px
+ * @param {string} border colour of the axes
+ */
+function drawLines(context, { whole, sigmas, run, total }, { left, right, top, bottom }, border) {
+  const scale = sigmaScale([...whole, ...sigmas].map(([, sigma]) => sigma));
+  /** @type {(point: Point) => [number, number]} */
+  const position = ([place, sigma]) => [
+    left + ((right - left) * place) / Math.max(total, 1),
+    bottom - (bottom - top) * scale(sigma),
+  ];
+  /** @type {(points: Point[], colour: string, lineWidth: number) => void} */
+  const drawPath = (points, colour, lineWidth) => {
+    context.beginPath();
+    points.forEach((point, i) => (i ? context.lineTo(...position(point)) : context.moveTo(...position(point))));
+    context.strokeStyle = colour;
+    context.lineWidth = lineWidth;
+    context.lineJoin = "round";
+    context.stroke();
   };
-  const dots = (points, fill, radius) => {
-    if (points.length > 60) return; // closer together they hide the line
-    pen.fillStyle = fill;
+  /** @type {(points: Point[], colour: string, radius: number) => void} */
+  const drawDots = (points, colour, radius) => {
+    if (points.length > 60) return; // more dots would hide the line
+    context.fillStyle = colour;
     for (const point of points) {
-      pen.beginPath();
-      pen.arc(...at(point), radius, 0, 2 * Math.PI);
-      pen.fill();
+      context.beginPath();
+      context.arc(...position(point), radius, 0, 2 * Math.PI);
+      context.fill();
     }
   };
 
-  pen.strokeStyle = border;
-  pen.lineWidth = 1;
-  pen.beginPath();
-  pen.moveTo(left, top);
-  pen.lineTo(left, bottom + 0.5);
-  pen.lineTo(right, bottom + 0.5);
-  pen.stroke();
-  path(answer.whole, COLOURS.skipped, 1.2);
-  dots(answer.whole, COLOURS.skipped, 1.6);
-  if (answer.run) {
-    const [x, y] = at(answer.sigmas[0]);
-    pen.strokeStyle = COLOURS.start;
-    pen.setLineDash([3, 3]);
-    pen.beginPath();
-    pen.moveTo(left, y);
-    pen.lineTo(x, y);
-    pen.lineTo(x, bottom);
-    pen.stroke();
-    pen.setLineDash([]);
-    path(answer.sigmas, COLOURS.runs, 2.2);
-    dots(answer.sigmas, COLOURS.runs, 2.2);
-    dots([answer.sigmas[0]], COLOURS.start, 4);
-  }
-  const middle = bottom - (bottom - top) * answer.noise;
-  pen.fillStyle = COLOURS.picture;
-  pen.fillRect(barLeft, top, 16, middle - top);
-  pen.fillStyle = COLOURS.runs;
-  pen.fillRect(barLeft, middle, 16, bottom - middle);
-
-  const noise = t("dial.noise", { share: percent(answer.noise) });
-  write(noise, width - 8, 14, { fill: COLOURS.runs, align: "right" });
-  const free = width - 24 - pen.measureText(noise).width;
-  write(answer.run ? t("dial.runs", { run: answer.run, total: answer.total }) : t("dial.runs.none"), left, 14, { room: free });
-  const start = answer.run ? t("dial.start", { sigma: digits(answer.sigma), t: digits(answer.timestep) }) : "";
-  write(start, left, height - 5, { size: 10, fill: faint });
-  pen.font = `10px ${FONT}`;
-  const room = width - 32 - pen.measureText(start).width;
-  write(answer.model ?? t("dial.model"), width - 8, height - 5, { size: 10, fill: faint, align: "right", room });
+  context.strokeStyle = border;
+  context.lineWidth = 1;
+  context.beginPath();
+  context.moveTo(left, top);
+  context.lineTo(left, bottom + 0.5);
+  context.lineTo(right, bottom + 0.5);
+  context.stroke();
+  drawPath(whole, COLOURS.skipped, 1.2);
+  drawDots(whole, COLOURS.skipped, 1.6);
+  if (!run) return;
+  const [x, y] = position(sigmas[0]);
+  context.strokeStyle = COLOURS.start;
+  context.setLineDash([3, 3]);
+  context.beginPath();
+  context.moveTo(left, y);
+  context.lineTo(x, y);
+  context.lineTo(x, bottom);
+  context.stroke();
+  context.setLineDash([]);
+  drawPath(sigmas, COLOURS.runs, 2.2);
+  drawDots(sigmas, COLOURS.runs, 2.2);
+  drawDots([sigmas[0]], COLOURS.start, 4);
 }
 
-/** Sigma to 0..1: linear where sigma is at most 1 (flow), else logarithmic with 0 below the lowest sigma. */
-function axis({ whole, sigmas }) {
-  const all = [...whole, ...sigmas].map((point) => point[1]);
-  const top = Math.max(...all);
-  if (top <= 1.5) return (sigma) => sigma / top;
-  const least = Math.min(...all.filter((sigma) => sigma > 0));
-  const span = Math.log(top / least) || 1;
-  return (sigma) => (sigma <= 0 ? 0 : 0.08 + (0.92 * Math.log(sigma / least)) / span);
-}
-
-function digits(value) {
-  return Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3)));
-}
-
-function percent(share) {
-  const value = 100 * share;
-  if (share > 0 && value < 1) return "<1 %";
-  if (share < 1 && value > 99) return ">99 %";
-  return `${value.toFixed(0)} %`;
+/**
+ * A noise level or timestep: three digits, from 100 on a whole number.
+ * @param {number} value
+ */
+function level(value) {
+  return Math.abs(value) >= 100 ? value.toFixed(0) : digits(value);
 }

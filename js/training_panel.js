@@ -1,109 +1,137 @@
-// The panel on a trainer node: curve, numbers, samples, Finish and keep, Cancel. It draws what `runs` knows and keeps
-// nothing in the workflow. No side effects: index.js attaches it.
+// @ts-check
+// The panel on a trainer node: curve, numbers, samples, and the buttons to finish and to cancel. It shows what `runs` knows
+// and saves nothing in the workflow. No side effects: index.js attaches it.
 
-import { addPanel, classOf, fitNode, onExecuted, pathsOf, requestOf, watch, whileOnGraph, workflowId } from "./comfy.js";
+import { addPanel, classOf, fitNode, onExecuted, onNodeChange, pathsOf, unlinkedValues, whileOnGraph, workflowId } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
-import { el, enlarge, keepInside, oncePerFrame, say } from "./dom.js";
+import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
+import { samplesStrip } from "./samples_strip.js";
 import { loss, memory, rate, t, time } from "./words.js";
 
-const HEIGHT = { empty: 44, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
-const LABEL_EVERY_MS = 1000; // what the curve's picture says of itself
-const SETTLED_MS = 300; // without a change of the widgets, before a run for them is looked for
+/** @typedef {import("./runs.js").Run} Run */
+/** @typedef {import("./settings.js").GetSetting} GetSetting */
 
-/** What a node of each class trains. */
+const HEIGHT = { empty: 44, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
+const LABEL_EVERY_MS = 1000; // between two updates of the curve's label
+const COMPLAINT_MS = 6000; // for which the error of a button is shown
+const SETTLED_MS = 300; // without a change of the widgets, before a run with these values is searched
+
+/** @type {Record<string, string>} the technique of each class of node */
 export const TRAINERS = { BespokeTrainLora: "lora", BespokeTrainTextualInversion: "textual inversion" };
 
 /**
- * Add the panel to a trainer node. runs: from `createRuns`; wish: (name) => a setting of ours, see settings.js.
+ * Add the panel to a trainer node.
+ * @param {import("./comfy.js").Node} node
+ * @param {import("./runs.js").Runs} runs
+ * @param {GetSetting} getSetting
  */
-export function attachPanel(node, runs, wish) {
-  const view = panel({
-    wish,
-    finish: () => act(runs.finish(shown?.id), "finishing"),
-    cancel: () => act(runs.cancel(shown), "stopping"),
-    sampleUrl: (file) => runs.sampleUrl(shown.id, file),
+export function attachPanel(node, runs, getSetting) {
+  const view = createView({
+    getSetting,
+    finish: () => act((run) => runs.finish(run.id), "finishing"),
+    cancel: () => act((run) => runs.cancel(run), "stopping"),
+    sampleUrl: runs.sampleUrl,
   });
-  let shown = null; // the run
-  let exact = true; // it was made by this node, as far as the page can know
-  let asked = ""; // the request that was last looked for
-  let doing = ""; // what a button has asked for and is not done
+  /** @type {Run | null} */
+  let shown = null;
+  let exact = true; // whether the run was made by this node, as far as the page can know
+  let searched = ""; // the request of the last search
+  let pending = ""; // the state that a button has asked for and that is not reached yet
 
   addPanel(node, "training", view.box, { height: () => view.height() });
 
   const paint = oncePerFrame(() => {
     const before = view.height();
-    view.paint(shown, { exact, doing, connected: runs.connected() });
+    view.paint(shown, { exact, pending, connected: runs.connected() });
     if (view.height() > before) fitNode(node);
   });
 
-  async function act(work, word) {
-    doing = word;
+  /**
+   * @param {(run: Run) => Promise<unknown>} work
+   * @param {string} state shown until it is reached
+   */
+  async function act(work, state) {
+    if (!shown) return;
+    pending = state;
     paint();
     try {
-      await work;
+      await work(shown);
     } catch (error) {
-      doing = "";
-      view.complain(error.message);
+      pending = "";
+      view.complain(messageOf(error));
     }
     paint();
   }
 
-  const show = (run, isExact) => {
-    if (shown !== run) doing = "";
+  /**
+   * @param {Run} run
+   * @param {boolean} isExact
+   */
+  function show(run, isExact) {
+    if (shown !== run) pending = "";
     [shown, exact] = [run, isExact];
     paint();
-  };
+  }
 
-  /** Show the run that this node made or would go on with, where it shows none that runs. */
-  async function find() {
+  /** Show the run that this node made or would continue. A run that is live stays. */
+  async function search() {
     if (shown?.live || !runs.connected()) return;
-    const place = { technique: TRAINERS[classOf(node)], paths: pathsOf(node), workflow: workflowId(), request: requestOf(node) };
-    const key = `${JSON.stringify(place)}|${runs.endedAt()}`;
-    if (key === asked) return;
-    asked = key;
+    const technique = TRAINERS[classOf(node)];
+    const query = { technique, paths: pathsOf(node), workflow: workflowId(), request: unlinkedValues(node) };
+    const key = `${JSON.stringify(query)}|${runs.endedAt()}`;
+    if (key === searched) return;
+    searched = key;
     try {
-      const found = await runs.match(place, () => asked === key);
-      if (!found.run || asked !== key) return;
-      const run = await runs.watch(found.run.id);
+      const found = await runs.match(query, () => searched === key);
+      if (!found.run || searched !== key) return;
+      const run = await runs.loadChecked(found.run.id);
       if (!shown?.live && shown !== run) show(run, found.exact);
     } catch {
-      asked = ""; // the server did not answer: asked again at the next change
+      searched = ""; // the server did not answer: the next change searches again
     }
   }
 
-  let due = 0;
-  const findSoon = () => {
-    clearTimeout(due);
-    due = setTimeout(find, SETTLED_MS);
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  const searchSoon = () => {
+    clearTimeout(timer);
+    timer = setTimeout(search, SETTLED_MS);
   };
 
   onExecuted(node, (output) => {
     const id = output?.bespoke_run?.[0];
     if (id) runs.load(id).then((run) => show(run, true), () => {});
   });
-  watch(node, findSoon);
+  onNodeChange(node, searchSoon);
   whileOnGraph(node, () => {
-    const silence = runs.listen(({ kind, run }) => {
-      if (kind === "end" || kind === "back") findSoon();
+    const stopListening = runs.listen(({ kind, run }) => {
+      if (kind === "end" || kind === "back") searchSoon();
       if (!run) return paint();
-      if (kind === "end") doing = "";
+      if (kind === "end") pending = "";
       if (run === shown) paint();
       else if ((kind === "start" || kind === "step") && pathsOf(node).includes(run.path)) show(run, true);
     });
     const sizes = new ResizeObserver(paint);
     sizes.observe(view.canvas);
     return () => {
-      clearTimeout(due);
-      silence();
+      clearTimeout(timer);
+      stopListening();
       sizes.disconnect();
     };
   });
 }
 
-// --- What is seen ----------------------------------------------------------------------------------------------------
+// --- The elements of the panel ---------------------------------------------------------------------------------------
 
-/** The panel's elements: { box, canvas, paint(run, how), complain(text), height() }. */
-export function panel({ finish, cancel, sampleUrl, wish }) {
+/**
+ * The panel's elements.
+ * @param {object} options
+ * @param {() => void} options.finish
+ * @param {() => void} options.cancel
+ * @param {(id: string, file: string) => string} options.sampleUrl
+ * @param {GetSetting} options.getSetting
+ */
+function createView({ finish, cancel, sampleUrl, getSetting }) {
   const canvas = el("canvas", { role: "img" });
   const state = el("span", { class: "bespoke-state" });
   const progress = el("span", { class: "bespoke-numbers" });
@@ -111,121 +139,137 @@ export function panel({ finish, cancel, sampleUrl, wish }) {
   const legend = el("div", { class: "bespoke-legend" });
   const entries = ["loss", "average", "held-out"].map((name) => {
     const value = el("b");
-    const entry = el("span", { class: `bespoke-${name}` }, el("i"), el("span", {}, t(`curve.${name}`)), value);
-    legend.append(entry);
-    return { entry, value };
+    const element = el("span", { class: `bespoke-${name}` }, el("i"), el("span", {}, t(`curve.${name}`)), value);
+    legend.append(element);
+    return { element, value };
   });
-  const strip = el("div", { class: "bespoke-strip", role: "list", "aria-label": t("samples"), tabindex: "0" });
+  const samples = samplesStrip(sampleUrl, { follow: true });
   const note = el("p", { class: "bespoke-note" });
   const keep = el("button", { type: "button", class: "bespoke-button bespoke-main", onclick: finish, title: t("finish.tip") }, t("finish"));
   const stop = el("button", { type: "button", class: "bespoke-button", onclick: cancel, title: t("cancel.tip") }, t("cancel"));
   const buttons = el("div", { class: "bespoke-buttons" }, keep, stop);
   const spoken = el("div", { class: "bespoke-spoken", "aria-live": "polite" });
   const head = el("div", { class: "bespoke-head" }, state, progress);
-  const box = el("section", { class: "bespoke-panel bespoke-training", "aria-label": t("training") }, head, numbers, note, canvas, legend, strip, buttons, spoken);
-  keepInside(box, ["keydown", "pointerdown"]);
+  const parts = [head, numbers, note, canvas, legend, samples.element, buttons, spoken];
+  const box = el("section", { class: "bespoke-panel bespoke-training", "aria-label": t("training") }, ...parts);
+  stopEvents(box, ["keydown", "pointerdown"]);
 
   let complaint = "";
-  let drawn = null; // the samples in the strip
   let height = HEIGHT.empty;
   let sampleSize = 0;
   let labelledAt = -Infinity;
   let saidAt = -Infinity;
   let saidWord = "";
 
-  function paint(run, { exact = true, doing = "", connected = true } = {}) {
+  /**
+   * Show a run as it is now.
+   * @param {Run | null} run
+   * @param {{ exact: boolean, pending: string, connected: boolean }} options
+   */
+  function paint(run, { exact, pending, connected }) {
     box.classList.toggle("bespoke-empty", !run);
     if (!run) {
       height = HEIGHT.empty;
       box.style.minHeight = `${height}px`;
-      return say(note, t("empty"));
+      return setText(note, t("empty"));
     }
-    // First of all, while the layout is clean: reading the canvas's size after a change would make the page lay itself out.
-    const singleLosses = wish("SingleLosses");
-    drawCurves(canvas, [run.curve], { goesOn: run.live, singleLosses });
-    const word = run.lost || !connected ? "lost" : doing && run.live ? doing : run.state;
+    // First, while the layout is clean: reading the canvas's size after a change makes the browser compute the layout.
+    const singleLosses = getSetting("SingleLosses");
+    drawCurves(canvas, [run.curve], { isLive: run.live, singleLosses });
+    const word = run.lost || !connected ? "lost" : pending && run.live ? pending : run.state;
     if (box.dataset.state !== word) box.dataset.state = word;
-    say(state, t(`state.${word}`));
+    setText(state, t(`state.${word}`));
     const [first, ...others] = describe(run);
-    say(progress, first);
-    say(numbers, others.join(" · "));
+    setText(progress, first);
+    setText(numbers, others.join(" · "));
     numbers.hidden = !others.length;
-    legendOf(run);
-    samples(run);
+    updateLegend(run);
+    samples.show(run.id, run.samples);
     buttons.hidden = !run.live || run.lost;
-    keep.disabled = stop.disabled = Boolean(doing);
-    say(note, complaint || noteOf(run, word, exact));
+    keep.disabled = stop.disabled = Boolean(pending);
+    setText(note, complaint || noteOf(run, word, exact));
     note.hidden = !note.textContent;
     resize(run);
-    entries[0].entry.hidden = !singleLosses;
-    tell(run, word);
+    entries[0].element.hidden = !singleLosses;
+    updateSpoken(run, word);
   }
 
-  /** Written only where it changes: a style that is set makes the page compute the styles of all that is below it. */
+  /**
+   * Set the panel's height where it has changed: setting a style makes the browser compute the styles of all elements inside.
+   * @param {Run} run
+   */
   function resize(run) {
-    const size = wish("SampleHeight");
-    const now = HEIGHT.around + wish("CurveHeight") + (note.hidden ? 0 : HEIGHT.note) + (run.samples.length ? size + HEIGHT.step : 0);
+    const size = getSetting("SampleHeight");
+    const now = HEIGHT.around + getSetting("CurveHeight") + (note.hidden ? 0 : HEIGHT.note) + (run.samples.length ? size + HEIGHT.step : 0);
     if (now === height && size === sampleSize) return;
     [height, sampleSize] = [now, size];
     box.style.minHeight = `${height}px`;
     box.style.setProperty("--bespoke-sample", `${size}px`);
   }
 
-  function legendOf(run) {
-    const { heldOut, best } = run.curve;
-    say(entries[0].value, Number.isFinite(run.loss) && run.live ? loss(run.loss) : "");
-    const averages = run.curve.average;
-    const last = run.live ? run.average : averages[Math.max(0, Math.ceil(run.curve.last / run.curve.stride) - 1)];
-    say(entries[1].value, Number.isFinite(last) ? loss(last) : "");
-    entries[2].entry.hidden = !heldOut.length;
-    if (heldOut.length) say(entries[2].value, `${loss(heldOut[heldOut.length - 1][1])} (${t("best.at", { loss: loss(best[1]), step: best[0] })})`);
+  /** @param {Run} run */
+  function updateLegend(run) {
+    const { heldOut, best, lastAverage } = run.curve;
+    const [single, average, score] = entries;
+    setText(single.value, run.live ? finiteLoss(run.loss) : "");
+    setText(average.value, finiteLoss(run.live ? run.average : lastAverage));
+    score.element.hidden = !heldOut.length;
+    if (!best) return;
+    setText(score.value, `${loss(heldOut[heldOut.length - 1][1])} (${t("best.at", { loss: loss(best[1]), step: best[0] })})`);
   }
 
-  function samples(run) {
-    strip.hidden = !run.samples.length;
-    if (drawn && drawn.id === run.id && drawn.samples === run.samples) return;
-    const have = drawn?.id === run.id ? new Set(drawn.samples.map(([, file]) => file)) : new Set();
-    if (!have.size) strip.replaceChildren();
-    const atEnd = strip.scrollLeft + strip.clientWidth >= strip.scrollWidth - 8;
-    for (const [step, file] of run.samples) {
-      if (have.has(file)) continue;
-      const caption = t("sample.at", { step });
-      const src = sampleUrl(file);
-      const picture = el("img", { src, alt: caption, loading: "lazy", draggable: "false", onerror: (event) => event.target.closest("div").remove() });
-      const open = el("button", { type: "button", "aria-label": caption, onclick: () => enlarge(src, caption, t("close")) }, picture, el("span", {}, String(step)));
-      strip.append(el("div", { role: "listitem" }, open));
-    }
-    if (atEnd) strip.scrollLeft = strip.scrollWidth;
-    drawn = { id: run.id, samples: run.samples };
-  }
-
-  function tell(run, word) {
-    const sentence = `${t(`state.${word}`)}. ${describe(run).join(", ")}. ${t("curve.average")} ${entries[1].value.textContent}`;
+  /**
+   * Update the label of the curve, and what a screen reader speaks: at once when the state changes, else at the interval
+   * of the settings.
+   * @param {Run} run
+   * @param {string} word
+   */
+  function updateSpoken(run, word) {
+    const average = `${t("curve.average")} ${entries[1].value.textContent}`;
+    const sentence = `${t(`state.${word}`)}. ${describe(run).join(", ")}. ${average}`;
     const now = performance.now();
-    const news = word !== saidWord;
-    if (news || !run.live || now - labelledAt > LABEL_EVERY_MS) {
+    const isNew = word !== saidWord;
+    if (isNew || !run.live || now - labelledAt > LABEL_EVERY_MS) {
       labelledAt = now;
       canvas.setAttribute("aria-label", sentence);
     }
-    if (!news && (!run.live || now - saidAt < 1000 * (wish("SpokenEvery") || Infinity))) return;
+    if (!isNew && (!run.live || now - saidAt < 1000 * (getSetting("SpokenEvery") || Infinity))) return;
     [saidAt, saidWord] = [now, word];
-    say(spoken, sentence);
+    setText(spoken, sentence);
   }
 
   return {
     box,
     canvas,
     paint,
+    /** The panel's height in px. */
     height: () => height,
-    complain(text) {
-      complaint = text;
-      setTimeout(() => (complaint = ""), 6000);
+    /**
+     * Show an error for some seconds.
+     * @param {string} message
+     */
+    complain(message) {
+      complaint = message;
+      setTimeout(() => {
+        complaint = "";
+      }, COMPLAINT_MS);
     },
   };
 }
 
-/** ["step 120 / 400", "30 images/s", "0:42 left", "1.2 GB"] while it runs, ["400 steps in 1:05"] afterwards. */
-export function describe(run) {
+/**
+ * A loss as text, "" where there is none.
+ * @param {number | null} value
+ */
+function finiteLoss(value) {
+  return value !== null && Number.isFinite(value) ? loss(value) : "";
+}
+
+/**
+ * ["step 120 / 400", "30 images/s", "0:42 left", "1.2 GB"] while the run is live, then ["400 steps in 1:05"].
+ * @param {Run} run
+ */
+function describe(run) {
   const steps = run.step.toLocaleString("en");
   if (!run.live) {
     const seconds = run.record?.seconds;
@@ -238,6 +282,12 @@ export function describe(run) {
   return parts;
 }
 
+/**
+ * The note under the numbers, or "".
+ * @param {Run} run
+ * @param {string} word its state
+ * @param {boolean} exact
+ */
 function noteOf(run, word, exact) {
   if (word === "failed" && run.error) return run.error;
   if (word === "lost" || word === "interrupted" || word === "cut off" || word === "failed") return t(`note.${word}`);

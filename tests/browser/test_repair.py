@@ -198,7 +198,7 @@ FIT = {"mode": "b", "rank": 3, "on": True, "lora_name": "gone", "other": {"k": 1
 )
 def test_the_judgement(page, listed, named, verdict):
     script = (
-        f"import('/extensions/bespoke/repair.js').then(({{ judge }}) => "
+        f"import('/extensions/bespoke/saved_values.js').then(({{ judge }}) => "
         f"judge(...{json.dumps([WIDGETS, listed, named])}))"
     )
     assert page.tab.evaluate(script) == verdict

@@ -205,7 +205,7 @@ def test_every_word_that_is_shown_is_translated(script):
     assert words == [], "give these words a key in locales/*/main.json and ask for it with t()"
     # A single word where words are shown.
     shown = (
-        r"(?:say\([\w.\[\]]+, |new "
+        r"(?:setText\([\w.\[\]]+, |new "
         r"Error\(|fillText\(|\bwrite\(|(?:title|placeholder|alt|summary|detail|label|\"aria-label\"): "
         r")([\"`])(?=[^\W\d_])"
     )
@@ -213,5 +213,5 @@ def test_every_word_that_is_shown_is_translated(script):
 
 
 def test_the_test_would_find_one():
-    _, strings = code_and_strings('say(note, `status ${answer.status}`); write("runs nothing: the picture stays");')
+    _, strings = code_and_strings('setText(note, `status ${answer.status}`); write("runs nothing: the picture stays");')
     assert [said for said in strings if PROSE.search(said) and not NO_PROSE.fullmatch(said)] == strings

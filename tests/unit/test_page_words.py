@@ -46,9 +46,9 @@ def test_the_scripts_ask_for_no_word_that_is_not_there():
 
 def test_settings_and_commands_have_their_words():
     script = (ROOT / "js" / "settings.js").read_text("utf-8")
-    wishes = re.findall(r"^  (\w+): \{$", script, re.MULTILINE)
-    assert {f"Bespoke_{name}" for name in wishes} == set(read("en", "settings"))
-    for name in wishes:  # the words in the file are those that the page shows without it
+    settings = re.findall(r"^  (\w+): \{$", script, re.MULTILINE)
+    assert {f"Bespoke_{name}" for name in settings} == set(read("en", "settings"))
+    for name in settings:  # the words in the file are those that the page shows without it
         assert f'"{read("en", "settings")[f"Bespoke_{name}"]["name"]}"' in script
     commands = re.findall(r'id: "(Bespoke\.\w+)"', script)
     assert {name.replace(".", "_") for name in commands} == set(read("en", "commands"))

@@ -1,0 +1,103 @@
+// What the server sends about runs is checked field by field.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { finite, isRunId, readEvent, readPage, readRecord, text } from "../../js/run_values.js";
+
+const ID = "lora-0123456789ab";
+
+test("finite numbers and texts", () => {
+  assert.deepEqual([0, -2.5, NaN, Infinity, "1", null].map(finite), [0, -2.5, null, null, null, null]);
+  assert.deepEqual([text("abcdef", 3), text(1.5), text(true), text({}), text(null)], ["abc", "1.5", "true", "", ""]);
+  assert.equal(text("x".repeat(301)).length, 300);
+});
+
+test("ids of runs have a technique and twelve hexadecimal digits", () => {
+  assert.ok(isRunId(ID));
+  assert.ok(isRunId("textual-inversion-00000000000f"));
+  for (const wrong of ["", "lora-0123456789a", "lora-0123456789AB", "../lora-0123456789ab", `${ID}\n`, 7, null]) {
+    assert.equal(isRunId(wrong), false, String(wrong));
+  }
+});
+
+test("an event without a run is none", () => {
+  assert.equal(readEvent(null), null);
+  assert.equal(readEvent("text"), null);
+  assert.equal(readEvent({ step: 1 }), null);
+});
+
+test("the fields of an event are read in their types", () => {
+  const event = readEvent({
+    run_id: ID,
+    node_id: "1:2",
+    step: 3,
+    steps: "400",
+    state: "kept",
+    image: "step-3.png",
+    text: "x".repeat(500),
+    loss: 0.25,
+    loss_ema: NaN,
+    images_per_second: Infinity,
+    eta_s: 12,
+    memory_mb: "many",
+    unknown: 1,
+  });
+  assert.deepEqual(event, {
+    id: ID,
+    node: "1:2",
+    step: 3,
+    steps: null,
+    state: "kept",
+    image: "step-3.png",
+    text: "x".repeat(400),
+    loss: 0.25,
+    loss_ema: null,
+    lr: null,
+    images_per_second: null,
+    eta_s: 12,
+    memory_mb: null,
+  });
+});
+
+test("paths, states, steps and file names that cannot be right are left out", () => {
+  const read = (fields) => readEvent({ run_id: ID, ...fields });
+  for (const node of ["1;2", "1:", 3, "<b>"]) assert.equal(read({ node_id: node }).node, "");
+  for (const step of [-1, 1.5, 1e9 + 1, null]) assert.equal(read({ step }).step, null);
+  assert.equal(read({ step: 1e9 }).step, 1e9);
+  assert.equal(read({ state: "exploded" }).state, null);
+  for (const image of ["../a.png", "a/b.png", "a..png", "a.svg", ".png", 1]) assert.equal(read({ image }).image, null, String(image));
+});
+
+test("a record is read with gaps, limits and defaults", () => {
+  const record = readRecord({
+    id: ID,
+    technique: "lora",
+    seconds: 65,
+    state: "finished",
+    node: "4",
+    settings: { steps: 3, rank: 8, nested: {}, note: "y".repeat(3000) },
+    losses: [1, "x", null, 2],
+    best: [2, 0.5],
+    held_out: [[2, 0.5], [3, NaN], "no", [1], [-1, 1]],
+    samples: [[2, "a.png"], [3, "../b.png"]],
+  });
+  assert.deepEqual(record.losses, [1, NaN, NaN, 2]);
+  assert.equal(record.steps_done, 4);
+  assert.deepEqual(record.best, [2, 0.5]);
+  assert.deepEqual(record.held_out, [[2, 0.5]]);
+  assert.deepEqual(record.samples, [[2, "a.png"]]);
+  assert.deepEqual(Object.keys(record.settings), ["steps", "rank", "note"]);
+  assert.equal(record.settings.note.length, 2000);
+  assert.deepEqual([record.seconds, record.images, record.trigger], [65, 0, ""]);
+  assert.equal(readRecord({ id: "no id" }), null);
+  const summary = readRecord({ id: ID, state: "?", steps_done: 7 });
+  assert.deepEqual([summary.state, summary.losses, summary.steps_done, summary.best], ["failed", null, 7, null]);
+});
+
+test("a page of the list", () => {
+  assert.deepEqual(readPage({ unchanged: true, runs: [] }), { unchanged: true });
+  assert.deepEqual(readPage(null), { runs: [], total: 0, page: 0, pages: 0, stamp: "" });
+  const page = readPage({ runs: [{ id: ID }, { id: "no id" }, null], total: 2, page: 0, pages: 1, stamp: "s" });
+  assert.deepEqual([page.runs.map(({ id }) => id), page.total, page.pages, page.stamp], [[ID], 2, 1, "s"]);
+});
