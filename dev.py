@@ -72,6 +72,8 @@ OLDEST_NODE = (20, 19)  # that ESLint runs on
 NODE_SCRIPTS = {"eslint": "eslint/bin/eslint.js", "tsc": "typescript/bin/tsc", "pyright": "pyright/index.js"}
 
 GIB = 2**30
+WORKER_MEMORY = 4 * GIB  # for one process of the tests and the servers that it starts
+MOST_WORKERS = 4  # more would end no earlier than the longest test file
 
 
 class StepError(Exception):
@@ -540,8 +542,7 @@ def run_js_checks() -> int:
     return next((status for status in [run(command, {}) for command in commands] if status), 0)
 
 
-# --- the commands
-# -------------------------------------------------------------------------------------------------------
+# --- the commands ----------------------------------------------------------------------------------------------------
 
 
 def demo(options: list[str]) -> int:
@@ -587,16 +588,57 @@ def run_tests(arguments: list[str], frontend: str = "") -> int:
     if frontend:
         print(f"* The page is {FRONTEND} {frontend}", flush=True)
     if not arguments:
-        print("* Running the checks and tests (about 10 minutes on 2 cores)", flush=True)
+        print("* Running the checks and tests (about 8 minutes on 2 cores)", flush=True)
     style = 0 if arguments else check_style(env)
     scripts = 0 if arguments else run_js_checks()
-    return run([PYTHON, "-m", "pytest", *arguments], env) or style or scripts
+    options, threads = parallel(arguments)
+    return run([PYTHON, "-m", "pytest", *options, *arguments], env | threads) or style or scripts
 
 
 def check_style(env: dict) -> int:
     """ruff's rules and ruff's format; the status of the first that fails."""
     statuses = [run([PYTHON, "-m", "ruff", *command], env) for command in (["check"], ["format", "--check"])]
     return next((status for status in statuses if status), 0)
+
+
+def parallel(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(pytest options, variables) that run the tests in several processes; both are empty for one process.
+
+    Several processes are used without arguments and where two or more files or folders are named and nothing else. With
+    an
+    option of pytest or a single test among them (-s, -x, --pdb, FILE::TEST) pytest runs as it was asked to. What a
+    process
+    gets at a time is a file or a folder, see tests/conftest.py.
+    """
+    spread = not arguments or (len(arguments) > 1 and all((ROOT / name).exists() for name in arguments))
+    count = workers() if spread else 1
+    if count == 1:
+        return [], {}
+    # Each process computes on its share of the cores; torch would take all of them for each.
+    threads = str(max(1, cores() // count))
+    env = {name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    return ["-n", str(count), "--dist", "loadfile", "--no-loadscope-reorder"], env
+
+
+def workers() -> int:
+    """How many processes run the tests: as many as there are cores and 4 GB of memory, at most 4."""
+    return max(1, min(cores(), memory() // WORKER_MEMORY, MOST_WORKERS))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """The memory in bytes that this process may use, of a container where it is in one; 0 where the system does not say
+    (Windows)."""
+    if not hasattr(os, "sysconf"):
+        return 0
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def serve(port: int, options: list[str]) -> int:

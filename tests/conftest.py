@@ -16,6 +16,23 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = Path(__file__).parent / "small_model"
+# Folders whose tests share a server: in several processes (pytest-xdist) one process runs all of such a folder.
+SHARED_SERVER = ("tests/server", "tests/browser")
+# What takes longest, longest first: in several processes it is begun first, so that all end at about the same time.
+LONGEST_FIRST = (
+    *SHARED_SERVER,
+    "tests/comfy/test_torchrun.py",
+    "tests/comfy/test_concepts.py",
+    "tests/comfy/test_textual_inversion.py",
+    "tests/comfy/test_runs.py",
+    "tests/comfy/test_trainer.py",
+    "tests/comfy/test_memory.py",
+    "tests/comfy/test_small_model.py",
+    "tests/comfy/test_foreign_files.py",
+    "tests/comfy/test_weights.py",
+    "tests/comfy/test_inject_scope.py",
+    "tests/comfy/test_jobs.py",
+)
 
 
 def _load_pack():
@@ -31,6 +48,28 @@ def _load_pack():
 # At import, so that test modules can say `from bespoke.training import ...` at their top.
 _load_pack()
 sys.path[:0] = [str(SMALL), str(Path(__file__).parent / "lib")]  # sprites, judge, model; helpers, inprocess
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config, log):
+    """Hand out whole files, and the folders of `SHARED_SERVER` as a whole."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return next((name for name in SHARED_SERVER if nodeid.startswith(f"{name}/")), super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """In several processes, order what is handed out by `LONGEST_FIRST`; within each, tests keep their order."""
+    if not hasattr(config, "workerinput"):
+        return
+    order = {ROOT / name: place for place, name in enumerate(LONGEST_FIRST)}
+    if gone := [path for path in order if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST_FIRST in tests/conftest.py names {gone[0]}, which is not there: correct it.")
+    items.sort(key=lambda item: order.get(item.path, order.get(item.path.parent, len(order))))
 
 
 def _cache() -> Path:

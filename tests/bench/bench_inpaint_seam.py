@@ -175,8 +175,7 @@ def test_seam_in_latents(run_node):
     assert max(accurate.values()) <= TARGET, max(accurate, key=accurate.get)
 
 
-# --- In pixels
-# ----------------------------------------------------------------------------------------------------------
+# --- In pixels -------------------------------------------------------------------------------------------------------
 
 
 def decode(latent):
@@ -253,8 +252,7 @@ def test_seam_in_pixels(run_node, spectrum):
     assert max(ours.values()) <= TARGET, max(ours, key=ours.get)
 
 
-# --- Outside
-# --------------------------------------------------------------------------------------------------------------
+# --- Outside ---------------------------------------------------------------------------------------------------------
 
 
 def test_outside_the_mask(run_node):

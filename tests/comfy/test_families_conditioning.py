@@ -34,8 +34,7 @@ def mixed(tmp_path_factory) -> ImageSet:
     return read_folder(FolderRequest(folder, resolution=144, flip=True))
 
 
-# --- SDXL: sizes and crops
-# ----------------------------------------------------------------------------------------------
+# --- SDXL: sizes and crops -------------------------------------------------------------------------------------------
 
 
 def test_a_folder_knows_what_was_scaled_and_cut_away(mixed):
@@ -174,8 +173,7 @@ def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyu
         assert (together - wrong).norm() > 1e-3 * apart.norm()
 
 
-# --- inpainting checkpoints
-# ---------------------------------------------------------------------------------------------
+# --- inpainting checkpoints ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["inpainting", "sdxl_inpainting", "flux_fill"])
@@ -211,8 +209,7 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
     assert torch.allclose(picture, model.model.process_latent_in(extra["concat_latent_image"]), atol=1e-6)
 
 
-# --- what the wire says of the prediction
-# ---------------------------------------------------------------------------------
+# --- what the wire says of the prediction ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -245,8 +242,7 @@ def test_a_prediction_type_on_the_wire_is_what_is_trained(run_node, sampling, pr
         assert torch.allclose(loss, (out - target).square().flatten(1).mean(1), rtol=1e-3)
 
 
-# --- who is refused
-# -------------------------------------------------------------------------------------------------------
+# --- who is refused --------------------------------------------------------------------------------------------------
 
 
 def test_models_that_need_more_than_pictures_and_prompts_are_refused(comfyui):
@@ -308,8 +304,7 @@ def test_masks_count_for_latents_with_frames(comfyui):
     assert batch.mask[0, 0, 0].sum(1).tolist() == [8.0] * 4 + [0.0] * 4
 
 
-# --- fused layers in use
-# ------------------------------------------------------------------------------------------------
+# --- fused layers in use ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "queries"), [("z_image", 256), ("lumina2", 96)])

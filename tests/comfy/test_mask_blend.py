@@ -387,8 +387,7 @@ def test_each_of_a_batch_of_videos_is_masked_by_its_own_mask(run_node, field, bl
     assert torch.equal(changed, torch.nn.functional.max_pool2d(masks, 8)[:, None].expand(-1, 3, -1, -1))
 
 
-# --- Together with others
-# -----------------------------------------------------------------------------------------------
+# --- Together with others --------------------------------------------------------------------------------------------
 
 
 def test_it_works_under_other_guiders(run_node, field, latent):
@@ -567,8 +566,7 @@ def test_a_model_that_takes_no_mask_is_given_none(run_node, field, latent):
     assert len(wrapped.model.given) == SAMPLER_STEPS
 
 
-# --- Over time
-# ---------------------------------------------------------------------------------------------------------
+# --- Over time -------------------------------------------------------------------------------------------------------
 
 
 def test_auto_chooses_by_the_mask_and_says_why(run_node, field, latent):
@@ -708,8 +706,7 @@ def test_min_strength_lifts_touched_cells_in_the_latents_mask(run_node, field, l
     assert values[values > 0].min() == pytest.approx(0.4)
 
 
-# --- What is shown
-# -----------------------------------------------------------------------------------------------------
+# --- What is shown ---------------------------------------------------------------------------------------------------
 
 
 def test_the_preview_shows_each_mask_over_the_picture_with_a_legend(run_node, field, latent):
@@ -726,8 +723,7 @@ def test_the_preview_shows_each_mask_over_the_picture_with_a_legend(run_node, fi
     assert float(preview.max()) <= 1.0
 
 
-# --- In pixels
-# ---------------------------------------------------------------------------------------------------------
+# --- In pixels -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -329,7 +329,7 @@ def test_a_port_in_use_is_said_at_once_and_others_wait_no_longer_than_told(forks
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         began = time.monotonic()
-        forks.start(job, job, options=["--timeout", "8"], port=taken.getsockname()[1])
+        forks.start(job, job, options=["--timeout", "4"], port=taken.getsockname()[1])
         statuses, said = forks.ended()
     assert statuses == [2, 2], "\n".join(said)
     assert "is in use by another program" in said[0]
@@ -339,10 +339,10 @@ def test_a_port_in_use_is_said_at_once_and_others_wait_no_longer_than_told(forks
 
 def test_a_process_that_never_comes_is_waited_for_as_long_as_told(forks, job):
     began = time.monotonic()
-    forks.start(job, options=["--timeout", "5"], port=jobs.free_port(), env={"WORLD_SIZE": "2"})
+    forks.start(job, options=["--timeout", "3"], port=jobs.free_port(), env={"WORLD_SIZE": "2"})
     statuses, said = forks.ended()
     assert statuses == [2]
-    assert "within 5 s" in said[0]
+    assert "within 3 s" in said[0]
     assert time.monotonic() - began < 40
 
 

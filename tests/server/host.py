@@ -133,6 +133,7 @@ class Host:
     """A running server: `with Host(base) as host: host.get("/object_info")`.
 
     `console` is what the process printed, `log` ComfyUI's own log with a level on every line where it keeps one.
+    `said_at_start` is the text of both, log first, from when it first answered.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class Host:
             )
         try:
             self._wait(seconds)
+            self.said_at_start = tuple(file.read_text("utf-8", "replace") for file in (self.log, self.console))
         except BaseException:
             self.stop()
             raise

@@ -167,8 +167,7 @@ def test_children_write_under_dev(dev):
     assert env["HF_HOME"].startswith(str(dev.DEV))
 
 
-# --- steps
-# --------------------------------------------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,8 +250,7 @@ def test_a_stop_ends_the_child(dev, sent):
     pytest.fail(f"the child {pid} still runs")
 
 
-# --- the command line
-# -----------------------------------------------------------------------------------------------------
+# --- the command line ------------------------------------------------------------------------------------------------
 
 
 def test_pytests_arguments_are_its_own(dev, monkeypatch):
@@ -322,3 +320,37 @@ def test_a_page_that_is_here_is_not_fetched_again(dev, monkeypatch, tmp_path):
     page.mkdir(parents=True)
     (page / "index.html").touch()
     assert dev.fetch_frontend("/no/uv", "1.2.3") == page
+
+
+def test_the_suite_runs_in_as_many_processes_as_the_machine_has_room_for(dev, monkeypatch):
+    for count, cores, memory in ((1, 1, 64), (2, 2, 24), (1, 2, 7), (4, 16, 64), (3, 8, 13), (1, 8, 0)):
+        monkeypatch.setattr(dev, "cores", lambda cores=cores: cores)
+        monkeypatch.setattr(dev, "memory", lambda memory=memory: memory * dev.GIB)
+        assert dev.workers() == count
+    monkeypatch.setattr(dev, "memory", lambda: 16 * dev.GIB)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    folder = dev.ROOT / "tests" / "unit"
+    folder.mkdir(parents=True)
+    for name in ("test_a.py", "test_b.py"):
+        (folder / name).touch()
+    threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    four = (["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"], threads)
+    for spread in ([], ["tests/unit", "tests/unit/test_b.py"]):
+        assert dev.parallel(spread) == four
+    for alone in (
+        ["tests/unit"],
+        ["-k", "a"],
+        ["tests/unit", "tests/unit/test_a.py", "-s"],
+        ["tests/unit", "tests/unit/test_a.py::test_b"],
+    ):
+        assert dev.parallel(alone) == ([], {})
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert dev.parallel([])[1] == {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"}
+
+
+def test_this_machine_says_its_cores_and_memory(dev):
+    import psutil
+
+    assert 1 <= dev.cores() <= psutil.cpu_count()
+    assert 0 <= dev.memory() <= psutil.virtual_memory().total
