@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 
 from .errors import InputError
 from .objective import LOSS_WEIGHTINGS
+from .timesteps import TIMESTEP_SAMPLERS
 
 # (smallest, largest) of each number: the nodes' widgets take their min and max from here.
 RANGES: dict[str, tuple[float, float]] = {
@@ -34,7 +35,6 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
-TIMESTEP_SAMPLINGS = ("importance", "uniform", "logit-normal", "shifted")
 LR_SCHEDULES = ("constant", "linear", "cosine", "cosine with restarts")
 KEEPS = ("best", "last")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -42,7 +42,7 @@ CHOICES = {
     "lr_schedule": LR_SCHEDULES,
     "optimizer": OPTIMIZERS,
     "loss_weighting": tuple(LOSS_WEIGHTINGS),
-    "timestep_sampling": TIMESTEP_SAMPLINGS,
+    "timestep_sampling": tuple(TIMESTEP_SAMPLERS),
     "keep": KEEPS,
 }
 
@@ -67,7 +67,8 @@ class TrainConfig:
     steps: optimiser steps. batch_size: images per model call. gradient_accumulation: model calls per step.
     learning_rate: the highest that the schedule reaches. warmup_steps: steps from 0 up to it.
     max_grad_norm: the gradient is scaled down to this length; 0 leaves it.
-    loss_weighting, timestep_sampling: see `objective`. noise_offset: how far a noise's mean may wander, per channel.
+    loss_weighting: see `objective`. timestep_sampling: see `timesteps`.
+    noise_offset: the standard deviation of an offset that is added to each channel's noise.
     caption_dropout: the share of captions replaced by the empty prompt.
     ema: the share of the running mean of the parameters that a step keeps; 0 is off.
     gradient_checkpointing: compute each block anew in the backward pass instead of keeping what is inside it.

@@ -10,46 +10,48 @@ import torch
 from torch import Tensor
 
 from .config import TrainConfig
-from .objective import ImportanceSampling, sample_timesteps
 from .randomness import batch_indices, generator, noise, stratified_uniform
+from .timesteps import TimestepSampler
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one model call trains on. latent, noise: [B, C, ...]. u: [B] in 0..1, the place in the noise schedule.
+    """The samples of one model call.
 
-    mask: [B, 1, ...] or None. indices: which image each sample is. captions: the same, -1 where the caption is dropped.
-    places: the place of each sample in the global batch, which has `count`: one process of several has some of them.
-    seed, number: the seed and the number of the draw that made the batch, for further draws.
-    weight: [B], what each loss counts, where levels are not drawn as the objective has them; None is 1.
+    indices: the image of each sample. captions: the same, or -1 where the caption is dropped.
+    latent, noise: [B, C, ...]. t: [B] in 0..1, 0 clean, 1 noise. mask: [B, 1, ...] in 0..1, or None.
+    sample_positions: the position of each sample in the global batch of `count` samples. One process of several has
+    some of them.
+    weight: [B], the factor of each loss; None is 1.
+    seed, number: of the draw that made the batch. A technique makes further draws from them.
     """
 
     indices: list[int]
     captions: list[int]
     latent: Tensor
     noise: Tensor
-    u: Tensor
+    t: Tensor
     mask: Tensor | None
-    places: list[int]
+    sample_positions: list[int]
     count: int
     weight: Tensor | None = None
     seed: int | str = 0
     number: int = 0
 
     def share_of_mean(self, losses: Tensor) -> Tensor:
-        """What the losses [B] of these places add to the mean over the global batch."""
+        """The part of the mean over the global batch that comes from these samples' losses [B]: a scalar."""
         return (losses if self.weight is None else losses * self.weight).sum() / self.count
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """The training set as the model sees it: one latent [1, C, ...] an image, and its loss mask [1, 1, ...] or None."""
+    """The training set in latent space: for each image a latent [1, C, ...] and a loss mask [1, 1, ...] or None."""
 
     latents: list[Tensor]
     masks: list[Tensor | None]
 
-    def groups(self, indices: Sequence[int]) -> list[list[int]]:
-        """`indices` by latents of equal shape, which may share a batch."""
+    def buckets(self, indices: Sequence[int]) -> list[list[int]]:
+        """`indices` grouped by the shape of the latent. A batch is drawn from one bucket."""
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index in indices:
             by_shape[tuple(self.latents[index].shape)].append(index)
@@ -60,50 +62,56 @@ class LatentSet:
         config: TrainConfig,
         micro: int,
         device: torch.device,
+        timesteps: TimestepSampler,
         among: Sequence[int] | None = None,
         stream: str = "",
-        places: Sequence[int] | None = None,
-        levels: ImportanceSampling | None = None,
+        sample_positions: Sequence[int] | None = None,
     ) -> Batch:
-        """The micro-batch number `micro` of the run, drawn from `among`: a pure function of it and the seed.
+        """Micro-batch number `micro` of the run, a pure function of it and the seed.
 
-        stream: another name gives other draws (for prior-preservation images). places: those of the batch that are
-        wanted, one at least; what is drawn for a place does not depend on which others are. levels: how noise levels
-        are
-        drawn, where the config says importance.
+        timesteps: the distribution of t. among: the images to draw from, all by default. stream: a name for
+        independent draws (prior-preservation images). sample_positions: the positions of the global batch to return,
+        at least one, all by default; the draws of a position do not depend on the others.
         """
-        if (levels is not None) != (config.timestep_sampling == "importance"):
-            raise ValueError("levels, the law of importance sampling, belongs to that sampling and to no other")
         seed = f"{config.seed}/{stream}" if stream else config.seed
-        groups = self.groups(range(len(self.latents)) if among is None else among)
-        indices = batch_indices(groups, config.batch_size, seed, micro)
+        buckets = self.buckets(range(len(self.latents)) if among is None else among)
+        indices = batch_indices(buckets, config.batch_size, seed, micro)
         count, shape = len(indices), self.latents[indices[0]].shape[1:]
+        positions = list(range(count) if sample_positions is None else sample_positions)
         dropped = torch.rand(count, generator=generator(seed, "caption", micro)) < config.caption_dropout
-        places = list(range(count) if places is None else places)
-        even = stratified_uniform(seed, micro, count)[places]
-        u = levels.place(even) if levels else sample_timesteps(even, config.timestep_sampling)
-        indices = [indices[place] for place in places]
-        drawn = torch.stack([noise(seed, micro, place, shape) for place in places])
-        if config.noise_offset:
-            # One number a channel: the model sees other mean brightnesses than nought ("offset noise", Guttenberg
-            # 2023).
-            means = torch.stack([noise(seed, micro, place, shape[:1], "offset") for place in places])
-            drawn += config.noise_offset * means.reshape(len(places), shape[0], *[1] * (len(shape) - 1))
-        masks = [self.masks[i] for i in indices]
-        mask = None
-        if any(m is not None for m in masks):
-            whole = torch.ones(1, 1, *shape[1:])
-            mask = torch.cat([whole if m is None else m for m in masks]).to(device)
+        t = timesteps.sample(stratified_uniform(seed, micro, count)[positions])
+        weight = timesteps.weight(t)
+        indices = [indices[position] for position in positions]
         return Batch(
             indices,
-            [-1 if drop else i for i, drop in zip(indices, dropped[places].tolist(), strict=True)],
+            [-1 if drop else i for i, drop in zip(indices, dropped[positions].tolist(), strict=True)],
             torch.cat([self.latents[i] for i in indices]).to(device),
-            drawn.to(device),
-            u.to(device),
-            mask,
-            places,
+            _noises(seed, micro, positions, shape, config.noise_offset).to(device),
+            t.to(device),
+            self._mask(indices, device),
+            positions,
             count,
-            levels.weight(u).to(device) if levels else None,
+            None if weight is None else weight.to(device),
             seed,
             micro,
         )
+
+    def _mask(self, indices: Sequence[int], device: torch.device) -> Tensor | None:
+        """The loss masks [B, 1, ...], ones where an image has none; None where no image has one."""
+        masks = [self.masks[i] for i in indices]
+        if all(mask is None for mask in masks):
+            return None
+        whole = torch.ones(1, 1, *self.latents[indices[0]].shape[2:])
+        return torch.cat([whole if mask is None else mask for mask in masks]).to(device)
+
+
+def _noises(seed: int | str, micro: int, positions: Sequence[int], shape: Sequence[int], offset: float) -> Tensor:
+    """Standard normal noise [B, C, ...], plus `offset` times one normal number per channel.
+
+    The offset lets the model see latents of other mean brightness than zero ("offset noise", Guttenberg 2023).
+    """
+    noises = torch.stack([noise(seed, micro, position, shape) for position in positions])
+    if offset:
+        means = torch.stack([noise(seed, micro, position, shape[:1], "offset") for position in positions])
+        noises += offset * means.reshape(len(positions), shape[0], *[1] * (len(shape) - 1))
+    return noises

@@ -132,7 +132,7 @@ class Training:
                     parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 check_gradients(self.parameters)
                 torch._foreach_div_([parameter.grad for parameter in self.parameters], GRADIENT_SCALE)
-            total = self.world.add_up(self.parameters, total)
+            total = self.world.all_reduce_gradients(self.parameters, total)
             grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
             if not math.isfinite(total) or not math.isfinite(grad_norm):
                 self._optimizer.zero_grad()

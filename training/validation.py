@@ -1,11 +1,11 @@
-"""The held-out loss: images that are not trained on, at fixed noise levels and noises, so that the curve is comparable.
+"""The validation loss: held-out images at fixed timesteps and noises, so that losses of different steps compare.
 
-A single step's training loss scatters with the noise levels and pictures that were drawn. The same images at the same
-levels with the same noises, scored again and again, say whether the model got better at pictures that it has not seen.
+The training loss of a single step scatters with the timesteps and images that were drawn. The same images at the same
+timesteps with the same noises show whether the model predicts images better that it was not trained on.
 
-A set of fewer than ten pictures cannot spare any. There the question is asked in rotation (cross-validation; Kohavi
-1995): a few trainings, each without some of the pictures, say at which step pictures that were left out are predicted
-best; then one training on all pictures goes as far as that step.
+A set of fewer than `MIN_SPLIT` images cannot spare any. There, cross-validation (Kohavi 1995) finds the number of
+steps: a few trainings, each without some of the images, show at which step left-out images are predicted best; then
+one training on all images runs up to that step.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from .distributed import World
 from .errors import InputError
 from .randomness import generator, noise
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # places in the noise schedule
-SEED = 0x5EED  # the grid is the same for every run, whatever its seed
-FEW = 10  # pictures; below it nothing is held out for good
-MOST_ROTATIONS = 3
+TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)  # t of each validation image
+SEED = 0x5EED  # of the validation noises: the same for every run, whatever its seed
+MIN_SPLIT = 10  # images; a smaller set is cross-validated instead of split
+MAX_FOLDS = 3
 
 
 def split(copies: Sequence[Sequence[int]], held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """(trained on, held out): `held_out` of the pictures are chosen by the seed, the others are trained on.
+    """(trained on, held out): `held_out` images drawn by the seed, and the others.
 
-    copies: the indices of each picture's copies (mirrored, repeated); a picture goes to one side with all of them, and
-    is scored once. Raises `InputError` when none would be left to train on.
+    copies: the indices of each image's copies (mirrored, repeated). All copies of an image go to the same side; of a
+    held-out image only the first is returned. Raises `InputError` when none would be left to train on.
     """
     order = _shuffled(copies, held_out, seed)
     return _without(copies, order[:held_out])
 
 
-def rotations(copies: Sequence[Sequence[int]], held_out: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """[(trained on, held out)] of up to three trainings that each leave out `held_out` other pictures; see `split`."""
+def folds(copies: Sequence[Sequence[int]], held_out: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """[(trained on, held out)] of up to `MAX_FOLDS` trainings, each without `held_out` other images; see `split`."""
     order = _shuffled(copies, held_out, seed)
-    folds = [order[at : at + held_out] for at in range(0, len(order) - held_out + 1, held_out)]
-    return [_without(copies, fold) for fold in folds[:MOST_ROTATIONS]]
+    parts = [order[start : start + held_out] for start in range(0, len(order) - held_out + 1, held_out)]
+    return [_without(copies, part) for part in parts[:MAX_FOLDS]]
 
 
 def _shuffled(copies: Sequence[Sequence[int]], held_out: int, seed: int) -> list[int]:
@@ -55,31 +55,30 @@ def _without(copies: Sequence[Sequence[int]], out: Sequence[int]) -> tuple[list[
 
 
 def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """[(step, loss)]: the mean of held-out curves over the steps that all of them have."""
+    """[(step, loss)]: the mean of validation curves over the steps that all of them have."""
     common = set.intersection(*({step for step, _ in curve} for curve in curves))
     losses = [dict(curve) for curve in curves]
     return [(step, sum(one[step] for one in losses) / len(losses)) for step in sorted(common)]
 
 
-def grid(
-    data: LatentSet, indices: Sequence[int], device: torch.device, levels: Sequence[float] = LEVELS
+def validation_batches(
+    data: LatentSet, indices: Sequence[int], device: torch.device, timesteps: Sequence[float] = TIMESTEPS
 ) -> list[Batch]:
-    """One batch a held-out image: the image at each level, with a noise of its own."""
-    batches = []
+    """One batch per held-out image: the image at each of `timesteps`, each with its own noise."""
+    count, batches = len(timesteps), list[Batch]()
     for number, index in enumerate(indices):
-        latent = data.latents[index]
-        noises = torch.stack([noise(SEED, index, place, latent.shape[1:], "held out") for place in range(len(levels))])
-        mask = data.masks[index]
+        latent, mask = data.latents[index], data.masks[index]
+        noises = [noise(SEED, index, position, latent.shape[1:], "held out") for position in range(count)]
         batches.append(
             Batch(
-                [index] * len(levels),
-                [index] * len(levels),
-                latent.expand(len(levels), *latent.shape[1:]).to(device),
-                noises.to(device),
-                torch.tensor(levels, device=device),
-                None if mask is None else mask.expand(len(levels), *mask.shape[1:]).to(device),
-                list(range(len(levels))),
-                len(levels),
+                indices=[index] * count,
+                captions=[index] * count,
+                latent=latent.expand(count, *latent.shape[1:]).to(device),
+                noise=torch.stack(noises).to(device),
+                t=torch.tensor(timesteps, device=device),
+                mask=None if mask is None else mask.expand(count, *mask.shape[1:]).to(device),
+                sample_positions=list(range(count)),
+                count=count,
                 seed=SEED,
                 number=number,
             )
@@ -87,13 +86,14 @@ def grid(
     return batches
 
 
-def scorer(
-    batches: Sequence[Batch], loss_of: Callable[[Batch], Tensor], world: World | None = None
+def validation_scorer(
+    batches: Sequence[Batch], loss: Callable[[Batch], Tensor], world: World | None = None
 ) -> Callable[[], float]:
-    """The mean loss over the grid as the model stands. loss_of: batch -> [B].
+    """A function that computes the mean loss over `batches`. loss: batch -> [B].
 
-    world: the processes that share the batches out. Each computes as many, so that those of a model that is spread over
-    them call it together; what is one too many is not counted. The sum is the same whoever computed its parts.
+    world: the processes that share the batches. A model that is sharded over processes must be called by all of them
+    equally often, so a process without a batch in the last round computes one that another counts. The sum does not
+    depend on the number of processes.
     """
     world = World() if world is None else world
 
@@ -101,10 +101,10 @@ def scorer(
         losses = [0.0] * len(batches)
         for first in range(0, len(batches), world.size):
             number = min(first + world.rank, len(batches) - 1)
-            loss = loss_of(batches[number]).cpu().double().mean().item()
+            value = loss(batches[number]).cpu().double().mean().item()
             if first + world.rank == number:
-                losses[number] = loss
-        losses = world.add_numbers(losses)
+                losses[number] = value
+        losses = world.all_reduce_numbers(losses)
         return sum(losses) / len(losses)
 
     return score

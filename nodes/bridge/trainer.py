@@ -21,9 +21,9 @@ from ...training.config import TrainConfig
 from ...training.data import Batch
 from ...training.loop import Trainable
 from ...training.measure import StepCost
-from ...training.objective import ImportanceSampling, importance
 from ...training.record import Run
-from ...training.validation import grid, scorer
+from ...training.timesteps import TimestepSampler, timestep_sampler
+from ...training.validation import validation_batches, validation_scorer
 from . import identity
 from .dataset.encoded import EncodedDataset
 from .runs.context import RunContext
@@ -192,10 +192,10 @@ class _Trainer:
         technique, config = self.technique, self.technique.request.train
         trainable = technique.new_trainable()
         fold.run.trained = sum(p.numel() for parameters, _ in trainable.groups(0.0) for p in parameters)
-        sampling = importance(self.denoiser, config.timestep_sampling, config.loss_weighting)
+        timesteps = timestep_sampler(self.denoiser, config.timestep_sampling, config.loss_weighting)
         task = TrainingTask(
             trainable,
-            MicroBatchLoss(technique, self.dataset, fold.trained_on, self.denoiser.device, self.positions, sampling),
+            MicroBatchLoss(technique, self.dataset, fold.trained_on, self.denoiser.device, self.positions, timesteps),
             fold.config,
             fold.run,
             self._validation_loss(fold),
@@ -218,8 +218,8 @@ class _Trainer:
     def _validation_loss(self, fold: Fold) -> Callable[[], float] | None:
         if not fold.held_out:
             return None
-        batches = grid(self.dataset.pictures.data, fold.held_out, self.denoiser.device)
-        return scorer(batches, self.technique.loss, self.context.world)
+        batches = validation_batches(self.dataset.pictures.data, fold.held_out, self.denoiser.device)
+        return validation_scorer(batches, self.technique.loss, self.context.world)
 
     def _draw_sample(self, fold: Fold) -> Callable[[], Image.Image] | None:
         if not fold.config.sample_every or self.context.world.rank != 0:
@@ -236,7 +236,7 @@ class MicroBatchLoss:
     """The loss of one micro-batch as the training loop takes it.
 
     training_indices: the pictures that are trained on. positions: those of each global batch that this process
-    computes. sampling: the law by which timesteps are drawn, where they are drawn by importance.
+    computes. timesteps: the distribution of t.
     """
 
     technique: Technique
@@ -244,7 +244,7 @@ class MicroBatchLoss:
     training_indices: Sequence[int]
     device: torch.device
     positions: Sequence[int]
-    sampling: ImportanceSampling | None
+    timesteps: TimestepSampler
 
     def __call__(self, micro: int) -> Tensor | None:
         """This process's share of the mean loss over micro-batch number `micro`, a scalar; None where it has none.
@@ -261,7 +261,7 @@ class MicroBatchLoss:
 
     def _share_of_mean(self, micro: int, indices: Sequence[int], stream: str = "") -> Tensor:
         config, data = self.technique.request.train, self.dataset.pictures.data
-        batch = data.batch(config, micro, self.device, indices, stream, self.positions, self.sampling)
+        batch = data.batch(config, micro, self.device, self.timesteps, indices, stream, self.positions)
         return batch.share_of_mean(self.technique.loss(batch))
 
 

@@ -275,7 +275,7 @@ def main(given: list[str]) -> int:
         again = (
             int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         )  # what this very start learned is not set aside
-        stop_request = StopSignal(distributed.STOP, distributed.GO_ON)
+        stop_request = StopSignal(distributed.StopRequest.ABORT, distributed.StopRequest.CONTINUE)
         job_options = work.Options(
             options.models, options.anew and not again, device if options.shard else None, stop_request, device.type
         )

@@ -82,12 +82,12 @@ class SharedStore:
         data = b""
         if self._writes and (state := self._own.state()) is not None:
             data = safetensors.torch.save(*pack(state))
-        data = self._world.tell(data)
+        data = self._world.broadcast(data)
         return unpack(safetensors.torch.load(data), _metadata(data)) if data else None
 
     def record(self) -> Run | None:
         run = self._own.record() if self._writes else None
-        text = self._world.tell(run.to_json().encode() if run is not None else b"")
+        text = self._world.broadcast(run.to_json().encode() if run is not None else b"")
         return Run.from_json(text.decode()) if text else None
 
     def save(self, state: State, run: Run) -> None:

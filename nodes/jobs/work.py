@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ...training.distributed import FINISH, GO_ON, World
+from ...training.distributed import StopRequest, World
 from ...training.errors import InputError
 from ...training.record import Run
 from ..bridge.files import writing
@@ -33,8 +33,8 @@ FINISH_FILE = "finish"  # made by hand in the job's folder, it ends the training
 T = TypeVar("T")
 
 
-def _continue() -> int:
-    return GO_ON
+def _continue() -> StopRequest:
+    return StopRequest.CONTINUE
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Options:
     models: Sequence[Path] = ()
     anew: bool = False
     shard: torch.device | None = None
-    stop_request: Callable[[], int] = _continue
+    stop_request: Callable[[], StopRequest] = _continue
     device_type: str = "cpu"
 
 
@@ -60,7 +60,7 @@ def in_every_process(world: World, function: Callable[[], T]) -> T:
         out = function()
     except InputError as error:
         message = str(error)
-    messages = world.hear_all(message)
+    messages = world.all_gather_texts(message)
     if any(messages):
         if world.size == 1:
             raise InputError(message)
@@ -71,7 +71,7 @@ def in_every_process(world: World, function: Callable[[], T]) -> T:
 def take_job(world: World, folder: Path) -> Job:
     """The job, read by every process. Raises `InputError` in all of them where they do not have the same one."""
     job = in_every_process(world, lambda: read_job(folder))
-    digests = world.hear_all(job.digest)
+    digests = world.all_gather_texts(job.digest)
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise InputError(
@@ -83,7 +83,7 @@ def take_job(world: World, folder: Path) -> Job:
 
 def prepared(job: Job, world: World, options: Options) -> tuple[Any, Models]:
     """(request, models). Raises `InputError` in every process where one of them lacks something."""
-    kinds = world.hear_all(options.device_type + (" and --shard" if options.shard is not None else ""))
+    kinds = world.all_gather_texts(options.device_type + (" and --shard" if options.shard is not None else ""))
     others = [f"process {rank} with {text}" for rank, text in enumerate(kinds) if text != kinds[0]]
     if others:  # a process that sends elsewhere, or calls the model alone, would wait for nobody
         raise InputError(
@@ -163,11 +163,11 @@ class _JobContext:
             store.set_aside()
         return store
 
-    def stop_request(self, run_id: str) -> int:
+    def stop_request(self, run_id: str) -> StopRequest:
         finish = self.job.folder / FINISH_FILE
         if self.world.rank == 0 and finish.exists():
             finish.unlink()
-            return max(FINISH, self.options.stop_request())
+            return max(StopRequest.FINISH, self.options.stop_request())
         return self.options.stop_request()
 
     def prepare_model(self, denoiser: ComfyDenoiser) -> None:

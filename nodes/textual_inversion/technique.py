@@ -122,7 +122,7 @@ class TextualInversionTechnique:
         word = prompt_word(request.name)
         prompts = [
             prompt_for(request.template, pictures.items[index].caption, word, batch.seed, batch.number, position)
-            for position, index in zip(batch.places, batch.indices, strict=True)
+            for position, index in zip(batch.sample_positions, batch.indices, strict=True)
         ]
         encoded = self._text.encode(prompts, self._clip_with_word)
         conditioning = join(
@@ -134,7 +134,7 @@ class TextualInversionTechnique:
             ]
         )
         weighting = request.train.loss_weighting
-        sigma = denoiser.sigma(batch.u)
+        sigma = denoiser.sigma(batch.t)
         return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
 
     def sample_conditioning(self) -> tuple[list, list]:

@@ -67,7 +67,7 @@ def curve_of_diffusers(small, checkpoint, sets, rate: float, seed: int) -> dict[
     """{step: held-out loss}."""
     import peers
     from bespoke.training.data import LatentSet
-    from bespoke.training.validation import grid
+    from bespoke.training.validation import validation_batches
 
     latents, contexts = encoded(small, sets[0])
     others, their_contexts = encoded(small, sets[1])
@@ -78,10 +78,10 @@ def curve_of_diffusers(small, checkpoint, sets, rate: float, seed: int) -> dict[
         (
             batch.latent,
             batch.noise,
-            (batch.u * 1000).long(),
-            their_contexts[batch.indices[0] - count].expand(len(batch.u), -1, -1),
+            (batch.t * 1000).long(),
+            their_contexts[batch.indices[0] - count].expand(len(batch.t), -1, -1),
         )
-        for batch in grid(data, range(count, count + len(others)), torch.device("cpu"))
+        for batch in validation_batches(data, range(count, count + len(others)), torch.device("cpu"))
     ]
     run = peers.PeftLora(peers.diffusers_unet(checkpoint), latents, contexts, BATCH, rate, STEPS, RANK, seed)
     curve = {0: run.held_out(scored)}
@@ -221,11 +221,11 @@ def plainly_scored():
 def variants():
     """name: (settings of the node, what is changed in the engine)."""
     from bespoke.nodes.lora.training import technique as train
-    from bespoke.training import data, objective
+    from bespoke.training import data, timesteps
     from bespoke.training.adapters import lora
     from bespoke.training.randomness import generator
 
-    stratified, noise, expected = data.stratified_uniform, data.noise, objective.expected_loss
+    stratified, noise, expected = data.stratified_uniform, data.noise, timesteps.expected_loss
 
     def independent(seed, step, batch):
         return torch.rand(batch, generator=generator(seed, "independent", step))
@@ -254,7 +254,7 @@ def variants():
         "rate 5e-4": ({"learning_rate": 5e-4}, []),
         "rate 2e-3": ({"learning_rate": 2e-3}, []),
         "uniform noise levels": ({"timestep_sampling": "uniform"}, []),
-        "importance by the loss's root": ({}, [(objective, "expected_loss", root)]),
+        "importance by the loss's root": ({}, [(timesteps, "expected_loss", root)]),
         "importance, independent levels": ({}, [(data, "stratified_uniform", independent)]),
         "levels spread over time too": ({}, [(data, "stratified_uniform", over_time)]),
         "antithetic noises": ({}, [(data, "noise", antithetic)]),

@@ -18,7 +18,7 @@ from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.config import TrainConfig
 from bespoke.training.images import ImageSet, TrainingImage
 from bespoke.training.objective import denoising_loss
-from bespoke.training.validation import grid, scorer
+from bespoke.training.validation import validation_batches, validation_scorer
 from helpers import sample, share, sprite_set, weights_hash
 from judge import silhouette
 
@@ -258,12 +258,12 @@ def loss_of(small):
             return join([one] * len(batch.indices))
 
         with prepare_for_training(model, "fp32") as denoiser, torch.no_grad():
-            batches = grid(pictures.data, range(len(items)), denoiser.device)
+            batches = validation_batches(pictures.data, range(len(items)), denoiser.device)
             scores = [
-                scorer(
+                validation_scorer(
                     batches,
                     lambda batch: denoising_loss(
-                        denoiser, batch.latent, batch.noise, denoiser.sigma(batch.u), conds(batch, template)
+                        denoiser, batch.latent, batch.noise, denoiser.sigma(batch.t), conds(batch, template)
                     ),
                 )()
                 for template in UNSEEN

@@ -97,11 +97,11 @@ def test_a_part_is_the_training_on_its_own_pictures(models, run_node):
     """The first rotation's losses and scores are those of a training that is given the rest and those pictures
     apart."""
     from bespoke.nodes.images.folder import fingerprint
-    from bespoke.training.validation import rotations
+    from bespoke.training.validation import folds
 
     images = sprite_set(2, 6, side=64, colour="teal")
     _, _, _, run, *_ = train(run_node, models, seed=2, images=images)
-    rest, _ = rotations(images.copies(), 2, 2)[0]
+    rest, _ = folds(images.copies(), 2, 2)[0]
     items = [images.items[i] for i in rest]
     _, _, loss, _, *_ = train(
         run_node, models, seed=2, images=ImageSet(tuple(items), "", fingerprint(items)), validation=0

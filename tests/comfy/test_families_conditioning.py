@@ -16,6 +16,7 @@ from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet
 from bespoke.training.objective import denoising_loss
+from bespoke.training.timesteps import UniformTimesteps
 from helpers import sprite_set
 from PIL import Image
 
@@ -299,7 +300,7 @@ def test_masks_count_for_latents_with_frames(comfyui):
     images = image_set(torch.rand(2, 64, 64, 3), "a\nb", masks=mask)
     pictures = prepare(vae, model.model, CONFIG, images)
     assert [tuple(latent.shape) for latent in pictures.data.latents] == [(1, 16, 1, 8, 8)] * 2
-    batch = pictures.data.batch(CONFIG, 0, torch.device("cpu"))
+    batch = pictures.data.batch(CONFIG, 0, torch.device("cpu"), UniformTimesteps())
     assert batch.mask.shape == (2, 1, 1, 8, 8)
     assert batch.mask[0, 0, 0].sum(1).tolist() == [8.0] * 4 + [0.0] * 4
 

@@ -50,12 +50,12 @@ def main() -> None:
     world = distributed.World(dist.get_rank(), dist.get_world_size())
     parameter = torch.nn.Parameter(torch.zeros(int(sys.argv[1])))
     parameter.grad = torch.ones_like(parameter)
-    total = world.add_up([parameter], 1.0)  # connects
+    total = world.all_reduce_gradients([parameter], 1.0)  # connects
     assert total == 2.0
     assert parameter.grad.eq(2).all()
     before, told = counted_together(), world.sent["gradients"]
     for _ in range(TIMES):
-        world.add_up([parameter], 1.0)
+        world.all_reduce_gradients([parameter], 1.0)
     after = counted_together()
     print(*((b - a) / TIMES for a, b in zip(before, after, strict=True)), (world.sent["gradients"] - told) / TIMES)
     dist.barrier()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
-from bespoke.training.distributed import FINISH, GO_ON, World
-from bespoke.training.objective import ImportanceSampling
-from bespoke.training.validation import grid, scorer
+from bespoke.training.distributed import StopRequest, World
+from bespoke.training.timesteps import ImportanceSampling, LogitNormalTimesteps
+from bespoke.training.validation import validation_batches, validation_scorer
 
 SCRIPT = Path(__file__).parent.parent / "lib" / "wire_bytes.py"
 CPU = torch.device("cpu")
@@ -28,28 +28,31 @@ def test_shares_are_all_places_once_and_even(count, size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("sampling", ["importance", "logit-normal"])
-def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, sampling):
+@pytest.mark.parametrize(
+    "timesteps",
+    [ImportanceSampling(torch.linspace(1.9, 0.1, 19, dtype=torch.float64)), LogitNormalTimesteps()],
+    ids=["importance", "logit-normal"],
+)
+def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, timesteps):
     torch.manual_seed(0)
     latents = [torch.randn(1, 4, 8, 8 + 4 * (i % 2)) for i in range(9)]
     masks = [torch.rand(1, 1, *latent.shape[2:]) if i == 3 else None for i, latent in enumerate(latents)]
     data = LatentSet(latents, masks)
-    levels = ImportanceSampling(torch.linspace(1.9, 0.1, 19, dtype=torch.float64)) if sampling == "importance" else None
-    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4, timestep_sampling=sampling)
+    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4)
     for micro in range(8):
-        whole = data.batch(config, micro, CPU, levels=levels)
+        whole = data.batch(config, micro, CPU, timesteps)
         parts = [
-            data.batch(config, micro, CPU, places=share, levels=levels)
+            data.batch(config, micro, CPU, timesteps, sample_positions=share)
             for rank in range(size)
             if (share := World(rank, size).share(4))
         ]
-        for name in ("latent", "noise", "u", *(["weight"] if levels else [])):
+        for name in ("latent", "noise", "t", *(["weight"] if whole.weight is not None else [])):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-        for name in ("indices", "captions", "places"):
+        for name in ("indices", "captions", "sample_positions"):
             assert sum((getattr(part, name) for part in parts), []) == getattr(whole, name)
         losses = torch.rand(4)
-        assert sum(part.share_of_mean(losses[part.places]) for part in parts) == pytest.approx(
-            float((losses * (whole.weight if levels else 1)).mean())
+        assert sum(part.share_of_mean(losses[part.sample_positions]) for part in parts) == pytest.approx(
+            float((losses * (1 if whole.weight is None else whole.weight)).mean())
         )
         drawn = [part.mask for part in parts if part.mask is not None]
         assert (whole.mask is None) == (not drawn)
@@ -58,34 +61,45 @@ def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, sampling):
 def test_alone_nothing_is_sent():
     world, parameter = World(), torch.nn.Parameter(torch.zeros(3))
     parameter.grad = torch.ones(3)
-    assert world.add_up([parameter], 0.1) == 0.1  # to the bit
-    assert world.add_numbers([1.5]) == [1.5]
-    assert world.agree(FINISH) == FINISH
-    assert world.agree(GO_ON) == GO_ON
-    assert world.tell(b"x") == b"x"
-    assert world.hear_all("y") == ["y"]
+    assert world.all_reduce_gradients([parameter], 0.1) == 0.1  # to the bit
+    assert world.all_reduce_numbers([1.5]) == [1.5]
+    assert world.agree(StopRequest.FINISH) is StopRequest.FINISH
+    assert world.agree(StopRequest.CONTINUE) is StopRequest.CONTINUE
+    assert world.broadcast(b"x") == b"x"
+    assert world.all_gather_texts("y") == ["y"]
     assert world.sent == {"gradients": 0, "other": 0}
 
 
-class Told(World):
-    """A process of several that hears what the others would have added."""
+class OneOfTwo(World):
+    """One process of two that keeps the numbers it would send."""
 
-    def add_numbers(self, numbers):
+    def all_reduce_numbers(self, numbers):
         self.own = list(numbers)
         return self.own
 
 
 def test_held_out_pictures_are_shared_out():
     data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(5)], [None] * 5)
-    batches = grid(data, range(5), CPU)
+    batches = validation_batches(data, range(5), CPU)
     calls, numbers = [], []
     for rank in range(2):
-        world, own = Told(rank, 2), []
-        scorer(batches, lambda batch, own=own: (own.append(batch.number), batch.u * 0 + batch.number + 1)[1], world)()
-        calls.append(own)
+        world, called = OneOfTwo(rank, 2), []
+
+        def loss(batch):
+            called.append(batch.number)
+            return batch.t * 0 + batch.number + 1
+
+        validation_scorer(batches, loss, world)()
+        calls.append(called)
         numbers.append(world.own)
-    assert calls == [[0, 2, 4], [1, 3, 4]]  # each as many, so that a model that is spread over both is called by both
-    assert [sum(pair) for pair in zip(*numbers, strict=True)] == [1, 2, 3, 4, 5]  # the one too many does not count
+    assert calls == [[0, 2, 4], [1, 3, 4]]  # equally often, as a sharded model needs
+    assert [sum(pair) for pair in zip(*numbers, strict=True)] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]  # the last batch of rank 1 is not counted
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's counters of sockets")

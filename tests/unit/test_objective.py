@@ -8,16 +8,14 @@ from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
 from bespoke.training.objective import (
-    ImportanceSampling,
     denoising_loss,
     expected_loss,
-    importance,
     loss_weight,
     prediction_weight,
-    sample_timesteps,
     signal_to_noise,
 )
 from bespoke.training.randomness import batch_indices, noise, stratified_uniform
+from bespoke.training.timesteps import ImportanceSampling, UniformTimesteps, timestep_sampler
 
 
 class LinearDenoiser:
@@ -107,26 +105,24 @@ def test_noise_is_a_pure_function_of_seed_step_and_place():
     assert abs(many.std() - 1) < 0.02
 
 
-def test_an_epoch_shows_every_image_and_no_batch_mixes_groups():
-    groups = [[0, 1, 2, 3, 4, 5, 6], [7, 8], [9, 9, 10]]
+def test_an_epoch_shows_every_image_and_no_batch_mixes_buckets():
+    buckets = [[0, 1, 2, 3, 4, 5, 6], [7, 8], [9, 9, 10]]
     batches = 2 + 1 + 1
     for epoch in range(5):
-        drawn = [batch_indices(groups, 4, 11, epoch * batches + b) for b in range(batches)]
+        drawn = [batch_indices(buckets, 4, 11, epoch * batches + b) for b in range(batches)]
         assert all(len(batch) == 4 for batch in drawn)
-        assert all(any(set(batch) <= set(group) for group in groups) for batch in drawn)
+        assert all(any(set(batch) <= set(group) for group in buckets) for batch in drawn)
         assert set(sum(drawn, [])) == set(range(11))
-    assert batch_indices(groups, 4, 11, 3) == batch_indices(groups, 4, 11, 3)
-    assert [batch_indices(groups, 4, 11, i) for i in range(4)] != [batch_indices(groups, 4, 12, i) for i in range(4)]
+    assert batch_indices(buckets, 4, 11, 3) == batch_indices(buckets, 4, 11, 3)
+    assert [batch_indices(buckets, 4, 11, i) for i in range(4)] != [batch_indices(buckets, 4, 12, i) for i in range(4)]
 
 
 def test_batches_group_by_latent_shape_and_drop_captions_at_the_asked_rate():
     data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(3)] + [torch.randn(1, 4, 8, 16)], [None] * 4)
-    config = TrainConfig(
-        steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25, timestep_sampling="uniform"
-    )
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25)
     dropped = total = 0
     for micro in range(1000):
-        batch = data.batch(config, micro, torch.device("cpu"))
+        batch = data.batch(config, micro, torch.device("cpu"), UniformTimesteps())
         assert batch.latent.shape == batch.noise.shape
         assert batch.mask is None
         dropped += batch.captions.count(-1)
@@ -166,15 +162,16 @@ def test_weightings_are_the_papers(prediction):
 def test_timestep_histogram_matches_its_law(sampling, law):
     """The cumulative distribution of 16,000 draws against the closed form; a Kolmogorov distance of .01 is expected."""
     data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
-    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=8, seed=3, timestep_sampling=sampling)
-    drawn = (
-        torch.cat([data.batch(config, micro, torch.device("cpu")).u for micro in range(2000)]).double().sort().values
-    )
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=8, seed=3)
+    timesteps = timestep_sampler(Schedule("epsilon"), sampling)
+    batches = [data.batch(config, micro, torch.device("cpu"), timesteps) for micro in range(2000)]
+    assert all(batch.weight is None for batch in batches)
+    drawn = torch.cat([batch.t for batch in batches]).double().sort().values
     expected = law(drawn)
     empirical = (torch.arange(len(drawn)) + 0.5) / len(drawn)
     assert (expected - empirical).abs().max() < 0.012
     with pytest.raises(ValueError, match="no timestep sampling"):
-        sample_timesteps(drawn, "late")
+        timestep_sampler(Schedule("epsilon"), "late")
 
 
 class Schedule:
@@ -187,8 +184,8 @@ class Schedule:
             (torch.arange(1000) + 1.0) / 1000 if prediction == "flow" else ((1 - cumulated) / cumulated).sqrt().float()
         )
 
-    def sigma(self, u):
-        return self.sigmas[(u * 1000).long().clamp(max=999)]
+    def sigma(self, t):
+        return self.sigmas[(t * 1000).long().clamp(max=999)]
 
 
 def test_expected_loss_is_the_unit_gaussians():
@@ -220,44 +217,39 @@ def test_expected_loss_is_the_unit_gaussians():
 )
 def test_importance_sampling_draws_by_the_expected_loss_and_leaves_the_mean_as_it_is(prediction, weighting):
     model = Schedule(prediction)
-    levels = importance(model, "importance", weighting)
+    timesteps = timestep_sampler(model, "importance", weighting)
     data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
     config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=8, seed=3)
-    batches = [data.batch(config, micro, torch.device("cpu"), levels=levels) for micro in range(2000)]
-    drawn = torch.cat([batch.u for batch in batches]).double()
+    batches = [data.batch(config, micro, torch.device("cpu"), timesteps) for micro in range(2000)]
+    drawn = torch.cat([batch.t for batch in batches]).double()
     # The law: a tenth for all levels alike, the rest in proportion to the expected loss.
     middles = (torch.arange(1000) + 0.5) / 1000
     expected = expected_loss(prediction, model.sigma(middles).double(), weighting)
     law = (0.9 * expected / expected.mean() + 0.1).cumsum(0) / 1000
     histogram = torch.histc(drawn, 1000, 0, 1).cumsum(0) / len(drawn)
     assert (law - histogram).abs().max() < 0.012
-    # The mean of any loss over the places, here of one that falls a hundredfold, is that of even draws.
-    loss = lambda u: torch.exp(-4.6 * u)  # noqa: E731
-    mean = sum(batch.share_of_mean(loss(batch.u)).item() for batch in batches) / len(batches)
+    # The mean of any loss over the timesteps, here of one that falls a hundredfold, is that of even draws.
+    loss = lambda t: torch.exp(-4.6 * t)  # noqa: E731
+    mean = sum(batch.share_of_mean(loss(batch.t)).item() for batch in batches) / len(batches)
     assert mean == pytest.approx((1 - math.exp(-4.6)) / 4.6, rel=0.03)
     # Exactly, by quadrature: each cell is drawn as often as its losses are divided by.
     assert torch.allclose(
-        levels.weight(middles).double() * levels.density, torch.ones(1000, dtype=torch.float64), atol=1e-6
+        timesteps.weight(middles).double() * timesteps.density, torch.ones(1000, dtype=torch.float64), atol=1e-6
     )
-    assert levels.density.mean().item() == pytest.approx(1)
+    assert timesteps.density.mean().item() == pytest.approx(1)
     assert all(batch.weight.min() > 0 and batch.weight.max() <= 10.0001 for batch in batches)
 
 
-def test_importance_sampling_keeps_strata_and_the_ends_and_asks_for_its_model():
-    levels = ImportanceSampling.of(Schedule("epsilon"))
+def test_importance_sampling_keeps_strata_and_the_ends():
+    timesteps = ImportanceSampling.of(Schedule("epsilon"))
     u = torch.tensor([0.0, 1e-6, 0.25, 0.5, 0.75, 1 - 2**-24])
-    places = levels.place(u)
-    assert (places.diff() >= 0).all()
-    assert places[0] == 0
-    assert 0.99 < places[-1] < 1
-    assert places[3] < 0.3  # half of the draws for three tenths of the schedule
+    t = timesteps.sample(u)
+    assert (t.diff() >= 0).all()
+    assert t[0] == 0
+    assert 0.99 < t[-1] < 1
+    assert t[3] < 0.3  # half of the draws for three tenths of the schedule
     even = ImportanceSampling(torch.ones(10, dtype=torch.float64))
-    assert torch.allclose(even.place(u), u, atol=1e-6)
-    assert importance(Schedule("epsilon"), "uniform") is None
-    data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
-    for sampling, given in (("importance", None), ("shifted", levels)):
-        with pytest.raises(ValueError, match="belongs to that sampling"):
-            data.batch(TrainConfig(1, 0.0, 1, 0, timestep_sampling=sampling), 0, torch.device("cpu"), levels=given)
+    assert torch.allclose(even.sample(u), u, atol=1e-6)
 
 
 def test_importance_sampling_where_the_schedule_ends_in_noise_alone():
@@ -292,13 +284,10 @@ def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
     data = LatentSet([torch.randn(1, 4, 16, 16)], [None])
 
     def make(offset: float) -> TrainConfig:
-        return TrainConfig(
-            steps=10, learning_rate=1e-3, batch_size=4, seed=3, noise_offset=offset, timestep_sampling="uniform"
-        )
+        return TrainConfig(steps=10, learning_rate=1e-3, batch_size=4, seed=3, noise_offset=offset)
 
-    plain, moved = (
-        torch.stack([data.batch(make(o), m, torch.device("cpu")).noise for m in range(400)]) for o in (0.0, 0.2)
-    )
+    cpu, timesteps = torch.device("cpu"), UniformTimesteps()
+    plain, moved = (torch.stack([data.batch(make(o), m, cpu, timesteps).noise for m in range(400)]) for o in (0.0, 0.2))
     shift = moved - plain  # [400, 4, 4, 16, 16]: one number a channel
     assert torch.allclose(shift, shift[..., :1, :1].expand_as(shift), atol=1e-6)
     assert shift[..., 0, 0].std().item() == pytest.approx(0.2, rel=0.05)
@@ -307,7 +296,9 @@ def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
 
 def test_prior_pictures_have_draws_of_their_own():
     data = LatentSet([torch.randn(1, 4, 4, 4) for _ in range(4)], [None] * 4)
-    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=3, timestep_sampling="uniform")
-    own, prior = (data.batch(config, 5, torch.device("cpu"), [0, 1], stream) for stream in ("", "prior"))
+    config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=3)
+    own, prior = (
+        data.batch(config, 5, torch.device("cpu"), UniformTimesteps(), [0, 1], stream) for stream in ("", "prior")
+    )
     assert not torch.equal(own.noise, prior.noise)
-    assert not torch.equal(own.u, prior.u)
+    assert not torch.equal(own.t, prior.t)

@@ -13,7 +13,7 @@ from bespoke.training.errors import InputError
 from bespoke.training.loop import Training
 from bespoke.training.randomness import noise
 from bespoke.training.record import Run, run_id
-from bespoke.training.validation import LEVELS, grid, mean_curve, rotations, scorer, split
+from bespoke.training.validation import TIMESTEPS, folds, mean_curve, split, validation_batches, validation_scorer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -114,8 +114,8 @@ def test_a_pictures_copies_stay_on_one_side():
 
 
 @pytest.mark.parametrize(("count", "held_out", "many"), [(9, 1, 3), (9, 3, 3), (8, 3, 2), (5, 3, 1), (2, 1, 2)])
-def test_rotations_leave_out_other_pictures_each(count, held_out, many):
-    parts = rotations([[i] for i in range(count)], held_out, 0)
+def test_folds_leave_out_other_pictures_each(count, held_out, many):
+    parts = folds([[i] for i in range(count)], held_out, 0)
     assert len(parts) == many
     for trained, held in parts:
         assert sorted(trained + held) == list(range(count))
@@ -123,7 +123,7 @@ def test_rotations_leave_out_other_pictures_each(count, held_out, many):
     out = [i for _, held in parts for i in held]
     assert len(set(out)) == len(out)
     with pytest.raises(InputError, match=f"validation is {count} of {count} pictures"):
-        rotations([[i] for i in range(count)], count, 0)
+        folds([[i] for i in range(count)], count, 0)
 
 
 def test_the_mean_of_curves_is_over_common_steps():
@@ -144,11 +144,11 @@ def test_a_training_can_stop_before_its_schedule_ends():
 
 def test_the_grid_is_fixed_and_does_not_depend_on_the_seed():
     data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(4)], [None] * 4)
-    one, two = grid(data, [1, 3], CPU), grid(data, [1, 3], CPU)
+    one, two = validation_batches(data, [1, 3], CPU), validation_batches(data, [1, 3], CPU)
     assert all(torch.equal(a.noise, b.noise) for a, b in zip(one, two, strict=True))
-    assert one[0].u.tolist() == pytest.approx(LEVELS)
+    assert one[0].t.tolist() == pytest.approx(TIMESTEPS)
     assert torch.equal(one[1].latent[2], data.latents[3][0])
-    score = scorer(one, lambda batch: batch.u * 0 + batch.number)
+    score = validation_scorer(one, lambda batch: batch.t * 0 + batch.number)
     assert score() == 0.5
 
 

@@ -15,7 +15,7 @@ from ....training.data import LatentSet
 from ....training.errors import InputError
 from ....training.images import ImageSet, TrainingImage, by_picture
 from ....training.record import Run
-from ....training.validation import FEW, rotations, split
+from ....training.validation import MIN_SPLIT, folds, split
 from .. import identity
 from ..models import wants_masked_picture
 from . import cache
@@ -110,8 +110,8 @@ def arrange(items: list[TrainingImage], data: LatentSet, counts: Sequence[int], 
     trained_on, held_out, rotated = list(range(count)), [], []
     if scored:
         held_out = list(range(count, count + scored))
-    elif config.validation and len(copies) < FEW:
-        rotated = rotations(copies, config.validation, config.seed)
+    elif config.validation and len(copies) < MIN_SPLIT:
+        rotated = folds(copies, config.validation, config.seed)
     elif config.validation:
         trained_on, held_out = split(copies, config.validation, config.seed)
     return Pictures(

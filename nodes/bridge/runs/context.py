@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ....training.distributed import FINISH, GO_ON, World
+from ....training.distributed import StopRequest, World
 from ....training.record import Run
 from .events import RunDisplay
 from .samples import SamplerSettings
@@ -27,8 +27,8 @@ class Display(Protocol):
     def end(self, state: str, files: Sequence[str] = ()) -> None: ...
 
 
-def _stop_request_of_page(run_id: str) -> int:
-    return FINISH if take_finish(run_id) else GO_ON
+def _stop_request_of_page(run_id: str) -> StopRequest:
+    return StopRequest.FINISH if take_finish(run_id) else StopRequest.CONTINUE
 
 
 def _save_nothing(step: int, learned: dict[str, Tensor], run: Run) -> None:
@@ -52,7 +52,7 @@ class RunContext:
     world: World = field(default_factory=World)
     store: Callable[[str], RunStore] = RunStore
     display: Callable[[str, int], Display] = RunDisplay
-    stop_request: Callable[[str], int] = _stop_request_of_page
+    stop_request: Callable[[str], StopRequest] = _stop_request_of_page
     prepare_model: Callable[[Any], None] = lambda denoiser: None
     sharded: bool = False
     sampler: SamplerSettings = field(default_factory=SamplerSettings)

@@ -9,7 +9,7 @@ from enum import Enum
 import comfy.model_management
 import torch
 
-from ....training.distributed import PeerLost, from_a_collective
+from ....training.distributed import PeerLost, is_collective_error
 from ....training.errors import InputError
 from ....training.loop import NotANumber
 from .context import RunContext
@@ -29,7 +29,7 @@ def _is_any(error: BaseException, context: RunContext) -> bool:
 
 def _is_lost_peer(error: BaseException, context: RunContext) -> bool:
     """Whether a collective of the sharded model itself failed."""
-    return context.sharded and isinstance(error, RuntimeError) and from_a_collective(error)
+    return context.sharded and isinstance(error, RuntimeError) and is_collective_error(error)
 
 
 def _is_in_place_write(error: BaseException, context: RunContext) -> bool:

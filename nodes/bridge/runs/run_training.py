@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....training.checkpoint import State
 from ....training.config import TrainConfig
-from ....training.distributed import FINISH, GO_ON, STOP
+from ....training.distributed import StopRequest
 from ....training.loop import Trainable, Training
 from ....training.measure import StepCost
 from ....training.record import Run
@@ -64,18 +64,18 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
     display = context.display(run.id, training.last)
     run.node, run.workflow = str(display.node_id or ""), keep_graph(store.folder)
     store.save_record(run)  # from here on the page can ask for it
-    monitor, failure, request = RunMonitor(task, training, display, store, context), None, GO_ON
+    monitor, failure, request = RunMonitor(task, training, display, store, context), None, StopRequest.CONTINUE
     try:
         monitor.start()
         for step in training:
             monitor.record(step)
             monitor.save_if_due(step.step)
             request = context.world.agree(context.stop_request(run.id))
-            if request == STOP:
+            if request == StopRequest.ABORT:
                 raise comfy.model_management.InterruptProcessingException
-            if request == FINISH:
+            if request == StopRequest.FINISH:
                 break
-        run.state = "finished" if training.done >= training.last and request != FINISH else "kept"
+        run.state = "finished" if training.done >= training.last and request != StopRequest.FINISH else "kept"
     except BaseException as error:
         failure = failure_of(error, context)
         run.state = failure.state

@@ -71,8 +71,8 @@ class ComfyDenoiser:
         # A table of the training schedule: discrete models have one noise level a timestep, flow models a fine grid.
         self._sigmas = base.model_sampling.sigmas.detach().float().clone().to(device)  # [T], rising
 
-    def sigma(self, u: Tensor) -> Tensor:
-        index = (u.to(self.device) * len(self._sigmas)).long().clamp(0, len(self._sigmas) - 1)
+    def sigma(self, t: Tensor) -> Tensor:
+        index = (t.to(self.device) * len(self._sigmas)).long().clamp(0, len(self._sigmas) - 1)
         return self._sigmas[index]
 
     def add_noise(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:

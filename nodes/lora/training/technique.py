@@ -145,7 +145,7 @@ class LoraTechnique:
         captions = ["" if i < 0 else items[i].caption for i in batch.captions]
         conditioning = self._captions.of_batch(batch.indices, captions)
         weighting = self.request.train.loss_weighting
-        sigma = denoiser.sigma(batch.u)
+        sigma = denoiser.sigma(batch.t)
         return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
 
     def sample_conditioning(self) -> tuple[list, list]:
