@@ -1,4 +1,4 @@
-"""ComfyUI's schedules, noise levels and sampling, as the image to image nodes need them."""
+"""ComfyUI's schedules, noise levels and sampling, for the image to image nodes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ...training.errors import InputError
 
 
 def schedule_of(model, scheduler: str, sampler_name: str) -> Callable[[int], Tensor]:
-    """number of steps -> the sigmas that KSampler makes of it, [about steps + 1].
+    """A function from the number of steps to KSampler's sigmas [about steps + 1].
 
-    KSampler itself is asked, since some samplers make it drop the last sigma but one. model: anything with
-    `get_model_object("model_sampling")`. Raises InputError for names that ComfyUI does not know.
+    It calls KSampler itself, which drops the penultimate sigma for some samplers. model: anything with
+    `get_model_object("model_sampling")`. Raises `InputError` for names that ComfyUI does not know.
     """
     ksampler = comfy.samplers.KSampler
     for value, known, what in (
@@ -34,7 +34,7 @@ def schedule_of(model, scheduler: str, sampler_name: str) -> Callable[[int], Ten
 
 
 def without_penultimate(schedule: Callable[[int], Tensor], sampler_name: str) -> Callable[[int], Tensor]:
-    """A schedule as KSampler hands it to the sampler: for some it drops the last sigma but one of a longer schedule."""
+    """A schedule as KSampler passes it to the sampler: for some, a longer schedule without its penultimate sigma."""
     if sampler_name not in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
         return schedule
 
@@ -46,18 +46,18 @@ def without_penultimate(schedule: Callable[[int], Tensor], sampler_name: str) ->
 
 
 def sigma_at(sampling, strength: float) -> float:
-    """The model's sigma at the time 1 - strength of its training schedule, for strength below 1."""
-    # At a percentage of 0 ComfyUI answers with a number that stands for "before the start".
+    """The model's sigma at the fraction 1 - strength of the sampling, its largest sigma for strength 1 and more."""
+    # At 0 percent ComfyUI gives a large number that means "before the start".
     return float(sampling.percent_to_sigma(1.0 - strength)) if strength < 1.0 else float(sampling.sigma_max)
 
 
 def timestep_at(sampling, sigma: float) -> float:
-    """The time that the network is given at this sigma: 0 to 999 for most models, 0 to 1 for some."""
+    """The timestep that the network reads at this sigma: 0 to 999 for most models, 0 to 1 for some."""
     return float(sampling.timestep(torch.tensor(sigma)))
 
 
 def noise_share(sampling, sigma: float) -> float:
-    """The part of the noised latent's variance that is noise, 0 to 1, for a latent of the variance the model
+    """The share of noise in the noised latent's variance, 0 to 1, for a latent of the variance that the model
     expects."""
     one, zero = torch.ones(1), torch.zeros(1)
     level = torch.tensor(sigma)
@@ -67,9 +67,9 @@ def noise_share(sampling, sigma: float) -> float:
 
 
 def fitting_latent(model, latent: dict, name: str = "latent_image"):
-    """The latent's samples in the model's shape, as KSampler makes them. Raises InputError if they cannot fit.
+    """The latent's samples with the model's channels, as KSampler makes them of empty latents.
 
-    name: the input's, for the error.
+    name: of the input, for the error. Raises `InputError` for an empty tensor and for another model's channels.
     """
     samples = latent["samples"]
     parts = samples.unbind() if samples.is_nested else [samples]
@@ -91,24 +91,25 @@ def fitting_latent(model, latent: dict, name: str = "latent_image"):
 
 
 def is_blank(samples) -> bool:
-    """Whether there is no picture in it: every value of every part is 0."""
+    """Whether the latent is empty: every value of every part is 0."""
     return all(torch.count_nonzero(part) == 0 for part in (samples.unbind() if samples.is_nested else [samples]))
 
 
 def noise_for(samples, seed: int, latent: dict):
-    """KSampler's noise for a seed, by `batch_index` where the latent has it."""
+    """KSampler's noise for a seed, by the latent's `batch_index` where it has one."""
     return comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
 
 
 def noised(model, samples, noise, sigmas: Tensor):
-    """What the sampler starts from, in the latent's own space: the samples with noise up to sigmas[0]."""
+    """The samples with noise of level sigmas[0], from which the sampler starts, in the latent's own space."""
     if samples.is_nested:
         shapes = [part.shape for part in samples.unbind()]
-        flat = noised(model, *(comfy.utils.pack_latents(pack.unbind())[0] for pack in (samples, noise)), sigmas)
+        flat_samples, flat_noise = (comfy.utils.pack_latents(nested.unbind())[0] for nested in (samples, noise))
+        flat = noised(model, flat_samples, flat_noise, sigmas)
         return comfy.nested_tensor.NestedTensor(comfy.utils.unpack_latents(flat, shapes))
     sampling = model.get_model_object("model_sampling")
     clean, sigma = samples.to(torch.float32), sigmas[0].to(samples.device, torch.float32)
-    if torch.count_nonzero(clean) > 0:  # an empty latent is not shifted: ComfyUI's samplers do the same
+    if torch.count_nonzero(clean) > 0:  # as ComfyUI's samplers, which do not shift an empty latent
         clean = model.get_model_object("process_latent_in")(clean)
     guider = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=sampling))
     from_noise = comfy.samplers.Sampler().max_denoise(guider, sigmas)
@@ -119,13 +120,13 @@ def noised(model, samples, noise, sigmas: Tensor):
 def sample(
     model, samples, noise, sigmas: Tensor, positive, negative, cfg: float, sampler_name: str, seed: int, noise_mask=None
 ):
-    """Run a sampler over exactly these sigmas, with core's previews and progress bar."""
+    """Run a sampler over exactly these sigmas [steps + 1], with core's previews and progress bar."""
     return comfy.sample.sample_custom(
         model,
         noise,
         cfg,
         comfy.samplers.sampler_object(sampler_name),
-        sigmas.clone(),  # uni_pc writes into what it is given
+        sigmas.clone(),  # uni_pc writes into its sigmas
         positive,
         negative,
         samples,
@@ -137,7 +138,7 @@ def sample(
 
 
 def to_intermediate(samples):
-    """On the device and in the type in which ComfyUI passes latents between nodes."""
+    """The samples on the device and in the dtype in which ComfyUI passes latents between nodes."""
     return samples.to(
         device=comfy.model_management.intermediate_device(), dtype=comfy.model_management.intermediate_dtype()
     )

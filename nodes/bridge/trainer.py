@@ -31,8 +31,9 @@ from .runs.cross_validation import Fold, final_fold, validation_folds, was_finis
 from .runs.run_training import TrainingTask, run_training
 from .runs.samples import sampler_for
 from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training
-from .training_model.memory import Plan, StepMemory, plan
-from .training_model.text_encoder import TrainableText, prepare_text_encoder
+from .training_model.memory_forecast import StepMemory
+from .training_model.offload import OffloadPlan, plan_offload
+from .training_model.text_encoder import TrainableTextEncoder, prepare_text_encoder
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Technique(Protocol):
         """The patchers whose weights are compared bit for bit before and after the training."""
         ...
 
-    def prepare(self, denoiser: ComfyDenoiser, text: TrainableText | None) -> None:
+    def prepare(self, denoiser: ComfyDenoiser, text: TrainableTextEncoder | None) -> None:
         """Called once, before all below, with the models prepared for autograd."""
         ...
 
@@ -139,10 +140,10 @@ def train(
     run = dataset.new_run(technique.name, technique.settings())
     positions = context.world.share(config.batch_size)  # in each global batch, those of this process
     compute = compute_type(model.model, model.load_device, request.precision)
-    offload = Plan()
+    offload = OffloadPlan()
     if not context.sharded:
         batch_size = max(1, len(positions))
-        offload = plan(model, lambda: technique.step_memory(batch_size, compute), technique.memory_advice)
+        offload = plan_offload(model, lambda: technique.step_memory(batch_size, compute), technique.memory_advice)
     weights = FrozenWeights(technique.frozen_models())
     with contextlib.ExitStack() as stack:
         text = None
@@ -184,7 +185,7 @@ class _Trainer:
     dataset: EncodedDataset
     denoiser: ComfyDenoiser
     positions: Sequence[int]
-    offload: Plan
+    offload: OffloadPlan
     context: RunContext
 
     def train_fold(self, fold: Fold) -> dict[str, Tensor]:
@@ -195,7 +196,9 @@ class _Trainer:
         timesteps = timestep_sampler(self.denoiser, config.timestep_sampling, config.loss_weighting)
         task = TrainingTask(
             trainable,
-            MicroBatchLoss(technique, self.dataset, fold.trained_on, self.denoiser.device, self.positions, timesteps),
+            MicroBatchLoss(
+                technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, timesteps
+            ),
             fold.config,
             fold.run,
             self._validation_loss(fold),
@@ -213,7 +216,7 @@ class _Trainer:
             return run_training(task, self.context)
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
-        return fold.prefix + self.technique.describe_start(fold.run, cost, fold.steps) + self.offload.said
+        return fold.prefix + self.technique.describe_start(fold.run, cost, fold.steps) + self.offload.summary
 
     def _validation_loss(self, fold: Fold) -> Callable[[], float] | None:
         if not fold.held_out:
@@ -225,7 +228,7 @@ class _Trainer:
         if not fold.config.sample_every or self.context.world.rank != 0:
             return None
         pictures = self.dataset.pictures
-        like = pictures.data.latents[pictures.trained_on[0]]
+        like = pictures.data.latents[pictures.training_indices[0]]
         return sampler_for(
             self.denoiser, self.models.vae, like, self.context.sampler, self.technique.sample_conditioning
         )
@@ -253,7 +256,7 @@ class MicroBatchLoss:
         """
         if not self.positions:
             return None
-        prior = self.dataset.pictures.prior
+        prior = self.dataset.pictures.prior_indices
         loss = self._share_of_mean(micro, self.training_indices)
         if not prior:
             return loss

@@ -1,5 +1,4 @@
-"""The widgets that both trainers share, made from the config's own ranges and choices, and the config made from
-them."""
+"""The widgets that both trainers share, with the config's ranges and choices, and the config made of their values."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from comfy_api.latest import io
 from ...training.config import CHOICES, PRECISIONS, RANGES, TrainConfig
 from .types import Images
 
-ADVANCED = {"optional": True, "advanced": True}
+ADVANCED: dict[str, Any] = {"optional": True, "advanced": True}
 
 TOOLTIPS = {
     "steps": "Optimiser steps. More is not better: watch for images that only repeat the training set.",
@@ -77,7 +76,10 @@ _DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 
 def widget(name: str, tooltip: str = "", default: Any = None, **more: Any) -> io.Input:
-    """The widget of a trainer's setting: its kind, range and default as the config has them, unless told otherwise."""
+    """The widget of a trainer's setting, with the kind, range and default that the config has.
+
+    tooltip: "" takes that of `TOOLTIPS`. default: None takes the config's. more: further arguments of the input.
+    """
     tip = tooltip or TOOLTIPS[name]
     default = _DEFAULTS.get(name) if default is None else default
     if name in BOOLEANS:
@@ -90,27 +92,32 @@ def widget(name: str, tooltip: str = "", default: Any = None, **more: Any) -> io
     if name == "sample_prompt":
         return io.String.Input(name, default="", tooltip=tip, **more)
     low, high = RANGES[name]
-    if isinstance(low, int):
+    if isinstance(low, int) and isinstance(high, int):
         return io.Int.Input(name, default=default, min=low, max=high, tooltip=tip, **more)
     step = more.pop("step", STEP.get(name, 0.01))
     return io.Float.Input(name, default=default, min=low, max=high, step=step, round=False, tooltip=tip, **more)
 
 
 def advanced(names: Iterable[str]) -> list[io.Input]:
+    """The settings' widgets, optional and in the node's advanced section."""
     return [widget(name, **ADVANCED) for name in names]
 
 
 def seed_widget(tooltip: str) -> io.Input:
-    """A seed that starts a long training does not change by itself."""
+    """The seed, which does not change by itself after a run, since a change starts a long training."""
     return widget("seed", tooltip, default=0, control_after_generate=False)
 
 
 def validation_images() -> io.Input:
+    """The optional input of pictures that are scored instead of some of the training set."""
     return Images.Input(
         "validation_images", optional=True, tooltip="Pictures to score instead of some of the training set."
     )
 
 
 def config_of(values: Mapping[str, Any]) -> TrainConfig:
-    """The config out of a node's inputs; what it does not know is left aside."""
+    """The config of a node's inputs. Inputs that are no fields of it are ignored.
+
+    Raises `InputError` for values outside the ranges.
+    """
     return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig) if f.name in values})

@@ -12,8 +12,11 @@ Embedding = io.Custom("BESPOKE_EMBEDDING")  # {"clip_l": [vectors, width] float3
 
 
 def graph_of(hidden) -> tuple[Any, Any]:
-    """(prompt, workflow) of the running graph: the second as the page drew it, so that dropping a file that carries it
-    on the canvas opens the graph that made it. `None` where ComfyUI passes none."""
+    """(prompt, workflow) of the running graph, each None where ComfyUI passes none.
+
+    The workflow is the graph as the page saves it: a file that contains it opens the graph when it is dropped on the
+    canvas.
+    """
     if not hidden:
         return None, None
     return hidden.prompt, (hidden.extra_pnginfo or {}).get("workflow")

@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..bridge.errors import name_node_in_errors
-from ..bridge.files.writing import NO_FOLDER, inside
+from ..bridge.files.writing import NO_FOLDER_OPTION, resolve_inside
 from ..bridge.types import Images
 from .batch import image_set
 from .captions import CAPTIONS
@@ -18,7 +18,7 @@ from .sizes import SMALLEST_SIDE
 
 
 def _folders() -> list[str]:
-    return folder_paths.get_input_subfolders() or [NO_FOLDER]
+    return folder_paths.get_input_subfolders() or [NO_FOLDER_OPTION]
 
 
 class ImageFolder(io.ComfyNode):
@@ -134,13 +134,13 @@ class ImageFolder(io.ComfyNode):
     def _request(
         cls, folder, captions, template, trigger, resolution, bucket=True, flip=False, repeats=1, masks="none"
     ):
-        path = inside(Path(folder_paths.get_input_directory()), folder)
+        path = resolve_inside(Path(folder_paths.get_input_directory()), folder)
         return FolderRequest(path, captions, template, trigger, resolution, bucket, flip, repeats, masks)
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
         try:
-            return hash_files(inside(Path(folder_paths.get_input_directory()), folder))
+            return hash_files(resolve_inside(Path(folder_paths.get_input_directory()), folder))
         except (ValueError, OSError) as error:
             return str(error)
 

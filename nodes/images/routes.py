@@ -10,7 +10,7 @@ import folder_paths
 from aiohttp import web
 
 from ...training.errors import InputError
-from ..bridge.files.writing import inside, write_text
+from ..bridge.files.writing import resolve_inside, write_text
 from ..bridge.web import HasRoutes, json_answer
 from .captions import read_caption
 from .folder import pictures_in
@@ -77,7 +77,7 @@ def write_caption(folder: str, file: str, caption: str) -> dict:
     """
     if len(caption) > LONGEST_CAPTION:
         raise InputError(f"the caption has {len(caption):,} characters; write at most {LONGEST_CAPTION:,}")
-    picture = inside(_folder(folder), file)
+    picture = resolve_inside(_folder(folder), file)
     if picture.parent != _folder(folder) or not picture.is_file() or picture.suffix.lower() == ".txt":
         raise InputError(f"{file!r} is no picture in {folder!r}")
     path, text = picture.with_suffix(".txt"), " ".join(caption.split())
@@ -89,7 +89,7 @@ def write_caption(folder: str, file: str, caption: str) -> dict:
 
 
 def _folder(name: str) -> Path:
-    return inside(Path(folder_paths.get_input_directory()), name)
+    return resolve_inside(Path(folder_paths.get_input_directory()), name)
 
 
 def _read(path: Path) -> str | None:

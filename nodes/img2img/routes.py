@@ -9,7 +9,7 @@ from aiohttp import web
 
 from ...training.errors import InputError
 from ...training.plain_json import read_json
-from ..bridge.models.schedule_probe import model_of
+from ..bridge.models.schedule_probe import probe_model
 from ..bridge.sampling import noise_share, timestep_at
 from ..bridge.web import SHOWN_ON_THE_NODE, HasRoutes, json_answer
 from .node import plan_for
@@ -33,7 +33,7 @@ def register(server: HasRoutes) -> None:
 def answer_to(query: Mapping[str, str]) -> dict:
     """The schedule for a query of strings: strength, steps, contract, exact_steps, scheduler, sampler_name and model.
 
-    model: the nodes that lead to the model as JSON, see `model_of`. Answers {"model", "report", "run", "total",
+    model: the nodes that lead to the model as JSON, see `probe_model`. Answers {"model", "report", "run", "total",
     "sigma", "timestep", "noise", "whole", "sigmas"}; the last two are lists of [position in steps, sigma], thinned for
     drawing. Raises `InputError` and `ValueError` for values that are no request.
     """
@@ -48,7 +48,7 @@ def answer_to(query: Mapping[str, str]) -> dict:
     chain = read_json(query.get("model", "[]"))
     if not isinstance(chain, list) or not all(isinstance(step, dict) for step in chain):
         raise InputError("model is a list of nodes, each with its type and values")
-    model, name = model_of(chain)
+    model, name = probe_model(chain)
     chosen = plan_for(model, request, query.get("scheduler", "normal"), query.get("sampler_name", "euler"))
     model_sampling = model.get_model_object("model_sampling")
     whole, sigmas = chosen.whole.tolist(), chosen.sigmas.tolist()

@@ -35,7 +35,7 @@ def check_job(job: Job, request: Any, processes: int, shard: bool) -> None:
     """Raise `InputError`, before anything is loaded, for what the job or so many processes cannot do."""
     technique = job_technique(job.technique)
     technique.check_result(job.result)
-    writing.inside(job.folder, Path(str(job.result.get("name") or job.folder.name)).name)
+    writing.resolve_inside(job.folder, Path(str(job.result.get("name") or job.folder.name)).name)
     technique.check_request(request, job.dataset(request.train))
     if shard:
         _check_sharding(job, request.train, processes)

@@ -84,7 +84,7 @@ def export(
 def place_of(folder: str) -> Path:
     """Where a job of this name goes: below ComfyUI's output folder. Raises `InputError` for a name that leads
     elsewhere."""
-    return storage.inside(Path(folder_paths.get_output_directory()), folder)
+    return storage.resolve_inside(Path(folder_paths.get_output_directory()), folder)
 
 
 def _name(path: Path) -> str:

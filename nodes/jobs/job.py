@@ -26,7 +26,7 @@ from ...training.errors import InputError
 from ...training.images import TrainingImage
 from ...training.plain_json import read_json
 from ..bridge.dataset.encoded import EncodedDataset
-from ..bridge.dataset.pictures import arrange
+from ..bridge.dataset.pictures import split_pictures
 from ..bridge.files.reading import read_safetensors
 from ..bridge.files.writing import write_safetensors, write_text
 from ..bridge.runs.samples import SamplerSettings
@@ -81,7 +81,7 @@ class Job:
         start = {key.removeprefix("start/"): tensor for key, tensor in self.tensors.items() if key.startswith("start/")}
         plan = self.plan
         blank = {tuple(size): self.tensors[f"blank/{i}"] for i, size in enumerate(plan["blank"])}
-        pictures = replace(arrange(items, data, plan["counts"], config), blank=blank)
+        pictures = replace(split_pictures(items, data, plan["counts"], config), blank_latents=blank)
         return EncodedDataset(pictures, plan["fingerprint"], plan["models"], plan["about"], prompts, start or None)
 
 
@@ -129,7 +129,7 @@ def _plan(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors[f"latent/{i}"] = latent.cpu().clone()
         if mask is not None:
             tensors[f"mask/{i}"] = mask.cpu().clone()
-    for i, latent in enumerate(pictures.blank.values()):
+    for i, latent in enumerate(pictures.blank_latents.values()):
         tensors[f"blank/{i}"] = latent.cpu().clone()
     prompts = []
     for i, (text, (cond, extra)) in enumerate(sorted(dataset.prompts.items())):
@@ -149,8 +149,8 @@ def _plan(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors[f"start/{key}"] = tensor.detach().cpu().clone()
     return {
         "pictures": [_facts(item) for item in pictures.items],
-        "counts": pictures.counts,
-        "blank": list(pictures.blank),
+        "counts": pictures.set_sizes,
+        "blank": list(pictures.blank_latents),
         "prompts": prompts,
         "fingerprint": dataset.fingerprint,
         "models": dataset.models_digest,

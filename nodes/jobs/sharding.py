@@ -45,9 +45,9 @@ def shard_base(denoiser: ComfyDenoiser, device: torch.device) -> tuple[int, int]
     model = denoiser.base.diffusion_model
     blocks, whole = checkpoint_blocks(model), sum(parameter.nbytes for parameter in model.parameters())
     shard_blocks(blocks, device)
-    inside = {id(part) for block in blocks for part in block.modules()}
+    resolve_inside = {id(part) for block in blocks for part in block.modules()}
     for part in denoiser.base.modules():
-        if id(part) not in inside:
+        if id(part) not in resolve_inside:
             for held in (part._parameters, part._buffers):
                 for name, tensor in held.items():
                     if tensor is not None and tensor.device != device:

@@ -16,7 +16,7 @@ from ..bridge.drawing.fonts import builtin_font, drawable
 from ..bridge.drawing.image import tensor_of
 from ..bridge.drawing.palette import BAR, FAINT, INK, PAPER, WARNING
 from ..bridge.files.reading import read_safetensors
-from ..bridge.training_model.text_encoder import encoders, vocabulary
+from ..bridge.training_model.pseudo_word import clip_encoders, embedding_table
 
 LARGEST = 64 * 2**20  # bytes: 75 vectors for every known encoder need far less
 COUNT = 6  # nearest words named for each vector
@@ -46,7 +46,7 @@ def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str]]
     `InputError` for a file that cannot be read.
     """
     tensors, meta = read_safetensors(path, "embedding", LARGEST)
-    parts = encoders(clip)
+    parts = clip_encoders(clip)
     known = {key: tensor for key, tensor in tensors.items() if key in parts}
     if not known:
         known = {next(iter(parts)): next(iter(tensors.values()))}
@@ -54,15 +54,15 @@ def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str]]
 
 
 def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]:
-    """The vectors [n, width], fp32 on the CPU, of the encoders that this CLIP has.
+    """The vectors [n, width], fp32 on the CPU, of the clip_encoders that this CLIP has.
 
     Raises `InputError` where a width does not fit, a vector is not finite, or no encoder is shared.
     """
-    parts, out = encoders(clip), {}
+    parts, out = clip_encoders(clip), {}
     for key, tensor in vectors.items():
         if key not in parts:
             continue
-        width = vocabulary(parts[key][1]).shape[1]
+        width = embedding_table(parts[key][1]).shape[1]
         if tensor.ndim not in (1, 2) or tensor.shape[-1] != width or not tensor.is_floating_point():
             raise InputError(
                 f"{name}: {key} is {tuple(tensor.shape)} and this text encoder's words have {width} numbers; "
@@ -83,10 +83,10 @@ def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]
 def neighbours(vectors: Mapping[str, Tensor], clip) -> list[Neighbour]:
     """Each vector with the `COUNT` nearest words of its encoder's vocabulary by cosine."""
     found = []
-    for key, (tokenizer, encoder) in encoders(clip).items():
+    for key, (tokenizer, encoder) in clip_encoders(clip).items():
         if key not in vectors:
             continue
-        table = vocabulary(encoder)
+        table = embedding_table(encoder)
         median = float(table.norm(dim=-1).median())
         for place, vector in enumerate(vectors[key]):
             words = tuple(

@@ -20,7 +20,7 @@ from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
-from ..bridge.training_model.text_encoder import clip_with_word
+from ..bridge.training_model.pseudo_word import clip_with_pseudo_word
 from ..bridge.types import Embedding, Images, Run, graph_of
 from .files import FORMATS, as_file, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
@@ -157,7 +157,7 @@ class TrainTextualInversion(io.ComfyNode):
         result = train(technique, models, dataset, context)
         embedding, run = result.learned, result.run
         return io.NodeOutput(
-            clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in embedding.items()}),
+            clip_with_pseudo_word(clip, name, {key: partial(torch.clone, v) for key, v in embedding.items()}),
             embedding,
             prompt_word(name),
             {"loss": run.losses},
@@ -217,7 +217,7 @@ class SaveEmbedding(io.ComfyNode):
     def execute(cls, embedding, name, run=None, overwrite=False, format="comfy") -> io.NodeOutput:
         check_name(name)
         folder = storage.models_folder("embeddings")
-        path = storage.inside(folder, f"{name}.safetensors")
+        path = storage.resolve_inside(folder, f"{name}.safetensors")
         if path.is_dir():
             raise InputError(f"the name {name!r} is a folder's; choose another")
         taken = sorted(
@@ -276,7 +276,8 @@ class ApplyEmbedding(io.ComfyNode):
     def execute(cls, clip, embedding, name) -> io.NodeOutput:
         vectors = fitting(check_name(name), embedding, clip)
         return io.NodeOutput(
-            clip_with_word(clip, name, {key: partial(torch.clone, v) for key, v in vectors.items()}), prompt_word(name)
+            clip_with_pseudo_word(clip, name, {key: partial(torch.clone, v) for key, v in vectors.items()}),
+            prompt_word(name),
         )
 
 

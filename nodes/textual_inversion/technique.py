@@ -19,15 +19,18 @@ from ...training.images import ImageSet, passes
 from ...training.measure import StepCost, in_words
 from ...training.objective import denoising_loss
 from ...training.record import Run
-from ..bridge.dataset.conditioning import encode_prompts, join, model_conds
+from ..bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
-from ..bridge.dataset.pictures import describe_held_out, prepare
+from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
+from ..bridge.runs.report import describe_held_out
 from ..bridge.runs.samples import as_conditioning
 from ..bridge.trainer import Models
-from ..bridge.training_model.denoiser import ComfyDenoiser, refuse_gguf
-from ..bridge.training_model.memory import MEMORY_ADVICE, OPTIMIZER_BYTES, StepMemory, forecast
-from ..bridge.training_model.text_encoder import TrainableText, clip_with_word, encoders, token_ids, vocabulary
+from ..bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
+from ..bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
+from ..bridge.training_model.offload import MEMORY_ADVICE
+from ..bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table, token_ids
+from ..bridge.training_model.text_encoder import TrainableTextEncoder
 from .names import prompt_word
 from .request import InversionRequest
 from .templates import WORD, check_captions, prompt_for
@@ -36,12 +39,12 @@ from .templates import WORD, check_captions, prompt_for
 def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) -> EncodedDataset:
     """Encode the pictures. Raises `InputError`, before that, for models or captions that cannot be used."""
     model, clip, vae = models.model, models.clip, models.vae
-    refuse_gguf(model)
+    check_not_gguf(model)
     check_trainable(model.model)
     if request.template == "captions":
         check_captions(images.items)
-    encoders(clip)
-    pictures = prepare(vae, model.model, request.train, images)
+    clip_encoders(clip)
+    pictures = encode_pictures(vae, model.model, request.train, images)
     # The file's metadata names the kind of embedding as its architecture, and a word is learned at any resolution.
     fields = describe_models(model, clip, images) | {"architecture": "", "resolution": ""}
     return EncodedDataset(pictures, images.fingerprint, digest_of_models(model, clip, vae), fields)
@@ -56,8 +59,8 @@ class TextualInversionTechnique:
 
     def __init__(self, request: InversionRequest, models: Models, dataset: EncodedDataset) -> None:
         self.request, self._models, self._dataset = request, models, dataset
-        self.encoders = encoders(models.clip)
-        self.vocabularies = {key: vocabulary(encoder) for key, (_, encoder) in self.encoders.items()}
+        self.encoders = clip_encoders(models.clip)
+        self.vocabularies = {key: embedding_table(encoder) for key, (_, encoder) in self.encoders.items()}
         self.start = {
             key: start_vectors(
                 self.vocabularies[key],
@@ -70,7 +73,7 @@ class TextualInversionTechnique:
         }
         # Set by `prepare` and, while a word is attached, by `attached`.
         self._denoiser: ComfyDenoiser
-        self._text: TrainableText
+        self._text: TrainableTextEncoder
         self._clip_with_word: Any = None
 
     def settings(self) -> dict[str, Any]:
@@ -79,13 +82,13 @@ class TextualInversionTechnique:
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
         """From the largest picture. The text encoder's own part is not in it."""
         model, pictures = self._models.model, self._dataset.pictures
-        latent = pictures.data.latents[pictures.largest()]
+        latent = pictures.data.latents[pictures.largest_index()]
         encoded = encode_prompts(self._models.clip, ["a photo"])["a photo"]
         one = model_conds(model.model, *encoded, latent, torch.device("cpu"))
         return forecast(
             model.model,
             latent.expand(batch_size, *latent.shape[1:]),
-            join([one] * batch_size),
+            join_conds([one] * batch_size),
             None,
             compute,
             False,
@@ -96,7 +99,7 @@ class TextualInversionTechnique:
         models = self._models
         return (models.model, models.clip.patcher, *([models.vae.patcher] if models.vae is not None else []))
 
-    def prepare(self, denoiser: ComfyDenoiser, text: TrainableText | None) -> None:
+    def prepare(self, denoiser: ComfyDenoiser, text: TrainableTextEncoder | None) -> None:
         assert text is not None
         self._denoiser, self._text = denoiser, text
 
@@ -111,7 +114,7 @@ class TextualInversionTechnique:
     @contextmanager
     def attached(self, trainable: PseudoWord) -> Iterator[None]:
         vectors = {key: partial(trainable.vectors.__getitem__, key) for key in self.start}
-        self._clip_with_word = clip_with_word(self._models.clip, self.request.name, vectors)
+        self._clip_with_word = clip_with_pseudo_word(self._models.clip, self.request.name, vectors)
         try:
             yield
         finally:
@@ -125,10 +128,14 @@ class TextualInversionTechnique:
             for position, index in zip(batch.sample_positions, batch.indices, strict=True)
         ]
         encoded = self._text.encode(prompts, self._clip_with_word)
-        conditioning = join(
+        conditioning = join_conds(
             [
                 model_conds(
-                    denoiser.base, cond, extra | pictures.facts(index), pictures.data.latents[index], denoiser.device
+                    denoiser.base,
+                    cond,
+                    extra | pictures.model_inputs(index),
+                    pictures.data.latents[index],
+                    denoiser.device,
                 )
                 for index, (cond, extra) in zip(batch.indices, encoded, strict=True)
             ]

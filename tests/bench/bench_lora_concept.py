@@ -55,11 +55,11 @@ def sets():
 def encoded(small, images):
     """(latents [N, 4, 16, 16] as the U-Net sees them, contexts [N, 77, 768])."""
     from bespoke.nodes.bridge.dataset.conditioning import encode_prompt
-    from bespoke.nodes.bridge.dataset.pictures import prepare
+    from bespoke.nodes.bridge.dataset.pictures import encode_pictures
     from bespoke.training.config import TrainConfig
 
     model, clip, vae = small
-    data = prepare(vae, model.model, TrainConfig(1, 0.0, 1, 0), images).data
+    data = encode_pictures(vae, model.model, TrainConfig(1, 0.0, 1, 0), images).data
     return torch.cat(data.latents), torch.cat([encode_prompt(clip, item.caption)[0] for item in images.items])
 
 

@@ -79,7 +79,7 @@ def model_of(config: dict, dtype, manual):
 def forecast(base, compute, saving: bool, tokens: int, width: int, pooled: int, channels: int):
     from bespoke.nodes.bridge.dataset import conditioning
     from bespoke.nodes.bridge.models import target_layers
-    from bespoke.nodes.bridge.training_model import memory
+    from bespoke.nodes.bridge.training_model import memory_forecast
 
     latent, made = torch.empty(1, channels, PIXELS // 8, PIXELS // 8), []
     one = conditioning.model_conds(
@@ -90,8 +90,8 @@ def forecast(base, compute, saving: bool, tokens: int, width: int, pooled: int, 
         made.append(LowRankAdapters(target_layers(base.diffusion_model, "cross-attention"), RANK, RANK, 0, CPU))
         return made[0].parameters()
 
-    return memory.forecast(
-        base, latent, one, learn, compute, saving, memory.OPTIMIZER_BYTES["AdamW"], lambda: made[0].attached()
+    return memory_forecast.forecast(
+        base, latent, one, learn, compute, saving, memory_forecast.OPTIMIZER_BYTES["AdamW"], lambda: made[0].attached()
     )
 
 

@@ -34,12 +34,8 @@ def quiet(comfyui, monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
-    from bespoke.nodes.bridge.training_model.text_encoder import (
-        clip_with_word,
-        encoders,
-        prepare_text_encoder,
-        vocabulary,
-    )
+    from bespoke.nodes.bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table
+    from bespoke.nodes.bridge.training_model.text_encoder import prepare_text_encoder
     from helpers import sprite_set
 
     model, clip, vae = small
@@ -51,7 +47,7 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
         (row,) = clip.tokenize(item.caption.replace("{word}", "cat"))["l"]
         rows.append([token for token, _ in row])
     latents, rows = torch.cat(latents), torch.tensor(rows)
-    cat = encoders(clip)["clip_l"][0].tokenizer("cat")["input_ids"][1]
+    cat = clip_encoders(clip)["clip_l"][0].tokenizer("cat")["input_ids"][1]
     rows[rows == cat] = WORD
     recipe = (
         peers.diffusers_unet(small_checkpoint),
@@ -90,8 +86,8 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
             )
         )
 
-    vector = torch.nn.Parameter(vocabulary(encoders(clip)["clip_l"][1])[[WORD]].clone())
-    speaking = clip_with_word(clip, "w", {"clip_l": lambda: vector})
+    vector = torch.nn.Parameter(embedding_table(clip_encoders(clip)["clip_l"][1])[[WORD]].clone())
+    speaking = clip_with_pseudo_word(clip, "w", {"clip_l": lambda: vector})
     sentences = [item.caption.replace("{word}", "embedding:w") for item in images.items[:batch]]
     timesteps, ones = torch.linspace(50, 950, batch).long(), torch.ones(batch, 4, 16, 16)
     with prepare_text_encoder(clip, None) as text:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import sprites
 import torch
-from bespoke.nodes.bridge.dataset.conditioning import encode_prompt, join, model_conds
-from bespoke.nodes.bridge.dataset.pictures import prepare
+from bespoke.nodes.bridge.dataset.conditioning import encode_prompt, join_conds, model_conds
+from bespoke.nodes.bridge.dataset.pictures import encode_pictures
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.config import TrainConfig
@@ -243,7 +243,7 @@ def loss_of(small):
         TrainingImage(f"{i}", torch.from_numpy(np.array(image)), text) for i, (image, text) in enumerate(pairs)
     )
     images = ImageSet(items, "", fingerprint(items))
-    pictures = prepare(vae, model.model, TrainConfig(1, 0.0, 1, 0), images)
+    pictures = encode_pictures(vae, model.model, TrainConfig(1, 0.0, 1, 0), images)
 
     def loss(speaking, word: str) -> float:
         def conds(batch, template):
@@ -255,7 +255,7 @@ def loss_of(small):
                 pictures.data.latents[batch.indices[0]],
                 denoiser.device,
             )
-            return join([one] * len(batch.indices))
+            return join_conds([one] * len(batch.indices))
 
         with prepare_for_training(model, "fp32") as denoiser, torch.no_grad():
             batches = validation_batches(pictures.data, range(len(items)), denoiser.device)

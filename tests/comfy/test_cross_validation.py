@@ -174,18 +174,18 @@ def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_no
     items = [copy for item in plain for copy in (item, mirrored(item))] * 2
     from bespoke.nodes.bridge.dataset import pictures
 
-    found = pictures.prepare(
+    found = pictures.encode_pictures(
         models[2],
         models[0].model,
         TrainConfig(1, 1e-3, 1, 0, validation=3),
         ImageSet(tuple(items), "", fingerprint(items)),
     )
-    assert len(found.held_out) == 3
-    names = {found.items[i].name for i in found.held_out}
-    seen = {found.items[i].name.removesuffix(" (mirrored)") for i in found.trained_on}
+    assert len(found.held_out_indices) == 3
+    names = {found.items[i].name for i in found.held_out_indices}
+    seen = {found.items[i].name.removesuffix(" (mirrored)") for i in found.training_indices}
     assert not names & seen
-    assert found.count(found.trained_on) == 7
-    assert len(found.trained_on) == 28
+    assert found.count_pictures(found.training_indices) == 7
+    assert len(found.training_indices) == 28
 
 
 def test_a_word_is_learned_in_rotation_too(models, run_node):

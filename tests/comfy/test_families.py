@@ -50,14 +50,14 @@ def opened_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
     return adapters
 
 
-def facts(base, clip, vae, shape) -> dict:
-    """What `Pictures.facts` would tell of a picture 96 px wide and 64 high that was 200x150, 2 px of it cut away."""
-    from bespoke.nodes.bridge.dataset.pictures import Pictures, _blank
+def model_inputs(base, clip, vae, shape) -> dict:
+    """`Pictures.model_inputs` of a picture 96 px wide and 64 high that was 200x150 px, 2 px of it cropped away."""
+    from bespoke.nodes.bridge.dataset.pictures import Pictures, encode_blanks
     from bespoke.training.data import LatentSet
     from bespoke.training.images import TrainingImage
 
     item = TrainingImage("a", torch.zeros(64, 96, 3, dtype=torch.uint8), "", None, (150, 200), (4, 0))
-    blank = _blank(vae, [item]) if family_of(base.diffusion_model).masked_picture(base) else {}
+    blank = encode_blanks(vae, [item]) if family_of(base.diffusion_model).is_inpainting(base) else {}
     return Pictures([item], LatentSet([torch.zeros(1, *shape)], [None]), [0], [], [], [], blank).facts(0)
 
 
@@ -71,9 +71,11 @@ def batch(models, denoiser, prompts=("a red circle", "a blue square"), frames=1,
     for text in prompts:
         cond, extra = conditioning.encode_prompt(clip, text)
         conds.append(
-            conditioning.model_conds(base, cond, extra | facts(base, clip, vae, shape), latent[:1], denoiser.device)
+            conditioning.model_conds(
+                base, cond, extra | model_inputs(base, clip, vae, shape), latent[:1], denoiser.device
+            )
         )
-    return latent, noise, denoiser.sigma(torch.linspace(*levels, len(prompts))), conditioning.join(conds)
+    return latent, noise, denoiser.sigma(torch.linspace(*levels, len(prompts))), conditioning.join_conds(conds)
 
 
 # --- which layers -----------------------------------------------------------------------------------------------------
@@ -251,7 +253,7 @@ def predict(models, model):
     sigma = base.model_sampling.sigmas[[int(0.7 * len(base.model_sampling.sigmas))]]
     x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1)) * sigma.clamp(min=1.0)
     cond, extra = conditioning.encode_prompt(models[1], "a red circle")
-    conds = conditioning.model_conds(base, cond, extra | facts(base, *models[1:], shape), x, torch.device("cpu"))
+    conds = conditioning.model_conds(base, cond, extra | model_inputs(base, *models[1:], shape), x, torch.device("cpu"))
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
         return model.model.apply_model(x, sigma, **conds.tensors()).clone(), (x, sigma, conds)

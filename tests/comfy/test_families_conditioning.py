@@ -6,7 +6,7 @@ import tiny
 import torch
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.dataset.captions import CaptionConditioning
-from bespoke.nodes.bridge.dataset.pictures import prepare
+from bespoke.nodes.bridge.dataset.pictures import encode_pictures
 from bespoke.nodes.bridge.models import check_trainable
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.batch import image_set
@@ -61,7 +61,7 @@ def embedded(base, *numbers) -> torch.Tensor:
 
 def prompts_of(models, denoiser, images) -> tuple:
     model, clip, vae = models
-    pictures = prepare(vae, model.model, CONFIG, images)
+    pictures = encode_pictures(vae, model.model, CONFIG, images)
     return pictures, CaptionConditioning(
         denoiser, pictures, clip, None, conditioning.encode_prompts(clip, pictures.captions)
     )
@@ -131,7 +131,7 @@ def test_the_trainer_hands_sdxl_its_own_scaled_latents_and_sizes_at_every_step(r
             y[:, -6 * 256 :], embedded(model.model, *known[size], *size).expand(len(x), -1), atol=1e-6
         )
     assert len(seen) > 1
-    pictures = prepare(vae, model.model, CONFIG, mixed)
+    pictures = encode_pictures(vae, model.model, CONFIG, mixed)
     for item, latent in zip(pictures.items, pictures.data.latents, strict=True):
         with torch.inference_mode():
             plain = vae.encode(item.pixels[None].float() / 255)
@@ -226,7 +226,7 @@ def test_a_prediction_type_on_the_wire_is_what_is_trained(run_node, sampling, pr
         latent, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         sigma = denoiser.sigma(torch.tensor([0.0, 0.5, 0.99]))
         cond, extra = conditioning.encode_prompt(clip, "a red circle")
-        conds = conditioning.join(
+        conds = conditioning.join_conds(
             [conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 3
         )
         s = sigma.reshape(-1, 1, 1, 1)
@@ -298,7 +298,7 @@ def test_masks_count_for_latents_with_frames(comfyui):
     mask = torch.zeros(2, 64, 64)
     mask[:, :32] = 1.0
     images = image_set(torch.rand(2, 64, 64, 3), "a\nb", masks=mask)
-    pictures = prepare(vae, model.model, CONFIG, images)
+    pictures = encode_pictures(vae, model.model, CONFIG, images)
     assert [tuple(latent.shape) for latent in pictures.data.latents] == [(1, 16, 1, 8, 8)] * 2
     batch = pictures.data.batch(CONFIG, 0, torch.device("cpu"), UniformTimesteps())
     assert batch.mask.shape == (2, 1, 1, 8, 8)

@@ -5,7 +5,8 @@ import math
 import families
 import pytest
 import torch
-from bespoke.nodes.bridge.training_model.text_encoder import clip_with_word, encoders, prepare_text_encoder
+from bespoke.nodes.bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word
+from bespoke.nodes.bridge.training_model.text_encoder import prepare_text_encoder
 from bespoke.training.errors import InputError
 from helpers import sprite_set, weights_hash
 
@@ -62,7 +63,7 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
     for key, vectors in embedding.items():
         start = untaught(clip, key)
         assert (vectors - start).abs().max() > 1e-3, key
-    said = clip_with_word(
+    said = clip_with_pseudo_word(
         clip, "my-pink", {key: (lambda vectors=vectors: vectors) for key, vectors in embedding.items()}
     )
     prompt = f"a photo of a {word} on white"
@@ -86,10 +87,10 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
 
 def untaught(clip, key):
     """What a word begins as: the vector of `red`."""
-    from bespoke.nodes.bridge.training_model.text_encoder import token_ids, vocabulary
+    from bespoke.nodes.bridge.training_model.pseudo_word import embedding_table, token_ids
 
-    tokenizer, encoder = encoders(clip)[key]
-    return vocabulary(encoder)[token_ids(tokenizer, "red")]
+    tokenizer, encoder = clip_encoders(clip)[key]
+    return embedding_table(encoder)[token_ids(tokenizer, "red")]
 
 
 def with_folder(tokenizer):

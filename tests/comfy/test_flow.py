@@ -54,7 +54,7 @@ def batch(models, denoiser, prompts=("a red circle", "a blue square")):
         )
         for text in prompts
     ]
-    return latent, noise, denoiser.sigma(torch.linspace(0.1, 0.9, count)), conditioning.join(conds)
+    return latent, noise, denoiser.sigma(torch.linspace(0.1, 0.9, count)), conditioning.join_conds(conds)
 
 
 # --- which layers, which loss ---------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_prompts_of_several_lengths_share_a_batch_and_not_a_call(flux):
                     denoiser.base, *conditioning.encode_prompt(flux[1], text), latent[:1], denoiser.device
                 )
                 alone = denoising_loss(
-                    denoiser, latent[i : i + 1], noise[i : i + 1], sigma[i : i + 1], conditioning.join([single])
+                    denoiser, latent[i : i + 1], noise[i : i + 1], sigma[i : i + 1], conditioning.join_conds([single])
                 )
                 assert loss[i].item() == pytest.approx(alone.item(), rel=1e-5)
         hook.remove()

@@ -123,7 +123,7 @@ def test_the_picture_with_a_hole_of_an_inpainting_checkpoint_goes_along(comfyui,
     )
     back = read_job(tmp_path / "job").dataset(request.train)
     for index in range(3):
-        ours, theirs = back.pictures.facts(index), material.pictures.facts(index)
+        ours, theirs = back.pictures.model_inputs(index), material.pictures.model_inputs(index)
         assert ours.keys() == theirs.keys() >= {"concat_latent_image", "concat_mask"}
         assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in ours)
 

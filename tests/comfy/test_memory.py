@@ -14,7 +14,7 @@ import torch
 from bespoke.nodes.bridge import trainer
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
-from bespoke.nodes.bridge.training_model import memory
+from bespoke.nodes.bridge.training_model import memory_forecast, offload
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
@@ -51,9 +51,16 @@ def forecast(models, latent, saving, compute=None):
         made.append(LowRankAdapters(target_layers(base.diffusion_model, "cross-attention"), 4, 4, 0, CPU))
         return made[0].parameters()
 
-    joined = conditioning.join([one] * len(latent))
-    return memory.forecast(
-        base, latent, joined, learn, compute, saving, memory.OPTIMIZER_BYTES["AdamW"], lambda: made[0].attached()
+    joined = conditioning.join_conds([one] * len(latent))
+    return memory_forecast.forecast(
+        base,
+        latent,
+        joined,
+        learn,
+        compute,
+        saving,
+        memory_forecast.OPTIMIZER_BYTES["AdamW"],
+        lambda: made[0].attached(),
     )
 
 
@@ -65,7 +72,7 @@ def a_step(models, latent, saving, around):
             denoiser.base, *conditioning.encode_prompt(models[1], "a red circle"), latent[:1], CPU
         )
         joined, sigma, noise = (
-            conditioning.join([one] * len(latent)),
+            conditioning.join_conds([one] * len(latent)),
             denoiser.sigma(torch.full((len(latent),), 0.5)),
             torch.randn_like(latent),
         )
@@ -157,26 +164,31 @@ def test_checkpointing_and_half_precision_need_less(models):
 
 
 def test_offloading_is_chosen_where_the_weights_do_not_fit_and_the_cpu_refuses_where_nothing_helps(caplog):
-    step = memory.StepMemory(weights=12_000, streamed=500, trained=100, kept=2_000, step=3_000)
-    assert (step.peak(), step.peak(offload=True), step.beside) == (15_100, 3_600, 3_100)
-    assert not memory.offloads(step, 15_100, possible=True)
-    assert memory.offloads(step, 15_099, possible=True)
-    assert memory.offloads(step, 3_600, possible=True)
-    assert not memory.offloads(step, 3_100, possible=False, weights_there=True)  # the CPU: they are loaded already
+    step = memory_forecast.StepMemory(weights=12_000, streamed=500, trained=100, kept=2_000, step=3_000)
+    assert (step.peak(), step.peak(offload=True), step.without_weights) == (15_100, 3_600, 3_100)
+    assert not offload.must_offload(step, 15_100, can_offload=True)
+    assert offload.must_offload(step, 15_099, can_offload=True)
+    assert offload.must_offload(step, 3_600, can_offload=True)
+    assert not offload.must_offload(
+        step, 3_100, can_offload=False, weights_loaded=True
+    )  # the CPU: they are loaded already
     copied = dataclasses.replace(step, weights=18_000, copies=6_000)
-    assert not memory.offloads(copied, 9_100, possible=False, weights_there=True)
+    assert not offload.must_offload(copied, 9_100, can_offload=False, weights_loaded=True)
     with pytest.raises(InputError):
-        memory.offloads(copied, 9_099, possible=False, weights_there=True)  # the copies are not there yet
+        offload.must_offload(copied, 9_099, can_offload=False, weights_loaded=True)  # the copies are not there yet
     why = "are free; what lowers it: batch_size 1 with gradient_accumulation"
     with pytest.raises(InputError, match=why):
-        memory.offloads(step, 3_099, possible=False, weights_there=True)
+        offload.must_offload(step, 3_099, can_offload=False, weights_loaded=True)
     for free, possible in ((3_599, True), (15_099, False)):  # a card says itself when it is full
         caplog.clear()
-        assert memory.offloads(step, free, possible) == possible
+        assert offload.must_offload(step, free, possible) == possible
         assert why in caplog.text
-    large = memory.StepMemory(23_800_000_000, 340_000_000, 60_000_000, 0, 2_900_000_000)
-    assert memory.said(large, False) == "about 26.8 GB at the peak (weights 23.8 GB; step 2.9 GB; learned 60 MB)"
-    assert memory.said(large, True) == (
+    large = memory_forecast.StepMemory(23_800_000_000, 340_000_000, 60_000_000, 0, 2_900_000_000)
+    assert (
+        offload.describe_forecast(large, False)
+        == "about 26.8 GB at the peak (weights 23.8 GB; step 2.9 GB; learned 60 MB)"
+    )
+    assert offload.describe_forecast(large, True) == (
         "at least 3.3 GB at the peak (weights 23.8 GB, offloaded as far as they do not fit; step 2.9 GB; learned 60 MB)"
     )
 
@@ -202,7 +214,7 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkey
     weights = sum(t.nbytes for t in models[0].model.parameters())
 
     def with_room(size):
-        monkeypatch.setattr(memory, "room", lambda _device: size)
+        monkeypatch.setattr(offload, "available_memory", lambda _device: size)
 
     with_room(100 * weights)
     run_node("BespokeTrainLora", **inputs)
@@ -226,10 +238,12 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkey
 
 
 def test_a_model_that_looks_at_numbers_trains_without_a_forecast(sdxl, monkeypatch):
-    monkeypatch.setattr(memory, "room", lambda _device: 10**6)
+    monkeypatch.setattr(offload, "available_memory", lambda _device: 10**6)
     before = weights_hash(sdxl[0].model)
     monkeypatch.setattr(sdxl[0].model, "process_timestep", lambda t, **_: t + float(t.sum()))
-    assert memory.try_forecast(sdxl[0].model, CPU, lambda: forecast(sdxl, torch.zeros(1, 4, 8, 8), False)) is None
+    assert (
+        offload.forecast_if_needed(sdxl[0].model, CPU, lambda: forecast(sdxl, torch.zeros(1, 4, 8, 8), False)) is None
+    )
     monkeypatch.undo()
     assert weights_hash(sdxl[0].model) == before
 

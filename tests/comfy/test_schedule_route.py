@@ -7,6 +7,7 @@ import struct
 import folder_paths
 import pytest
 import torch
+from bespoke.nodes.bridge.files.headers import read_small_tensors
 from bespoke.nodes.bridge.models import schedule_probe
 from bespoke.nodes.img2img import routes
 from bespoke.training.errors import InputError
@@ -148,7 +149,7 @@ def test_the_file_decides_between_epsilon_v_and_flow(comfyui, name, kind, sigma_
     path.parent.mkdir(exist_ok=True)
     write_hollow(path, shapes)
     try:
-        model, found = schedule_probe.model_of([loader])
+        model, found = schedule_probe.probe_model([loader])
         assert (model.model.model_type.name, found) == (kind, path.name)
         assert ask([loader], strength=0.5, scheduler="simple")["sigma"] == pytest.approx(sigma_at_half, rel=1e-4)
     finally:
@@ -186,8 +187,8 @@ def test_files_that_tell_nothing_fall_back_to_the_default(comfyui):
 
 
 def test_a_header_is_read_without_its_weights(small_checkpoint):
-    tensors, _ = schedule_probe.header_of(str(small_checkpoint))
-    large = [t for t in tensors.values() if t.numel() > schedule_probe.SMALL]
+    tensors, _ = read_small_tensors(small_checkpoint, schedule_probe.SMALL_TENSOR)
+    large = [t for t in tensors.values() if t.numel() > schedule_probe.SMALL_TENSOR]
     assert len(large) > 100
     assert all(t.device.type == "meta" for t in large)
 

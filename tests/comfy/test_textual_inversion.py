@@ -11,7 +11,8 @@ import tiny
 import torch
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.bridge.training_model.text_encoder import clip_with_word, encoders, prepare_text_encoder, vocabulary
+from bespoke.nodes.bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table
+from bespoke.nodes.bridge.training_model.text_encoder import prepare_text_encoder
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
 
@@ -81,12 +82,12 @@ def test_no_weight_changes_and_the_models_still_infer(models, run_node, precisio
 
 def test_a_clip_in_half_precision_learns_in_bf16_too(small, run_node):
     """The table of words is float16, as in most checkpoints, which autocast on a CPU joins with nothing else."""
-    assert encoders(small[1])["clip_l"][1].transformer.get_input_embeddings().weight.dtype == torch.float16
+    assert clip_encoders(small[1])["clip_l"][1].transformer.get_input_embeddings().weight.dtype == torch.float16
     exact, coarse = (
         learn(run_node, small, side=128, precision=precision, steps=1, warmup_steps=0)[1]["clip_l"]
         for precision in ("fp32", "bf16")
     )
-    start = vocabulary(encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
+    start = embedding_table(clip_encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
     agree = torch.nn.functional.cosine_similarity(exact - start, coarse - start).item()
     assert agree > 0.8  # one step of AdamW is nearly the gradient's signs
     assert (coarse - start).abs().max() > 1e-3
@@ -113,7 +114,7 @@ def test_the_saved_file_is_the_conditioning_of_the_training(small, run_node, vec
     name = f"word-{vectors}-{skip or 1}".replace("--", "-")
     torch.manual_seed(vectors)
     vector = torch.randn(vectors, 768) * 0.02
-    speaking = clip_with_word(clip, name, {"clip_l": lambda: vector})
+    speaking = clip_with_pseudo_word(clip, name, {"clip_l": lambda: vector})
     prompt = f"a photo of a embedding:{name}, on white"
     with prepare_text_encoder(clip, None) as text:
         ((in_training, _),) = text.encode([prompt], speaking)
@@ -134,10 +135,10 @@ def test_gradient_equals_finite_differences(comfyui, family):
     model.model.diffusion_model.double().dtype = torch.float64
     torch.manual_seed(0)
     vectors = {}
-    for key, (_, encoder) in encoders(clip).items():
-        table = vocabulary(encoder)
+    for key, (_, encoder) in clip_encoders(clip).items():
+        table = embedding_table(encoder)
         vectors[key] = torch.nn.Parameter(table[[320, 1000]] * 0.2 / table.norm(dim=-1).median())
-    speaking = clip_with_word(clip, "w", {key: (lambda key=key: vectors[key]) for key in vectors})
+    speaking = clip_with_pseudo_word(clip, "w", {key: (lambda key=key: vectors[key]) for key in vectors})
     channels = model.model.latent_format.latent_channels
     # Not 8x8: the lowest level would be one cell, where a group of two channels is normalised to plus and minus one.
     latent, noise = torch.randn(2, channels, 16, 16).double(), torch.randn(2, channels, 16, 16).double()
@@ -145,7 +146,7 @@ def test_gradient_equals_finite_differences(comfyui, family):
 
         def value():
             said = text.encode(["a photo of a embedding:w on white", "the embedding:w"], speaking)
-            conds = conditioning.join(
+            conds = conditioning.join_conds(
                 [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in said]
             )
             sigma = denoiser.sigma(torch.tensor([0.4, 0.8]))
@@ -208,8 +209,8 @@ def test_bad_input_names_node_value_and_mend(sd15, run_node, comfyui):
 
 def test_a_word_on_the_wire_and_its_neighbours(small, run_node, comfyui):
     clip = small[1]
-    table = vocabulary(encoders(clip)["clip_l"][1])
-    tokenizer = encoders(clip)["clip_l"][0]
+    table = embedding_table(clip_encoders(clip)["clip_l"][1])
+    tokenizer = clip_encoders(clip)["clip_l"][0]
     (cat,) = tokenizer.tokenizer("cat")["input_ids"][1:-1]
     embedding = {"clip_l": table[[cat]] * 3}
     knowing, word = run_node("BespokeApplyEmbedding", clip=clip, embedding=embedding, name="my-cat")

@@ -86,7 +86,7 @@ def test_gradient_checkpointing_keeps_less_and_learns_the_same(models, run_node)
         with prepare_for_training(model, "fp32", on) as denoiser:
             layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
             adapters = LowRankAdapters(layers, 2, 2, 0, denoiser.device)
-            conds = conditioning.join(
+            conds = conditioning.join_conds(
                 [conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 2
             )
             with adapters.attached():
@@ -261,7 +261,7 @@ def test_sdxl_is_told_each_pictures_own_size(sdxl, run_node):
     assert torch.equal(square[:256], square[256:512])
     config = TrainConfig(1, 1e-3, 1, 0)
     item = two_sizes()
-    scaled = pictures.prepare(sdxl[2], model.model, config, item).data.latents[0]
+    scaled = pictures.encode_pictures(sdxl[2], model.model, config, item).data.latents[0]
     raw = sdxl[2].encode(item.items[0].pixels[None].float() / 255)
     assert torch.allclose(scaled, raw.float() * 0.13025, rtol=1e-4)
 

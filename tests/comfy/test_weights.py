@@ -13,7 +13,8 @@ from bespoke.nodes.bridge import identity
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.bridge.training_model import denoiser as bridge
-from bespoke.nodes.bridge.training_model.text_encoder import attention_layers, clip_with_word, prepare_text_encoder
+from bespoke.nodes.bridge.training_model.pseudo_word import clip_with_pseudo_word
+from bespoke.nodes.bridge.training_model.text_encoder import attention_layers, prepare_text_encoder
 from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
 from bespoke.training.measure import measure_step
@@ -91,7 +92,7 @@ def conds_of(base, config, count: int):
     cond = torch.randn(1, 12, config["context_in_dim"] if flux else config["context_dim"], generator=generator)
     extra = {"pooled_output": torch.randn(1, config["vec_in_dim"], generator=generator)} if flux else {}
     one = conditioning.model_conds(base, cond, extra, torch.zeros(1, base.latent_format.latent_channels, 8, 12), CPU)
-    return conditioning.join([one] * count)
+    return conditioning.join_conds([one] * count)
 
 
 def gradient(model, kind, precision="fp32", saving=False, targets="attention + feed-forward"):
@@ -307,7 +308,7 @@ def test_a_quantised_clip_learns_and_says_a_word_as_its_numbers_do(comfyui):
         )
         with prepare_text_encoder(one, None) as opened:
             ((_, extra),) = opened.encode(
-                ["a embedding:word"], clip_with_word(one, "word", {"clip_l": lambda vector=vector: vector})
+                ["a embedding:word"], clip_with_pseudo_word(one, "word", {"clip_l": lambda vector=vector: vector})
             )
             extra["pooled_output"].square().sum().backward()
             layers = attention_layers(opened.model)
@@ -584,7 +585,7 @@ def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, fir
         generator = torch.Generator().manual_seed(0)
         latent, noise = torch.randn(2, 2, 4, 8, 12, generator=generator)
         given = denoiser.sigma(torch.tensor([0.3, 0.7])), conds_of(denoiser.base, tiny.SD15, 2)
-        for move in (denoiser.work.detach, lambda: denoiser.work.partially_unload(CPU, 10**12), lambda: None):
+        for move in (denoiser.patcher.detach, lambda: denoiser.patcher.partially_unload(CPU, 10**12), lambda: None):
             with torch.inference_mode():
                 move()
             denoiser.reload()

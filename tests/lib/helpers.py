@@ -48,7 +48,7 @@ def batch_and_single_gradients(model, clip, shape: tuple[int, ...]) -> tuple[tor
 
         def gradient(where: list[int]) -> torch.Tensor:
             with adapters.attached():
-                joined = conditioning.join([conds[i] for i in where])
+                joined = conditioning.join_conds([conds[i] for i in where])
                 denoising_loss(denoiser, latent[where], noise[where], sigma[where], joined).mean().backward()
             out = torch.cat([p.grad.flatten() for p in adapters.parameters()])
             for p in adapters.parameters():

@@ -1,4 +1,4 @@
-"""Latents and conditionings computed once and kept by content, so that a second queueing begins at once."""
+"""A memory cache of latents and conditioning, by content, so that a workflow queued again starts at once."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-LARGEST = 256 * 2**20  # bytes of tensors; the longest unused go first
+MAX_BYTES = 256 * 2**20  # of tensors in one cache
 
 
 def digest(*parts: str | bytes) -> str:
+    """A hash of the parts and their boundaries, as 32 hexadecimal digits."""
     out = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -20,25 +21,29 @@ def digest(*parts: str | bytes) -> str:
     return out.hexdigest()
 
 
-class ByContent:
-    """`get(key, make)`: what was made for this key before, or made now. Values are tensors or nests of them."""
+class ContentCache:
+    """The least recently used values are dropped first. Values are tensors or nested dicts, lists and tuples of them.
 
-    def __init__(self, largest: int = LARGEST):
-        self.largest, self.size = largest, 0
-        self._known: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+    max_bytes: of the tensors' memory. A single larger value is not kept.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES):
+        self.max_bytes, self.size = max_bytes, 0
+        self._entries: OrderedDict[str, tuple[Any, int]] = OrderedDict()  # key -> (value, bytes)
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key][0]
+        """The value of `key`, made now where it is not kept."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key][0]
         value = make()
-        weight = _bytes(value)
-        if weight <= self.largest:
-            self._known[key] = value, weight
-            self.size += weight
-        while self.size > self.largest:
-            _, (_, gone) = self._known.popitem(last=False)
-            self.size -= gone
+        size = _bytes(value)
+        if size <= self.max_bytes:
+            self._entries[key] = value, size
+            self.size += size
+        while self.size > self.max_bytes:
+            _, (_, dropped) = self._entries.popitem(last=False)
+            self.size -= dropped
         return value
 
 
@@ -50,4 +55,4 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
 
 
-latents, prompts = ByContent(), ByContent()
+latent_cache, prompt_cache = ContentCache(), ContentCache()

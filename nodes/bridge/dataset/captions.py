@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..training_model.denoiser import ComfyDenoiser
-from ..training_model.text_encoder import TrainableText
-from .conditioning import ModelConds, join, model_conds
+from ..training_model.text_encoder import TrainableTextEncoder
+from .conditioning import ModelConds, join_conds, model_conds
 from .pictures import Pictures
 
 
@@ -24,7 +24,7 @@ class CaptionConditioning:
         denoiser: ComfyDenoiser,
         pictures: Pictures,
         clip: Any,
-        text: TrainableText | None,
+        text: TrainableTextEncoder | None,
         encoded: Mapping[str, tuple[Tensor, dict[str, Any]]],
     ) -> None:
         self._denoiser, self._pictures, self._clip, self._text = denoiser, pictures, clip, text
@@ -35,8 +35,8 @@ class CaptionConditioning:
         """The conditioning of a batch: for each sample the picture's index and its prompt."""
         if self._text is not None:
             encoded = self._text.encode(prompts, self._clip)
-            return join([self._conds(i, *one) for i, one in zip(indices, encoded, strict=True)])
-        return join([self._kept(i, prompt) for i, prompt in zip(indices, prompts, strict=True)])
+            return join_conds([self._conds(i, *one) for i, one in zip(indices, encoded, strict=True)])
+        return join_conds([self._kept(i, prompt) for i, prompt in zip(indices, prompts, strict=True)])
 
     def encode(self, prompts: Sequence[str]) -> list[tuple[Tensor, dict[str, Any]]]:
         """[(context [1, tokens, width], what goes with it)] of each prompt."""
@@ -57,4 +57,4 @@ class CaptionConditioning:
     def _conds(self, index: int, cond: Tensor, extra: dict[str, Any]) -> ModelConds:
         pictures, denoiser = self._pictures, self._denoiser
         latent = pictures.data.latents[index]
-        return model_conds(denoiser.base, cond, extra | pictures.facts(index), latent, denoiser.device)
+        return model_conds(denoiser.base, cond, extra | pictures.model_inputs(index), latent, denoiser.device)

@@ -37,7 +37,7 @@ class EncodedDataset:
     def new_run(self, technique: str, settings: dict[str, Any]) -> Run:
         """The record of a run on this set, before its first step."""
         name = run_id(technique, settings, self.fingerprint, self.models_digest)
-        images = self.pictures.count(self.pictures.trained_on)
+        images = self.pictures.count_pictures(self.pictures.training_indices)
         return Run(name, technique, settings, images=images, **self.run_fields)
 
 

@@ -1,4 +1,4 @@
-"""Opening files that come from anywhere: safetensors and plain text only, sizes checked first, no pickle ever."""
+"""Reading files from any source: safetensors and plain text only, sizes checked first, never a pickle."""
 
 from __future__ import annotations
 
@@ -11,64 +11,63 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....training.errors import InputError
+from .headers import MAX_HEADER_BYTES, header_length
 
-LARGEST_HEADER = 25_000_000  # bytes; a real file's is far below
 
+def read_safetensors(path: Path, kind: str, max_bytes: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a file.
 
-def read_safetensors(path: Path, what: str, largest: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a file. what: "LoRA", "embedding", for the error. largest: bytes it may have at most.
-
-    Raises `InputError` for every other format, a damaged file, an empty one, and numbers that are not finite.
+    kind: what the file should be, "LoRA" or "embedding", for the errors. max_bytes: the largest size that is read.
+    Raises `InputError` for every other format, a damaged or empty file, and values that are not finite.
     """
     if path.suffix.lower() != ".safetensors":
         raise InputError(
             f"{path.name} is a {path.suffix or 'nameless'} file, which can run code when it is opened; only "
-            ".safetensors "
-            f"files are read. Convert it, or fetch the {what} as .safetensors"
+            f".safetensors files are read. Convert it, or fetch the {kind} as .safetensors"
         )
     try:
         size = path.stat().st_size
-        if largest is not None and size > largest:
-            raise InputError(f"{path.name} has {size:,} bytes, far more than any {what}; choose another file")
+        if max_bytes is not None and size > max_bytes:
+            raise InputError(f"{path.name} has {size:,} bytes, far more than any {kind}; choose another file")
         with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > min(LARGEST_HEADER, size):
-            raise InputError(f"{path.name} says its header has {header:,} bytes, so it is damaged or no {what}")
+            length = header_length(file)
+        if length > min(MAX_HEADER_BYTES, size):
+            raise InputError(f"{path.name} says its header has {length:,} bytes, so it is damaged or no {kind}")
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
-            meta = dict(file.metadata() or {})
+            metadata = dict(file.metadata() or {})
     except InputError:
         raise
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path.name} cannot be read ({error}); fetch it again") from error
     if not tensors:
-        raise InputError(f"{path.name} holds no tensor, so it is no {what}")
-    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not _finite(tensor)]
+        raise InputError(f"{path.name} holds no tensor, so it is no {kind}")
+    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not _all_finite(tensor)]
     if bad:
         raise InputError(f"{path.name} holds numbers that are not finite ({bad[0]}); it was broken when it was saved")
-    return tensors, meta
+    return tensors, metadata
 
 
-def read_text(path: str | Path, largest: int) -> str:
-    """The text of a UTF-8 file. largest: bytes it may have at most.
+def read_text(path: str | Path, max_bytes: int) -> str:
+    """The text of a UTF-8 file of at most `max_bytes`.
 
-    Raises `OSError` when the file cannot be read, and `ValueError` when it is larger, no UTF-8 or no regular file.
+    Raises `OSError` when the file cannot be read, and `ValueError` when it is larger, not UTF-8 or not a regular file.
     """
-    with open(path, "rb", opener=_open_without_waiting) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+    with open(path, "rb", opener=_open_nonblocking) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is no regular file")
-        if found.st_size > largest:
-            raise ValueError(f"{path} has {found.st_size:,} bytes; at most {largest:,} are read")
+        if status.st_size > max_bytes:
+            raise ValueError(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are read")
         return file.read().decode("utf-8")
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait for a writer
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a named pipe would wait for a writer
 
 
-def _finite(tensor: Tensor) -> bool:
+def _all_finite(tensor: Tensor) -> bool:
     if tensor.element_size() == 1:
-        tensor = tensor.float()  # torch looks into no 8-bit number, and those of a LoRA are few
-    # One number that is not finite makes the sum so. The sum may overflow by itself: then each number is looked at.
+        tensor = tensor.float()  # torch has no `isfinite` for 8-bit floats; a LoRA has few of them
+    # The sum is not finite if one value is not. It may also overflow by itself: then each value is checked.
     return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())

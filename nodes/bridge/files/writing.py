@@ -1,4 +1,4 @@
-"""Where files go: inside ComfyUI's folders, whole or not at all, and never over what is there."""
+"""Writing files: inside ComfyUI's folders, atomically, and never over an existing file unless told to."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from safetensors.torch import save_file
 
 from ....training.errors import InputError
 
-NO_FOLDER = "(no folder yet)"
-SCRAP = ".bespoke-"  # how the names of files begin that are being written
-_NOT_IN_NAMES = re.compile(r'[\x00-\x1f<>:"|?*]')
+NO_FOLDER_OPTION = "(no folder yet)"  # the widget's only choice where the input folder has no subfolder
+TEMPORARY_PREFIX = ".bespoke-"  # of the names of files that are being written
+STALE_SECONDS = 3600  # a temporary file of this age is left over: no file takes as long to write
+_FORBIDDEN_CHARACTERS = re.compile(r'[\x00-\x1f<>:"|?*]')
 
 
-def inside(folder: Path, name: str) -> Path:
-    """`folder / name`, refused when it would lie anywhere else."""
-    if name == NO_FOLDER:
+def resolve_inside(folder: Path, name: str) -> Path:
+    """`folder / name`, resolved. Raises `InputError` where that is not below `folder` or no valid file name."""
+    if name == NO_FOLDER_OPTION:
         raise InputError("ComfyUI's input folder holds no folder yet; make one there and put pictures into it")
-    if not name or name != name.strip() or _NOT_IN_NAMES.search(name):
+    if not name or name != name.strip() or _FORBIDDEN_CHARACTERS.search(name):
         raise InputError(f"the name {name!r} cannot be a file's; use letters, digits, '-', '_' and '/' for a subfolder")
     base = folder.resolve()
     path = (base / name.replace("\\", "/")).resolve()
@@ -35,44 +36,44 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def models_folder(kind: str) -> Path:
-    """ComfyUI's first folder for `kind` ("loras", "embeddings"), which is where a new file belongs."""
+    """ComfyUI's first folder for `kind` ("loras", "embeddings"), where new files are written; made if missing."""
     folder = Path(folder_paths.get_folder_paths(kind)[0])
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], overwrite: bool) -> None:
-    """Write a file under a temporary name and rename it: a reader sees all of it or nothing.
+    """Write a file under a temporary name and rename it, so that a reader sees the whole file or none.
 
-    Raises `FileExistsError` when the path is taken and `overwrite` is off, also when it was taken meanwhile.
+    Raises `FileExistsError` when the path exists and `overwrite` is False, also when it appeared meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=SCRAP, suffix=".part")
+    _remove_stale_files(path.parent)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=".part")
     os.close(handle)
     try:
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=metadata)
         os.chmod(temporary, 0o644)
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # after a power cut too, the name must not stand for an empty file
+            os.fsync(file.fileno())  # the name must not refer to an empty file, even after a power cut
         if overwrite:
             os.replace(temporary, path)
         else:
-            _rename_new(Path(temporary), path)
+            _rename_if_free(Path(temporary), path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half written here; an hour is longer than any file takes."""
-    for scrap in folder.glob(f"{SCRAP}*.part"):
-        with contextlib.suppress(OSError):  # another process may be sweeping too
-            if time.time() - scrap.stat().st_mtime > 3600:
-                scrap.unlink()
+def _remove_stale_files(folder: Path) -> None:
+    """Remove the unfinished files of processes that were killed."""
+    for temporary in folder.glob(f"{TEMPORARY_PREFIX}*.part"):
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
+            if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
+                temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, over what is there: a reader sees the old or the new one, whole."""
+    """Write a text file atomically, over an existing one: a reader sees the whole old or the whole new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}-{os.getpid()}.part")
     try:
@@ -82,9 +83,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _rename_new(temporary: Path, path: Path) -> None:
+def _rename_if_free(temporary: Path, path: Path) -> None:
     try:
-        os.link(temporary, path)  # fails when the path is taken: no moment between looking and writing
+        os.link(temporary, path)  # fails when the path exists: no race between a check and the writing
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
@@ -94,13 +95,13 @@ def _rename_new(temporary: Path, path: Path) -> None:
 
 
 def write_numbered(kind: str, prefix: str, write: Callable[[Path], None]) -> str:
-    """Call `write` with the first free `prefix_00001.safetensors` under `kind`; gives the name as ComfyUI lists it."""
+    """Call `write` with the first free `prefix_00001.safetensors` under `kind`; gives the name that ComfyUI lists."""
     return write_numbered_in(models_folder(kind), prefix, write)
 
 
 def write_numbered_in(folder: Path, prefix: str, write: Callable[[Path], None]) -> str:
-    """`write_numbered` in any folder; gives the name below it."""
-    stem = inside(folder, prefix)
+    """`write_numbered` in any folder; gives the name relative to it."""
+    stem = resolve_inside(folder, prefix)
     number = 1
     while True:
         path = stem.with_name(f"{stem.name}_{number:05}.safetensors")

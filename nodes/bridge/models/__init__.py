@@ -1,4 +1,4 @@
-"""ComfyUI's models as a training sees them. One module a model family says which layers are what."""
+"""What a training must know of ComfyUI's models: one module for each model family, and look-ups over all of them."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FA
 
 
 def family_of(diffusion_model: nn.Module) -> Family | None:
+    """The family of a diffusion model, by its class, or None where it is not known."""
     return next((family for family in FAMILIES if family.fits(diffusion_model)), None)
 
 
-def overwritten(diffusion_model: nn.Module) -> list[nn.Module]:
-    """The layers whose input the model overwrites after they have read it."""
+def layers_with_overwritten_input(diffusion_model: nn.Module) -> list[nn.Module]:
+    """The layers whose input the model changes in place after they have read it."""
     family = family_of(diffusion_model)
-    return list(family.overwritten(diffusion_model)) if family else []
+    return list(family.overwritten_input(diffusion_model)) if family else []
 
 
 def training_conds(base) -> Mapping[str, Any]:
-    """What a training tells the model besides the prompts, by the names of ComfyUI's `extra_conds`."""
+    """The conditioning of a training besides its prompts, as arguments of ComfyUI's `extra_conds`."""
     family = family_of(base.diffusion_model)
-    return family.conds if family else {}
+    return family.default_conds if family else {}
 
 
 def check_trainable(base) -> None:
-    """Raise `InputError` for a model that needs more than pictures and prompts, with the reason."""
+    """Raise `InputError`, with the reason, for a model that needs more than pictures and prompts."""
     family = family_of(base.diffusion_model)
-    reason = family.refusal(base) if family else ""
+    reason = family.untrainable_reason(base) if family else ""
     if reason:
         raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}")
 
 
-def wants_masked_picture(base) -> bool:
-    """Whether the model also reads a mask and the picture outside of it, as inpainting checkpoints do."""
+def is_inpainting_model(base) -> bool:
+    """Whether the model also reads a mask and the masked picture, as inpainting checkpoints do."""
     family = family_of(base.diffusion_model)
-    return bool(family and family.masked_picture(base))
+    return bool(family and family.is_inpainting(base))
 
 
 def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
-    """The blocks that gradient checkpointing computes anew. Raises `InputError` where the family is not known."""
+    """The blocks that gradient checkpointing computes again. Raises `InputError` for an unknown family."""
     family = family_of(diffusion_model)
     if family is None:
         raise InputError(
@@ -59,42 +60,47 @@ def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
 
 
 def file_names(base) -> dict[str, dict]:
-    """{layer: {"kohya": ..., "diffusers": ...}} for a model of a known family, else nothing."""
+    """{layer: {"kohya": ..., "diffusers": ...}} for a model of a known family, otherwise {}."""
     family = family_of(base.diffusion_model)
     return family.file_names(base) if family else {}
 
 
 def architecture(base) -> str:
-    """What a LoRA file calls this base, or nothing."""
+    """The base's name in a LoRA file's metadata, or "" where it has none."""
     family = family_of(base.diffusion_model)
     return family.architecture(base) if family else ""
 
 
 def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") -> dict[str, nn.Module]:
-    """{layer name: linear layer} of the layers that get an adapter; never one whose output reaches nothing.
+    """{layer name: linear layer} of the layers that get an adapter, without layers whose output is not used.
 
-    custom: comma-separated patterns with `*`, matched against whole layer names, for `targets == "custom"`.
-    Raises `InputError` where the model's family is not known or nothing matches.
+    targets: one of `TARGETS`. custom: comma-separated patterns with `*`, matched against whole layer names, for
+    `targets == "custom"`. Raises `InputError` for an unknown family and where no layer matches.
     """
     family = family_of(diffusion_model)
-    idle = set(family.idle(diffusion_model)) if family else set()
-    linear = {name: layer for name, layer in diffusion_model.named_modules() if is_linear(layer) and name not in idle}
+    unused = set(family.unused_layers(diffusion_model)) if family else set()
+    linear = {name: layer for name, layer in diffusion_model.named_modules() if is_linear(layer) and name not in unused}
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
     if targets == "custom":
-        parts = [part.strip() for part in custom.split(",") if part.strip()]
-        if not parts:
-            raise InputError("targets is 'custom' and custom_targets is empty; write patterns such as '*attn2.to_k'")
-        pattern = "|".join(re.escape(part).replace(r"\*", ".*") for part in parts)
-    else:
-        if family is None:
-            raise InputError(
-                f"the layers of a {type(diffusion_model).__name__} are not known by name here; "
-                "set targets to 'custom' and name them, for example '*attn.qkv'"
-            )
+        pattern = _custom_pattern(custom)
+    elif family is not None:
         pattern = family.patterns[targets]
+    else:
+        raise InputError(
+            f"the layers of a {type(diffusion_model).__name__} are not known by name here; "
+            "set targets to 'custom' and name them, for example '*attn.qkv'"
+        )
     found = {name: layer for name, layer in linear.items() if re.fullmatch(pattern, name)}
     if not found:
         some = ", ".join(list(linear)[:: max(1, len(linear) // 4)][:4])
         raise InputError(f"no linear layer matches {custom or targets!r}; this model's layers are named like {some}")
     return found
+
+
+def _custom_pattern(custom: str) -> str:
+    """Comma-separated patterns with `*` as one regular expression. Raises `InputError` where there are none."""
+    parts = [part.strip() for part in custom.split(",") if part.strip()]
+    if not parts:
+        raise InputError("targets is 'custom' and custom_targets is empty; write patterns such as '*attn2.to_k'")
+    return "|".join(re.escape(part).replace(r"\*", ".*") for part in parts)

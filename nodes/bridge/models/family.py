@@ -1,4 +1,4 @@
-"""What differs between model families, in one record each."""
+"""What differs between model families, as one record each."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Family:
-    """The names of a family's layers, and what a training has to mind. `base` is ComfyUI's `BaseModel`.
+    """The layer names of a model family and its properties that matter to a training.
 
-    Two things are not here, since a node on the wire may change them: what the network predicts
-    (`denoiser.prediction_of`
-    asks the model's sampling, and the loss follows from it) and the shape of a latent (`latent_format`).
+    Functions take the family's diffusion model, or ComfyUI's `BaseModel` where they are said to take the base. Two
+    properties are not here, since a node on the wire may change them: what the network predicts (see
+    `denoiser.prediction_of`) and the shape of a latent (`BaseModel.latent_format`).
+
+    fits: whether a diffusion model is of this family. patterns: {target: regular expression over layer names}.
+    cross_attention_layers: the layers of the target `cross-attention`, in the words of the help page. blocks: what
+    gradient checkpointing computes again. file_names: base -> {layer: name by file format}, see `to_format`.
+    architecture: base -> its name in the model specification, or "". overwritten_input: the layers whose input the
+    model changes in place. unused_layers: the names of layers whose output is not used. default_conds: conditioning of
+    a training besides its prompts. is_inpainting: base -> whether it also reads a masked picture. untrainable_reason:
+    base -> why it cannot be trained on pictures and prompts, or "".
     """
 
     name: str
     fits: Callable[[nn.Module], bool]
-    patterns: dict[str, str]  # target -> regular expression over layer names
-    cross_attention_layers: str  # which layers `cross-attention` means, as the help says it
-    blocks: Callable[[nn.Module], Iterable[nn.Module]]  # what gradient checkpointing computes anew
-    file_names: Callable[[Any], dict[str, dict]]  # base -> layer -> name by file format, see `to_format`
-    architecture: Callable[[Any], str] = lambda _: ""  # base -> its name in the model specification
-    overwritten: Callable[[nn.Module], Iterable[nn.Module]] = lambda _: ()  # layers whose input is overwritten in place
-    idle: Callable[[nn.Module], Iterable[str]] = lambda _: ()  # names of layers whose output reaches nothing
-    conds: Mapping[str, Any] = field(default_factory=dict)  # what a training tells the model besides its prompts
-    masked_picture: Callable[[Any], bool] = lambda _: False  # base -> whether it also reads a picture with a hole
-    refusal: Callable[[Any], str] = lambda _: ""  # base -> why it cannot be trained on pictures and prompts, or nothing
+    patterns: dict[str, str]
+    cross_attention_layers: str
+    blocks: Callable[[Any], Iterable[nn.Module]]
+    file_names: Callable[[Any], dict[str, dict]]
+    architecture: Callable[[Any], str] = lambda _: ""
+    overwritten_input: Callable[[Any], Iterable[nn.Module]] = lambda _: ()
+    unused_layers: Callable[[Any], Iterable[str]] = lambda _: ()
+    default_conds: Mapping[str, Any] = field(default_factory=dict)
+    is_inpainting: Callable[[Any], bool] = lambda _: False
+    untrainable_reason: Callable[[Any], str] = lambda _: ""

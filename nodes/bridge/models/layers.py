@@ -1,4 +1,4 @@
-"""What a layer is, whatever class it has."""
+"""The kinds of layers, independent of their classes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import nn
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether a layer is y = W x + b with one matrix: torch's, or ComfyUI's own class for quantised models."""
+    """Whether a layer computes y = W x + b: torch's class, or ComfyUI's own for quantised models."""
     if isinstance(layer, nn.Linear):
         return True
-    of_comfyui = isinstance(layer, comfy.ops.CastWeightBiasOp) and hasattr(layer, "in_features")
-    return of_comfyui and getattr(getattr(layer, "weight", None), "ndim", 0) == 2
+    quantised = isinstance(layer, comfy.ops.CastWeightBiasOp) and hasattr(layer, "in_features")
+    return quantised and getattr(getattr(layer, "weight", None), "ndim", 0) == 2

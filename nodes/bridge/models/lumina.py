@@ -1,12 +1,13 @@
-"""Z-Image and Lumina 2 (NextDiT): one stream, in which the tokens of text and picture stand in one row.
+"""Z-Image and Lumina 2 (NextDiT): a single-stream transformer over the joined tokens of text and picture.
 
-Qin et al. 2025, arXiv 2503.21758, section 3.1. A few refining blocks come before, `context_refiner` for the text alone
-and `noise_refiner` for the picture alone; in `layers` both are together, and every matrix serves both.
+Qin et al. 2025, arXiv 2503.21758, section 3.1. The refiner blocks come first, `context_refiner` for the text and
+`noise_refiner` for the picture; the blocks in `layers` process both with the same matrices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -33,22 +34,22 @@ def fits(diffusion_model: nn.Module) -> bool:
     return type(diffusion_model) is NextDiT
 
 
-def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
-    """What gradient checkpointing computes anew."""
+def blocks(diffusion_model: Any) -> Iterator[nn.Module]:
+    """The blocks for gradient checkpointing."""
     for group in (diffusion_model.context_refiner, diffusion_model.noise_refiner, diffusion_model.layers):
         yield from group
 
 
 def file_names(base) -> dict[str, dict]:
-    """See `by_program`. ComfyUI's table is Z-Image's; Lumina 2's fused layer has fewer keys than queries, which it
-    lacks."""
+    """See `by_program`. ComfyUI's table is Z-Image's; it lacks Lumina 2's fused layer, which has fewer keys than
+    queries."""
     import comfy.utils
 
     return by_program(base, comfy.utils.z_image_to_diffusers(base.model_config.unet_config))
 
 
 def architecture(base) -> str:
-    """kohya's name in the model specification; Z-Image has none there."""
+    """kohya's name of Lumina 2 in the model specification; Z-Image has none."""
     import comfy.supported_models as known
 
     return "lumina-2" if type(base.model_config) is known.Lumina2 else ""

@@ -1,4 +1,4 @@
-"""What LoRA files call the layers of a transformer."""
+"""The names of a transformer's layers in LoRA files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ def linear_layers(base) -> dict[str, nn.Linear]:
 
 
 def by_program(base, diffusers: dict) -> dict[str, dict]:
-    """{layer: {"kohya": ..., "diffusers": ...}}. diffusers: its name -> ComfyUI's, or (ComfyUI's, (0, first, rows)).
+    """{layer: {"kohya": ..., "diffusers": ...}}.
 
-    kohya writes the checkpoint's own names with underscores. diffusers has a layer for q, k and v each, so a fused
-    layer is a list of (name, first row, rows) there.
+    diffusers: {its name: ComfyUI's name, or (ComfyUI's name, (0, first row, rows))}. kohya writes the checkpoint's own
+    names with underscores. diffusers has separate layers for q, k and v, so a fused layer is a list of (name, first
+    row, rows) there.
     """
     layers = linear_layers(base)
     names: dict[str, dict] = {name: {"kohya": kohya(name)} for name in layers}
@@ -32,14 +33,14 @@ def by_program(base, diffusers: dict) -> dict[str, dict]:
             parts.setdefault(ours[0].removesuffix(".weight"), []).append((theirs, ours[1][1], ours[1][2]))
     for layer, pieces in parts.items():
         pieces = sorted(pieces, key=lambda piece: piece[1])
-        # Only where the pieces are the whole layer: ComfyUI's table knows one width of the feed-forward.
+        # Only where the pieces cover the whole layer: ComfyUI's table has one width of the feed-forward.
         if layer in names and sum(rows for _, _, rows in pieces) == layers[layer].out_features:
             names[layer]["diffusers"] = pieces
     return names
 
 
 def as_they_are(base, prefix: str) -> dict[str, dict]:
-    """`by_program` of a model whose layers diffusers' files call as ComfyUI does, behind `prefix`."""
+    """`by_program` of a model whose layer names in diffusers' files are `prefix` and ComfyUI's names."""
     return {name: {"kohya": kohya(name), "diffusers": prefix + name} for name in linear_layers(base)}
 
 

@@ -1,13 +1,13 @@
-"""Qwen-Image: a stream for the text and one for the picture, which attend to each other in one attention in every
-block.
+"""Qwen-Image: double-stream blocks with one joint attention over the tokens of text and picture.
 
-Wu et al. 2025, arXiv 2508.02324, section 2.4: SD3's kind of block, the text from a Qwen2.5-VL. Latents are
-five-dimensional [B, 16, frames, H, W], one frame for a picture.
+Wu et al. 2025, arXiv 2508.02324, section 2.4: blocks like SD3's, the text encoded by a Qwen2.5-VL. Latents are
+[B, 16, frames, H, W], one frame for a picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -30,22 +30,29 @@ def fits(diffusion_model: nn.Module) -> bool:
     return type(diffusion_model) is QwenImageTransformer2DModel
 
 
-def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
-    """What gradient checkpointing computes anew."""
+def blocks(diffusion_model: Any) -> Iterator[nn.Module]:
+    """The blocks for gradient checkpointing."""
     yield from diffusion_model.transformer_blocks
 
 
-def idle(diffusion_model: nn.Module) -> Iterator[str]:
-    """The last block's text goes nowhere: what only makes it gets no gradient and could never learn."""
+def unused_layers(diffusion_model: Any) -> Iterator[str]:
+    """The layers of the last block whose only output is its text stream, which is not used: they get no gradient."""
     last = f"transformer_blocks.{len(diffusion_model.transformer_blocks) - 1}."
     yield from (last + layer for layer in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"))
 
 
 def file_names(base) -> dict[str, dict]:
-    """The checkpoint's names are diffusers' own."""
+    """The checkpoint has diffusers' names."""
     return as_they_are(base, "transformer.")
 
 
 FAMILY = Family(
-    "Qwen-Image", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, lambda _: "Qwen-Image", idle=idle
+    "Qwen-Image",
+    fits,
+    PATTERNS,
+    CROSS_ATTENTION_LAYERS,
+    blocks,
+    file_names,
+    lambda _: "Qwen-Image",
+    unused_layers=unused_layers,
 )

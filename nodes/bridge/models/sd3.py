@@ -1,5 +1,4 @@
-"""SD3 and SD3.5: every block has a stream for the text and one for the picture, which attend to each other in one
-attention.
+"""SD3 and SD3.5: double-stream blocks with one joint attention over the tokens of text and picture.
 
 Esser et al. 2024, arXiv 2403.03206, figure 2b.
 """
@@ -7,6 +6,7 @@ Esser et al. 2024, arXiv 2403.03206, figure 2b.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from .family import Family
 from .names import by_program
 
 _JOINT = r"joint_blocks\.\d+\.(context|x)_block\.attn\.(qkv|proj)"
-_SELF = r"joint_blocks\.\d+\.x_block\.attn2\.(qkv|proj)"  # SD3.5 medium's picture tokens among themselves
+_SELF = r"joint_blocks\.\d+\.x_block\.attn2\.(qkv|proj)"  # SD3.5 medium's self-attention of the picture
 _MLP = r"joint_blocks\.\d+\.(context|x)_block\.mlp\.fc[12]"
 PATTERNS = {
     "cross-attention": _JOINT,
@@ -30,8 +30,8 @@ def fits(diffusion_model: nn.Module) -> bool:
     return isinstance(diffusion_model, MMDiT)
 
 
-def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
-    """What gradient checkpointing computes anew."""
+def blocks(diffusion_model: Any) -> Iterator[nn.Module]:
+    """The blocks for gradient checkpointing."""
     yield from diffusion_model.joint_blocks
 
 

@@ -25,7 +25,7 @@ def fits(diffusion_model: nn.Module) -> bool:
 
 
 def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
-    """What gradient checkpointing computes anew: the residual blocks and the transformers."""
+    """The blocks for gradient checkpointing: the residual blocks and the transformers."""
     from comfy.ldm.modules.attention import SpatialTransformer
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
@@ -33,9 +33,9 @@ def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
 
 
 def file_names(base) -> dict[str, dict[str, str]]:
-    """{layer name: {"kohya": ..., "diffusers": ...}}: what LoRA files call each layer of this model.
+    """{layer name: {"kohya": ..., "diffusers": ...}}: the names of the layers in LoRA files.
 
-    kohya writes diffusers' names for SD1.5 and SD2 and the checkpoint's own for SDXL; each with underscores.
+    kohya writes diffusers' names for SD1.5 and SD2 and the checkpoint's own for SDXL, both with underscores.
     """
     import comfy.model_base
     import comfy.utils
@@ -51,7 +51,7 @@ def file_names(base) -> dict[str, dict[str, str]]:
 
 
 def architecture(base) -> str:
-    """The base's name in Stability's model specification, or nothing where it has none."""
+    """The base's name in Stability's model specification, or "" where it has none."""
     import comfy.model_base
     import comfy.supported_models as known
 
@@ -64,12 +64,13 @@ def architecture(base) -> str:
     return names.get(type(base.model_config), "")
 
 
-def masked_picture(base) -> bool:
-    """Whether it is an inpainting checkpoint: 9 channels, the latent, a mask and the picture outside of it."""
+def is_inpainting(base) -> bool:
+    """Whether it is an inpainting checkpoint, with 9 input channels: latent, mask and masked picture."""
     return "masked_image" in base.concat_keys
 
 
-def refusal(base) -> str:
+def untrainable_reason(base) -> str:
+    """The reason against a model that is conditioned on a picture instead of a prompt."""
     import comfy.model_base as known
 
     if isinstance(base, (known.SVD_img2vid, known.Stable_Zero123, known.SD_X4Upscaler, known.Lotus)):
@@ -88,6 +89,6 @@ FAMILY = Family(
     blocks,
     file_names,
     architecture,
-    masked_picture=masked_picture,
-    refusal=refusal,
+    is_inpainting=is_inpainting,
+    untrainable_reason=untrainable_reason,
 )

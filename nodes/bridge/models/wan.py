@@ -1,11 +1,12 @@
 """Wan 2.1 and 2.2, text to video: self-attention over all frames, then a cross-attention to the prompt, as in a U-Net.
 
-Wan Team 2025, arXiv 2503.20314, section 4.2. Latents are five-dimensional [B, C, frames, H, W]; a picture is one frame.
+Wan Team 2025, arXiv 2503.20314, section 4.2. Latents are [B, C, frames, H, W]; a picture is one frame.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -29,25 +30,33 @@ def fits(diffusion_model: nn.Module) -> bool:
     return type(diffusion_model) is WanModel
 
 
-def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
-    """What gradient checkpointing computes anew."""
+def blocks(diffusion_model: Any) -> Iterator[nn.Module]:
+    """The blocks for gradient checkpointing."""
     yield from diffusion_model.blocks
 
 
 def file_names(base) -> dict[str, dict]:
-    """Files for Wan have the checkpoint's own names behind `diffusion_model.`; diffusers reads those, ComfyUI no
-    others."""
+    """`diffusion_model.` and the checkpoint's own names, which diffusers reads too; ComfyUI reads no others."""
     return as_they_are(base, "diffusion_model.")
 
 
-def refusal(base) -> str:
+def untrainable_reason(base) -> str:
+    """The reason against an image-to-video model, which reads more channels than a latent has."""
     if base.diffusion_model.patch_embedding.in_channels != base.latent_format.latent_channels:
         return (
             "it continues a picture that it is given, and a training on still pictures would teach it to repeat "
-            "that one; "
-            "train on the text-to-video model of the same size"
+            "that one; train on the text-to-video model of the same size"
         )
     return ""
 
 
-FAMILY = Family("Wan", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, lambda _: "wan2.1", refusal=refusal)
+FAMILY = Family(
+    "Wan",
+    fits,
+    PATTERNS,
+    CROSS_ATTENTION_LAYERS,
+    blocks,
+    file_names,
+    lambda _: "wan2.1",
+    untrainable_reason=untrainable_reason,
+)

@@ -25,7 +25,7 @@ class Fold:
 
     run: Run
     config: TrainConfig
-    trained_on: Sequence[int]
+    training_indices: Sequence[int]
     held_out: Sequence[int]
     until: int | None = None
     prefix: str = ""
@@ -41,13 +41,13 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
     Each has a record and a state of its own, so that an interruption in any of them is resumed. They save no files
     and draw no samples.
     """
-    count = len(pictures.rotations)
-    for number, (trained_on, held_out) in enumerate(pictures.rotations, 1):
+    count = len(pictures.folds)
+    for number, (training_indices, held_out) in enumerate(pictures.folds, 1):
         own = replace(
             run,
             id=run_id(run.technique, {"rotation": number}, run.id, ""),
             settings=run.settings | {"rotation": f"{number} of {count}"},
-            images=pictures.count(trained_on),
+            images=pictures.count_pictures(training_indices),
             losses=[],
             held_out=[],
             samples=[],
@@ -56,17 +56,17 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
         names = ", ".join(pictures.items[i].name for i in held_out)
         prefix = f"training {number} of {count + 1}, without {names}, to learn when to stop: "
         quiet = replace(config, save_every=0, sample_every=0)
-        yield Fold(own, quiet, trained_on, held_out, prefix=prefix)
+        yield Fold(own, quiet, training_indices, held_out, prefix=prefix)
 
 
 def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequence[Fold]) -> Fold:
     """The training whose result is handed on. After `folds` it runs to the step that was best on left-out pictures."""
     if not folds:
-        return Fold(run, config, pictures.trained_on, pictures.held_out)
+        return Fold(run, config, pictures.training_indices, pictures.held_out_indices)
     run.rotations, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
     until = run.best[0] if config.keep == "best" and run.best is not None else config.steps
     prefix = f"training {len(folds) + 1} of {len(folds) + 1}, on all pictures, to step {until}: "
-    return Fold(run, config, pictures.trained_on, [], until, prefix)
+    return Fold(run, config, pictures.training_indices, [], until, prefix)
 
 
 def was_finished_by_user(fold: Fold) -> bool:

@@ -12,7 +12,7 @@ import folder_paths
 from comfy_execution.utils import get_executing_context
 
 from ....training.plain_json import read_json
-from ..files.reading import LARGEST_HEADER
+from ..files.headers import read_metadata
 from ..files.writing import write_text
 from .store import RunStore
 
@@ -84,17 +84,12 @@ def _identity(kind: str, name: str) -> tuple[str, int, int]:
 
 
 @lru_cache(maxsize=4096)
-def _metadata(path: str, size: int, _changed: int) -> dict[str, str]:
+def _metadata(path: str, _size: int, _changed: int) -> dict[str, str]:
     """A safetensors file's metadata, from its header alone; {} where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(LARGEST_HEADER, size):
-                return {}
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError):
+        meta = read_metadata(path)
+    except (OSError, ValueError):
         return {}
-    meta = header.get("__metadata__") if isinstance(header, dict) else None
-    if not isinstance(meta, dict) or not isinstance(meta.get("bespoke.run"), str):
+    if "bespoke.run" not in meta:
         return {}
     return {key: value for key, value in meta.items() if key in ("bespoke.run", "workflow") and isinstance(value, str)}

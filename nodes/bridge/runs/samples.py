@@ -66,7 +66,7 @@ def sampler_for(
                 latent = torch.zeros_like(like)
                 noise = comfy.sample.prepare_noise(latent, settings.seed)
                 samples = comfy.sample.sample(
-                    denoiser.work,
+                    denoiser.patcher,
                     noise,
                     settings.steps,
                     settings.cfg,

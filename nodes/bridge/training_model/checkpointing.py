@@ -1,10 +1,11 @@
-"""Gradient checkpointing by block (Chen et al. 2016, arXiv 1604.06174), for the length of a training."""
+"""Gradient checkpointing by block (Chen et al. 2016, arXiv 1604.06174), for the duration of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -12,33 +13,35 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def checkpointed(blocks: Iterable[nn.Module], in_place: bool = False) -> Iterator[None]:
-    """Within the block, each of `blocks` keeps only its inputs and is computed anew in the backward pass.
+    """Within the block, each of `blocks` saves only its inputs and is computed again in the backward pass.
 
-    in_place: the blocks add to their inputs; each pass then begins with a copy of what the first one began with.
+    in_place: the blocks add to their inputs; each pass then works on a copy of the saved inputs.
     """
     wrapped = list(blocks)
     before = [vars(block).get("forward") for block in wrapped]  # another pack may have put one there
     try:
         for block in wrapped:
-            block.forward = partial(_forward, partial(_on_copies, block.forward) if in_place else block.forward)
+            forward = partial(_with_cloned_inputs, block.forward) if in_place else block.forward
+            block.forward = partial(_forward, forward)
         yield
     finally:
         for block, own in zip(wrapped, before, strict=True):
-            vars(block).pop("forward", None)  # what the class says holds again
+            vars(block).pop("forward", None)  # the class's method is in effect again
             if own is not None:
                 block.forward = own
 
 
-def _forward(forward, *args, **kwargs):
-    # ComfyUI counts blocks in the options it hands on: the second pass must see what the first saw.
+def _forward(forward: Callable[..., Any], *args, **kwargs):
+    # ComfyUI counts blocks in the options that it passes on: the second pass must see what the first one saw.
     args = [dict(value) if isinstance(value, dict) else value for value in args]
     kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    # A partial, since `checkpoint` would take some names, such as a block's `debug`, as its own.
+    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
 
 
-def _on_copies(forward, *args, **kwargs):
-    return forward(*map(_copy, args), **{name: _copy(value) for name, value in kwargs.items()})
+def _with_cloned_inputs(forward: Callable[..., Any], *args, **kwargs):
+    return forward(*map(_clone, args), **{name: _clone(value) for name, value in kwargs.items()})
 
 
-def _copy(value):
+def _clone(value):
     return value.clone() if isinstance(value, Tensor) else value

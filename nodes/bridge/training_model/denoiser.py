@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import comfy.ldm.modules.attention
 import comfy.model_base
@@ -15,13 +17,13 @@ import torch
 from torch import Tensor
 
 from ....training.errors import InputError
-from ....training.objective import Prediction
+from ....training.objective import Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
-from ..models import checkpoint_blocks, overwritten
-from .autograd_views import autocast_for, autograd_views, refuse_evictable
+from ..models import checkpoint_blocks, layers_with_overwritten_input
+from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .checkpointing import checkpointed
 from .frozen_linear import frozen_layers
-from .in_place import keep_layer_inputs
+from .in_place import clone_layer_inputs
 
 _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.EPS: "epsilon",
@@ -32,7 +34,10 @@ _PREDICTIONS: dict[type, Prediction] = {
 
 
 def prediction_of(model_sampling) -> Prediction:
-    """Which target the model's network was trained on: whose rule turns its output into a clean latent."""
+    """What the model's network predicts, from the class that turns its output into a clean latent.
+
+    Raises `InputError` for a prediction type that no loss is known for.
+    """
     rule = next(kind for kind in type(model_sampling).__mro__ if "calculate_denoised" in vars(kind))
     if rule.__name__ == "LCM" and issubclass(rule, comfy.model_sampling.EPS):
         # ModelSamplingDiscrete's: the clean latent of a noise prediction, mixed with x by less than 1e-5 at every noise
@@ -49,39 +54,46 @@ def prediction_of(model_sampling) -> Prediction:
 class ComfyDenoiser:
     """ComfyUI's `BaseModel` behind the `Denoiser` protocol. Made by `prepare_for_training`.
 
-    work: the clone of the user's MODEL that is trained on. autocast: the context of the compute type. load: brings the
-    weights to the device, or as many as are to be there, and makes them fit for autograd. compute: the type that
-    matrices
-    are multiplied in, or None for the model's own.
+    patcher: the clone of the user's MODEL that is trained on. autocast: makes the context of the compute dtype. reload:
+    the functions that bring the weights to the device, as many as are to be there, and prepare them for autograd.
+    compute: the dtype that matrices are multiplied in, or None for the model's own.
     """
+
+    prediction: Prediction
 
     def __init__(
         self,
-        work: comfy.model_patcher.ModelPatcher,
-        transformer_options: dict,
-        autocast,
-        load: Callable[[], None],
+        patcher: comfy.model_patcher.ModelPatcher,
+        transformer_options: dict[str, Any],
+        autocast: Callable[[], AbstractContextManager[Any]],
+        reload: Sequence[Callable[[], None]],
         compute: torch.dtype | None = None,
     ):
-        base, device = work.model, work.load_device
-        self.work, self.base, self.device, self.autocast, self._load = work, base, device, autocast, load
+        base, device = patcher.model, patcher.load_device
+        self.patcher, self.base, self.device, self.autocast = patcher, base, device, autocast
         self.compute = compute
         self.prediction = prediction_of(base.model_sampling)
-        self._transformer_options = transformer_options
-        # A table of the training schedule: discrete models have one noise level a timestep, flow models a fine grid.
+        self._transformer_options, self._reload = transformer_options, reload
+        # The training schedule as a table: discrete models have one noise level per timestep, flow models a fine grid.
         self._sigmas = base.model_sampling.sigmas.detach().float().clone().to(device)  # [T], rising
 
     def sigma(self, t: Tensor) -> Tensor:
+        """The noise levels [B] at times `t` [B] of the training schedule, 0 (clean) to 1 (noise)."""
         index = (t.to(self.device) * len(self._sigmas)).long().clamp(0, len(self._sigmas) - 1)
         return self._sigmas[index]
 
     def add_noise(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+        """`latent` [B, C, ...] with `noise` of the same shape, at the noise levels `sigma` [B]."""
         return self.base.model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), noise, latent)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: ModelConds) -> Tensor:
-        if conditioning.apart:
-            parts = [self.denoise(noisy[where], sigma[where], own) for where, own in conditioning.apart]
-            order = torch.tensor([i for where, _ in conditioning.apart for i in where])
+        """The model's estimate of the clean latent [B, C, ...].
+
+        One call of the model, or one for each length of prompts where the model cannot batch several lengths.
+        """
+        if conditioning.by_length:
+            parts = [self.denoise(noisy[rows], sigma[rows], conds) for rows, conds in conditioning.by_length]
+            order = torch.tensor([row for rows, _ in conditioning.by_length for row in rows])
             return torch.cat(parts)[order.argsort().to(noisy.device)]
         with self.autocast():
             return self.base.apply_model(
@@ -89,21 +101,27 @@ class ComfyDenoiser:
             )
 
     def move_to(self, device: torch.device) -> None:
-        """Compute on `device` from now on, where the caller has put the base's weights."""
+        """Compute on `device` from now on; the caller has moved the base's weights there."""
         self.device, self._sigmas = device, self._sigmas.to(device)
         self.autocast = autocast_for(device, self.compute)
 
     def reload(self) -> None:
-        """Back on the device and ready for the next step, after something else has used the model."""
-        self._load()
-        self.work.pre_run()
+        """Bring the weights back to the device, ready for the next step, after something else has used the model."""
+        for prepare in self._reload:
+            prepare()
+        self.patcher.pre_run()
+
+
+if TYPE_CHECKING:
+    _holds_the_protocol: type[Denoiser] = ComfyDenoiser
 
 
 def compute_type(base: comfy.model_base.BaseModel, device: torch.device, precision: str) -> torch.dtype | None:
-    """The type that matrices are multiplied in, or None for the model's own.
+    """The dtype that matrices are multiplied in, or None for the model's own.
 
-    `auto`: bfloat16 for float32 and float16 weights where the processor has it, since it is faster and, unlike
-    float16, loses no small gradient; otherwise the model's own.
+    precision: "fp32", "bf16", "fp16" or "auto". `auto` is bfloat16 for float32 and float16 weights where the device has
+    fast bfloat16, since it is faster and, unlike float16, does not lose small gradients; otherwise the model's own.
+    Raises `InputError` for fp32 where the model computes in a narrower dtype.
     """
     own = base.get_dtype_inference()
     wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -112,7 +130,7 @@ def compute_type(base: comfy.model_base.BaseModel, device: torch.device, precisi
             return None
         return torch.bfloat16 if _has_fast_bf16(device) else None
     if wanted == torch.float32 and own == torch.float64:
-        return None  # more exact still
+        return None  # float64 is more exact
     if wanted == torch.float32 and own != torch.float32:
         raise InputError(
             f"precision is fp32 and the model computes in {own}; start ComfyUI with --force-fp32 or choose 'auto'"
@@ -137,54 +155,55 @@ def prepare_for_training(
 ) -> Iterator[ComfyDenoiser]:
     """The MODEL loaded as it is on the wire (patches, shifts, wrappers), frozen, with gradients able to flow.
 
-    Works on a clone of the patcher; every weight is the same object with the same bits after the block. The block
-    runs outside of inference mode with gradients on. leave_free: load only as many weights as leave that many bytes of
-    the device free, and bring the others there layer by layer at each call; None loads all. Raises `InputError` for a
-    model whose weights cannot be trained through.
+    Works on a clone of the patcher; after the block every weight is the same object with the same bits. The block runs
+    outside of inference mode with gradients enabled. leave_free: load only as many weights as leave that many bytes of
+    the device free, and stream the others layer by layer at each call; None loads all. Raises `InputError` for a model
+    whose weights cannot be trained through.
     """
-    refuse_gguf(model)
-    refuse_evictable(model, "MODEL", "diffusion model")
+    check_not_gguf(model)
+    check_reloadable(model, "MODEL", "diffusion model")
     with torch.inference_mode(False), torch.enable_grad():
-        work = model.clone(disable_dynamic=True)  # evictable weights could change under a saved graph
-        _load(work, leave_free)
-        base, device = work.model, work.load_device
+        patcher = model.clone(disable_dynamic=True)  # evictable weights could change while autograd has saved them
+        _load(patcher, leave_free)
+        base, device = patcher.model, patcher.load_device
         blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
-        in_place = overwritten(base.diffusion_model)
-        options = comfy.model_patcher.create_model_options_clone(work.model_options)["transformer_options"]
-        options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(work.wrappers)
-        options["callbacks"] = comfy.patcher_extension.copy_nested_dicts(work.callbacks)
-        # One attention for the whole run, and one that has a backward pass.
-        options["optimized_attention_override"] = _attention
+        in_place = layers_with_overwritten_input(base.diffusion_model)
+        options = _transformer_options(patcher)
         compute = compute_type(base, device, precision)
-        autocast = autocast_for(device, compute)
         was_training = comfy.model_management.in_training
         comfy.model_management.in_training = True
         try:
-            work.pre_run()  # other packs' callbacks among it
+            patcher.pre_run()  # runs other packs' callbacks too
             with (
-                frozen_layers(base, compute) as recast,
-                autograd_views(base, device, compute) as ready,
-                keep_layer_inputs(in_place),
+                frozen_layers(base, compute) as freeze,
+                autograd_views(base, device, compute) as make_views,
+                clone_layer_inputs(in_place),
                 checkpointed(blocks, bool(in_place)),
             ):
-
-                def load() -> None:
-                    _load(work, leave_free)
-                    recast()
-                    ready()
-
-                yield ComfyDenoiser(work, options, autocast, load, compute)
+                reload = (partial(_load, patcher, leave_free), freeze, make_views)
+                yield ComfyDenoiser(patcher, options, autocast_for(device, compute), reload, compute)
         finally:
             comfy.model_management.in_training = was_training
-            work.cleanup()
+            patcher.cleanup()
 
 
-def _load(work: comfy.model_patcher.ModelPatcher, leave_free: int | None) -> None:
-    comfy.model_management.load_models_gpu([work], memory_required=leave_free or 0, force_full_load=leave_free is None)
+def _transformer_options(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
+    """What the patcher's own sampling would pass to the model, with an attention that has a backward pass."""
+    options = comfy.model_patcher.create_model_options_clone(patcher.model_options)["transformer_options"]
+    options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(patcher.wrappers)
+    options["callbacks"] = comfy.patcher_extension.copy_nested_dicts(patcher.callbacks)
+    options["optimized_attention_override"] = _attention  # the same one for the whole run
+    return options
 
 
-def refuse_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
-    """Raises `InputError` for a model from a GGUF file: its layers read those weights themselves, and without a
+def _load(patcher: comfy.model_patcher.ModelPatcher, leave_free: int | None) -> None:
+    comfy.model_management.load_models_gpu(
+        [patcher], memory_required=leave_free or 0, force_full_load=leave_free is None
+    )
+
+
+def check_not_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raise `InputError` for a model from a GGUF file: its layers dequantise weights by themselves, without a
     gradient."""
     kinds = {kind.__name__ for kind in type(model).__mro__}
     kinds |= {kind.__name__ for layer in model.model.modules() for kind in type(layer).__mro__}
@@ -196,5 +215,5 @@ def refuse_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
         )
 
 
-def _attention(_chosen, *args, **kwargs):
+def _attention(_default, *args, **kwargs):
     return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

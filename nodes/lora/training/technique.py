@@ -18,15 +18,17 @@ from ....training.measure import StepCost, in_words
 from ....training.objective import denoising_loss
 from ....training.record import Run
 from ...bridge.dataset.captions import CaptionConditioning
-from ...bridge.dataset.conditioning import encode_prompts, join, model_conds
+from ...bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
-from ...bridge.dataset.pictures import Pictures, describe_held_out, prepare
+from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.models import check_trainable, file_names, target_layers
+from ...bridge.runs.report import describe_held_out
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
-from ...bridge.training_model.denoiser import ComfyDenoiser, refuse_gguf
-from ...bridge.training_model.memory import MEMORY_ADVICE, OPTIMIZER_BYTES, StepMemory, forecast
-from ...bridge.training_model.text_encoder import TEXT_PREFIX, TrainableText, attention_layers
+from ...bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
+from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
+from ...bridge.training_model.offload import MEMORY_ADVICE
+from ...bridge.training_model.text_encoder import TEXT_PREFIX, TrainableTextEncoder, attention_layers
 from ...bridge.training_model.text_encoder import file_names as text_file_names
 from ..files import named
 from ..injection.bypass import low_rank_path
@@ -37,12 +39,12 @@ from .request import LoraData, LoraRequest
 def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> EncodedDataset:
     """Encode pictures and captions. Raises `InputError`, before that, for a model or targets that cannot be trained."""
     model, clip, vae = models.model, models.clip, models.vae
-    refuse_gguf(model)
+    check_not_gguf(model)
     check_trainable(model.model)
     target_layers(model.model.diffusion_model, request.targets, request.custom_targets)
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)
-    pictures = prepare(vae, model.model, request.train, data.images, data.validation, data.prior)
+    pictures = encode_pictures(vae, model.model, request.train, data.images, data.validation, data.prior)
     prompts = {*pictures.captions, sample_prompt(pictures, request)}
     return EncodedDataset(
         pictures,
@@ -82,7 +84,7 @@ class LoraTechnique:
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
         """From the largest picture and its caption. A trained text encoder's own part is not in it."""
         request, base, pictures = self.request, self._models.model.model, self._dataset.pictures
-        index = pictures.largest()
+        index = pictures.largest_index()
         caption, latent = pictures.items[index].caption, pictures.data.latents[index]
         encoded = self._dataset.prompts or encode_prompts(self._models.clip, [caption])
         one = model_conds(base, *encoded[caption], latent, torch.device("cpu"))
@@ -94,11 +96,11 @@ class LoraTechnique:
             return made[0].parameters()
 
         # The prior pictures are a second batch, whose graph is kept beside the first's.
-        count = batch_size * (2 if pictures.prior else 1)
+        count = batch_size * (2 if pictures.prior_indices else 1)
         return forecast(
             base,
             latent.expand(count, *latent.shape[1:]),
-            join([one] * count),
+            join_conds([one] * count),
             make_parameters,
             compute,
             request.train.gradient_checkpointing,
@@ -109,7 +111,7 @@ class LoraTechnique:
     def frozen_models(self) -> Sequence[Any]:
         return ()
 
-    def prepare(self, denoiser: ComfyDenoiser, text: TrainableText | None) -> None:
+    def prepare(self, denoiser: ComfyDenoiser, text: TrainableTextEncoder | None) -> None:
         request, base = self.request, denoiser.base
         self._denoiser = denoiser
         # The layers of the prepared model: loading may have replaced its modules.

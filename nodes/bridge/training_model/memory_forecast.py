@@ -1,0 +1,249 @@
+"""The device memory of one training step, computed before anything is loaded.
+
+The step runs once on fake tensors (shapes and dtypes without data): ComfyUI's own model code, with this pack's adapters
+and gradient checkpointing. The allocations of its operations are counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ....training.measure import LiveBytes, plain_tensors
+from ..dataset.conditioning import ModelConds
+from ..models import checkpoint_blocks, layers_with_overwritten_input
+from .autograd_views import autocast_for
+from .checkpointing import checkpointed
+from .frozen_linear import frozen_layers
+from .in_place import clone_layer_inputs
+
+# Bytes of float32 optimiser state for each trained number. The number itself and its gradient come on top.
+OPTIMIZER_BYTES = {"AdamW": 8, "Adafactor": 1, "SGD": 4}
+STREAMED_LAYERS = 2  # ComfyUI copies the next layer's weights to the device while the current layer's are in use
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Memory of one training step, in bytes.
+
+    weights: the frozen model, `copies` included. streamed: the weights that are on the device at once when the rest is
+    offloaded. trained: the trained parameters and their optimiser state. kept: what the forward pass saves for the
+    backward pass. step: the peak of both passes, with `kept` and the gradients of the trained parameters. copies: the
+    copies of weights in another dtype that only a training makes.
+    """
+
+    weights: int
+    streamed: int
+    trained: int
+    kept: int
+    step: int
+    copies: int = 0
+
+    def peak(self, offload: bool = False) -> int:
+        """The peak of the step in bytes. offload: count only the streamed weights."""
+        return (self.streamed if offload else self.weights) + self.trained + self.step
+
+    @property
+    def without_weights(self) -> int:
+        """The bytes that must be free in addition to the weights that stay on the device."""
+        return self.trained + self.step
+
+
+def forecast(
+    base: comfy.model_base.BaseModel,
+    latent: Tensor,
+    conds: ModelConds,
+    make_trainable: Callable[[], Sequence[nn.Parameter]] | None,
+    compute: torch.dtype | None,
+    gradient_checkpointing: bool,
+    state_bytes: int,
+    attach: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> StepMemory:
+    """The memory of one step on a batch with the shapes of `latent` [B, C, ...] and its conditioning.
+
+    make_trainable: makes the trained parameters, on fake tensors; None when the prompt's embedding itself is trained.
+    compute: the dtype of autocast. state_bytes: bytes of the optimiser and the running mean for each trained number.
+    attach: the context in which the adapters act. The model's tensors are replaced during the forecast and put back.
+    """
+    weight_bytes = _bytes_by_layer(base)
+    copies = _converted_bytes(base, compute)
+    blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
+    in_place = layers_with_overwritten_input(base.diffusion_model)
+    was_training = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            _restore_cached_tensors(base),
+            _fake_weights(base),
+            frozen_layers(base, compute),
+            clone_layer_inputs(in_place),
+            checkpointed(blocks, bool(in_place)),
+        ):
+            numbers, kept, peak = _fake_step(base, latent, conds, make_trainable, compute, attach)
+    finally:
+        comfy.model_management.in_training = was_training
+    return StepMemory(
+        weights=sum(weight_bytes) + copies,
+        streamed=STREAMED_LAYERS * max(weight_bytes),
+        trained=numbers * (4 + state_bytes),
+        kept=kept,
+        step=peak,
+        copies=copies,
+    )
+
+
+def _bytes_by_layer(base: nn.Module) -> list[int]:
+    """The bytes of each layer's own parameters and buffers, without those of its children."""
+    return [
+        sum(part.numel() * part.element_size() for tensor in _own_tensors(layer) for part in plain_tensors(tensor))
+        for layer in base.modules()
+    ]
+
+
+def _own_tensors(layer: nn.Module) -> list[Tensor]:
+    return [tensor for tensor in (*layer._parameters.values(), *layer._buffers.values()) if tensor is not None]
+
+
+def _converted_bytes(base: nn.Module, compute: torch.dtype | None) -> int:
+    """The bytes of the copies in `compute` that `autograd_views` makes of float32 matrices."""
+    if compute is None:
+        return 0
+    matrices = (m for m in base.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)))
+    return sum(m.weight.numel() * compute.itemsize for m in matrices if m.weight.dtype == torch.float32)
+
+
+def _fake_step(
+    base: comfy.model_base.BaseModel,
+    latent: Tensor,
+    conds: ModelConds,
+    make_trainable: Callable[[], Sequence[nn.Parameter]] | None,
+    compute: torch.dtype | None,
+    attach: Callable[[], contextlib.AbstractContextManager],
+) -> tuple[int, int, int]:
+    """Forward and backward pass on fake tensors: (trained numbers, bytes saved for the backward pass, peak bytes)."""
+    noisy = torch.empty(latent.shape)
+    sigma = torch.empty(len(latent))
+    inputs = {name: _fake_nested(value) for name, value in conds.tensors().items()}
+    trained: list[Tensor] = list(make_trainable()) if make_trainable else [inputs["c_crossattn"].requires_grad_()]
+    autocast = autocast_for(torch.device("cpu"), compute)
+    options = {"optimized_attention_override": _fused_attention}
+    with attach(), LiveBytes([*base.parameters(), *base.buffers(), *trained]) as live:
+        with autocast():
+            out = base.apply_model(noisy, sigma, transformer_options=options, **inputs)
+        loss = (out.float() - noisy).square().mean()
+        kept = live.now
+        loss.backward()
+    return sum(parameter.numel() for parameter in trained), kept, live.peak
+
+
+@contextmanager
+def _restore_cached_tensors(module: nn.Module) -> Iterator[None]:
+    """Remove every fake tensor that the model's code cached within the block.
+
+    Some models cache a tensor in an attribute of a layer, others in a `functools.lru_cache` (LTX's frequencies, Chroma
+    Radiance's positions), which the whole process shares and any later sampling would read.
+    """
+    before = [(layer, dict(vars(layer))) for layer in module.modules()]
+    try:
+        yield
+    finally:
+        for layer, attributes in before:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+        for cached in _function_caches(module.modules()):
+            cached.cache_clear()
+
+
+def _function_caches(layers: Iterable[nn.Module]) -> set[functools._lru_cache_wrapper]:
+    """Every `lru_cache` in the layers' classes, their base classes and the modules these are defined in."""
+    classes = {kind for layer in layers for kind in type(layer).__mro__}
+    modules = [sys.modules[name] for name in {kind.__module__ for kind in classes} if name in sys.modules]
+    return {
+        value
+        for namespace in (*classes, *modules)
+        for value in vars(namespace).values()
+        if isinstance(value, functools._lru_cache_wrapper)
+    }
+
+
+@contextmanager
+def _fake_weights(module: nn.Module) -> Iterator[None]:
+    """Within the block the module's parameters and buffers are fake tensors on the CPU."""
+    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for layer in module.modules():
+            holders: tuple[dict[str, Any], dict[str, Any]] = (layer._parameters, layer._buffers)
+            for holder in holders:
+                for name, tensor in holder.items():
+                    if tensor is not None:
+                        replaced.append((holder, name, tensor))
+                        fake = _fake(tensor)
+                        holder[name] = nn.Parameter(fake, requires_grad=False) if holder is layer._parameters else fake
+        yield
+    finally:
+        for holder, name, tensor in replaced:
+            holder[name] = tensor
+
+
+def _fake_nested(value: Any) -> Any:
+    """`value` with every tensor in lists and tuples replaced by a fake one."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_fake_nested, value))
+    return _fake(value) if isinstance(value, Tensor) else value
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    # A quantised matrix is cast at each call: float8 stands for any dtype that no computation is done in.
+    dtype = torch.float8_e4m3fn if hasattr(tensor, "__tensor_flatten__") else tensor.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device="cpu")
+
+
+def _fused_attention(
+    _default,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *_mask,
+    skip_reshape: bool = False,
+    skip_output_reshape: bool = False,
+    **_options,
+) -> Tensor:
+    """The shapes of torch's fused attention, which never allocates the matrix of all pairs of tokens.
+
+    q, k, v: [B, tokens, heads * width], or [B, heads, tokens, width] with `skip_reshape`.
+    """
+    if not skip_reshape:
+        q, k, v = (t.view(t.shape[0], t.shape[1], -1, q.shape[-1] // heads).transpose(1, 2) for t in (q, k, v))
+    if torch.is_autocast_enabled("cpu"):
+        q, k, v = (t.to(torch.get_autocast_dtype("cpu")) for t in (q, k, v))
+    out: Tensor = _FusedAttention.apply(q, k, v)  # [B, heads, tokens, width]
+    return out if skip_output_reshape else out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q[..., :1].expand(*q.shape[:-1], v.shape[-1]), memory_format=torch.contiguous_format)
+        log_sum = torch.empty(q.shape[:-1])
+        ctx.save_for_backward(q, k, v, out, log_sum)
+        return out
+
+    @staticmethod
+    def backward(ctx, _grad: Tensor):
+        q, k, v, *_ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

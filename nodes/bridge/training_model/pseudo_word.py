@@ -1,0 +1,96 @@
+"""Pseudo-words: the CLIP encoders of a text encoder, their embedding tables, and a clone that knows one more word."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from typing import Any, TypeGuard, cast
+
+import comfy.clip_model
+import comfy.sd1_clip
+from torch import Tensor, nn
+
+from ....training.errors import InputError
+
+MakeVectors = Callable[[], Tensor]  # gives a pseudo-word's vectors [vectors, width], possibly with a graph
+
+
+def clip_encoders(clip) -> dict[str, tuple[Any, nn.Module]]:
+    """{embedding key: (tokenizer, text model)} of every CLIP encoder, such as {"clip_l": ..., "clip_g": ...}.
+
+    Raises `InputError` for a text encoder without CLIP: a pseudo-word is a row of CLIP's embedding table.
+    """
+    found: dict[str, tuple[Any, nn.Module]] = {}
+    for name, tokenizer in vars(clip.tokenizer).items():
+        model = getattr(clip.cond_stage_model, name, None)
+        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and is_clip_model(model):
+            found[tokenizer.embedding_key] = (tokenizer, model)
+    if not found:
+        raise InputError(
+            f"the text encoder ({type(clip.cond_stage_model).__name__}) holds no CLIP; a pseudo-word is a row of "
+            "CLIP's table of words, so wire in a model with CLIP-L, -G or -H, or train a LoRA with a trigger word"
+        )
+    return found
+
+
+def is_clip_model(model) -> TypeGuard[nn.Module]:
+    """Whether `model` is one of ComfyUI's text models with a CLIP transformer in it."""
+    return isinstance(getattr(model, "transformer", None), comfy.clip_model.CLIPTextModel)
+
+
+def embedding_table(model) -> Tensor:
+    """The embedding table [words, width] of one encoder, float32 on the CPU."""
+    return model.transformer.get_input_embeddings().weight.detach().float().cpu()
+
+
+def token_ids(tokenizer, text: str) -> list[int]:
+    """The token ids of a text, without the start and end tokens."""
+    ids = tokenizer.tokenizer(text)["input_ids"][tokenizer.tokens_start :]
+    return ids[:-1] if tokenizer.tokenizer_adds_end_token else ids
+
+
+def clip_with_pseudo_word(clip, name: str, vectors: Mapping[str, MakeVectors]):
+    """A clone of the CLIP in which `embedding:name` stands for `vectors`, without a file.
+
+    vectors: for each encoder, by its embedding key. Only this clone and its clones know the word: the tokenizers are
+    copied and the user's are not changed.
+    """
+    out = clip.clone()
+    out.tokenizer = copy.copy(clip.tokenizer)
+    for attribute, tokenizer in list(vars(clip.tokenizer).items()):
+        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and tokenizer.embedding_key in vectors:
+            copied = copy.copy(tokenizer)
+            vars(copied)["_try_get_embedding"] = partial(
+                _get_embedding, name, vectors[tokenizer.embedding_key], tokenizer._try_get_embedding
+            )
+            if copied.embedding_directory is None:
+                copied.embedding_directory = []  # ComfyUI reads `embedding:` only where there is a folder for it
+            setattr(out.tokenizer, attribute, copied)
+    return out
+
+
+def _get_embedding(name: str, vectors: MakeVectors, original: Callable[[str], Any], text: str) -> tuple:
+    """Replaces `SDTokenizer._try_get_embedding`: (vectors, the name found, the rest of the text).
+
+    text: what follows `embedding:` in the prompt. original: the method for all other names. Older versions of ComfyUI
+    expect no name in the result.
+    """
+    first, *rest = text.split()
+    word = first.strip(",")
+    if word != name:
+        return original(text)
+    leftover = " ".join(rest)
+    found = (first,) if _lookup_returns_name() else ()
+    return vectors(), *found, leftover if word == first else f"{first[len(word) :]} {leftover}"
+
+
+@cache
+def _lookup_returns_name() -> bool:
+    """Whether this ComfyUI's `_try_get_embedding` gives three values, the name among them, and not two."""
+
+    class NoFolders:
+        embedding_directory, embedding_size, embedding_key = (), 1, "clip_l"
+
+    result = comfy.sd1_clip.SDTokenizer._try_get_embedding(cast(comfy.sd1_clip.SDTokenizer, NoFolders), "word")
+    return len(result) == 3
