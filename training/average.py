@@ -1,35 +1,37 @@
-"""The running mean of trained parameters, which is steadier than the parameters themselves."""
+"""An exponential moving average (EMA) of trained parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from .tensors import interpolate
 
-class RunningMean:
-    """An exponential moving average of `parameters` with a warm-up: early values are forgotten sooner.
 
-    keep: the share of the mean that a step keeps; 0 is off, and then every method does nothing.
+class ParameterAverage:
+    """The EMA of `parameters` with a warm-up: the decay at step n is at most n / (n + 9).
+
+    decay: in 0..1, the share of the average that a step keeps; 0 is off, and then every method does nothing.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], keep: float):
-        self._parameters, self.keep = list(parameters), keep
-        self._means = [p.detach().clone() for p in self._parameters] if keep else []
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
+        self._parameters, self.decay = list(parameters), decay
+        self._means = [p.detach().clone() for p in self._parameters] if decay else []
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimiser step `step`, counted from 1."""
-        if self.keep:
-            keep = min(self.keep, step / (step + 9))
-            torch._foreach_lerp_(self._means, [p.detach() for p in self._parameters], 1 - keep)
+        """Average in the parameters after optimiser step `step`, counted from 1."""
+        if self.decay:
+            decay = min(self.decay, step / (step + 9))
+            interpolate(self._means, [p.detach() for p in self._parameters], 1 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within the block the parameters hold the mean; afterwards their own values again, to the bit."""
-        own = [p.detach().clone() for p in self._parameters] if self.keep else []
+    def applied(self) -> Generator[None, None, None]:
+        """Within the block the parameters have the averaged values; afterwards their own again, to the bit."""
+        own = [p.detach().clone() for p in self._parameters] if self.decay else []
         self._write(self._means)
         try:
             yield
@@ -42,9 +44,10 @@ class RunningMean:
             parameter.copy_(value)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The averages by the parameters' indices, copied to the CPU; empty if off."""
         return {str(i): mean.to("cpu", copy=True) for i, mean in enumerate(self._means)}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for i, mean in enumerate(self._means):
             mean.copy_(state[str(i)])

@@ -1,4 +1,4 @@
-"""The state of a run as plain tensors and numbers, so that it goes into a safetensors file and no pickle is needed."""
+"""The state of a run as tensors and numbers, for a safetensors file (no pickle)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from torch import Tensor
 
 from .plain_json import read_json
 
+OptimizerState = dict[int, dict[str, Tensor | float | None]]  # by the index of the parameter, then by name
+
 
 @dataclass
 class State:
-    """All that a run needs to go on: `step` steps are done.
+    """What a run needs to be resumed after `step` steps. All tensors are on the CPU.
 
-    trained: the parameters. optimizer: its `state_dict()["state"]`. best: the parameters at the lowest held-out loss,
-    `best_loss` at `best_step`. average: the running mean of the parameters, or empty.
+    trained: the state dict of what is trained. optimizer: the optimiser's `state_dict()["state"]`. best: the state
+    dict with the lowest validation loss, `best_loss` at `best_step`. average: that of `ParameterAverage`, or empty.
     """
 
     step: int
     trained: dict[str, Tensor]
-    optimizer: dict[int, dict[str, Tensor | float | int]]
-    best: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: OptimizerState
+    best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     best_loss: float = float("inf")
     best_step: int = 0
-    average: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a state, for a safetensors file."""
+    """(tensors, metadata) of a safetensors file."""
     tensors: dict[str, Tensor] = {}
-    numbers: dict[str, dict[str, float | int]] = {}
+    numbers: dict[str, dict[str, float]] = {}
     for part in ("trained", "best", "average"):
         tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(state, part).items()}
     for index, values in state.optimizer.items():
@@ -46,7 +48,7 @@ def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> State:
-    """The state that `pack` wrote. Raises `KeyError` or `ValueError` when it is none."""
+    """The state that `pack` wrote. Raises `KeyError` or `ValueError` for other files."""
     meta = read_json(metadata["bespoke.state"])
     state = State(int(meta["step"]), {}, {}, best_loss=float(meta["best_loss"]), best_step=int(meta["best_step"]))
     for key, tensor in tensors.items():
@@ -61,16 +63,19 @@ def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> State:
     return state
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor | float | int]]:
-    """What the optimiser remembers of each parameter, copied to the CPU."""
+def copy_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict copied to the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """The optimiser's state by the index of the parameter, copied to the CPU."""
     return {
         index: {k: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else v for k, v in values.items()}
         for index, values in optimizer.state_dict()["state"].items()
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, state: Mapping[int, Mapping[str, Tensor | float | int]]
-) -> None:
-    """Give the optimiser its memory back; learning rates and settings stay the present ones."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
+    """Load the optimiser's state. Its learning rates and settings stay as they are."""
     optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .config import TrainConfig
 from .randomness import batch_indices, generator, noise, stratified_uniform
+from .tensors import to_list
 from .timesteps import TimestepSampler
 
 
@@ -84,7 +85,7 @@ class LatentSet:
         indices = [indices[position] for position in positions]
         return Batch(
             indices,
-            [-1 if drop else i for i, drop in zip(indices, dropped[positions].tolist(), strict=True)],
+            [-1 if drop else i for i, drop in zip(indices, to_list(dropped[positions]), strict=True)],
             torch.cat([self.latents[i] for i in indices]).to(device),
             _noises(seed, micro, positions, shape, config.noise_offset).to(device),
             t.to(device),

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+Call = Callable[..., Any]
 MAX_TEXT_BYTES = 2048  # of a text in `World.all_gather_texts`
 
 
@@ -74,8 +75,9 @@ class World:
         self._all_reduce(flat)
         self.sent["gradients"] += flat.nbytes - flat.element_size()
         self.sent["other"] += flat.element_size()
-        parts = flat[:-1].split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+        parts = torch.split(flat[:-1], [gradient.numel() for gradient in gradients])
+        parts = [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        torch._foreach_copy_(gradients, parts)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         return float(flat[-1])
 
     def all_reduce_numbers(self, numbers: Sequence[float]) -> list[float]:
@@ -85,7 +87,7 @@ class World:
         total = torch.tensor(numbers, dtype=torch.float64)
         self._all_reduce(total)
         self.sent["other"] += total.nbytes
-        return total.tolist()
+        return total.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def agree(self, request: StopRequest) -> StopRequest:
         """The highest request of any process, the same in all of them."""
@@ -118,13 +120,14 @@ class World:
         if data:
             own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         gathered = [torch.zeros_like(own) for _ in range(self.size)]
-        self._collective(dist.all_gather, gathered, own)
+        self._collective(cast("Call", dist.all_gather), gathered, own)  # pyright: ignore[reportUnknownMemberType]
         return [one.numpy().tobytes().rstrip(b"\0").decode(errors="ignore") for one in gathered]
 
     def _all_reduce(self, tensor: Tensor, how: str = "SUM") -> None:
-        self._collective(dist.all_reduce, tensor, getattr(dist.ReduceOp, how))
+        operation = getattr(dist.ReduceOp, how)
+        self._collective(cast("Call", dist.all_reduce), tensor, operation)  # pyright: ignore[reportUnknownMemberType]
 
-    def _collective(self, call: Callable[..., Any], *arguments: Any) -> None:
+    def _collective(self, call: Call, *arguments: Any) -> None:
         try:
             call(*arguments)
         except RuntimeError as error:  # torch's DistBackendError too

@@ -1,5 +1,4 @@
-"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): a new word as vectors in the text encoder's embedding
-space."""
+"""Textual inversion (Gal et al. 2022, arXiv 2208.01618): a new word as vectors in the embedding space."""
 
 from __future__ import annotations
 
@@ -9,51 +8,53 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .optimizers import Group
 from .randomness import generator
+from .tensors import length, to_list
 
 INITS = ("words", "average", "noise")
 
 
 class PseudoWord:
-    """One float32 parameter [vectors, width] per text encoder; everything else is frozen.
+    """One float32 parameter [vectors, width] per text encoder: a `Trainable` of `loop.py`.
 
-    start: the first values by encoder. norm_limit: by encoder, the longest that a vector may grow, or None.
+    start: the initial values by encoder. norm_limit: the largest length of a vector by encoder, or None.
     """
 
     def __init__(self, start: Mapping[str, Tensor], norm_limit: Mapping[str, float] | None, device: torch.device):
         self.vectors = {key: nn.Parameter(value.detach().clone().float().to(device)) for key, value in start.items()}
         self.norm_limit = norm_limit
-        self.idle: list[nn.Parameter] = []
+        self.optional_parameters: list[nn.Parameter] = []
 
-    def groups(self, learning_rate: float) -> list[tuple[list[nn.Parameter], float]]:
+    def parameter_groups(self, learning_rate: float) -> list[Group]:
         return [(list(self.vectors.values()), learning_rate)]
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Scale vectors that grew past the limit back to it: far from the vocabulary a word obeys no prompt."""
+        """Scale vectors that are longer than the limit to it: prompts cannot control a word far from the vocabulary."""
         for key, limit in (self.norm_limit or {}).items():
-            length = self.vectors[key].norm(dim=-1, keepdim=True)
-            self.vectors[key].mul_((limit / length).clamp(max=1.0))
+            vectors = self.vectors[key]
+            vectors.mul_((limit / length(vectors, keepdim=True)).clamp(max=1.0))
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {key: value.detach().to("cpu", copy=True) for key, value in self.vectors.items()}
+        return {key: value.detach() for key, value in self.vectors.items()}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         for key, value in self.vectors.items():
-            value.copy_(state[key])
+            value.copy_(state_dict[key])
 
 
 def start_vectors(table: Tensor, ids: list[int], vectors: int, init: str, seed: int) -> Tensor:
-    """[vectors, width]: where the word begins.
+    """The initial vectors [vectors, width].
 
-    table: the vocabulary [words, width]. ids: tokens of the starting text. `words` takes its first `vectors` tokens
-    and repeats them when there are fewer; `average` their mean; `noise` a random direction at the vocabulary's median
-    length.
+    table: the vocabulary [words, width]. ids: the tokens of the initial text. init: `words` takes its first `vectors`
+    tokens and repeats them when there are fewer; `average` their mean; `noise` random directions with the median
+    length of the vocabulary. Raises `InputError` for another init, or without the tokens that it needs.
     """
     if init == "noise":
         direction = torch.randn(vectors, table.shape[1], generator=generator(seed, "vectors"))
-        return direction / direction.norm(dim=-1, keepdim=True) * table.norm(dim=-1).median()
+        return direction / length(direction, keepdim=True) * length(table).median()
     if not ids:
         raise InputError(
             "init_text is empty; write a word or two that are near to what is learned, or set init to noise"
@@ -66,9 +67,9 @@ def start_vectors(table: Tensor, ids: list[int], vectors: int, init: str, seed: 
 
 
 def nearest_words(vector: Tensor, table: Tensor, count: int = 5) -> list[tuple[int, float]]:
-    """[(token id, cosine)] of the vocabulary's rows nearest to `vector` [width]."""
+    """[(token id, cosine)] of the `count` rows of `table` [words, width] nearest to `vector` [width]."""
     vector = vector.float()
-    # A product and lengths, where `cosine_similarity` would make a normalised copy of the whole table.
-    cosine = (table @ vector) / (table.norm(dim=-1) * vector.norm()).clamp(min=1e-8)
+    # Not `cosine_similarity`, which makes a normalised copy of the whole table.
+    cosine = (table @ vector) / (length(table) * length(vector)).clamp(min=1e-8)
     top = cosine.topk(count)
-    return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return list(zip(to_list(top.indices), to_list(top.values), strict=True))

@@ -1,57 +1,62 @@
-"""The one training loop: a generator of events, so that display, interruption and saving live outside it."""
+"""The training loop: an iterator of steps, so that display, interruption and saving are outside of it."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .average import RunningMean
-from .checkpoint import State, optimizer_state, restore_optimizer
+from .average import ParameterAverage
+from .checkpoint import State, copy_state, optimizer_state, restore_optimizer
 from .config import TrainConfig
 from .distributed import World
 from .errors import InputError
 from .optimizers import Group, check_gradients, clip_gradient, lr_schedule, make_optimizer
+from .tensors import backward, divide
 
-# Gradients of half-precision models are of the order of 1e-6, where fp16 keeps few bits or none: the backward pass runs
-# on a loss this many times larger. A power of two, so that nothing changes in the wider types, to the bit.
+# Gradients of half-precision models are of the order of 1e-6, where fp16 has few bits or none: the backward pass runs
+# on a loss this many times larger. A power of two, so that the result in wider types is the same to the bit.
 GRADIENT_SCALE = 2.0**12
 
 
 class Trainable(Protocol):
-    """What is learned: adapters or an embedding.
+    """What is trained: adapters or an embedding."""
 
-    idle: parameters that may have no part in the loss, and so no gradient. For any other that is an error.
-    """
+    @property
+    def optional_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters that may not contribute to the loss and so get no gradient. For any other that is an error."""
+        ...
 
-    idle: Sequence[nn.Parameter]
-
-    def groups(self, learning_rate: float) -> Sequence[Group]:
-        """The parameters in groups, each with its learning rate; `learning_rate` is the run's."""
+    def parameter_groups(self, learning_rate: float) -> Sequence[Group]:
+        """All parameters in the optimiser's groups, each with its learning rate; `learning_rate` is the run's."""
         ...
 
     def after_step(self) -> None:
-        """Called after every optimiser step, for what must hold between steps (a norm limit)."""
+        """Called after every optimiser step, to restore what must hold between steps (a norm limit)."""
         ...
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """A copy of what is learned, on the CPU."""
+    def state_dict(self) -> Mapping[str, Any]:
+        """The trained tensors by name, not copied."""
         ...
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object:
+        """Copy in the tensors of another `state_dict`."""
+        ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step is done. `step` counts from 1; `seconds` since the loop began; `loss` is the batch's mean.
+    """One optimiser step that is done.
 
-    held_out: the loss on the fixed grid, where this step was scored; `best` whether it is the lowest so far.
+    step: its number, from 1, of `steps`. loss: the mean over the global batch. learning_rate: of the first group.
+    grad_norm: the length of the gradient before it was clipped. seconds: since the loop began.
+    validation_loss: where this step was validated. best: whether that is the lowest so far.
     """
 
     step: int
@@ -60,154 +65,161 @@ class Step:
     learning_rate: float
     grad_norm: float
     seconds: float
-    held_out: float | None = None
+    validation_loss: float | None = None
     best: bool = False
 
 
 class NotANumber(ArithmeticError):
-    """The loss or the gradient is no number any more. The trainable still holds the last good state."""
+    """The loss or the gradient is not finite. The trainable still holds the last good state."""
 
 
 class Training:
-    """A run that can be followed, stopped, saved and gone on with.
+    """A run that can be iterated step by step, stopped, saved and resumed.
 
-    what: the parameters that are trained. loss_of: micro-batch index (counted over the whole run) -> the mean loss of
-    that micro-batch, a scalar with a graph; of several processes each gives its share of that mean, or None where it
-    has
-    none. held_out: the loss on the fixed grid as it stands now, or None; the same in every process. until: the
-    step to stop at where that is known beforehand, on the schedule of the whole run. world: the processes.
+    trainable: what is trained. loss: (number of the micro-batch, counted over the whole run) -> the mean loss of that
+    micro-batch, a scalar with a graph; one process of several returns its share of that mean, or None where it has no
+    sample. validation_loss: computes the loss on the validation batches, the same in every process; None is no
+    validation. state: to resume from. until: a step to stop at, on the learning-rate schedule of the whole run.
+    world: the processes that train together.
     """
 
     def __init__(
         self,
-        what: Trainable,
-        loss_of: Callable[[int], Tensor | None],
+        trainable: Trainable,
+        loss: Callable[[int], Tensor | None],
         config: TrainConfig,
-        held_out: Callable[[], float] | None = None,
+        validation_loss: Callable[[], float] | None = None,
         state: State | None = None,
         until: int | None = None,
         world: World | None = None,
     ):
-        self.last = config.steps if until is None else min(until, config.steps)
-        self.what, self.config, self.loss_of, self._held_out = what, config, loss_of, held_out
+        self.trainable, self.loss, self.config, self.validation_loss = trainable, loss, config, validation_loss
         self.world = World() if world is None else world
-        groups = what.groups(config.learning_rate)
+        groups = trainable.parameter_groups(config.learning_rate)
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
         self._optimizer = make_optimizer(groups, config)
         self._schedule = lr_schedule(self._optimizer, config)
-        self.mean = RunningMean(self.parameters, config.ema)
-        self.done, self.best, self.best_loss, self.best_step = 0, {}, math.inf, 0
+        self.average = ParameterAverage(self.parameters, config.ema)
+        self.steps_done, self.last_step = 0, config.steps if until is None else min(until, config.steps)
+        self.best: dict[str, Tensor] = {}
+        self.best_loss, self.best_step = math.inf, 0
         if state is not None:
             self._restore(state)
 
-    def _restore(self, state: State) -> None:
-        self.what.load_state_dict(state.trained)
-        restore_optimizer(self._optimizer, state.optimizer)
-        self.mean.load_state_dict(state.average)
-        self.done, self.best, self.best_loss = state.step, state.best, state.best_loss
-        self.best_step = state.best_step
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it has not seen the optimiser's steps of the earlier sitting
-            for _ in range(state.step):
-                self._schedule.step()
-
     def __iter__(self) -> Iterator[Step]:
-        """Train until the last step is done or the held-out loss has turned, yielding after each step.
+        """Train up to the last step, or until the validation loss has not improved for the config's patience.
 
-        Raises `NotANumber` before a bad gradient reaches the parameters, and `InputError` at the first step when the
-        gradient is missing or zero: nothing would be learned, silently.
+        Yields after each step. Raises `NotANumber` before a bad gradient reaches the parameters, and `InputError` at
+        the first step when a gradient is missing or all are zero, since nothing would be learned.
         """
-        started, config = time.monotonic(), self.config
-        while self.done < self.last:
-            total, computed = 0.0, False
-            for micro in range(config.gradient_accumulation):
-                loss = self.loss_of(self.done * config.gradient_accumulation + micro)
-                if loss is None:
-                    continue
-                loss, computed = loss / config.gradient_accumulation, True
-                (loss * GRADIENT_SCALE).backward()
-                total += loss.item()
-            if computed:
-                for parameter in self.what.idle:
-                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                check_gradients(self.parameters)
-                torch._foreach_div_([parameter.grad for parameter in self.parameters], GRADIENT_SCALE)
-            total = self.world.all_reduce_gradients(self.parameters, total)
-            grad_norm = clip_gradient(self.parameters, config.max_grad_norm)
-            if not math.isfinite(total) or not math.isfinite(grad_norm):
-                self._optimizer.zero_grad()
-                raise NotANumber(f"the loss at step {self.done + 1} is {total:g}, the gradient's length {grad_norm:g}")
-            if self.done == 0 and grad_norm == 0.0:
-                raise InputError(
-                    "the gradient is zero at the first step, so nothing would be learned; check the targets, "
-                    "that alpha is not 0, and that the masks let something through"
-                )
+        started = time.monotonic()
+        while self.steps_done < self.last_step:
+            loss = self._compute_gradients()
+            grad_norm = clip_gradient(self.parameters, self.config.max_grad_norm)
+            self._check_step(loss, grad_norm)
             learning_rate = self._schedule.get_last_lr()[0]
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            self._schedule.step()
-            self.what.after_step()
-            self.done += 1
-            self.mean.update(self.done)
-            held_out = self._score() if self._is_scored(self.done) else None
+            self._update_parameters()
+            validation_loss = self._validate() if self._is_validation_step() else None
             yield Step(
-                self.done,
-                self.last,
-                total,
-                learning_rate,
+                self.steps_done,
+                self.last_step,
+                loss,
+                float(learning_rate),
                 grad_norm,
                 time.monotonic() - started,
-                held_out,
-                held_out is not None and self.best_step == self.done,
+                validation_loss,
+                best=validation_loss is not None and self.best_step == self.steps_done,
             )
-            if held_out is not None and self._has_turned():
+            if validation_loss is not None and self._patience_is_over():
                 return
 
-    def score_start(self) -> float | None:
-        """The held-out loss before anything is learned: what every later one is compared with."""
-        return self._score() if self._held_out is not None and self.done == 0 else None
-
-    def _has_turned(self) -> bool:
-        """Whether the held-out loss has not been as low as its best for as long as the request waits."""
-        patience = self.config.patience * self.config.validate_every
-        return patience > 0 and self.done - self.best_step >= patience
-
-    def _is_scored(self, step: int) -> bool:
-        if self._held_out is None:
-            return False
-        return step == self.last or step % max(1, self.config.validate_every) == 0
-
-    def _score(self) -> float:
-        with torch.no_grad(), self.mean.in_place():
-            loss = self._held_out()
-            if loss < self.best_loss:
-                self.best, self.best_loss, self.best_step = self.what.state_dict(), loss, self.done
-        return loss
+    def initial_validation_loss(self) -> float | None:
+        """The validation loss before the first step; None when resumed or without validation."""
+        return self._validate() if self.validation_loss is not None and self.steps_done == 0 else None
 
     def result(self) -> dict[str, Tensor]:
-        """What is handed on: the best by the held-out loss where that is kept, else the last (its mean, with `ema`)."""
+        """The state with the lowest validation loss if the config keeps the best, else the last; see `current`."""
         if self.config.keep == "best" and self.best:
             return self.best
-        return self.learned()
+        return self.current()
 
-    def learned(self) -> dict[str, Tensor]:
-        """What is learned so far (its mean, with `ema`): a copy, on the CPU."""
-        with self.mean.in_place():
-            return self.what.state_dict()
+    def current(self) -> dict[str, Tensor]:
+        """The trained tensors as they are (with `ema` their average), copied to the CPU."""
+        with self.average.applied():
+            return copy_state(self.trainable.state_dict())
 
     def state(self) -> State:
-        """The run as it stands, to be gone on with: copies, on the CPU."""
+        """The run as it is, to resume from: copies, on the CPU."""
         return State(
-            self.done,
-            self.what.state_dict(),
+            self.steps_done,
+            copy_state(self.trainable.state_dict()),
             optimizer_state(self._optimizer),
             self.best,
             self.best_loss,
             self.best_step,
-            self.mean.state_dict(),
+            self.average.state_dict(),
         )
 
+    def _restore(self, state: State) -> None:
+        self.trainable.load_state_dict(state.trained)
+        restore_optimizer(self._optimizer, state.optimizer)
+        self.average.load_state_dict(state.average)
+        self.steps_done, self.best, self.best_loss = state.step, state.best, state.best_loss
+        self.best_step = state.best_step
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the schedule warns as it did not see the optimiser's earlier steps
+            for _ in range(state.step):
+                self._schedule.step()
 
-def train(what: Trainable, loss_of: Callable[[int], Tensor], config: TrainConfig) -> Iterator[Step]:
-    """A run from its first step to its last, with nothing held out."""
-    return iter(Training(what, loss_of, config))
+    def _compute_gradients(self) -> float:
+        """Accumulate the gradient of one step over micro-batches and processes; the mean loss of the global batch."""
+        accumulation, mean, any_loss = self.config.gradient_accumulation, 0.0, False
+        for micro in range(accumulation):
+            loss = self.loss(self.steps_done * accumulation + micro)
+            if loss is None:
+                continue
+            loss, any_loss = loss / accumulation, True
+            backward(loss * GRADIENT_SCALE)
+            mean += loss.item()
+        if any_loss:
+            for parameter in self.trainable.optional_parameters:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            divide(check_gradients(self.parameters), GRADIENT_SCALE)
+        return self.world.all_reduce_gradients(self.parameters, mean)
+
+    def _check_step(self, loss: float, grad_norm: float) -> None:
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            self._optimizer.zero_grad()
+            raise NotANumber(f"the loss at step {self.steps_done + 1} is {loss:g}, the gradient's length {grad_norm:g}")
+        if self.steps_done == 0 and grad_norm == 0.0:
+            raise InputError(
+                "the gradient is zero at the first step, so nothing would be learned; check the targets, "
+                "that alpha is not 0, and that the masks let something through"
+            )
+
+    def _update_parameters(self) -> None:
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._schedule.step()
+        self.trainable.after_step()
+        self.steps_done += 1
+        self.average.update(self.steps_done)
+
+    def _is_validation_step(self) -> bool:
+        if self.validation_loss is None:
+            return False
+        return self.steps_done == self.last_step or self.steps_done % max(1, self.config.validate_every) == 0
+
+    def _validate(self) -> float:
+        """The validation loss (with `ema` of the average); remembers the state if it is the lowest."""
+        assert self.validation_loss is not None
+        with torch.no_grad(), self.average.applied():
+            loss = self.validation_loss()
+            if loss < self.best_loss:
+                self.best, self.best_loss = copy_state(self.trainable.state_dict()), loss
+                self.best_step = self.steps_done
+        return loss
+
+    def _patience_is_over(self) -> bool:
+        patience = self.config.patience * self.config.validate_every  # in steps; 0 is without end
+        return patience > 0 and self.steps_done - self.best_step >= patience

@@ -1,17 +1,20 @@
-"""What one training step takes, measured on the first batch instead of guessed from a table."""
+"""The cost of one training step, measured on the first batch."""
 
 from __future__ import annotations
 
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .tensors import backward
 
 
 @dataclass(frozen=True)
@@ -23,21 +26,24 @@ class StepCost:
 
 
 def plain_tensors(tensor: Tensor) -> list[Tensor]:
-    """What a tensor is made of: itself, or the numbers and scales of a quantised kind."""
-    parts = getattr(tensor, "__tensor_flatten__", None)
-    return [tensor] if parts is None else [getattr(tensor, name) for name in parts()[0]]
+    """The tensors with storage that `tensor` consists of: itself, or the numbers and scales of a quantised one."""
+    flatten: Callable[[], tuple[list[str], Any]] | None = getattr(tensor, "__tensor_flatten__", None)
+    return [tensor] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
 
 
 def measure_step(
-    loss_of: Callable[[], Tensor | None], frozen: Iterable[Tensor], trained: list[nn.Parameter]
+    loss: Callable[[], Tensor | None], frozen: Iterable[Tensor], trained: Iterable[nn.Parameter]
 ) -> StepCost:
-    """Run one micro-batch and throw its gradient away. Nothing is measured where `loss_of` gives None.
+    """Run one micro-batch and drop its gradient. The cost is zero where `loss` returns None.
 
     frozen: tensors that exist anyway, so that a reference to one costs nothing.
     """
-    # Of a weight that is spread over processes this one holds a part.
-    held = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in (*frozen, *trained))
-    known = {part.untyped_storage().data_ptr() for tensor in held for part in plain_tensors(tensor)}
+    trained = list(trained)
+    known = {
+        part.untyped_storage().data_ptr()
+        for tensor in (*frozen, *trained)
+        for part in plain_tensors(_local_part(tensor))
+    }
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -49,42 +55,54 @@ def measure_step(
 
     began = time.perf_counter()
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = loss_of()
-    if loss is None:
+        value = loss()
+    if value is None:
         return StepCost(0.0, 0)
-    loss.backward()
-    if loss.device.type == "cuda":
-        torch.cuda.synchronize(loss.device)  # until here the work was only handed over
+    backward(value)
+    if value.device.type == "cuda":
+        torch.cuda.synchronize(value.device)  # before it the work is only queued
     seconds = time.perf_counter() - began
     for parameter in trained:
         parameter.grad = None
     return StepCost(seconds, sum(kept.values()))
 
 
+def _local_part(tensor: Tensor) -> Tensor:
+    """The part that this process has of a weight that is sharded over processes; others whole."""
+    to_local: Callable[[], Tensor] | None = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
 class LiveBytes(TorchDispatchMode):
-    """Counts, within the block, the bytes of the tensors that operations make, until each is freed: `now`, and the
-    `peak`.
+    """Counts the bytes of the tensors that operations within the block create, until each is freed.
 
-    Exact for tensors, whatever keeps them (a graph, a gradient, a variable); what a kernel takes for itself while it
-    runs is not seen. Works on fake tensors (torch._subclasses.fake_tensor) as on real ones.
+    now: the bytes at present. peak: the most so far. Exact for tensors, whatever refers to them (a graph, a gradient, a
+    variable); the workspace of a kernel is not counted. Works on fake tensors (torch._subclasses.fake_tensor) too.
 
-    there: tensors that exist anyway; a view of one costs nothing.
+    existing: tensors that exist anyway; a view of one costs nothing.
     """
 
-    def __init__(self, there: Iterable[Tensor]):
-        super().__init__()
+    def __init__(self, existing: Iterable[Tensor]):
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
         self.now = self.peak = 0
-        self._there = [part.untyped_storage() for tensor in there for part in plain_tensors(tensor)]  # kept alive: ids
-        self._known = {id(storage) for storage in self._there}
+        # Kept, since the id of a freed storage may be used again.
+        self._existing = [part.untyped_storage() for tensor in existing for part in plain_tensors(tensor)]
+        self._known = {id(storage) for storage in self._existing}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if isinstance(value, Tensor):
                 self._note(value.untyped_storage())
         return out
 
-    def _note(self, storage) -> None:
+    def _note(self, storage: torch.UntypedStorage) -> None:
         if id(storage) in self._known:
             return
         size = storage.nbytes()
@@ -98,8 +116,8 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def in_words(seconds: float) -> str:
-    """A time to come, in words that do not claim more than is known."""
+def format_duration(seconds: float) -> str:
+    """A duration in words, rounded to what is known of one that is estimated."""
     if seconds < 90:
         return f"{math.ceil(seconds / 10) * 10} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .tensors import to_list
+
 
 def generator(seed: int | str, *path: int | str) -> torch.Generator:
     """A CPU generator for one named draw: `generator(seed, "noise", step, position)`.
@@ -50,5 +52,5 @@ def batch_indices(buckets: Sequence[Sequence[int]], batch: int, seed: int | str,
     starts = [(g, b) for g, count in enumerate(batches_of) for b in range(count)]
     g, b = starts[int(torch.randperm(len(starts), generator=generator(seed, "batches", epoch))[position])]
     bucket = buckets[g]
-    order = torch.randperm(len(bucket), generator=generator(seed, "images", epoch, g)).tolist()
+    order = to_list(torch.randperm(len(bucket), generator=generator(seed, "images", epoch, g)))
     return [bucket[order[(b * batch + i) % len(bucket)]] for i in range(batch)]

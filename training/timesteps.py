@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .objective import Denoiser, expected_loss
+from .tensors import inverse_normal
 
 SHIFT = 3.0  # SD3's at 1024 px
 CELLS = 1000  # cells of the density that importance sampling draws from
@@ -50,7 +51,8 @@ class LogitNormalTimesteps:
     eq. 19)."""
 
     def sample(self, uniform: Tensor) -> Tensor:
-        return torch.sigmoid(torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7))).to(uniform.dtype)
+        normal = inverse_normal(uniform.double().clamp(1e-7, 1 - 1e-7))
+        return torch.sigmoid(normal).to(uniform.dtype)
 
     def weight(self, t: Tensor) -> Tensor | None:
         return None

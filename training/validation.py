@@ -19,6 +19,7 @@ from .data import Batch, LatentSet
 from .distributed import World
 from .errors import InputError
 from .randomness import generator, noise
+from .tensors import to_list
 
 TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)  # t of each validation image
 SEED = 0x5EED  # of the validation noises: the same for every run, whatever its seed
@@ -46,7 +47,7 @@ def folds(copies: Sequence[Sequence[int]], held_out: int, seed: int) -> list[tup
 def _shuffled(copies: Sequence[Sequence[int]], held_out: int, seed: int) -> list[int]:
     if held_out >= len(copies):
         raise InputError(f"validation is {held_out} of {len(copies)} pictures, so none is left to train on; give fewer")
-    return torch.randperm(len(copies), generator=generator(seed, "held out")).tolist()
+    return to_list(torch.randperm(len(copies), generator=generator(seed, "held out")))
 
 
 def _without(copies: Sequence[Sequence[int]], out: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -56,7 +57,8 @@ def _without(copies: Sequence[Sequence[int]], out: Sequence[int]) -> tuple[list[
 
 def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
     """[(step, loss)]: the mean of validation curves over the steps that all of them have."""
-    common = set.intersection(*({step for step, _ in curve} for curve in curves))
+    steps = [{step for step, _ in curve} for curve in curves]
+    common = steps[0].intersection(*steps[1:])
     losses = [dict(curve) for curve in curves]
     return [(step, sum(one[step] for one in losses) / len(losses)) for step in sorted(common)]
 

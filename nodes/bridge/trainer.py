@@ -192,7 +192,7 @@ class _Trainer:
         """One training from its start, or from the state it was interrupted at; gives what was learned."""
         technique, config = self.technique, self.technique.request.train
         trainable = technique.new_trainable()
-        fold.run.trained = sum(p.numel() for parameters, _ in trainable.groups(0.0) for p in parameters)
+        fold.run.trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
         timesteps = timestep_sampler(self.denoiser, config.timestep_sampling, config.loss_weighting)
         task = TrainingTask(
             trainable,

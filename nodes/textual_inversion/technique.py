@@ -16,7 +16,7 @@ from torch import Tensor
 from ...training.data import Batch
 from ...training.embedding import PseudoWord, nearest_words, start_vectors
 from ...training.images import ImageSet, passes
-from ...training.measure import StepCost, in_words
+from ...training.measure import StepCost, format_duration
 from ...training.objective import denoising_loss
 from ...training.record import Run
 from ..bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
@@ -159,7 +159,7 @@ class TextualInversionTechnique:
             f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {steps} steps of "
             f"{config.images_per_step}, each of {run.images} pictures seen about "
             f"{passes(run.images, steps, config.images_per_step):.0f} times; "
-            f"about {in_words(cost.seconds * config.gradient_accumulation * steps)}; "
+            f"about {format_duration(cost.seconds * config.gradient_accumulation * steps)}; "
             f"{cost.kept / 2**20:.0f} MB beside the models"
         )
 

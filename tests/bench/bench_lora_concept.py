@@ -238,11 +238,9 @@ def variants():
         # Strata shifted by the golden ratio from step to step: evenly spread over time too.
         return (stratified(seed, 0, batch) + step * 0.6180339887) % 1.0
 
-    class Wider(lora.LowRankAdapters):
-        def __init__(self, *args, **more):
-            super().__init__(*args, **more)
-            for down in self.down.values():
-                down.data.mul_(3.0)
+    class Wider(lora.LoraAdapter):
+        def __init__(self, down, up, alpha):
+            super().__init__(down * 3.0, up, alpha)
 
     def root(*args):
         return expected(*args).sqrt()
@@ -266,7 +264,7 @@ def variants():
         "LoRA+ 8, 2e-3": ({"learning_rate": 2e-3}, ratio(8.0)),
         "LoRA+ 8, 1e-3": ({}, ratio(8.0)),
         "LoRA+ 32, 5e-4": ({"learning_rate": 5e-4}, ratio(32.0)),
-        "down three times as large": ({}, [(train, "LowRankAdapters", Wider)]),
+        "down three times as large": ({}, [(train, "LoraAdapter", Wider)]),
         "EMA .98": ({"ema": 0.98}, []),
         "EMA .98, constant rate": ({"ema": 0.98, "lr_schedule": "constant"}, []),
     }

@@ -13,7 +13,7 @@ steps.
 
 import pytest
 import torch
-from bespoke.training.adapters.lora import LowRankAdapters
+from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 
 pytestmark = pytest.mark.bench
 CPU = torch.device("cpu")
@@ -87,8 +87,9 @@ def forecast(base, compute, saving: bool, tokens: int, width: int, pooled: int, 
     )
 
     def learn():
-        made.append(LowRankAdapters(target_layers(base.diffusion_model, "cross-attention"), RANK, RANK, 0, CPU))
-        return made[0].parameters()
+        layers = target_layers(base.diffusion_model, "cross-attention")
+        made.append(AdapterSet(LoraAdapter, layers, AdapterConfig(RANK, RANK, 0), CPU))
+        return list(made[0].parameters())
 
     return memory_forecast.forecast(
         base, latent, one, learn, compute, saving, memory_forecast.OPTIMIZER_BYTES["AdamW"], lambda: made[0].attached()

@@ -9,11 +9,12 @@ import torch
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import FAMILIES, checkpoint_blocks, family_of, target_layers
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.training.adapters.lora import LowRankAdapters
+from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.errors import InputError
 from bespoke.training.formats import COMFY_PREFIX
 from bespoke.training.objective import denoising_loss, loss_weight
 from helpers import batch_and_single_gradients, sprite_set, weights_hash
+from random_lora import random_lora
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward")
 # name -> (family, prediction, layers by target). Flux and SD3 have a file of their own, test_flow.py.
@@ -42,9 +43,7 @@ each = pytest.mark.parametrize("name", PARAMS)
 
 def opened_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
     layers = target_layers(denoiser.base.diffusion_model, targets)
-    adapters = LowRankAdapters(layers, rank, rank, 0, denoiser.device)
-    for seed, up in enumerate(adapters.up.values()):
-        up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
+    adapters = random_lora(layers, rank, denoiser.device)
     for parameter in adapters.parameters():
         parameter.data = parameter.data.to(dtype)
     return adapters
@@ -159,7 +158,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, name):
     for saving in (False, True):
         with prepare_for_training(models[0], "fp32", saving) as denoiser:
             adapters = opened_adapters(denoiser, dtype=torch.float64)
-            parameters = adapters.parameters()
+            parameters = list(adapters.parameters())
             values = batch(models, denoiser, frames=2 if "wan" in name else 1)
             with adapters.attached():
                 loss = exact_loss(denoiser, *values)
@@ -303,7 +302,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
             COMFY_PREFIX + layer: module
             for layer, module in target_layers(denoiser.base.diffusion_model, TARGETS[-1]).items()
         }
-        adapters = LowRankAdapters(layers, 2, 1.0, 0, denoiser.device)
+        adapters = AdapterSet(LoraAdapter, layers, AdapterConfig(2, 1.0, 0), denoiser.device)
         adapters.load_state_dict(lora)
         with torch.no_grad(), adapters.attached():
             assert (denoiser.denoise(*given) - ours).abs().max() < 1e-4 * movement

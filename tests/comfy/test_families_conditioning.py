@@ -11,7 +11,6 @@ from bespoke.nodes.bridge.models import check_trainable
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.folder import FolderRequest, read_folder
-from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet
@@ -19,6 +18,7 @@ from bespoke.training.objective import denoising_loss
 from bespoke.training.timesteps import UniformTimesteps
 from helpers import sprite_set
 from PIL import Image
+from random_lora import random_lora
 
 CONFIG = TrainConfig(steps=4, learning_rate=1e-3, batch_size=2, seed=3, timestep_sampling="uniform")
 
@@ -145,11 +145,7 @@ def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyu
         pictures, prompts = prompts_of(models, denoiser, mixed)
         from bespoke.nodes.bridge.models import target_layers
 
-        adapters = LowRankAdapters(
-            target_layers(denoiser.base.diffusion_model, "cross-attention"), 2, 2, 0, denoiser.device
-        )
-        for seed, up in enumerate(adapters.up.values()):
-            up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
+        adapters = random_lora(target_layers(denoiser.base.diffusion_model, "cross-attention"), 2, denoiser.device)
 
         def gradient(indices, conds):
             latent = torch.cat([pictures.data.latents[i] for i in indices])

@@ -16,7 +16,7 @@ from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.bridge.training_model import memory_forecast, offload
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.training.adapters.lora import LowRankAdapters
+from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.errors import InputError
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
@@ -48,8 +48,9 @@ def forecast(models, latent, saving, compute=None):
     one = conditioning.model_conds(base, *conditioning.encode_prompt(models[1], "a red circle"), latent[:1], CPU)
 
     def learn():
-        made.append(LowRankAdapters(target_layers(base.diffusion_model, "cross-attention"), 4, 4, 0, CPU))
-        return made[0].parameters()
+        layers = target_layers(base.diffusion_model, "cross-attention")
+        made.append(AdapterSet(LoraAdapter, layers, AdapterConfig(4, 4, 0), CPU))
+        return list(made[0].parameters())
 
     joined = conditioning.join_conds([one] * len(latent))
     return memory_forecast.forecast(
@@ -67,7 +68,8 @@ def forecast(models, latent, saving, compute=None):
 def a_step(models, latent, saving, around):
     """A real step within `around(its frozen and trained tensors)`; one goes before, so that every buffer is there."""
     with prepare_for_training(models[0], "fp32", saving) as denoiser:
-        adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, "cross-attention"), 4, 4, 0, CPU)
+        layers = target_layers(denoiser.base.diffusion_model, "cross-attention")
+        adapters = AdapterSet(LoraAdapter, layers, AdapterConfig(4, 4, 0), CPU)
         one = conditioning.model_conds(
             denoiser.base, *conditioning.encode_prompt(models[1], "a red circle"), latent[:1], CPU
         )

@@ -12,7 +12,7 @@ from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.bridge.training_model.checkpointing import checkpointed
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.folder import fingerprint
-from bespoke.training.adapters.lora import LowRankAdapters
+from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet, TrainingImage
@@ -85,7 +85,7 @@ def test_gradient_checkpointing_keeps_less_and_learns_the_same(models, run_node)
     for on in (False, True):
         with prepare_for_training(model, "fp32", on) as denoiser:
             layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
-            adapters = LowRankAdapters(layers, 2, 2, 0, denoiser.device)
+            adapters = AdapterSet(LoraAdapter, layers, AdapterConfig(2, 2, 0), denoiser.device)
             conds = conditioning.join_conds(
                 [conditioning.model_conds(denoiser.base, cond, extra, latent[:1], denoiser.device)] * 2
             )

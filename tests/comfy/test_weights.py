@@ -15,11 +15,11 @@ from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.bridge.training_model import denoiser as bridge
 from bespoke.nodes.bridge.training_model.pseudo_word import clip_with_pseudo_word
 from bespoke.nodes.bridge.training_model.text_encoder import attention_layers, prepare_text_encoder
-from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.errors import InputError
 from bespoke.training.measure import measure_step
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
+from random_lora import random_lora
 
 CPU = torch.device("cpu")
 PLAIN = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -99,9 +99,7 @@ def gradient(model, kind, precision="fp32", saving=False, targets="attention + f
     """(the adapters' gradient in one vector, the bytes that the graph keeps)."""
     channels, config = kind
     with bridge.prepare_for_training(model, precision, saving) as denoiser:
-        adapters = LowRankAdapters(target_layers(denoiser.base.diffusion_model, targets), 4, 4, 0, CPU)
-        for seed, up in enumerate(adapters.up.values()):
-            up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
+        adapters = random_lora(target_layers(denoiser.base.diffusion_model, targets))
         generator = torch.Generator().manual_seed(0)
         latent, noise = torch.randn(2, 2, channels, 8, 12, generator=generator)
         given = denoiser.sigma(torch.tensor([0.3, 0.7])), conds_of(denoiser.base, config, 2)
@@ -579,9 +577,7 @@ def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, fir
     with bridge.prepare_for_training(model, "fp32") as denoiser:
         monkeypatch.undo()
         layers = target_layers(denoiser.base.diffusion_model, "attention + feed-forward")
-        adapters = LowRankAdapters(layers, 4, 4, 0, CPU)
-        for seed, up in enumerate(adapters.up.values()):
-            up.data.normal_(std=0.05, generator=torch.Generator().manual_seed(seed))
+        adapters = random_lora(layers)
         generator = torch.Generator().manual_seed(0)
         latent, noise = torch.randn(2, 2, 4, 8, 12, generator=generator)
         given = denoiser.sigma(torch.tensor([0.3, 0.7])), conds_of(denoiser.base, tiny.SD15, 2)

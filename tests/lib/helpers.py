@@ -11,11 +11,11 @@ from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.images.folder import fingerprint
-from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.images import ImageSet, TrainingImage
 from bespoke.training.objective import denoising_loss
 from judge import judge
 from PIL import Image
+from random_lora import random_lora
 
 
 def weights_hash(module: torch.nn.Module) -> str:
@@ -38,9 +38,7 @@ def batch_and_single_gradients(model, clip, shape: tuple[int, ...]) -> tuple[tor
     latent, noise = torch.randn(4, *shape), torch.randn(4, *shape)
     with prepare_for_training(model, "fp32") as denoiser:
         layers = target_layers(denoiser.base.diffusion_model, "cross-attention")
-        adapters = LowRankAdapters(layers, 4, 4, 0, denoiser.device)
-        for up in adapters.up.values():
-            torch.nn.init.normal_(up, std=0.05)
+        adapters = random_lora(layers, 4, denoiser.device)
         conds = [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in prompts]
         sigma = denoiser.sigma(torch.tensor([0.1, 0.4, 0.6, 0.95]))
         calls = []

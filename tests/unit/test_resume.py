@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from bespoke.training.adapters.lora import LowRankAdapters
 from bespoke.training.checkpoint import pack, unpack
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
@@ -16,15 +15,13 @@ from bespoke.training.record import Run, run_id
 from bespoke.training.validation import TIMESTEPS, folds, mean_curve, split, validation_batches, validation_scorer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
+from toy_training import copy_of, one_layer
 
 CPU = torch.device("cpu")
 
 
 def problem(seed=0):
-    torch.manual_seed(0)
-    layer = nn.Linear(12, 9).requires_grad_(False)
-    lora = LowRankAdapters({"a.to_q": layer}, 3, 3, seed, CPU)
+    layer, lora = one_layer(12, 9, rank=3, alpha=3, seed=seed)
     target = torch.randn(9)
 
     def loss(micro):
@@ -76,14 +73,14 @@ def test_more_steps_go_on_from_the_end():
     training, _ = run(lora, *rest, 10)
     again, events = run(lora, *rest, 15, state=training.state())
     assert [e.step for e in events] == [11, 12, 13, 14, 15]
-    assert again.done == 15
+    assert again.steps_done == 15
 
 
 def test_the_best_state_is_the_one_that_scored_best():
     lora, loss, _ = problem()
     curve = iter([3.0, 1.0, 2.0, 5.0])
     training, events = run(lora, loss, lambda: next(curve), 40)
-    assert [(e.step, e.held_out, e.best) for e in events if e.held_out is not None] == [
+    assert [(e.step, e.validation_loss, e.best) for e in events if e.validation_loss is not None] == [
         (10, 3.0, True),
         (20, 1.0, True),
         (30, 2.0, False),
@@ -207,7 +204,7 @@ def test_every_optimiser_and_the_running_mean_go_on_bit_identically(tmp_path, op
 def test_the_running_mean_is_what_is_scored_and_handed_on():
     lora, loss, held_out = problem()
     training, _ = run(lora, loss, held_out, 60, ema=0.9, keep="last")
-    last = lora.state_dict()
+    last = copy_of(lora)
     mean = training.result()
     assert all(torch.equal(value, lora.state_dict()[key]) for key, value in last.items())  # the parameters are back
     assert any(not torch.equal(mean[key], last[key]) for key in mean)

@@ -1,138 +1,96 @@
-"""Low-rank adapters on linear layers (Hu et al. 2021, "LoRA", section 4.1): W x + (alpha / rank) B A x, W frozen."""
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685, section 4.1): W x + (alpha / rank) B A x with W frozen."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import InputError
 from ..randomness import generator
+from .adapter import Adapter, AdapterConfig, linear_shape, nothing_for
 
 UP_RATE = 16.0  # the paper's 2^4; others are compared in `tests/bench/bench_lora_concept.py`
 
 
-class LowRankAdapters:
-    """One pair of factors per target layer, in float32 whatever the base computes in.
+class Factor(nn.Module):
+    """A trainable matrix with the key `<factor>.weight`."""
 
-    The factors live here and not in the model: `attached` adds their path beside the frozen layers for as long as a
-    training step needs it and leaves nothing behind.
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
 
-    targets: layer by name. `down` [rank, in] starts random (Kaiming uniform, as in the paper's code) and `up`
-    [out, rank] at zero, so that step 0 is the base model. rates: learning rates of layers, by the beginning of their
-    names, that have one of their own. idle: the beginning of names of layers that may have no part in the output (a
-    text encoder's last one under clip skip): they need no gradient.
-    """
 
-    def __init__(
-        self,
-        targets: Mapping[str, nn.Module],
-        rank: int,
-        alpha: float,
-        seed: int,
-        device: torch.device,
-        rates: Mapping[str, float] | None = None,
-        idle: str | None = None,
-    ):
-        if not targets:
-            raise InputError("the targets name no layer of this model; choose another set of targets")
-        self.rank, self.alpha, self.rates = rank, alpha, dict(rates or {})
-        self.layers = dict(targets)
-        self.down: dict[str, nn.Parameter] = {}
-        self.up: dict[str, nn.Parameter] = {}
-        for name, layer in self.layers.items():
-            out_features, in_features = layer.weight.shape[:2]
-            if layer.weight.ndim != 2:
-                raise InputError(f"{name} is a convolution; only linear layers can be targets")
-            bound = 1 / math.sqrt(in_features)
-            down = torch.rand(rank, in_features, generator=generator(seed, "down", name)) * 2 * bound - bound
-            self.down[name] = nn.Parameter(down.to(device))
-            self.up[name] = nn.Parameter(torch.zeros(out_features, rank, device=device))
+class LoraAdapter(Adapter):
+    """Two factors: down [rank, in] and up [out, rank], with the names that kohya's files have."""
 
-        self.idle = [f[name] for name in self.layers if idle and name.startswith(idle) for f in (self.down, self.up)]
+    KIND = "LoRA"
+
+    def __init__(self, down: Tensor, up: Tensor, alpha: float):
+        super().__init__()
+        self.lora_up, self.lora_down = Factor(up), Factor(down)
+        self.alpha: Tensor
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+        self.rank, self.alpha_value = down.shape[0], alpha
+
+    @classmethod
+    def for_layer(cls, name: str, layer: nn.Module, config: AdapterConfig, device: torch.device) -> LoraAdapter:
+        """Down starts random (Kaiming uniform, as in the paper's code), up at zero."""
+        out_features, in_features = linear_shape(name, layer)
+        bound = 1 / math.sqrt(in_features)
+        down = torch.rand(config.rank, in_features, generator=generator(config.seed, "down", name)) * 2 * bound - bound
+        return cls(down.to(device), torch.zeros(out_features, config.rank, device=device), config.alpha)
+
+    @property
+    def down(self) -> nn.Parameter:
+        return self.lora_down.weight
+
+    @property
+    def up(self) -> nn.Parameter:
+        return self.lora_up.weight
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha_value / self.rank
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [*self.down.values(), *self.up.values()]
-
-    def groups(self, learning_rate: float) -> list[tuple[list[nn.Parameter], float]]:
-        """The factors with their learning rates: `up` learns `UP_RATE` times as fast (LoRA+, Hayou et al. 2024)."""
-        rates: dict[float, list[str]] = {}
-        for name in self.layers:
-            own = next((rate for start, rate in self.rates.items() if name.startswith(start)), learning_rate)
-            rates.setdefault(own, []).append(name)
-        return [
-            (list(map(factor.get, names)), rate * times)
-            for rate, names in rates.items()
-            for factor, times in ((self.down, 1.0), (self.up, UP_RATE))
-        ]
-
-    def after_step(self) -> None:
-        """Nothing holds the factors back."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """{layer.lora_down.weight, layer.lora_up.weight, layer.alpha}: a copy, float32 on the CPU."""
-        out = {}
-        for name in self.layers:
-            out[f"{name}.lora_up.weight"] = self.up[name].detach().to("cpu", copy=True)
-            out[f"{name}.lora_down.weight"] = self.down[name].detach().to("cpu", copy=True)
-            out[f"{name}.alpha"] = torch.tensor(float(self.alpha))
-        return out
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the factors of another training's state. Raises `InputError` when they do not fit.
-
-        Another alpha is folded into the up factor, so that the LoRA acts as it did.
-        """
-        beyond = sorted(
-            {key.removesuffix(".lora_up.weight") for key in state if key.endswith(".lora_up.weight")} - set(self.layers)
-        )
-        if beyond:
-            raise InputError(
-                f"the LoRA to go on from has {len(beyond)} layers that are not trained here, such as {beyond[0]}, "
-                "and they "
-                "would be lost; choose the targets it was trained with, and train_text_encoder if it has text layers"
-            )
-        for name in self.layers:
-            up, down = state.get(f"{name}.lora_up.weight"), state.get(f"{name}.lora_down.weight")
-            if up is None or down is None:
-                raise InputError(
-                    f"the LoRA to go on from has nothing for {name}; choose the targets it was trained with"
-                )
-            if up.shape != self.up[name].shape or down.shape != self.down[name].shape:
-                raise InputError(
-                    f"the LoRA to go on from has rank {down.shape[0]} at {name} and the shape {tuple(up.shape)}; "
-                    f"{tuple(self.up[name].shape)} is wanted: set rank to its rank, and wire in the model it was "
-                    "made for"
-                )
-            alpha = float(state.get(f"{name}.alpha", torch.tensor(float(self.rank))))
-            self.up[name].copy_(up.float() * (alpha / self.alpha) if self.alpha else up)
-            self.down[name].copy_(down)
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """The adapters' path beside every target layer, until the block is left."""
-        hooks = [layer.register_forward_hook(partial(self._add, name)) for name, layer in self.layers.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
         dtype = output.dtype
-        # The text encoder may run on another device than the model, on which the factors are kept.
-        down, up = self.down[name].to(x.device, dtype), self.up[name].to(x.device, dtype)
-        hidden = nn.functional.linear(x.to(dtype), down)  # [..., rank]
+        # A text encoder may run on another device than the diffusion model, where the factors are.
+        down, up = self.down.to(x.device, dtype), self.up.to(x.device, dtype)
+        hidden = functional.linear(x.to(dtype), down)  # [..., rank]
         # One fused multiply-add instead of a product and a sum over the layer's whole output.
-        added = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=self.scale)
-        return added.view_as(output)
+        adapted = torch.addmm(output.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=self.scale)
+        return adapted.view_as(output)
+
+    def delta_weight(self) -> Tensor:
+        return self.scale * self.up @ self.down
+
+    def learning_rates(self) -> dict[str, float]:
+        """Up learns `UP_RATE` times as fast (LoRA+, Hayou et al. 2024, arXiv 2402.12354)."""
+        return {"lora_down.weight": 1.0, "lora_up.weight": UP_RATE}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """torch's, with alpha after the factors."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        key = f"{kwargs.get('prefix', '')}alpha"
+        state[key] = state.pop(key)
+        return state
+
+    def convert_state(self, layer: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Another alpha is folded into the up factor, so that the effect stays the same. Without one it is the rank."""
+        up, down = state.get("lora_up.weight"), state.get("lora_down.weight")
+        if up is None or down is None:
+            raise InputError(nothing_for(self.KIND, layer))
+        if up.shape != self.up.shape or down.shape != self.down.shape:
+            raise InputError(
+                f"the LoRA to go on from has rank {down.shape[0]} at {layer} and the shape {tuple(up.shape)}; "
+                f"{tuple(self.up.shape)} is wanted: set rank to its rank, and wire in the model it was made for"
+            )
+        alpha = float(state.get("alpha", self.rank))
+        if self.alpha_value:
+            up = up.float() * (alpha / self.alpha_value)
+        return {"lora_up.weight": up, "lora_down.weight": down, "alpha": self.alpha}

@@ -32,23 +32,23 @@ class RunMonitor:
         self._task, self._training, self._display = task, training, display
         self._store, self._context = store, context
         self._mean_loss: float | None = None
-        self._seconds_before, self._first_step = task.run.seconds, training.done
+        self._seconds_before, self._first_step = task.run.seconds, training.steps_done
         self._last_save = time.monotonic()
 
     def start(self) -> None:
         """Measure a step, show the line before the first step, and score and draw the model before it is trained."""
         task, training = self._task, self._training
-        if training.done >= training.last:
+        if training.steps_done >= training.last_step:
             return
-        first = training.done * task.config.gradient_accumulation
+        first = training.steps_done * task.config.gradient_accumulation
         cost = measure_step(lambda: task.loss(first), task.frozen, training.parameters)
-        resumed = f"; goes on from step {training.done}" if training.done else ""
+        resumed = f"; goes on from step {training.steps_done}" if training.steps_done else ""
         self._display.start(task.describe_start(cost) + resumed)
-        loss = training.score_start()
+        loss = training.initial_validation_loss()
         if loss is not None:
             task.run.held_out.append((0, loss))
             self._display.validation(0, loss, True)
-        if training.done == 0 and task.config.sample_every:
+        if training.steps_done == 0 and task.config.sample_every:
             self._draw_sample(0)
         self._last_save = time.monotonic()
 
@@ -60,9 +60,9 @@ class RunMonitor:
         # The mean forgets its first value as fast as a plain mean would (as Adam's bias correction).
         keep = min(LOSS_AVERAGE, (count - 1) / count)
         self._mean_loss = step.loss if self._mean_loss is None else keep * self._mean_loss + (1 - keep) * step.loss
-        if step.held_out is not None:
-            run.held_out.append((step.step, step.held_out))
-            self._display.validation(step.step, step.held_out, step.best)
+        if step.validation_loss is not None:
+            run.held_out.append((step.step, step.validation_loss))
+            self._display.validation(step.step, step.validation_loss, step.best)
         self._display.step(
             {
                 "step": step.step,
@@ -92,13 +92,13 @@ class RunMonitor:
         run, training = self._task.run, self._training
         last_step = LastStep.SAVED if failure is None else failure.last_step
         if last_step is LastStep.SAVED_IF_RECORDED:
-            last_step = LastStep.SAVED if len(run.losses) == training.done else LastStep.DISCARDED
+            last_step = LastStep.SAVED if len(run.losses) == training.steps_done else LastStep.DISCARDED
         try:
-            if not training.done:
+            if not training.steps_done:
                 self._store.save_record(run)
             elif last_step is LastStep.SAVED:
                 self._store.save(training.state(), run)
-            if failure is not None and failure.saves_file and training.done:
+            if failure is not None and failure.saves_file and training.steps_done:
                 self._save_file_after(failure)
         finally:
             self._display.end(run.state)
@@ -113,12 +113,12 @@ class RunMonitor:
             logging.exception("Bespoke: what was learned before the failure could not be written as a file")
 
     def _save_file(self) -> None:
-        self._context.save(self._training.done, self._training.learned(), self._task.run)
+        self._context.save(self._training.steps_done, self._training.current(), self._task.run)
 
     def _draw_sample(self, step: int) -> None:
         if self._task.draw_sample is None:
             return
-        with self._training.mean.in_place():
+        with self._training.average.applied():
             picture = self._task.draw_sample()
         name = self._store.save_sample(step, picture)
         self._task.run.samples.append((step, name))

@@ -61,7 +61,7 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
     training = Training(task.trainable, task.loss, task.config, task.validation_loss, state, task.until, context.world)
     if run.state == "kept":
         return _load_result(training)
-    display = context.display(run.id, training.last)
+    display = context.display(run.id, training.last_step)
     run.node, run.workflow = str(display.node_id or ""), keep_graph(store.folder)
     store.save_record(run)  # from here on the page can ask for it
     monitor, failure, request = RunMonitor(task, training, display, store, context), None, StopRequest.CONTINUE
@@ -75,13 +75,15 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
                 raise comfy.model_management.InterruptProcessingException
             if request == StopRequest.FINISH:
                 break
-        run.state = "finished" if training.done >= training.last and request != StopRequest.FINISH else "kept"
+        run.state = (
+            "finished" if training.steps_done >= training.last_step and request != StopRequest.FINISH else "kept"
+        )
     except BaseException as error:
         failure = failure_of(error, context)
         run.state = failure.state
         if failure.message is None:
             raise
-        raise failure.message(error, training.done) from error
+        raise failure.message(error, training.steps_done) from error
     finally:
         monitor.end(failure)
     return _load_result(training)
@@ -118,5 +120,5 @@ def _restore(task: TrainingTask, store: RunStore) -> State | None:
 def _load_result(training: Training) -> dict[str, Tensor]:
     """The result, which the trained parameters then hold too."""
     result = training.result()
-    training.what.load_state_dict(result)
+    training.trainable.load_state_dict(result)
     return result

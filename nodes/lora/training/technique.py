@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....training.adapters.lora import UP_RATE, LowRankAdapters
+from ....training.adapters import AdapterConfig, AdapterSet, LoraAdapter
+from ....training.adapters.lora import UP_RATE
 from ....training.data import Batch
 from ....training.errors import InputError
 from ....training.formats import COMFY_PREFIX
 from ....training.images import passes
-from ....training.measure import StepCost, in_words
+from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
 from ....training.record import Run
 from ...bridge.dataset.captions import CaptionConditioning
@@ -89,11 +90,11 @@ class LoraTechnique:
         encoded = self._dataset.prompts or encode_prompts(self._models.clip, [caption])
         one = model_conds(base, *encoded[caption], latent, torch.device("cpu"))
         layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
-        made: list[LowRankAdapters] = []
+        config, made = AdapterConfig(request.rank, request.alpha, seed=0), list[AdapterSet]()
 
         def make_parameters() -> list[torch.nn.Parameter]:
-            made.append(LowRankAdapters(layers, request.rank, request.alpha, 0, torch.device("cpu")))
-            return made[0].parameters()
+            made.append(AdapterSet(LoraAdapter, layers, config, torch.device("cpu")))
+            return list(made[0].parameters())
 
         # The prior pictures are a second batch, whose graph is kept beside the first's.
         count = batch_size * (2 if pictures.prior_indices else 1)
@@ -129,17 +130,17 @@ class LoraTechnique:
     def layer_names(self) -> Mapping[str, Any]:
         return self._names
 
-    def new_trainable(self) -> LowRankAdapters:
+    def new_trainable(self) -> AdapterSet[LoraAdapter]:
         request = self.request
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
-        adapters = LowRankAdapters(
-            self._layers, request.rank, request.alpha, request.train.seed, self._denoiser.device, rates, TEXT_PREFIX
-        )
+        config = AdapterConfig(request.rank, request.alpha, request.train.seed)
+        device = self._denoiser.device
+        adapters = AdapterSet(LoraAdapter, self._layers, config, device, rates, optional_prefix=TEXT_PREFIX)
         if self._dataset.start is not None:
             adapters.load_state_dict(self._dataset.start)
         return adapters
 
-    def attached(self, trainable: LowRankAdapters) -> AbstractContextManager[None]:
+    def attached(self, trainable: AdapterSet[LoraAdapter]) -> AbstractContextManager[None]:
         return trainable.attached()
 
     def loss(self, batch: Batch) -> Tensor:
@@ -167,7 +168,7 @@ class LoraTechnique:
             f"{len(run.names) or 'custom'} layers, {run.trained:,} numbers, file about {run.trained * 2 / 1e6:.1f} MB "
             f"in fp16; {steps} steps of {config.images_per_step} pictures, each of {run.images} seen about "
             f"{passes(run.images, steps, config.images_per_step):.0f} times; "
-            f"about {in_words(cost.seconds * config.gradient_accumulation * steps)}; "
+            f"about {format_duration(cost.seconds * config.gradient_accumulation * steps)}; "
             f"{memory / 2**20:.0f} MB beside the model"
         )
 

@@ -1,0 +1,93 @@
+"""What a kind of adapter is: the base class that `lora.py` and others implement."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The settings of an adapter. A kind reads those that it has; the seed decides the initial values."""
+
+    rank: int
+    alpha: float
+    seed: int
+
+
+class Adapter(nn.Module, ABC):
+    """The adapter of one frozen linear layer, in float32 whatever the layer computes in.
+
+    Names of parameters and buffers are the names of parts in files: `<layer>.<part>`.
+    """
+
+    KIND: ClassVar[str]  # in error texts, and the name in `ADAPTERS`
+
+    @classmethod
+    @abstractmethod
+    def for_layer(cls, name: str, layer: nn.Module, config: AdapterConfig, device: torch.device) -> Self:
+        """An adapter that leaves `layer` unchanged until it is trained.
+
+        The initial values are a function of the layer's name and the seed alone. Raises `InputError` for a layer that
+        this kind cannot adapt.
+        """
+
+    @abstractmethod
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+        """The adapted output [..., out] from the frozen layer's input `x` [..., in] and its `output` [..., out]."""
+
+    @abstractmethod
+    def delta_weight(self) -> Tensor | None:
+        """The change [out, in] of the layer's weight that has the same effect as the adapter; None is no change."""
+
+    def delta_bias(self) -> Tensor | None:
+        """The change [out] of the layer's bias that has the same effect as the adapter; None is no change."""
+        return None
+
+    def learning_rates(self) -> dict[str, float]:
+        """For each parameter by name, the multiple of the learning rate that it is trained with.
+
+        The order is that of the optimiser's groups.
+        """
+        return {name: 1.0 for name, _ in self.named_parameters()}
+
+    def convert_state(self, layer: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of this adapter from another training's `state` of the same layer, by part.
+
+        Raises `InputError` where a part is missing or has another shape.
+        """
+        out: dict[str, Tensor] = {}
+        for part, own in self.state_dict().items():
+            given = state.get(part)
+            if given is None:
+                raise InputError(nothing_for(self.KIND, layer))
+            if given.shape != own.shape:
+                raise InputError(
+                    f"the {self.KIND} to go on from has the shape {tuple(given.shape)} at {layer}.{part}; "
+                    f"{tuple(own.shape)} is wanted: wire in the model it was made for"
+                )
+            out[part] = given
+        return out
+
+
+def nothing_for(kind: str, layer: str) -> str:
+    """The error text for a state dict without a layer."""
+    return f"the {kind} to go on from has nothing for {layer}; choose the targets it was trained with"
+
+
+def linear_shape(name: str, layer: nn.Module) -> tuple[int, int]:
+    """(out, in) features of a linear layer, quantised ones too. Raises `InputError` for other layers."""
+    weight = layer.weight
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise InputError(f"{name} is a {type(layer).__name__}; only linear layers can be targets, choose others")
+    return weight.shape[0], weight.shape[1]

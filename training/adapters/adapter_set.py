@@ -1,0 +1,123 @@
+"""The adapters of all target layers of a model, trained as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..optimizers import Group
+from .adapter import Adapter, AdapterConfig
+
+AdapterT = TypeVar("AdapterT", bound=Adapter)
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+
+
+class AdapterSet(nn.Module, Generic[AdapterT]):
+    """One adapter of a kind per target layer: a `Trainable` of `loop.py`.
+
+    The model is not changed: the adapters act within `attached()` only. The state dict has `<layer>.<part>` keys in
+    the order of the layers.
+
+    kind: see `ADAPTERS`. layers: the frozen target layers by name. rates: learning rates by the beginning of a layer's
+    name, instead of the run's. optional_prefix: the beginning of the names of layers that may not contribute to the
+    output (a text encoder's last layer under clip skip) and so may get no gradient.
+    Raises `InputError` when there is no layer, or one that cannot be adapted.
+    """
+
+    def __init__(
+        self,
+        kind: type[AdapterT],
+        layers: Mapping[str, nn.Module],
+        config: AdapterConfig,
+        device: torch.device,
+        rates: Mapping[str, float] | None = None,
+        optional_prefix: str | None = None,
+    ):
+        super().__init__()
+        if not layers:
+            raise InputError("the targets name no layer of this model; choose another set of targets")
+        self.kind, self.rates = kind, dict(rates or {})
+        self._layers = dict(layers)  # in a dict, so that they are no submodules
+        for name, layer in self._layers.items():
+            # Not by `add_module`, which refuses names with dots. They make the keys `<layer>.<part>`.
+            self._modules[name] = kind.for_layer(name, layer, config, device)
+        self.optional_parameters = [
+            parameter
+            for name, adapter in self.items()
+            if optional_prefix and name.startswith(optional_prefix)
+            for parameter in adapter.parameters()
+        ]
+
+    def __getitem__(self, name: str) -> AdapterT:
+        return cast(AdapterT, self._modules[name])
+
+    def __iter__(self) -> Iterator[AdapterT]:
+        return (self[name] for name in self._layers)
+
+    def items(self) -> Iterator[tuple[str, AdapterT]]:
+        """(layer name, adapter) of each layer."""
+        return ((name, self[name]) for name in self._layers)
+
+    @contextmanager
+    def attached(self) -> Generator[None, None, None]:
+        """Within the block every target layer's output goes through its adapter."""
+        hooks = [self._layers[name].register_forward_hook(_hook(adapter)) for name, adapter in self.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def parameter_groups(self, learning_rate: float) -> list[Group]:
+        """The optimiser's groups: for each rate of layers, the parameters of each name with their learning rate."""
+        by_rate: dict[float, list[AdapterT]] = {}
+        for name, adapter in self.items():
+            rate = next((rate for prefix, rate in self.rates.items() if name.startswith(prefix)), learning_rate)
+            by_rate.setdefault(rate, []).append(adapter)
+        groups: list[Group] = []
+        for rate, adapters in by_rate.items():
+            multiples = {part: times for adapter in adapters for part, times in adapter.learning_rates().items()}
+            named = [dict(adapter.named_parameters()) for adapter in adapters]
+            groups += [([own[part] for own in named if part in own], rate * times) for part, times in multiples.items()]
+        return groups
+
+    def after_step(self) -> None:
+        """Adapters have no constraint to restore after a step."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take over the state of another training of the same kind; see `Adapter.convert_state`.
+
+        Raises `InputError` where it does not fit, before anything is changed. `strict` has no effect.
+        """
+        self._check_layers(state_dict)
+        converted: dict[str, Tensor] = {}
+        for name, adapter in self.items():
+            keys = {part: f"{name}.{part}" for part in adapter.state_dict()}
+            given = {part: state_dict[key] for part, key in keys.items() if key in state_dict}
+            converted |= {keys[part]: tensor for part, tensor in adapter.convert_state(name, given).items()}
+        # torch's own strict check splits the names of submodules at dots.
+        return super().load_state_dict(converted, strict=False, assign=assign)
+
+    def _check_layers(self, state: Mapping[str, Any]) -> None:
+        """Raise `InputError` where the state has layers that are not trained here."""
+        first_part = next(iter(next(iter(self)).state_dict()))
+        ending = f".{first_part}"
+        others = sorted({key.removesuffix(ending) for key in state if key.endswith(ending)} - set(self._layers))
+        if others:
+            raise InputError(
+                f"the {self.kind.KIND} to go on from has {len(others)} layers that are not trained here, such as "
+                f"{others[0]}, and they would be lost; choose the targets it was trained with, and train_text_encoder "
+                "if it has text layers"
+            )
+
+
+def _hook(adapter: Adapter) -> Hook:
+    def apply(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return adapter(inputs[0], output)
+
+    return apply
