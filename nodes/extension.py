@@ -10,7 +10,8 @@ from .images import routes as image_routes
 from .images.node import ImageBatch, ImageFolder
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
-from .inpaint.node import LatentMaskBlend, RestoreUnmasked
+from .inpaint.node import LatentMaskBlend
+from .inpaint.restore_node import RestoreUnmasked
 from .jobs.node import ExportLoraJob, ExportTextualInversionJob
 from .lora.composition.node import ComposeLoras
 from .lora.injection import routes as lora_routes

@@ -16,7 +16,11 @@ MOST = 64  # pictures of one input
 
 @dataclass
 class Grid:
-    """rows and columns by name, in the order of their first mention; cells: the pictures of each (row, column)."""
+    """Pictures by row and column.
+
+    rows, columns: names in the order of their first use. cells: the pictures of each (row, column). notes: for the
+    report.
+    """
 
     rows: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
@@ -32,10 +36,11 @@ class Grid:
 
 
 def arrange(images: Sequence[Tensor], labels: str) -> Grid:
-    """Images [B, H, W, 1, 3 or 4] in 0..1 of any sizes, labels one a line.
+    """The grid of images [B, H, W, 1, 3 or 4] in 0..1 of any sizes. labels: one a line, in the order of the images.
 
-    A plain label names a row; the pictures of its batch are the columns, numbered, so that with the same seeds a column
-    is one seed. Where labels say "row | column", each input goes into that cell, its batch side by side.
+    A plain label names a row, and the pictures of its batch are the numbered columns: batches made with the same seeds
+    have one seed in a column. Where a label is "row | column", every image goes into the cell of its label, its batch
+    side by side. Raises `InputError` for what is no image.
     """
     lines = labels.splitlines()
     while lines and not lines[-1].strip():

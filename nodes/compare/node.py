@@ -1,8 +1,9 @@
-"""Techniques side by side."""
+"""The node that compares pictures and training runs."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -102,7 +103,11 @@ class Compare(io.ComfyNode):
         return io.NodeOutput(sheet.draw(grid, rows), "\n".join(lines + grid.notes))
 
 
-def _in_order(grown: dict | None) -> list:
-    """The connected values of a growing input, by number and not by name: image10 comes after image9."""
-    named = sorted((grown or {}).items(), key=lambda item: int(re.search(r"\d+$", item[0])[0]))
-    return [value for _, value in named if value is not None]
+def _in_order(grown: Mapping[str, Any] | None) -> list[Any]:
+    """The connected values of a growing input, sorted by the number in its name: image10 comes after image9."""
+    return [value for _, value in sorted((grown or {}).items(), key=_number_at_end) if value is not None]
+
+
+def _number_at_end(item: tuple[str, Any]) -> int:
+    name, _ = item
+    return int(name[len(name.rstrip("0123456789")) :])

@@ -1,4 +1,4 @@
-"""What each run took, read from its record and its files."""
+"""What each training run took, from its record and its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADINGS = ("technique", "numbers trained", "file", "steps", "time", "held-out l
 
 @dataclass(frozen=True)
 class Row:
-    """One run in words. name: what it was trained on and under which id."""
+    """One run as texts. name: the run's id and what it was trained on."""
 
     name: str
     technique: str
@@ -32,7 +32,7 @@ class Row:
 
 
 def row(run: Run) -> Row:
-    """Nothing in it is typed: the record says what was done, the folders say what was saved."""
+    """The row of a run: what was done from its record, the size of its files from ComfyUI's folders."""
     return Row(
         f"{run.id} on {run.base or 'an unnamed base'}, {run.images} images",
         run.technique.replace("lora", "LoRA"),
@@ -58,24 +58,29 @@ def _file(run: Run) -> str:
 
 
 def _held_out(run: Run) -> str:
-    if not run.held_out:
+    best = run.best
+    if not run.held_out or best is None:
         return "not measured"
-    first, best = run.held_out[0], run.best
+    first = run.held_out[0]
     if first[0] == 0 and best[0] > 0:
         return f"{first[1]:.4f} to {best[1]:.4f} ({best[1] / first[1] - 1:+.0%}) at step {best[0]}"
     return f"{best[1]:.4f} at step {best[0]}"
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
-        count /= 1000
-    return f"{count:.3g} GB"
+    """A number of bytes in decimal units, with three digits: 4.12 kB."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB"):
+        value /= 1000
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+    return f"{value / 1000:.3g} GB"
 
 
 def duration(seconds: float) -> str:
+    """A time as "1.5 s", "31 s", "13 min" or "2 h 5 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     minutes = seconds / 60

@@ -1,8 +1,8 @@
-"""From the user's mask in pixels to the latent's cells and back.
+"""Masks: from pixels to the latent's cells, and from cells back to pixels.
 
-A mask is 1 where the picture may change. A latent cell covers `cell` x `cell` pixels (8 x 8 for most models), so what
-the sampler can keep or repaint is a cell, never a pixel: the mask in pixels is pooled to cells here, and the mask for
-pasting pixels is made from the cells, so that the two cannot disagree.
+A mask is 1 where the picture may change. A latent cell covers `cell` x `cell` pixels (8 x 8 for most models), and a
+sampler keeps or repaints whole cells. So the mask in pixels is pooled to cells here, and the mask for pasting pixels is
+made from the cells: the two cannot differ.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...training.errors import InputError
 COVERAGES = ("any", "area")
 GROW_MIN, GROW_MAX = -256, 256  # px
 FEATHER_MIN, FEATHER_MAX = 0, 256  # px
-FEATHER = 24  # px: the least that kept the seam unseen for all spectra in tests/bench/bench_inpaint_seam.py
-OPAQUE = 0.95  # at or above: meant as fully masked (a brush at 98 % leaves a picture that cannot be repainted)
-FAINT = 0.02  # at or below: meant as not masked (an alpha of 254 / 255 would open the whole picture)
+FEATHER = 24  # px: the least that hid the seam for all spectra in tests/bench/bench_inpaint_seam.py
+OPAQUE = 0.95  # from here on taken as 1: a brush at 98 % opacity would leave a rest that cannot be repainted
+FAINT = 0.02  # up to here taken as 0: an alpha of 254 / 255 would let the whole picture change
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What is done to the mask before the sampler sees it."""
+    """How a mask is shaped before sampling. Raises `InputError` for a value out of range."""
 
     grow: int = 0  # px; below 0 shrinks
     feather: int = 0  # px beyond the grown edge
@@ -45,7 +45,7 @@ class MaskSettings:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the latent's cells lie in the picture. A VAE centre-crops a picture to whole cells; so does this."""
+    """The position of the latent's cells in the picture: at the middle, as a VAE centre-crops to whole cells."""
 
     rows: int
     columns: int
@@ -55,10 +55,12 @@ class Grid:
 
     @property
     def top(self) -> int:
+        """px above the first row of cells."""
         return (self.height - self.rows * self.cell) // 2
 
     @property
     def left(self) -> int:
+        """px left of the first column of cells."""
         return (self.width - self.columns * self.cell) // 2
 
     @classmethod
@@ -70,9 +72,10 @@ class Grid:
 
 
 def clean(mask: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-    """A mask as [N, H, W] fp32 in 0..1, near-opaque and near-transparent values set to 1 and 0; and what was done.
+    """(the mask as [N, H, W] fp32 in 0..1 on the CPU, notes on what was done).
 
-    Takes [H, W], [N, H, W] or [N, 1, H, W]. Raises `InputError` for another shape or values that are not numbers.
+    mask: [H, W], [N, H, W] or [N, 1, H, W]. Values from `OPAQUE` on become 1, up to `FAINT` become 0. Raises
+    `InputError` for another shape or values that are not numbers.
     """
     given = tuple(mask.shape)
     if mask.ndim == 2:
@@ -108,8 +111,7 @@ def clean(mask: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
 
 
 def looks_inverted(mask: torch.Tensor) -> bool:
-    """Whether a mask [N, H, W] is a hole in white: most of it and nearly all of its border masked, but not
-    everything."""
+    """Whether a mask [N, H, W] is probably inverted: above 0.5 in most of it and nearly all its border."""
     white = mask > 0.5
     border = torch.cat(
         (white[:, 0].flatten(), white[:, -1].flatten(), white[:, :, 0].flatten(), white[:, :, -1].flatten())
@@ -119,8 +121,7 @@ def looks_inverted(mask: torch.Tensor) -> bool:
 
 
 def resize(mask: torch.Tensor, height: int, width: int, coverage: str = "any") -> torch.Tensor:
-    """[N, H, W] -> [N, height, width]; a pixel takes the largest ("any") or mean ("area") value of all that it
-    overlaps."""
+    """[N, H, W] -> [N, height, width]: the largest ("any") or mean ("area") value that each new pixel overlaps."""
     if mask.shape[-2:] == (height, width):
         return mask
     pool = F.adaptive_max_pool2d if coverage == "any" else F.adaptive_avg_pool2d
@@ -128,10 +129,10 @@ def resize(mask: torch.Tensor, height: int, width: int, coverage: str = "any") -
 
 
 def grow(mask: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Grey dilation of [N, H, W] by a disc of radius `pixels`; erosion below 0. Symmetric; the border repels nothing.
+    """Grey dilation of [N, H, W] by a disc of radius `pixels`; erosion below 0. The picture's border does not erode.
 
-    Each row of the disc is a run of pixels, and a run grows from the shorter one by two shifted maxima, so the cost
-    is a few passes a row of the disc and not one a pixel of it.
+    Each row of the disc is a run of pixels, and a longer run is made from a shorter one by two shifted maxima. So the
+    cost is a few passes for each row of the disc, not one for each of its pixels.
     """
     if pixels == 0:
         return mask
@@ -150,7 +151,7 @@ def grow(mask: torch.Tensor, pixels: int) -> torch.Tensor:
 
 
 def _max_shifted(into: torch.Tensor, source: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
-    # max(into, source moved by (dy, dx), source moved by (-dy, -dx)); beyond the border there is nothing.
+    # max(into, source moved by (dy, dx), source moved by (-dy, -dx)); outside the picture the source is 0.
     out = into.clone()
     height, width = into.shape[-2:]
     if dy >= height or dx >= width:
@@ -165,10 +166,10 @@ def _max_shifted(into: torch.Tensor, source: torch.Tensor, dy: int, dx: int) -> 
 
 
 def feather(mask: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Let [N, H, W] fade to 0 over `pixels` beyond its edge, in all directions alike; within, nothing is lowered.
+    """[N, H, W] fading to 0 over `pixels` outside its edge, equally in all directions; no value becomes lower.
 
-    Grown by half of it and blurred by the other half. Fading outward only keeps the strength of thin strokes: a blur
-    alone leaves a tenth of a line one pixel wide.
+    The mask is grown by half of `pixels` and blurred by the other half. Fading only outward keeps the strength of thin
+    strokes, of which a blur leaves little: 1 / 17 of a line one pixel wide at 16 pixels.
     """
     if pixels == 0:
         return mask
@@ -176,7 +177,7 @@ def feather(mask: torch.Tensor, pixels: int) -> torch.Tensor:
 
 
 def blur(mask: torch.Tensor, pixels: int) -> torch.Tensor:
-    """Blur [N, H, W] with a separable Hann window that reaches exactly `pixels`: beyond, 0 stays 0 and 1 stays 1."""
+    """[N, H, W] blurred with a separable Hann window of radius `pixels`; at that distance from an edge 0 and 1 stay."""
     if pixels == 0:
         return mask
     offsets = torch.arange(-pixels, pixels + 1, dtype=torch.float32)
@@ -184,7 +185,7 @@ def blur(mask: torch.Tensor, pixels: int) -> torch.Tensor:
     window = window / window.sum()
     out = F.pad(mask[:, None], (pixels, pixels, pixels, pixels), mode="replicate")
     out = F.conv2d(F.conv2d(out, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))[:, 0]
-    # The sums round: what the window did not reach is as it was.
+    # The sums are rounded: restore exact 1 and 0 where the window reached no edge.
     out = torch.where(out > 1.0 - 1e-5, 1.0, out)
     return torch.where(out < 1e-5, 0.0, out)
 
@@ -192,8 +193,8 @@ def blur(mask: torch.Tensor, pixels: int) -> torch.Tensor:
 def to_cells(mask: torch.Tensor, grid: Grid, coverage: str) -> torch.Tensor:
     """[N, H, W] in pixels -> [N, rows, columns]: the largest value in each cell ("any") or their mean ("area").
 
-    Both keep every stroke: a cell of which any pixel is masked comes out above 0. (Core's bilinear down-scale reads
-    the middle 2 x 2 of each 8 x 8 and loses a one-pixel stroke at six of eight offsets.)
+    Both keep every stroke: a cell with any masked pixel is above 0. (Core's bilinear scaling reads the middle 2 x 2 of
+    each 8 x 8 pixels and loses a stroke one pixel wide at six of eight offsets.)
     """
     rows, columns, cell = grid.rows, grid.columns, grid.cell
     inner = mask[:, grid.top : grid.top + rows * cell, grid.left : grid.left + columns * cell]
@@ -209,7 +210,7 @@ def floor(cells: torch.Tensor, min_strength: float) -> torch.Tensor:
 
 
 def to_picture(cells: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """[N, rows, columns] -> [N, height, width]: 1 where a touched cell lies, 0 elsewhere and where the VAE crops."""
+    """[N, rows, columns] -> [N, height, width]: 1 in cells above 0, else 0, also where the VAE crops."""
     touched = (cells > 0.0).to(torch.float32)
     pixels = touched.repeat_interleave(grid.cell, 1).repeat_interleave(grid.cell, 2)
     out = cells.new_zeros((cells.shape[0], grid.height, grid.width))
@@ -219,7 +220,7 @@ def to_picture(cells: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class CellMask:
-    """A mask as the sampler will see it."""
+    """A mask in pixels and in cells."""
 
     user: torch.Tensor  # [N, H, W] the user's mask, cleaned and fitted
     shaped: torch.Tensor  # [N, H, W] the same, grown and feathered
@@ -229,7 +230,10 @@ class CellMask:
 
 
 def shape_mask(mask: torch.Tensor, rows: int, columns: int, cell: int, settings: MaskSettings) -> CellMask:
-    """Clean, fit, grow, feather, pool and floor a mask for a latent of `rows` x `columns` cells of `cell` px."""
+    """Clean a mask, fit it to the picture, grow, feather and pool it for `rows` x `columns` cells of `cell` px.
+
+    mask: see `clean`, which also raises the errors.
+    """
     mask, notes = clean(mask)
     height, width = mask.shape[-2:]
     grid = Grid.of(rows, columns, cell, height, width)
@@ -251,29 +255,34 @@ def shape_mask(mask: torch.Tensor, rows: int, columns: int, cell: int, settings:
 def to_latent(
     cells: torch.Tensor, shape: tuple[int, ...], temporal: int, coverage: str
 ) -> tuple[torch.Tensor, list[str]]:
-    """[N, rows, columns] -> the noise mask of a latent: [B, 1, rows, columns], or [B, 1, T, rows, columns] of a
-    video's.
+    """(the noise mask of a latent, notes): [N, rows, columns] -> [B, 1, rows, columns] or [B, 1, T, rows, columns].
 
-    Core's resizing folds a batch of masks for a 5-D latent into time, so the whole shape is given here and nothing is
-    left to it. One mask serves all; as many as the batch, one each; for a single video, one each latent frame or one
-    each picture frame (the first alone, then groups of `temporal`). Another count is repeated or cut, and said.
+    shape: the latent's, [B, C, rows, columns] or [B, C, T, rows, columns]. temporal: picture frames to a latent frame.
+    One mask is used for all pictures, B masks one each. For a single video, T masks are one for each latent frame, and
+    (T - 1) * temporal + 1 one for each picture frame. Masks of another number are repeated, cut or spread, with a
+    note. The whole shape is made here, since core's resizing folds a batch of masks for a 5-D latent into time.
     """
-    batch, count, notes = shape[0], cells.shape[0], []
-    if len(shape) == 5:
-        frames = shape[2]
-        if count > 1 and batch == 1:
-            per_frame = cells
-            if count == (frames - 1) * temporal + 1 and count != frames:
-                groups = [cells[:1], *cells[1:].split(temporal)]
-                per_frame = torch.stack([g.amax(0) if coverage == "any" else g.mean(0) for g in groups])
-            elif count != frames:
-                index = [min(count - 1, i * count // frames) for i in range(frames)]
-                per_frame = cells[index]
-                notes.append(f"{count} masks for {frames} latent frames: spread over them in order.")
-            return per_frame[None, None], notes
-        cells = _to_count(cells, batch, notes)
-        return cells[:, None, None].expand(-1, -1, frames, -1, -1).contiguous(), notes
-    return _to_count(cells, batch, notes)[:, None], notes
+    notes: list[str] = []
+    batch = shape[0]
+    if len(shape) == 4:
+        return _to_count(cells, batch, notes)[:, None], notes
+    frames = shape[2]
+    if cells.shape[0] > 1 and batch == 1:
+        return _to_frames(cells, frames, temporal, coverage, notes)[None, None], notes
+    cells = _to_count(cells, batch, notes)
+    return cells[:, None, None].expand(-1, -1, frames, -1, -1).contiguous(), notes
+
+
+def _to_frames(cells: torch.Tensor, frames: int, temporal: int, coverage: str, notes: list[str]) -> torch.Tensor:
+    """[N, rows, columns] -> [frames, rows, columns] for the latent frames of one video."""
+    count = cells.shape[0]
+    if count == frames:
+        return cells
+    if count == (frames - 1) * temporal + 1:  # one for each picture frame: the first alone, then groups
+        groups = [cells[:1], *cells[1:].split(temporal)]
+        return torch.stack([group.amax(0) if coverage == "any" else group.mean(0) for group in groups])
+    notes.append(f"{count} masks for {frames} latent frames: spread over them in order.")
+    return cells[[min(count - 1, i * count // frames) for i in range(frames)]]
 
 
 def _to_count(cells: torch.Tensor, count: int, notes: list[str]) -> torch.Tensor:

@@ -1,14 +1,17 @@
-"""The two nodes of the mask blend: what a user sees, translated."""
+"""The node that keeps the latent outside a mask while any sampler denoises inside."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
 from ...training.errors import InputError
-from ..bridge import sampling as bridge
 from ..bridge.errors import name_node_in_errors
+from ..bridge.sampling import fitting_latent, is_blank
 from .blend import (
     BIAS_MAX,
     BIAS_MIN,
@@ -28,22 +31,19 @@ from .mask import (
     FEATHER_MIN,
     GROW_MAX,
     GROW_MIN,
+    CellMask,
     MaskSettings,
     shape_mask,
     to_latent,
     to_picture,
 )
 from .preview import MOST, draw, picture_of
-from .restore import FEATHER as RESTORE_FEATHER
-from .restore import FEATHER_MAX as RESTORE_FEATHER_MAX
-from .restore import FEATHER_MIN as RESTORE_FEATHER_MIN
-from .restore import RestoreSettings, restore
 
-ORIGINAL = "bespoke_original"  # the clean latent, kept in the LATENT so that a later stage's node finds it
+ORIGINAL = "bespoke_original"  # key of the clean latent in a LATENT, for the node of a later stage
 
 
 class LatentMaskBlend(io.ComfyNode):
-    """Keep the latent outside a mask, with any sampler downstream."""
+    """Sets a noise mask and patches the model so that any sampler keeps the latent outside the mask."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -208,8 +208,8 @@ class LatentMaskBlend(io.ComfyNode):
         preservation=PRESERVATION,
     ) -> io.NodeOutput:
         settings = MaskSettings(grow, feather, coverage, min_strength)
-        # An empty latent gets the model's channels only when it is sampled; the mask must fit that.
-        samples = bridge.fitting_latent(model, latent, "latent")
+        # An empty latent gets the model's channels only when it is sampled; the mask must fit those.
+        samples = fitting_latent(model, latent, "latent")
         picture_latent = samples.unbind()[0] if samples.is_nested else samples
         if picture_latent.ndim not in (4, 5):
             raise InputError(
@@ -218,36 +218,34 @@ class LatentMaskBlend(io.ComfyNode):
         latent_format = model.get_model_object("latent_format")
         rows, columns = picture_latent.shape[-2:]
         shaped = shape_mask(mask, rows, columns, latent_format.spacial_downscale_ratio, settings)
-        noise_mask, spread = to_latent(
-            shaped.cells, tuple(picture_latent.shape), latent_format.temporal_downscale_ratio, coverage
-        )
-
-        kind, reason = (blend, "as chosen") if blend != "auto" else choose(shaped.cells, model)
+        cells, grid, temporal = shaped.cells, shaped.grid, latent_format.temporal_downscale_ratio
+        noise_mask, notes = to_latent(cells, tuple(picture_latent.shape), temporal, coverage)
+        kind, reason = (blend, "as chosen") if blend != "auto" else choose(cells, model)
         original = _clean_original(latent, samples)
         patched = patch(model, Blend(kind, bias, original, preservation))
-        out = {**latent, "noise_mask": noise_mask, ORIGINAL: original}
-        preview = draw(
-            shaped,
-            picture_of(
-                _pictured(picture_latent, len(shaped.cells)), latent_format, shaped.grid.height, shaped.grid.width
-            ),
+        shown_latent = _shown_latent(picture_latent, len(cells))
+        preview = draw(shaped, picture_of(shown_latent, latent_format, grid.height, grid.width))
+        report = _report(shaped, kind, reason, model, [*notes, *_notes_on(latent, samples, cells)])
+        return io.NodeOutput(
+            patched,
+            {**latent, "noise_mask": noise_mask, ORIGINAL: original},
+            to_picture(cells, grid),
+            preview,
+            report,
+            ui=ui.PreviewImage(preview, cls=cls),  # also shown on the node, whether or not `preview` is connected
         )
-        report = _report(shaped, kind, reason, model, [*spread, *_notes_on(latent, samples, shaped.cells)])
-        # The cells over the picture are seen on the node itself, too, whether or not `preview` is wired to anything.
-        shown = ui.PreviewImage(preview, cls=cls)
-        return io.NodeOutput(patched, out, to_picture(shaped.cells, shaped.grid), preview, report, ui=shown)
 
 
-def _pictured(latent, count):
+def _shown_latent(latent: torch.Tensor, count: int) -> torch.Tensor:
     """The latents that the previews of `count` masks show: one each where there are as many, else the first."""
     return latent[: min(count, MOST)] if latent.shape[0] == count else latent[:1]
 
 
-def _clean_original(latent, samples) -> torch.Tensor:
-    """The latent without noise: what an earlier stage's node kept, if what came is that stage's unfinished result.
+def _clean_original(latent: Mapping[str, Any], samples) -> torch.Tensor:
+    """The latent without noise: the one that an earlier stage's node kept, if `latent` is its unfinished result.
 
-    A finished result is pinned: it equals what was kept wherever its mask was 0. Only a run that adds no noise uses
-    what was kept, so where no place was masked with 0 it may be taken for unfinished without harm.
+    A finished result equals the kept latent wherever its noise mask is 0. Without such a place it is taken for
+    unfinished, which does no harm: only a run that adds no noise uses the kept latent.
     """
     flat = comfy.utils.pack_latents(samples.unbind())[0] if samples.is_nested else samples
     kept = latent.get(ORIGINAL)
@@ -258,12 +256,12 @@ def _clean_original(latent, samples) -> torch.Tensor:
     return flat if finished else kept
 
 
-def _notes_on(latent, samples, cells) -> list[str]:
-    """What a user should know of the latent that was wired in."""
+def _notes_on(latent: Mapping[str, Any], samples, cells: torch.Tensor) -> list[str]:
+    """Notes for the report: a noise mask that is replaced, an empty latent with a mask that keeps part of it."""
     notes = []
     if "noise_mask" in latent and ORIGINAL not in latent:
         notes.append("The latent had a noise mask of its own, which this one replaces.")
-    if bridge.is_blank(samples) and not bool((cells >= 1).all()):
+    if is_blank(samples) and not bool((cells >= 1).all()):
         notes.append(
             "The latent is empty (all zeros), so outside the mask there is no picture to keep; encode one with VAE "
             "Encode."
@@ -271,7 +269,7 @@ def _notes_on(latent, samples, cells) -> list[str]:
     return notes
 
 
-def _report(shaped, kind, reason, model, notes) -> str:
+def _report(shaped: CellMask, kind: str, reason: str, model, notes: list[str]) -> str:
     cells = shaped.cells
     touched, full = int((cells > 0).sum()), int((cells >= 1).sum())
     lines = [f"Blend: {kind} ({reason})."]
@@ -286,81 +284,3 @@ def _report(shaped, kind, reason, model, notes) -> str:
     elif full == cells.numel():
         lines.append("The mask covers everything: the same as no mask.")
     return "\n".join([*lines, *shaped.notes, *notes])
-
-
-class RestoreUnmasked(io.ComfyNode):
-    """Paste the original's pixels back outside the mask, and prove it."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="BespokeRestoreUnmasked",
-            display_name="Bespoke Restore Unmasked",
-            category="Bespoke/inpaint",
-            description="Put the original's pixels back outside the mask, bit for bit, and count what differs there.",
-            search_aliases=[
-                "paste back",
-                "composite",
-                "image composite masked",
-                "inpaint restore",
-                "color match",
-                "stitch",
-            ],
-            inputs=[
-                io.Image.Input("original", tooltip="The picture before repainting."),
-                io.Image.Input("generated", tooltip="The decoded picture after repainting."),
-                io.Mask.Input(
-                    "mask",
-                    tooltip=(
-                        "White (1) is taken from the generated picture, black (0) stays the original. Wire latent_mask "
-                        "of Latent Mask Blend here."
-                    ),
-                ),
-                io.Int.Input(
-                    "feather",
-                    default=RESTORE_FEATHER,
-                    min=RESTORE_FEATHER_MIN,
-                    max=RESTORE_FEATHER_MAX,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "Pixels over which the generated picture fades in from the mask's edge, inward only: nothing "
-                        "outside changes."
-                    ),
-                ),
-                io.Float.Input(
-                    "match_color",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "How much of the colour difference at the mask's border (0 to 1) is taken off inside. Hides a "
-                        "faint change of tone; details stay."
-                    ),
-                ),
-            ],
-            outputs=[
-                io.Image.Output(display_name="image", tooltip="The original with the repainted part in it."),
-                io.String.Output(
-                    display_name="report",
-                    tooltip=(
-                        "How many pixels differ from the original outside the mask, and by how much, before and after."
-                    ),
-                ),
-                io.Int.Output(
-                    display_name="changed_outside", tooltip="Pixels outside the mask that differ from the original: 0."
-                ),
-            ],
-        )
-
-    @classmethod
-    @name_node_in_errors
-    def execute(cls, original, generated, mask, feather=RESTORE_FEATHER, match_color=0.0) -> io.NodeOutput:
-        image, after, notes = restore(original, generated, mask, RestoreSettings(feather, match_color))
-        notes.append(
-            f"Restored: {after.changed} of {after.outside} px outside the mask differ, by up to {after.largest:.4f}."
-        )
-        return io.NodeOutput(image, "\n".join(notes), after.changed)

@@ -1,7 +1,7 @@
-"""Putting the original's pixels back outside the mask, matching colours inside, and counting what changed.
+"""Restoring the original's pixels outside the mask, matching colours inside, and counting what changed.
 
-Encoding and decoding alone change every pixel a little, so keeping the latent is not enough: the pixels outside are
-taken from the original itself, which makes them equal bit for bit, after any number of rounds.
+Encoding and decoding change every pixel a little, so keeping the latent is not enough. The pixels outside are copied
+from the original, which makes them equal bit for bit, after any number of rounds.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from ...training.errors import InputError
 from .mask import blur, clean, grow, resize
 
 FEATHER_MIN, FEATHER_MAX = 0, 256  # px
-FEATHER = 8  # px: what encoding and decoding did to the pixels at the border is gone within it
+FEATHER = 8  # px: hides the change of the pixels at the border by encoding and decoding
 RING = 8  # px: width of the ring outside the mask on which colours are compared
 FINEST = 8  # px: colour differences finer than this are detail, not a shift
-MOST_CROP = 64  # px: no VAE crops more than this off a side pair
+MOST_CROP = 64  # px: no VAE crops this much of a height or width
 
 
 @dataclass(frozen=True)
 class RestoreSettings:
-    feather: int = 0  # px, inward only
+    """feather: px inside the mask's edge. match_color: 0..1. Raises `InputError` for a value out of range."""
+
+    feather: int = 0
     match_color: float = 0.0
 
     def __post_init__(self):
@@ -35,11 +37,11 @@ class RestoreSettings:
 
 @dataclass(frozen=True)
 class Audit:
-    """What differs from the original where the mask is 0."""
+    """How a picture differs from the original outside the mask."""
 
-    changed: int  # pixels
-    largest: float  # of all channels, on a scale of 0 to 1
-    outside: int  # pixels in all
+    changed: int  # pixels that differ
+    largest: float  # the largest difference of any channel, of pixel values in 0..1
+    outside: int  # all pixels outside
 
 
 def audit(original: torch.Tensor, image: torch.Tensor, outside: torch.Tensor) -> Audit:
@@ -52,10 +54,10 @@ def audit(original: torch.Tensor, image: torch.Tensor, outside: torch.Tensor) ->
 def restore(
     original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor, settings: RestoreSettings
 ) -> tuple[torch.Tensor, Audit, list[str]]:
-    """The original outside the mask, the generated picture inside.
+    """(the original outside the mask and the generated picture inside [B, H, W, C], the result's audit, notes).
 
-    original [B or 1, H, W, C], generated [B, h, w, c], mask [B or 1, H, W] or another size -> [B, H, W, C], the audit
-    of the result, and notes. Raises `InputError` where batches do not fit each other.
+    original: [B or 1, H, W, C] in 0..1. generated: [B or 1, h, w, c]. mask: [B or 1, H, W] in 0..1; another size is
+    stretched. Raises `InputError` for other shapes or batches that do not fit each other.
     """
     original = _picture(original, "original")
     generated = _picture(generated, "generated")
@@ -89,12 +91,10 @@ def restore(
         if shift is None:
             notes.append("Colours were not matched: no pixel lies outside the mask to compare.")
         else:
-            notes.append(
-                f"Colours were matched at the border: mean change {float(_mean_inside(shift, mask > 0.0)):.4f}."
-            )
-            fitted = torch.where(
-                (mask > 0.0)[..., None], (fitted + settings.match_color * shift).clamp(0.0, 1.0), fitted
-            )
+            change = float(shift.abs()[mask > 0.0].mean())
+            notes.append(f"Colours were matched at the border: mean change {change:.4f}.")
+            matched = (fitted + settings.match_color * shift).clamp(0.0, 1.0)
+            fitted = torch.where((mask > 0.0)[..., None], matched, fitted)
     weight = (mask * ramp_inward(mask > 0.0, settings.feather))[..., None]  # [B, H, W, 1]
     image = torch.where(weight == 1.0, fitted, original + weight * (fitted - original))
     image = torch.where((weight == 0.0) | outside[..., None], original, image)
@@ -116,9 +116,10 @@ def _to_batch(tensor: torch.Tensor, batch: int, what: str) -> torch.Tensor:
 def fit_generated(
     generated: torch.Tensor, original: torch.Tensor, notes: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The generated picture laid over the original's frame [B, H, W, C], and where it lies [B, H, W] (1 or 0).
+    """(the generated picture at the original's size [B, H, W, C], 1 where it has pixels and else 0 [B, H, W]).
 
-    A VAE centre-crops to whole cells, so a slightly smaller picture goes to the middle. Any other size is resized.
+    A VAE centre-crops to whole cells, so a picture smaller by less than `MOST_CROP` is placed in the middle of the
+    original. Any other size is resized. What was done is added to `notes`.
     """
     height, width, channels = original.shape[1:]
     h, w = generated.shape[1:3]
@@ -148,8 +149,10 @@ def fit_generated(
 
 
 def ramp_inward(inside: torch.Tensor, pixels: int) -> torch.Tensor:
-    """[B, H, W] bool -> fp32 weights: 0 outside, rising inside to 1 at `pixels` from the edge. The border is no
-    edge."""
+    """[B, H, W] bool -> fp32 weights: 0 outside, rising inside to 1 at `pixels` from the mask's edge.
+
+    The picture's border is no edge.
+    """
     inside = inside.to(torch.float32)
     if pixels == 0:
         return inside
@@ -158,17 +161,17 @@ def ramp_inward(inside: torch.Tensor, pixels: int) -> torch.Tensor:
 
 
 def color_shift(original: torch.Tensor, generated: torch.Tensor, inside: torch.Tensor) -> torch.Tensor | None:
-    """The smooth colour difference original - generated, known on a ring outside the mask and carried inside.
+    """The smooth colour difference original - generated, measured on a ring outside the mask and extended inside.
 
-    original, generated [B, H, W, C], inside [B, H, W] bool -> [B, H, W, C], or None where no ring exists. On the ring
-    it is the local mean of the difference; inside, the mean of what is known around, found on coarser and coarser
-    pictures until all is known (pull-push, Gortler et al. 1996), which leaves only low frequencies.
+    original, generated: [B, H, W, C]. inside: [B, H, W] bool -> [B, H, W, C], or None where no pixel lies on the ring.
+    On the ring it is the local mean of the difference. Inside it is filled from coarser and coarser pictures
+    (pull-push, Gortler et al. 1996), so it holds low frequencies only.
     """
     ring = (grow(inside.to(torch.float32), RING) > 0.0) & ~inside
     if not bool(ring.any()):
         return None
     difference = original - generated
-    ring = ring & torch.isfinite(difference).all(-1)  # one pixel that is no number would spread over all
+    ring = ring & torch.isfinite(difference).all(-1)  # one NaN would spread over all pixels
     weight = ring.to(torch.float32)[:, None]  # [B, 1, H, W]
     known = torch.where(ring[..., None], difference, 0.0).movedim(-1, 1)  # [B, C, H, W]
     shift = pull_push(F.avg_pool2d(known, FINEST, ceil_mode=True), F.avg_pool2d(weight, FINEST, ceil_mode=True))
@@ -178,15 +181,13 @@ def color_shift(original: torch.Tensor, generated: torch.Tensor, inside: torch.T
 
 
 def pull_push(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Fill the holes of weighted values [B, C, h, w] (already multiplied by weight [B, 1, h, w]) from coarser
-    levels."""
+    """Values [B, C, h, w] with their holes filled from coarser levels.
+
+    values: already multiplied by weight [B, 1, h, w], which is 0 in holes and at most 1.
+    """
     if bool((weight > 0.0).all()) or max(values.shape[-2:]) == 1:
         return values / weight.clamp(min=1e-12)
     coarse = pull_push(F.avg_pool2d(values, 2, ceil_mode=True), F.avg_pool2d(weight, 2, ceil_mode=True))
     filled = F.interpolate(coarse, scale_factor=2, mode="bilinear")[..., : values.shape[-2], : values.shape[-1]]
-    trust = (4.0 * weight).clamp(max=1.0)  # a quarter of a block known is enough to believe it
+    trust = (4.0 * weight).clamp(max=1.0)  # full trust from a quarter of the block on
     return trust * values / weight.clamp(min=1e-12) + (1.0 - trust) * filled
-
-
-def _mean_inside(shift: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    return shift.abs()[inside].mean()

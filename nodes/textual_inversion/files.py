@@ -1,4 +1,4 @@
-"""Embedding files: what stands in their metadata, and where the ones written on the way go."""
+"""Embedding files: their tensors and metadata, and the files that are written during a training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...training.config import check_choice
 from ...training.record import Run
-from ..bridge.files import writing as storage
+from ..bridge.files.writing import write_safetensors
 from .names import prompt_word
 
 FORMATS = ("comfy", "a1111")
@@ -21,7 +21,11 @@ FORMATS = ("comfy", "a1111")
 def metadata(
     name: str, embedding: Mapping[str, Tensor], run: Run | None, prompt: Any = None, workflow: Any = None
 ) -> dict[str, str]:
-    """What the word is, how it was learned and on what, and ComfyUI's `prompt` and `workflow`."""
+    """The metadata of an embedding file.
+
+    name: the file's, without its ending. embedding: vectors [n, width] by encoder. run: the training's record, or None
+    where it is unknown. prompt, workflow: ComfyUI's, of the running graph.
+    """
     meta: dict[str, Any] = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": name,
@@ -51,7 +55,11 @@ def metadata(
 def as_file(
     name: str, embedding: Mapping[str, Tensor], run: Run | None, format: str = "comfy", graph: tuple = (None, None)
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of the file that a word is saved as. Raises `InputError` for a format that there is not."""
+    """(tensors, metadata) of an embedding file. graph: (prompt, workflow) of the running graph.
+
+    format: "comfy" has a tensor for each encoder under its key; "a1111" has one under "emb_params" where there is one
+    encoder. Raises `InputError` for another format.
+    """
     check_choice("format", format, FORMATS)
     tensors = {key: value.detach().float().cpu().contiguous() for key, value in embedding.items()}
     if format == "a1111" and len(tensors) == 1:
@@ -62,6 +70,6 @@ def as_file(
 def save_on_the_way(
     folder: Path, step: int, embedding: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)
 ) -> None:
-    """Write FOLDER/RUN-stepN.safetensors, which prompts can say too where it lies among the embeddings."""
+    """Write FOLDER/RUN-stepN.safetensors during a training; prompts can use it from the embeddings folder."""
     path = folder / f"{run.id}-step{step:06}.safetensors"
-    storage.write_safetensors(path, *as_file(path.stem, embedding, run, graph=graph), overwrite=True)
+    write_safetensors(path, *as_file(path.stem, embedding, run, graph=graph), overwrite=True)

@@ -1,4 +1,4 @@
-"""Names that a prompt can say: what ComfyUI's prompt parser reads as `embedding:name`, whole and as nothing else."""
+"""Names of embeddings that ComfyUI's prompt parser reads as a whole in `embedding:name`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ALLOWED = re.compile(r"[\w./-]+")
 
 
 def check_name(name: str) -> str:
-    """The name, or `InputError` that says what the prompt parser would make of it."""
+    """The name. Raises `InputError` for one that the prompt parser would read differently or that is no file's name."""
     shown = f"the name {name!r}"
     if not name:
         raise InputError("the name is empty; give the new word a name such as my-cat")
@@ -39,5 +39,5 @@ def check_name(name: str) -> str:
 
 
 def prompt_word(name: str) -> str:
-    """What a prompt says."""
+    """The text that stands for the embedding in a prompt."""
     return f"embedding:{name}"

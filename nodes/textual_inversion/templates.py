@@ -1,4 +1,7 @@
-"""Sentences around the new word. None puts punctuation right after it: the prompt parser would read it as the name."""
+"""Training prompts around the new word.
+
+None has punctuation right after the word: the prompt parser would read it as a part of the name.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ STYLE = (
 
 
 def check_captions(items: Sequence[TrainingImage]) -> None:
-    """Every caption must say where the word stands."""
+    """Raise `InputError` unless every caption holds `WORD`."""
     without = [item.name for item in items if WORD not in item.caption]
     if without:
         raise InputError(
@@ -49,7 +52,11 @@ def check_captions(items: Sequence[TrainingImage]) -> None:
 
 
 def prompt_for(template: str, caption: str, word: str, seed: int, micro: int, place: int) -> str:
-    """The prompt of one sample: a pure function of the seed and its place in the run."""
+    """The prompt of one sample.
+
+    template: one of `TEMPLATES`. A sentence is drawn by seed, micro-batch and place in it, so that it is the same
+    whenever the run comes there again.
+    """
     if template == "captions":
         sentence = caption
     else:

@@ -14,7 +14,12 @@ import analytic
 import pytest
 import torch
 import torch.nn.functional as F
-from bespoke.nodes.inpaint import mask as m
+from bespoke.nodes.inpaint.mask import (
+    FEATHER,
+    Grid,
+    grow,
+    to_cells,
+)
 
 pytestmark = [
     pytest.mark.bench,
@@ -58,7 +63,7 @@ def blob_mask(seed, size=CELLS * CELL):
 def contour(inside, distance):
     """Which neighbours [h - 1, w] below and [h, w - 1] beside a contour separates; inside as (bytes, height, width)."""
     region = torch.frombuffer(bytearray(inside[0]), dtype=torch.float32).reshape(inside[1:])
-    region = m.grow(region[None], distance)[0] > 0
+    region = grow(region[None], distance)[0] > 0
     return region[1:] != region[:-1], region[:, 1:] != region[:, :-1]
 
 
@@ -116,7 +121,7 @@ OURS = {
     "ours": {},
     "ours, hard": {"feather": 0},
     "ours, prediction": {"blend": "prediction"},
-    "ours, within": {"grow": -m.FEATHER},
+    "ours, within": {"grow": -FEATHER},
 }
 
 
@@ -156,7 +161,7 @@ def test_seam_in_latents(run_node):
             model, seams = analytic.wrap(field.denoise, kind), {}
             free = ksample(model, latent, sampler, scheduler, steps)
             for mask in (blob_mask(5), blob_mask(6), blob_mask(9)):
-                cells = m.to_cells(mask, m.Grid.of(CELLS, CELLS, CELL, CELLS * CELL, CELLS * CELL), "any")[0]
+                cells = to_cells(mask, Grid.of(CELLS, CELLS, CELL, CELLS * CELL, CELLS * CELL), "any")[0]
                 seams.setdefault("original", Seam()).add(latent["samples"], cells)
                 seams.setdefault("hard paste", Seam()).add(torch.where(cells > 0, free, latent["samples"]), cells)
                 for name, (patched, masked, touched, _) in ways(run_node, model, latent, mask).items():

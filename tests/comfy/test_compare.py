@@ -136,6 +136,13 @@ def test_runs_say_what_they_took(run_node, comfyui):
     assert with_pictures.shape[0] > image.shape[0]
 
 
+def test_a_run_whose_held_out_losses_are_not_finite(run_node):
+    """Each of them is NaN where the training diverged: none is the best."""
+    run = Run("lora-0123456789ac", "lora", {}, "sd15", 12, losses=[0.2], held_out=[(0, float("nan"))])
+    _, report = compare(run_node, runs=[run])
+    assert report.splitlines()[1].endswith("not measured")
+
+
 @pytest.mark.parametrize(
     "word", ["LoRA, 300 steps", "résumé", "ночь", "νύχτα", "夜の絵", "밤", "रात", "\U000fabcd rest"]
 )

@@ -1,5 +1,4 @@
-"""Every model family, with ComfyUI's own classes in small: its layers, its gradient, its LoRA files in core's
-loader."""
+"""Every model family with a small model of ComfyUI's own class: layers, gradients, and LoRA files in core's loader."""
 
 import logging
 
@@ -17,7 +16,7 @@ from helpers import batch_and_single_gradients, sprite_set, weights_hash
 from random_lora import random_lora
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward")
-# name -> (family, prediction, layers by target). Flux and SD3 have a file of their own, test_flow.py.
+# name -> (family, prediction, layers by target). More tests of Flux and SD3 are in test_flow.py.
 KNOWN = {
     "sd15": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (64, 128, 160)),
     "sd2_v": ("U-Net (SD1.5, SD2, SDXL)", "v", (16, 32, 40)),
@@ -41,7 +40,7 @@ PARAMS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in f
 each = pytest.mark.parametrize("name", PARAMS)
 
 
-def opened_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
+def random_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
     layers = target_layers(denoiser.base.diffusion_model, targets)
     adapters = random_lora(layers, rank, denoiser.device)
     for parameter in adapters.parameters():
@@ -57,7 +56,7 @@ def model_inputs(base, clip, vae, shape) -> dict:
 
     item = TrainingImage("a", torch.zeros(64, 96, 3, dtype=torch.uint8), "", None, (150, 200), (4, 0))
     blank = encode_blanks(vae, [item]) if family_of(base.diffusion_model).is_inpainting(base) else {}
-    return Pictures([item], LatentSet([torch.zeros(1, *shape)], [None]), [0], [], [], [], blank).facts(0)
+    return Pictures([item], LatentSet([torch.zeros(1, *shape)], [None]), [0], [], [], [], blank).model_inputs(0)
 
 
 def batch(models, denoiser, prompts=("a red circle", "a blue square"), frames=1, levels=(0.3, 0.8)):
@@ -86,7 +85,7 @@ def test_every_family_has_a_small_model_here():
 
 
 @each
-def test_its_layers_are_known_by_name(comfyui, name):
+def test_target_layers_of_each_family(comfyui, name):
     models = families.made(name)
     model = models[0].model.diffusion_model
     family, prediction, counts = KNOWN[name]
@@ -96,16 +95,16 @@ def test_its_layers_are_known_by_name(comfyui, name):
     assert found[0].keys() <= found[1].keys() <= found[2].keys()
     with prepare_for_training(models[0], "fp32") as denoiser:
         assert denoiser.prediction == prediction
-    inside = {id(layer) for block in checkpoint_blocks(model) for layer in block.modules()}
-    assert all(id(layer) in inside for layer in found[2].values())  # no layer that learns lies outside of the blocks
+    in_blocks = {id(layer) for block in checkpoint_blocks(model) for layer in block.modules()}
+    assert all(id(layer) in in_blocks for layer in found[2].values())  # every trained layer is in a block
 
 
-def test_cross_attention_is_where_text_and_picture_meet(comfyui):
+def test_cross_attention_targets(comfyui):
     def names(name):
         return list(target_layers(families.made(name)[0].model.diffusion_model, TARGETS[0]))
 
     projections = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out")
-    # The last block's text goes nowhere, so its query and output would never learn.
+    # The last block's text stream is not used, so its query and output get no gradient.
     blocks = ((0, projections), (1, [layer for layer in projections if layer not in ("add_q_proj", "to_add_out")]))
     assert names("qwen_image") == [f"transformer_blocks.{i}.attn.{layer}" for i, layers in blocks for layer in layers]
     assert names("z_image") == [f"layers.{i}.attention.{layer}" for i in (0, 1) for layer in ("qkv", "out")]
@@ -119,17 +118,17 @@ def test_cross_attention_is_where_text_and_picture_meet(comfyui):
     assert names("flux2") == names("chroma") == joint
 
 
-# --- the gradient ----------------------------------------------------------------------------------------------------
+# --- the gradient -----------------------------------------------------------------------------------------------------
 
 
 def exact_loss(denoiser, latent, noise, sigma, conds):
-    """The training's loss as `BaseModel.apply_model` and `denoising_loss` have it, in float64 throughout."""
+    """The training's loss as `BaseModel.apply_model` and `denoising_loss` compute it, but all in float64."""
     base, sampling = denoiser.base, denoiser.base.model_sampling
     given = {
         k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for k, v in conds.tensors().items()
     }
-    context = given.pop("c_crossattn")[:, -16:]  # of 512 tokens for some; a few will do
+    context = given.pop("c_crossattn")[:, -16:]  # some families have 512 tokens; a few are enough
     latent, noise, sigma = latent.double(), noise.double(), sigma.double()
     noisy = denoiser.add_noise(sigma, noise, latent)
     x = torch.cat(
@@ -148,16 +147,16 @@ def exact_loss(denoiser, latent, noise, sigma, conds):
 
 @each
 def test_gradient_is_that_of_finite_differences(comfyui, name):
-    """In float64, through every layer that can be a target; gradient checkpointing gives the same numbers."""
+    """In float64, through every layer that can be a target; gradient checkpointing gives the same gradient."""
     models = families.MAKERS[name](dtype=torch.float64)
     model = models[0].model.diffusion_model
     for layer in model.modules():
-        if type(layer).__name__ == "EmbedND":  # places in the row: ComfyUI turns q and k in float32 otherwise
+        if type(layer).__name__ == "EmbedND":  # position embeddings: ComfyUI computes them in float32 otherwise
             layer.register_forward_hook(lambda _layer, _args, out: out.double())
     gradients = []
     for saving in (False, True):
         with prepare_for_training(models[0], "fp32", saving) as denoiser:
-            adapters = opened_adapters(denoiser, dtype=torch.float64)
+            adapters = random_adapters(denoiser, dtype=torch.float64)
             parameters = list(adapters.parameters())
             values = batch(models, denoiser, frames=2 if "wan" in name else 1)
             with adapters.attached():
@@ -180,20 +179,20 @@ def test_gradient_is_that_of_finite_differences(comfyui, name):
                             for parameter, way in zip(parameters, ways, strict=True):
                                 parameter -= step * way
                     assert slope.item() == pytest.approx(((ends[0] - ends[1]) / 2e-6).item(), rel=1e-5)
-    for kept, anew in zip(*gradients, strict=True):
-        assert (kept - anew).norm() <= 1e-12 * kept.norm()
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert (plain - checkpointed).norm() <= 1e-12 * plain.norm()
 
 
-# An inpainting checkpoint asks for its picture with a hole besides: see test_families_conditioning.py.
+# Inpainting checkpoints also read a masked picture: see test_families_conditioning.py.
 @pytest.mark.parametrize("name", [param for param in PARAMS if "inpainting" not in str(param)])
 def test_gradient_of_four_captions_is_the_mean_of_four(comfyui, name):
-    """Prompts of several lengths too, as language models give them: each length in a call of its own."""
+    """With prompts of several lengths where a language model encodes them: each length is a call of its own."""
     models = families.made(name)
-    together, apart, sizes = batch_and_single_gradients(models[0], models[1], families.latent_shape(models[0].model))
+    joint, mean, sizes = batch_and_single_gradients(models[0], models[1], families.latent_shape(models[0].model))
     assert sum(sizes) == 4
     assert len(sizes) == 1 or name in ("chroma", "qwen_image", "z_image", "lumina2")
-    assert apart.norm() > 0
-    assert (together - apart).norm() / apart.norm() < 2e-5
+    assert mean.norm() > 0
+    assert (joint - mean).norm() / mean.norm() < 2e-5
 
 
 IN_BF16 = [
@@ -216,7 +215,7 @@ def test_bf16_gives_nearly_the_fp32_gradient(comfyui, name, weights):
     for kind, precision in ((torch.float32, "fp32"), (weights, "bf16")):
         models = families.MAKERS[name](dtype=kind)
         with prepare_for_training(models[0], precision) as denoiser:
-            adapters = opened_adapters(denoiser, "cross-attention")
+            adapters = random_adapters(denoiser, "cross-attention")
             with adapters.attached():
                 denoising_loss(denoiser, *batch(models, denoiser, levels=(0.1, 0.9))).mean().backward()
             assert all(p.dtype == p.grad.dtype == torch.float32 for p in adapters.parameters())
@@ -245,7 +244,7 @@ def train(run_node, models, **changes):
 
 
 def predict(models, model):
-    """What a patched model says about one noisy latent of two frames, where it has frames."""
+    """A patched model's output for one noisy latent, of two frames where it has frames."""
     import comfy.model_management
 
     base, shape = models[0].model, families.latent_shape(models[0].model, 2)
@@ -263,7 +262,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
     import comfy.model_management
 
     models = families.made(name)
-    comfy.model_management.unload_all_models()  # a LoRA that core merged for an earlier test
+    comfy.model_management.unload_all_models()  # a LoRA that core merged in an earlier test
     before = weights_hash(models[0].model)
     trained, lora, loss, run, *_ = train(run_node, models)
     assert weights_hash(models[0].model) == before
@@ -286,16 +285,15 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
         with caplog.at_level(logging.WARNING):
             if KNOWN[name][0].startswith("U-Net") and form == "diffusers":
                 # Core's loader does not read diffusers' names of today for U-Nets; this pack's does.
-                cores, *_, said, _ = run_node("BespokeInjectLora", model=models[0], lora_name=file, strength_model=1.0)
-                assert "matched nothing" not in said
+                cores, *_, text, _ = run_node("BespokeInjectLora", model=models[0], lora_name=file, strength_model=1.0)
+                assert "matched nothing" not in text
             else:
                 cores, _ = run_node(
                     "LoraLoader", model=models[0], clip=models[1], lora_name=file, strength_model=1.0, strength_clip=1.0
                 )
         assert "not loaded" not in caplog.text.lower()
         assert (predict(models, cores)[0] - ours).abs().max() < 1e-4 * movement, form
-    # And that is what the training had before it: the low-rank path beside the weights, in the training's own forward
-    # pass.
+    # The same output as in the training's own forward pass, with the low-rank path in addition to the weights.
     comfy.model_management.unload_all_models()
     with prepare_for_training(models[0], "fp32") as denoiser:
         layers = {
@@ -310,7 +308,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
 
 @pytest.mark.parametrize("name", ["inpainting", "flux2", "qwen_image", "wan"])
 def test_nothing_is_left_on_the_users_model(run_node, name):
-    """With all that reaches into it on the way: block by block anew, sample images, held-out pictures."""
+    """After a run with gradient checkpointing, sample images and held-out pictures."""
     models = families.made(name)
     model = models[0].model
     before = weights_hash(model)
@@ -326,18 +324,18 @@ def test_nothing_is_left_on_the_users_model(run_node, name):
 
 
 @pytest.mark.parametrize("name", ["chroma", "z_image", "wan"])
-def test_a_text_encoder_that_cannot_learn_is_said(run_node, name):
+def test_a_text_encoder_without_clip_is_an_error(run_node, name):
     with pytest.raises(
         InputError, match=r"train_text_encoder is on, and the text encoder \(\w+\) holds no CLIP.*switch it off"
     ):
         train(run_node, families.made(name), train_text_encoder=True)
 
 
-# --- what is not known ----------------------------------------------------------------------------------------------
+# --- unknown models -------------------------------------------------------------------------------------------------
 
 
-def test_a_model_of_no_family_takes_custom_targets_or_says_why_not(comfyui):
-    """VACE is Wan with more inputs: near is not enough."""
+def test_a_model_of_no_family_needs_custom_targets(comfyui):
+    """VACE is Wan with more inputs, and not of the family."""
     import comfy.ldm.wan.model
     import comfy.ops
 

@@ -1,4 +1,4 @@
-"""What each family is told besides the prompt, and who is refused: SDXL's sizes, the picture with a hole, LCM, VAEs."""
+"""The conditioning of each family besides its prompt (SDXL's sizes, masked pictures), and models that are refused."""
 
 import families
 import pytest
@@ -35,10 +35,10 @@ def mixed(tmp_path_factory) -> ImageSet:
     return read_folder(FolderRequest(folder, resolution=144, flip=True))
 
 
-# --- SDXL: sizes and crops -------------------------------------------------------------------------------------------
+# --- SDXL: sizes and crops --------------------------------------------------------------------------------------------
 
 
-def test_a_folder_knows_what_was_scaled_and_cut_away(mixed):
+def test_a_folder_records_original_size_and_crop(mixed):
     sizes = {item.name: (item.original, item.crop, tuple(item.pixels.shape[:2])) for item in mixed.items}
     assert sizes == {
         # (height, width) of the file; (top, left) cut from the scaled picture; (height, width) trained at
@@ -67,7 +67,7 @@ def prompts_of(models, denoiser, images) -> tuple:
     )
 
 
-def test_sdxl_is_told_each_pictures_own_size_crop_and_target(comfyui, mixed):
+def test_sdxls_conditioning_has_each_pictures_size_crop_and_target(comfyui, mixed):
     models = families.made("sdxl")
     with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
@@ -77,13 +77,13 @@ def test_sdxl_is_told_each_pictures_own_size_crop_and_target(comfyui, mixed):
             height, width = item.pixels.shape[:2]
             own = embedded(models[0].model, *item.original, *item.crop, height, width)
             assert torch.allclose(y, torch.cat([pooled, own], dim=1), atol=1e-6)
-        # A batch of one size keeps what is each picture's own: here the captions, for a mirrored copy nothing.
+        # In a batch of one size each picture keeps its own conditioning; here only the captions differ.
         joined = prompts.of_batch([0, 1], [pictures.items[0].caption, ""]).tensors()["y"]
         assert torch.equal(joined[:1], prompts.of_batch([0], [pictures.items[0].caption]).tensors()["y"])
         assert not torch.equal(joined[0], joined[1])
 
 
-def test_sdxls_refiner_is_told_size_and_crop_and_the_score_of_a_good_picture(comfyui, mixed):
+def test_the_refiners_conditioning_has_size_crop_and_aesthetic_score(comfyui, mixed):
     models = families.made("sdxl_refiner")
     with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
@@ -95,18 +95,18 @@ def test_sdxls_refiner_is_told_size_and_crop_and_the_score_of_a_good_picture(com
         )
 
 
-def test_the_trainer_hands_sdxl_its_own_scaled_latents_and_sizes_at_every_step(run_node, mixed, monkeypatch):
-    """What the network gets in a run over mixed sizes, against arithmetic: x = x0 / .13025 ... + sigma n, and y."""
+def test_sdxls_network_gets_scaled_latents_and_sizes_at_every_step(run_node, mixed, monkeypatch):
+    """The network's inputs x and y in a run over mixed sizes, against arithmetic."""
     models = families.made("sdxl")
     model, clip, vae = models
     known = {tuple(item.pixels.shape[:2]): (*item.original, *item.crop) for item in mixed.items}
     calls = []
 
-    def watch(_module, args, kwargs):
+    def record(_module, args, kwargs):
         if torch.is_grad_enabled():
             calls.append((args[0].detach().clone(), kwargs["y"].detach().clone()))
 
-    hook = model.model.diffusion_model.register_forward_pre_hook(watch, with_kwargs=True)
+    hook = model.model.diffusion_model.register_forward_pre_hook(record, with_kwargs=True)
     run_node(
         "BespokeTrainLora",
         model=model,
@@ -138,8 +138,8 @@ def test_the_trainer_hands_sdxl_its_own_scaled_latents_and_sizes_at_every_step(r
         assert torch.allclose(latent, plain * 0.13025, rtol=1e-5)
 
 
-def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyui, mixed):
-    """With the wrong size, as for a picture of another bucket, it is another gradient."""
+def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_single_gradients(comfyui, mixed):
+    """And the size of another bucket's picture gives another gradient."""
     models = families.made("sdxl")
     with prepare_for_training(models[0], "fp32") as denoiser:
         pictures, prompts = prompts_of(models, denoiser, mixed)
@@ -162,20 +162,20 @@ def test_sdxls_gradient_over_mixed_sizes_is_the_mean_of_each_pictures_own(comfyu
 
         items = pictures.items
         pair = [i for i, item in enumerate(items) if item.name.startswith("a.png")]
-        together = gradient(pair, prompts.of_batch(pair, [items[i].caption for i in pair]))
-        apart = sum(gradient([i], prompts.of_batch([i], [items[i].caption])) for i in pair) / len(pair)
-        assert (together - apart).norm() < 1e-5 * apart.norm()
+        joint = gradient(pair, prompts.of_batch(pair, [items[i].caption for i in pair]))
+        mean = sum(gradient([i], prompts.of_batch([i], [items[i].caption])) for i in pair) / len(pair)
+        assert (joint - mean).norm() < 1e-5 * mean.norm()
         other = next(i for i, item in enumerate(items) if item.name == "b.png")
         wrong = gradient(pair, prompts.of_batch([other, other], [items[i].caption for i in pair]))
-        assert (together - wrong).norm() > 1e-3 * apart.norm()
+        assert (joint - wrong).norm() > 1e-3 * mean.norm()
 
 
-# --- inpainting checkpoints ------------------------------------------------------------------------------------------
+# --- inpainting checkpoints -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["inpainting", "sdxl_inpainting", "flux_fill"])
-def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, name):
-    """As core's InpaintModelConditioning makes it of a mask of ones, through the user's own VAE."""
+def test_an_inpainting_model_reads_a_fully_masked_picture(run_node, name):
+    """Equal to core's InpaintModelConditioning with a mask of ones."""
     models = families.made(name)
     model, clip, vae = models
     images = sprite_set(2, 2, side=64, colour="teal")
@@ -184,7 +184,7 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
         ours = prompts.of_batch([0, 1], [images.items[0].caption, ""]).tensors()["c_concat"]
     (positive,) = run_node("CLIPTextEncode", clip=clip, text="a red circle")
     pixels = images.items[0].pixels[None].float() / 255
-    with_hole, *_ = run_node(
+    masked, *_ = run_node(
         "InpaintModelConditioning",
         positive=positive,
         negative=positive,
@@ -193,7 +193,7 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
         mask=torch.ones(1, 64, 64),
         noise_mask=True,
     )
-    cond, extra = with_hole[0]
+    cond, extra = masked[0]
     with torch.inference_mode():
         made = model.model.extra_conds(
             cross_attn=cond, **extra, noise=torch.zeros(1, *families.latent_shape(model.model)[:1], 8, 8), device="cpu"
@@ -206,15 +206,15 @@ def test_an_inpainting_model_sees_a_picture_of_which_nothing_is_kept(run_node, n
     assert torch.allclose(picture, model.model.process_latent_in(extra["concat_latent_image"]), atol=1e-6)
 
 
-# --- what the wire says of the prediction ----------------------------------------------------------------------------
+# --- prediction types of sampling nodes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("sampling", "prediction"), [("lcm", "epsilon"), ("v_prediction", "v"), ("eps", "epsilon"), ("x0", "x0")]
 )
-def test_a_prediction_type_on_the_wire_is_what_is_trained(run_node, sampling, prediction):
-    """LCM's network predicts the noise; its sampling mixes a little of x into the answer, which the loss does not
-    feel."""
+def test_the_prediction_type_on_the_wire_is_trained(run_node, sampling, prediction):
+    """LCM's network predicts the noise. Its sampling mixes a little of x into the clean latent, too little for the
+    loss to change."""
     model, clip, _ = families.made("sd15")
     (wired,) = run_node("ModelSamplingDiscrete", model=model, sampling=sampling, zsnr=False)
     with prepare_for_training(wired, "fp32") as denoiser:
@@ -239,7 +239,7 @@ def test_a_prediction_type_on_the_wire_is_what_is_trained(run_node, sampling, pr
         assert torch.allclose(loss, (out - target).square().flatten(1).mean(1), rtol=1e-3)
 
 
-# --- who is refused --------------------------------------------------------------------------------------------------
+# --- refused models ---------------------------------------------------------------------------------------------------
 
 
 def test_models_that_need_more_than_pictures_and_prompts_are_refused(comfyui):
@@ -261,7 +261,7 @@ def test_models_that_need_more_than_pictures_and_prompts_are_refused(comfyui):
 
 
 @pytest.mark.parametrize("node", ["BespokeTrainLora", "BespokeTrainTextualInversion"])
-def test_both_trainers_refuse_by_name(run_node, node):
+def test_both_trainers_refuse_such_a_model(run_node, node):
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models as known
@@ -275,7 +275,7 @@ def test_both_trainers_refuse_by_name(run_node, node):
         )
 
 
-def test_a_vae_of_another_model_is_named(run_node):
+def test_the_vae_of_another_model_is_an_error(run_node):
     model, clip, _ = families.made("z_image")
     common = dict(model=model, clip=clip, images=sprite_set(2, 2, side=64, colour="teal"), steps=1)
     with pytest.raises(
@@ -288,8 +288,8 @@ def test_a_vae_of_another_model_is_named(run_node):
         run_node("BespokeTrainLora", vae=families.wan_vae(), **common)
 
 
-def test_masks_count_for_latents_with_frames(comfyui):
-    """A loss mask beside a picture, for a model whose latents are five-dimensional."""
+def test_masks_of_latents_with_frames(comfyui):
+    """The loss mask of a picture for a model with latents [B, C, frames, H, W]."""
     model, _, vae = families.made("wan")
     mask = torch.zeros(2, 64, 64)
     mask[:, :32] = 1.0
@@ -301,12 +301,12 @@ def test_masks_count_for_latents_with_frames(comfyui):
     assert batch.mask[0, 0, 0].sum(1).tolist() == [8.0] * 4 + [0.0] * 4
 
 
-# --- fused layers in use ---------------------------------------------------------------------------------------------
+# --- fused layers -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "queries"), [("z_image", 256), ("lumina2", 96)])
-def test_the_query_of_a_fused_layer_is_its_own_rows(run_node, name, queries):
-    """Lumina 2 has fewer keys than queries, so that its query is half of the layer, where Z-Image's is a third."""
+def test_the_rows_of_a_fused_layers_query(run_node, name, queries):
+    """The query is a third of Z-Image's layer and half of Lumina 2's, which has fewer keys than queries."""
     import comfy.lora
 
     model = families.made(name)[0]

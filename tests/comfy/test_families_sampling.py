@@ -1,11 +1,10 @@
-"""Partial denoise and mask blend on every family's own network, against KSampler: no difference at all, five dimensions
-too."""
+"""Partial denoise and mask blend on every family, bit for bit against KSampler, also on latents with frames."""
 
 import families
 import pytest
 import torch
 
-# A U-Net's answer depends a little on how many samples share a call on some processors; here every call has the same.
+# On some processors a U-Net's output depends slightly on the batch size, so every call here has the same.
 SLOW = {"sdxl_inpainting", "sdxl_refiner", "flux_fill", "lumina2"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.FAMILIES]

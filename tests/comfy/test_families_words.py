@@ -1,4 +1,4 @@
-"""Textual inversion on every family: those with a CLIP learn a word, the others say why not."""
+"""Textual inversion on every family: trained on those with a CLIP, an error on the others."""
 
 import math
 
@@ -21,7 +21,7 @@ ENCODERS = {
     "flux": {"clip_l"},
     "flux_fill": {"clip_l"},
 }
-SLOW = {"sd15", "sdxl", "sdxl_inpainting", "flux_fill"}  # of one kind with another, or in test_textual_inversion.py
+SLOW = {"sd15", "sdxl", "sdxl_inpainting", "flux_fill"}  # like others here, or in test_textual_inversion.py
 WITHOUT = [name for name in families.FAMILIES if name not in families.WITH_CLIP]
 
 
@@ -48,8 +48,7 @@ def learn(run_node, models, **changes):
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.WITH_CLIP]
 )
 def test_a_family_with_a_clip_learns_a_word(run_node, name):
-    """No weight changes, every encoder's vector moves, and core's CLIPTextEncode says the file's word as the training
-    did."""
+    """No weight changes, every encoder's vector does, and core's CLIPTextEncode of the file equals the training's."""
     model, clip, vae = families.made(name)
     clip = clip.clone()
     clip.tokenizer = with_folder(clip.tokenizer)
@@ -61,32 +60,32 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
     assert set(embedding) == ENCODERS[name]
     assert all(math.isfinite(value) for value in loss["loss"])
     for key, vectors in embedding.items():
-        start = untaught(clip, key)
+        start = initial_vectors(clip, key)
         assert (vectors - start).abs().max() > 1e-3, key
-    said = clip_with_pseudo_word(
+    tokenizer = clip_with_pseudo_word(
         clip, "my-pink", {key: (lambda vectors=vectors: vectors) for key, vectors in embedding.items()}
     )
     prompt = f"a photo of a {word} on white"
     with prepare_text_encoder(clip, None) as text, torch.no_grad():
-        ((in_training, extra),) = text.encode([prompt], said)
-        # No number of what does not learn is copied: a T5 is many times a CLIP's size.
+        ((in_training, extra),) = text.encode([prompt], tokenizer)
+        # The weights of other encoders are not copied: a T5 is many times a CLIP's size.
         own, theirs = dict(clip.cond_stage_model.named_parameters()), dict(text.model.named_parameters())
-        beside_clip = [at for at in own if at.split(".")[0] not in ENCODERS[name]]
-        assert all(theirs[at] is own[at] for at in beside_clip)
-        assert any(at.startswith("t5xxl") for at in beside_clip) == ("flux" in name)
+        shared = [at for at in own if at.split(".")[0] not in ENCODERS[name]]
+        assert all(theirs[at] is own[at] for at in shared)
+        assert any(at.startswith("t5xxl") for at in shared) == ("flux" in name)
     file = f"my-pink-{name.replace('_', '-')}"
     run_node("BespokeSaveEmbedding", embedding=embedding, name=file)
     (from_file,) = run_node("CLIPTextEncode", clip=clip, text=prompt.replace("my-pink", file))
-    cond, beside = from_file[0]
+    cond, theirs = from_file[0]
     assert (cond - in_training).abs().max() < 1e-5 * in_training.abs().max()
     if extra.get("pooled_output") is not None:
-        assert (beside["pooled_output"] - extra["pooled_output"]).abs().max() < 1e-5 * extra[
+        assert (theirs["pooled_output"] - extra["pooled_output"]).abs().max() < 1e-5 * extra[
             "pooled_output"
         ].abs().max()
 
 
-def untaught(clip, key):
-    """What a word begins as: the vector of `red`."""
+def initial_vectors(clip, key):
+    """The vectors that a word starts from: those of `red`."""
     from bespoke.nodes.bridge.training_model.pseudo_word import embedding_table, token_ids
 
     tokenizer, encoder = clip_encoders(clip)[key]
@@ -94,7 +93,7 @@ def untaught(clip, key):
 
 
 def with_folder(tokenizer):
-    """The tokenizer as a checkpoint loader makes it: it looks for files in ComfyUI's embeddings folder."""
+    """The tokenizer as a checkpoint loader makes it, which reads files in ComfyUI's embeddings folder."""
     import copy
 
     import comfy.sd1_clip
@@ -103,15 +102,15 @@ def with_folder(tokenizer):
     out = copy.copy(tokenizer)
     for attribute, one in list(vars(tokenizer).items()):
         if isinstance(one, comfy.sd1_clip.SDTokenizer):
-            looking = copy.copy(one)
-            looking.embedding_directory = folder_paths.get_folder_paths("embeddings")
-            setattr(out, attribute, looking)
+            copied = copy.copy(one)
+            copied.embedding_directory = folder_paths.get_folder_paths("embeddings")
+            setattr(out, attribute, copied)
     return out
 
 
 @pytest.mark.parametrize("name", WITHOUT)
 def test_a_family_without_a_clip_says_why_not(run_node, name):
-    """T5 and the language models have no table of CLIP's."""
+    """T5 and language models have no CLIP embedding table."""
     models = families.made(name)
     with pytest.raises(
         InputError, match=r"Bespoke Train Textual Inversion: the text encoder \(\w+\) holds no CLIP"

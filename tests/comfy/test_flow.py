@@ -1,4 +1,4 @@
-"""The flow models: Flux's and SD3's own classes in small, from the gradient to the file that core loads."""
+"""Small models of Flux's and SD3's classes: layers, loss, gradients, and LoRA files in core's loader."""
 
 import logging
 
@@ -35,7 +35,7 @@ def models(request):
 both = pytest.mark.parametrize("models", ["flux", "sd3"], indirect=True)
 
 
-def opened_adapters(denoiser, targets=ALL, rank=4):
+def random_adapters(denoiser, targets=ALL, rank=4):
     layers = target_layers(denoiser.base.diffusion_model, targets)
     return random_lora(layers, rank, denoiser.device)
 
@@ -57,14 +57,14 @@ def batch(models, denoiser, prompts=("a red circle", "a blue square")):
 # --- which layers, which loss ---------------------------------------------------------------------------------------
 
 
-def test_cross_attention_is_where_text_and_picture_meet(flux, sd3):
+def test_target_layers(flux, sd3):
     assert list(target_layers(flux[0].model.diffusion_model, "cross-attention")) == [
         f"double_blocks.{i}.{stream}_attn.{layer}"
         for i in (0, 1)
         for stream in ("img", "txt")
         for layer in ("qkv", "proj")
     ]
-    # The last block's text stream ends there: it has no output projection.
+    # The text stream of the last block has no output projection.
     assert list(target_layers(sd3[0].model.diffusion_model, "cross-attention")) == [
         "joint_blocks.0.context_block.attn.qkv",
         "joint_blocks.0.context_block.attn.proj",
@@ -84,7 +84,7 @@ def test_cross_attention_is_where_text_and_picture_meet(flux, sd3):
 
 @both
 def test_the_loss_is_that_of_the_velocity(models):
-    """By hand: x = (1 - sigma) x0 + sigma n, and the network's answer against n - x0."""
+    """Against x = (1 - sigma) x0 + sigma n and the network's output compared with n - x0."""
     with prepare_for_training(models[0], "fp32") as denoiser:
         assert denoiser.prediction == "flow"
         latent, noise, sigma, conds = batch(models, denoiser)
@@ -105,7 +105,7 @@ def test_the_loss_is_that_of_the_velocity(models):
         assert torch.allclose(loss, expected, rtol=1e-4)
         assert ("guidance" in more) == (family_of(base.diffusion_model).name == "Flux")
         if "guidance" in more:
-            assert more["guidance"].tolist() == [1.0, 1.0]  # none: Flux dev answers for a strength
+            assert more["guidance"].tolist() == [1.0, 1.0]  # no guidance: Flux dev takes its strength as an input
 
 
 # --- the gradient ---------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
         lambda _layer, _args, out: out.double()
     )
     with prepare_for_training(models[0], "fp32", saving) as denoiser:
-        adapters = opened_adapters(denoiser)
+        adapters = random_adapters(denoiser)
         for parameter in adapters.parameters():
             parameter.data = parameter.data.double()
         latent, noise, sigma, conds = batch(models, denoiser)
@@ -157,14 +157,14 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
 
 @both
 def test_gradient_of_four_captions_is_the_mean_of_four(models):
-    together, apart, sizes = batch_and_single_gradients(models[0], models[1], (16, 8, 12))
+    joint, mean, sizes = batch_and_single_gradients(models[0], models[1], (16, 8, 12))
     assert sizes == [4]  # one call with exactly four samples
-    assert apart.norm() > 0
-    assert (together - apart).norm() / apart.norm() < 1e-5
+    assert mean.norm() > 0
+    assert (joint - mean).norm() / mean.norm() < 1e-5
 
 
 def test_prompts_of_several_lengths_share_a_batch_and_not_a_call(flux):
-    """T5's tokens beyond the usual 256 make a prompt longer; core would run such samples apart too."""
+    """Prompts of more than 256 T5 tokens are longer; core runs such samples in separate calls too."""
     prompts = ("a red circle", "a red circle, " * 80, "a blue square", "a green cross, " * 80)
     with prepare_for_training(flux[0], "fp32") as denoiser:
         latent, noise, sigma, conds = batch(flux, denoiser, prompts)
@@ -186,11 +186,11 @@ def test_prompts_of_several_lengths_share_a_batch_and_not_a_call(flux):
 
 
 @both
-def test_gradient_checkpointing_keeps_less_and_learns_the_same(models):
+def test_gradient_checkpointing_saves_less_and_gives_the_same_gradient(models):
     gradients, kept = [], []
     for saving in (False, True):
         with prepare_for_training(models[0], "fp32", saving) as denoiser:
-            adapters = opened_adapters(denoiser)
+            adapters = random_adapters(denoiser)
             values = batch(models, denoiser)
             with adapters.attached():
                 loss = lambda denoiser=denoiser, values=values: denoising_loss(denoiser, *values).mean()  # noqa: E731
@@ -215,7 +215,7 @@ def train(run_node, models, **changes):
 
 
 def predict(models, model):
-    """What a patched model says about one noisy latent."""
+    """A patched model's output for one noisy latent."""
     import comfy.model_management
 
     generator = torch.Generator().manual_seed(1)
@@ -233,7 +233,7 @@ def predict(models, model):
 def test_core_loads_every_key_and_gives_the_nodes_own_model(models, targets, run_node, caplog):
     import comfy.model_management
 
-    comfy.model_management.unload_all_models()  # a LoRA that core merged for an earlier test
+    comfy.model_management.unload_all_models()  # a LoRA that core merged in an earlier test
     before = weights_hash(models[0].model)
     trained, lora, _, run, *_ = train(run_node, models, targets=targets)
     assert weights_hash(models[0].model) == before
@@ -254,7 +254,7 @@ def test_core_loads_every_key_and_gives_the_nodes_own_model(models, targets, run
         assert (predict(models, cores) - ours).abs().max() < 1e-3 * movement
 
 
-def test_sd3s_text_encoders_learn_too(sd3, run_node, caplog):
+def test_sd3s_text_encoders_are_trained(sd3, run_node, caplog):
     _, lora, _, run, *_ = train(run_node, sd3, train_text_encoder=True, text_encoder_lr=1e-2)
     moved = [
         key
@@ -277,7 +277,7 @@ def test_nothing_is_left_on_the_users_model(models, run_node):
     assert not any(p.requires_grad for p in model.model.parameters())
 
 
-def test_a_go_on_from_a_saved_lora(flux, run_node):
+def test_training_continues_from_a_saved_lora(flux, run_node):
     _, first, _, run, *_ = train(run_node, flux)
     (name,) = run_node("BespokeSaveLora", lora=first, filename_prefix="test/flow-on", run=run, dtype="fp32")
     loaded, *_ = run_node("BespokeLoadLora", lora_name=name)
@@ -285,12 +285,12 @@ def test_a_go_on_from_a_saved_lora(flux, run_node):
     assert all(torch.allclose(again[key], value) for key, value in first.items())
 
 
-def test_a_patch_that_overwrites_in_place_is_said(flux, run_node):
-    """A user's own patch on the wire that changes q in place, which the attention has kept for its gradient."""
+def test_a_patch_that_overwrites_in_place_is_an_error(flux, run_node):
+    """A user's patch on the wire that changes in place what autograd has saved."""
     patched = flux[0].clone()
 
     def overwrite(attention, _options):
-        attention.tanh_().mul_(2.0)  # tanh keeps its result, which is then overwritten
+        attention.tanh_().mul_(2.0)  # tanh saves its result, which is then overwritten
         return attention
 
     patched.model_options.setdefault("transformer_options", {}).setdefault("patches", {})["attn1_output_patch"] = [

@@ -1,4 +1,4 @@
-"""What a run was trained on is told from the base's own weights, whatever patches another clone has left in them."""
+"""The identity of models: from the base's own weights, without the patches that another clone has left in them."""
 
 import pytest
 import tiny
@@ -19,7 +19,7 @@ def patched(model, value=0.01):
     return clone
 
 
-def test_patches_of_another_clone_are_not_the_base(model):
+def test_patches_of_another_clone_do_not_count(model):
     import comfy.model_management
 
     before = identity.checksum(model), identity.of_patcher(model)
@@ -35,13 +35,13 @@ def test_patches_of_another_clone_are_not_the_base(model):
     assert (identity.checksum(model), identity.of_patcher(model)) == before
 
 
-def test_patches_on_the_wire_are_told_apart(model):
+def test_patches_on_the_wire_count(model):
     names = {identity.of_patcher(one) for one in (model, patched(model), patched(model, 0.02))}
     assert len(names) == 3
     assert identity.of_patcher(patched(model)) in names
 
 
-def test_a_changed_weight_is_seen(model):
+def test_a_changed_weight_changes_the_checksum(model):
     before = identity.checksum(model)
     weight = next(iter(model.model.parameters()))
     with torch.inference_mode():
@@ -52,8 +52,8 @@ def test_a_changed_weight_is_seen(model):
     assert identity.checksum(model) == before
 
 
-def test_text_encoders_of_one_width_and_another_class_are_told_apart(comfyui):
-    """SDXL's and SD3's two encoders may have the same weights; what they say differs."""
+def test_the_class_of_a_text_encoder_counts(comfyui):
+    """SDXL's and SD3's two encoders may have the same weights and give another conditioning."""
     clip = tiny.clip(two=True)
     same = tiny.clip(two=True)
     assert identity.of_clip(clip) == identity.of_clip(same)
@@ -61,7 +61,7 @@ def test_text_encoders_of_one_width_and_another_class_are_told_apart(comfyui):
     assert identity.of_clip(clip) != identity.of_clip(same)
 
 
-def test_the_schedule_and_paths_beside_the_weights_count(model):
+def test_the_noise_schedule_counts(model):
     import comfy.model_sampling
 
     shifted = model.clone()

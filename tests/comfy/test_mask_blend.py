@@ -10,7 +10,8 @@ import matrix
 import nodes
 import pytest
 import torch
-from bespoke.nodes.inpaint import blend as b
+from bespoke.nodes.inpaint.blend import KEY, Blend
+from bespoke.nodes.inpaint.noise_levels import noise_to_signal
 from comfy.patcher_extension import WrappersMP
 
 pytestmark = [
@@ -151,11 +152,11 @@ def test_what_a_user_should_know_of_the_latent_is_said(run_node, field, latent):
 
 
 def test_channels_that_do_not_fit_and_a_latent_without_values_are_errors(run_node, field):
-    for shape, words in (
+    for shape, text in (
         ((1, 16, 16, 16), "latent has 16 channels and this model's latents have 4"),
         ((0, 4, 16, 16), "latent holds no values"),
     ):
-        with pytest.raises(ValueError, match=f"Bespoke Latent Mask Blend: {words}"):
+        with pytest.raises(ValueError, match=f"Bespoke Latent Mask Blend: {text}"):
             run_node(
                 "BespokeLatentMaskBlend", model=wrap(field), latent={"samples": torch.ones(shape)}, mask=picture_mask()
             )
@@ -212,8 +213,7 @@ def white():
 
 
 def levels(model, latent, sampler):
-    """The noise that the model was asked at, over the sampler's sigma, in the cells from column 64 on; for each
-    call."""
+    """The noise in the model's input over the sampler's sigma, in the cells from column 64 on, for each call."""
     answer = model.model.diffusion_model
     answer.keep, answer.asked = True, []
     ksample(model, latent, sampler, steps=8)
@@ -467,7 +467,7 @@ def test_other_wrappers_stay_and_none_of_the_runs_is_left_behind(run_node, field
     assert set(model.wrappers) == {WrappersMP.PREDICT_NOISE, WrappersMP.OUTER_SAMPLE}
     assert list(model.wrappers[WrappersMP.PREDICT_NOISE]) == ["watch"]
     again, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=picture_mask())
-    assert len(again.wrappers[WrappersMP.OUTER_SAMPLE][b.KEY]) == 1
+    assert len(again.wrappers[WrappersMP.OUTER_SAMPLE][KEY]) == 1
 
 
 def test_a_model_with_its_own_way_of_masking_is_asked_in_its_own_way(run_node, field, latent):
@@ -625,8 +625,8 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
     sampling = wrap(field).model.model_sampling
     flow = wrap(field, "flow").model.model_sampling
     level = torch.tensor([3.0, 0.75]).view(2, 1, 1, 1)
-    assert b.noise_to_signal(sampling, level).flatten().tolist() == pytest.approx([3.0, 0.75])
-    assert b.noise_to_signal(flow, torch.tensor([0.75, 0.5]).view(2, 1, 1, 1)).flatten().tolist() == pytest.approx(
+    assert noise_to_signal(sampling, level).flatten().tolist() == pytest.approx([3.0, 0.75])
+    assert noise_to_signal(flow, torch.tensor([0.75, 0.5]).view(2, 1, 1, 1)).flatten().tolist() == pytest.approx(
         [3.0, 1.0]
     )
 
@@ -673,9 +673,9 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
     assert kept_share(1.0, 0.5) == pytest.approx([0.5**2, 0.5**0.5, 0.5**0.125])
     assert kept_share(0.0, 2.0) == pytest.approx([0.25, 0.25, 0.25])
     assert kept_share(2.0, 0.0) == pytest.approx([1.0, 1.0, 1.0])
-    assert b.Blend("prediction", 0.0, None).preservation == 1.0
+    assert Blend("prediction", 0.0, None).preservation == 1.0
     with pytest.raises(ValueError, match="preservation is 9.0; give 0 to 8"):
-        b.Blend("prediction", preservation=9.0)
+        Blend("prediction", preservation=9.0)
 
 
 @pytest.mark.parametrize("blend", BLENDS)

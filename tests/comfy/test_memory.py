@@ -1,5 +1,4 @@
-"""What a step takes of the memory: the forecast on fake tensors against what real steps take, and what follows from
-it."""
+"""The memory of a training step: the forecast on fake tensors against real steps, and the choice to offload."""
 
 import ctypes
 import dataclasses
@@ -65,8 +64,8 @@ def forecast(models, latent, saving, compute=None):
     )
 
 
-def a_step(models, latent, saving, around):
-    """A real step within `around(its frozen and trained tensors)`; one goes before, so that every buffer is there."""
+def real_step(models, latent, saving, measure):
+    """A real step within `measure(its frozen and trained tensors)`, after one that allocates every buffer."""
     with prepare_for_training(models[0], "fp32", saving) as denoiser:
         layers = target_layers(denoiser.base.diffusion_model, "cross-attention")
         adapters = AdapterSet(LoraAdapter, layers, AdapterConfig(4, 4, 0), CPU)
@@ -78,7 +77,7 @@ def a_step(models, latent, saving, around):
             denoiser.sigma(torch.full((len(latent),), 0.5)),
             torch.randn_like(latent),
         )
-        for scope in (lambda _: torch.enable_grad(), around):
+        for scope in (lambda _: torch.enable_grad(), measure):
             for parameter in adapters.parameters():
                 parameter.grad = None
             with (
@@ -90,9 +89,9 @@ def a_step(models, latent, saving, around):
 
 
 class Allocated:
-    """The most that torch's own allocator holds within the block beyond what it held, kernels' buffers among it."""
+    """The peak of torch's own allocator within the block, above its start, with the kernels' buffers."""
 
-    def __init__(self, _there):
+    def __init__(self, _tensors):
         self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
 
     def __enter__(self):
@@ -107,9 +106,9 @@ class Allocated:
 
 
 class Resident:
-    """The highest resident memory within the block beyond that at its beginning, by Linux's own count."""
+    """The peak of the resident memory within the block, above its start, as Linux counts it."""
 
-    def __init__(self, _there):
+    def __init__(self, _tensors):
         pass
 
     def _status(self, name: str) -> int:
@@ -120,11 +119,11 @@ class Resident:
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        self._began = self._status("VmRSS")
+        self._start = self._status("VmRSS")
         return self
 
     def __exit__(self, *_):
-        self.peak = self._status("VmHWM") - self._began
+        self.peak = self._status("VmHWM") - self._start
 
 
 @both
@@ -132,40 +131,40 @@ class Resident:
 def test_the_forecast_is_what_torch_allocates_in_a_real_step(models, saving):
     latent = torch.zeros(1, models[0].model.latent_format.latent_channels, 64, 64)
     before = weights_hash(models[0].model)
-    seen = forecast(models, latent, saving)
+    forecasted = forecast(models, latent, saving)
     assert weights_hash(models[0].model) == before
-    assert a_step(models, latent, saving, Allocated).peak == pytest.approx(seen.step, rel=0.05, abs=2e6)
-    assert seen.weights == sum(t.nbytes for t in (*models[0].model.parameters(), *models[0].model.buffers()))
-    assert seen.peak() == seen.weights + seen.trained + seen.step
-    assert seen.step > seen.kept
+    assert real_step(models, latent, saving, Allocated).peak == pytest.approx(forecasted.step, rel=0.05, abs=2e6)
+    assert forecasted.weights == sum(t.nbytes for t in (*models[0].model.parameters(), *models[0].model.buffers()))
+    assert forecasted.peak() == forecasted.weights + forecasted.trained + forecasted.step
+    assert forecasted.step > forecasted.kept
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="counts as Linux does")
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 @both
-def test_the_resident_memory_of_a_real_step_is_the_forecast_and_what_the_processors_kernels_take_beside_it(models):
-    """1.3 times the forecast for the U-Net and up to 1.9 for Flux: convolutions and products pack their inputs anew."""
+def test_the_resident_memory_of_a_real_step_is_the_forecast_and_the_kernels_own(models):
+    """1.3 times the forecast for the U-Net and up to 1.9 for Flux: CPU kernels pack copies of their inputs."""
     latent = torch.zeros(1, models[0].model.latent_format.latent_channels, 64, 64)
-    seen = forecast(models, latent, False)
-    assert 0.9 * seen.step < a_step(models, latent, False, Resident).peak < 2 * seen.step + 30e6
+    forecasted = forecast(models, latent, False)
+    assert 0.9 * forecasted.step < real_step(models, latent, False, Resident).peak < 2 * forecasted.step + 30e6
 
 
 @both
 def test_checkpointing_and_half_precision_need_less(models):
     latent = torch.zeros(1, models[0].model.latent_format.latent_channels, 32, 32)
-    whole, saved, half = (forecast(models, latent, *how) for how in ((False,), (True,), (False, torch.bfloat16)))
-    assert saved.kept < 0.3 * whole.kept
-    assert saved.peak() < whole.peak()
-    assert half.step < 0.8 * whole.step
+    full, checkpointed, half = (forecast(models, latent, *how) for how in ((False,), (True,), (False, torch.bfloat16)))
+    assert checkpointed.kept < 0.3 * full.kept
+    assert checkpointed.peak() < full.peak()
+    assert half.step < 0.8 * full.step
     matrices = [m.weight for m in models[0].model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
-    assert half.weights - whole.weights == half.copies == sum(2 * w.numel() for w in matrices)  # their bfloat16 copies
+    assert half.weights - full.weights == half.copies == sum(2 * w.numel() for w in matrices)  # their bfloat16 copies
     numbers = sum(
         4 * (m.in_features + m.out_features)
         for m in target_layers(models[0].model.diffusion_model, "cross-attention").values()
     )
-    assert whole.trained == numbers * 12  # the number and AdamW's two moments; its gradient is part of the step
+    assert full.trained == numbers * 12  # the number and AdamW's two moments; its gradient is part of the step
 
 
-def test_offloading_is_chosen_where_the_weights_do_not_fit_and_the_cpu_refuses_where_nothing_helps(caplog):
+def test_offloading_where_weights_do_not_fit_and_the_cpus_error(caplog):
     step = memory_forecast.StepMemory(weights=12_000, streamed=500, trained=100, kept=2_000, step=3_000)
     assert (step.peak(), step.peak(offload=True), step.without_weights) == (15_100, 3_600, 3_100)
     assert not offload.must_offload(step, 15_100, can_offload=True)
@@ -173,17 +172,17 @@ def test_offloading_is_chosen_where_the_weights_do_not_fit_and_the_cpu_refuses_w
     assert offload.must_offload(step, 3_600, can_offload=True)
     assert not offload.must_offload(
         step, 3_100, can_offload=False, weights_loaded=True
-    )  # the CPU: they are loaded already
+    )  # the CPU: the weights are loaded already
     copied = dataclasses.replace(step, weights=18_000, copies=6_000)
     assert not offload.must_offload(copied, 9_100, can_offload=False, weights_loaded=True)
     with pytest.raises(InputError):
-        offload.must_offload(copied, 9_099, can_offload=False, weights_loaded=True)  # the copies are not there yet
+        offload.must_offload(copied, 9_099, can_offload=False, weights_loaded=True)  # the copies are not made yet
     why = "are free; what lowers it: batch_size 1 with gradient_accumulation"
     with pytest.raises(InputError, match=why):
         offload.must_offload(step, 3_099, can_offload=False, weights_loaded=True)
-    for free, possible in ((3_599, True), (15_099, False)):  # a card says itself when it is full
+    for free, can_offload in ((3_599, True), (15_099, False)):  # only a warning on accelerators
         caplog.clear()
-        assert offload.must_offload(step, free, possible) == possible
+        assert offload.must_offload(step, free, can_offload) == can_offload
         assert why in caplog.text
     large = memory_forecast.StepMemory(23_800_000_000, 340_000_000, 60_000_000, 0, 2_900_000_000)
     assert (
@@ -195,12 +194,12 @@ def test_offloading_is_chosen_where_the_weights_do_not_fit_and_the_cpu_refuses_w
     )
 
 
-def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkeypatch):
-    models, said = (tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()), []
+def test_the_node_reports_its_forecast_and_refuses_what_cannot_fit(run_node, monkeypatch):
+    models, lines = (tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()), []
     real = trainer.run_training
 
     def note(task, context):
-        said.append(task.describe_start)
+        lines.append(task.describe_start)
         return real(task, context)
 
     monkeypatch.setattr(trainer, "run_training", note)
@@ -215,18 +214,18 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkey
     )
     weights = sum(t.nbytes for t in models[0].model.parameters())
 
-    def with_room(size):
+    def set_available(size):
         monkeypatch.setattr(offload, "available_memory", lambda _device: size)
 
-    with_room(100 * weights)
+    set_available(100 * weights)
     run_node("BespokeTrainLora", **inputs)
     cost = type("Cost", (), {"seconds": 1.0, "kept": 0})
-    assert "at the peak" not in said.pop()(cost)  # a small model needs no forecast
-    with_room(40 * weights)
+    assert "at the peak" not in lines.pop()(cost)  # a small model needs no forecast
+    set_available(40 * weights)
     run_node("BespokeTrainLora", **inputs)
-    assert "MB beside the model; about" in (line := said.pop()(cost))
+    assert "MB beside the model; about" in (line := lines.pop()(cost))
     assert f"MB at the peak (weights {weights / 1e6:.0f} MB; step" in line
-    with_room(10**5)
+    set_available(10**5)
     with pytest.raises(
         InputError,
         match=(
@@ -239,7 +238,7 @@ def test_the_node_says_its_forecast_and_refuses_what_cannot_fit(run_node, monkey
         run_node("BespokeTrainLora", gradient_checkpointing=True, **inputs)
 
 
-def test_a_model_that_looks_at_numbers_trains_without_a_forecast(sdxl, monkeypatch):
+def test_a_model_that_reads_values_has_no_forecast(sdxl, monkeypatch):
     monkeypatch.setattr(offload, "available_memory", lambda _device: 10**6)
     before = weights_hash(sdxl[0].model)
     monkeypatch.setattr(sdxl[0].model, "process_timestep", lambda t, **_: t + float(t.sum()))
@@ -250,9 +249,8 @@ def test_a_model_that_looks_at_numbers_trains_without_a_forecast(sdxl, monkeypat
     assert weights_hash(sdxl[0].model) == before
 
 
-class Remembering(torch.nn.Module):
-    """As some of ComfyUI's: positions once made are kept for all instances (Chroma Radiance), the last input for the
-    next call."""
+class Caching(torch.nn.Module):
+    """Caches tensors as some of ComfyUI's models do: for all instances (Chroma Radiance), or for the next call."""
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def ones(self, width: int, device: torch.device):
@@ -264,9 +262,9 @@ class Remembering(torch.nn.Module):
         return torch.nn.functional.silu(x + self.last) * self.ones(x.shape[-1], x.device)
 
 
-def test_what_a_models_code_keeps_for_the_next_call_is_not_the_forecasts(sdxl, monkeypatch):
+def test_the_forecast_leaves_no_fake_tensor_in_a_models_caches(sdxl, monkeypatch):
     unet = sdxl[0].model.diffusion_model
-    monkeypatch.setitem(unet.time_embed._modules, "1", Remembering())
+    monkeypatch.setitem(unet.time_embed._modules, "1", Caching())
     forecast(sdxl, torch.zeros(1, 4, 8, 8), False)
     y = torch.zeros(1, sdxl[0].model.adm_channels)
     with torch.inference_mode():

@@ -138,8 +138,7 @@ def test_strength_1_is_ksampler_at_denoise_1_for_every_sampler(denoise, models, 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_contract_samples_as_core_does_on_the_same_sigmas(denoise, models, kind, scheduler):
-    """Every contract x sampler x scheduler x kind of prediction: nothing is lost or added beside the choice of
-    sigmas."""
+    """Every contract, sampler, scheduler and kind of prediction: only the choice of sigmas differs from core."""
     import comfy.sample
 
     small = {"samples": FIELD.sample(1, 4, seed=3) / 0.18215}
@@ -187,7 +186,7 @@ def test_strength_0_is_the_input_bit_for_bit_without_a_model_call(denoise, laten
         before = samples.clone()
         given = {"samples": samples, "noise_mask": torch.ones(1, 1, 128, 128), "batch_index": [4, 2]}
         for exact_steps in (False, True):
-            out, start, sigmas, words = denoise(
+            out, start, sigmas, text = denoise(
                 model, given, 0.0, sampler="uni_pc", contract=contract, exact_steps=exact_steps
             )
             assert out["samples"].dtype == samples.dtype
@@ -195,16 +194,16 @@ def test_strength_0_is_the_input_bit_for_bit_without_a_model_call(denoise, laten
             assert torch.equal(start["samples"], before)
             assert sigmas.shape == (0,)
             assert set(out) == set(given)
-            assert "runs 0 of 6 steps, the picture comes back as it is" in words
+            assert "runs 0 of 6 steps, the picture comes back as it is" in text
     assert model.model.diffusion_model.calls == 0
 
 
 def test_a_strength_that_rounds_to_no_step_is_the_input_too(denoise, latent):
     model = analytic.wrap(FIELD.denoise)
-    out, _, sigmas, words = denoise(model, latent, 0.1, steps=6, contract="diffusers")
+    out, _, sigmas, text = denoise(model, latent, 0.1, steps=6, contract="diffusers")
     assert torch.equal(out["samples"], latent["samples"])
     assert (len(sigmas), model.model.diffusion_model.calls) == (0, 0)
-    assert "first strength that changes it is 0.167" in words
+    assert "first strength that changes it is 0.167" in text
 
 
 # --- Against diffusers ----------------------------------------------------------------------------------------------
@@ -484,13 +483,13 @@ def test_start_is_what_the_first_model_call_gets(denoise, latent, kind, strength
 def test_start_has_the_noise_share_of_the_report(denoise, kind):
     model = analytic.wrap(lambda y, sigma: y / (1.0 + sigma**2), kind)
     picture = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(1)) / 0.18215
-    _, start, sigmas, words = denoise(model, {"samples": picture}, 0.5, seed=2)
+    _, start, sigmas, text = denoise(model, {"samples": picture}, 0.5, seed=2)
     sampling = model.get_model_object("model_sampling")
     share = noise_share(sampling, float(sigmas[0]))
     noise = noise_for(picture, 2, {})
     measured = torch.corrcoef(torch.stack([start["samples"].flatten(), noise.flatten()]))[0, 1] ** 2
     assert float(measured) == pytest.approx(share, abs=0.01)
-    assert f"{100 * share:.0f} % of the variance is noise" in words
+    assert f"{100 * share:.0f} % of the variance is noise" in text
 
 
 @pytest.mark.parametrize("contract", CONTRACTS)
@@ -604,25 +603,23 @@ def test_nothing_given_is_written_to(denoise, models, latent):
 
 
 def test_the_report_says_it_in_words(denoise, models, latent):
-    words = denoise(models["epsilon"], latent, 0.5, steps=20, contract="diffusers")[3]
-    assert words == "diffusers: runs 10 of 20 steps, from sigma 1.48 (t = 473), 69 % of the variance is noise."
-    words = denoise(models["flow"], latent, 0.5, steps=20)[3]
-    assert words == "noise level: runs 11 of 20 steps, from sigma 0.75 (t = 750), 90 % of the variance is noise."
-    words = denoise(models["v"], latent, 1.0, steps=20)[3]
-    assert words == "noise level: runs 20 of 20 steps, from sigma 14.6 (t = 999), 99.53 % of the variance is noise."
-    words = denoise(models["epsilon"], latent, 0.5, steps=30, scheduler="ddim_uniform", contract="a1111")[
-        3
-    ].splitlines()
-    assert words[0].startswith("a1111: runs 16 of 31 steps")
-    assert words[1] == "The scheduler gave 31 steps where 30 were asked for."
+    text = denoise(models["epsilon"], latent, 0.5, steps=20, contract="diffusers")[3]
+    assert text == "diffusers: runs 10 of 20 steps, from sigma 1.48 (t = 473), 69 % of the variance is noise."
+    text = denoise(models["flow"], latent, 0.5, steps=20)[3]
+    assert text == "noise level: runs 11 of 20 steps, from sigma 0.75 (t = 750), 90 % of the variance is noise."
+    text = denoise(models["v"], latent, 1.0, steps=20)[3]
+    assert text == "noise level: runs 20 of 20 steps, from sigma 14.6 (t = 999), 99.53 % of the variance is noise."
+    text = denoise(models["epsilon"], latent, 0.5, steps=30, scheduler="ddim_uniform", contract="a1111")[3].splitlines()
+    assert text[0].startswith("a1111: runs 16 of 31 steps")
+    assert text[1] == "The scheduler gave 31 steps where 30 were asked for."
 
 
 @pytest.mark.parametrize(
-    ("share", "words"),
+    ("share", "text"),
     [(0.0, "0 %"), (0.00085, "0.085 %"), (0.685, "68 %"), (0.9953, "99.53 %"), (0.999999, "99.99 %"), (1.0, "100 %")],
 )
-def test_percentages_do_not_round_to_nothing_or_all(share, words):
-    assert report.percent(share) == words
+def test_percentages_do_not_round_to_nothing_or_all(share, text):
+    assert report.percent(share) == text
 
 
 def test_the_plot_marks_the_start_where_it_is(run_node, models):
@@ -693,13 +690,13 @@ def test_a_scheduler_that_gives_too_few_sigmas_is_said_or_an_error(denoise, mode
     monkeypatch.setitem(comfy.samplers.SCHEDULER_HANDLERS, "few", few)
     monkeypatch.setattr(comfy.samplers.KSampler, "SCHEDULERS", [*SCHEDULERS, "few"])
     for contract in CONTRACTS[:4]:
-        words = denoise(models["epsilon"], latent, 0.5, steps=20, scheduler="few", contract=contract)[3]
-        assert "of 4 steps" in words
-        assert "The scheduler gave 4 steps where 20 were asked for." in words
+        text = denoise(models["epsilon"], latent, 0.5, steps=20, scheduler="few", contract=contract)[3]
+        assert "of 4 steps" in text
+        assert "The scheduler gave 4 steps where 20 were asked for." in text
         with pytest.raises(InputError, match="the scheduler (gives 4 steps at most|has 2 noise levels)"):
             denoise(models["epsilon"], latent, 0.5, steps=20, scheduler="few", contract=contract, exact_steps=True)
-    words = denoise(models["epsilon"], latent, 0.5, steps=20, scheduler="few", contract="comfy")[3]
-    assert "The scheduler gave 4 steps where 40 were asked for.\nSo the whole schedule runs, from pure noise" in words
+    text = denoise(models["epsilon"], latent, 0.5, steps=20, scheduler="few", contract="comfy")[3]
+    assert "The scheduler gave 4 steps where 40 were asked for.\nSo the whole schedule runs, from pure noise" in text
 
 
 def test_a_scheduler_that_gives_no_number_is_an_error(denoise, models, latent):

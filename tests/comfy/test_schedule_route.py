@@ -1,4 +1,4 @@
-"""What the dial on the node asks for: the schedule of the model that is wired, without loading it."""
+"""The schedule route, which the node's dial requests: the wired model's schedule without loading the model."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def small_name(comfyui, small_checkpoint):
     return link.name
 
 
-def test_the_answer_is_the_nodes_own(run_node, small_name, small):
+def test_the_answer_equals_the_nodes_output(run_node, small_name, small):
     for query in (
         dict(
             strength=0.5, steps=20, contract="diffusers", exact_steps="false", scheduler="normal", sampler_name="euler"
@@ -55,7 +55,7 @@ def test_the_answer_is_the_nodes_own(run_node, small_name, small):
         assert answer["run"] == max(len(sigmas) - 1, 0)
 
 
-def test_without_a_model_it_is_stable_diffusions(comfyui):
+def test_the_default_is_stable_diffusion(comfyui):
     answer = ask(strength=0.5, steps=20, contract="diffusers", scheduler="normal")
     assert answer["model"] is None
     assert (
@@ -66,7 +66,7 @@ def test_without_a_model_it_is_stable_diffusions(comfyui):
     assert answer["sigmas"][-1] == [20.0, 0.0]
 
 
-def test_sampling_nodes_on_the_way_change_the_answer(small_name):
+def test_sampling_nodes_change_the_answer(small_name):
     flow = [checkpoint(small_name), {"type": "ModelSamplingSD3", "values": {"shift": 3.0}}]
     assert "from sigma 0.75 (t = 750)" in ask(flow, strength=0.5, scheduler="simple")["report"]
     zsnr = [
@@ -125,8 +125,8 @@ FLUX = {
     ("name", "kind", "sigma_at_half"),
     [("sdxl", "EPS", 1.6156), ("sdxl-v", "V_PREDICTION", 1.6156), ("flux-dev", "FLUX", 0.7595)],
 )
-def test_the_file_decides_between_epsilon_v_and_flow(comfyui, name, kind, sigma_at_half):
-    """Files as large as the real ones, but hollow: only their headers and zeros are read."""
+def test_the_prediction_type_is_detected_from_the_file(comfyui, name, kind, sigma_at_half):
+    """Files of the real sizes, sparse: their data is a hole."""
     import comfy.ldm.flux.model
     import comfy.ldm.modules.diffusionmodules.openaimodel as unet
     import comfy.ops
@@ -157,7 +157,7 @@ def test_the_file_decides_between_epsilon_v_and_flow(comfyui, name, kind, sigma_
 
 
 def write_hollow(path, shapes) -> None:
-    """A safetensors file of 16-bit tensors whose data is a hole in the file."""
+    """Write a safetensors file of 16-bit tensors whose data is a hole in the file."""
     header, at = {}, 0
     for key, shape in shapes.items():
         size = 2 * math.prod(shape)
@@ -169,7 +169,7 @@ def write_hollow(path, shapes) -> None:
         file.truncate(8 + len(text) + at)
 
 
-def test_files_that_tell_nothing_fall_back_to_the_default(comfyui):
+def test_unknown_files_give_the_default(comfyui):
     folder = comfyui / "models" / "checkpoints"
     save_file({"something": torch.zeros(3)}, folder / "route-other.safetensors")
     (folder / "route-broken.safetensors").write_bytes(b"no header")
@@ -193,7 +193,7 @@ def test_a_header_is_read_without_its_weights(small_checkpoint):
     assert all(t.device.type == "meta" for t in large)
 
 
-def test_asking_changes_nothing_in_comfyui(small_name, small):
+def test_a_request_changes_nothing_in_comfyui(small_name, small):
     before = folder_paths.get_filename_list("checkpoints")
     import comfy.model_management
 
@@ -224,7 +224,7 @@ def test_long_schedules_are_thinned_and_too_long_ones_refused():
         {"scheduler": "x"},
     ],
 )
-def test_what_is_no_request_is_an_error(query):
+def test_an_invalid_request_is_an_error(query):
     with pytest.raises((InputError, ValueError)):
         ask(**query)
 

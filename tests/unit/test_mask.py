@@ -2,7 +2,20 @@
 
 import pytest
 import torch
-from bespoke.nodes.inpaint import mask as m
+from bespoke.nodes.inpaint.mask import (
+    Grid,
+    MaskSettings,
+    blur,
+    clean,
+    feather,
+    floor,
+    grow,
+    looks_inverted,
+    shape_mask,
+    to_cells,
+    to_latent,
+    to_picture,
+)
 from bespoke.training.errors import InputError
 
 
@@ -20,28 +33,28 @@ def test_grow_is_the_disc(radius):
     mask = torch.zeros(1, 41, 37)
     mask[0, 20, 18] = 1.0
     y, x = torch.meshgrid(torch.arange(41) - 20, torch.arange(37) - 18, indexing="ij")
-    assert torch.equal(m.grow(mask, radius)[0], (y**2 + x**2 <= radius**2).float())
+    assert torch.equal(grow(mask, radius)[0], (y**2 + x**2 <= radius**2).float())
 
 
 def test_grow_takes_the_largest_grey_and_does_not_wrap():
     mask = torch.zeros(1, 9, 9)
     mask[0, 0, 0], mask[0, 0, 4] = 0.25, 0.75
-    grown = m.grow(mask, 2)
+    grown = grow(mask, 2)
     assert grown[0, 0].tolist() == [0.25, 0.25, 0.75, 0.75, 0.75, 0.75, 0.75, 0.0, 0.0]
     assert float(grown[0, 6:].max()) == 0.0
 
 
 def test_grow_is_symmetric_and_larger_than_the_picture_is_allowed():
     mask = (torch.rand(1, 30, 30, generator=torch.Generator().manual_seed(0)) > 0.98).float()
-    assert torch.equal(m.grow(mask.flip(1, 2), 5).flip(1, 2), m.grow(mask, 5))
-    assert torch.equal(m.grow(mask.transpose(1, 2), 5).transpose(1, 2), m.grow(mask, 5))
-    assert float(m.grow(mask, 200).min()) == 1.0
+    assert torch.equal(grow(mask.flip(1, 2), 5).flip(1, 2), grow(mask, 5))
+    assert torch.equal(grow(mask.transpose(1, 2), 5).transpose(1, 2), grow(mask, 5))
+    assert float(grow(mask, 200).min()) == 1.0
 
 
 def test_shrink_undoes_grow_on_a_square_and_spares_the_border():
-    assert torch.equal(m.grow(m.grow(square(), 5), -5), square())
+    assert torch.equal(grow(grow(square(), 5), -5), square())
     at_border = square(top=0)
-    assert torch.equal(m.grow(at_border, -4)[0, :, 32], (torch.arange(64) < 36).float())
+    assert torch.equal(grow(at_border, -4)[0, :, 32], (torch.arange(64) < 36).float())
 
 
 def step(edge=40, width=80):
@@ -52,28 +65,28 @@ def step(edge=40, width=80):
 
 @pytest.mark.parametrize("pixels", [1, 2, 7, 16])
 def test_feather_fades_outward_over_exactly_its_pixels(pixels):
-    row = m.feather(step(), pixels)[0, 4]
+    row = feather(step(), pixels)[0, 4]
     assert row[40:].min() == 1.0
     assert row[: 40 - pixels].max() == 0.0
     assert row[40 - pixels] > 0.0
     assert (row.diff() >= 0.0).all()
-    mirrored = m.feather(step().flip(2), pixels)[0, 4]
+    mirrored = feather(step().flip(2), pixels)[0, 4]
     assert torch.allclose(mirrored.flip(0), row, atol=1e-6)
-    turned = m.feather(step()[..., 36:44].transpose(1, 2), pixels)
-    assert torch.allclose(turned.transpose(1, 2), m.feather(step()[..., 36:44], pixels), atol=1e-6)
+    turned = feather(step()[..., 36:44].transpose(1, 2), pixels)
+    assert torch.allclose(turned.transpose(1, 2), feather(step()[..., 36:44], pixels), atol=1e-6)
 
 
 def test_feather_leaves_thin_strokes_their_strength():
     line, dot = torch.zeros(1, 40, 40), torch.zeros(1, 40, 40)
     line[0, :, 20] = dot[0, 20, 20] = 1.0
-    assert m.feather(line, 16)[0, 20, 20] == 1.0
-    assert m.feather(dot, 16)[0, 20, 20] == 1.0
-    assert m.blur(line, 16)[0, 20, 20] == pytest.approx(1 / 17)
+    assert feather(line, 16)[0, 20, 20] == 1.0
+    assert feather(dot, 16)[0, 20, 20] == 1.0
+    assert blur(line, 16)[0, 20, 20] == pytest.approx(1 / 17)
 
 
 @pytest.mark.parametrize("pixels", [1, 4, 11])
 def test_blur_reaches_exactly_its_pixels_on_both_sides(pixels):
-    row = m.blur(step(), pixels)[0, 4]
+    row = blur(step(), pixels)[0, 4]
     assert row[: 40 - pixels].max() == 0.0
     assert row[40 + pixels :].min() == 1.0
     assert (row[40 - pixels : 40 + pixels] > 0.0).all()
@@ -82,7 +95,7 @@ def test_blur_reaches_exactly_its_pixels_on_both_sides(pixels):
 
 
 def test_feather_keeps_a_border_that_is_masked():
-    assert torch.equal(m.feather(torch.ones(1, 20, 20), 6), torch.ones(1, 20, 20))
+    assert torch.equal(feather(torch.ones(1, 20, 20), 6), torch.ones(1, 20, 20))
 
 
 # --- Cells ----------------------------------------------------------------------------------------------------------
@@ -106,15 +119,15 @@ def strokes(generator, count=200, size=128):
 def test_every_touched_cell_is_found_for_random_strokes(coverage, cell):
     seen = 0
     for stroke in strokes(torch.Generator().manual_seed(7)):
-        grid = m.Grid.of(128 // cell, 128 // cell, cell, 128, 128)
+        grid = Grid.of(128 // cell, 128 // cell, cell, 128, 128)
         touched = torch.zeros(128 // cell, 128 // cell)
         for y, x in stroke[0].nonzero().tolist():
             touched[y // cell, x // cell] = 1.0
-        cells = m.to_cells(stroke, grid, coverage)[0]
+        cells = to_cells(stroke, grid, coverage)[0]
         assert torch.equal((cells > 0).float(), touched)
         assert torch.equal(cells == 1.0, touched == 1.0) or coverage == "area"
         assert torch.equal(
-            m.to_picture(cells[None], grid)[0], touched.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
+            to_picture(cells[None], grid)[0], touched.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         )
         seen += 1
     assert seen > 150
@@ -125,7 +138,7 @@ def test_a_stroke_of_one_pixel_is_found_at_every_offset_where_bilinear_loses_mos
     for offset in range(8):
         mask = torch.zeros(1, 64, 64)
         mask[..., 24 + offset] = 1.0
-        found += bool((m.to_cells(mask, m.Grid.of(8, 8, 8, 64, 64), "any")[0, :, 3] == 1.0).all())
+        found += bool((to_cells(mask, Grid.of(8, 8, 8, 64, 64), "any")[0, :, 3] == 1.0).all())
         bilinear += bool(torch.nn.functional.interpolate(mask[:, None], (8, 8), mode="bilinear")[0, 0, :, 3].any())
     assert (found, bilinear) == (8, 2)
 
@@ -133,76 +146,76 @@ def test_a_stroke_of_one_pixel_is_found_at_every_offset_where_bilinear_loses_mos
 def test_area_is_the_share_of_the_cell():
     mask = torch.zeros(1, 16, 16)
     mask[0, :8, :3] = 1.0
-    assert m.to_cells(mask, m.Grid.of(2, 2, 8, 16, 16), "area")[0].tolist() == [[0.375, 0.0], [0.0, 0.0]]
+    assert to_cells(mask, Grid.of(2, 2, 8, 16, 16), "area")[0].tolist() == [[0.375, 0.0], [0.0, 0.0]]
 
 
 def test_the_grid_follows_the_vaes_centre_crop():
     # 77 x 61 px: the VAE keeps 72 x 56, from (2, 2). The pixel at (2, 2) is the first of cell (0, 0).
-    grid = m.Grid.of(9, 7, 8, 77, 61)
+    grid = Grid.of(9, 7, 8, 77, 61)
     assert (grid.top, grid.left, grid.height, grid.width) == (2, 2, 77, 61)
     mask = torch.zeros(1, 77, 61)
     mask[0, 2, 2] = mask[0, 10, 9] = 1.0
-    cells = m.to_cells(mask, grid, "any")[0]
+    cells = to_cells(mask, grid, "any")[0]
     assert cells.nonzero().tolist() == [[0, 0], [1, 0]]
-    picture = m.to_picture(cells[None], grid)
+    picture = to_picture(cells[None], grid)
     assert picture.shape == (1, 77, 61)
     assert picture[0].nonzero().min(0).values.tolist() == [2, 2]
     assert picture[0].nonzero().max(0).values.tolist() == [17, 9]
 
 
 def test_floor_lifts_touched_cells_only():
-    assert m.floor(torch.tensor([0.0, 0.05, 0.4]), 0.2).tolist() == pytest.approx([0.0, 0.2, 0.4])
+    assert floor(torch.tensor([0.0, 0.05, 0.4]), 0.2).tolist() == pytest.approx([0.0, 0.2, 0.4])
 
 
 # --- What people bring ----------------------------------------------------------------------------------------------
 
 
 def test_a_nearly_opaque_mask_counts_as_opaque_and_is_said():
-    mask, notes = m.clean(square() * 0.98)
+    mask, notes = clean(square() * 0.98)
     assert torch.equal(mask, square())
     assert any("Nearly opaque mask: 256 px" in note for note in notes)
 
 
 def test_a_nearly_transparent_background_counts_as_kept_and_is_said():
-    mask, notes = m.clean(square() + (1 - square()) / 255)
+    mask, notes = clean(square() + (1 - square()) / 255)
     assert torch.equal(mask, square())
     assert any(note.startswith("3840 px masked at 2% or less") for note in notes)
 
 
 def test_an_inverted_mask_is_said_and_left_as_it_is():
-    mask, notes = m.clean(1.0 - square())
+    mask, notes = clean(1.0 - square())
     assert torch.equal(mask, 1.0 - square())
     assert any("invert it" in note for note in notes)
-    assert not m.looks_inverted(square())
-    assert not m.looks_inverted(torch.ones(1, 64, 64))
+    assert not looks_inverted(square())
+    assert not looks_inverted(torch.ones(1, 64, 64))
 
 
 def test_a_weak_mask_is_said():
-    assert any("highest value is 0.50" in note for note in m.clean(square() * 0.5)[1])
+    assert any("highest value is 0.50" in note for note in clean(square() * 0.5)[1])
 
 
 def test_a_plain_mask_needs_no_words():
-    assert m.clean(square())[1] == []
-    assert m.shape_mask(square(), 8, 8, 8, m.MaskSettings()).notes == ()
+    assert clean(square())[1] == []
+    assert shape_mask(square(), 8, 8, 8, MaskSettings()).notes == ()
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(1, 3, 8, 8), torch.zeros(0, 8, 8), torch.full((1, 8, 8), float("nan"))])
 def test_a_mask_that_cannot_be_used_is_refused(bad):
     with pytest.raises(InputError, match="the mask"):
-        m.clean(bad)
+        clean(bad)
 
 
 @pytest.mark.parametrize("settings", [{"grow": 300}, {"feather": -1}, {"coverage": "most"}, {"min_strength": 1.5}])
 def test_settings_out_of_range_are_refused_with_their_value(settings):
     ((name, value),) = settings.items()
     with pytest.raises(InputError, match=f"{name} is '?{value}"):
-        m.MaskSettings(**settings)
+        MaskSettings(**settings)
 
 
 def test_a_mask_of_the_wrong_size_is_fitted_without_losing_a_stroke_and_said():
     mask = torch.zeros(1, 1000, 900)
     mask[0, 501, 333] = 1.0  # one pixel
-    shaped = m.shape_mask(mask, 8, 8, 8, m.MaskSettings())
+    shaped = shape_mask(mask, 8, 8, 8, MaskSettings())
     assert (shaped.cells[0] > 0).nonzero().tolist() == [[4, 2]]
     assert any("900x1000 px and the picture 64x64 px" in note for note in shaped.notes)
 
@@ -215,37 +228,37 @@ def each(count, rows=2, columns=3):
 
 
 def test_one_mask_serves_all_and_as_many_serve_one_each():
-    one, notes = m.to_latent(each(1), (3, 4, 2, 3), 1, "any")
+    one, notes = to_latent(each(1), (3, 4, 2, 3), 1, "any")
     assert one.shape == (3, 1, 2, 3)
     assert notes == []
-    three, notes = m.to_latent(each(3), (3, 4, 2, 3), 1, "any")
+    three, notes = to_latent(each(3), (3, 4, 2, 3), 1, "any")
     assert torch.equal(three[:, 0], each(3))
     assert notes == []
 
 
 def test_other_counts_are_repeated_or_cut_and_said():
-    cut, notes = m.to_latent(each(5), (2, 4, 2, 3), 1, "any")
+    cut, notes = to_latent(each(5), (2, 4, 2, 3), 1, "any")
     assert torch.equal(cut[:, 0], each(5)[:2])
     assert notes == ["5 masks for 2 latents: the rest are not used."]
-    again, notes = m.to_latent(each(2), (3, 4, 2, 3), 1, "any")
+    again, notes = to_latent(each(2), (3, 4, 2, 3), 1, "any")
     assert torch.equal(again[:, 0], each(2)[[0, 1, 0]])
     assert notes == ["2 masks for 3 latents: repeated in order."]
 
 
 def test_a_batch_of_videos_gets_a_mask_each_over_all_frames():
-    masks, _ = m.to_latent(each(3), (3, 16, 5, 2, 3), 4, "any")
+    masks, _ = to_latent(each(3), (3, 16, 5, 2, 3), 4, "any")
     assert masks.shape == (3, 1, 5, 2, 3)
     assert torch.equal(masks[:, 0], each(3)[:, None].expand(-1, 5, -1, -1))
 
 
 def test_one_video_gets_a_mask_a_frame():
-    latent_frames, _ = m.to_latent(each(3), (1, 16, 3, 2, 3), 4, "any")
+    latent_frames, _ = to_latent(each(3), (1, 16, 3, 2, 3), 4, "any")
     assert torch.equal(latent_frames[0, 0], each(3))
     # 9 picture frames are 3 latent frames: the first alone, then four each.
-    largest, notes = m.to_latent(each(9), (1, 16, 3, 2, 3), 4, "any")
+    largest, notes = to_latent(each(9), (1, 16, 3, 2, 3), 4, "any")
     assert largest[0, 0, :, 0, 0].tolist() == pytest.approx([1 / 9, 5 / 9, 1.0])
-    mean, _ = m.to_latent(each(9), (1, 16, 3, 2, 3), 4, "area")
+    mean, _ = to_latent(each(9), (1, 16, 3, 2, 3), 4, "area")
     assert mean[0, 0, :, 0, 0].tolist() == pytest.approx([1 / 9, 3.5 / 9, 7.5 / 9])
     assert notes == []
-    _, notes = m.to_latent(each(6), (1, 16, 3, 2, 3), 4, "any")
+    _, notes = to_latent(each(6), (1, 16, 3, 2, 3), 4, "any")
     assert notes == ["6 masks for 3 latent frames: spread over them in order."]

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from bespoke.nodes.inpaint import restore as r
+from bespoke.nodes.inpaint.restore import (
+    RestoreSettings,
+    audit,
+    ramp_inward,
+    restore,
+)
 from bespoke.training.errors import InputError
 
 
@@ -17,15 +22,15 @@ def square(height=48, width=64):
 
 
 def run(original, generated, mask, **settings):
-    return r.restore(original, generated, mask, r.RestoreSettings(**settings))
+    return restore(original, generated, mask, RestoreSettings(**settings))
 
 
 def test_outside_is_the_original_and_inside_the_generated_bit_for_bit():
-    image, audit, _ = run(picture(0), picture(1), square())
+    image, after, _ = run(picture(0), picture(1), square())
     inside = square()[0] > 0
     assert torch.equal(image[0][~inside], picture(0)[0][~inside])
     assert torch.equal(image[0][inside], picture(1)[0][inside])
-    assert (audit.changed, audit.largest, audit.outside) == (0, 0.0, 48 * 64 - 16 * 24)
+    assert (after.changed, after.largest, after.outside) == (0, 0.0, 48 * 64 - 16 * 24)
 
 
 @pytest.mark.parametrize("settings", [{}, {"feather": 5}, {"match_color": 1.0}, {"feather": 9, "match_color": 0.5}])
@@ -33,8 +38,8 @@ def test_ten_rounds_leave_the_outside_untouched(settings):
     original = picture(0)
     image = original
     for seed in range(10):
-        image, audit, _ = run(image, (image + 0.1 * picture(seed)).clamp(0, 1), square(), **settings)
-        assert (audit.changed, audit.largest) == (0, 0.0)
+        image, after, _ = run(image, (image + 0.1 * picture(seed)).clamp(0, 1), square(), **settings)
+        assert (after.changed, after.largest) == (0, 0.0)
     outside = square()[0] == 0
     assert torch.equal(image[0][outside], original[0][outside])
     assert not torch.equal(image, original)
@@ -45,9 +50,9 @@ def test_the_audit_counts_what_was_changed():
     image[0, 3, 5, 1] += 0.25
     image[0, 40, 60] += 0.125
     image[0, 20, 30] += 0.5  # inside
-    audit = r.audit(picture(0), image, square() == 0)
-    assert audit.changed == 2
-    assert audit.largest == pytest.approx(0.25)
+    found = audit(picture(0), image, square() == 0)
+    assert found.changed == 2
+    assert found.largest == pytest.approx(0.25)
 
 
 def test_the_report_says_what_decoding_had_changed():
@@ -59,12 +64,12 @@ def test_feather_rises_inward_only_from_0_to_1():
     step = torch.zeros(1, 8, 60, dtype=torch.bool)
     step[..., 20:] = True
     for pixels in (1, 2, 7, 12):
-        ramp = r.ramp_inward(step, pixels)[0, 4]
+        ramp = ramp_inward(step, pixels)[0, 4]
         assert ramp[:20].max() == 0.0
         assert (ramp.diff() >= 0.0).all()
         assert ramp[20 + pixels + 1 :].min() == 1.0
         assert 0.0 < ramp[20] < 1.0
-    assert torch.equal(r.ramp_inward(step, 0), step.float())
+    assert torch.equal(ramp_inward(step, 0), step.float())
 
 
 def test_a_soft_mask_is_a_weight():
@@ -83,12 +88,12 @@ def test_color_match_takes_off_a_smooth_shift_and_leaves_detail():
     mask[:, 32:64, 32:64] = 1.0
     generated = original + smooth()  # the same picture in slightly other colours
     plain, _, _ = run(original, generated, mask)
-    matched, audit, notes = run(original, generated, mask, match_color=1.0)
+    matched, after, notes = run(original, generated, mask, match_color=1.0)
     inside = mask[0] > 0
     error = [(i - original)[0][inside].abs().max() for i in (plain, matched)]
     assert error[0] > 0.08
     assert error[1] < 0.012  # the shift is known at the border only; inside it is carried on
-    assert audit.changed == 0
+    assert after.changed == 0
     assert any("Colours were matched" in note for note in notes)
     # Half the strength takes off half of it.
     half, _, _ = run(original, generated, mask, match_color=0.5)
@@ -123,8 +128,8 @@ def test_a_generated_picture_with_pixels_that_are_no_numbers_is_said_and_spoils_
     mask = torch.zeros(1, 96, 96)
     mask[:, 32:64, 32:64] = 1.0
     generated[0, 30, 40] = generated[0, 50, 50, 1] = float("nan")  # one on the ring outside, one inside
-    image, audit, notes = run(original, generated, mask, match_color=1.0)
-    assert (audit.changed, audit.largest) == (0, 0.0)
+    image, after, notes = run(original, generated, mask, match_color=1.0)
+    assert (after.changed, after.largest) == (0, 0.0)
     assert torch.equal(image[0][mask[0] == 0], original[0][mask[0] == 0])
     assert int((~torch.isfinite(image)).any(-1).sum()) == 1
     assert torch.allclose(image[torch.isfinite(image)], torch.tensor(0.5), atol=1e-6)
@@ -134,33 +139,33 @@ def test_a_generated_picture_with_pixels_that_are_no_numbers_is_said_and_spoils_
 def test_the_audit_counts_a_pixel_that_is_no_number():
     image = picture(0)
     image[0, 3, 5, 1] = float("nan")
-    assert r.audit(picture(0), image, square() == 0).changed == 1
+    assert audit(picture(0), image, square() == 0).changed == 1
 
 
 def test_a_vae_crop_is_laid_in_the_middle_and_its_border_kept():
     original = picture(0, height=53, width=64)
     generated = picture(1, height=48, width=64)
-    image, audit, notes = run(original, generated, torch.ones(1, 53, 64))
+    image, after, notes = run(original, generated, torch.ones(1, 53, 64))
     assert torch.equal(image[:, 2:50], generated)
     assert torch.equal(image[:, :2], original[:, :2])
     assert torch.equal(image[:, 50:], original[:, 50:])
     assert any("64x48 px, the VAE's crop of 64x53 px" in note for note in notes)
-    assert audit.changed == 0
+    assert after.changed == 0
 
 
 def test_another_size_is_resized_and_said():
-    image, audit, notes = run(picture(0), picture(1, height=192, width=256), square())
+    image, after, notes = run(picture(0), picture(1, height=192, width=256), square())
     assert image.shape == (1, 48, 64, 3)
-    assert audit.changed == 0
+    assert after.changed == 0
     assert any("256x192 px and the original 64x48 px: it was resized" in note for note in notes)
 
 
 def test_one_original_serves_a_batch_and_an_alpha_channel_stays():
     original = picture(0, channels=4)
-    image, audit, _ = run(original, picture(1, batch=3), square())
+    image, after, _ = run(original, picture(1, batch=3), square())
     assert image.shape == (3, 48, 64, 4)
     assert torch.equal(image[..., 3], original[..., 3].expand(3, -1, -1))
-    assert audit.outside == 3 * 2688
+    assert after.outside == 3 * 2688
 
 
 def test_batches_that_do_not_fit_are_refused():
@@ -172,6 +177,6 @@ def test_batches_that_do_not_fit_are_refused():
 
 def test_settings_out_of_range_are_refused_with_their_value():
     with pytest.raises(InputError, match="feather is -1"):
-        r.RestoreSettings(feather=-1)
+        RestoreSettings(feather=-1)
     with pytest.raises(InputError, match="match_color is 2"):
-        r.RestoreSettings(match_color=2)
+        RestoreSettings(match_color=2)

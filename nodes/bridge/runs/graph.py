@@ -1,4 +1,4 @@
-"""The graph that a run was queued with, kept beside its record, and the files that came out of it."""
+"""The graph that a run was queued with, kept in the run's folder, and the files that the run made."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def keep_graph(folder: Path) -> str:
 
 
 def running_workflow() -> dict | None:
-    """The workflow of the prompt that is executed now, as the page drew it."""
+    """The workflow of the prompt that is executed now, as the page sent it; None for a prompt without one."""
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     context = get_executing_context()
     if server is None or context is None:
@@ -63,9 +63,9 @@ def kept_graph(run_id: str) -> dict | None:
 
 
 def files_of(run_id: str) -> dict[str, list[str]]:
-    """{"loras": [...], "embeddings": [...]}: files that say in their metadata that this run made them.
+    """{"loras": [...], "embeddings": [...]}: the files in ComfyUI's folders whose metadata names this run.
 
-    Asked of the files and not of the record, so that renamed and deleted ones are known as they are.
+    It reads the files and not the record, so that files that were renamed or deleted since are listed as they are now.
     """
     found: dict[str, list[str]] = {}
     for kind in MADE:

@@ -1,0 +1,86 @@
+"""The node that restores the original's pixels outside a mask."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..bridge.errors import name_node_in_errors
+from .restore import FEATHER, FEATHER_MAX, FEATHER_MIN, RestoreSettings, restore
+
+
+class RestoreUnmasked(io.ComfyNode):
+    """Copies the original's pixels back outside the mask and counts what differs there."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="BespokeRestoreUnmasked",
+            display_name="Bespoke Restore Unmasked",
+            category="Bespoke/inpaint",
+            description="Put the original's pixels back outside the mask, bit for bit, and count what differs there.",
+            search_aliases=[
+                "paste back",
+                "composite",
+                "image composite masked",
+                "inpaint restore",
+                "color match",
+                "stitch",
+            ],
+            inputs=[
+                io.Image.Input("original", tooltip="The picture before repainting."),
+                io.Image.Input("generated", tooltip="The decoded picture after repainting."),
+                io.Mask.Input(
+                    "mask",
+                    tooltip=(
+                        "White (1) is taken from the generated picture, black (0) stays the original. Wire latent_mask "
+                        "of Latent Mask Blend here."
+                    ),
+                ),
+                io.Int.Input(
+                    "feather",
+                    default=FEATHER,
+                    min=FEATHER_MIN,
+                    max=FEATHER_MAX,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Pixels over which the generated picture fades in from the mask's edge, inward only: nothing "
+                        "outside changes."
+                    ),
+                ),
+                io.Float.Input(
+                    "match_color",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "How much of the colour difference at the mask's border (0 to 1) is taken off inside. Hides a "
+                        "faint change of tone; details stay."
+                    ),
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="The original with the repainted part in it."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip=(
+                        "How many pixels differ from the original outside the mask, and by how much, before and after."
+                    ),
+                ),
+                io.Int.Output(
+                    display_name="changed_outside", tooltip="Pixels outside the mask that differ from the original: 0."
+                ),
+            ],
+        )
+
+    @classmethod
+    @name_node_in_errors
+    def execute(cls, original, generated, mask, feather=FEATHER, match_color=0.0) -> io.NodeOutput:
+        image, after, notes = restore(original, generated, mask, RestoreSettings(feather, match_color))
+        notes.append(
+            f"Restored: {after.changed} of {after.outside} px outside the mask differ, by up to {after.largest:.4f}."
+        )
+        return io.NodeOutput(image, "\n".join(notes), after.changed)
