@@ -193,10 +193,10 @@ def metadata(
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if run is not None:
-        settings = run.settings
+        settings = run.info.settings
         ratio = settings.get("loraplus_lr_ratio")
         out |= {
-            "ss_sd_model_name": run.base,
+            "ss_sd_model_name": run.info.base,
             "ss_steps": len(run.losses),
             "ss_max_train_steps": settings.get("steps"),
             "ss_learning_rate": settings.get("learning_rate"),
@@ -204,16 +204,16 @@ def metadata(
             "ss_optimizer": settings.get("optimizer"),
             "ss_network_args": ratio and json.dumps({"loraplus_lr_ratio": str(ratio)}),
             "ss_seed": settings.get("seed"),
-            "ss_num_train_images": run.images,
+            "ss_num_train_images": run.info.images,
             "ss_batch_size_per_device": settings.get("batch_size"),
-            "ss_tag_frequency": json.dumps({"images": run.tags}),
-            "ss_base_model_version": KOHYA_VERSIONS.get(run.architecture),
-            "modelspec.architecture": f"{run.architecture}/lora" if run.architecture else None,
-            "modelspec.resolution": run.resolution,
-            "modelspec.prediction_type": run.prediction,
-            "modelspec.trigger_phrase": run.trigger,
+            "ss_tag_frequency": json.dumps({"images": run.info.tags}),
+            "ss_base_model_version": KOHYA_VERSIONS.get(run.info.architecture),
+            "modelspec.architecture": f"{run.info.architecture}/lora" if run.info.architecture else None,
+            "modelspec.resolution": run.info.resolution,
+            "modelspec.prediction_type": run.info.prediction,
+            "modelspec.trigger_phrase": run.info.trigger,
             "bespoke.run": run.id,
-            "bespoke.base_hash": run.base_hash,
+            "bespoke.base_hash": run.info.base_hash,
             "bespoke.settings": json.dumps(settings),
         }
     for name, value in (("prompt", prompt), ("workflow", workflow)):

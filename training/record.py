@@ -1,8 +1,7 @@
-"""The record of a training run: what was asked, what happened, what came out."""
+"""The record of a training run: what was asked, how it went, and the summary that lists show."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sys
@@ -10,64 +9,103 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from .plain_json import read_json
 
-# What may change between two requests that are still the same run, only longer or watched more closely.
-NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep"})
-
 LONGEST_TEXT = 2000  # characters of a text in a summary
 MOST_SETTINGS = 200  # in a summary
+TOLERATED_RISE = 1.02  # of the held-out loss over its lowest, before it counts as over-fitting
 
 
-def run_id(technique: str, settings: Mapping[str, Any], images: str, base: str) -> str:
-    """A short name for a run: equal for equal requests, whatever their number of steps.
+class RunState(str, Enum):
+    """How far a run is. The values are the words in files, events and the routes' answers."""
 
-    images: the training set's fingerprint. base: what tells this model from another.
-    """
-    identity = {k: v for k, v in sorted(settings.items()) if k not in NOT_IDENTITY}
-    text = json.dumps([technique, identity, images, base], default=str)
-    return f"{technique.replace(' ', '-')}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
+    RUNNING = "running"
+    FINISHED = "finished"  # all steps are done
+    KEPT = "kept"  # ended early, by the user or because the held-out loss rose; the result is handed on
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
 
 
-@dataclass
-class Run:
-    """What `BESPOKE_RUN` carries.
+@dataclass(frozen=True)
+class RunInfo:
+    """What was asked, and what it was asked of. Change it with `dataclasses.replace`.
 
-    technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name.
-    architecture: the base's name in the model specification. base_hash: a checksum of its weights. trained: how many
-    numbers were trained. names: what files call each trained layer, by format.
-    rotations: how many trainings without some of the pictures said when to stop; held_out is then their mean.
-    losses: of each step. held_out: (step, loss) on the fixed grid, step 0 before anything is learned. samples: (step,
-    file in the run's folder). node: the trainer's id in the graph, a path inside subgraphs. workflow: the graph's id.
-    state: running, finished, kept, interrupted, failed.
+    technique: "lora" or "textual inversion". settings: the request, by widget name. base: the model's name. images: how
+    many pictures are trained on. tags: how often each tag occurs in the captions. architecture: the base's name in the
+    model specification. base_hash: a checksum of its weights. trained: how many numbers are trained. names: what files
+    call each trained layer, {layer: {format: name}}. node: the trainer's id in the graph, a path inside subgraphs.
+    workflow: the graph's id. started: seconds since 1970.
     """
 
     id: str
     technique: str
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     base: str
     images: int
     trigger: str = ""
-    tags: dict[str, int] = field(default_factory=dict)
+    tags: Mapping[str, int] = field(default_factory=dict[str, int])
     resolution: str = ""
     prediction: str = ""
     architecture: str = ""
     base_hash: str = ""
     clip_skip: str = ""
     trained: int = 0
-    rotations: int = 0
-    names: dict[str, dict[str, str]] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
-    samples: list[tuple[int, str]] = field(default_factory=list)
+    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict[str, Mapping[str, str]])
     node: str = ""
     workflow: str = ""
-    seconds: float = 0.0
-    state: str = "running"
     started: float = field(default_factory=time.time)
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> RunInfo:
+        """The info with these values by field name; other keys are ignored.
+
+        Raises `ValueError` where a value has another type, and `TypeError` where one without a default is missing.
+        """
+        given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        for name, value in given.items():
+            _check_kind(name, value, _INFO_KINDS.get(name, str))
+        return cls(**given)
+
+
+_NUMBER_KINDS = (int, float)
+_INFO_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    "settings": dict,
+    "tags": dict,
+    "names": dict,
+    "images": _NUMBER_KINDS,
+    "trained": _NUMBER_KINDS,
+    "started": _NUMBER_KINDS,
+}
+
+
+@dataclass
+class Run:
+    """What `BESPOKE_RUN` carries: the run's info, which is replaced as a whole, and its progress, which grows.
+
+    losses: of each step, the first at index 0. held_out: (step, loss) on the fixed grid, step 0 before anything is
+    learned. samples: (step, file in the run's folder). seconds: spent on steps, over all sittings. folds: how many
+    trainings without some of the pictures (cross-validation) decided when to stop; held_out is then their mean.
+    """
+
+    info: RunInfo
+    losses: list[float] = field(default_factory=list[float])
+    held_out: list[tuple[int, float]] = field(default_factory=list[tuple[int, float]])
+    samples: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    seconds: float = 0.0
+    state: RunState = RunState.RUNNING
+    folds: int = 0
+
+    @property
+    def id(self) -> str:
+        """The id in the run's info, which also names its folder."""
+        return self.info.id
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -82,30 +120,70 @@ class Run:
         return sum(self.losses[:count]) / count, sum(self.losses[-count:]) / count
 
     def over_fitting_since(self) -> int | None:
-        """The step from which the held-out loss only rose above its lowest by more than 2 %, or None."""
+        """The step of the lowest held-out loss if every later one lies more than 2 % above it, else None."""
         if self.best is None:
             return None
-        after = [(step, loss) for step, loss in self.held_out if step > self.best[0]]
-        return self.best[0] if after and min(loss for _, loss in after) > 1.02 * self.best[1] else None
+        step, lowest = self.best
+        after = [loss for later, loss in self.held_out if later > step]
+        return step if after and min(after) > TOLERATED_RISE * lowest else None
 
-    def to_json(self, leave_out: Collection[str] = ()) -> str:
-        """The record as strict JSON: numbers that are not finite become null. leave_out: names of fields."""
-        values = {name: value for name, value in vars(self).items() if name not in leave_out}
-        return json.dumps(_finite(values), allow_nan=False)
+    def restore_progress(self, earlier: Run | None, step: int, held_out: bool = True) -> None:
+        """Take over the progress of an earlier sitting up to `step`, where its state goes on.
+
+        The number of losses is `step` afterwards: what lies beyond is cut off, and what is missing becomes NaN, so that
+        every later loss stands at its own step. earlier: None where its record cannot be read. held_out: whether to
+        take over the held-out curve too.
+        """
+        losses = [] if earlier is None else earlier.losses[:step]
+        self.losses = losses + [math.nan] * (step - len(losses))
+        if earlier is None:
+            return
+        self.seconds = earlier.seconds
+        self.samples = [(at, name) for at, name in earlier.samples if at <= step]
+        if held_out:
+            self.held_out = [(at, loss) for at, loss in earlier.held_out if at <= step]
+
+    def to_json(self, leave_out: Collection[str] = (), **more: Any) -> str:
+        """Info and progress as one flat object of strict JSON: numbers that are not finite become null.
+
+        leave_out: names of fields. more: further values by name.
+        """
+        progress = {name: value for name, value in vars(self).items() if name != "info"}
+        values = {name: value for name, value in (vars(self.info) | progress).items() if name not in leave_out}
+        return json.dumps(_finite(values | more), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Run:
-        """The record that `to_json` wrote. Raises `ValueError` when it is none."""
+        """The record that `to_json` wrote, also that of version 0.1. Raises `ValueError` when it is none."""
+        return cls.from_values(read_json(text))
+
+    @classmethod
+    def from_values(cls, values: Any) -> Run:
+        """The record with these values by name. Raises `ValueError` where one is missing or has another type."""
         try:
-            values = read_json(text)
-            known = {f.name for f in fields(cls)}
-            run = cls(**{key: value for key, value in values.items() if key in known})
-            run.losses = [math.nan if loss is None else float(loss) for loss in run.losses]
-            run.held_out = [(int(step), math.nan if loss is None else float(loss)) for step, loss in run.held_out]
-            run.samples = [(int(step), str(name)) for step, name in run.samples]
+            seconds, folds = values.get("seconds", 0.0), values.get("folds", values.get("rotations", 0))
+            _check_kind("seconds", seconds, _NUMBER_KINDS)
+            _check_kind("folds", folds, int)
+            return cls(
+                RunInfo.from_values(values),
+                [_loss(loss) for loss in values.get("losses", [])],
+                [(int(step), _loss(loss)) for step, loss in values.get("held_out", [])],
+                [(int(step), str(name)) for step, name in values.get("samples", [])],
+                seconds,
+                RunState(values.get("state", RunState.RUNNING)),
+                folds,
+            )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error
-        return run
+
+
+def _loss(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _check_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"no record of a run: {name} is of type {type(value).__name__}")
 
 
 @dataclass(frozen=True)
@@ -124,7 +202,7 @@ class Summary:
     trained: int
     seconds: float
     started: float
-    state: str
+    state: RunState
     node: str
     workflow: str
     settings: dict[str, str | float | bool]
@@ -141,29 +219,34 @@ class Summary:
         Raises `ValueError` where a value is missing or has another type, so that a list can rely on the types.
         """
         try:
-            texts = {name: _text(values[name]) for name in _TEXTS}
-            numbers = {name: _number(values[name]) for name in _NUMBERS}
-            best = None if values["best"] is None else tuple(_number(value) for value in values["best"])
-            if best is not None and len(best) != 2:
-                raise ValueError(f"best has {len(best)} values")
-            return cls(**texts, **numbers, settings=plain_settings(values["settings"]), best=best)
+            plain: dict[str, Any] = {name: _text(values[name]) for name in _TEXTS}
+            plain |= {name: _number(values[name]) for name in _NUMBERS}
+            state, settings, best = RunState(values["state"]), plain_settings(values["settings"]), values["best"]
+            if best is not None:
+                step, loss = best
+                best = _number(step), _number(loss)
+            return cls(**plain, state=state, settings=settings, best=best)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no summary of a run: {error}") from error
 
 
-_TEXTS = ("id", "technique", "base", "trigger", "state", "node", "workflow", "resolution", "prediction", "architecture")
+_TEXTS = ("id", "technique", "base", "trigger", "node", "workflow", "resolution", "prediction", "architecture")
 _NUMBERS = ("images", "trained", "seconds", "started", "steps_done")
 _LARGEST = sys.float_info.max
 
 
-def summary_of(run: Run) -> Summary:
-    """What a list shows of a run. Raises `ValueError` where the record has a value of a wrong type."""
-    return Summary.from_values(vars(run) | {"steps_done": len(run.losses), "best": run.best})
+def summary_of(run: Run, steps_done: int | None = None) -> Summary:
+    """What a list shows of a run. Raises `ValueError` where the record has a value of a wrong type.
+
+    steps_done: the number of losses, where `run` was read without them.
+    """
+    steps_done = len(run.losses) if steps_done is None else steps_done
+    return Summary.from_values(vars(run.info) | vars(run) | {"steps_done": steps_done, "best": run.best})
 
 
 def plain_settings(values: Mapping[str, Any]) -> dict[str, str | float | bool]:
     """The settings that `plain_value` does not drop, at most `MOST_SETTINGS`."""
-    plain = {}
+    plain: dict[str, str | float | bool] = {}
     for name, value in islice(values.items(), MOST_SETTINGS):
         value = plain_value(value)
         if value is not None:
@@ -184,7 +267,7 @@ def _text(value: Any) -> str:
     return value[:LONGEST_TEXT]
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> Any:
     if isinstance(value, bool) or not _is_finite(value):
         raise ValueError(f"{type(value).__name__} instead of a finite number")
     return value
@@ -198,9 +281,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _finite(item) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_finite(item) for item in cast("list[Any]", value)]
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from ...training.data import Batch
 from ...training.loop import Trainable
 from ...training.measure import StepCost
 from ...training.record import Run
+from ...training.run_identity import defaults_of
 from ...training.timesteps import TimestepSampler, timestep_sampler
 from ...training.validation import validation_batches, validation_scorer
 from . import identity
@@ -137,7 +138,7 @@ def train(
     """
     context, request = context or RunContext(), technique.request
     config, model = request.train, models.model
-    run = dataset.new_run(technique.name, technique.settings())
+    run = dataset.new_run(technique.name, technique.settings(), defaults_of(TrainConfig, type(request)))
     positions = context.world.share(config.batch_size)  # in each global batch, those of this process
     compute = compute_type(model.model, model.load_device, request.precision)
     offload = OffloadPlan()
@@ -157,7 +158,7 @@ def train(
         if context.sharded:
             weights.measure_again(model)  # from here on this process has its share of them
         technique.prepare(denoiser, text)
-        run.prediction, run.names = denoiser.prediction, dict(technique.layer_names())
+        run.info = replace(run.info, prediction=denoiser.prediction, names=technique.layer_names())
         trainer = _Trainer(technique, models, dataset, denoiser, positions, offload, context)
         result = _train_folds(trainer, run)
     weights.check()
@@ -192,7 +193,8 @@ class _Trainer:
         """One training from its start, or from the state it was interrupted at; gives what was learned."""
         technique, config = self.technique, self.technique.request.train
         trainable = technique.new_trainable()
-        fold.run.trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
+        trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
+        fold.run.info = replace(fold.run.info, trained=trained)
         timesteps = timestep_sampler(self.denoiser, config.timestep_sampling, config.loss_weighting)
         task = TrainingTask(
             trainable,

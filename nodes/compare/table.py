@@ -34,9 +34,9 @@ class Row:
 def row(run: Run) -> Row:
     """The row of a run: what was done from its record, the size of its files from ComfyUI's folders."""
     return Row(
-        f"{run.id} on {run.base or 'an unnamed base'}, {run.images} images",
-        run.technique.replace("lora", "LoRA"),
-        f"{run.trained:,}",
+        f"{run.id} on {run.info.base or 'an unnamed base'}, {run.info.images} images",
+        run.info.technique.replace("lora", "LoRA"),
+        f"{run.info.trained:,}",
         _file(run),
         f"{len(run.losses)}",
         duration(run.seconds),

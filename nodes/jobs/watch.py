@@ -1,11 +1,14 @@
-"""Who sees a job's training, and who writes: a progress bar, a log of JSON lines, and a run's folder, all by the first
-process."""
+"""The display and the store of a job's runs: a progress bar, a log of JSON lines, and the folder of each run.
+
+Only the first process shows and writes anything; the others are given what it read.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,17 @@ from tqdm import tqdm
 
 from ...training.checkpoint import State, pack, unpack
 from ...training.distributed import World
-from ...training.record import Run
+from ...training.record import Run, RunState
 from ..bridge.runs.store import RunStore
 
 LOG = "log.jsonl"
 
 
 class Log:
-    """JSON lines at the end of a file: one event a line, with its time in seconds since 1970. None writes nothing."""
+    """JSON lines at the end of a file: one event a line, with its time in seconds since 1970."""
 
     def __init__(self, path: Path | None):
+        """path: the file; None writes nothing."""
         self.path = path
 
     def write(self, event: str, **values: Any) -> None:
@@ -38,11 +42,12 @@ class Log:
 class JobDisplay:
     """The display of one run in a terminal: the events of the node's panel go into the log, the steps to a bar too."""
 
-    node_id = None
+    node_id: str | None = None  # a job has no graph
 
     def __init__(self, log: Log, world: World, run_id: str, steps: int):
         self._log, self._world, self._run_id, self.steps = log, world, run_id, steps
-        self._bar, self._sent = None, dict(world.sent)
+        self._sent = dict(world.sent)
+        self._bar: tqdm | None = None
 
     def start(self, text: str) -> None:
         self._log.write("start", run_id=self._run_id, steps=self.steps, text=text, processes=self._world.size)
@@ -66,17 +71,24 @@ class JobDisplay:
     def sample(self, step: int, name: str) -> None:
         self._log.write("sample", step=step, image=name)
 
-    def end(self, state: str, files: list[str] = ()) -> None:
-        self._log.write("end", run_id=self._run_id, state=state)
+    def end(self, state: RunState, files: Sequence[str] = ()) -> None:
+        self._log.write("end", run_id=self._run_id, state=state.value)
         if self._bar is not None:
             self._bar.close()
 
 
 class SharedStore:
-    """A run's folder as several processes see it: the first reads and writes, the others are told what it read."""
+    """A run's folder as several processes see it: the first reads and writes, and broadcasts what it read.
+
+    All processes must call `state` and `record` together.
+    """
 
     def __init__(self, own: RunStore, world: World):
-        self._own, self._world, self._writes, self.folder = own, world, world.rank == 0, own.folder
+        self._own, self._world, self._writes = own, world, world.rank == 0
+
+    @property
+    def folder(self) -> Path:
+        return self._own.folder
 
     def state(self) -> State | None:
         data = b""
@@ -99,7 +111,7 @@ class SharedStore:
             self._own.save_record(run)
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
-        return self._own.save_sample(step, picture)  # asked of the process that draws, which is the one that writes
+        return self._own.save_sample(step, picture)  # called by the first process alone, as only that one draws
 
     def set_aside(self) -> None:
         if self._writes:

@@ -31,7 +31,7 @@ def as_file(
     check_choice("dtype", dtype, list(DTYPES))
     tensors = {
         key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
-        for key, tensor in to_format(lora, key_format, run.names if run else {}).items()
+        for key, tensor in to_format(lora, key_format, run.info.names if run else {}).items()
     }
     return tensors, metadata(lora, run, title, *graph)
 

@@ -36,15 +36,15 @@ def metadata(
     if run is not None:
         meta |= {
             "modelspec.architecture": "stable-diffusion/textual-inversion",
-            "modelspec.prediction_type": run.prediction,
-            "ss_sd_model_name": run.base,
+            "modelspec.prediction_type": run.info.prediction,
+            "ss_sd_model_name": run.info.base,
             "ss_steps": len(run.losses),
             "bespoke.run": run.id,
-            "bespoke.base_hash": run.base_hash,
-            "bespoke.clip_skip": run.clip_skip,
-            "bespoke.template": run.settings.get("template"),
+            "bespoke.base_hash": run.info.base_hash,
+            "bespoke.clip_skip": run.info.clip_skip,
+            "bespoke.template": run.info.settings.get("template"),
             "bespoke.held_out": json.dumps(run.held_out) if run.held_out else None,
-            "bespoke.settings": json.dumps(run.settings),
+            "bespoke.settings": json.dumps(run.info.settings),
         }
     for key, value in (("prompt", prompt), ("workflow", workflow)):
         if value is not None:

@@ -156,9 +156,9 @@ class TextualInversionTechnique:
     def describe_start(self, run: Run, cost: StepCost, steps: int) -> str:
         config = self.request.train
         return (
-            f"{run.trained:,} numbers, file about {run.trained * 4 / 1e3:.0f} KB; {steps} steps of "
-            f"{config.images_per_step}, each of {run.images} pictures seen about "
-            f"{passes(run.images, steps, config.images_per_step):.0f} times; "
+            f"{run.info.trained:,} numbers, file about {run.info.trained * 4 / 1e3:.0f} KB; {steps} steps of "
+            f"{config.images_per_step}, each of {run.info.images} pictures seen about "
+            f"{passes(run.info.images, steps, config.images_per_step):.0f} times; "
             f"about {format_duration(cost.seconds * config.gradient_accumulation * steps)}; "
             f"{cost.kept / 2**20:.0f} MB beside the models"
         )
@@ -169,11 +169,11 @@ class TextualInversionTechnique:
         config = request.train
         first, last = run.quarters()
         lines = [
-            f"{prompt_word(request.name)}: {run.trained:,} numbers, {run.trained * 4 / 1e3:.0f} KB; "
+            f"{prompt_word(request.name)}: {run.info.trained:,} numbers, {run.info.trained * 4 / 1e3:.0f} KB; "
             "0 weights changed (hash equal).",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of "
-            f"{run.images} pictures was seen about "
-            f"{passes(run.images, len(losses), config.images_per_step):.0f} times.",
+            f"{run.info.images} pictures was seen about "
+            f"{passes(run.info.images, len(losses), config.images_per_step):.0f} times.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
         lines += describe_held_out(run, config)

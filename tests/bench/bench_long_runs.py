@@ -1,4 +1,4 @@
-"""What a long life costs: step 10 beside step 2,000, and the memory of ten trainings in one process.
+"""What a long life costs: step 10 beside step 2,000, a save after a million steps, the memory of ten trainings.
 
 python3 dev.py test -m bench tests/bench/bench_long_runs.py -s
 """
@@ -63,6 +63,44 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
     quarters = [float(np.median(part)) for part in np.array_split(steps, 4)]
     print("quarters of the run, median ms:", " ".join(f"{value:.1f}" for value in quarters))
     assert quarters[3] < 1.15 * quarters[0]
+
+
+def test_a_save_after_a_million_steps_costs_what_an_early_one_does(comfyui, tmp_path):
+    """Each save adds the losses of 100 steps. Beside it: the time to write the record with all losses in it."""
+    import time
+
+    from bespoke.nodes.bridge.runs.store import RunStore, write_text
+    from bespoke.training.checkpoint import State
+    from run_records import make_run
+
+    def median_ms(action) -> float:
+        times = []
+        for _ in range(9):
+            began = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - began)
+        return 1e3 * float(np.median(times))
+
+    state = State(0, {"weight": torch.zeros(1000)}, {})
+    print("\n   losses   a save, ms   record.json, bytes   all losses in the record, ms")
+    rows = {}
+    for count in (100, 1_000, 10_000, 100_000, 990_000):
+        run = make_run(f"lora-{count:012x}", "lora", {"steps": 1_000_000}, "base", 10)
+        run.losses = np.random.default_rng(0).random(count).tolist()
+        store = RunStore(run.id, tmp_path)
+        store.save(state, run)
+
+        def save(run=run, store=store) -> None:
+            run.losses += [0.123456789] * 100
+            state.step = len(run.losses)
+            store.save(state, run)
+
+        rows[count] = median_ms(save)
+        whole = median_ms(lambda run=run: write_text(tmp_path / "whole.json", run.to_json()))
+        size = (store.folder / "record.json").stat().st_size
+        print(f"{count:>9,} {rows[count]:12.1f} {size:20,} {whole:30.1f}")
+        assert len(RunStore(run.id, tmp_path).record().losses) == count + 900
+    assert rows[990_000] < 3 * rows[100]  # the disk's own times scatter; a million losses in the record take 100 times
 
 
 @pytest.mark.parametrize(

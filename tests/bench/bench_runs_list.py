@@ -40,7 +40,8 @@ def runs(comfyui, tmp_path_factory):
     from bespoke.nodes.bridge.runs.store import RunStore
     from bespoke.nodes.lora.training.technique import LoraRequest
     from bespoke.training.config import TrainConfig
-    from bespoke.training.record import Run
+    from bespoke.training.record import RunState
+    from run_records import make_run
 
     before = folder_paths.get_user_directory()
     folder_paths.set_user_directory(str(tmp_path_factory.mktemp("user")))
@@ -49,20 +50,20 @@ def runs(comfyui, tmp_path_factory):
     settings |= {f"a_later_setting_{i}": 1e-5 * i for i in range(SETTINGS - len(settings))}
     ids = [f"lora-{number:012x}" for number in range(RUNS)]
     for number, run_id in enumerate(ids):
-        run = Run(
+        run = make_run(
             run_id,
             "lora",
             settings | {"seed": draw.getrandbits(63), "sample_prompt": "a photo of sks person in a garden, soft light"},
             "sd_xl_base_1.0.safetensors",
             20,
-            "sks person",
-            {f"tag {i}": i for i in range(100)},
-            "1024x1024",
-            "epsilon",
-            "stable-diffusion-xl-v1-base/lora",
-            "0" * 64,
-            "-2",
-            23_000_000,
+            trigger="sks person",
+            tags={f"tag {i}": i for i in range(100)},
+            resolution="1024x1024",
+            prediction="epsilon",
+            architecture="stable-diffusion-xl-v1-base/lora",
+            base_hash="0" * 64,
+            clip_skip="-2",
+            trained=23_000_000,
             names=names,
             losses=[draw.random() for _ in range(1000)],
             held_out=[(step, draw.random()) for step in range(0, 1001, 50)],
@@ -70,7 +71,7 @@ def runs(comfyui, tmp_path_factory):
             node=f"{number % 50}",
             workflow=f"{draw.getrandbits(128):032x}",
             seconds=draw.random() * 3600,
-            state="finished",
+            state=RunState.FINISHED,
             started=1.7e9 + number,
         )
         RunStore(run_id).save_record(run)
@@ -108,7 +109,7 @@ def test_a_page_of_2000_runs(runs, monkeypatch):
             seconds.append(time.process_time() - began)
         return min(seconds), answer, len(text)
 
-    settings = RunStore(runs[0]).record().settings
+    settings = RunStore(runs[0]).record().info.settings
     body = {"technique": "lora", "workflow": "another", "paths": ["no node"], "request": settings}  # the oldest run
     match = json.dumps(body).encode()
     page, stamp = (lambda: routes.list_runs({})), routes.list_runs({})["stamp"]

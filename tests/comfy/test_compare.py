@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from bespoke.nodes.bridge.files import writing as storage
-from bespoke.training.record import Run
 from PIL import Image
+from run_records import make_run
 
 
 def flat(colour, count=1, height=64, width=64, channels=3):
@@ -96,7 +96,7 @@ def test_what_is_no_image(run_node):
 
 
 def test_runs_say_what_they_took(run_node, comfyui):
-    lora = Run(
+    lora = make_run(
         "lora-0123456789ab",
         "lora",
         {},
@@ -107,7 +107,7 @@ def test_runs_say_what_they_took(run_node, comfyui):
         seconds=754.0,
         held_out=[(0, 0.2), (200, 0.15), (300, 0.16)],
     )
-    word = Run(
+    word = make_run(
         "textual-inversion-0123456789ab",
         "textual inversion",
         {},
@@ -138,7 +138,7 @@ def test_runs_say_what_they_took(run_node, comfyui):
 
 def test_a_run_whose_held_out_losses_are_not_finite(run_node):
     """Each of them is NaN where the training diverged: none is the best."""
-    run = Run("lora-0123456789ac", "lora", {}, "sd15", 12, losses=[0.2], held_out=[(0, float("nan"))])
+    run = make_run("lora-0123456789ac", "lora", {}, "sd15", 12, losses=[0.2], held_out=[(0, float("nan"))])
     _, report = compare(run_node, runs=[run])
     assert report.splitlines()[1].endswith("not measured")
 
@@ -183,7 +183,7 @@ def test_a_long_label_stays_beside_its_row(run_node):
 def test_the_picture_for_eyes(run_node, tmp_path):
     rng = np.random.default_rng(0)
     noise = [torch.from_numpy(rng.random((4, 128, 128, 3), np.float32)) for _ in range(3)]
-    run = Run(
+    run = make_run(
         "lora-0123456789ab",
         "lora",
         {},

@@ -14,7 +14,7 @@ from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.images import ImageSet
-from bespoke.training.record import Run
+from bespoke.training.record import Run, RunInfo, RunState
 from helpers import sprite_set
 
 
@@ -65,7 +65,7 @@ def train(run_node, models, **changes):
 
 def of_run(run):
     """The records of a run's rotations, in order."""
-    from bespoke.training.record import run_id
+    from bespoke.training.run_identity import run_id
 
     return [RunStore(run_id("lora", {"rotation": n}, run.id, "")).record() for n in (1, 2, 3)]
 
@@ -73,12 +73,12 @@ def of_run(run):
 def test_the_curve_is_the_mean_of_trainings_that_never_saw_the_picture(models, run_node):
     _, lora, loss, run, report, _ = train(run_node, models, seed=1)
     parts = of_run(run)
-    assert [part.images for part in parts] == [4, 4, 4]
-    assert [part.settings["rotation"] for part in parts] == ["1 of 3", "2 of 3", "3 of 3"]
-    assert "rotation" not in run.settings
+    assert [part.info.images for part in parts] == [4, 4, 4]
+    assert [part.info.settings["rotation"] for part in parts] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert "rotation" not in run.info.settings
     assert [part.state for part in parts] == ["finished"] * 3
-    assert run.rotations == 3
-    assert run.images == 6
+    assert run.folds == 3
+    assert run.info.images == 6
     assert [step for step, _ in run.held_out] == [0, 10, 20]
     for at, (_, value) in enumerate(run.held_out):
         assert value == pytest.approx(sum(part.held_out[at][1] for part in parts) / 3)
@@ -119,14 +119,14 @@ def test_the_last_training_goes_to_the_step_that_was_best_on_average(keep, until
     def learn(part):
         parts.append(part)
         part.run.held_out = part.run.held_out or next(curves)
-        part.run.state = "finished"
+        part.run.state = RunState.FINISHED
         return {"step": torch.tensor(part.steps)}
 
     items = sprite_set(2, 6, side=64, colour="teal").items
     pictures = Pictures(
         list(items), LatentSet([], []), list(range(6)), [], [], [([0, 1], [2]), ([0, 2], [1]), ([1, 2], [0])]
     )
-    run = Run("lora-0123456789ab", "lora", {}, "base", 6)
+    run = Run(RunInfo("lora-0123456789ab", "lora", {}, "base", 6))
     config = TrainConfig(20, 1e-3, 1, 0, validation=1, keep=keep, save_every=5, sample_every=5)
     shared = SimpleNamespace(
         technique=SimpleNamespace(request=SimpleNamespace(train=config)),
@@ -162,7 +162,7 @@ def test_finish_in_a_rotation_hands_on_what_it_has(models, run_node, during):
     during(2, 5, lambda: request_finish(RunIndex().look().runs[0].summary.id))
     _, _, loss, run, *_ = train(run_node, models, seed=5)
     assert run.state == "kept"
-    assert run.images == 4
+    assert run.info.images == 4
     assert 1 <= len(loss["loss"]) < 20
     assert run.id.startswith("lora-")
 
@@ -205,6 +205,6 @@ def test_a_word_is_learned_in_rotation_too(models, run_node):
         keep="last",
     )
     run = run_node("BespokeTrainTextualInversion", **args)[4]
-    assert run.rotations == 3
+    assert run.folds == 3
     assert [step for step, _ in run.held_out] == [0, 10]
-    assert run.images == 4
+    assert run.info.images == 4

@@ -266,7 +266,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
     before = weights_hash(models[0].model)
     trained, lora, loss, run, *_ = train(run_node, models)
     assert weights_hash(models[0].model) == before
-    assert run.prediction == KNOWN[name][1]
+    assert run.info.prediction == KNOWN[name][1]
     assert len(set(loss["loss"])) == 3
     plain, given = predict(models, models[0])
     ours, _ = predict(models, trained)

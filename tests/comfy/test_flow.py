@@ -237,7 +237,7 @@ def test_core_loads_every_key_and_gives_the_nodes_own_model(models, targets, run
     before = weights_hash(models[0].model)
     trained, lora, _, run, *_ = train(run_node, models, targets=targets)
     assert weights_hash(models[0].model) == before
-    assert run.prediction == "flow"
+    assert run.info.prediction == "flow"
     plain, ours = (predict(models, m) for m in (models[0], trained))
     movement = (ours - plain).abs().max()
     assert movement > 1e-4

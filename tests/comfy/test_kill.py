@@ -18,6 +18,7 @@ import torch
 from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.training.checkpoint import unpack
 from helpers import sprite_set
+from run_records import losses_of
 from safetensors import safe_open
 
 NURSERY = Path(__file__).parent.parent / "lib" / "nursery.py"
@@ -125,10 +126,11 @@ def test_killed_at_random_moments_it_goes_on_from_the_last_save(nursery, node, s
         assert not watcher.broken
         assert watcher.reads > 0
         step, shown = 0, 0
-        if (run / "state.safetensors").is_file():
-            with safe_open(run / "state.safetensors", "pt") as file:
+        record = run / "record.json"
+        if record.is_file() and (state := json.loads(record.read_text())["state_file"]):
+            with safe_open(run / state, "pt") as file:
                 step = unpack({key: file.get_tensor(key) for key in file.keys()}, file.metadata()).step  # noqa: SIM118
-            json.loads((run / "record.json").read_text())
+            assert losses_of(run) == whole["losses"][:step]
         for path in folder.rglob(f"{whole['id']}-step*.safetensors"):
             if path.stat().st_mtime > time.time() - seconds - 60:
                 shown = max(shown, int(path.stem.rsplit("step", 1)[1]))
@@ -164,8 +166,9 @@ def test_scraps_of_killed_writers_are_swept_and_never_listed(nursery):
     assert not [path for path in folder.glob("*.safetensors") if path.name.startswith(".")]
 
 
-def test_a_record_that_is_ahead_of_the_state_is_cut_to_it(comfyui, run_node):
-    """What a kill between the two writes leaves: the record is written first."""
+@pytest.mark.parametrize("version", ["0.1", "present"])
+def test_a_save_that_was_not_completed_is_cut_off(comfyui, run_node, version):
+    """What a kill leaves: version 0.1 wrote the record first, then the state; now the record completes the save."""
     model, clip, vae = tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
 
     def train(steps, resume=True):
@@ -191,13 +194,25 @@ def test_a_record_that_is_ahead_of_the_state_is_cut_to_it(comfyui, run_node):
         )
 
     whole = train(14, resume=False)
-    store = RunStore(whole[3].id)
+    folder = RunStore(whole[3].id).folder
     train(9, resume=False)
-    shutil.copy(store.folder / "state.safetensors", comfyui / "earlier.safetensors")
+    before = {name: (folder / name).read_bytes() for name in ("record.json", "state-000009.safetensors")}
     train(12)
-    assert len(store.record().losses) == 12
-    shutil.copy(comfyui / "earlier.safetensors", store.folder / "state.safetensors")
+    assert len(losses_of(folder)) == 12
+    ahead = RunStore(whole[3].id).record()
+    if version == "0.1":
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "record.json").write_text(ahead.to_json())
+        (folder / "state.safetensors").write_bytes(before["state-000009.safetensors"])
+    else:
+        for name, data in before.items():
+            (folder / name).write_bytes(data)
+        assert len((folder / "losses.jsonl").read_text().splitlines()) == 12
+        assert RunStore(whole[3].id).record().losses == whole[2]["loss"][:9]
+    assert RunStore(whole[3].id).state().step == 9
     again = train(14)
-    assert again[2]["loss"] == whole[2]["loss"]
+    assert again[2]["loss"] == whole[2]["loss"] == losses_of(folder)
     assert [step for step, _ in again[3].held_out] == [0, 9, 10, 14]
     assert all(torch.equal(value, again[1][key]) for key, value in whole[1].items())
+    assert [path.name for path in folder.glob("state*")] == ["state-000014.safetensors"]

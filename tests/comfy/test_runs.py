@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import threading
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 import comfy.model_management
@@ -17,13 +17,19 @@ import pytest
 import torch
 from bespoke.nodes.bridge.runs import routes
 from bespoke.nodes.bridge.runs.index import RunIndex
+from bespoke.nodes.bridge.runs.loss_file import LOSSES
 from bespoke.nodes.bridge.runs.match import NodeRequest, find_run, same_request
 from bespoke.nodes.bridge.runs.store import RunStore, request_finish, runs_folder
 from bespoke.nodes.bridge.web import RequestRefused
+from bespoke.nodes.lora.training.request import LoraRequest
+from bespoke.nodes.textual_inversion.request import InversionRequest
+from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
-from bespoke.training.record import NOT_IDENTITY, Run, summary_of
+from bespoke.training.record import Run, RunState, summary_of
+from bespoke.training.run_identity import NOT_IDENTITY, SETTINGS_0_1, defaults_of
 from comfy.patcher_extension import WrappersMP
 from helpers import sprite_set
+from run_records import changed, make_run
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
@@ -129,13 +135,13 @@ def test_fewer_steps_begin_anew_and_set_the_longer_run_aside(small, run_node):
     short = run_node("BespokeTrainLora", **request(small, 23, steps=2))
     assert len(short[2]["loss"]) == 2
     folder = RunStore(long[3].id).folder
-    assert list(folder.parent.glob(f"{folder.name}.*/state.safetensors"))
+    assert list(folder.parent.glob(f"{folder.name}.*/state-000004.safetensors"))
 
 
 def test_a_broken_state_begins_anew(small, run_node):
     first = run_node("BespokeTrainLora", **request(small, 24, steps=3))
     folder = RunStore(first[3].id).folder
-    (folder / "state.safetensors").write_bytes(b"\x00" * 40)
+    (folder / "state-000003.safetensors").write_bytes(b"\x00" * 40)
     (folder / "record.json").write_text('{"id": [[[')
     again = run_node("BespokeTrainLora", **request(small, 24, steps=3))
     assert again[2]["loss"] == first[2]["loss"]
@@ -151,7 +157,7 @@ def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_no
     ten = sprite_set(2, 10, side=64, colour="teal")
     args = request(small, 26, images=ten, steps=20, validation=2, learning_rate=1e-2)
     _, lora, _, run, report, _ = run_node("BespokeTrainLora", **args)
-    assert run.images == 8
+    assert run.info.images == 8
     assert [step for step, _ in run.held_out] == [0, 10, 20]
     assert "Held-out loss" in report
     _, last, *_ = run_node("BespokeTrainLora", **args | {"keep": "last"})
@@ -160,7 +166,7 @@ def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_no
     _, _, _, own_set, *_ = run_node(
         "BespokeTrainLora", **request(small, 27, steps=10, validation_images=sprite_set(9, 2, side=64, colour="teal"))
     )
-    assert own_set.images == 6
+    assert own_set.info.images == 6
     assert len(own_set.held_out) == 2
 
 
@@ -231,9 +237,8 @@ def a_run(number: int, **changes) -> Run:
         "caption_dropout": False,
         "targets": "all attention",
     }
-    return replace(
-        Run(f"lora-{number:012x}", "lora", settings, "sd15.safetensors", 10, started=1000.0 + number), **changes
-    )
+    run = make_run(f"lora-{number:012x}", "lora", settings, "sd15.safetensors", 10, started=1000.0 + number)
+    return changed(run, **changes)
 
 
 def save(*made: Run) -> None:
@@ -253,7 +258,7 @@ def record_of_0_1(run: Run) -> Path:
         f"layer {i}": {"comfyui": f"diffusion_model.input_blocks.{i}.attn2.to_q", "kohya": f"lora_unet_{i}"}
         for i in range(70)
     }
-    run = replace(
+    run = changed(
         run,
         names=names,
         tags={"a": 3},
@@ -261,13 +266,13 @@ def record_of_0_1(run: Run) -> Path:
         held_out=[(0, 0.9), (2, 0.4), (3, 0.6)],
         samples=[(0, "000000.png")],
         seconds=12.5,
-        state="finished",
+        state=RunState.FINISHED,
         node="4:2",
         workflow="w",
     )
     path = RunStore(run.id).folder / "record.json"
     path.parent.mkdir(parents=True)
-    path.write_text(run.to_json())
+    path.write_text(run.to_json().replace('"folds"', '"rotations"'))
     return path
 
 
@@ -310,7 +315,7 @@ def test_a_page_that_is_no_number_is_refused(runs, page):
 
 
 def test_a_search_finds_runs_in_which_every_word_occurs(runs):
-    word = Run(
+    word = make_run(
         "textual-inversion-00000000000a",
         "textual inversion",
         {"name": "Müller-FRIDA", "template": "style"},
@@ -318,7 +323,7 @@ def test_a_search_finds_runs_in_which_every_word_occurs(runs):
         3,
         trigger="<frida>",
     )
-    save(a_run(1, trigger="a photo of sks"), a_run(2, state="kept", base="XL.safetensors"), word)
+    save(a_run(1, trigger="a photo of sks"), a_run(2, state=RunState.KEPT, base="XL.safetensors"), word)
     one, two = (f"lora-{n:012x}" for n in (1, 2))
     for search, expected in {
         "": {one, two, word.id},
@@ -345,7 +350,7 @@ def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
     first, second = a_run(1), a_run(2)
     stamps = []
 
-    def changed() -> str:
+    def new_stamp() -> str:
         stamps.append(routes.list_runs({})["stamp"])
         assert len(set(stamps)) == len(stamps)
         for query in ({}, {"page": "5"}, {"search": "nothing"}):
@@ -353,16 +358,16 @@ def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
         assert all("runs" in routes.list_runs({"stamp": old}) for old in [*stamps[:-1], "", "x"])
         return stamps[-1]
 
-    changed()
+    new_stamp()
     save(first)
-    changed()
+    new_stamp()
     save(second)
-    both = changed()
-    for state in ("aa", "bb", "cc", "dd"):  # of the same size, and perhaps within one tick of the clock
-        save(replace(second, state=state))
-        changed()
-    save(replace(first, losses=[0.1]))
-    changed()
+    both = new_stamp()
+    for trigger in ("aa", "bb", "cc", "dd"):  # of the same size, and perhaps within one tick of the clock
+        save(changed(second, trigger=trigger))
+        new_stamp()
+    save(changed(first, losses=[0.1]))
+    new_stamp()
     save(first, second)
     assert routes.list_runs({})["stamp"] == both  # as it was
     assert RunIndex().look().stamp == both  # and in another process
@@ -414,7 +419,7 @@ def test_what_a_summary_holds(runs):
         "state": "finished",
         "node": "4:2",
         "workflow": "w",
-        "settings": a_run(1).settings,
+        "settings": a_run(1).info.settings,
         "resolution": "1024x1024",
         "prediction": "epsilon",
         "architecture": "sdxl",
@@ -433,7 +438,7 @@ def test_a_record_of_0_1_gets_a_summary_and_keeps_its_own(runs):
     (kept,) = RunIndex().look().runs
     assert (kept.summary.steps_done, kept.summary.best) == (3, (2, 0.4))
     assert record.read_text() == text
-    assert len(RunStore("lora-000000000001").record().names) == 70
+    assert len(RunStore("lora-000000000001").record().info.names) == 70
 
 
 def test_a_training_writes_the_summary_that_its_record_gives(small, run_node):
@@ -447,7 +452,7 @@ def test_a_training_writes_the_summary_that_its_record_gives(small, run_node):
 
 
 def test_a_summary_of_another_record_is_not_shown(runs):
-    run = a_run(1, losses=[0.5], state="running")
+    run = a_run(1, losses=[0.5], state=RunState.RUNNING)
     save(run)
     index, record = RunIndex(), RunStore(run.id).folder / "record.json"
     summary, backup = record.with_name("summary.json").read_bytes(), runs.parent / "backup.json"
@@ -458,7 +463,7 @@ def test_a_summary_of_another_record_is_not_shown(runs):
         return {look.summary.state for one in (index, RunIndex()) for look in one.look().runs}
 
     assert states() == {"running"}
-    later = replace(run, state="kept", losses=[0.5, 0.4])
+    later = changed(run, state=RunState.KEPT, losses=[0.5, 0.4])
     for _ in range(2):
         record.write_text(later.to_json())  # by version 0.1, or killed before the summary was written
         assert states() == {"kept"}
@@ -483,8 +488,14 @@ def nested(levels: int) -> str:
     return GOOD.replace('"tags": {}', '"tags": ' + '{"a": ' * levels + "{}" + "}" * levels)
 
 
-def changed(**values) -> str:
+def spoilt(**values) -> str:
     return json.dumps(json.loads(GOOD) | values)
+
+
+def saved(**values) -> str:
+    """As `spoilt`, in the form that keeps the losses in a file of their own."""
+    record = {name: value for name, value in json.loads(GOOD).items() if name != "losses"}
+    return json.dumps(record | {"steps_done": 3, "state_file": ""} | values)
 
 
 @pytest.mark.parametrize(
@@ -501,25 +512,35 @@ def changed(**values) -> str:
         DEEP,
         '{"a":' * 100_000,
         b"\xff\xfe\x00".decode("latin-1"),
-        changed(started="soon"),
-        changed(started=None),
-        changed(started=10**400),
-        changed(started=float("nan")),
-        changed(started=True),
-        changed(settings=[1]),
-        changed(settings="x"),
-        changed(technique=None),
-        changed(trigger=["x"]),
-        changed(losses=[10**400]),
-        changed(losses=7),
-        changed(held_out=[[1, 2, 3]]),
-        changed(held_out=[[float("inf"), 1.0]]),
-        changed(held_out={"a": 1}),
-        changed(images="8"),
-        changed(seconds={}),
-        changed(id="lora-00000000000a"),
-        changed(id="../../lora-000000000009"),
-        changed(id=9),
+        spoilt(started="soon"),
+        spoilt(started=None),
+        spoilt(started=10**400),
+        spoilt(started=float("nan")),
+        spoilt(started=True),
+        spoilt(settings=[1]),
+        spoilt(settings="x"),
+        spoilt(technique=None),
+        spoilt(trigger=["x"]),
+        spoilt(losses=[10**400]),
+        spoilt(losses=7),
+        spoilt(held_out=[[1, 2, 3]]),
+        spoilt(held_out=[[float("inf"), 1.0]]),
+        spoilt(held_out={"a": 1}),
+        spoilt(images="8"),
+        spoilt(seconds={}),
+        spoilt(id="lora-00000000000a"),
+        spoilt(id="../../lora-000000000009"),
+        spoilt(id=9),
+        spoilt(state="dancing"),
+        spoilt(state=None),
+        spoilt(names=[]),
+        saved(steps_done=-1),
+        saved(steps_done=1_000_001),
+        saved(steps_done=True),
+        saved(steps_done="3"),
+        saved(state_file=None),
+        saved(state_file="../state.safetensors"),
+        saved(state_file="state-1.safetensors"),
     ],
 )
 def test_a_record_that_is_none_is_left_out_of_the_list(runs, text):
@@ -559,7 +580,7 @@ def test_odd_settings_are_left_out_and_long_ones_cut(runs):
     folder = runs / "lora-000000000009"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(
-        changed(settings=odd | {f"more{i}": i for i in range(1000)}, trigger="\ud800", base="y" * 10**6)
+        spoilt(settings=odd | {f"more{i}": i for i in range(1000)}, trigger="\ud800", base="y" * 10**6)
     )
     (summary,) = routes.list_runs({"search": "true -1e-300"})["runs"]
     assert {name: summary["settings"][name] for name in ("yes", "text", "number")} == {
@@ -666,31 +687,31 @@ def test_a_folder_that_cannot_be_written_to_is_listed_all_the_same():
     try:
         for number in (1, 2):
             RunStore(a_run(number).id, base).save_record(a_run(number, losses=[0.5]))
-        changed = RunStore(a_run(1).id, base).folder
-        (changed / "summary.json").unlink()
-        (changed / "record.json").write_text(a_run(1, losses=[0.5, 0.4]).to_json())
+        edited = RunStore(a_run(1).id, base).folder
+        (edited / "summary.json").unlink()
+        (edited / "record.json").write_text(a_run(1, losses=[0.5, 0.4]).to_json())
         for path in (base, *base.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         index = RunIndex(lambda: base)
         with nobody():
             with pytest.raises(PermissionError):
-                (changed / "summary.json").write_text("")
+                (edited / "summary.json").write_text("")
             for _ in range(2):
                 assert [(run.summary.id, run.summary.steps_done) for run in index.look().runs] == [
                     (a_run(2).id, 1),
                     (a_run(1).id, 2),
                 ]
-        assert [path.name for path in changed.iterdir()] == ["record.json"]
-        for path in (changed, changed / "record.json"):
+        assert [path.name for path in edited.iterdir() if path.name != LOSSES] == ["record.json"]
+        for path in (edited, edited / "record.json"):
             path.chmod(0o000)
         with nobody():
             assert [run.summary.id for run in index.look().runs] == [a_run(2).id]
-        changed.chmod(0o755)
+        edited.chmod(0o755)
         with nobody():
             assert [run.summary.id for run in RunIndex(lambda: base).look().runs] == [a_run(2).id]
             unread = RunIndex(lambda: base)
             unread.look()
-        (changed / "record.json").chmod(0o644)  # nothing that a stat of size and time shows
+        (edited / "record.json").chmod(0o644)  # nothing that a stat of size and time shows
         with nobody():
             assert len(unread.look().runs) == 2
     finally:
@@ -785,6 +806,16 @@ def test_which_run_a_node_shows(runs):
     assert shown(technique="none") == (None, False)
 
 
+@pytest.mark.parametrize(
+    ("technique", "request_type"), [("lora", LoraRequest), ("textual inversion", InversionRequest)]
+)
+def test_a_setting_later_than_0_1_has_a_default(technique, request_type):
+    """Else it would give every earlier run a new id."""
+    names = {field.name for kind in (TrainConfig, request_type) for field in fields(kind)} - {"train", "resume"}
+    later = names - SETTINGS_0_1[technique] - NOT_IDENTITY
+    assert later <= set(defaults_of(TrainConfig, request_type))
+
+
 def test_when_a_run_is_what_a_node_asks_for():
     settings = {
         "seed": 7,
@@ -859,7 +890,7 @@ def test_the_routes_answer(runs):
         routes = web.RouteTableDef()
 
     record_of_0_1(a_run(1))
-    save(a_run(2, state="kept"))
+    save(a_run(2, state=RunState.KEPT))
 
     async def ask():
         routes.register(Server)

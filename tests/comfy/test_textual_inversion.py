@@ -101,7 +101,7 @@ def test_the_report_says_what_happened(small, run_node):
     assert word == "embedding:my-pink"
     assert "768 numbers, 3 KB; 0 weights changed (hash equal)" in report
     assert len(loss["loss"]) == 3
-    assert run.technique == "textual inversion"
+    assert run.info.technique == "textual inversion"
 
 
 @pytest.mark.parametrize("vectors", [1, 4, 8])

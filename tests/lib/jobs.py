@@ -18,6 +18,7 @@ import ranks
 import tiny
 import torch
 from helpers import sprite_set
+from run_records import losses_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -51,7 +52,7 @@ def export(run_node, models, name, **changes):
 def losses(job: Path) -> list[float]:
     """The loss of each step, as the newest run's record has it."""
     newest = max((job / "runs").glob("*/record.json"), key=lambda path: path.stat().st_mtime)
-    return json.loads(newest.read_text())["losses"]
+    return losses_of(newest.parent)
 
 
 def step_lost(job: Path) -> tuple[int, int]:

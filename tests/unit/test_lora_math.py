@@ -6,7 +6,7 @@ import pytest
 import torch
 from bespoke.training import formats
 from bespoke.training.errors import InputError
-from bespoke.training.record import Run
+from run_records import make_run
 
 LAYER = "input_blocks.1.1.transformer_blocks.0.attn2.to_q"
 KEY = f"diffusion_model.{LAYER}"
@@ -50,14 +50,14 @@ def test_diffusers_keeps_the_strength_without_alpha_and_comes_back():
 
 
 def test_metadata_is_what_others_read():
-    run = Run(
+    run = make_run(
         "lora-1",
         "lora",
         {"steps": 9, "learning_rate": 1e-3, "seed": 5, "loraplus_lr_ratio": 16.0},
         "base.safetensors",
         3,
-        "teal",
-        {"teal": 3},
+        trigger="teal",
+        tags={"teal": 3},
     )
     run.losses = [1.0] * 9
     meta = formats.metadata(comfy_lora(), run, "my-lora", {"1": {}}, {"nodes": []})

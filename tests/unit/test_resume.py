@@ -1,7 +1,9 @@
 """A run that is stopped and gone on with ends as one that was never stopped; the held-out curve decides what is
 kept."""
 
+import json
 import math
+from dataclasses import asdict, dataclass, field
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
 from bespoke.training.loop import Training
 from bespoke.training.randomness import noise
-from bespoke.training.record import Run, run_id
+from bespoke.training.record import Run, RunInfo, RunState
+from bespoke.training.run_identity import NOT_IDENTITY, SETTINGS_0_1, defaults_of, run_id
 from bespoke.training.validation import TIMESTEPS, folds, mean_curve, split, validation_batches, validation_scorer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -150,7 +153,7 @@ def test_the_grid_is_fixed_and_does_not_depend_on_the_seed():
 
 
 def test_the_record_survives_the_disk_and_says_when_over_fitting_began():
-    run = Run("lora-0123456789ab", "lora", {"steps": 3}, "base", 2)
+    run = Run(RunInfo("lora-0123456789ab", "lora", {"steps": 3}, "base", 2))
     run.losses, run.held_out = [1.0, math.nan, 0.5], [(10, 1.0), (20, 0.5), (30, 0.6)]
     text = run.to_json()
     assert "NaN" not in text
@@ -166,9 +169,49 @@ def test_the_record_survives_the_disk_and_says_when_over_fitting_began():
         '{"id": 1}',
         "not json",
         '{"id": "x", "technique": "lora", "settings": {}, "base": "b", "images": 1, "losses": 5}',
+        text.replace('"running"', '"dancing"'),
+        text.replace('"settings": {"steps": 3}', '"settings": 3'),
+        text.replace('"trigger": ""', '"trigger": 1'),
+        text.replace('"seconds": 0.0', '"seconds": "1"'),
+        text.replace('"folds": 0', '"folds": null'),
     ):
+        assert hostile != text
         with pytest.raises(ValueError):
             Run.from_json(hostile)
+    assert Run.from_json(text.replace('"folds": 0', '"rotations": 3')).folds == 3  # as version 0.1 calls it
+
+
+def test_the_state_of_a_run_is_the_word_that_files_and_events_have():
+    assert [str(state) for state in RunState] == ["running", "finished", "kept", "interrupted", "failed"]
+    assert json.dumps(list(RunState)) == '["running", "finished", "kept", "interrupted", "failed"]'
+    assert f"{RunState.KEPT}" == RunState.KEPT == "kept"
+
+
+def test_earlier_progress_ends_where_the_state_does():
+    def run(**progress):
+        return Run(RunInfo("lora-0123456789ab", "lora", {}, "base", 2), **progress)
+
+    earlier = run(
+        losses=[1.0, 2.0, 3.0, 4.0],
+        held_out=[(0, 9.0), (2, 8.0), (4, 7.0)],
+        samples=[(2, "000002.png"), (4, "000004.png")],
+        seconds=5.0,
+    )
+    one, scored, unread, long = run(), run(held_out=[(0, 1.0)]), run(), run()
+    one.restore_progress(earlier, 3)
+    assert (one.losses, one.held_out, one.samples) == ([1.0, 2.0, 3.0], [(0, 9.0), (2, 8.0)], [(2, "000002.png")])
+    assert one.seconds == 5.0
+    scored.restore_progress(earlier, 3, held_out=False)
+    assert scored.held_out == [(0, 1.0)]
+    unread.restore_progress(None, 2)
+    assert len(unread.losses) == 2
+    assert all(map(math.isnan, unread.losses))
+    long.restore_progress(earlier, 6)
+    assert long.losses[:4] == earlier.losses
+    assert all(map(math.isnan, long.losses[4:]))
+    assert len(long.losses) == 6
+    one.losses.append(0.0)
+    assert len(earlier.losses) == 4
 
 
 def test_the_same_run_is_everything_but_its_length():
@@ -179,6 +222,75 @@ def test_the_same_run_is_everything_but_its_length():
         assert name != run_id("lora", other, "images", "base")
     assert name != run_id("lora", settings, "other images", "base")
     assert name != run_id("lora", settings, "images", "other base")
+
+
+# A request of version 0.1 with all its settings, by technique.
+SHARED_0_1 = asdict(TrainConfig(400, 1e-4, 1, 0))
+REQUESTS_0_1 = {
+    "lora": SHARED_0_1
+    | dict(targets="cross-attention", rank=8, alpha=8.0, custom_targets="", precision="auto", sample_prompt="")
+    | dict(train_text_encoder=False, text_encoder_lr=0.0, loraplus_lr_ratio=4.0),
+    "textual inversion": SHARED_0_1
+    | dict(name="w", init_text="red", vectors=1, init="words", template="object", norm_limit=0.0)
+    | dict(precision="auto", sample_prompt=""),
+}
+
+
+@pytest.mark.parametrize(
+    ("technique", "changes", "images", "base", "expected"),
+    [
+        ("lora", {}, "images", "base", "lora-3f9c44f8455a"),
+        (
+            "lora",
+            dict(rank=16, noise_offset=0.05, ema=0.99, caption_dropout=0.1, optimizer="SGD", steps=9),
+            "i|v|p|s",
+            "abc",
+            "lora-40c35e8cf617",
+        ),
+        ("textual inversion", {}, "images", "base", "textual-inversion-10b878860f3f"),
+        (
+            "textual inversion",
+            dict(vectors=4, template="style", keep="last", seed=2**64 - 1),
+            "images",
+            "base",
+            "textual-inversion-2e4e67164dfb",
+        ),
+    ],
+)
+def test_a_request_of_0_1_keeps_its_id(technique, changes, images, base, expected):
+    """The ids were made with version 0.1, whose states are found under them."""
+    settings = REQUESTS_0_1[technique] | changes
+    assert set(settings) == SETTINGS_0_1[technique] | NOT_IDENTITY
+    assert run_id(technique, settings, images, base) == expected
+    # Whatever is passed as their defaults: 0.1 hashed all of its settings.
+    assert run_id(technique, settings, images, base, settings) == expected
+
+
+def test_the_id_of_a_part_of_a_cross_validation_stays():
+    assert run_id("lora", {"rotation": 2}, "lora-0123456789ab", "") == "lora-b17dd7a4e00e"
+
+
+@pytest.mark.parametrize("technique", sorted(REQUESTS_0_1))
+def test_a_later_setting_counts_where_it_is_not_at_its_default(technique):
+    @dataclass
+    class Later:
+        needed: str
+        huber: float = 0.0
+        masked: bool = False
+        many: list = field(default_factory=list)
+
+    defaults = defaults_of(TrainConfig, Later)
+    assert {"huber": 0.0, "masked": False, "optimizer": "AdamW"}.items() <= defaults.items()
+    assert not {"needed", "many", "seed"} & set(defaults)
+    settings = REQUESTS_0_1[technique]
+
+    def named(**later):
+        return run_id(technique, settings | later, "images", "base", defaults)
+
+    old = run_id(technique, settings, "images", "base")
+    assert named(huber=0.0, masked=False) == named(huber=0) == old
+    ids = [old, named(huber=0.1), named(huber=0.2), named(masked=True), named(huber=0.1, masked=True), named(needed="")]
+    assert len(set(ids)) == len(ids)
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "SGD"])

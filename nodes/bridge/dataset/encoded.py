@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ....training.images import ImageSet, common_resolution
-from ....training.record import Run, run_id, tag_frequency
+from ....training.record import Run, RunInfo, tag_frequency
+from ....training.run_identity import run_id
 from .. import identity
 from ..models import architecture
 from . import cache
@@ -34,11 +35,11 @@ class EncodedDataset:
     prompts: Mapping[str, tuple[Tensor, dict[str, Any]]] = field(default_factory=dict)
     start: Mapping[str, Tensor] | None = None
 
-    def new_run(self, technique: str, settings: dict[str, Any]) -> Run:
-        """The record of a run on this set, before its first step."""
-        name = run_id(technique, settings, self.fingerprint, self.models_digest)
+    def new_run(self, technique: str, settings: dict[str, Any], defaults: Mapping[str, Any]) -> Run:
+        """The record of a run on this set, before its first step. defaults: see `run_id`."""
+        name = run_id(technique, settings, self.fingerprint, self.models_digest, defaults)
         images = self.pictures.count_pictures(self.pictures.training_indices)
-        return Run(name, technique, settings, images=images, **self.run_fields)
+        return Run(RunInfo(name, technique, settings, images=images, **self.run_fields))
 
 
 def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:

@@ -4,31 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
 from torch import Tensor
 
+from ....training.checkpoint import State
 from ....training.distributed import StopRequest, World
-from ....training.record import Run
+from ....training.record import Run, RunState
 from .events import RunDisplay
 from .samples import SamplerSettings
-from .store import RunStore, take_finish
+from .store import RunStore, consume_finish_request
 
 
 class Display(Protocol):
-    """Shows a run to the user: on the page, or in a terminal and a log."""
+    """Where the progress of a run is shown: on the page, or in a terminal and a log."""
 
-    node_id: str | None
+    @property
+    def node_id(self) -> str | None: ...
 
     def start(self, text: str) -> None: ...
     def step(self, values: dict[str, Any]) -> None: ...
     def validation(self, step: int, loss: float, best: bool) -> None: ...
     def sample(self, step: int, name: str) -> None: ...
-    def end(self, state: str, files: Sequence[str] = ()) -> None: ...
+    def end(self, state: RunState, files: Sequence[str] = ()) -> None: ...
+
+
+class Store(Protocol):
+    """Where a run is saved: its folder, or the folder as one of several processes sees it.
+
+    The state that `state` gives belongs to the record that `record` gives: `save` writes both as one.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    def record(self) -> Run | None: ...
+    def state(self) -> State | None: ...
+    def save(self, state: State, run: Run) -> None: ...
+    def save_record(self, run: Run) -> None: ...
+    def save_sample(self, step: int, picture: Image.Image) -> str: ...
+    def set_aside(self) -> None: ...
 
 
 def _stop_request_of_page(run_id: str) -> StopRequest:
-    return StopRequest.FINISH if take_finish(run_id) else StopRequest.CONTINUE
+    return StopRequest.FINISH if consume_finish_request(run_id) else StopRequest.CONTINUE
 
 
 def _save_nothing(step: int, learned: dict[str, Tensor], run: Run) -> None:
@@ -40,8 +61,8 @@ class RunContext:
     """What a run needs around it. The defaults are those of the page's process.
 
     world: the processes that train together.
-    store: run id -> the run's folder.
-    display: (run id, steps) -> what shows the run.
+    store: run id -> where the run is saved.
+    display: (run id, steps) -> where the run is shown.
     stop_request: run id -> what this process requests after a step; a request is given once.
     prepare_model: called with the prepared model before anything is attached to it.
     sharded: whether `prepare_model` spreads the base over the processes, so that no device holds all of it.
@@ -50,7 +71,7 @@ class RunContext:
     """
 
     world: World = field(default_factory=World)
-    store: Callable[[str], RunStore] = RunStore
+    store: Callable[[str], Store] = RunStore
     display: Callable[[str, int], Display] = RunDisplay
     stop_request: Callable[[str], StopRequest] = _stop_request_of_page
     prepare_model: Callable[[Any], None] = lambda denoiser: None

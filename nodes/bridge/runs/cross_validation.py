@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ....training.config import TrainConfig
-from ....training.record import Run, run_id
+from ....training.record import Run, RunState
+from ....training.run_identity import run_id
 from ....training.validation import mean_curve
 from ..dataset.pictures import Pictures
 
@@ -43,27 +44,24 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
     """
     count = len(pictures.folds)
     for number, (training_indices, held_out) in enumerate(pictures.folds, 1):
-        own = replace(
-            run,
-            id=run_id(run.technique, {"rotation": number}, run.id, ""),
-            settings=run.settings | {"rotation": f"{number} of {count}"},
+        info = replace(
+            run.info,
+            id=run_id(run.info.technique, {"rotation": number}, run.id, ""),
+            settings={**run.info.settings, "rotation": f"{number} of {count}"},
             images=pictures.count_pictures(training_indices),
-            losses=[],
-            held_out=[],
-            samples=[],
             started=time.time(),
         )
         names = ", ".join(pictures.items[i].name for i in held_out)
         prefix = f"training {number} of {count + 1}, without {names}, to learn when to stop: "
         quiet = replace(config, save_every=0, sample_every=0)
-        yield Fold(own, quiet, training_indices, held_out, prefix=prefix)
+        yield Fold(Run(info), quiet, training_indices, held_out, prefix=prefix)
 
 
 def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequence[Fold]) -> Fold:
     """The training whose result is handed on. After `folds` it runs to the step that was best on left-out pictures."""
     if not folds:
         return Fold(run, config, pictures.training_indices, pictures.held_out_indices)
-    run.rotations, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
+    run.folds, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
     until = run.best[0] if config.keep == "best" and run.best is not None else config.steps
     prefix = f"training {len(folds) + 1} of {len(folds) + 1}, on all pictures, to step {until}: "
     return Fold(run, config, pictures.training_indices, [], until, prefix)
@@ -72,7 +70,7 @@ def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequenc
 def was_finished_by_user(fold: Fold) -> bool:
     """Whether the user ended the training early; it also ends early where its validation loss has risen for long."""
     run, config = fold.run, fold.config
-    if run.state != "kept":
+    if run.state is not RunState.KEPT:
         return False
     waited = run.held_out[-1][0] - run.best[0] if run.held_out and run.best is not None else 0
     return not (config.patience > 0 and waited >= config.patience * config.validate_every)

@@ -1,14 +1,18 @@
-"""What a running training tells the page: the bar and `bespoke.run.*` events to whoever queued it."""
+"""The progress of a training on the page: ComfyUI's progress bar, and `bespoke.run.*` events to the client that queued
+it."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 from comfy_execution.utils import get_executing_context
+
+from ....training.record import RunState
 
 MOST_PER_SECOND = 10
 
@@ -45,8 +49,9 @@ class RunDisplay:
         """A sample image is drawn: its file in the run's folder, which the panel on the node fetches."""
         self._send("sample", {"step": step, "image": name})
 
-    def end(self, state: str, files: list[str] = ()) -> None:
-        self._send("end", {"state": state, "files": list(files)})
+    def end(self, state: RunState, files: Sequence[str] = ()) -> None:
+        """The run has ended. files: the names of what it wrote."""
+        self._send("end", {"state": state.value, "files": list(files)})
 
     def _send(self, name: str, values: dict[str, Any]) -> None:
         server = _server()  # never imported from here: a training under torchrun has none

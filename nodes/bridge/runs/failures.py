@@ -12,6 +12,7 @@ import torch
 from ....training.distributed import PeerLost, is_collective_error
 from ....training.errors import InputError
 from ....training.loop import NotANumber
+from ....training.record import RunState
 from .context import RunContext
 
 
@@ -68,7 +69,7 @@ class Failure:
     """
 
     kind: type[BaseException]
-    state: str
+    state: RunState
     last_step: LastStep = LastStep.SAVED
     saves_file: bool = False
     message: Callable[[BaseException, int], Exception] | None = None
@@ -77,14 +78,14 @@ class Failure:
 
 # The first row that fits counts.
 FAILURES = (
-    Failure(NotANumber, "failed", saves_file=True, message=_not_a_number),
-    Failure(torch.OutOfMemoryError, "failed", saves_file=True, message=_out_of_memory),
-    Failure(PeerLost, "interrupted", LastStep.SAVED_IF_RECORDED),
-    Failure(RuntimeError, "interrupted", LastStep.SAVED_IF_RECORDED, message=_peer_lost, applies=_is_lost_peer),
-    Failure(RuntimeError, "failed", saves_file=True, message=_in_place_write, applies=_is_in_place_write),
-    Failure(comfy.model_management.InterruptProcessingException, "interrupted", saves_file=True),
-    Failure(KeyboardInterrupt, "interrupted", LastStep.DISCARDED),
-    Failure(BaseException, "failed", saves_file=True),
+    Failure(NotANumber, RunState.FAILED, saves_file=True, message=_not_a_number),
+    Failure(torch.OutOfMemoryError, RunState.FAILED, saves_file=True, message=_out_of_memory),
+    Failure(PeerLost, RunState.INTERRUPTED, LastStep.SAVED_IF_RECORDED),
+    Failure(RuntimeError, RunState.INTERRUPTED, LastStep.SAVED_IF_RECORDED, message=_peer_lost, applies=_is_lost_peer),
+    Failure(RuntimeError, RunState.FAILED, saves_file=True, message=_in_place_write, applies=_is_in_place_write),
+    Failure(comfy.model_management.InterruptProcessingException, RunState.INTERRUPTED, saves_file=True),
+    Failure(KeyboardInterrupt, RunState.INTERRUPTED, LastStep.DISCARDED),
+    Failure(BaseException, RunState.FAILED, saves_file=True),
 )
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from ....training.errors import InputError
 from ....training.plain_json import read_json
-from ....training.record import NOT_IDENTITY, Summary, plain_value
+from ....training.record import Summary, plain_value
+from ....training.run_identity import NOT_IDENTITY
 
 LARGEST_BODY = 1_000_000  # bytes
 TOLERANCE = 1e-9  # relative, as widgets round numbers in their own way

@@ -12,9 +12,9 @@ import torch
 
 from ....training.loop import Step, Training
 from ....training.measure import measure_step
-from .context import Display, RunContext
+from ....training.record import RunState
+from .context import Display, RunContext, Store
 from .failures import Failure, LastStep
-from .store import RunStore
 
 if TYPE_CHECKING:
     from .run_training import TrainingTask
@@ -27,7 +27,7 @@ class RunMonitor:
     """Shows, records and saves one training while it runs."""
 
     def __init__(
-        self, task: TrainingTask, training: Training, display: Display, store: RunStore, context: RunContext
+        self, task: TrainingTask, training: Training, display: Display, store: Store, context: RunContext
     ) -> None:
         self._task, self._training, self._display = task, training, display
         self._store, self._context = store, context
@@ -107,7 +107,7 @@ class RunMonitor:
         try:
             self._save_file()
         except Exception:
-            if failure.state != "failed":
+            if failure.state is not RunState.FAILED:
                 raise
             # The failure itself is the error that the user must read.
             logging.exception("Bespoke: what was learned before the failure could not be written as a file")

@@ -16,10 +16,10 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
         f"Held-out loss {first[1]:.4f} at step {first[0]}, lowest {loss:.4f} at step {step}, "
         f"{run.held_out[-1][1]:.4f} at the end."
     ]
-    if run.rotations:
+    if run.folds:
         lines[0] = (
-            f"{run.rotations} trainings, each without {config.validation} other pictures, said when to stop; then all "
-            f"{run.images} were trained on. Of those left out: {lines[0]}"
+            f"{run.folds} trainings, each without {config.validation} other pictures, said when to stop; then all "
+            f"{run.info.images} were trained on. Of those left out: {lines[0]}"
         )
     since = run.over_fitting_since()
     if since is not None:

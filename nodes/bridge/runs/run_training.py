@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 from PIL import Image
@@ -14,12 +14,11 @@ from ....training.config import TrainConfig
 from ....training.distributed import StopRequest
 from ....training.loop import Trainable, Training
 from ....training.measure import StepCost
-from ....training.record import Run
-from .context import RunContext
+from ....training.record import Run, RunState
+from .context import RunContext, Store
 from .failures import failure_of
 from .graph import keep_graph
 from .monitor import RunMonitor
-from .store import RunStore
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
     context.stop_request(run.id)  # drops a request that was meant for an earlier training of this run
     state = _restore(task, store)
     training = Training(task.trainable, task.loss, task.config, task.validation_loss, state, task.until, context.world)
-    if run.state == "kept":
+    if run.state is RunState.KEPT:
         return _load_result(training)
     display = context.display(run.id, training.last_step)
-    run.node, run.workflow = str(display.node_id or ""), keep_graph(store.folder)
+    run.info = replace(run.info, node=str(display.node_id or ""), workflow=keep_graph(store.folder))
     store.save_record(run)  # from here on the page can ask for it
     monitor, failure, request = RunMonitor(task, training, display, store, context), None, StopRequest.CONTINUE
     try:
@@ -75,9 +74,8 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
                 raise comfy.model_management.InterruptProcessingException
             if request == StopRequest.FINISH:
                 break
-        run.state = (
-            "finished" if training.steps_done >= training.last_step and request != StopRequest.FINISH else "kept"
-        )
+        finished = training.steps_done >= training.last_step and request is not StopRequest.FINISH
+        run.state = RunState.FINISHED if finished else RunState.KEPT
     except BaseException as error:
         failure = failure_of(error, context)
         run.state = failure.state
@@ -89,14 +87,14 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
     return _load_result(training)
 
 
-def _restore(task: TrainingTask, store: RunStore) -> State | None:
+def _restore(task: TrainingTask, store: Store) -> State | None:
     """The state to resume from, or None; the run's record takes over the earlier progress.
 
-    The run's state is "kept" afterwards where an earlier training was finished on purpose and no more steps are
+    The run's state is KEPT afterwards where an earlier training was finished on purpose and no more steps are
     requested: the same request gives the same result.
     """
     run, last = task.run, task.config.steps if task.until is None else task.until
-    run.state = "running"
+    run.state = RunState.RUNNING
     if not task.resume:
         store.set_aside()
         return None
@@ -104,16 +102,12 @@ def _restore(task: TrainingTask, store: RunStore) -> State | None:
     if state is not None and state.step > last:
         store.set_aside()
         return None
-    if state is None or earlier is None:
-        return state
-    # The record is written before the state: after a kill it may be ahead of it.
-    run.losses, run.seconds = earlier.losses[: state.step], earlier.seconds
-    if task.validation_loss is not None:
-        run.held_out = [(step, loss) for step, loss in earlier.held_out if step <= state.step]
-    run.samples = [(step, name) for step, name in earlier.samples if step <= state.step]
-    steps = int(earlier.settings.get("steps", 0))
-    if earlier.state == "kept" and task.config.steps <= steps:
-        run.settings["steps"], run.state = steps, "kept"
+    if state is None:
+        return None
+    run.restore_progress(earlier, state.step, held_out=task.validation_loss is not None)
+    steps = 0 if earlier is None else int(earlier.info.settings.get("steps", 0))
+    if earlier is not None and earlier.state is RunState.KEPT and task.config.steps <= steps:
+        run.info, run.state = replace(run.info, settings={**run.info.settings, "steps": steps}), RunState.KEPT
     return state
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import folder_paths
@@ -22,9 +23,12 @@ from ....training.plain_json import read_json
 from ....training.record import Run, Summary, summary_of
 from ..files.reading import read_text
 from ..files.writing import write_safetensors, write_text
+from .durable import replace_text, sync_folder
+from .loss_file import LOSSES, LossFile, same_start
+from .record_file import RECORD, STATE_NAME, SavedRecord, state_name
 
-RECORD, SUMMARY, SAMPLES = "record.json", "summary.json", "samples"
-LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000  # bytes; the losses of a million steps are 20 MB
+SUMMARY, SAMPLES = "summary.json", "samples"
+LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000  # bytes; 0.1 kept the losses in the record, 20 MB a million
 _SAMPLE = re.compile(r"\d{6,}\.png")
 _ID = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 _finish: set[str] = set()
@@ -44,12 +48,12 @@ def request_finish(run_id: str) -> None:
         _finish.add(run_id)
 
 
-def take_finish(run_id: str) -> bool:
-    """Whether a finish was asked for since the last time; the request is used up."""
+def consume_finish_request(run_id: str) -> bool:
+    """Whether the run was asked to finish since the last call; the request is removed."""
     with _lock:
-        asked = run_id in _finish
+        requested = run_id in _finish
         _finish.discard(run_id)
-        return asked
+        return requested
 
 
 @dataclass(frozen=True)
@@ -83,20 +87,46 @@ def records_in(folder: Path) -> Iterator[tuple[str, FileState]]:
         yield run_id, state
 
 
+@dataclass(frozen=True)
+class _LastSave:
+    """What this store saved last: the very list of losses, how many there were, the name of the state, and the
+    record.json that was written."""
+
+    losses: list[float]
+    count: int
+    state_file: str
+    record: FileState
+
+
 class RunStore:
-    """One run's folder. Files are written whole or not at all."""
+    """One run's folder. A save is complete, or after a crash it is as if it had not begun: see `record_file`."""
 
     def __init__(self, run_id: str, among: Path | None = None):
         """among: the folder of runs, ComfyUI's own where none is given."""
         if not _ID.fullmatch(run_id):
             raise ValueError(f"{run_id!r} is no run's id")
         self.folder = (runs_folder() if among is None else among) / run_id
+        self._last: _LastSave | None = None
 
     def record(self) -> Run | None:
+        """The run as it was saved last, with its losses; None where there is none that can be read.
+
+        A loss that cannot be read is NaN, so that the others keep their steps.
+        """
+        with _files:
+            saved = self._read_record()
+            if saved is None:
+                return None
+            run, losses = saved.run, saved.losses(LossFile(self.folder))
+        missing = saved.steps_done - len(losses)
+        if missing:
+            logging.warning("Bespoke: %s of %s lacks the last %d losses", LOSSES, self.folder.name, missing)
+        run.losses = losses + [math.nan] * missing
+        return run
+
+    def _read_record(self) -> SavedRecord | None:
         try:
-            with _files:
-                text = read_text(self.folder / RECORD, LARGEST_RECORD)
-            return Run.from_json(text)
+            return SavedRecord.from_json(read_text(self.folder / RECORD, LARGEST_RECORD))
         except (OSError, ValueError):
             return None
 
@@ -113,7 +143,8 @@ class RunStore:
                 return self._read_summary(state)
             except (OSError, ValueError):
                 text = read_text(record, LARGEST_RECORD)
-        summary = self._own(summary_of(Run.from_json(text)))
+        saved = SavedRecord.from_json(text)
+        summary = self._check_id(summary_of(saved.run, saved.steps_done))
         with _files, contextlib.suppress(OSError):
             if FileState.of(record) == state:
                 self._write_summary(summary, state)
@@ -123,23 +154,26 @@ class RunStore:
         values = read_json(read_text(os.path.join(self.folder, SUMMARY), LARGEST_SUMMARY))
         if not isinstance(values, dict) or values.get("record") != [record.size, record.mtime_ns]:
             raise ValueError("no summary of this record")
-        return self._own(Summary.from_values(values))
+        return self._check_id(Summary.from_values(values))
 
     def _write_summary(self, summary: Summary, record: FileState) -> None:
         values = {"record": [record.size, record.mtime_ns], **vars(summary)}
         write_text(self.folder / SUMMARY, json.dumps(values, allow_nan=False))
 
-    def _own(self, summary: Summary) -> Summary:
+    def _check_id(self, summary: Summary) -> Summary:
         if summary.id != self.folder.name:
             raise ValueError("the record of another run")
         return summary
 
     def state(self) -> State | None:
-        """The state to go on from, or None when there is none that can be read."""
-        path = self.folder / "state.safetensors"
+        """The state that belongs to the record, or None when there is none that can be read."""
+        name = self._state_file()
+        if not name:
+            return None
+        path = self.folder / name
         try:
             with safe_open(path, "pt") as file:
-                # Copies: on Windows a file that is mapped cannot be replaced by the next save.
+                # Copies: on Windows a file that is mapped cannot be removed after the next save.
                 return unpack({key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
         except FileNotFoundError:
             return None
@@ -147,19 +181,77 @@ class RunStore:
             logging.warning("Bespoke: %s cannot be read (%s); the run begins anew", path.name, error)
             return None
 
+    def _state_file(self) -> str:
+        """The name of the state in the record; where no record can be read, that of the state of the most steps."""
+        last = self._last_save()
+        if last is not None:
+            return last.state_file
+        with _files:
+            saved = self._read_record()
+        if saved is not None:
+            return saved.state_file
+        return max((path.name for path in self._states()), key=lambda name: (len(name), name), default="")
+
+    def _states(self) -> list[Path]:
+        return [path for path in self.folder.glob("state*.safetensors") if STATE_NAME.fullmatch(path.name)]
+
     def save(self, state: State, run: Run) -> None:
-        """The record first: killed between the two, it is ahead of the state, and what is too much can be cut off."""
-        self.save_record(run)
+        """Save the run and the state to go on from, as one: losses first, then the state, then the record.
+
+        The record completes the save. Killed before it, the run goes on from the save before. The time that this takes
+        does not depend on the number of losses, as long as `run.losses` stays the same list and only grows.
+        """
         tensors, metadata = pack(state)
-        write_safetensors(self.folder / "state.safetensors", tensors, metadata, overwrite=True)
+        name = state_name(state.step)
+        with _files:
+            self._write_losses(run)
+        write_safetensors(self.folder / name, tensors, metadata, overwrite=True)
+        sync_folder(self.folder)
+        self._write_record(run, name)
+        for path in self._states():
+            if path.name != name:
+                with contextlib.suppress(OSError):  # one that is open elsewhere goes with the next save
+                    path.unlink()
 
     def save_record(self, run: Run) -> None:
-        """Write the record, then its summary. After a kill between the two, `summary` reads the record."""
-        text = run.to_json()
+        """Save the run without a state; the state that was saved before stays the one to go on from."""
+        name = self._state_file()
         with _files:
-            write_text(self.folder / RECORD, text)
+            self._write_losses(run)
+        self._write_record(run, name)
+
+    def _write_losses(self, run: Run) -> None:
+        """Bring losses.jsonl to `run.losses`. The lines that the record on disk counts are only ever added to."""
+        file, last = LossFile(self.folder), self._last_save()
+        if last is not None and last.losses is run.losses and last.count <= len(run.losses) and file.has(last.count):
+            kept = last.count
+        else:
+            saved = self._read_record()
+            lines = [] if saved is None or saved.losses_inside else file.read(saved.steps_done)
+            kept = same_start(lines, run.losses)
+            if saved is not None and not saved.losses_inside and kept < min(saved.steps_done, len(run.losses)):
+                # Other losses take the place of counted ones, so the record must not count these any more.
+                replace_text(self.folder / RECORD, replace(saved, steps_done=kept).to_json())
+        if len(run.losses) > kept:
+            file.write_from(kept, run.losses[kept:])
+
+    def _last_save(self) -> _LastSave | None:
+        """The last save of this store if the record on disk is still the one that it wrote."""
+        try:
+            found = FileState.of(self.folder / RECORD)
+        except OSError:
+            return None
+        return self._last if self._last is not None and self._last.record == found else None
+
+    def _write_record(self, run: Run, state_file: str) -> None:
+        """Write the record, then its summary. After a kill between the two, `summary` reads the record."""
+        text = SavedRecord(run, len(run.losses), state_file).to_json()
+        with _files:
+            replace_text(self.folder / RECORD, text)
+            record = FileState.of(self.folder / RECORD)
             with contextlib.suppress(OSError, ValueError):  # `summary` does without; a training must not end for it
-                self._write_summary(summary_of(run), FileState.of(self.folder / RECORD))
+                self._write_summary(summary_of(run), record)
+        self._last = _LastSave(run.losses, len(run.losses), state_file, record)
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
         """Write a sample image; gives its file name, which `sample_path` takes."""
@@ -178,6 +270,7 @@ class RunStore:
 
     def set_aside(self) -> None:
         """Keep what is there under another name: a shorter run begins anew, and nothing that was trained is lost."""
+        self._last = None
         if not self.folder.is_dir():
             return
         stamp = f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"

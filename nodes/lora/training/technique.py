@@ -163,11 +163,12 @@ class LoraTechnique:
     def describe_start(self, run: Run, cost: StepCost, steps: int) -> str:
         config = self.request.train
         # The gradient and Adam's two moments, in float32.
-        memory = cost.kept + run.trained * 16
+        memory = cost.kept + run.info.trained * 16
         return (
-            f"{len(run.names) or 'custom'} layers, {run.trained:,} numbers, file about {run.trained * 2 / 1e6:.1f} MB "
-            f"in fp16; {steps} steps of {config.images_per_step} pictures, each of {run.images} seen about "
-            f"{passes(run.images, steps, config.images_per_step):.0f} times; "
+            f"{len(run.info.names) or 'custom'} layers, {run.info.trained:,} numbers, file about "
+            f"{run.info.trained * 2 / 1e6:.1f} MB "
+            f"in fp16; {steps} steps of {config.images_per_step} pictures, each of {run.info.images} seen about "
+            f"{passes(run.info.images, steps, config.images_per_step):.0f} times; "
             f"about {format_duration(cost.seconds * config.gradient_accumulation * steps)}; "
             f"{memory / 2**20:.0f} MB beside the model"
         )
@@ -176,16 +177,16 @@ class LoraTechnique:
         """What was trained and how it went, in words."""
         losses, request = run.losses, self.request
         config = request.train
-        seen = passes(run.images, len(losses), config.images_per_step)
+        seen = passes(run.info.images, len(losses), config.images_per_step)
         first, last = run.quarters()
         lines = [
             f"LoRA of rank {request.rank}, alpha {request.alpha:g} (strength alpha/rank = "
             f"{request.alpha / request.rank:g}) on {len(learned) // 3} layers "
             f"({request.targets}{', text encoder' if request.train_text_encoder else ''}): "
-            f"{run.trained:,} numbers trained, 0 of the model's own changed.",
+            f"{run.info.trained:,} numbers trained, 0 of the model's own changed.",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
             f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
-            f"each of {run.images} pictures was seen about {seen:.0f} times. The learning rate was "
+            f"each of {run.info.images} pictures was seen about {seen:.0f} times. The learning rate was "
             f"{config.learning_rate:g} at most, for the factor that started at zero {UP_RATE:g} times that.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
             "the noise levels and pictures that were drawn.",
@@ -193,8 +194,8 @@ class LoraTechnique:
         lines += describe_held_out(run, config)
         if seen > 400:
             lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
-        if run.trigger:
-            lines.append(f"Call it with: {run.trigger}")
+        if run.info.trigger:
+            lines.append(f"Call it with: {run.info.trigger}")
         return "\n".join(lines)
 
 

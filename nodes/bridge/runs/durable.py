@@ -1,0 +1,53 @@
+"""Writes that are on the disk before they return, so that a killed process or a power cut leaves the old or the new."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..files.writing import TEMPORARY_PREFIX
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file over what is there: after a crash at any moment the name stands for the old or the new text,
+    whole. Raises `OSError` when it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}.part")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            _sync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_after(path: Path, offset: int, data: bytes) -> None:
+    """Keep the first `offset` bytes of a file, cut off the rest and write `data` behind them.
+
+    After a crash the first `offset` bytes are untouched, and any part of `data` may follow them. Raises `OSError` when
+    it cannot be written, and `ValueError` when the file is shorter than `offset`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        if file.tell() < offset:
+            raise ValueError(f"{path.name} has {file.tell():,} bytes instead of {offset:,}")
+        file.truncate(offset)
+        file.write(data)
+        _sync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can do that for a folder (Windows cannot)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        _sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    os.fsync(handle)
