@@ -1,1 +1,1 @@
-"""Mathematics and the loop: nothing here knows a server, a node or a graph."""
+"""The mathematics of training and the training loop. Nothing here imports ComfyUI, the server or a node."""

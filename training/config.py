@@ -1,4 +1,4 @@
-"""What a training is asked to do: frozen, checked when it is made, with the ranges that the nodes show."""
+"""The settings of a training, checked when they are made, and their ranges, which the nodes' widgets have too."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields
 
 from .errors import InputError
 from .objective import LOSS_WEIGHTINGS
+from .optimizers import LR_SCHEDULES, OPTIMIZERS
 from .timesteps import TIMESTEP_SAMPLERS
 
-# (smallest, largest) of each number: the nodes' widgets take their min and max from here.
+# (smallest, largest) of each number: the min and max of the nodes' widgets.
 RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 1_000_000),
     "batch_size": (1, 256),
@@ -34,13 +35,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "norm_limit": (0.0, 100.0),
 }
 
-OPTIMIZERS = ("AdamW", "Adafactor", "SGD")
-LR_SCHEDULES = ("constant", "linear", "cosine", "cosine with restarts")
 KEEPS = ("best", "last")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-CHOICES = {
-    "lr_schedule": LR_SCHEDULES,
-    "optimizer": OPTIMIZERS,
+CHOICES: dict[str, tuple[str, ...]] = {
+    "lr_schedule": tuple(LR_SCHEDULES),
+    "optimizer": tuple(OPTIMIZERS),
     "loss_weighting": tuple(LOSS_WEIGHTINGS),
     "timestep_sampling": tuple(TIMESTEP_SAMPLERS),
     "keep": KEEPS,
@@ -62,22 +61,24 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how fast and in what order. Fields are named as the widgets are.
+    """The settings that all techniques have. Fields have the names of the widgets.
 
     steps: optimiser steps. batch_size: images per model call. gradient_accumulation: model calls per step.
-    learning_rate: the highest that the schedule reaches. warmup_steps: steps from 0 up to it.
-    max_grad_norm: the gradient is scaled down to this length; 0 leaves it.
+    learning_rate: the highest of the schedule. warmup_steps: steps in which it rises from nearly 0.
+    optimizer, lr_schedule: see `optimizers`. max_grad_norm: longer gradients are scaled down to it; 0 is no limit.
     loss_weighting: see `objective`. timestep_sampling: see `timesteps`.
     noise_offset: the standard deviation of an offset that is added to each channel's noise.
-    caption_dropout: the share of captions replaced by the empty prompt.
-    ema: the share of the running mean of the parameters that a step keeps; 0 is off.
-    gradient_checkpointing: compute each block anew in the backward pass instead of keeping what is inside it.
-    prior_weight: what the loss on prior-preservation images counts beside the training images' own.
-    validation: pictures held out of the training and scored on a fixed grid; 0 is off.
-    patience: scorings without a new lowest held-out loss after which the run stops; 0 goes on to the end.
-    save_every: steps between saves of what is learned; 0 saves at the end and when stopped.
-    sample_every: steps between sample images; 0 draws none.
-    keep: whether the state with the lowest held-out loss comes out, or the last.
+    caption_dropout: in 0..1, the share of captions that are replaced by the empty prompt.
+    ema: in 0..1, the decay of the parameters' moving average; 0 is off.
+    gradient_checkpointing: compute the activations within a block again in the backward pass instead of keeping them.
+    prior_weight: the weight of the loss on prior-preservation images; that on training images has 1.
+    validation: the number of held-out images, which are scored and not trained on; 0 is off.
+    patience: validations without a new lowest loss after which the run stops; 0 is without end.
+    save_every: steps between saves of the result; 0 saves only at the end and when stopped.
+    sample_every: steps between sample images; 0 is none.
+    keep: whether the result is the state with the lowest validation loss ("best") or the last.
+
+    Raises `InputError` for a value out of its range, and for a warm-up as long as the run.
     """
 
     steps: int
@@ -120,5 +121,5 @@ class TrainConfig:
 
     @property
     def validate_every(self) -> int:
-        """Steps between two scores of the held-out pictures: twenty over the run, at least 10 apart."""
+        """Steps between two validations: twenty in a run, at least 10 apart."""
         return max(10, self.steps // 20)

@@ -1,5 +1,5 @@
-"""The one error that a person is meant to read."""
+"""The error that is shown to a user."""
 
 
 class InputError(ValueError):
-    """Something that was given cannot be used. The message names the value and says what to do instead."""
+    """An input cannot be used. The message names the value and says what to do instead."""

@@ -1,4 +1,4 @@
-"""A training set: pictures with captions, brought to sizes that a model can take."""
+"""A training set: pictures with captions, in sizes that a model takes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from .errors import InputError
 
-MIRRORED = " (mirrored)"  # behind the name of a picture's mirrored copy
+MIRRORED = " (mirrored)"  # the end of the name of a mirrored copy
 
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One picture. pixels: [H, W, 3] uint8. mask: [H, W] in 0..1 (1 counts in the loss) or None.
+    """One picture. pixels: [H, W, 3] uint8. mask: [H, W] in 0..1, the weight of a pixel in the loss, or None.
 
-    original: (height, width) in px before it was scaled, None where it was not. crop: (top, left), how many px of the
-    scaled picture were cut away. SDXL is told both (Podell et al. 2023, arXiv 2307.01952, section 2.2).
+    original: (height, width) in px before it was scaled, None where it was not. crop: (top, left), the px of the
+    scaled picture that were cropped. SDXL is conditioned on both (Podell et al. 2023, arXiv 2307.01952, section 2.2).
     """
 
     name: str
@@ -31,7 +31,10 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What `BESPOKE_IMAGES` carries. fingerprint: a hash of every pixel, caption and mask."""
+    """The value of a `BESPOKE_IMAGES` wire. fingerprint: a hash of every pixel, caption and mask.
+
+    notes: remarks for the report. Raises `InputError` without a picture.
+    """
 
     items: tuple[TrainingImage, ...]
     trigger: str = ""
@@ -43,19 +46,19 @@ class ImageSet:
             raise InputError("the training set is empty; give it at least one picture")
 
     def by_size(self) -> list[list[int]]:
-        """Indices of pictures that share height and width, and so may share a batch; largest group first."""
+        """Indices grouped by height and width; a batch has one size. The largest group is first."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, item in enumerate(self.items):
             groups[tuple(item.pixels.shape[:2])].append(index)
         return sorted(groups.values(), key=len, reverse=True)
 
     def copies(self) -> list[list[int]]:
-        """Indices of each picture's copies: a repeated or mirrored one is the same picture again."""
+        """Indices grouped by picture: its repeats and mirrored copies are one group."""
         return by_picture(self.items)
 
 
 def by_picture(items: Iterable[TrainingImage]) -> list[list[int]]:
-    """Indices of each picture's copies among `items`; see `ImageSet.copies`."""
+    """Indices of `items` grouped by picture; see `ImageSet.copies`."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         groups[item.name.removesuffix(MIRRORED)].append(index)
@@ -63,11 +66,11 @@ def by_picture(items: Iterable[TrainingImage]) -> list[list[int]]:
 
 
 def passes(images: int, steps: int, batch_size: int) -> float:
-    """How often each picture is seen on average."""
+    """How often each of `images` is trained on, on average. batch_size: images per step."""
     return steps * batch_size / images
 
 
 def common_resolution(images: ImageSet) -> str:
-    """The size that most pictures have, as "512x768" (width first)."""
+    """The most frequent size in px, as "512x768" (width first)."""
     height, width = images.items[images.by_size()[0][0]].pixels.shape[:2]
     return f"{width}x{height}"

@@ -17,7 +17,7 @@ from .checkpoint import State, copy_state, optimizer_state, restore_optimizer
 from .config import TrainConfig
 from .distributed import World
 from .errors import InputError
-from .optimizers import Group, check_gradients, clip_gradient, lr_schedule, make_optimizer
+from .optimizers import Group, check_gradients, clip_gradient, make_lr_schedule, make_optimizer
 from .tensors import backward, divide
 
 # Gradients of half-precision models are of the order of 1e-6, where fp16 has few bits or none: the backward pass runs
@@ -97,8 +97,8 @@ class Training:
         self.world = World() if world is None else world
         groups = trainable.parameter_groups(config.learning_rate)
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
-        self._optimizer = make_optimizer(groups, config)
-        self._schedule = lr_schedule(self._optimizer, config)
+        self._optimizer = make_optimizer(config.optimizer, groups, config.learning_rate)
+        self._schedule = make_lr_schedule(config.lr_schedule, self._optimizer, config.steps, config.warmup_steps)
         self.average = ParameterAverage(self.parameters, config.ema)
         self.steps_done, self.last_step = 0, config.steps if until is None else min(until, config.steps)
         self.best: dict[str, Tensor] = {}

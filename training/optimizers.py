@@ -3,50 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
+from torch.optim.lr_scheduler import LRScheduler
 
-from .config import TrainConfig
 from .errors import InputError
 
 Group = tuple[list[nn.Parameter], float]  # parameters and their learning rate
+Settings = list[dict[str, Any]]  # the same as torch takes it
 
 
-def make_optimizer(groups: Sequence[Group], config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of `config.optimizer`. No weight decay: training starts at the base model, not at zero."""
-    settings = [{"params": parameters, "lr": rate} for parameters, rate in groups]
-    if config.optimizer == "AdamW":
-        # One kernel for all parameters instead of a dozen each: a LoRA has hundreds of small ones.
-        fused = all(p.device.type in ("cpu", "cuda") for parameters, _ in groups for p in parameters)
-        return torch.optim.AdamW(settings, lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=fused)
-    if config.optimizer == "Adafactor":
-        # Its steps are relative to the size of a parameter, and the up factor of LoRA starts at zero: sizes below 1
-        # count as 1.
-        return torch.optim.Adafactor(settings, lr=config.learning_rate, eps=(None, 1.0), weight_decay=0.0)
-    return torch.optim.SGD(settings, lr=config.learning_rate, momentum=0.9)
+def _adamw(groups: Settings, learning_rate: float) -> Optimizer:
+    # One kernel for all parameters instead of a dozen each: a LoRA has hundreds of small ones.
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.0, fused=fused)
 
 
-def lr_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate over the steps: a linear rise over `warmup_steps`, then `config.lr_schedule`, down to 0.
+def _adafactor(groups: Settings, learning_rate: float) -> Optimizer:
+    # Its steps are relative to the size of a parameter, and the up factor of LoRA starts at zero: sizes below 1 count
+    # as 1.
+    return torch.optim.Adafactor(groups, lr=learning_rate, eps=(None, 1.0), weight_decay=0.0)
 
-    "cosine with restarts" has a cycle per 500 steps, at least two.
+
+def _sgd(groups: Settings, learning_rate: float) -> Optimizer:
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
+
+
+# (the groups, the run's learning rate) -> an optimiser. The trainers' widget lists these names. No weight decay:
+# training starts at the base model, not at zero.
+OPTIMIZERS: dict[str, Callable[[Settings, float], Optimizer]] = {
+    "AdamW": _adamw,
+    "Adafactor": _adafactor,
+    "SGD": _sgd,
+}
+
+# (the optimiser, steps) -> the learning rate over that many steps after the warm-up. The trainers' widget lists these
+# names. "cosine with restarts" has a cycle per 500 steps, at least two.
+LR_SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
+    "constant": lambda optimizer, steps: schedulers.ConstantLR(optimizer, 1.0),
+    "linear": lambda optimizer, steps: schedulers.LinearLR(optimizer, 1.0, 0.0, steps),
+    "cosine": lambda optimizer, steps: schedulers.CosineAnnealingLR(optimizer, steps),
+    "cosine with restarts": lambda optimizer, steps: schedulers.CosineAnnealingWarmRestarts(
+        optimizer, math.ceil(steps / max(2, steps // 500))
+    ),
+}
+
+
+def make_optimizer(name: str, groups: Sequence[Group], learning_rate: float) -> Optimizer:
+    """The optimiser `name` of `OPTIMIZERS` over groups of parameters. learning_rate: the run's."""
+    return OPTIMIZERS[name]([{"params": parameters, "lr": rate} for parameters, rate in groups], learning_rate)
+
+
+def make_lr_schedule(name: str, optimizer: Optimizer, steps: int, warmup_steps: int) -> LRScheduler:
+    """The learning rate over `steps`: a linear rise over `warmup_steps`, then `name` of `LR_SCHEDULES`.
+
+    The first step has the rate 1 / (warmup_steps + 1) of the highest, since a step at rate 0 learns nothing.
     """
-    left = config.steps - config.warmup_steps
-    if config.lr_schedule == "linear":
-        main = schedulers.LinearLR(optimizer, 1.0, 0.0, left)
-    elif config.lr_schedule == "cosine":
-        main = schedulers.CosineAnnealingLR(optimizer, left)
-    elif config.lr_schedule == "cosine with restarts":
-        main = schedulers.CosineAnnealingWarmRestarts(optimizer, math.ceil(left / max(2, left // 500)))
-    else:
-        main = schedulers.ConstantLR(optimizer, 1.0)
-    if not config.warmup_steps:
+    main = LR_SCHEDULES[name](optimizer, steps - warmup_steps)
+    if not warmup_steps:
         return main
-    rise = schedulers.LinearLR(optimizer, 1 / (config.warmup_steps + 1), 1.0, config.warmup_steps)
-    return schedulers.SequentialLR(optimizer, [rise, main], [config.warmup_steps])
+    rise = schedulers.LinearLR(optimizer, 1 / (warmup_steps + 1), 1.0, warmup_steps)
+    return schedulers.SequentialLR(optimizer, [rise, main], [warmup_steps])
 
 
 def check_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

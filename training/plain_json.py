@@ -1,4 +1,4 @@
-"""JSON that comes from anywhere: a file's metadata, a query, a record that somebody edited."""
+"""JSON from untrusted sources: the metadata of a file, a query, an edited record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def read_json(text: str) -> Any:
-    """The value that the text says. Raises `ValueError` for all else, brackets nested without end included."""
+    """The value of a JSON text. Raises `ValueError` for invalid and for too deeply nested JSON."""
     try:
         return json.loads(text)
     except RecursionError as error:

@@ -77,7 +77,7 @@ class ExportLoraJob(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/lora", **settings) -> io.NodeOutput:
-        request, data = lora.request_of(settings | {"images": images})
+        request, data = lora.request_from_inputs(settings | {"images": images})
         graph, wanted = graph_of(cls.hidden), place_of(folder)
         models = refuse_early(model, clip, vae, "lora", request.settings())
         dataset = encode_lora_dataset(Models(model, clip, vae), data, request)
@@ -101,7 +101,7 @@ class ExportTextualInversionJob(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word", **settings) -> io.NodeOutput:
-        request, graph, wanted = word.request_of(settings), graph_of(cls.hidden), place_of(folder)
+        request, graph, wanted = word.request_from_inputs(settings), graph_of(cls.hidden), place_of(folder)
         models = refuse_early(model, clip, vae, "textual inversion", request.settings())
         dataset = encode_word_dataset(Models(model, clip, vae), images, request)
         result = {"name": request.name, "format": "comfy"}

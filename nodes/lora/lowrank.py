@@ -6,13 +6,11 @@ A layer's delta is up @ down with up [out, R] and down [R, in * kernel], the str
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from ...training.errors import InputError
 
 TOO_LARGE = 1e15  # the norm of a factor: its square times another's is still a float32
 
@@ -38,119 +36,8 @@ class Factors:
         return Factors(self.up * strength, self.down, self.kernel)
 
 
-def kind(parts: Mapping[str, Tensor]) -> str:
-    """What a layer's parts make: "LoRA", "LoHa", "LoKr", "OFT", "BOFT", "DoRA", "GLoRA", "full" (a difference of
-    weights)."""
-    names = set(parts)
-    if ".dora_scale" in names:
-        return "DoRA"
-    if ".oft_blocks" in names:
-        return "OFT" if parts[".oft_blocks"].ndim == 3 else "BOFT"
-    if ".hada_w1_a" in names:
-        return "LoHa"
-    if any(name.startswith(".lokr_") for name in names):
-        return "LoKr"
-    if ".a1.weight" in names:
-        return "GLoRA"
-    return "LoRA" if ".lora_up.weight" in names else "full"
-
-
-def factors(layer: str, parts: Mapping[str, Tensor]) -> Factors:
-    """A layer's delta in two factors, exactly: LoRA (Hu et al. 2021), also of convolutions and with a Tucker core, LoHa
-    (Hyeon-Woo et al. 2022), LoKr (Yeh et al. 2024, "LyCORIS") and a whole difference of weights.
-
-    Raises `InputError` for what depends on the base's own weights, such as DoRA and OFT.
-    """
-    what = kind(parts)
-    make = {"LoRA": _lora, "LoHa": _loha, "LoKr": _lokr, "full": _full}.get(what)
-    if make is None or ".reshape_weight" in parts or ".set_weight" in parts:
-        what = what if make is None else "a replacement of the weight"
-        raise InputError(
-            f"{layer} is {what}, which depends on the base's own weights and cannot be summed before they are known; "
-            "inject that LoRA by a node of its own"
-        )
-    try:
-        made = make({name: tensor.detach().to("cpu", torch.float32) for name, tensor in parts.items()})
-    except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
-        raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error
-    largest = max(
-        float(made.up.norm()), float(made.down.norm())
-    )  # what overflows is infinite, and refused with the rest
-    if not largest < TOO_LARGE:
-        raise InputError(
-            f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved"
-        )
-    return made
-
-
-def _scale(parts: Mapping[str, Tensor], rank: int) -> float:
-    return float(parts[".alpha"]) / rank if ".alpha" in parts else 1.0
-
-
-def _lora(parts: Mapping[str, Tensor]) -> Factors:
-    up, down = parts[".lora_up.weight"], parts[".lora_down.weight"]
-    scale = _scale(parts, down.shape[0])
-    if ".lora_mid.weight" in parts:  # Tucker: mid [r_up, r_down, *kernel]
-        mid = parts[".lora_mid.weight"]
-        down = torch.einsum("pq...,qi->pi...", mid, down.flatten(1))
-    kernel = tuple(down.shape[2:])
-    return Factors(up.flatten(1) * scale, down.flatten(1), kernel)
-
-
-def _loha(parts: Mapping[str, Tensor]) -> Factors:
-    """(A1 B1) * (A2 B2), elementwise, is the sum over pairs (p, q) of (a1_p * a2_q)(b1_p * b2_q): rank r^2."""
-    scale = _scale(parts, parts[".hada_w1_b"].shape[0])
-    sides, kernel = [], ()
-    for n in ("1", "2"):
-        a, b = parts[f".hada_w{n}_a"], parts[f".hada_w{n}_b"]
-        if f".hada_t{n}" in parts:
-            core = parts[f".hada_t{n}"]  # [r, r, *kernel]; a [r, out], b [r, in]
-            kernel = tuple(core.shape[2:])
-            a, b = a.t(), torch.einsum("pq...,qi->pi...", core, b).flatten(1)
-        sides.append((a, b))
-    (a1, b1), (a2, b2) = sides
-    if a1.shape[1] * a2.shape[1] > min(a1.shape[0], b1.shape[1]):  # the whole difference is smaller than its factors
-        whole = (a1 @ b1) * (a2 @ b2) * scale
-        return _full({".diff": whole.reshape(*whole.shape[:1], -1, *kernel)})
-    up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
-    down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
-    return Factors(up * scale, down, kernel)
-
-
-def _lokr(parts: Mapping[str, Tensor]) -> Factors:
-    """kron(W1, U V) = kron(W1, U) kron(I, V) = kron(I, U) kron(W1, V): the one of less rank."""
-    scale = 1.0
-    if ".lokr_w1" in parts:
-        w1 = parts[".lokr_w1"]
-    else:
-        w1 = parts[".lokr_w1_a"] @ parts[".lokr_w1_b"]
-        scale = _scale(parts, parts[".lokr_w1_b"].shape[0])
-    kernel: tuple[int, ...] = ()
-    if ".lokr_w2" in parts:
-        w2 = parts[".lokr_w2"]
-        kernel = tuple(w2.shape[2:])
-        full = w2.flatten(1)
-        u, v = (full, torch.eye(full.shape[1])) if full.shape[1] <= full.shape[0] else (torch.eye(full.shape[0]), full)
-    else:
-        u, v = parts[".lokr_w2_a"], parts[".lokr_w2_b"]
-        scale = _scale(parts, v.shape[0])
-        if ".lokr_t2" in parts:
-            core = parts[".lokr_t2"]
-            kernel = tuple(core.shape[2:])
-            u, v = u.t(), torch.einsum("pq...,qi->pi...", core, v)
-        v = v.flatten(1)
-    rows, columns = w1.shape
-    if columns <= rows:
-        up, down = torch.kron(w1, u), torch.kron(torch.eye(columns), v)
-    else:
-        up, down = torch.kron(torch.eye(rows), u), torch.kron(w1, v)
-    return Factors(up * scale, down, kernel)
-
-
-def _full(parts: Mapping[str, Tensor]) -> Factors:
-    """A difference of weights [out, in, *kernel] as itself times the identity."""
-    diff = parts[".diff"]
+def from_matrix(diff: Tensor) -> Factors:
+    """A difference of weights [out, in, *kernel] as itself times the identity, the smaller one of the two sides."""
     kernel, flat = tuple(diff.shape[2:]), diff.flatten(1)
     rows, columns = flat.shape
     return Factors(flat, torch.eye(columns), kernel) if columns <= rows else Factors(torch.eye(rows), flat, kernel)

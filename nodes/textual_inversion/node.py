@@ -104,7 +104,7 @@ def trainer_inputs() -> list[io.Input]:
     ]
 
 
-def request_of(values: Mapping[str, Any]) -> InversionRequest:
+def request_from_inputs(values: Mapping[str, Any]) -> InversionRequest:
     """The request out of a node's inputs; those that are missing have the request's own defaults."""
     own = {f.name: values[f.name] for f in fields(InversionRequest) if f.name in values}
     return InversionRequest(config_of(values | {"patience": PATIENCE}), **own)
@@ -147,7 +147,7 @@ class TrainTextualInversion(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, name, **settings) -> io.NodeOutput:
-        request = request_of(settings | {"name": name})
+        request = request_from_inputs(settings | {"name": name})
         graph = graph_of(cls.hidden)
         saved_files = storage.models_folder("embeddings") / "bespoke" / "runs"
         models = Models(model, clip, vae)

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from bespoke.training.formats import split_key
+from bespoke.training.layer_names.parts import split_key
 
 pytestmark = pytest.mark.bench
 ROUNDS = int(os.environ.get("BESPOKE_BENCH_ROUNDS", "5"))

@@ -8,10 +8,13 @@ import pytest
 import safetensors.torch
 import tiny
 import torch
-from bespoke.nodes.lora import lowrank
+from bespoke.nodes.lora import kinds, lowrank
 from bespoke.nodes.lora.composition import compose as composition
-from bespoke.nodes.lora.files import NamedLora, layers_of
-from bespoke.nodes.lora.inspection import inspect as inspection
+from bespoke.nodes.lora.inspection import heatmap
+from bespoke.nodes.lora.inspection.inspect import inspect
+from bespoke.nodes.lora.inspection.report import report as inspection_report
+from bespoke.nodes.lora.named_lora import NamedLora
+from bespoke.training.layer_names.parts import layers_of
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def delta(parts):
     """A layer's delta by ComfyUI's own adapters, on a base of zeros."""
     import comfy.lora
 
-    shape = lowrank.factors("x", parts).shape
+    shape = kinds.factors("x", parts).shape
     (adapter,) = comfy.lora.load_lora(
         {f"x{part}": tensor for part, tensor in parts.items()}, {"x": "x.weight"}
     ).values()
@@ -94,7 +97,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_are_what_comfyuis_adapters_make(kind, comfyui):
-    made = lowrank.factors("x", KINDS[kind])
+    made = kinds.factors("x", KINDS[kind])
     expected = delta(KINDS[kind])
     assert expected.abs().max() > 0.1
     assert torch.allclose(made.up @ made.down, expected, atol=1e-5)
@@ -110,7 +113,7 @@ def test_factors_of_convolutions(tucker, comfyui):
     parts = {".lora_up.weight": randn(6, 3, 1, 1), ".lora_down.weight": randn(3, 5, 3, 3), ".alpha": torch.tensor(2.0)}
     if tucker:
         parts |= {".lora_down.weight": randn(3, 5, 1, 1), ".lora_mid.weight": randn(3, 3, 3, 3)}
-    made = lowrank.factors("x", parts)
+    made = kinds.factors("x", parts)
     assert made.kernel == (3, 3)
     (adapter,) = comfy.lora.load_lora({f"x{part}": t for part, t in parts.items()}, {"x": "x.weight"}).values()
     expected = comfy.lora.calculate_weight([(1.0, adapter, 1.0, None, None)], torch.zeros(6, 5, 3, 3), "x")
@@ -214,9 +217,9 @@ def test_a_rank_keeps_the_energy_that_the_report_names(run_node, loras):
     lora, report, _ = compose(run_node, loras, rank=5)
     whole = kept = 0.0
     for layer, parts in layers_of(exact).items():
-        full = lowrank.factors(layer, parts)
+        full = kinds.factors(layer, parts)
         values = torch.linalg.svdvals((full.up @ full.down).double())
-        near = lowrank.factors(layer, layers_of(lora)[layer])
+        near = kinds.factors(layer, layers_of(lora)[layer])
         assert near.rank == 5
         error = float(((full.up @ full.down) - (near.up @ near.down)).double().square().sum())
         assert error == pytest.approx(float((values[5:] ** 2).sum()), rel=1e-3)  # the best that rank 5 can be
@@ -227,7 +230,7 @@ def test_a_rank_keeps_the_energy_that_the_report_names(run_node, loras):
     again, report, _ = compose(run_node, [lora], rank=5)
     assert "It keeps all of the energy" in report
     for layer, parts in layers_of(again).items():
-        one, two = lowrank.factors(layer, parts), lowrank.factors(layer, layers_of(lora)[layer])
+        one, two = kinds.factors(layer, parts), kinds.factors(layer, layers_of(lora)[layer])
         assert torch.allclose(one.up @ one.down, two.up @ two.down, atol=1e-5)
 
 
@@ -235,9 +238,9 @@ def test_no_layer_gets_a_higher_rank_than_its_shorter_side(run_node, layers):
     files = [tiny.random_lora(layers, 20, seed=seed) for seed in range(3)]
     lora, report, _ = compose(run_node, files)
     for layer, parts in layers_of(lora).items():
-        made = lowrank.factors(layer, parts)
+        made = kinds.factors(layer, parts)
         assert made.rank == min(60, *made.shape)
-        whole = sum((f := lowrank.factors(layer, layers_of(one)[layer])).up @ f.down for one in files)
+        whole = sum((f := kinds.factors(layer, layers_of(one)[layer])).up @ f.down for one in files)
         assert (made.up @ made.down - whole).norm() < 1e-5 * whole.norm()
     assert "exact sum" in report
 
@@ -258,7 +261,7 @@ def test_cosines_are_those_of_the_whole_deltas(layers):
                 (f.up @ f.down).flatten()
                 for layer, parts in layers_of(lora).items()
                 if where in layer
-                for f in [lowrank.factors(layer, parts)]
+                for f in [kinds.factors(layer, parts)]
             ]
         ).double()
 
@@ -355,7 +358,7 @@ def test_the_sum_is_saved_and_comes_back(run_node, loras, model):
 
 def test_norm_and_spectrum_are_the_matrices_own(model, layers):
     lora = NamedLora(tiny.random_lora(layers, 4, 6.0), "lora", {})
-    found, remarks = inspection.inspect(lora, model)
+    found, remarks = inspect(lora, model)
     assert len(found) == len(layers)
     assert "Beside the weights of the model" in remarks[0]
     parts, weights = layers_of(lora), bare(model)
@@ -375,11 +378,11 @@ def test_norm_and_spectrum_are_the_matrices_own(model, layers):
 
 def test_the_base_is_compared_bare_while_a_lora_is_merged_into_it(run_node, model, layers):
     lora = NamedLora(tiny.random_lora(layers, 4), "lora", {})
-    before, _ = inspection.inspect(lora, model)
+    before, _ = inspect(lora, model)
     patched = inject(run_node, model, tiny.random_lora(layers, 8, size=3.0, seed=5))
     tiny.predict(patched)  # now the weights in memory are the merged ones
     for other in (patched, model):
-        assert [one.base for one in inspection.inspect(lora, other)[0]] == pytest.approx([one.base for one in before])
+        assert [one.base for one in inspect(lora, other)[0]] == pytest.approx([one.base for one in before])
     tiny.predict(model)
 
 
@@ -398,18 +401,18 @@ def test_what_depends_on_the_base_is_measured_on_it(model, layers):
         "mixed",
         {},
     )
-    alone, _ = inspection.inspect(lora)
+    alone, _ = inspect(lora)
     assert [one.norm for one in alone] == [None, None]
-    assert "norm not known without the model" in inspection.report(lora, alone, [])
-    assert inspection.picture("mixed", alone).size[0] > 300
-    found, _ = inspection.inspect(lora, model)
+    assert "norm not known without the model" in inspection_report(lora, alone, [])
+    assert heatmap.picture("mixed", alone).size[0] > 300
+    found, _ = inspect(lora, model)
     base = bare(model)[f"{at}.weight"]
     (adapter,) = comfy.lora.load_lora(lora, {at: "w"}).values()
     change = comfy.lora.calculate_weight([(1.0, adapter, 1.0, None, None)], base.clone(), "w") - base
-    dora = next(one for one in found if one.what == "DoRA")
+    dora = next(one for one in found if one.kind == "DoRA")
     assert dora.norm == pytest.approx(float(change.norm()), rel=1e-3)
     assert dora.spectrum[:3] == pytest.approx(torch.linalg.svdvals(change)[:3].tolist(), rel=1e-3)
-    assert {one.what for one in found if one.norm} == {"DoRA", "OFT"}
+    assert {one.kind for one in found if one.norm} == {"DoRA", "OFT"}
 
 
 def test_report_of_a_file_with_its_metadata_and_workflow(run_node, comfyui, model, layers):
@@ -452,7 +455,7 @@ def test_report_of_a_file_with_its_metadata_and_workflow(run_node, comfyui, mode
 )
 def test_a_workflow_that_is_none_is_no_error(layers, workflow):
     lora = NamedLora(tiny.random_lora(layers, 1), "odd", {"workflow": workflow, "x": "\x00\n" * 500})
-    report = inspection.report(lora, inspection.inspect(lora)[0], [])
+    report = inspection_report(lora, inspect(lora)[0], [])
     assert "workflow" in report
     assert max(map(len, report.splitlines())) < 4000
 
@@ -473,13 +476,13 @@ def test_cells_hold_the_sizes(model, layers):
     """The picture's numbers: each cell the root of the summed squares over those of the base, by block and
     projection."""
     lora = NamedLora(tiny.random_lora(layers, 4), "lora", {})
-    found, _ = inspection.inspect(lora, model)
-    table = inspection._sizes("lora", found, True)
+    found, _ = inspect(lora, model)
+    table = heatmap._sizes("lora", found, True)
     mine = [one for one in found if (one.row, one.column) == ("mid", "cross value")]
     assert len(mine) == 1
     assert table.cells["mid", "cross value"] == pytest.approx(mine[0].relative)
     total = math.sqrt(sum(one.norm**2 for one in found) / sum(one.base**2 for one in found))
     assert table.cells["all", "all"] == pytest.approx(total)
-    spread = inspection._spread(found)
+    spread = heatmap._spread(found)
     for row in spread.rows:
         assert sum(spread.cells[row, str(i)] for i in range(1, 5)) == pytest.approx(1.0)

@@ -10,7 +10,7 @@ from bespoke.nodes.bridge.models import FAMILIES, checkpoint_blocks, family_of, 
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.errors import InputError
-from bespoke.training.formats import COMFY_PREFIX
+from bespoke.training.layer_names.spelling import COMFY_PREFIX
 from bespoke.training.objective import denoising_loss, loss_weight
 from helpers import batch_and_single_gradients, sprite_set, weights_hash
 from random_lora import random_lora

@@ -1,9 +1,12 @@
-"""The names of a transformer's layers in LoRA files."""
+"""ComfyUI's tables of what LoRA files call the layers of a model; how names are spelled: `training/layer_names`."""
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
+from ....training.layer_names.spelling import TRANSFORMER_PREFIX, kohya_name, unet_table
 from .layers import is_linear
 
 
@@ -19,12 +22,12 @@ def by_program(base, diffusers: dict) -> dict[str, dict]:
     row, rows) there.
     """
     layers = linear_layers(base)
-    names: dict[str, dict] = {name: {"kohya": kohya(name)} for name in layers}
+    names: dict[str, dict] = {name: {"kohya": kohya_name(name)} for name in layers}
     parts: dict[str, list[tuple[str, int, int]]] = {}
     for theirs, ours in diffusers.items():
         if not theirs.endswith(".weight"):
             continue
-        theirs = "transformer." + theirs.removesuffix(".weight")
+        theirs = TRANSFORMER_PREFIX + theirs.removesuffix(".weight")
         if isinstance(ours, str):
             forms = names.get(ours.removesuffix(".weight"))
             if forms is not None:
@@ -40,9 +43,21 @@ def by_program(base, diffusers: dict) -> dict[str, dict]:
 
 
 def as_they_are(base, prefix: str) -> dict[str, dict]:
-    """`by_program` of a model whose layer names in diffusers' files are `prefix` and ComfyUI's names."""
-    return {name: {"kohya": kohya(name), "diffusers": prefix + name} for name in linear_layers(base)}
+    """`by_program` of a model whose layers diffusers' files call as ComfyUI does, behind `prefix`."""
+    return {name: {"kohya": kohya_name(name), "diffusers": prefix + name} for name in linear_layers(base)}
 
 
-def kohya(layer: str) -> str:
-    return "lora_unet_" + layer.replace(".", "_")
+@cache
+def unet_names() -> dict[str, str]:
+    """The table of `common_name` for every U-Net of two residual blocks a resolution (SD1.5, SD2, SDXL)."""
+    import comfy.utils
+
+    # Deeper and wider than any of them: names that a model lacks are never looked up.
+    config = {
+        "num_res_blocks": [2] * 4,
+        "channel_mult": [1] * 4,
+        "transformer_depth": [10] * 8,
+        "transformer_depth_middle": 10,
+        "transformer_depth_output": [10] * 12,
+    }
+    return unet_table(comfy.utils.unet_to_diffusers(config))

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ....training.layer_names.spelling import TRANSFORMER_PREFIX
 from .family import Family
 from .names import as_they_are
 
@@ -42,8 +43,8 @@ def unused_layers(diffusion_model: Any) -> Iterator[str]:
 
 
 def file_names(base) -> dict[str, dict]:
-    """The checkpoint has diffusers' names."""
-    return as_they_are(base, "transformer.")
+    """The checkpoint's names are diffusers' own."""
+    return as_they_are(base, TRANSFORMER_PREFIX)
 
 
 FAMILY = Family(

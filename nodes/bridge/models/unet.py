@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from torch import nn
 
+from ....training.layer_names.spelling import unet_forms
 from .family import Family
 
 _BLOCK = r".*transformer_blocks\.\d+\."
@@ -45,8 +45,7 @@ def file_names(base) -> dict[str, dict[str, str]]:
     for diffusers, layer in comfy.utils.unet_to_diffusers(base.model_config.unet_config).items():
         if diffusers.endswith(".weight"):
             layer, diffusers = layer.removesuffix(".weight"), diffusers.removesuffix(".weight")
-            kohya = re.sub(r"\.", "_", layer if sdxl else diffusers)
-            names[layer] = {"kohya": f"lora_unet_{kohya}", "diffusers": f"unet.{diffusers}"}
+            names[layer] = unet_forms(layer, diffusers, kohya_as_diffusers=not sdxl)
     return names
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ....training.layer_names.spelling import COMFY_PREFIX
 from .family import Family
 from .names import as_they_are
 
@@ -36,8 +37,9 @@ def blocks(diffusion_model: Any) -> Iterator[nn.Module]:
 
 
 def file_names(base) -> dict[str, dict]:
-    """`diffusion_model.` and the checkpoint's own names, which diffusers reads too; ComfyUI reads no others."""
-    return as_they_are(base, "diffusion_model.")
+    """Files for Wan have the checkpoint's own names behind `diffusion_model.`; diffusers reads those, ComfyUI no
+    others."""
+    return as_they_are(base, COMFY_PREFIX)
 
 
 def untrainable_reason(base) -> str:

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ....training.errors import InputError
+from ....training.layer_names.spelling import text_encoder_forms
 from ..models.layers import is_linear
 from .autograd_views import autocast_for, autograd_view, check_reloadable
 from .pseudo_word import is_clip_model
 
 _SHARED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # weights of these are shared with the user's CLIP
 ATTENTION = r".*encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
-TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer is this and the layer's
 
 
 class _ClipModel(Protocol):
@@ -151,6 +151,9 @@ def _loaded_patcher(clip):
     return patcher
 
 
+ATTENTION = r".*encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
+
+
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
     """{layer name: linear layer} of the CLIPs' attention, which a LoRA of the text encoder trains.
 
@@ -168,15 +171,7 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
 def file_names(model: nn.Module) -> dict[str, dict[str, str]]:
     """{layer name: {"kohya": ..., "diffusers": ...}}: what LoRA files call each layer of ComfyUI's text encoder."""
     two = hasattr(model, "clip_l") and hasattr(model, "clip_g")
-    starts = {"kohya": "lora_te1_" if two else "lora_te_", "diffusers": "text_encoder."}
-    found: dict[str, dict[str, str]] = {}
-    for name, key in comfy.lora.model_lora_keys_clip(model, {}).items():
-        layer = key.removesuffix(".weight")
-        for form, start in starts.items():
-            second = start.replace("te1_", "te2_").replace("text_encoder.", "text_encoder_2.")
-            if name.startswith((start, second)):
-                found.setdefault(layer, {})[form] = name
-    return found
+    return text_encoder_forms(comfy.lora.model_lora_keys_clip(model, {}), two)
 
 
 def _embed_in_float32(layer: nn.Embedding, ids: Tensor, **_) -> Tensor:

@@ -8,7 +8,8 @@ from ....training.errors import InputError
 from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
 from ..files import named
-from . import compose as composition
+from .compose import MOST_RANK, compose, parse_strengths
+from .heatmap import picture
 
 MOST = 26
 
@@ -55,7 +56,7 @@ class ComposeLoras(io.ComfyNode):
                     "rank",
                     default=0,
                     min=0,
-                    max=composition.MOST_RANK,
+                    max=MOST_RANK,
                     optional=True,
                     advanced=True,
                     tooltip=(
@@ -95,6 +96,6 @@ class ComposeLoras(io.ComfyNode):
         wired = [named(lora) for lora in (loras or {}).values() if lora is not None]
         if not wired:
             raise InputError("no LoRA is wired in; wire in two or more")
-        done = composition.compose(wired, composition.parse_strengths(strengths or "", len(wired)), rank)
-        heatmap = composition.picture(done, [lora.name for lora in wired])
+        done = compose(wired, parse_strengths(strengths or "", len(wired)), rank)
+        heatmap = picture(done, [lora.name for lora in wired])
         return io.NodeOutput(done.lora, done.report, tensor_of(heatmap))

@@ -14,18 +14,18 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import comfy.lora
 import comfy.utils
 import torch
 from comfy.patcher_extension import PatcherInjection
-from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..match import Patch
+from ..patch import Patch
 from .timing import Timing
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass
@@ -35,19 +35,10 @@ class Level:
     now: float = 1.0
 
 
-def low_rank_path(adapter: Any) -> bool:
-    """Whether an adapter is two factors (and a Tucker core) and nothing else."""
-    if not isinstance(adapter, LoRAAdapter):
-        return False
-    _, _, _, _, dora_scale, reshape = adapter.weights
-    return dora_scale is None and reshape is None
-
-
 def can_bypass(module: nn.Module | None, patch: Patch) -> bool:
     """Whether this patch can act at the call instead of in the stored weight."""
-    reshaped = isinstance(patch.adapter, LoRAAdapter) and patch.adapter.weights[5] is not None
     computed = patch.weight.endswith((".weight", ".bias")) and hasattr(module, _function_list(patch.weight))
-    return not reshaped and (_has_path(module, patch) or computed)
+    return patch.new_shape is None and (_with_path(module, patch) is not None or computed)
 
 
 def module_of(model: nn.Module, weight: str) -> nn.Module | None:
@@ -62,17 +53,16 @@ def _function_list(weight: str) -> str:
     return "bias_function" if weight.endswith(".bias") else "weight_function"
 
 
-def _has_path(module: nn.Module | None, patch: Patch) -> bool:
-    plain = isinstance(patch.key, str) and patch.key.endswith(".weight") and low_rank_path(patch.adapter)
-    return plain and (
-        isinstance(module, nn.Linear)
-        or (isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1 and _mid_fits(module, patch))
-    )
-
-
-def _mid_fits(module: nn.Module, patch: Patch) -> bool:
-    mid = patch.adapter.weights[3]
-    return mid is None or tuple(mid.shape[2:]) == tuple(module.kernel_size)
+def _with_path(module: nn.Module | None, patch: Patch) -> nn.Linear | Convolution | None:
+    """The layer, where the patch can be a low-rank path beside it."""
+    if not (patch.whole and patch.weight.endswith(".weight") and patch.low_rank):
+        return None
+    if isinstance(module, nn.Linear):
+        return module
+    if isinstance(module, Convolution) and module.groups == 1:
+        mid = patch.factors[3]
+        return module if mid is None or tuple(mid.shape[2:]) == tuple(module.kernel_size) else None
+    return None
 
 
 def add_injection(patcher, patches: Sequence[tuple[float, Patch]], timing: Timing) -> None:
@@ -99,9 +89,10 @@ class _Injection:
         level = Level()
         for strength, patch in self.patches:
             module = module_of(patcher.model, patch.weight)
-            if _has_path(module, patch):
-                hook = _path(module, patch.adapter, strength, level, patcher)
-                self.undo.append(module.register_forward_hook(hook, with_kwargs=True).remove)
+            layer = _with_path(module, patch)
+            if layer is not None:
+                hook = _path(layer, patch, strength, level, patcher)
+                self.undo.append(layer.register_forward_hook(hook, with_kwargs=True).remove)
             else:
                 self.undo.append(_add_function(module, patch, strength, level))
         if not self.timing.always:
@@ -126,8 +117,8 @@ def _set_level(timing: Timing, level: Level, base, _, args: tuple, kwargs: dict)
     level.now = timing.strength(float(sigmas.flatten()[0]), sampling)
 
 
-def _path(module: nn.Module, adapter: LoRAAdapter, strength: float, level: Level, patcher) -> Callable:
-    up, down, alpha, mid, _, _ = adapter.weights
+def _path(module: nn.Linear | Convolution, patch: Patch, strength: float, level: Level, patcher) -> Callable:
+    up, down, alpha, mid = patch.factors
     scale = strength * (1.0 if alpha is None else alpha / down.shape[0])
     device = patcher.load_device
     dtype = _dtype(module, patcher)
@@ -152,7 +143,7 @@ def _path(module: nn.Module, adapter: LoRAAdapter, strength: float, level: Level
     return partial(_convolution, up, down, None if mid is None else ready(mid, mid.shape), scale, level)
 
 
-def _dtype(module: nn.Module, patcher) -> torch.dtype:
+def _dtype(module: nn.Linear | Convolution, patcher) -> torch.dtype:
     cast = getattr(patcher.model, "manual_cast_dtype", None)
     dtype = cast or module.weight.dtype
     return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.float32
@@ -190,7 +181,7 @@ def _convolution(up, down, mid, scale, level, module, args, kwargs, out):
     return torch.add(out, convolve(hidden, up.to(x.dtype)), alpha=scale * level.now)
 
 
-def _add_function(module: nn.Module, patch: Patch, strength: float, level: Level) -> Callable[[], None]:
+def _add_function(module: nn.Module | None, patch: Patch, strength: float, level: Level) -> Callable[[], None]:
     """Make the layer compute its weight through ComfyUI's adapter at every call; gives what undoes it."""
     name = _function_list(patch.weight)
     offset, function = (None, None) if isinstance(patch.key, str) else (*patch.key[1:], None)[:2]

@@ -6,20 +6,24 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from comfy.weight_adapter import LoRAAdapter, OFTAdapter
 
 from ....training.errors import InputError
-from ..files import NamedLora
-from ..layer_names import PREFIX, fused_rows, projection_of
-from ..match import Patch, describe_unmatched, keys_and_shapes, match
-from .bypass import add_injection, can_bypass, low_rank_path, module_of
-from .scope import Scope, listed
+from ....training.layer_names.blocks import fused_rows, projection_of
+from ....training.layer_names.spelling import COMFY_PREFIX
+from ..match import describe_unmatched, keys_and_shapes, match
+from ..named_lora import NamedLora
+from ..patch import Patch
+from ..wording import listed
+from .bypass import add_injection, can_bypass, module_of
+from .scope import Scope
 from .timing import Timing
 
 MODES = ("merge", "bypass")
-STRENGTH = {"min": -10.0, "max": 10.0}
+STRENGTH: dict[str, Any] = {"min": -10.0, "max": 10.0}
 
 
 @dataclass(frozen=True)
@@ -53,17 +57,19 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
     scope = request.scope
     if scope.blocks:
         _, shapes = keys_and_shapes(model.model, False)
-        scope.check((key for key in shapes if key.startswith(PREFIX)), config)
-    own: Weighted = []
-    for patch in found.model:
-        layer = _layer(patch)
-        own.append((request.strength_model * scope.strength(layer, config), _by_rows(patch, scope, config)))
-    text = [(request.strength_clip * scope.projections.get(projection_of(_layer(p)) or "", 1.0), p) for p in found.clip]
-
-    beside = request.mode == "bypass" or not request.timing.always
-    new_model, new_clip = model.clone(), None if clip is None else clip.clone()
-    merged, at_call = _apply(new_model, own, request.timing, beside)
+        scope.check((key for key in shapes if key.startswith(COMFY_PREFIX)), config)
+    own = [
+        (request.strength_model * scope.strength(_layer(patch), config), _by_rows(patch, scope, config))
+        for patch in found.model
+    ]
+    text = [
+        (request.strength_clip * scope.projections.get(projection_of(_layer(patch)) or "", 1.0), patch)
+        for patch in found.clip
+    ]
+    new_model, new_clip = model.clone(), None
+    merged, at_call = _apply(new_model, own, request.timing, request.mode == "bypass" or not request.timing.always)
     if clip is not None:
+        new_clip = clip.clone()
         clip_merged, clip_at_call = _apply(new_clip.patcher, text, Timing(), request.mode == "bypass")
         merged, at_call = merged + clip_merged, at_call + clip_at_call
     report = [_applied(own, text, merged, at_call)]
@@ -75,13 +81,13 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
 
 def _layer(patch: Patch) -> str:
     """The layer's dotted name; of a fused one that a file knows by a name of its own, that name."""
-    return patch.weight.removesuffix(".weight") if isinstance(patch.key, str) else patch.layer
+    return patch.weight.removesuffix(".weight") if patch.whole else patch.layer
 
 
 def _by_rows(patch: Patch, scope: Scope, config) -> Patch:
     """With query, key and value in one layer: the rows of each at its strength."""
     strengths = scope.rows(_layer(patch))
-    if strengths is None or not low_rank_path(patch.adapter):
+    if strengths is None or not patch.low_rank:
         return patch
     up, *rest = patch.adapter.weights
     rows = fused_rows(up.shape[0], config)
@@ -92,12 +98,12 @@ def _by_rows(patch: Patch, scope: Scope, config) -> Patch:
     return replace(patch, adapter=LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)))
 
 
-def _apply(clone, patches: Weighted, timing: Timing, beside: bool) -> tuple[int, int]:
+def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int, int]:
     """Put the patches on a ModelPatcher made for it: (layers merged, layers that act at the call)."""
     # A clone of a model that is in use copies the mark that its injections are in place. What is added here is not.
     clone.is_injected = False
     acting = [(strength, patch) for strength, patch in patches if strength != 0.0]
-    at_call = [one for one in acting if beside and can_bypass(module_of(clone.model, one[1].weight), one[1])]
+    at_call = [one for one in acting if bypass and can_bypass(module_of(clone.model, one[1].weight), one[1])]
     in_call = {id(patch) for _, patch in at_call}
     merged = [one for one in acting if id(one[1]) not in in_call]
     if merged and not timing.always:
@@ -133,24 +139,30 @@ def _applied(own: Weighted, text: Weighted, merged: int, at_call: int) -> str:
 
 def _remarks(request: Request, found: Sequence[Patch], own: Weighted, text: Weighted, merged: int) -> list[str]:
     lines = []
+    at_call = request.mode == "bypass" or not request.timing.always
     if not request.timing.always:
-        lines.append(f"Acts {request.timing.describe()}.")
-        if request.mode == "merge":
-            lines.append("What comes and goes between steps cannot be merged, so it runs beside the weights.")
-        if text:
-            lines.append("The text encoder runs once, before the steps: its part does not follow the range.")
+        lines += _timing_remarks(request, text)
     if request.mode == "bypass" and merged:
         lines.append("What has no path of its own and no layer that could compute it at the call is merged.")
-    slow = [p for s, p in own if s and not low_rank_path(p.adapter)]
-    if slow and (request.mode == "bypass" or not request.timing.always):
+    slow = [p for strength, p in own if strength and not p.low_rank]
+    if slow and at_call:
         lines.append(
             f"{len(slow)} layers are no two plain factors; their weight is made anew at every call, which is "
             "slower than merging."
         )
-    if any(isinstance(p.adapter, OFTAdapter) and s not in (0.0, 1.0) for s, p in own):
+    if any(isinstance(p.adapter, OFTAdapter) and strength not in (0.0, 1.0) for strength, p in own):
         lines.append("OFT: ComfyUI's adapter acts by the square of the strength.")
-    whole = [p for p in found if request.scope.rows(_layer(p)) and not low_rank_path(p.adapter)]
+    whole = [p for p in found if request.scope.rows(_layer(p)) and not p.low_rank]
     if whole:
         names = listed([p.layer for p in whole], 3)
         lines.append(f"query, key and value are one layer here and cannot be told apart in {names}.")
+    return lines
+
+
+def _timing_remarks(request: Request, text: Weighted) -> list[str]:
+    lines = [f"Acts {request.timing.describe()}."]
+    if request.mode == "merge":
+        lines.append("What comes and goes between steps cannot be merged, so it runs beside the weights.")
+    if text:
+        lines.append("The text encoder runs once, before the steps: its part does not follow the range.")
     return lines

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-import folder_paths
 from comfy_api.latest import io
 
-from ....training.errors import InputError
 from ....training.formats import trigger_words
 from ...bridge.errors import name_node_in_errors
-from ..files import NamedLora, named, read_lora
+from ..file_input import fingerprint, lora_choices, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
 from .inject import MODES, STRENGTH, Request, inject
 from .scope import Scope, parse_blocks
 from .timing import Timing, parse_keyframes
-
-NONE = "none"
-
-
-def lora_choices() -> list[str]:
-    return [NONE, *folder_paths.get_filename_list("loras")]
-
-
-def _lora_path(lora_name: str) -> Path:
-    if not lora_name or lora_name == NONE:
-        raise InputError("no LoRA is chosen; choose a file in lora_name or wire a lora in")
-    path = folder_paths.get_full_path("loras", lora_name)
-    if path is None:
-        raise InputError(f"{lora_name!r} is not in ComfyUI's loras folder; choose another one")
-    return Path(path)
-
-
-def chosen(lora_name: str, lora) -> NamedLora:
-    """The LoRA on the wire, else the file."""
-    return named(lora) if lora is not None else read_lora(_lora_path(lora_name))
-
-
-def fingerprint(lora_name: str) -> str:
-    """A file replaced under the same name is read again."""
-    path = folder_paths.get_full_path("loras", lora_name or "") if lora_name != NONE else None
-    if path is None:
-        return lora_name
-    stat = Path(path).stat()
-    return f"{lora_name}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 class LoadLora(io.ComfyNode):
@@ -84,14 +53,14 @@ class LoadLora(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, lora_name) -> io.NodeOutput:
-        lora = read_lora(_lora_path(lora_name))
+        lora = read_chosen(lora_name)
         return io.NodeOutput(lora, trigger_words(lora.meta), describe(lora))
 
 
 class InjectLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        advanced = {"optional": True, "advanced": True}
+        advanced: dict[str, Any] = {"optional": True, "advanced": True}
 
         def scale(name: str, what: str):
             return io.Float.Input(
@@ -246,6 +215,6 @@ class InjectLora(io.ComfyNode):
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
         request = Request(strength_model, strength_clip, scope, timing, mode)
-        adapter = chosen(lora_name, lora)
+        adapter = wired_or_chosen(lora_name, lora)
         new_model, new_clip, report = inject(model, clip, adapter, request)
         return io.NodeOutput(new_model, new_clip, f"{describe(adapter)}\n{report}", trigger_words(adapter.meta))

@@ -6,14 +6,18 @@ import math
 from functools import lru_cache
 from pathlib import Path
 
-import folder_paths
 from aiohttp import web
 
 from ....training.errors import InputError
+from ....training.layer_names.blocks import PROJECTIONS, block_names, block_order, file_block, projection_of
+from ....training.layer_names.parts import layers_of
+from ....training.layer_names.spelling import common_name
+from ...bridge.models.names import unet_names
 from ...bridge.web import SHOWN_ON_THE_NODE, HasRoutes, json_answer
-from ..files import layers_of, read_lora
-from ..layer_names import PROJECTIONS, block_names, block_order, common_name, file_block, projection_of
-from ..lowrank import factors, norm
+from ..file_input import file_in_loras
+from ..files import read_lora
+from ..kinds import factors
+from ..lowrank import norm
 
 REST = "rest"  # the column of what has no projection's strength: feed-forward, convolutions, q, k and v in one
 
@@ -29,15 +33,13 @@ def register(server: HasRoutes) -> None:
 
 def answer_to(name: str) -> dict:
     """The table of a file in the loras folder, see `table`. Raises `InputError` for what is not there or no LoRA."""
-    path = folder_paths.get_full_path("loras", name)
-    if path is None:
-        raise InputError(f"{name!r} is not in ComfyUI's loras folder; choose another one")
-    stat = Path(path).stat()
+    path = file_in_loras(name)
+    stat = path.stat()
     return {"name": name, **table(path, stat.st_size, stat.st_mtime_ns)}
 
 
 @lru_cache(maxsize=32)
-def table(path: str, _size: int, _changed: int) -> dict:
+def table(path: Path, _size: int, _changed: int) -> dict:
     """{"columns", "rows": [{"block", "names", "norms"}]}: rows from the model's input to its output.
 
     norms: by column the Frobenius norm of what is added to the weights there at strength 1, the root of the sum of
@@ -46,14 +48,15 @@ def table(path: str, _size: int, _changed: int) -> dict:
     """
     squares: dict[str, dict[str, float]] = {}
     names: dict[str, set[tuple[str, ...]]] = {}
-    for layer, parts in layers_of(read_lora(Path(path))).items():
-        block, column = file_block(layer), projection_of(common_name(layer)) or REST
+    for layer, parts in layers_of(read_lora(path)).items():
+        name = common_name(layer, unet_names())
+        block, column = file_block(name), projection_of(name) or REST
         column = column if column in PROJECTIONS else REST
         row = squares.setdefault(block, {})
         row[column] = row.get(column, 0.0) + _square(layer, parts)
         names.setdefault(block, set())
         if not block.startswith("text"):
-            names[block].add(_names(layer, block))
+            names[block].add(_names(name, block))
     rows = [
         {
             "block": block,
@@ -68,8 +71,7 @@ def table(path: str, _size: int, _changed: int) -> dict:
     return {"columns": [column for column in (*PROJECTIONS, REST) if column in there], "rows": rows}
 
 
-def _names(layer: str, block: str) -> tuple[str, ...]:
-    name = common_name(layer)
+def _names(name: str, block: str) -> tuple[str, ...]:
     # A file in diffusers' spelling of a model that is not known by it: its block's own name is all there is.
     return block_names(name) if block in block_names(name) else (block,)
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ....training.errors import InputError
-from ..layer_names import PROJECTIONS, block_names, block_order, projection_of
+from ....training.layer_names.blocks import PROJECTIONS, block_names, block_order, projection_of
+from ..wording import listed
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,11 @@ class Term:
 
     def fits(self, names: Iterable[str]) -> bool:
         """Whether one of a block's names is meant. `up` means all of `up.0`, `up.1`, ...; `up.1-3` three of them."""
-        pattern, low, high = self.pattern, None, None
-        if found := re.fullmatch(r"(.*?)(\d+)-(\d+)", pattern):
-            pattern, low, high = found[1], int(found[2]), int(found[3])
-        expression = re.escape(pattern).replace(r"\*", ".*") + (r"(\d+)" if low is not None else r"(?:\..*)?")
+        span = re.fullmatch(r"(.*?)(\d+)-(\d+)", self.pattern)
+        expression = re.escape(span[1] if span else self.pattern).replace(r"\*", ".*")
+        expression += r"(\d+)" if span else r"(?:\..*)?"
         found = [found for name in names if (found := re.fullmatch(expression, name))]
-        return any(low is None or low <= int(f[1]) <= high for f in found)
+        return any(span is None or int(span[2]) <= int(one[1]) <= int(span[3]) for one in found)
 
 
 def parse_blocks(text: str) -> tuple[Term, ...]:
@@ -73,7 +73,8 @@ class Scope:
 
     def rows(self, layer: str) -> tuple[float, float, float] | None:
         """Factors for query, key and value of a layer that holds all three; None where they are all 1."""
-        parts = tuple(self.projections.get(name, 1.0) for name in ("query", "key", "value"))
+        query, key, value = (self.projections.get(name, 1.0) for name in ("query", "key", "value"))
+        parts = (query, key, value)
         return parts if projection_of(layer) == "fused" and parts != (1.0, 1.0, 1.0) else None
 
     def check(self, layers: Iterable[str], unet_config: Mapping | None) -> None:
@@ -94,9 +95,3 @@ class Scope:
             f"{term.pattern} at {term.strength:g}: {count} of {len(layers)} layers"
             for term, count in zip(self.blocks, counts, strict=True)
         ]
-
-
-def listed(names: list[str], most: int = 24) -> str:
-    """`a, b, c and 5 more`."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -8,6 +8,7 @@ and however many steps.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import dataclass
@@ -35,11 +36,10 @@ def parse_keyframes(text: str) -> tuple[Keyframe, ...]:
         if not part.strip():
             continue
         found = re.fullmatch(r"\s*([^:%\s]+)\s*(%?)\s*:\s*(\S+)\s*", part)
-        try:
-            percent = float(found[1]) / (100 if found[2] else 1)
-            strength = float(found[3])
-        except (TypeError, ValueError):
-            percent = strength = math.nan
+        percent = strength = math.nan
+        if found:
+            with contextlib.suppress(ValueError):
+                percent, strength = float(found[1]) / (100 if found[2] else 1), float(found[3])
         if not (0.0 <= percent <= 1.0 and math.isfinite(strength)):
             raise InputError(
                 f"keyframes has {part.strip()!r}; write a percent from 0 to 1 and a strength, such as 0.5:0.3"

@@ -6,8 +6,10 @@ from comfy_api.latest import io
 
 from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
-from ..injection.node import NONE, chosen, fingerprint, lora_choices
-from . import inspect as inspection
+from ..file_input import NONE, fingerprint, lora_choices, wired_or_chosen
+from .heatmap import picture
+from .inspect import inspect
+from .report import report
 
 
 class InspectLora(io.ComfyNode):
@@ -71,8 +73,6 @@ class InspectLora(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, lora_name=NONE, lora=None, model=None) -> io.NodeOutput:
-        adapter = chosen(lora_name, lora)
-        found, remarks = inspection.inspect(adapter, model)
-        return io.NodeOutput(
-            inspection.report(adapter, found, remarks), tensor_of(inspection.picture(adapter.name, found))
-        )
+        adapter = wired_or_chosen(lora_name, lora)
+        found, remarks = inspect(adapter, model)
+        return io.NodeOutput(report(adapter, found, remarks), tensor_of(picture(adapter.name, found)))

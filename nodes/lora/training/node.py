@@ -12,7 +12,8 @@ import comfy.sd
 from comfy_api.latest import io
 
 from ....training.errors import InputError
-from ....training.formats import DTYPES, KEY_FORMATS, layer_and_part
+from ....training.formats import DTYPES, KEY_FORMATS
+from ....training.layer_names.parts import layer_and_part
 from ...bridge.errors import name_node_in_errors
 from ...bridge.files import writing as storage
 from ...bridge.models import TARGETS
@@ -145,8 +146,8 @@ def trainer_inputs() -> list[io.Input]:
     ]
 
 
-def request_of(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
-    """(request, what it reads) out of a node's inputs; those that are missing have the request's own defaults."""
+def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
+    """(request, what it reads) from a node's inputs; inputs that are missing take the request's defaults."""
     own = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
     data = LoraData(values["images"], values.get("validation_images"), values.get("prior_images"), values.get("lora"))
     return LoraRequest(config_of(values), **own), data
@@ -199,7 +200,7 @@ class TrainLora(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, train_text_encoder=False, **settings) -> io.NodeOutput:
-        request, data = request_of(settings | {"images": images, "train_text_encoder": train_text_encoder})
+        request, data = request_from_inputs(settings | {"images": images, "train_text_encoder": train_text_encoder})
         graph = graph_of(cls.hidden)
         saved_files = storage.models_folder("loras") / "bespoke" / "runs"
         models = Models(model, clip, vae)

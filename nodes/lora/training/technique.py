@@ -12,9 +12,8 @@ from torch import Tensor
 from ....training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from ....training.adapters.lora import UP_RATE
 from ....training.data import Batch
-from ....training.errors import InputError
-from ....training.formats import COMFY_PREFIX
 from ....training.images import passes
+from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
 from ....training.record import Run
@@ -29,11 +28,9 @@ from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
 from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
 from ...bridge.training_model.offload import MEMORY_ADVICE
-from ...bridge.training_model.text_encoder import TEXT_PREFIX, TrainableTextEncoder, attention_layers
+from ...bridge.training_model.text_encoder import TrainableTextEncoder, attention_layers
 from ...bridge.training_model.text_encoder import file_names as text_file_names
-from ..files import named
-from ..injection.bypass import low_rank_path
-from ..match import match
+from ..match import starting_factors
 from .request import LoraData, LoraRequest
 
 
@@ -53,7 +50,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
         digest_of_models(model, clip, vae),
         describe_models(model, clip, data.images),
         {} if request.train_text_encoder else encode_prompts(clip, prompts),
-        factors_of(data.start, model, clip) if data.start else None,
+        starting_factors(data.start, model, clip) if data.start else None,
     )
 
 
@@ -197,23 +194,3 @@ class LoraTechnique:
         if run.info.trigger:
             lines.append(f"Call it with: {run.info.trigger}")
         return "\n".join(lines)
-
-
-def factors_of(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:
-    """A LoRA's factors under ComfyUI's own layer names. Raises `InputError` for other kinds of adapter."""
-    found, out = match(model, clip, named(lora)), {}
-    for prefix, patches in (("", found.model), (TEXT_PREFIX, found.clip)):
-        for patch in patches:
-            if (
-                not isinstance(patch.key, str)
-                or not low_rank_path(patch.adapter)
-                or patch.adapter.weights[3] is not None
-            ):
-                raise InputError(
-                    "the LoRA to go on from is no plain one of two factors a layer; give one that was trained here"
-                )
-            up, down, alpha = patch.adapter.weights[:3]
-            layer = prefix + patch.key.removesuffix(".weight")
-            out[f"{layer}.lora_up.weight"], out[f"{layer}.lora_down.weight"] = up, down
-            out[f"{layer}.alpha"] = torch.tensor(float(down.shape[0] if alpha is None else alpha))
-    return out

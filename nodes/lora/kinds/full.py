@@ -1,0 +1,13 @@
+"""A whole difference of weights, and what norms and biases have beside any kind: parts of the weight's own shape."""
+
+from __future__ import annotations
+
+from ....training.layer_names.parts import DIFF, DIFF_BIAS, NORM_BIAS, NORM_WEIGHT, SET_WEIGHT
+from ..lowrank import from_matrix
+from .kind import AdapterKind
+
+OF_WEIGHT = (DIFF, SET_WEIGHT, NORM_WEIGHT)  # of the weight's shape; `SET_WEIGHT` replaces it
+OF_BIAS = (DIFF_BIAS, NORM_BIAS)  # of the bias' shape
+
+# Everything that is no other kind: last in the table.
+FULL = AdapterKind("full", found=lambda parts: True, factors=lambda parts: from_matrix(parts[DIFF]))

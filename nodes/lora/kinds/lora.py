@@ -1,0 +1,38 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685), also of convolutions: W + alpha / rank * up down."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from ....training.layer_names.parts import DOWN, MID, UP
+from ..lowrank import Factors
+from .kind import AdapterKind, Pair, Parts, scale
+
+
+def _shape(parts: Parts) -> tuple[int, int]:
+    down, mid = parts[DOWN], parts.get(MID)
+    inner = down[0].numel() if mid is None else down.flatten(1).shape[1] * prod(mid.shape[2:])
+    return parts[UP].shape[0], inner
+
+
+def _factors(parts: Parts) -> Factors:
+    up, down = parts[UP], parts[DOWN]
+    strength = scale(parts, down.shape[0])
+    if MID in parts:  # Tucker: mid [r_up, r_down, *kernel]
+        down = torch.einsum("pq...,qi->pi...", parts[MID], down.flatten(1))
+    kernel = tuple(down.shape[2:])
+    return Factors(up.flatten(1) * strength, down.flatten(1), kernel)
+
+
+LORA = AdapterKind(
+    "LoRA",
+    found=lambda parts: UP in parts,
+    matrices=(UP, DOWN, MID),
+    needs={UP: (DOWN,), DOWN: (UP,), MID: (DOWN, UP)},
+    pairs=(Pair(UP, DOWN, between=MID),),
+    rank=(DOWN,),
+    shape=_shape,
+    factors=_factors,
+)

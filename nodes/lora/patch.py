@@ -1,0 +1,64 @@
+"""One layer of a LoRA as ComfyUI has loaded it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comfy.weight_adapter import LoRAAdapter
+from torch import Tensor
+
+Offset = tuple[int, int, int]  # (axis, start, length) of a part of a weight
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One layer of a LoRA and the weight that it changes.
+
+    key: the weight's, or (key, (axis, start, length)) for a part of it, with a function behind it in some families.
+    adapter: ComfyUI's adapter, or a tuple such as ("diff", (tensor,)). layer: the file's name for it.
+    """
+
+    key: Any
+    adapter: Any
+    layer: str
+
+    @property
+    def weight(self) -> str:
+        return self.key if isinstance(self.key, str) else self.key[0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it changes the whole weight, not a part of it."""
+        return isinstance(self.key, str)
+
+    @property
+    def offset(self) -> Offset | None:
+        return None if self.whole else self.key[1]
+
+    @property
+    def new_shape(self) -> Sequence[int] | None:
+        """The shape that the weight is to have, where the LoRA changes it."""
+        return self._lora_weights[5]
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether it is two factors (and a Tucker core) and nothing else."""
+        return isinstance(self.adapter, LoRAAdapter) and all(part is None for part in self._lora_weights[4:])
+
+    @property
+    def two_factors(self) -> bool:
+        """Whether it is two factors and nothing else."""
+        return self.low_rank and self._lora_weights[3] is None
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
+        """(up, down, alpha, Tucker core) of a `low_rank` patch."""
+        up, down, alpha, mid, _, _ = self._lora_weights
+        return up, down, alpha, mid
+
+    @property
+    def _lora_weights(self) -> tuple[Any, ...]:
+        """ComfyUI's (up, down, alpha, Tucker core, DoRA's magnitude, new shape); all None for another adapter."""
+        return tuple(self.adapter.weights) if isinstance(self.adapter, LoRAAdapter) else (None,) * 6

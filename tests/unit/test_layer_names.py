@@ -1,0 +1,133 @@
+"""The names of a layer: every program's spelling of one layer is one layer, and only one package knows the prefixes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from bespoke.nodes.lora import kinds
+from bespoke.nodes.lora.kinds.full import OF_BIAS, OF_WEIGHT
+from bespoke.training.layer_names import parts, spelling
+from bespoke.training.layer_names.blocks import file_block, place
+
+ROOT = Path(__file__).parents[2]
+OWN = "input_blocks.4.1.transformer_blocks.0.attn2.to_k"
+DIFFUSERS = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+TABLE = spelling.unet_table({f"{DIFFUSERS}.weight": f"{OWN}.weight", f"{DIFFUSERS}.bias": f"{OWN}.bias"})
+TEXT = "text_model.encoder.layers.3.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"diffusion_model.{OWN}",
+        f"transformer.{OWN}",
+        "lora_unet_" + OWN.replace(".", "_"),
+        "lora_unet_" + DIFFUSERS.replace(".", "_"),
+        "lycoris_" + OWN.replace(".", "_"),
+        f"unet.{DIFFUSERS}",
+        f"base_model.model.{DIFFUSERS}",
+        f"base_model.model.unet.{DIFFUSERS}",
+    ],
+)
+def test_a_unet_layer_has_one_common_name(name):
+    common = spelling.common_name(spelling.comfy_known_name(name), TABLE)
+    assert common == f"diffusion_model.{OWN}"
+    assert place(common) == ("in.4 (down.1)", "cross key")
+    assert spelling.common_name(common, TABLE) == common
+
+
+@pytest.mark.parametrize(
+    ("name", "common", "block"),
+    [
+        ("lora_te_" + TEXT.replace(".", "_"), "te.", "text"),
+        ("lora_te1_" + TEXT.replace(".", "_"), "te.", "text"),
+        ("lora_te2_" + TEXT.replace(".", "_"), "te2.", "text 2"),
+        (f"text_encoder.{TEXT}", "te.", "text"),
+        (f"text_encoder_2.{TEXT}", "te2.", "text 2"),
+        (f"text_encoders.clip_g.transformer.{TEXT}", "te2.", "text 2"),
+        ("text_encoder." + TEXT.removeprefix("text_model."), "te.", "text"),
+        ("base_model.model." + TEXT.removeprefix("text_model."), "te.", "text"),
+        ("lora_te2_" + TEXT.removeprefix("text_model.").replace(".", "_"), "te2.", "text 2"),
+    ],
+)
+def test_a_text_encoder_layer_has_one_common_name(name, common, block):
+    found = spelling.common_name(spelling.comfy_known_name(spelling.with_text_model(name)), TABLE)
+    assert found == common + TEXT
+    assert spelling.is_text_encoder(found)
+    assert file_block(found) == block
+
+
+@pytest.mark.parametrize(
+    ("ending", "part"),
+    [
+        (".lora_up.weight", parts.UP),
+        (".lora_A.weight", parts.DOWN),
+        (".lora_B.my-adapter.weight", parts.UP),
+        ("_lora.down.weight", parts.DOWN),
+        (".lora.up.weight", parts.UP),
+        (".lora_linear_layer.down.weight", parts.DOWN),
+        (".lora_magnitude_vector.default.weight", parts.DORA_SCALE),
+        (".hada_w1_a", parts.HADA_W1_A),
+        (".alpha", parts.ALPHA),
+    ],
+)
+def test_every_spelling_of_a_part(ending, part):
+    assert parts.split_key("a.lora_b.c" + ending) == ("a.lora_b.c", part)
+    assert parts.split_key(ending + ".other") == (ending + ".other", parts.UNKNOWN)
+
+
+def test_every_part_belongs_to_a_kind():
+    named = {parts.ALPHA, parts.DORA_SCALE, parts.NEW_SHAPE, parts.RESCALE, *OF_WEIGHT, *OF_BIAS, *kinds.MATRICES}
+    known = {
+        value
+        for name, value in vars(parts).items()
+        if name.isupper() and not name.startswith(("_", "PEFT")) and isinstance(value, str)
+    }
+    assert known - {parts.UNKNOWN} == named
+    assert all(parts.split_key("x" + part) == ("x", part) for part in named)
+
+
+def test_the_table_names_each_kind():
+    """One layer of each kind, as its parts alone tell it."""
+    matrix = torch.zeros(2, 2)
+    layers = {
+        "LoRA": (parts.UP, parts.DOWN),
+        "LoHa": (parts.HADA_W1_A,),
+        "LoKr": (parts.LOKR_W2,),
+        "GLoRA": (parts.GLORA_A1,),
+        "DoRA": (parts.UP, parts.DOWN, parts.DORA_SCALE),
+        "full": (parts.DIFF,),
+    }
+    found = {kinds.kind_of(dict.fromkeys(names, matrix)).name for names in layers.values()}
+    found |= {kinds.kind_of({parts.OFT_BLOCKS: torch.zeros(shape)}).name for shape in ((2, 2, 2), (1, 2, 2, 2))}
+    assert found == {kind.name for kind in kinds.KINDS}
+
+
+def _texts(tree: ast.AST) -> set[str]:
+    """All strings of a module that are no docstrings."""
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, described) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs
+    }
+
+
+def test_prefixes_stand_in_one_package():
+    starts = ("text_encoder.", *(value for name, value in vars(spelling).items() if name.endswith("_PREFIX")))
+    anywhere = ("lora_unet_", "lora_te", "base_model.model.", "lycoris_", "lora_transformer_")
+    found = {
+        f"{path.relative_to(ROOT)}: {text!r}"
+        for folder in ("nodes", "training")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.parent.name != "layer_names"
+        for text in _texts(ast.parse(path.read_text("utf-8")))
+        if text.startswith(starts) or any(prefix in text for prefix in anywhere)
+    }
+    assert not found
