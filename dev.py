@@ -140,15 +140,13 @@ HINTS = (
             r"dns error|name resolution|failed to fetch|could not fetch|connection|client error|timed "
             r"out|certificate|unreachable|from versions: none"
         ),
-        "The network failed. Check it (and HTTPS_PROXY, or UV_DEFAULT_INDEX and PIP_INDEX_URL for a mirror), then "
-        "run this "
-        "again: what has arrived is kept.",
+        "The network failed. Check it (and HTTPS_PROXY, or UV_DEFAULT_INDEX and PIP_INDEX_URL for a mirror), then run "
+        "this again: what has arrived is kept.",
     ),
     (
         r"no solution found|not find a version|no matching distribution|no wheel|requires-python",
-        "A package has no build for this Python or system. Python 3.10 to 3.13 on 64-bit Linux, Windows or an "
-        "Apple silicon "
-        "Mac is what is known to have all of them: run this with such a Python.",
+        "A package has no build for this Python or system. Python 3.10 to 3.13 on 64-bit Linux, Windows or an Apple "
+        "silicon Mac is what is known to have all of them: run this with such a Python.",
     ),
     (
         r"permission denied|access is denied",
@@ -527,12 +525,30 @@ def node_tool(name: str) -> list:
     return [shutil.which("node"), NODE_TOOLS / "node_modules" / NODE_SCRIPTS[name]]
 
 
-def run_js_checks() -> int:
-    """ESLint, the types and the tests of js/. The first status that is not 0; 0 where the tools cannot be had."""
+def run_node_checks(env: dict) -> int:
+    """pyright on the Python of the pack and the checks of js/: the first status that is not 0, or 0 without the
+    tools."""
     missing = install_node_tools()
     if missing:
         print(f"* Skipped the JavaScript checks and pyright: {missing}", flush=True)
         return 0
+    return check_types(env) or run_js_checks()
+
+
+def check_types(env: dict) -> int:
+    """pyright by pyrightconfig.json, with the ComfyUI of `env` for the imports; its status."""
+    print("* Running pyright", flush=True)
+    config = json.loads((ROOT / "pyrightconfig.json").read_text("utf-8"))
+    for key in ("include", "strict"):
+        config[key] = [f"../{name}" for name in config[key]]
+    config |= {"extraPaths": [env["COMFYUI_PATH"]], "venvPath": ".", "venv": VENV.name}
+    path = DEV / "pyrightconfig.json"
+    path.write_text(json.dumps(config), "utf-8")
+    return run([*node_tool("pyright"), "--project", path], {})
+
+
+def run_js_checks() -> int:
+    """ESLint, the types and the tests of js/: the first status that is not 0."""
     print("* Running ESLint, tsc and node --test on the page's scripts", flush=True)
     commands = [
         [*node_tool("eslint"), "--config", NODE_TOOLS / "eslint.config.js", "--max-warnings", "0", "js", "tests/js"],
@@ -590,9 +606,9 @@ def run_tests(arguments: list[str], frontend: str = "") -> int:
     if not arguments:
         print("* Running the checks and tests (about 8 minutes on 2 cores)", flush=True)
     style = 0 if arguments else check_style(env)
-    scripts = 0 if arguments else run_js_checks()
+    tools = 0 if arguments or chosen not in (None, NEWEST) else run_node_checks(env)
     options, threads = parallel(arguments)
-    return run([PYTHON, "-m", "pytest", *options, *arguments], env | threads) or style or scripts
+    return run([PYTHON, "-m", "pytest", *options, *arguments], env | threads) or style or tools
 
 
 def check_style(env: dict) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -36,6 +36,8 @@ from .training_model.memory_forecast import StepMemory
 from .training_model.offload import OffloadPlan, plan_offload
 from .training_model.text_encoder import TrainableTextEncoder, prepare_text_encoder
 
+T = TypeVar("T", bound=Trainable)
+
 
 @dataclass(frozen=True)
 class Models:
@@ -57,7 +59,7 @@ class TrainingRequest(Protocol):
     def resume(self) -> bool: ...
 
 
-class Technique(Protocol):
+class Technique(Protocol[T]):
     """What one way of training adds to the trainer. An instance serves one run.
 
     name: the technique's name in records and run ids.
@@ -91,11 +93,11 @@ class Technique(Protocol):
         """{trained layer: its names by file format}, for the record."""
         ...
 
-    def new_trainable(self) -> Trainable:
+    def new_trainable(self) -> T:
         """New parameters at their start."""
         ...
 
-    def attached(self, trainable: Trainable) -> AbstractContextManager[None]:
+    def attached(self, trainable: T) -> AbstractContextManager[None]:
         """Within the block `trainable` takes part in the model's output."""
         ...
 
@@ -129,7 +131,7 @@ class TrainingResult:
 
 
 def train(
-    technique: Technique, models: Models, dataset: EncodedDataset, context: RunContext | None = None
+    technique: Technique[Any], models: Models, dataset: EncodedDataset, context: RunContext | None = None
 ) -> TrainingResult:
     """Train a technique. The user's models stay as they are, bit for bit.
 
@@ -181,7 +183,7 @@ def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
 class _Trainer:
     """What all trainings of one run share."""
 
-    technique: Technique
+    technique: Technique[Any]
     models: Models
     dataset: EncodedDataset
     denoiser: ComfyDenoiser
@@ -244,7 +246,7 @@ class MicroBatchLoss:
     computes. timesteps: the distribution of t.
     """
 
-    technique: Technique
+    technique: Technique[Any]
     dataset: EncodedDataset
     training_indices: Sequence[int]
     device: torch.device

@@ -37,8 +37,7 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
         if tuple(masks.shape[-2:]) != tuple(images.shape[1:3]):
             raise InputError(
                 f"the masks are {masks.shape[-1]}x{masks.shape[-2]} px and the images "
-                f"{images.shape[2]}x{images.shape[1]}; "
-                "make them equal"
+                f"{images.shape[2]}x{images.shape[1]}; make them equal"
             )
     top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
     rows, columns = slice(top, top + height), slice(left, left + width)

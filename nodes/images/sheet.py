@@ -64,8 +64,7 @@ def describe(images: ImageSet) -> str:
         lines.append("Masks: only what they let through counts in the loss.")
     lines.append(
         f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each picture; 5 to 20 "
-        "pictures are "
-        "enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few pictures."
+        "pictures are enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few pictures."
     )
     if len(images.items) > MOST:
         lines.append(f"The sheet shows the first {MOST}.")

@@ -39,15 +39,12 @@ STRENGTH_DEFAULT, STEPS_DEFAULT = 0.75, 20
 
 CONTRACT_TIP = (
     "What the strength number means. noise level: starts at exactly that noise, so every change of strength shows, "
-    "with few "
-    "steps too. diffusers and diffusers flow: as the Stable Diffusion and the SD3 / Flux pipelines count steps. "
-    "a1111: as the "
-    "web UI. comfy: as KSampler's denoise. Choose one of those to repeat a picture made there."
+    "with few steps too. diffusers and diffusers flow: as the Stable Diffusion and the SD3 / Flux pipelines count "
+    "steps. a1111: as the web UI. comfy: as KSampler's denoise. Choose one of those to repeat a picture made there."
 )
 EXACT_TIP = (
-    "Off: steps is the length of the whole schedule, and a lower strength runs fewer of them. On: that many steps "
-    "run at any "
-    "strength; slower, smoother. (The comfy contract always works so.)"
+    "Off: steps is the length of the whole schedule, and a lower strength runs fewer of them. On: that many steps run "
+    "at any strength; slower, smoother. (The comfy contract always works so.)"
 )
 
 
@@ -121,8 +118,7 @@ class PartialDenoise(io.ComfyNode):
             category="Bespoke/img2img",
             description=(
                 "Image to image: add noise to a picture up to a level set by strength, and denoise from there. The "
-                "report says "
-                "how many steps run and how much of the picture is noise at the start."
+                "report says how many steps run and how much of the picture is noise at the start."
             ),
             search_aliases=[
                 "img2img",
@@ -243,9 +239,8 @@ class StrengthSigmas(io.ComfyNode):
             display_name="Bespoke Strength Sigmas",
             category="Bespoke/img2img",
             description=(
-                "The noise levels of an image to image run for SamplerCustomAdvanced, by a strength with five "
-                "named meanings, "
-                "with a plot of the schedule and its start."
+                "The noise levels of an image to image run for SamplerCustomAdvanced, by a strength with five named "
+                "meanings, with a plot of the schedule and its start."
             ),
             search_aliases=[
                 "img2img sigmas",

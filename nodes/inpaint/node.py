@@ -53,8 +53,7 @@ class LatentMaskBlend(io.ComfyNode):
             category="Bespoke/inpaint",
             description=(
                 "Repaint inside a mask and keep the rest of the latent bit for bit, with any model and any sampler "
-                "node. "
-                "Wire both model and latent to the sampler, and latent_mask to Restore Unmasked after decoding."
+                "node. Wire both model and latent to the sampler, and latent_mask to Restore Unmasked after decoding."
             ),
             search_aliases=[
                 "inpaint",
@@ -82,10 +81,9 @@ class LatentMaskBlend(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "re-inject: the original, noised to the present level, replaces what is outside at every step. "
-                        "prediction: only the predicted picture is blended, so a soft mask keeps the right noise "
-                        "with every sampler. "
-                        "differential: the mask's grey is each place's strength; .5 changes half as much as 1. "
-                        "auto chooses, and the report says why."
+                        "prediction: only the predicted picture is blended, so a soft mask keeps the right noise with "
+                        "every sampler. differential: the mask's grey is each place's strength; .5 changes half as "
+                        "much as 1. auto chooses, and the report says why."
                     ),
                 ),
                 io.Int.Input(

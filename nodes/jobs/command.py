@@ -194,9 +194,8 @@ def join(options: argparse.Namespace, device):
         and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
     ):
         raise Unusable(
-            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine before torchrun: without it PyTorch's "
-            "restarted processes "
-            "look for one another where the dead ones were (pytorch/pytorch issue 135712)"
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on every machine before torchrun: without it PyTorch's restarted "
+            "processes look for one another where the dead ones were (pytorch/pytorch issue 135712)"
         )
     wait = datetime.timedelta(seconds=options.timeout)
     lost = f"the processes did not find one another at {where} within {options.timeout:g} s"

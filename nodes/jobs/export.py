@@ -49,8 +49,7 @@ def _carry_clip(clip) -> tuple[dict, dict]:
     ):
         raise InputError(
             "the clip on the wire knows a word that has no file, which cannot go into a job; save the word with "
-            "Bespoke "
-            "Save Embedding and wire in the clip from before it"
+            "Bespoke Save Embedding and wire in the clip from before it"
         )
     plan, tensors = wire.carry(clip.patcher, "clip")
     return plan | {"layer": clip.layer_idx, "tokenizer_options": dict(clip.tokenizer_options)}, tensors
@@ -96,8 +95,7 @@ def _in_words(
 ) -> str:
     lines = [
         f"Job folder of {size / 1e6:.1f} MB: settings, {len(dataset.pictures.items)} encoded pictures, "
-        f"{len(dataset.prompts)} "
-        f"encoded prompts. It needs no picture, and of the models:"
+        f"{len(dataset.prompts)} encoded prompts. It needs no picture, and of the models:"
     ]
     for what, (source, plan, _) in models.items():
         files = ", ".join(

@@ -71,9 +71,8 @@ def source_of(patcher, what: str) -> Source:
     name = getattr(function, "__name__", "")
     if name not in _LOADERS or getattr(function, "__module__", "") != comfy.sd.__name__:
         raise InputError(
-            f"the {what}'s loader left no word of its file, so that another machine could not load it; use "
-            "ComfyUI's own "
-            "loader for checkpoints, diffusion models, text encoders and VAEs"
+            f"the {what}'s loader left no word of its file, so that another machine could not load it; use ComfyUI's "
+            "own loader for checkpoints, diffusion models, text encoders and VAEs"
         )
     loader, folder, place = _LOADERS[name]
     paths = [Path(path) for path in (arguments[0] if isinstance(arguments[0], (list, tuple)) else [arguments[0]])]

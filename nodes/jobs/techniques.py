@@ -41,7 +41,7 @@ class JobTechnique:
     """
 
     request: type
-    technique: Callable[[Any, Models, EncodedDataset], Technique]
+    technique: Callable[[Any, Models, EncodedDataset], Technique[Any]]
     needs_text_encoder: Callable[[Mapping[str, Any]], bool]
     check_request: Callable[[Any, EncodedDataset], None]
     check_model: Callable[[Any, Models], None]

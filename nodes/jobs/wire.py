@@ -43,9 +43,8 @@ def carry(patcher, what: str, drawn: bool = False) -> tuple[dict[str, Any], dict
     inner = options.pop("transformer_options", {})
     if drawn and options:
         raise InputError(
-            f"the {what} on the wire carries {', '.join(sorted(options))} for its sampler, which cannot go into a "
-            "job and "
-            "would be missing in the sample images; take that node off, or set sample_every to 0"
+            f"the {what} on the wire carries {', '.join(sorted(options))} for its sampler, which cannot go into a job "
+            "and would be missing in the sample images; take that node off, or set sample_every to 0"
         )
     tensors: dict[str, Tensor] = {}
     pack = _Pack(what, tensors)
@@ -121,8 +120,7 @@ class _Pack:
             return {"adapter": type(value).__name__, "keys": sorted(value.loaded_keys), "weights": self(value.weights)}
         raise InputError(
             f"the {self.what} on the wire carries a {type(value).__name__} of another node, which cannot go into a "
-            "job; "
-            "take that node off"
+            "job; take that node off"
         )
 
 
@@ -161,8 +159,7 @@ def _classes(kind: type) -> list[str]:
     if adds or "__init__" in vars(kind) or kind in (object, torch.nn.Module):
         raise InputError(
             f"the model on the wire has the noise schedule {kind.__name__} of another node, which cannot go into a "
-            "job; "
-            "take that node off"
+            "job; take that node off"
         )
     return [name for base in kind.__bases__ for name in _classes(base)]
 

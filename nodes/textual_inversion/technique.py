@@ -171,9 +171,8 @@ class TextualInversionTechnique:
         lines = [
             f"{prompt_word(request.name)}: {run.info.trained:,} numbers, {run.info.trained * 4 / 1e3:.0f} KB; "
             "0 weights changed (hash equal).",
-            f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of "
-            f"{run.info.images} pictures was seen about "
-            f"{passes(run.info.images, len(losses), config.images_per_step):.0f} times.",
+            f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of {run.info.images} "
+            f"pictures was seen about {passes(run.info.images, len(losses), config.images_per_step):.0f} times.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
         lines += describe_held_out(run, config)
@@ -182,8 +181,7 @@ class TextualInversionTechnique:
             moved = (vectors - self.start[key]).norm(dim=-1).mean()
             lines.append(
                 f"{key}: length {vectors.norm(dim=-1).mean():.3f} (the vocabulary's median is "
-                f"{table.norm(dim=-1).median():.3f}), "
-                f"moved {moved:.3f} from its start."
+                f"{table.norm(dim=-1).median():.3f}), moved {moved:.3f} from its start."
             )
             for i, vector in enumerate(vectors):
                 near = ", ".join(

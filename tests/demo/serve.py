@@ -62,9 +62,8 @@ def main() -> int:
     pictures.make(base / "input")
     process = subprocess.Popen(host.command(base, args.port, options), cwd=base)
     print(
-        f"ComfyUI starts at http://127.0.0.1:{args.port} (about 10 s); its files are in {base}. The workflows are "
-        "in its "
-        f"list of workflows under {FOLDER!r}. Ctrl-C ends it.",
+        f"ComfyUI starts at http://127.0.0.1:{args.port} (about 10 s); its files are in {base}. The workflows are in "
+        f"its list of workflows under {FOLDER!r}. Ctrl-C ends it.",
         flush=True,
     )
     page = host.Host(base, args.port)

@@ -122,12 +122,10 @@ def _sentence_of(value: float, pair: str, row: str) -> str:
         )
     if value > 0:
         return (
-            f"Interference: {pair} {much} push the same way, most in {row} (cosine {value:.2f}), so that together "
-            "they act "
-            "more there than each was made to; lower one of their strengths if the picture is overdone."
+            f"Interference: {pair} {much} push the same way, most in {row} (cosine {value:.2f}), so that together they "
+            "act more there than each was made to; lower one of their strengths if the picture is overdone."
         )
     return (
-        f"Interference: {pair} {much} push against each other, most in {row} (cosine {value:.2f}), so that each "
-        "loses some "
-        "of its effect there; raise their strengths or use one of them in other blocks."
+        f"Interference: {pair} {much} push against each other, most in {row} (cosine {value:.2f}), so that each loses "
+        "some of its effect there; raise their strengths or use one of them in other blocks."
     )

@@ -163,11 +163,10 @@ class LoraTechnique:
         memory = cost.kept + run.info.trained * 16
         return (
             f"{len(run.info.names) or 'custom'} layers, {run.info.trained:,} numbers, file about "
-            f"{run.info.trained * 2 / 1e6:.1f} MB "
-            f"in fp16; {steps} steps of {config.images_per_step} pictures, each of {run.info.images} seen about "
-            f"{passes(run.info.images, steps, config.images_per_step):.0f} times; "
-            f"about {format_duration(cost.seconds * config.gradient_accumulation * steps)}; "
-            f"{memory / 2**20:.0f} MB beside the model"
+            f"{run.info.trained * 2 / 1e6:.1f} MB in fp16; {steps} steps of {config.images_per_step} pictures, each of "
+            f"{run.info.images} seen about {passes(run.info.images, steps, config.images_per_step):.0f} times; about "
+            f"{format_duration(cost.seconds * config.gradient_accumulation * steps)}; {memory / 2**20:.0f} MB beside "
+            "the model"
         )
 
     def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
