@@ -114,6 +114,17 @@ class Table:
 # --- ComfyUI in this process ----------------------------------------------------------------------------------------
 
 
+def read_run(folder: Path) -> tuple[dict, Path]:
+    """(the record in the form of version 0.1, the state's file) of a run's folder, of 0.1 or of today."""
+    record = json.loads((folder / "record.json").read_text())
+    if "losses" in record:
+        return record, folder / "state.safetensors"
+    lines = (folder / "losses.jsonl").read_text().splitlines()
+    record["losses"] = [json.loads(line) for line in lines[: record.pop("steps_done")]]
+    record["rotations"] = record.pop("folds")
+    return record, folder / record.pop("state_file")
+
+
 class Host:
     """ComfyUI with the pack's nodes, the models that are trained, and the table that is filled."""
 
@@ -216,7 +227,7 @@ class Host:
     def _note_runs(self, name: str, own: str, before: set[str]) -> None:
         """The records, summaries, states and samples on disk of a run and of the ones that came with it."""
         table = self.table
-        record = json.loads((self.runs / own / "record.json").read_text())
+        record, _ = read_run(self.runs / own)
         table.add(f"{name}/id", sha(own))
         for part in ("settings", "names", "losses", "held_out"):
             table.json(f"{name}/{part}", record[part])
@@ -225,12 +236,12 @@ class Host:
         for number, run in enumerate([own, *others]):
             of = name if run == own else f"{name}/part {number}"
             folder = self.runs / run
+            record, state = read_run(folder)
             if run != own:
-                record = json.loads((folder / "record.json").read_text())
                 table.json(f"{of}/record", {key: value for key, value in record.items() if key not in TIMES})
             summary = json.loads((folder / "summary.json").read_text())
             table.json(f"{of}/summary", {key: value for key, value in summary.items() if key not in TIMES})
-            table.file(f"{of}/state", folder / "state.safetensors")
+            table.file(f"{of}/state", state)
             for path in sorted(folder.glob("samples/*.png")):
                 table.add(f"{of}/samples/{path.name}", sha(path.read_bytes()))
 
@@ -910,7 +921,7 @@ def export_jobs(host: Host) -> None:
         table.json(f"job/{name}/result/name", result.name)
         table.file(f"job/{name}/result", result)
         (folder,) = (job / "runs").iterdir()
-        record = json.loads((folder / "record.json").read_text())
+        record, _ = read_run(folder)
         table.json(f"job/{name}/result/record", {key: value for key, value in record.items() if key not in TIMES})
         events = [json.loads(line) for line in (job / "log.jsonl").read_text().splitlines()]
         table.json(f"job/{name}/result/events", [event["event"] for event in events])
