@@ -95,6 +95,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "bespoke"
 
 
+# nodes/jobs/command.py and lock.py have a search and a lock of their own: this script runs without the pack.
 def is_comfyui(folder: Path) -> bool:
     return (folder / "main.py").is_file() and (folder / "comfy").is_dir() and (folder / "requirements.txt").is_file()
 

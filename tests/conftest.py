@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = Path(__file__).parent / "small_model"
 # Folders whose tests share a server: in several processes (pytest-xdist) one process runs all of such a folder.
 SHARED_SERVER = ("tests/server", "tests/browser")
-# What takes longest, longest first: in several processes it is begun first, so that all end at about the same time.
+# The slowest files, slowest first: several processes start with them, so that all end at about the same time.
 LONGEST_FIRST = (
     *SHARED_SERVER,
     "tests/comfy/test_torchrun.py",
@@ -45,14 +45,14 @@ def _load_pack():
     return module
 
 
-# At import, so that test modules can say `from bespoke.training import ...` at their top.
+# At import, so that test modules can import `bespoke.training` at their top.
 _load_pack()
 sys.path[:0] = [str(SMALL), str(Path(__file__).parent / "lib")]  # sprites, judge, model; helpers, inprocess
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_xdist_make_scheduler(config, log):
-    """Hand out whole files, and the folders of `SHARED_SERVER` as a whole."""
+    """Give each process whole files, and the folders of `SHARED_SERVER` as a whole."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -63,12 +63,12 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(config, items):
-    """In several processes, order what is handed out by `LONGEST_FIRST`; within each, tests keep their order."""
+    """In several processes, order the files by `LONGEST_FIRST`; tests keep their order within a file."""
     if not hasattr(config, "workerinput"):
         return
-    order = {ROOT / name: place for place, name in enumerate(LONGEST_FIRST)}
-    if gone := [path for path in order if not path.exists()]:
-        raise pytest.UsageError(f"LONGEST_FIRST in tests/conftest.py names {gone[0]}, which is not there: correct it.")
+    order = {ROOT / name: position for position, name in enumerate(LONGEST_FIRST)}
+    if missing := [path for path in order if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST_FIRST in tests/conftest.py names {missing[0]}, which is missing: correct it.")
     items.sort(key=lambda item: order.get(item.path, order.get(item.path.parent, len(order))))
 
 
@@ -100,9 +100,9 @@ async def _load_all(nodes) -> None:
 def run_node(comfyui):
     """run_node("BespokePartialDenoise", model=..., ...) -> the node's outputs, run as ComfyUI runs them.
 
-    Missing required widgets get the schema's default, missing optional inputs are left out, as in a prompt that was
-    saved before they existed. The call happens under `torch.inference_mode()`, as in ComfyUI. Works for core's nodes
-    too. `hidden={io.Hidden.prompt: ...}` fills in what ComfyUI passes unseen.
+    Missing required widgets get the schema's default. Missing optional inputs are left out, as in a prompt that was
+    saved before they existed. The call runs under `torch.inference_mode()`, as in ComfyUI. Core's nodes
+    can be called too. `hidden={io.Hidden.prompt: ...}` fills in the hidden inputs.
     """
     import nodes
     import torch
@@ -127,6 +127,25 @@ def run_node(comfyui):
     return call
 
 
+@pytest.fixture
+def no_progress_bars(comfyui, monkeypatch):
+    """ComfyUI prints no progress bars, between the lines of a table for example."""
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
+
+
+@pytest.fixture
+def one_thread():
+    """Torch computes on one thread. Several add up in another order, and use processor time while they wait."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint() -> Path:
     """The small model as a checkpoint file, made once and cached."""
@@ -138,7 +157,7 @@ def small_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def small(comfyui, small_checkpoint):
-    """(model, clip, vae) of the small model, loaded by ComfyUI's own loader. Tests must leave them as they are."""
+    """(model, clip, vae) of the small model, loaded by ComfyUI's own loader. Tests must not change them."""
     import comfy.sd
 
     return comfy.sd.load_checkpoint_guess_config(

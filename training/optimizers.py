@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,12 +35,24 @@ def _sgd(groups: Settings, learning_rate: float) -> Optimizer:
     return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9)
 
 
-# (the groups, the run's learning rate) -> an optimiser. The trainers' widget lists these names. No weight decay:
-# training starts at the base model, not at zero.
-OPTIMIZERS: dict[str, Callable[[Settings, float], Optimizer]] = {
-    "AdamW": _adamw,
-    "Adafactor": _adafactor,
-    "SGD": _sgd,
+@dataclass(frozen=True)
+class OptimizerKind:
+    """One optimiser.
+
+    make: (the groups, the run's learning rate) -> the optimiser. state_bytes: bytes of its float32 state for each
+    trained number; the number itself and its gradient come on top.
+    """
+
+    make: Callable[[Settings, float], Optimizer]
+    state_bytes: int
+
+
+# The trainers' widget lists these names, and the memory forecast reads `state_bytes`. No weight decay: training starts
+# at the base model, not at zero.
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "AdamW": OptimizerKind(_adamw, 8),
+    "Adafactor": OptimizerKind(_adafactor, 1),
+    "SGD": OptimizerKind(_sgd, 4),
 }
 
 # (the optimiser, steps) -> the learning rate over that many steps after the warm-up. The trainers' widget lists these
@@ -56,7 +69,7 @@ LR_SCHEDULES: dict[str, Callable[[Optimizer, int], LRScheduler]] = {
 
 def make_optimizer(name: str, groups: Sequence[Group], learning_rate: float) -> Optimizer:
     """The optimiser `name` of `OPTIMIZERS` over groups of parameters. learning_rate: the run's."""
-    return OPTIMIZERS[name]([{"params": parameters, "lr": rate} for parameters, rate in groups], learning_rate)
+    return OPTIMIZERS[name].make([{"params": parameters, "lr": rate} for parameters, rate in groups], learning_rate)
 
 
 def make_lr_schedule(name: str, optimizer: Optimizer, steps: int, warmup_steps: int) -> LRScheduler:

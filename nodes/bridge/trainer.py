@@ -1,7 +1,14 @@
-"""Trains any technique on ComfyUI's models: `train`, read from top to bottom.
+"""Trains any technique on ComfyUI's models: see `train`.
 
-A technique (a LoRA, a textual inversion, ...) is one class in one file. It says what is learned and what the loss of
-a batch is; the trainer does all else: preparing the models, validation, sample images, saving and resuming.
+A technique (a LoRA, a textual inversion, ...) is one class in one file that satisfies `Technique`. It defines what is
+learned and the loss of a batch. The trainer does all else: preparing the models, validation, sample images, saving and
+resuming.
+
+To add a technique, write beside its node:
+- `request.py`: a frozen dataclass that satisfies `TrainingRequest`.
+- `technique.py`: a function that makes an `EncodedDataset` (pictures and prompts, encoded once), and the class.
+- `node.py`: a node that makes request, dataset and technique, calls `train`, and shows `technique.describe(...)`.
+`nodes/textual_inversion` is the smaller example. `nodes/jobs/techniques.py` lets a technique run under torchrun.
 """
 
 from __future__ import annotations
@@ -29,8 +36,9 @@ from . import identity
 from .dataset.encoded import EncodedDataset
 from .runs.context import RunContext
 from .runs.cross_validation import Fold, final_fold, validation_folds, was_finished_by_user
-from .runs.run_training import TrainingTask, run_training
+from .runs.run_training import run_training
 from .runs.samples import sampler_for
+from .runs.task import TrainingTask
 from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training
 from .training_model.memory_forecast import StepMemory
 from .training_model.offload import OffloadPlan, plan_offload
@@ -41,7 +49,11 @@ T = TypeVar("T", bound=Trainable)
 
 @dataclass(frozen=True)
 class Models:
-    """ComfyUI's objects on the wire. clip: needed where the text encoder takes part. vae: where samples are drawn."""
+    """ComfyUI's MODEL, CLIP and VAE.
+
+    A training needs the CLIP where the technique's `needs_text_encoder` is set, and the VAE where samples are drawn.
+    Encoding a dataset needs all three.
+    """
 
     model: Any
     clip: Any = None
@@ -49,7 +61,11 @@ class Models:
 
 
 class TrainingRequest(Protocol):
-    """What the trainer reads of a technique's request. resume: continue an earlier training of the same request."""
+    """The part of a technique's request that the trainer reads. The technique adds settings of its own.
+
+    train: settings that all techniques share. precision: one of `config.PRECISIONS`. resume: whether an earlier run of
+    the same request is continued.
+    """
 
     @property
     def train(self) -> TrainConfig: ...
@@ -60,12 +76,20 @@ class TrainingRequest(Protocol):
 
 
 class Technique(Protocol[T]):
-    """What one way of training adds to the trainer. An instance serves one run.
+    """What a technique gives to the trainer. T is what it trains, a `Trainable`. An instance serves one run.
 
-    name: the technique's name in records and run ids.
-    request: what the user asks for.
-    needs_text_encoder: whether gradients flow through the text encoder.
-    memory_advice: what a user can change to make a step need less memory.
+    `train` calls the methods in this order:
+    1. `settings`, `step_memory` (only where memory may be short) and `frozen_models`, before the models are prepared.
+    2. `prepare`, then `layer_names`.
+    3. For each fold of cross-validation, or once: `new_trainable`, `frozen_tensors` and `attached`. In the block of
+       `attached`: `loss` for training and validation batches, `describe_start` once, and `sample_conditioning` for each
+       sample image.
+    `describe` is called after `train`, by the node or the job.
+
+    name: the technique's name in records and run ids. It must not change between versions.
+    request: a `TrainingRequest`.
+    needs_text_encoder: whether the text encoder runs in each step, with a graph. `prepare` then gets it.
+    memory_advice: what a user can change to make a step need less memory, separated by commas; ends an error text.
     """
 
     name: str
@@ -74,57 +98,80 @@ class Technique(Protocol[T]):
     memory_advice: str
 
     def settings(self) -> dict[str, Any]:
-        """The request by widget name: what a run's record shows and its identity is made of."""
+        """{widget name: value} for the run's record and for its id: requests with equal settings resume each other.
+
+        Without `resume`.
+        """
         ...
 
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
-        """The memory of a step on `batch_size` pictures. compute: the type of autocast, or None."""
+        """The forecast memory of one forward and backward pass on `batch_size` pictures; see `forecast`.
+
+        compute: the dtype of autocast, or None without autocast.
+        """
         ...
 
     def frozen_models(self) -> Sequence[Any]:
-        """The patchers whose weights are compared bit for bit before and after the training."""
+        """Patchers whose weights are hashed before and after the training, to prove that none has changed.
+
+        May be empty: hashing reads all weights twice.
+        """
         ...
 
     def prepare(self, denoiser: ComfyDenoiser, text: TrainableTextEncoder | None) -> None:
-        """Called once, before all below, with the models prepared for autograd."""
+        """Called once with the models prepared for autograd; the methods below use them.
+
+        Loading may have replaced modules: take layers from `denoiser.base`, not from the MODEL. text: None unless
+        `needs_text_encoder`.
+        """
         ...
 
     def layer_names(self) -> Mapping[str, Any]:
-        """{trained layer: its names by file format}, for the record."""
+        """{name of a trained layer: its names by file format}, for the record; empty where no layer is trained."""
         ...
 
     def new_trainable(self) -> T:
-        """New parameters at their start."""
+        """New parameters at their initial values, on the device of the denoiser. Equal at each call."""
         ...
 
     def attached(self, trainable: T) -> AbstractContextManager[None]:
-        """Within the block `trainable` takes part in the model's output."""
+        """A context in which the output of the prepared models depends on `trainable`. It is undone at the end."""
         ...
 
     def loss(self, batch: Batch) -> Tensor:
-        """The loss of each sample [B], with a graph to the attached trainable."""
+        """The loss of each sample [B], differentiable in the attached trainable.
+
+        Validation calls it without gradients. All randomness must come from the batch: `t`, `noise`, or draws from
+        `seed`, `number` and `sample_positions`.
+        """
         ...
 
     def sample_conditioning(self) -> tuple[list, list]:
-        """(positive, negative) of a sample image, as ComfyUI's samplers take them."""
+        """(positive, negative) of a sample image, as ComfyUI's samplers take them; called without gradients."""
         ...
 
     def frozen_tensors(self) -> Sequence[Tensor]:
-        """Tensors besides the model's and the latents that exist anyway: they do not count as memory of a step."""
+        """Tensors that stay in memory between steps, besides the model's parameters and the latents.
+
+        The measured memory of a step does not include them.
+        """
         ...
 
     def describe_start(self, run: Run, cost: StepCost, steps: int) -> str:
-        """The line before the first step: what is trained and what it takes."""
+        """The line shown before the first step: what is trained, and the time and memory that it takes.
+
+        cost: one measured forward and backward pass. steps: of this training.
+        """
         ...
 
     def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
-        """The report after the last step: what was learned and how it went."""
+        """The report after the training. learned: `TrainingResult.learned`."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What was learned, {name: tensor} on the CPU, and the run's record."""
+    """learned: {name: tensor} on the CPU, the `state_dict` of the trainable. run: the record."""
 
     learned: dict[str, Tensor]
     run: Run
@@ -133,10 +180,11 @@ class TrainingResult:
 def train(
     technique: Technique[Any], models: Models, dataset: EncodedDataset, context: RunContext | None = None
 ) -> TrainingResult:
-    """Train a technique. The user's models stay as they are, bit for bit.
+    """Train a technique. The user's models are not changed.
 
-    context: the page's process by default, or one of several processes that train together and all call this.
-    Raises `InputError` for what cannot be trained; see `runs.failures` for what may happen on the way.
+    dataset: made of the same models. context: where the run is saved and shown; by default in ComfyUI's folders and on
+    its page. Several processes that train together must all call this. Raises `InputError` for a model or settings that
+    cannot be trained; `runs.failures` lists the exceptions of a running training.
     """
     context, request = context or RunContext(), technique.request
     config, model = request.train, models.model
@@ -158,7 +206,7 @@ def train(
         )
         context.prepare_model(denoiser)
         if context.sharded:
-            weights.measure_again(model)  # from here on this process has its share of them
+            weights.measure_again(model)  # this process now holds its shards of them
         technique.prepare(denoiser, text)
         run.info = replace(run.info, prediction=denoiser.prediction, names=technique.layer_names())
         trainer = _Trainer(technique, models, dataset, denoiser, positions, offload, context)
@@ -181,7 +229,7 @@ def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What all trainings of one run share."""
+    """What the trainings (folds) of one run share. positions: in each global batch, those of this process."""
 
     technique: Technique[Any]
     models: Models
@@ -192,7 +240,7 @@ class _Trainer:
     context: RunContext
 
     def train_fold(self, fold: Fold) -> dict[str, Tensor]:
-        """One training from its start, or from the state it was interrupted at; gives what was learned."""
+        """Run one training, from its start or from its saved state; returns what was learned."""
         technique, config = self.technique, self.technique.request.train
         trainable = technique.new_trainable()
         trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
@@ -273,14 +321,14 @@ class MicroBatchLoss:
 
 
 class FrozenWeights:
-    """Checks that a training has changed no weight of the models. patchers: ComfyUI's, one a model."""
+    """Checks that a training has changed no weight. patchers: one for each model to check."""
 
     def __init__(self, patchers: Sequence[Any]) -> None:
         self._patchers = list(patchers)
         self._before = [identity.checksum(patcher) for patcher in self._patchers]
 
     def measure_again(self, patcher: Any) -> None:
-        """Take the present weights of `patcher` as those that must stay."""
+        """Hash the weights of `patcher` again, after the trainer itself has changed how they are stored."""
         for i, known in enumerate(self._patchers):
             if known is patcher:
                 self._before[i] = identity.checksum(patcher)

@@ -57,7 +57,10 @@ def describe(images: ImageSet) -> str:
     if captions == {""}:
         lines.append("No captions: the model will learn the pictures for an empty prompt.")
     else:
-        lines.append(f"{len(captions)} different captions, for example {min(captions - {''}, key=len)!r}.")
+        lines.append(
+            f"{len(captions)} different captions, for example "
+            f"{min(captions - {''}, key=lambda text: (len(text), text))!r}."
+        )
     if images.trigger:
         lines.append(f"Trigger word: {images.trigger}.")
     if any(item.mask is not None for item in images.items):

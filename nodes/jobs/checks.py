@@ -1,4 +1,4 @@
-"""Whether a job can be done: settings that were edited, and what `--shard` asks for."""
+"""Checks of a job before its models are loaded: the settings, which may have been edited, and the use of `--shard`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ...training.config import TrainConfig
 from ...training.errors import InputError
 from ..bridge.files import writing
 from .job import Job
-from .sharding import gives_back
+from .sharding import supports_resharding
 from .techniques import job_technique
 
 
 def request_of(job: Job) -> Any:
-    """The technique's request. Raises `InputError` for settings that it does not know or refuses."""
+    """The technique's request, from [settings]. Raises `InputError` for unknown settings and for wrong values."""
     kind = job_technique(job.technique).request
     config = {f.name for f in fields(TrainConfig)}
     own = {f.name for f in fields(kind)} - {"train", "resume"}
@@ -32,7 +32,7 @@ def request_of(job: Job) -> Any:
 
 
 def check_job(job: Job, request: Any, processes: int, shard: bool) -> None:
-    """Raise `InputError`, before anything is loaded, for what the job or so many processes cannot do."""
+    """Raise `InputError` for settings that the job's data or `processes` processes cannot serve. shard: `--shard`."""
     technique = job_technique(job.technique)
     technique.check_result(job.result)
     writing.resolve_inside(job.folder, Path(str(job.result.get("name") or job.folder.name)).name)
@@ -42,10 +42,10 @@ def check_job(job: Job, request: Any, processes: int, shard: bool) -> None:
 
 
 def _check_sharding(job: Job, config: TrainConfig, processes: int) -> None:
-    if not gives_back():
+    if not supports_resharding():
         raise InputError(
-            f"--shard needs a newer PyTorch: that of {torch.__version__} keeps every block whole once it was computed; "
-            "update ComfyUI's environment, or train without --shard"
+            f"--shard needs a newer PyTorch: {torch.__version__} does not free a block's gathered weights after its "
+            "forward pass; update ComfyUI's environment, or train without --shard"
         )
     if config.batch_size < processes:
         raise InputError(

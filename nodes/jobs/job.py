@@ -1,9 +1,12 @@
-"""A job folder: all of a training but the base models, to be carried to another machine and trained there.
+"""A job folder: all that a training needs besides the base models, written on one machine and trained on another.
 
-job.toml          the settings, and what the base models are: file, SHA-256, loader
-material.safetensors, material.json   latents, masks, conditionings, captions, a LoRA to go on from, patches on the wire
-graph.json        the graph that exported the job, for the result's metadata
-runs/  saves/  result/  log.jsonl  lock     what the training writes
+job.toml                the settings, and for each base model its files, their SHA-256 and the loader
+material.safetensors    tensors: latents, masks, conditionings, the LoRA to start from, patches of other nodes
+material.json           the same material without tensors: captions, sizes, counts, changes by other nodes
+graph.json              (prompt, workflow) of the graph that exported the job, for the result's metadata
+runs/  saves/  result/  log.jsonl  lock     written by the training
+
+In material.safetensors: latent/I, mask/I, blank/I, prompt/I, prompt/I/KEY, start/KEY, and ROLE/I of `wire`.
 """
 
 from __future__ import annotations
@@ -35,20 +38,46 @@ from .source import Source, sha256_of
 from .toml import Tables, read_toml, write_toml
 
 FORMAT = 1
-SETTINGS, TENSORS, PLAN, GRAPH = "job.toml", "material.safetensors", "material.json", "graph.json"
+SETTINGS, TENSORS, MATERIAL, GRAPH = "job.toml", "material.safetensors", "material.json", "graph.json"
 COMMENT = """A training job of Bespoke. Train it with (see the help page of the node that wrote it)
   torchrun --standalone --nproc-per-node 2 custom_nodes/bespoke/nodes/jobs/command.py THIS_FOLDER
 [settings] are the trainer's inputs and may be edited; what is in material.* stays as it was exported."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a job folder says. folder: where it lies. technique: "lora" or "textual inversion". settings: the trainer's.
+class ExportedModel:
+    """A model that a job needs: its files, and what other nodes changed on it (see `wire.export_changes`)."""
 
-    sources: the files of "model" and, where the training needs them, "clip" and "vae". wires: by the same names what
-    was
-    changed on them (see `wire.carry`). result: name, and for a LoRA key_format and dtype. graph: (prompt, workflow).
-    digest: a hash of everything that is read, by which processes know that they have the same job.
+    source: Source
+    changes: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class JobContents:
+    """What is written into a job folder.
+
+    technique: a name in `techniques.TECHNIQUES`. settings: the request by widget name. models: by role, those of
+    "model", "clip" and "vae" that the training needs. result: name and format of the result's file, see `techniques`.
+    graph: (prompt, workflow).
+    """
+
+    technique: str
+    settings: Mapping[str, Any]
+    dataset: EncodedDataset
+    models: Mapping[str, ExportedModel]
+    result: Mapping[str, Any]
+    samples: SamplerSettings
+    graph: tuple[Any, Any] = (None, None)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is read from a job folder; the fields that it shares with `JobContents` are described there.
+
+    folder: where the job lies. sources: the files of each model, by role. tensors, material: the content of
+    material.safetensors and material.json. digest: a hash of all that is read; processes compare it to know that they
+    have the same job.
     """
 
     folder: Path
@@ -57,64 +86,65 @@ class Job:
     result: dict[str, Any]
     samples: SamplerSettings
     sources: dict[str, Source]
-    wires: dict[str, dict[str, Any]]
     tensors: dict[str, Tensor]
-    plan: dict[str, Any]
+    material: dict[str, Any]
     graph: tuple[Any, Any] = (None, None)
     digest: str = ""
 
     def dataset(self, config: TrainConfig) -> EncodedDataset:
-        """What is trained on, its pictures divided as the settings now say."""
-        items = [_picture(dict(item)) for item in self.plan["pictures"]]
+        """The training set. Which pictures are held out is decided here, by the settings as they are now."""
+        material, tensors = self.material, self.tensors
+        items = [_decode_picture(dict(item)) for item in material["pictures"]]
         count = range(len(items))
-        data = LatentSet([self.tensors[f"latent/{i}"] for i in count], [self.tensors.get(f"mask/{i}") for i in count])
-        prompts = {
-            text: (
-                self.tensors[f"prompt/{i}"],
-                {
-                    key: self.tensors[f"prompt/{i}/{key}"] if value is None else value["plain"]
-                    for key, value in extra.items()
-                },
-            )
-            for i, (text, extra) in enumerate(self.plan["prompts"])
+        data = LatentSet([tensors[f"latent/{i}"] for i in count], [tensors.get(f"mask/{i}") for i in count])
+        prompts = {text: self._prompt(i, extra) for i, (text, extra) in enumerate(material["prompts"])}
+        start = {key.removeprefix("start/"): tensor for key, tensor in tensors.items() if key.startswith("start/")}
+        blank = {tuple(size): tensors[f"blank/{i}"] for i, size in enumerate(material["blank"])}
+        pictures = replace(split_pictures(items, data, material["counts"], config), blank_latents=blank)
+        return EncodedDataset(
+            pictures, material["fingerprint"], material["models"], material["about"], prompts, start or None
+        )
+
+    def _prompt(self, index: int, extra: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """The conditioning of a prompt. extra: {key: {"plain": value}, or None for a tensor}."""
+        values = {
+            key: self.tensors[f"prompt/{index}/{key}"] if value is None else value["plain"]
+            for key, value in extra.items()
         }
-        start = {key.removeprefix("start/"): tensor for key, tensor in self.tensors.items() if key.startswith("start/")}
-        plan = self.plan
-        blank = {tuple(size): self.tensors[f"blank/{i}"] for i, size in enumerate(plan["blank"])}
-        pictures = replace(split_pictures(items, data, plan["counts"], config), blank_latents=blank)
-        return EncodedDataset(pictures, plan["fingerprint"], plan["models"], plan["about"], prompts, start or None)
+        return self.tensors[f"prompt/{index}"], values
+
+    def apply_changes(self, role: str, loaded: Any) -> Any:
+        """A freshly loaded MODEL, CLIP or VAE with the changes that the job records for it."""
+        changes = self.material["wires"][role]
+        if role == "model":
+            return wire.apply_changes(loaded, changes, self.tensors, role)
+        if role == "vae":
+            return loaded
+        clip = loaded.clone()
+        clip.patcher = wire.apply_changes(loaded.patcher, changes, self.tensors, role)
+        clip.clip_layer(changes["layer"])
+        clip.tokenizer_options = dict(changes["tokenizer_options"])
+        return clip
 
 
-def write_job(
-    folder: Path,
-    technique: str,
-    settings: Mapping[str, Any],
-    dataset: EncodedDataset,
-    models: Mapping[str, tuple[Source, dict, dict]],
-    result: Mapping[str, Any],
-    samples: SamplerSettings,
-    graph: tuple[Any, Any] = (None, None),
-) -> int:
-    """Write a job folder, whole or not at all; gives its bytes. Raises `FileExistsError` where the folder is taken.
+def write_job(folder: Path, contents: JobContents) -> int:
+    """Write a job folder, whole or not at all; returns its size in bytes.
 
-    models: name -> (source, what `wire.carry` gave: plan, tensors).
+    Raises `FileExistsError` where the folder exists.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bespoke-job-") as work:
         made = Path(work) / "job"
         made.mkdir()
-        plan, tensors = _plan(dataset)
-        for _, _, carried in models.values():
-            tensors |= carried
-        plan["wires"] = {name: wired for name, (_, wired, _) in models.items()}
+        material, tensors = _encode_dataset(contents.dataset)
+        for model in contents.models.values():
+            tensors |= model.tensors
+        material["wires"] = {role: model.changes for role, model in contents.models.items()}
         write_safetensors(made / TENSORS, tensors, {}, overwrite=False)
-        write_text(made / PLAN, json.dumps(plan))
-        write_text(made / GRAPH, json.dumps(graph))
-        tables = {"job": {"format": FORMAT, "technique": technique}, "settings": settings, "result": result}
-        if settings.get("sample_every"):
-            tables["samples"] = vars(samples)
-        tables |= {name: source.table() for name, (source, _, _) in models.items()}
-        tables["sha256"] = {name.replace(".", "_"): sha256_of(made / name) for name in (TENSORS, PLAN, GRAPH)}
+        write_text(made / MATERIAL, json.dumps(material))
+        write_text(made / GRAPH, json.dumps(contents.graph))
+        tables = _settings_tables(contents)
+        tables["sha256"] = {_hash_key(name): sha256_of(made / name) for name in (TENSORS, MATERIAL, GRAPH)}
         write_text(made / SETTINGS, write_toml(tables, COMMENT))
         size = sum(path.stat().st_size for path in made.iterdir())
         if folder.exists():
@@ -123,8 +153,26 @@ def write_job(
     return size
 
 
-def _plan(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    pictures, tensors = dataset.pictures, {}
+def _settings_tables(contents: JobContents) -> dict[str, Mapping[str, Any]]:
+    tables: dict[str, Mapping[str, Any]] = {
+        "job": {"format": FORMAT, "technique": contents.technique},
+        "settings": contents.settings,
+        "result": contents.result,
+    }
+    if contents.settings.get("sample_every"):
+        tables["samples"] = vars(contents.samples)
+    return tables | {role: model.source.to_table() for role, model in contents.models.items()}
+
+
+def _hash_key(name: str) -> str:
+    """The key of a file's hash in [sha256] of job.toml."""
+    return name.replace(".", "_")
+
+
+def _encode_dataset(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(material, tensors): the training set for material.json and material.safetensors."""
+    pictures = dataset.pictures
+    tensors: dict[str, Tensor] = {}
     for i, (latent, mask) in enumerate(zip(pictures.data.latents, pictures.data.masks, strict=True)):
         tensors[f"latent/{i}"] = latent.cpu().clone()
         if mask is not None:
@@ -134,74 +182,80 @@ def _plan(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, Tensor]]:
     prompts = []
     for i, (text, (cond, extra)) in enumerate(sorted(dataset.prompts.items())):
         tensors[f"prompt/{i}"] = cond.cpu().clone()
-        plain: dict[str, Any] = {}
-        for key, value in extra.items():
-            if isinstance(value, Tensor):
-                tensors[f"prompt/{i}/{key}"], plain[key] = value.cpu().clone(), None
-            elif value is None or isinstance(value, (bool, int, float, str)):
-                plain[key] = {"plain": value}
-            else:
-                raise InputError(
-                    f"the clip on the wire adds {key} to each prompt, which cannot go into a job; take that node off"
-                )
-        prompts.append([text, plain])
+        prompts.append([text, _encode_prompt_extra(i, extra, tensors)])
     for key, tensor in (dataset.start or {}).items():
         tensors[f"start/{key}"] = tensor.detach().cpu().clone()
-    return {
-        "pictures": [_facts(item) for item in pictures.items],
+    material = {
+        "pictures": [_encode_picture(item) for item in pictures.items],
         "counts": pictures.set_sizes,
         "blank": list(pictures.blank_latents),
         "prompts": prompts,
         "fingerprint": dataset.fingerprint,
         "models": dataset.models_digest,
         "about": dict(dataset.run_fields),
-    }, tensors
+    }
+    return material, tensors
 
 
-def _facts(item: TrainingImage) -> dict[str, Any]:
-    """All that is known of a picture but its pixels: name, caption, size and what else stands beside them."""
+def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What belongs to a prompt's context: {key: {"plain": value}, or None for a tensor, which goes into `tensors`}."""
+    out: dict[str, Any] = {}
+    for key, value in extra.items():
+        if isinstance(value, Tensor):
+            tensors[f"prompt/{index}/{key}"], out[key] = value.cpu().clone(), None
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            out[key] = {"plain": value}
+        else:
+            raise InputError(
+                f"the clip on the wire adds {key} to each prompt, which cannot go into a job; take that node off"
+            )
+    return out
+
+
+def _encode_picture(item: TrainingImage) -> dict[str, Any]:
+    """All fields of a picture but its pixels and mask, and its size (height, width) in px."""
     known = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in ("pixels", "mask")}
     return known | {"size": list(item.pixels.shape[:2])}
 
 
-def _picture(facts: dict[str, Any]) -> TrainingImage:
-    """The picture of `_facts`, of its size and without pixels."""
-    size = facts.pop("size")
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+def _decode_picture(encoded: dict[str, Any]) -> TrainingImage:
+    """The picture that `_encode_picture` encoded, with pixels [H, W, 0]: it has the size and no content."""
+    size = encoded.pop("size")
+    known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in encoded.items()}
     return TrainingImage(pixels=torch.empty(*size, 0), **known)
 
 
 def read_job(folder: Path) -> Job:
-    """The job that `write_job` wrote. Raises `InputError` for what is none, and for material that was changed since."""
-    tables, text = _tables(folder)
-    for name in (TENSORS, PLAN, GRAPH):
+    """The job that `write_job` wrote.
+
+    Raises `InputError` for a folder that is no job, and for material that has changed since it was exported.
+    """
+    tables, text = _read_settings(folder)
+    for name in (TENSORS, MATERIAL, GRAPH):
         path = folder / name
         if not path.is_file():
             raise InputError(f"{folder} lacks {name}; copy the whole folder that the export node wrote")
-        if sha256_of(path) != tables["sha256"].get(name.replace(".", "_")):
+        if sha256_of(path) != tables["sha256"].get(_hash_key(name)):
             raise InputError(f"{path} was changed or cut off since it was exported; copy it again")
     tensors, _ = read_safetensors(folder / TENSORS, "job")
-    plan, graph = (read_json((folder / name).read_text("utf-8")) for name in (PLAN, GRAPH))
-    sources = {what: Source.of_table(tables[what], what) for what in ("model", "clip", "vae") if what in tables}
-    samples = SamplerSettings(
-        **{k: v for k, v in tables.get("samples", {}).items() if k in SamplerSettings.__dataclass_fields__}
-    )
+    material, graph = (read_json((folder / name).read_text("utf-8")) for name in (MATERIAL, GRAPH))
+    known = {f.name for f in fields(SamplerSettings)}
     return Job(
-        folder,
-        str(tables["job"].get("technique")),
-        tables["settings"],
-        tables["result"],
-        samples,
-        sources,
-        plan["wires"],
-        tensors,
-        plan,
-        tuple(graph),
-        hashlib.sha256(text.encode()).hexdigest(),
+        folder=folder,
+        technique=str(tables["job"].get("technique")),
+        settings=tables["settings"],
+        result=tables["result"],
+        samples=SamplerSettings(**{k: v for k, v in tables.get("samples", {}).items() if k in known}),
+        sources={role: Source.from_table(tables[role], role) for role in ("model", "clip", "vae") if role in tables},
+        tensors=tensors,
+        material=material,
+        graph=tuple(graph),
+        digest=hashlib.sha256(text.encode()).hexdigest(),
     )
 
 
-def _tables(folder: Path) -> tuple[Tables, str]:
+def _read_settings(folder: Path) -> tuple[Tables, str]:
+    """The tables and the text of job.toml."""
     path = folder / SETTINGS
     try:
         text = path.read_text("utf-8")
@@ -221,16 +275,3 @@ def _tables(folder: Path) -> tuple[Tables, str]:
             "exported it"
         )
     return tables, text
-
-
-def restored(job: Job, what: str, made) -> Any:
-    """A freshly loaded MODEL, CLIP or VAE with what the job says was changed on it."""
-    plan = job.wires[what]
-    if what == "model":
-        return wire.put_back(made, plan, job.tensors, what)
-    out = made.clone() if what == "clip" else made
-    if what == "clip":
-        out.patcher = wire.put_back(made.patcher, plan, job.tensors, what)
-        out.clip_layer(plan["layer"])
-        out.tokenizer_options = dict(plan["tokenizer_options"])
-    return out

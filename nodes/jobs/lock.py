@@ -1,4 +1,4 @@
-"""One command at a time on a job folder: two would write over each other's state."""
+"""An exclusive lock on a job folder: two commands that train in one folder would overwrite each other's state."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import BinaryIO
 
 from ...training.errors import InputError
 
-LOCK = "lock"
+LOCK_FILE = "lock"
 
 
-def hold(folder: Path) -> BinaryIO | None:
-    """Hold the folder until what comes back is closed; the system lets go of it when the process ends, however it ends.
+# dev.py has a lock of its own: it runs without this package and is not published with it.
+def lock_folder(folder: Path) -> BinaryIO | None:
+    """Lock the folder until the returned file is closed. The system also releases the lock when the process ends.
 
-    None where the file system knows no locks. Raises `InputError` where another process holds it.
+    Returns None where the file system does not support locks. Raises `InputError` where another process has the lock.
     """
-    file = (folder / LOCK).open("a+b")
+    file = (folder / LOCK_FILE).open("a+b")
     try:
         if os.name == "nt":
             import msvcrt

@@ -1,6 +1,8 @@
-"""Jobs: a training written into a folder instead of done, to be done by torchrun on any machine."""
+"""The nodes that write a training into a job folder instead of running it; `command.py` runs it on any machine."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from comfy_api.latest import io
 
@@ -9,10 +11,13 @@ from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models
 from ..bridge.types import graph_of
 from ..lora.training import node as lora
+from ..lora.training.technique import LoraTechnique
 from ..lora.training.technique import encode_dataset as encode_lora_dataset
 from ..textual_inversion import node as word
+from ..textual_inversion.technique import TextualInversionTechnique
 from ..textual_inversion.technique import encode_dataset as encode_word_dataset
-from .export import export, place_of, refuse_early
+from .export import export_job, export_models, resolve_job_folder
+from .job import JobContents
 
 
 def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], folder: str) -> io.Schema:
@@ -59,7 +64,8 @@ def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], 
     )
 
 
-def _written(path, report: str) -> io.NodeOutput:
+def _export(wanted: Path, contents: JobContents) -> io.NodeOutput:
+    path, report = export_job(wanted, contents)
     return io.NodeOutput(str(path), report, ui={"text": [report]})
 
 
@@ -78,12 +84,15 @@ class ExportLoraJob(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/lora", **settings) -> io.NodeOutput:
         request, data = lora.request_from_inputs(settings | {"images": images})
-        graph, wanted = graph_of(cls.hidden), place_of(folder)
-        models = refuse_early(model, clip, vae, "lora", request.settings())
-        dataset = encode_lora_dataset(Models(model, clip, vae), data, request)
+        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
+        models = Models(model, clip, vae)
+        exported = export_models(models, LoraTechnique.name, request.settings())
+        dataset = encode_lora_dataset(models, data, request)
         result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
-        return _written(
-            *export(wanted, "lora", request.settings(), dataset, models, result, settings_in(graph[0]), graph)
+        samples = settings_in(graph[0])
+        return _export(
+            wanted,
+            JobContents(LoraTechnique.name, request.settings(), dataset, exported, result, samples, graph),
         )
 
 
@@ -101,12 +110,14 @@ class ExportTextualInversionJob(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word", **settings) -> io.NodeOutput:
-        request, graph, wanted = word.request_from_inputs(settings), graph_of(cls.hidden), place_of(folder)
-        models = refuse_early(model, clip, vae, "textual inversion", request.settings())
-        dataset = encode_word_dataset(Models(model, clip, vae), images, request)
+        request = word.request_from_inputs(settings)
+        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
+        models = Models(model, clip, vae)
+        exported = export_models(models, TextualInversionTechnique.name, request.settings())
+        dataset = encode_word_dataset(models, images, request)
         result = {"name": request.name, "format": "comfy"}
-        return _written(
-            *export(
-                wanted, "textual inversion", request.settings(), dataset, models, result, settings_in(graph[0]), graph
-            )
+        samples = settings_in(graph[0])
+        return _export(
+            wanted,
+            JobContents(TextualInversionTechnique.name, request.settings(), dataset, exported, result, samples, graph),
         )

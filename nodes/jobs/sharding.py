@@ -1,4 +1,7 @@
-"""A frozen base spread over the processes, block by block (FSDP2), for one that does not fit a single device."""
+"""A frozen base model sharded over the processes, block by block (FSDP2), where it does not fit a single device.
+
+Zhao et al. 2023, "PyTorch FSDP", arXiv 2304.11277; `torch.distributed.fsdp.fully_shard`.
+"""
 
 from __future__ import annotations
 
@@ -12,49 +15,55 @@ from ..bridge.models import checkpoint_blocks
 from ..bridge.training_model.denoiser import ComfyDenoiser
 
 
-def gives_back() -> bool:
-    """Whether this PyTorch lets go of a block after its forward pass when it is told to; older ones keep the outermost
-    whole."""
+def supports_resharding() -> bool:
+    """Whether this PyTorch can free a root module's gathered weights after its forward pass.
+
+    Older versions ignore `reshard_after_forward` for a root, and each block here is a root of its own.
+    """
     from torch.distributed.fsdp import fully_shard
 
     return inspect.signature(fully_shard).parameters["reshard_after_forward"].default is None
 
 
 def shard_blocks(blocks: Iterable[torch.nn.Module], device: torch.device) -> None:
-    """Move one block after the other to the device, where each process keeps its share of it."""
+    """Move the blocks to the device one after the other; each process keeps its shard of every block."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks:
-        # Said outright: each block is the outermost of its kind, which FSDP2 would else keep whole after the forward
-        # pass,
-        # and with it in the end the whole base on every device.
+        # The default (None) would not reshard a root module. Every block is a root, so that in the end each device
+        # would hold the whole base.
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 def shard_base(denoiser: ComfyDenoiser, device: torch.device) -> tuple[int, int]:
-    """Spread the blocks of the opened model over all processes; each computes on `device`. Gives (the base's bytes,
-    those of them that this process holds between two blocks).
+    """Shard the blocks of the prepared model over all processes; this process computes on `device`.
 
-    Every process keeps its share of each block's weights and gathers the whole block for the moment in which it is
-    computed, forward and backward; what lies outside of the blocks each keeps whole. The base is frozen, so that no
-    gradient of it exists and only weights travel; the adapters are no part of it. All processes must call the model
-    equally often. Raises `InputError` where the model's blocks are not known.
+    Returns the bytes of the base, and how many of them this process holds between two blocks.
+
+    Each process keeps a shard of each block's weights. It gathers the whole block for its forward and its backward
+    pass. Weights outside of the blocks are whole in every process. The base is frozen, so only weights are sent and no
+    gradients; the adapters are not sharded. All processes must call the model the same number of times. Raises
+    `InputError` where the blocks of the model are not known.
     """
     model = denoiser.base.diffusion_model
-    blocks, whole = checkpoint_blocks(model), sum(parameter.nbytes for parameter in model.parameters())
+    blocks, base_bytes = checkpoint_blocks(model), sum(parameter.nbytes for parameter in model.parameters())
     shard_blocks(blocks, device)
-    resolve_inside = {id(part) for block in blocks for part in block.modules()}
-    for part in denoiser.base.modules():
-        if id(part) not in resolve_inside:
-            for held in (part._parameters, part._buffers):
-                for name, tensor in held.items():
-                    if tensor is not None and tensor.device != device:
-                        moved = tensor.detach().to(device)
-                        held[name] = (
-                            torch.nn.Parameter(moved, requires_grad=False) if held is part._parameters else moved
-                        )
+    sharded = {id(module) for block in blocks for module in block.modules()}
+    for module in denoiser.base.modules():
+        if id(module) not in sharded:
+            _move_own_tensors(module, device)
     denoiser.move_to(device)
     held = (parameter.to_local() if hasattr(parameter, "to_local") else parameter for parameter in model.parameters())
-    return whole, sum(tensor.nbytes for tensor in held)
+    return base_bytes, sum(tensor.nbytes for tensor in held)
+
+
+def _move_own_tensors(module: torch.nn.Module, device: torch.device) -> None:
+    """Move the parameters and buffers of the module itself, without those of its children."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.device != device:
+            module._parameters[name] = torch.nn.Parameter(parameter.detach().to(device), requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.device != device:
+            module._buffers[name] = buffer.detach().to(device)

@@ -1,14 +1,17 @@
-"""The files that a MODEL, CLIP or VAE came from: named and hashed on one machine, found and loaded on another."""
+"""The files that a MODEL, CLIP or VAE was loaded from: recorded on one machine, found and loaded on another.
+
+A role is the name of a trainer's input: "model" (a patcher), "clip" or "vae".
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.sd
 import comfy.utils
@@ -17,23 +20,37 @@ import torch
 
 from ...training.errors import InputError
 
-# ComfyUI's own loaders by the function that they leave on the wire: (name here, ComfyUI's folder, the options' place).
+
+class _Loader(NamedTuple):
+    """A loader of ComfyUI. name: in job.toml. folder: ComfyUI's name of the models folder.
+
+    options_index: which positional argument of the loader's function holds the model options; None where it has none.
+    """
+
+    name: str
+    folder: str
+    options_index: int | None
+
+
+# By the name of the function that ComfyUI records on a patcher (`cached_patcher_init`).
 _LOADERS = {
-    "load_checkpoint_guess_config": ("checkpoint", "checkpoints", 6),
-    "load_checkpoint_clip_patcher": ("checkpoint", "checkpoints", 3),
-    "load_checkpoint_vae_patcher": ("checkpoint", "checkpoints", 2),
-    "load_diffusion_model": ("diffusion model", "diffusion_models", 1),
-    "load_clip_model_patcher": ("text encoders", "text_encoders", 3),
-    "load_vae_patcher": ("vae", "vae", None),
+    "load_checkpoint_guess_config": _Loader("checkpoint", "checkpoints", 6),
+    "load_checkpoint_clip_patcher": _Loader("checkpoint", "checkpoints", 3),
+    "load_checkpoint_vae_patcher": _Loader("checkpoint", "checkpoints", 2),
+    "load_diffusion_model": _Loader("diffusion model", "diffusion_models", 1),
+    "load_clip_model_patcher": _Loader("text encoders", "text_encoders", 3),
+    "load_vae_patcher": _Loader("vae", "vae", None),
 }
-FOLDERS = {name: folder for name, folder, _ in _LOADERS.values()}
+FOLDERS = {loader.name: loader.folder for loader in _LOADERS.values()}
 
 
 @dataclass(frozen=True)
 class Source:
-    """loader: which of ComfyUI's loaders. files: as ComfyUI lists them, "/" between folders. sha256: of each file.
+    """The files of one model.
 
-    dtype: what the loader was told to keep the weights in, or nothing. kind: of text encoders, ComfyUI's name for it.
+    loader: a key of `FOLDERS`. files: the names in ComfyUI's lists, with "/" between folders. sha256: the hash of each
+    file. dtype: the weight dtype that the loader was given, such as "float8_e4m3fn", or None. kind: of text encoders
+    the name in `comfy.sd.CLIPType`, else None.
     """
 
     loader: str
@@ -42,7 +59,8 @@ class Source:
     dtype: str | None = None
     kind: str | None = None
 
-    def table(self) -> dict[str, Any]:
+    def to_table(self) -> dict[str, Any]:
+        """The source as a table of job.toml."""
         return {
             "loader": self.loader,
             "files": list(self.files),
@@ -52,44 +70,56 @@ class Source:
         }
 
     @classmethod
-    def of_table(cls, table: Mapping[str, Any], what: str) -> Source:
-        """Raises `InputError` for a table that names no file."""
+    def from_table(cls, table: Mapping[str, Any], role: str) -> Source:
+        """The source in the table [role] of job.toml. Raises `InputError` for a table that names no file."""
         try:
             found = cls(
                 table["loader"], tuple(table["files"]), tuple(table["sha256"]), table.get("dtype"), table.get("kind")
             )
         except (KeyError, TypeError) as error:
-            raise InputError(f"the job's [{what}] lacks {error}; export the job again") from error
+            raise InputError(f"the job's [{role}] lacks {error}; export the job again") from error
         if found.loader not in FOLDERS or len(found.files) != len(found.sha256) or not found.files:
-            raise InputError(f"the job's [{what}] names no file that can be loaded; export the job again")
+            raise InputError(f"the job's [{role}] names no file that can be loaded; export the job again")
         return found
 
 
-def source_of(patcher, what: str) -> Source:
-    """What a MODEL, CLIP or VAE was loaded from. Raises `InputError` where its loader left no way to load it anew."""
-    function, arguments, *_ = getattr(patcher, "cached_patcher_init", None) or (None, ())
+def source_of(patcher: Any, role: str) -> Source:
+    """The files that a patcher was loaded from.
+
+    patcher: a MODEL, or the `patcher` of a CLIP or VAE. Raises `InputError` where its loader did not record them, or
+    was given options that job.toml cannot hold.
+    """
+    recorded = getattr(patcher, "cached_patcher_init", None)
+    function, arguments = recorded[:2] if recorded else (None, [])
     name = getattr(function, "__name__", "")
     if name not in _LOADERS or getattr(function, "__module__", "") != comfy.sd.__name__:
         raise InputError(
-            f"the {what}'s loader left no word of its file, so that another machine could not load it; use ComfyUI's "
-            "own loader for checkpoints, diffusion models, text encoders and VAEs"
+            f"the {role}'s loader did not record its file, so another machine could not load it; use ComfyUI's own "
+            "loader for checkpoints, diffusion models, text encoders and VAEs"
         )
-    loader, folder, place = _LOADERS[name]
+    loader = _LOADERS[name]
     paths = [Path(path) for path in (arguments[0] if isinstance(arguments[0], (list, tuple)) else [arguments[0]])]
-    options = dict(arguments[place] or {}) if place is not None and len(arguments) > place else {}
-    options = {key: value for key, value in options.items() if not key.endswith("_device")}  # where, not what
+    options: dict[str, Any] = {}
+    if loader.options_index is not None and len(arguments) > loader.options_index:
+        options = dict(arguments[loader.options_index] or {})
+    # Devices belong to this machine and are not exported.
+    options = {key: value for key, value in options.items() if not key.endswith("_device")}
     dtype = options.pop("dtype", None)
     if options:
         raise InputError(
-            f"the {what} was loaded with {', '.join(sorted(options))}, which cannot go into a job; load it plainly"
+            f"the {role} was loaded with {', '.join(sorted(options))}, which cannot go into a job; load it without"
         )
-    kind = arguments[2].name if loader == "text encoders" else None
-    named = None if dtype is None else str(dtype).removeprefix("torch.")
-    return Source(loader, tuple(_listed(folder, path) for path in paths), tuple(map(sha256_of, paths)), named, kind)
+    return Source(
+        loader.name,
+        tuple(_listed_name(loader.folder, path) for path in paths),
+        tuple(map(sha256_of, paths)),
+        None if dtype is None else str(dtype).removeprefix("torch."),
+        arguments[2].name if loader.name == "text encoders" else None,
+    )
 
 
-def _listed(folder: str, path: Path) -> str:
-    """The file as ComfyUI lists it below its folder, or its bare name where it lies elsewhere."""
+def _listed_name(folder: str, path: Path) -> str:
+    """The name of a file in ComfyUI's list of `folder`; the bare file name for a file outside of it."""
     for base in folder_paths.get_folder_paths(folder):
         if path.resolve().is_relative_to(Path(base).resolve()):
             return path.resolve().relative_to(Path(base).resolve()).as_posix()
@@ -97,6 +127,7 @@ def _listed(folder: str, path: Path) -> str:
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal, computed again only where its size or time has changed."""
     stat = os.stat(path)
     return _sha256(str(path), stat.st_size, stat.st_mtime_ns)
 
@@ -110,69 +141,72 @@ def _sha256(path: str, _size: int, _changed: int) -> str:
     return out.hexdigest()
 
 
-def find(source: Source, what: str, further: Iterable[Path] = ()) -> list[Path]:
-    """The source's files on this machine: in ComfyUI's folder for them, then in `further` folders, by name.
+def find_files(source: Source, role: str, further: Sequence[Path] = ()) -> list[Path]:
+    """The files of a source on this machine.
 
-    Raises `InputError` where one is missing or holds something else than on the machine that exported.
+    Each is looked up by name in ComfyUI's folder, then in the `further` folders. Raises `InputError` where a file is
+    missing, or where none of the files with its name has its SHA-256.
     """
-    found = []
-    for name, wanted in zip(source.files, source.sha256, strict=True):
-        kind = FOLDERS[source.loader]
-        places = [
-            folder_paths.get_full_path(kind, name),
-            *(folder / part for folder in further for part in (name, Path(name).name)),
-        ]
-        here = [Path(place) for place in places if place is not None and Path(place).is_file()]
-        if not here:
-            where = ", ".join([*folder_paths.get_folder_paths(kind), *map(str, further)])
-            raise InputError(
-                f"the job's {what} is {name}, which is not here; put it into one of {where}, or name its folder "
-                "with --models"
-            )
-        # ComfyUI's folder may hold another file of this name, for which --models names the right one.
-        path = next((one for one in here if sha256_of(one) == wanted), None)
-        if path is None:
-            path = here[0]
-            raise InputError(
-                f"{path} is another file than the job's {what}: its SHA-256 is {sha256_of(path)} and not {wanted}; "
-                "fetch the one that the job was exported with"
-            )
-        found.append(path)
+    return [
+        _find_file(FOLDERS[source.loader], name, sha256, role, further)
+        for name, sha256 in zip(source.files, source.sha256, strict=True)
+    ]
+
+
+def _find_file(kind: str, name: str, sha256: str, role: str, further: Sequence[Path]) -> Path:
+    candidates = [
+        folder_paths.get_full_path(kind, name),
+        *(folder / part for folder in further for part in (name, Path(name).name)),
+    ]
+    paths = [Path(path) for path in candidates if path is not None and Path(path).is_file()]
+    if not paths:
+        folders = ", ".join([*folder_paths.get_folder_paths(kind), *map(str, further)])
+        raise InputError(
+            f"the job's {role} is {name}, which is not here; put it into one of {folders}, or name its folder "
+            "with --models"
+        )
+    # ComfyUI's folder may hold another file of this name while --models names the right one.
+    found = next((path for path in paths if sha256_of(path) == sha256), None)
+    if found is None:
+        raise InputError(
+            f"{paths[0]} is another file than the job's {role}: its SHA-256 is {sha256_of(paths[0])} and not "
+            f"{sha256}; use the file that the job was exported with"
+        )
     return found
 
 
-def load(source: Source, paths: list[Path], what: str):
-    """The MODEL (a patcher), CLIP or VAE of a source. what: "model", "clip" or "vae"."""
-    first, words = str(paths[0]), folder_paths.get_folder_paths("embeddings")
+def load_source(source: Source, paths: Sequence[Path], role: str) -> Any:
+    """The MODEL, CLIP or VAE of a source, loaded from `paths` by ComfyUI's own loader."""
+    first, embeddings = str(paths[0]), folder_paths.get_folder_paths("embeddings")
     options = {} if source.dtype is None else {"dtype": getattr(torch, source.dtype)}
     if source.loader == "checkpoint":
-        place = ("model", "clip", "vae").index(what)
-        made = comfy.sd.load_checkpoint_guess_config(
+        index = ("model", "clip", "vae").index(role)
+        loaded = comfy.sd.load_checkpoint_guess_config(
             first,
-            output_vae=what == "vae",
-            output_clip=what == "clip",
-            output_model=what == "model",
-            embedding_directory=words,
-            model_options=options if what != "clip" else {},
-            te_model_options=options if what == "clip" else {},
-        )[place]
+            output_vae=role == "vae",
+            output_clip=role == "clip",
+            output_model=role == "model",
+            embedding_directory=embeddings,
+            model_options=options if role != "clip" else {},
+            te_model_options=options if role == "clip" else {},
+        )[index]
     elif source.loader == "diffusion model":
-        made = comfy.sd.load_diffusion_model(first, model_options=options)
+        loaded = comfy.sd.load_diffusion_model(first, model_options=options)
     elif source.loader == "text encoders":
         kind = getattr(comfy.sd.CLIPType, source.kind or "STABLE_DIFFUSION", None)
         if kind is None:
             raise InputError(
-                f"the job's {what} is of the kind {source.kind}, which this ComfyUI does not know; use the version "
+                f"the job's {role} is of the kind {source.kind}, which this ComfyUI does not know; use the version "
                 "that exported the job"
             )
-        made = comfy.sd.load_clip(
-            list(map(str, paths)), embedding_directory=words, clip_type=kind, model_options=options
+        loaded = comfy.sd.load_clip(
+            list(map(str, paths)), embedding_directory=embeddings, clip_type=kind, model_options=options
         )
     else:
         tensors, metadata = comfy.utils.load_torch_file(first, return_metadata=True)
-        made = comfy.sd.VAE(sd=tensors, metadata=metadata)
-    if made is None:
+        loaded = comfy.sd.VAE(sd=tensors, metadata=metadata)
+    if loaded is None:
         raise InputError(
-            f"{paths[0].name} holds no {what} that this ComfyUI can load; use the version that exported the job"
+            f"{paths[0].name} holds no {role} that this ComfyUI can load; use the version that exported the job"
         )
-    return made
+    return loaded

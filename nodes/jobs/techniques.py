@@ -1,4 +1,7 @@
-"""What a job has to know of each technique: its request, what it needs, and the file it ends in."""
+"""What the job folder and `command.py` need of each technique, in one table: `TECHNIQUES`.
+
+To let a new technique be exported, add a `JobTechnique` to the table and an export node to `node.py`.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +32,15 @@ File = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
 
 @dataclass(frozen=True)
 class JobTechnique:
-    """One technique.
+    """One technique. The checks raise `InputError`.
 
-    request: the class of its request. technique: makes the technique that is trained.
-    needs_text_encoder: the job's settings -> whether the training needs the text encoder.
-    check_request: raises `InputError` for a request that the job's dataset cannot serve.
-    check_model: raises `InputError` for a request that the loaded model cannot serve.
-    check_result: raises `InputError` for a [result] that cannot be written.
-    save: (folder, step, what is learned, run, graph) writes a file during the training.
+    request: the class of its request, made from [settings] of job.toml.
+    technique: (request, models, dataset) -> the `Technique` that is trained.
+    needs_text_encoder: [settings] -> whether the training needs the text encoder.
+    check_request: whether the job's dataset can serve the request; called before the models are loaded.
+    check_model: whether the loaded model can serve the request.
+    check_result: whether the file can be written as [result] of job.toml says.
+    save_file: (folder, step, what is learned, run, graph) writes a file during the training.
     result_file: (what was learned, run, name, [result], graph) -> the file that the save node would write.
     """
 
@@ -46,7 +50,7 @@ class JobTechnique:
     check_request: Callable[[Any, EncodedDataset], None]
     check_model: Callable[[Any, Models], None]
     check_result: Callable[[Mapping[str, Any]], None]
-    save: Callable[[Path, int, dict[str, Tensor], Run, tuple], None]
+    save_file: Callable[[Path, int, dict[str, Tensor], Run, tuple], None]
     result_file: Callable[[dict[str, Tensor], Run, str, Mapping[str, Any], tuple], File]
 
 
@@ -81,7 +85,7 @@ def _check_word_captions(request: InversionRequest, dataset: EncodedDataset) -> 
 
 
 def _check_no_model(request: InversionRequest, models: Models) -> None:
-    """A word is learned on any model that has a CLIP."""
+    """A word can be learned with any model that has a CLIP, and the technique's constructor checks that one."""
 
 
 def _check_word_result(result: Mapping[str, Any]) -> None:
@@ -94,36 +98,36 @@ def _word_file(word: dict[str, Tensor], run: Run, name: str, result: Mapping[str
 
 TECHNIQUES = {
     LoraTechnique.name: JobTechnique(
-        LoraRequest,
-        LoraTechnique,
-        lambda settings: bool(settings.get("train_text_encoder")),
-        _check_lora_prompts,
-        _check_lora_targets,
-        _check_lora_result,
-        lora_files.save_on_the_way,
-        _lora_file,
+        request=LoraRequest,
+        technique=LoraTechnique,
+        needs_text_encoder=lambda settings: bool(settings.get("train_text_encoder")),
+        check_request=_check_lora_prompts,
+        check_model=_check_lora_targets,
+        check_result=_check_lora_result,
+        save_file=lora_files.save_on_the_way,
+        result_file=_lora_file,
     ),
     TextualInversionTechnique.name: JobTechnique(
-        InversionRequest,
-        TextualInversionTechnique,
-        lambda settings: True,
-        _check_word_captions,
-        _check_no_model,
-        _check_word_result,
-        word_files.save_on_the_way,
-        _word_file,
+        request=InversionRequest,
+        technique=TextualInversionTechnique,
+        needs_text_encoder=lambda settings: True,
+        check_request=_check_word_captions,
+        check_model=_check_no_model,
+        check_result=_check_word_result,
+        save_file=word_files.save_on_the_way,
+        result_file=_word_file,
     ),
 }
 
 
 def job_technique(name: str) -> JobTechnique:
-    """Raises `InputError` for a technique that this version does not know."""
+    """The technique of a job by its name. Raises `InputError` for a name that is not in `TECHNIQUES`."""
     if name not in TECHNIQUES:
         raise InputError(f"the job's technique is {name!r}; this Bespoke knows {', '.join(TECHNIQUES)}")
     return TECHNIQUES[name]
 
 
 def needed_models(technique: str, settings: Mapping[str, Any]) -> list[str]:
-    """Which of "model", "clip" and "vae" a training needs besides its dataset."""
+    """The roles of the models that a training needs besides its dataset: of "model", "clip" and "vae"."""
     text = job_technique(technique).needs_text_encoder(settings)
     return ["model", *(["clip"] if text else []), *(["vae"] if settings.get("sample_every") else [])]

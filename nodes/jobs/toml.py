@@ -1,4 +1,4 @@
-"""A job's settings as TOML: tables of one level, one value a line, each written as JSON writes it and TOML reads it."""
+"""Writes and reads job.toml: tables of one level with one value a line, in a notation that is TOML and JSON alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Tables = dict[str, dict[str, Any]]
 
 
 def write_toml(tables: Mapping[str, Mapping[str, Any]], comment: str = "") -> str:
-    """Tables of numbers, texts, booleans and lists of those; what is None is left out."""
+    """The text of a file. Values are numbers, texts, booleans and lists of those; None is left out.
+
+    Raises `ValueError` for a float that is not finite.
+    """
     lines = [f"# {line}".rstrip() for line in comment.splitlines()]
     for name, values in tables.items():
         lines += ["", f"[{name}]"]
@@ -27,14 +30,15 @@ def write_toml(tables: Mapping[str, Mapping[str, Any]], comment: str = "") -> st
 def _value(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} cannot be written")
-    # TOML knows JSON's escapes but no surrogate pairs, and wants DEL escaped, which JSON does not mind.
+    # TOML has JSON's escapes without surrogate pairs, so other characters stay as they are; DEL must be escaped.
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def read_toml(text: str) -> Tables:
-    """The tables of a file. Raises `ValueError` for what is no TOML.
+    """The tables of a file. Raises `ValueError` for a text that is not TOML or has values outside of a table.
 
-    Python 3.10 has no reader of TOML: there a file must be as `write_toml` leaves it, comments on lines of their own.
+    Python 3.10 has no TOML reader. There a file must have the form that `write_toml` gives it, with comments on lines
+    of their own.
     """
     tables = _read_lines(text) if tomllib is None else tomllib.loads(text)
     if not all(isinstance(table, dict) for table in tables.values()):
@@ -45,7 +49,7 @@ def read_toml(text: str) -> Tables:
 def _read_lines(text: str) -> Tables:
     tables: Tables = {}
     table = None
-    for number, line in enumerate(text.split("\n"), 1):  # other ends of lines may stand in a text
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): a value may contain other line separators
         line = line.strip()
         if not line or line.startswith("#"):
             continue

@@ -1,6 +1,6 @@
-"""The display and the store of a job's runs: a progress bar, a log of JSON lines, and the folder of each run.
+"""The `Display` and `Store` of a job (see `bridge.runs.context`): progress bar, log.jsonl, and the folder of each run.
 
-Only the first process shows and writes anything; the others are given what it read.
+Only process 0 shows, reads and writes; the others receive what it read.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ LOG = "log.jsonl"
 
 
 class Log:
-    """JSON lines at the end of a file: one event a line, with its time in seconds since 1970."""
+    """Appends events to a file: one JSON object a line, with "time" in seconds since 1970 and "event"."""
 
     def __init__(self, path: Path | None):
-        """path: the file; None writes nothing."""
+        """path: the file, or None to write nothing."""
         self.path = path
 
     def write(self, event: str, **values: Any) -> None:
@@ -40,7 +40,7 @@ class Log:
 
 
 class JobDisplay:
-    """The display of one run in a terminal: the events of the node's panel go into the log, the steps to a bar too."""
+    """Shows one run in a terminal. All events go into the log; steps and validations also to a progress bar."""
 
     node_id: str | None = None  # a job has no graph
 
@@ -78,9 +78,10 @@ class JobDisplay:
 
 
 class SharedStore:
-    """A run's folder as several processes see it: the first reads and writes, and broadcasts what it read.
+    """A run's folder for several processes: process 0 reads and writes, and broadcasts what it read.
 
-    All processes must call `state` and `record` together.
+    All processes must call `state` and `record` together. The other methods do nothing in processes other than 0;
+    `save_sample` is called by process 0 only, which alone draws samples.
     """
 
     def __init__(self, own: RunStore, world: World):
@@ -111,7 +112,7 @@ class SharedStore:
             self._own.save_record(run)
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
-        return self._own.save_sample(step, picture)  # called by the first process alone, as only that one draws
+        return self._own.save_sample(step, picture)
 
     def set_aside(self) -> None:
         if self._writes:
@@ -119,6 +120,6 @@ class SharedStore:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file in memory, which its library reads from files alone."""
+    """The metadata of a safetensors file in memory. The library reads metadata from files only."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length])["__metadata__"]

@@ -1,8 +1,6 @@
-"""What other nodes changed on a MODEL or CLIP before the trainer: as tensors and plain JSON, and back on another
-machine.
+"""What other nodes changed on a MODEL or CLIP before the trainer, as tensors and JSON, and applied again elsewhere.
 
-What cannot be carried is refused with the reason: a job that trained on something else than the graph shows would be
-worse than none.
+A change that cannot be exported is refused with the reason: the job would train on another model than the graph shows.
 """
 
 from __future__ import annotations
@@ -13,99 +11,104 @@ from typing import Any
 import comfy.model_sampling
 import comfy.weight_adapter
 import torch
+from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 
 from ...training.errors import InputError
 
 SAMPLING = "model_sampling"
-_ADAPTERS = {kind.__name__: kind for kind in comfy.weight_adapter.adapters}
-_ELSEWHERE = {
-    "injections": "a path beside its weights (such as Bespoke Inject LoRA's mode bypass; mode merge can be carried)",
+_ADAPTERS: dict[str, type[Any]] = {kind.__name__: kind for kind in comfy.weight_adapter.adapters}
+# Attributes of a patcher that hold code of another node, and what the error calls them.
+_NOT_EXPORTABLE = {
+    "injections": "a path beside its weights (such as Bespoke Inject LoRA's mode bypass; mode merge can be exported)",
     "wrappers": "a wrapper of another node",
     "callbacks": "a callback of another node",
     "hook_patches": "hooks of another node",
-    "additional_models": "a further model that another node hung on it",
+    "additional_models": "a further model of another node",
     "weight_wrapper_patches": "a weight wrapper of another node",
     "attachments": "an attachment of another node",
 }
 
 
-def carry(patcher, what: str, drawn: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """(plan, tensors) of what was changed. what: the input's name, for errors. drawn: whether samples are drawn with
-    it.
+def export_changes(patcher: Any, role: str, for_samples: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(changes, tensors): what was changed on a patcher, as JSON that refers to the tensors by name.
 
-    The plan is plain JSON that names the tensors. Raises `InputError` for what is neither numbers nor a tensor.
+    role: "model", "clip" or "vae". for_samples: whether sample images are drawn with the patcher. Raises `InputError`
+    for a change that is neither JSON nor a tensor, nor an adapter or noise schedule of ComfyUI.
     """
-    for attribute, name in _ELSEWHERE.items():
-        if _holds_something(getattr(patcher, attribute, None)):
-            raise InputError(f"the {what} on the wire carries {name}, which cannot go into a job; take that node off")
+    for attribute, name in _NOT_EXPORTABLE.items():
+        if _is_set(getattr(patcher, attribute, None)):
+            raise InputError(f"the {role} on the wire carries {name}, which cannot go into a job; take that node off")
     options = dict(patcher.model_options)
-    inner = options.pop("transformer_options", {})
-    if drawn and options:
+    transformer_options = options.pop("transformer_options", {})
+    if for_samples and options:
         raise InputError(
-            f"the {what} on the wire carries {', '.join(sorted(options))} for its sampler, which cannot go into a job "
+            f"the {role} on the wire carries {', '.join(sorted(options))} for its sampler, which cannot go into a job "
             "and would be missing in the sample images; take that node off, or set sample_every to 0"
         )
     tensors: dict[str, Tensor] = {}
-    pack = _Pack(what, tensors)
-    plan = {
-        "patches": [[key, [pack(patch) for patch in patches]] for key, patches in patcher.patches.items()],
-        "objects": {name: _object(name, value, pack) for name, value in patcher.object_patches.items()},
-        "options": {name: pack(value) for name, value in inner.items() if _holds_something(value)},
+    encode = _Encoder(role, tensors)
+    changes = {
+        "patches": [[key, [encode(patch) for patch in patches]] for key, patches in patcher.patches.items()],
+        "objects": {name: _encode_object(name, value, encode) for name, value in patcher.object_patches.items()},
+        "options": {name: encode(value) for name, value in transformer_options.items() if _is_set(value)},
     }
-    return plan, tensors
+    return changes, tensors
 
 
-def put_back(patcher, plan: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str):
-    """A clone of a freshly loaded patcher with what `carry` took. Raises `InputError` where this ComfyUI lacks a class
-    of it."""
+def apply_changes(patcher: Any, changes: Mapping[str, Any], tensors: Mapping[str, Tensor], role: str) -> Any:
+    """A clone of a freshly loaded patcher, changed as `export_changes` recorded it.
+
+    Raises `InputError` where this ComfyUI has no class of a recorded name, or the model no weight of one.
+    """
     try:
-        return _put_back(patcher, plan, tensors, what)
+        return _apply(patcher, changes, tensors, role)
     except (AttributeError, KeyError) as error:
         raise InputError(
-            f"this ComfyUI cannot make what the job changes on the {what} ({error}); use the version that exported "
+            f"this ComfyUI cannot make what the job changes on the {role} ({error}); use the version that exported "
             "the job"
         ) from error
 
 
-def _put_back(patcher, plan: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str):
+def _apply(patcher: Any, changes: Mapping[str, Any], tensors: Mapping[str, Tensor], role: str) -> Any:
     out = patcher.clone()
-    for key, patches in plan["patches"]:
+    for key, patches in changes["patches"]:
         for patch in patches:
-            strength, value, strength_model, offset, _ = _unpack(patch, tensors)
+            strength, value, strength_model, offset, _ = _decode(patch, tensors)
             if not out.add_patches({key if offset is None else (key, offset): value}, strength, strength_model):
                 raise InputError(
-                    f"the {what} that was loaded has no {key}, which the job changes; export the job again"
+                    f"the {role} that was loaded has no {key}, which the job changes; export the job again"
                 )
-    for name, value in plan["objects"].items():
+    for name, value in changes["objects"].items():
         out.add_object_patch(
-            name, _sampling(value, tensors) if "classes" in value else _unpack(value["value"], tensors)
+            name, _decode_sampling(value, tensors) if "classes" in value else _decode(value["value"], tensors)
         )
         if name == "manual_cast_dtype":
             out.force_cast_weights = True
     out.model_options["transformer_options"] |= {
-        name: _unpack(value, tensors) for name, value in plan["options"].items()
+        name: _decode(value, tensors) for name, value in changes["options"].items()
     }
     return out
 
 
-def _holds_something(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
+    """Whether a value is, or contains at any depth, something else than None."""
     if isinstance(value, Mapping):
-        return any(map(_holds_something, value.values()))
+        return any(map(_is_set, value.values()))
     if isinstance(value, (list, tuple)):
-        return any(map(_holds_something, value))
+        return any(map(_is_set, value))
     return value is not None
 
 
-class _Pack:
-    """Turns a value into JSON, tensors into names under which they are put aside."""
+class _Encoder:
+    """Encodes values as JSON. Tensors are added to `tensors`; the JSON has their names."""
 
-    def __init__(self, what: str, tensors: dict[str, Tensor]):
-        self.what, self.tensors = what, tensors
+    def __init__(self, role: str, tensors: dict[str, Tensor]) -> None:
+        self.role, self.tensors = role, tensors
 
     def __call__(self, value: Any) -> Any:
         if type(value) in (Tensor, torch.nn.Parameter):
-            name = f"{self.what}/{len(self.tensors)}"
+            name = f"{self.role}/{len(self.tensors)}"
             self.tensors[name] = value.detach().to("cpu", copy=True).contiguous()
             return {"tensor": name}
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -116,61 +119,66 @@ class _Pack:
             return {type(value).__name__: [self(item) for item in value]}
         if isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return {"dict": {key: self(item) for key, item in value.items()}}
-        if _ADAPTERS.get(type(value).__name__) is type(value):
+        if isinstance(value, WeightAdapterBase) and _ADAPTERS.get(type(value).__name__) is type(value):
             return {"adapter": type(value).__name__, "keys": sorted(value.loaded_keys), "weights": self(value.weights)}
         raise InputError(
-            f"the {self.what} on the wire carries a {type(value).__name__} of another node, which cannot go into a "
+            f"the {self.role} on the wire carries a {type(value).__name__} of another node, which cannot go into a "
             "job; take that node off"
         )
 
 
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value that `_Encoder` encoded."""
     if not isinstance(value, dict):
         return value
     if "adapter" in value:
-        return _ADAPTERS[value["adapter"]](set(value["keys"]), _unpack(value["weights"], tensors))
+        return _ADAPTERS[value["adapter"]](set(value["keys"]), _decode(value["weights"], tensors))
     ((kind, inner),) = value.items()
     if kind == "tensor":
         return tensors[inner]
     if kind == "dtype":
         return getattr(torch, inner)
     if kind == "dict":
-        return {key: _unpack(item, tensors) for key, item in inner.items()}
-    return {"list": list, "tuple": tuple}[kind](_unpack(item, tensors) for item in inner)
+        return {key: _decode(item, tensors) for key, item in inner.items()}
+    return {"list": list, "tuple": tuple}[kind](_decode(item, tensors) for item in inner)
 
 
-def _object(name: str, value: Any, pack: _Pack) -> dict[str, Any]:
-    """An object that a node put in another's place: a noise schedule by classes and numbers, else a plain value."""
+def _encode_object(name: str, value: Any, encode: _Encoder) -> dict[str, Any]:
+    """An object patch: a noise schedule as its classes, settings and buffers; any other as a plain value."""
     if name != SAMPLING:
-        return {"value": pack(value)}
+        return {"value": encode(value)}
     settings = {key: item for key, item in vars(value).items() if not key.startswith("_") and key != "training"}
     return {
-        "classes": _classes(type(value)),
-        "settings": {key: pack(item) for key, item in settings.items()},
-        "buffers": {key: pack(buffer) for key, buffer in value.named_buffers()},
+        "classes": _sampling_classes(type(value)),
+        "settings": {key: encode(item) for key, item in settings.items()},
+        "buffers": {key: encode(buffer) for key, buffer in value.named_buffers()},
     }
 
 
-def _classes(kind: type) -> list[str]:
-    """ComfyUI's classes that a noise schedule is made of. Nodes join them in a class of their own that adds nothing."""
+def _sampling_classes(kind: type) -> list[str]:
+    """The classes of `comfy.model_sampling` that a noise schedule is derived from.
+
+    Nodes join them in a class of their own. One that adds something of its own is refused with `InputError`.
+    """
     if getattr(comfy.model_sampling, kind.__name__, None) is kind:
         return [kind.__name__]
-    adds = {name for name in vars(kind) if not (name.startswith("__") and name.endswith("__"))}
-    if adds or "__init__" in vars(kind) or kind in (object, torch.nn.Module):
+    own = {name for name in vars(kind) if not (name.startswith("__") and name.endswith("__"))}
+    if own or "__init__" in vars(kind) or kind in (object, torch.nn.Module):
         raise InputError(
             f"the model on the wire has the noise schedule {kind.__name__} of another node, which cannot go into a "
             "job; take that node off"
         )
-    return [name for base in kind.__bases__ for name in _classes(base)]
+    return [name for base in kind.__bases__ for name in _sampling_classes(base)]
 
 
-def _sampling(plan: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> torch.nn.Module:
-    bases = tuple(getattr(comfy.model_sampling, name) for name in plan["classes"])
+def _decode_sampling(encoded: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> torch.nn.Module:
+    bases = tuple(getattr(comfy.model_sampling, name) for name in encoded["classes"])
     kind = type("ModelSampling", bases, {})
     made = kind.__new__(kind)
-    torch.nn.Module.__init__(made)  # not the classes' own, which compute what is read from the job
-    for name, value in plan["settings"].items():
-        setattr(made, name, _unpack(value, tensors))
-    for name, buffer in plan["buffers"].items():
-        made.register_buffer(name, _unpack(buffer, tensors))
+    # The classes' own __init__ would compute what is read from the job.
+    torch.nn.Module.__init__(made)
+    for name, value in encoded["settings"].items():
+        setattr(made, name, _decode(value, tensors))
+    for name, buffer in encoded["buffers"].items():
+        made.register_buffer(name, _decode(buffer, tensors))
     return made

@@ -1,4 +1,7 @@
-"""One process's part in a job: load the models, train, and in the first process write the result."""
+"""What `command.py` does in each process: read and check the job, load the models, train, write the result.
+
+Process 0 alone writes files. An `InputError` in one process is raised in all of them.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +21,17 @@ from ...training.record import Run
 from ..bridge.files import writing
 from ..bridge.runs.context import RunContext
 from ..bridge.runs.store import RunStore
-from ..bridge.trainer import Models
-from ..bridge.trainer import train as train_technique
+from ..bridge.trainer import Models, train
 from ..bridge.training_model.denoiser import ComfyDenoiser
 from .checks import check_job, request_of
-from .job import Job, read_job, restored
-from .lock import hold
+from .job import Job, read_job
+from .lock import lock_folder
 from .sharding import shard_base
-from .source import find, load
+from .source import find_files, load_source
 from .techniques import job_technique, needed_models
 from .watch import LOG, JobDisplay, Log, SharedStore
 
-FINISH_FILE = "finish"  # made by hand in the job's folder, it ends the training early and its result is kept
+FINISH_FILE = "finish"  # a file of this name in the job's folder ends the training early; the result is written
 T = TypeVar("T")
 
 
@@ -39,11 +41,11 @@ def _continue() -> StopRequest:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was told.
+    """The options of the command for this process.
 
     models: further folders of model files. anew: set an earlier state aside. shard: the device to compute on with the
-    base spread over the processes; None gives each process a whole base. stop_request: what this process requests
-    after a step, besides the file `finish` in the job's folder. device_type: what it computes on.
+    base sharded over the processes; None gives each process a whole base. stop_request: what this process requests
+    after a step, besides the file `finish` in the job's folder. device_type: "cpu", "cuda", ...
     """
 
     models: Sequence[Path] = ()
@@ -53,11 +55,14 @@ class Options:
     device_type: str = "cpu"
 
 
-def in_every_process(world: World, function: Callable[[], T]) -> T:
-    """`function()`; where it raises `InputError` in one process, all raise it: none waits for one that has ended."""
-    out, message = None, ""
+def run_in_every_process(world: World, function: Callable[[], T]) -> T:
+    """The result of `function()`. All processes must call this together.
+
+    Where `function` raises `InputError` in any process, all raise it: none waits for a process that has ended.
+    """
+    results, message = list[T](), ""
     try:
-        out = function()
+        results.append(function())
     except InputError as error:
         message = str(error)
     messages = world.all_gather_texts(message)
@@ -65,12 +70,12 @@ def in_every_process(world: World, function: Callable[[], T]) -> T:
         if world.size == 1:
             raise InputError(message)
         raise InputError("; ".join(f"process {rank}: {text}" for rank, text in enumerate(messages) if text))
-    return out
+    return results[0]
 
 
-def take_job(world: World, folder: Path) -> Job:
-    """The job, read by every process. Raises `InputError` in all of them where they do not have the same one."""
-    job = in_every_process(world, lambda: read_job(folder))
+def read_same_job(world: World, folder: Path) -> Job:
+    """The job, read by every process. Raises `InputError` in all of them where their jobs differ."""
+    job = run_in_every_process(world, lambda: read_job(folder))
     digests = world.all_gather_texts(job.digest)
     others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if others:
@@ -81,53 +86,54 @@ def take_job(world: World, folder: Path) -> Job:
     return job
 
 
-def prepared(job: Job, world: World, options: Options) -> tuple[Any, Models]:
-    """(request, models). Raises `InputError` in every process where one of them lacks something."""
+def prepare(job: Job, world: World, options: Options) -> tuple[Any, Models]:
+    """(the technique's request, the loaded models). Raises `InputError` in every process where any of them fails."""
     kinds = world.all_gather_texts(options.device_type + (" and --shard" if options.shard is not None else ""))
     others = [f"process {rank} with {text}" for rank, text in enumerate(kinds) if text != kinds[0]]
-    if others:  # a process that sends elsewhere, or calls the model alone, would wait for nobody
+    if others:  # their collectives would not match, and all would wait until the timeout
         raise InputError(
             f"the processes disagree on how to compute: process 0 with {kinds[0]}, {', '.join(others)}; give every "
             "machine the same command, and see that PyTorch finds the GPUs of each"
         )
-    request = in_every_process(world, lambda: request_of(job))
-    in_every_process(world, lambda: check_job(job, request, world.size, options.shard is not None))
-    models = in_every_process(world, lambda: load_models(job, options))
-    in_every_process(world, lambda: job_technique(job.technique).check_model(request, models))
+    request = run_in_every_process(world, lambda: request_of(job))
+    run_in_every_process(world, lambda: check_job(job, request, world.size, options.shard is not None))
+    models = run_in_every_process(world, lambda: load_models(job, options))
+    run_in_every_process(world, lambda: job_technique(job.technique).check_model(request, models))
     return request, models
 
 
 def load_models(job: Job, options: Options) -> Models:
-    """The models that the job needs: files found, hashes compared, loaded, and changed as they were on the wire."""
-    out = {}
-    for what in needed_models(job.technique, job.settings):
-        if what not in job.sources:
+    """Find, verify and load the models that the job needs, and apply the changes that other nodes had made on them."""
+    loaded: dict[str, Any] = {}
+    for role in needed_models(job.technique, job.settings):
+        if role not in job.sources:
             raise InputError(
-                f"these settings need the {what}, which was not exported with the job; export it again with "
+                f"these settings need the {role}, which was not exported with the job; export it again with "
                 "train_text_encoder or sample_every as you want them"
             )
-        source = job.sources[what]
-        paths = find(source, what, options.models)
-        with torch.inference_mode():  # as ComfyUI's own loader nodes: weights that no gradient is ever computed of
-            made = load(source, paths, what)
-            if what == "model" and options.shard is not None:
-                made.load_device = made.offload_device  # the whole of it never lies on the device
-            out[what] = restored(job, what, made)
-    return Models(**out)
+        source = job.sources[role]
+        paths = find_files(source, role, options.models)
+        with torch.inference_mode():  # as ComfyUI's loader nodes do: the base weights never get a gradient
+            made = load_source(source, paths, role)
+            if role == "model" and options.shard is not None:
+                made.load_device = made.offload_device  # it is sharded from there, and never whole on the device
+            loaded[role] = job.apply_changes(role, made)
+    return Models(**loaded)
 
 
-def train(job: Job, world: World, options: Options, request: Any, models: Models) -> Path | None:
-    """Train the job to its end; gives the result's file in the first process, None in the others."""
-    first = world.rank == 0
-    held = in_every_process(world, lambda: hold(job.folder) if first else None)
-    with held or contextlib.nullcontext():
-        kind = job_technique(job.technique)
+def train_job(job: Job, world: World, options: Options, request: Any, models: Models) -> Path | None:
+    """Train the job to its end. Returns the path of the result in process 0, None in the others.
+
+    request, models: as `prepare` returns them.
+    """
+    writes = world.rank == 0
+    lock = run_in_every_process(world, lambda: lock_folder(job.folder) if writes else None)
+    with lock or contextlib.nullcontext():
         dataset = job.dataset(request.train)
-        technique = kind.technique(request, models, dataset)
-        log = Log(job.folder / LOG if first else None)
-        context = _JobContext(job, world, options, log)
-        result = train_technique(technique, models, dataset, context.run_context())
-        if not first:
+        technique = job_technique(job.technique).technique(request, models, dataset)
+        log = Log(job.folder / LOG if writes else None)
+        result = train(technique, models, dataset, _JobContext(job, world, options, log).run_context())
+        if not writes:
             return None
         path = write_result(job, result.learned, result.run)
         report = technique.describe(result.run, result.learned)
@@ -138,7 +144,7 @@ def train(job: Job, world: World, options: Options, request: Any, models: Models
 
 @dataclass(frozen=True)
 class _JobContext:
-    """Where a job's training reads and writes: everything in the job's folder, by the first process."""
+    """Makes the `RunContext` of a job: all is written into the job's folder, by process 0."""
 
     job: Job
     world: World
@@ -172,17 +178,17 @@ class _JobContext:
 
     def prepare_model(self, denoiser: ComfyDenoiser) -> None:
         if self.options.shard is not None:
-            whole, held = shard_base(denoiser, self.options.shard)
-            self.log.write("sharded", base_bytes=whole, held_bytes=held)
+            base_bytes, held_bytes = shard_base(denoiser, self.options.shard)
+            self.log.write("sharded", base_bytes=base_bytes, held_bytes=held_bytes)
 
     def save(self, step: int, learned: dict[str, Tensor], run: Run) -> None:
         if self.world.rank == 0:
-            save = job_technique(self.job.technique).save
-            save(self.job.folder / "saves", step, learned, run, self.job.graph)
+            save_file = job_technique(self.job.technique).save_file
+            save_file(self.job.folder / "saves", step, learned, run, self.job.graph)
 
 
 def write_result(job: Job, learned: dict[str, Tensor], run: Run) -> Path:
-    """Write the file that the save node would have written, into the job's folder; never over one that is there."""
+    """Write into the job's folder the file that the save node would write. An existing file is never overwritten."""
     name, folder = str(job.result.get("name") or job.folder.name), job.folder / "result"
     tensors, metadata = job_technique(job.technique).result_file(learned, run, name, job.result, job.graph)
     folder.mkdir(parents=True, exist_ok=True)

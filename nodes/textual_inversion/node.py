@@ -1,4 +1,4 @@
-"""Textual inversion: learn a word, save it."""
+"""The nodes of textual inversion: train, save, apply and inspect a word."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from .technique import TextualInversionTechnique, encode_dataset
 from .templates import TEMPLATES
 
 NONE = "none"
-PATIENCE = 5  # scorings, a quarter of the run, without a new lowest held-out loss
+PATIENCE = 5  # validations, a quarter of the run, without a new lowest validation loss end it; see `TrainConfig`
 
 
 def trainer_inputs() -> list[io.Input]:
-    """What a textual inversion is asked for, by the trainer and by the node that exports a job."""
+    """The inputs of the trainer node and of the node that exports a job."""
     return [
         io.Model.Input("model", tooltip="The diffusion model that judges the word. It stays frozen."),
         io.Clip.Input(
@@ -105,9 +105,9 @@ def trainer_inputs() -> list[io.Input]:
 
 
 def request_from_inputs(values: Mapping[str, Any]) -> InversionRequest:
-    """The request out of a node's inputs; those that are missing have the request's own defaults."""
+    """The request of a node's inputs. Inputs that are missing have the defaults of `InversionRequest`."""
     own = {f.name: values[f.name] for f in fields(InversionRequest) if f.name in values}
-    return InversionRequest(config_of(values | {"patience": PATIENCE}), **own)
+    return InversionRequest(config_of({**values, "patience": PATIENCE}), **own)
 
 
 class TrainTextualInversion(io.ComfyNode):

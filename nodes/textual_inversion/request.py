@@ -1,4 +1,4 @@
-"""What `BespokeTrainTextualInversion` is asked to do."""
+"""The settings of `BespokeTrainTextualInversion`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from .templates import TEMPLATES
 
 @dataclass(frozen=True)
 class InversionRequest:
-    """What `BespokeTrainTextualInversion` is asked for.
+    """The settings of a textual inversion; see `trainer.TrainingRequest`.
 
-    norm_limit: how many times the vocabulary's median length a vector may have; 0 is no limit. sample_prompt: `{word}`
-    in it is the pseudo-word; empty takes "a photo of {word}".
+    name: of the word, as in embedding:NAME. init_text: the words whose vectors the training starts from. vectors: how
+    many tokens the word has. norm_limit: the largest norm of a vector, in units of the vocabulary's median norm; 0 is
+    no limit. sample_prompt: `{word}` in it stands for the word; empty takes "a photo of {word}". Raises `InputError`
+    for values out of range.
     """
 
     train: TrainConfig
@@ -42,6 +44,6 @@ class InversionRequest:
             check_choice(name, value, choices)
 
     def settings(self) -> dict[str, Any]:
-        """The request by widget name."""
+        """{widget name: value} of all settings but `resume`."""
         own = {k: v for k, v in asdict(self).items() if k not in ("train", "resume")}
         return asdict(self.train) | own

@@ -37,7 +37,10 @@ from .templates import WORD, check_captions, prompt_for
 
 
 def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) -> EncodedDataset:
-    """Encode the pictures. Raises `InputError`, before that, for models or captions that cannot be used."""
+    """Encode the pictures. The text encoder takes part in each step, so prompts are not encoded.
+
+    Raises `InputError`, before anything is encoded, for models or captions that cannot be used.
+    """
     model, clip, vae = models.model, models.clip, models.vae
     check_not_gguf(model)
     check_trainable(model.model)
@@ -100,7 +103,7 @@ class TextualInversionTechnique:
         return (models.model, models.clip.patcher, *([models.vae.patcher] if models.vae is not None else []))
 
     def prepare(self, denoiser: ComfyDenoiser, text: TrainableTextEncoder | None) -> None:
-        assert text is not None
+        assert text is not None  # as needs_text_encoder is True
         self._denoiser, self._text = denoiser, text
 
     def layer_names(self) -> Mapping[str, Any]:
@@ -163,8 +166,8 @@ class TextualInversionTechnique:
             f"{cost.kept / 2**20:.0f} MB beside the models"
         )
 
-    def describe(self, run: Run, embedding: Mapping[str, Tensor]) -> str:
-        """What was learned, in words: size, loss, how far the word moved and what it is near to."""
+    def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
+        """The report: size, loss, how far each vector moved from its start, and the words that it is near to."""
         losses, request = run.losses, self.request
         config = request.train
         first, last = run.quarters()
@@ -176,7 +179,7 @@ class TextualInversionTechnique:
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
         lines += describe_held_out(run, config)
-        for key, vectors in embedding.items():
+        for key, vectors in learned.items():
             tokenizer, table = self.encoders[key][0], self.vocabularies[key]
             moved = (vectors - self.start[key]).norm(dim=-1).mean()
             lines.append(

@@ -51,16 +51,16 @@ def check_captions(items: Sequence[TrainingImage]) -> None:
         )
 
 
-def prompt_for(template: str, caption: str, word: str, seed: int, micro: int, place: int) -> str:
+def prompt_for(template: str, caption: str, word: str, seed: int | str, number: int, position: int) -> str:
     """The prompt of one sample.
 
-    template: one of `TEMPLATES`. A sentence is drawn by seed, micro-batch and place in it, so that it is the same
-    whenever the run comes there again.
+    template: one of `TEMPLATES`. caption: used by the template "captions". word: replaces `WORD`. The sentence depends
+    on seed, number (of the batch) and position (of the sample in it) only, so a resumed run draws the same ones.
     """
     if template == "captions":
         sentence = caption
     else:
         sentences = OBJECT if template == "object" else STYLE
-        drawn = generator(seed, "template", micro, place).initial_seed()
+        drawn = generator(seed, "template", number, position).initial_seed()
         sentence = sentences[drawn % len(sentences)]
     return sentence.replace(WORD, word)

@@ -23,17 +23,10 @@ from bespoke.nodes.inpaint.mask import (
 
 pytestmark = [
     pytest.mark.bench,
+    pytest.mark.usefixtures("no_progress_bars"),
     pytest.mark.filterwarnings("ignore:To copy construct from a tensor"),
     pytest.mark.filterwarnings("ignore:Should have t"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def quiet(comfyui, monkeypatch):
-    """No progress bars between the tables."""
-    import comfy.utils
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
 
 
 CELLS, CELL = 64, 8

@@ -29,20 +29,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 
 STEPS, SEEDS = int(os.environ.get("BESPOKE_BENCH_STEPS", 400)), int(os.environ.get("BESPOKE_BENCH_SEEDS", 3))
 BATCH, RANK, EVERY = 4, 8, 10
 RATES = (2e-3, 4e-3, 8e-3)  # diffusers' choices: its best with a worse one on either side
 OURS = 1e-3
-
-
-@pytest.fixture(autouse=True)
-def quiet(comfyui, monkeypatch):
-    """No progress bars between the tables."""
-    import comfy.utils
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
 
 
 @pytest.fixture

@@ -23,15 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import peers
 
-pytestmark = pytest.mark.bench
-
-
-@pytest.fixture(autouse=True)
-def quiet(comfyui, monkeypatch):
-    """No progress bars between the tables."""
-    import comfy.utils
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 
 
 class Contest:

@@ -15,24 +15,7 @@ import time
 import pytest
 import torch
 
-pytestmark = pytest.mark.bench
-
-
-@pytest.fixture(autouse=True)
-def quiet(comfyui, monkeypatch):
-    """No progress bars between the tables."""
-    import comfy.utils
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other use processor time by chance."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars", "one_thread")]
 
 
 ROUNDS, STEPS, CELLS, LIMIT = 7, 3, 16, 1.02

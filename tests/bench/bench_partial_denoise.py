@@ -16,26 +16,9 @@ import time
 import pytest
 import torch
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars", "one_thread")]
 
 ROUNDS, CELLS, LIMIT = 7, 16, 1.01
-
-
-@pytest.fixture(autouse=True)
-def quiet(comfyui, monkeypatch):
-    """No progress bars between the tables."""
-    import comfy.utils
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other use processor time by chance."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def ksampler(model, latent, condition, sigmas, steps, sampler, scheduler):

@@ -20,16 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import peers
 
-pytestmark = pytest.mark.bench
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 WORD = 1000  # the row of the table that learns
-
-
-@pytest.fixture(autouse=True)
-def quiet(comfyui, monkeypatch):
-    """No progress bars between the tables."""
-    import comfy.utils
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_ENABLED", False)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

@@ -78,7 +78,7 @@ def wire(page) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_found_put_down_and_queued(open_page, server, screenshots, name):
+def test_a_blueprint_is_found_inserted_and_queued(open_page, server, screenshots, name):
     page = open_page()
     take(page, name)
     document = json.loads((ROOT / "subgraphs" / f"{name}.json").read_text("utf-8"))

@@ -181,7 +181,7 @@ def test_the_panel_in_a_subgraph(page, workflow, screenshots, look):
 
 
 @pytest.mark.parametrize("look", LOOKS)
-def test_the_panel_lives_on_after_undo(page, look):
+def test_the_panel_survives_undo(page, look):
     """Nodes 2.0 keeps the element of the node that was undone; the panel of the one that is there takes its place."""
     page.look(look)
     page.load(only(TRAINER))
@@ -301,7 +301,7 @@ def test_the_nearest_words_are_text(page):
     )
 
 
-def test_settings_are_there_and_act(page, workflow):
+def test_settings_take_effect(page, workflow):
     page.look("classic")
     assert page.tab.evaluate("app.extensionManager.setting.get('Bespoke.CurveHeight')") == 120
     page.load(only(TRAINER))
@@ -323,14 +323,16 @@ def test_settings_are_there_and_act(page, workflow):
     assert {name for name, label in named if label} == {"Bespoke.GoToTraining", "Bespoke.FinishTraining"}
 
 
-def test_everything_that_is_pressed_has_a_name(page):
+def test_every_control_has_an_accessible_name(page):
     """What a screen reader says for each of our controls, in the panel and in the heatmap."""
     page.load(only("BespokeInjectLora"), BespokeInjectLora={"lora_name": "core-two.safetensors"})
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody tr').length === 2")
     page.tab.click(RUNS_TAB)
     page.tab.wait("!!document.querySelector('.bespoke-tab')")
-    nameless = page.tab.evaluate("""[...document.querySelectorAll('.bespoke-panel :is(button, input, canvas, img),
-      .bespoke-tab :is(button, input)')]
+    nameless = page.tab.evaluate("""[
+        ...document.querySelectorAll('.bespoke-panel :is(button, input, canvas, img)'),
+        ...document.querySelectorAll('.bespoke-tab :is(button, input)'),
+      ]
       .filter((e) => !e.closest('[aria-hidden=true]') && !(e.innerText?.trim() || e.getAttribute('aria-label') ||
         e.alt)).map((e) => e.outerHTML)""")
     page.tab.click(RUNS_TAB)

@@ -21,7 +21,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_queued_and_comes_to_its_end(open_page, server, workflow, screenshots, name):
+def test_an_example_runs_to_its_end(open_page, server, workflow, screenshots, name):
     page = open_page()
     page.load(workflow(name))
     for kind, values in SHORT.items():

@@ -89,7 +89,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_model_is_found_as_the_prompt_finds_it(page, way):
+def test_the_model_found_equals_the_prompts(page, way):
     page.tab.evaluate(f"{BUILD}({json.dumps(way)})")
     assert page.tab.evaluate(FOUND) == WAYS[way]
     if way != "get without set":  # the page itself makes no prompt of it
@@ -97,7 +97,7 @@ def test_the_model_is_found_as_the_prompt_finds_it(page, way):
     assert page.tab.evaluate("(window.alerts ?? []).length") == 0
 
 
-def test_the_way_out_of_a_subgraph_is_the_way_in(page):
+def test_links_through_a_subgraph_used_twice(page):
     """A subgraph in two places: the model goes through the second, whose inside is the first one's too."""
     page.tab.evaluate("""(() => {
       const graph = app.rootGraph; graph.clear();

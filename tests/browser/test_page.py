@@ -24,7 +24,7 @@ def errors_of(open_page, workflow, look, rewrite=None):
 
 
 @pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
-def test_no_error_that_the_page_has_not_without_the_pack(open_page, workflow, look):
+def test_the_pack_adds_no_error(open_page, workflow, look):
     page, without = errors_of(open_page, workflow, look, without_the_pack)
     assert not page.tab.evaluate(f"!!document.querySelector({RUNS_TAB!r})")
     page.close()
@@ -92,7 +92,7 @@ def test_hostile_events_and_records(open_page, workflow):
     assert not [error for error in page.tab.errors if error.startswith("uncaught")]
 
 
-def test_the_server_goes_in_mid_run_and_comes_back(open_page, server, workflow, screenshots):
+def test_the_server_restarts_in_mid_run(open_page, server, workflow, screenshots):
     page = open_page()
     page.load(
         workflow("lora_train_and_use"),

@@ -57,7 +57,7 @@ def wrong(page, nodes: str = ROOT_NODES) -> set[str]:
     return {kind for kind, values in page.tab.evaluate(VALUES % nodes) if values != right[kind]}
 
 
-def test_the_files_are_wrong():
+def test_the_saved_files_hold_wrong_values():
     """They hold what the page would show without the repair."""
     for name, nodes in (
         ("saved_once", read("saved_once")["nodes"]),
@@ -85,7 +85,7 @@ def test_saved_once(page):
         assert node.get("widgets_values_named", values) == values
 
 
-def test_saved_twice_is_named_and_nothing_is_guessed(page):
+def test_saved_twice_is_reported_and_not_changed(page):
     saved = read("saved_twice")
     page.load(saved)
     ((severity, words),) = notices(page)
@@ -140,7 +140,7 @@ def test_in_a_subgraph_and_as_a_blueprint(page):
     assert [severity for severity, _ in notices(page)] == ["warn"]
 
 
-def test_a_list_that_a_script_edited_and_that_fits_is_left(page):
+def test_a_fitting_list_is_not_changed(page):
     graph = read("saved_once")
     values = dict(RIGHT)
     for node in graph["nodes"]:
@@ -196,7 +196,7 @@ FIT = {"mode": "b", "rank": 3, "on": True, "lora_name": "gone", "other": {"k": 1
         ([3, True, "gone", {"k": 1}, None, None], FIT, "moved"),
     ],
 )
-def test_the_judgement(page, listed, named, verdict):
+def test_verdicts(page, listed, named, verdict):
     script = (
         f"import('/extensions/bespoke/saved_values.js').then(({{ judge }}) => "
         f"judge(...{json.dumps([WIDGETS, listed, named])}))"

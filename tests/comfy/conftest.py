@@ -1,5 +1,73 @@
-"""These tests import what imports ComfyUI, so it starts before they are collected."""
+"""Starts ComfyUI before these tests are collected, since they import it, and holds what several of their files use."""
 
 import inprocess
+import pytest
+import tiny
 
 inprocess.start_comfyui()
+
+
+@pytest.fixture(scope="module")
+def sd15(comfyui):
+    """(model, clip, vae) of SD1.5's classes, small, with random weights. Tests must not change them."""
+    return tiny.patcher(), tiny.clip(), tiny.vae()
+
+
+@pytest.fixture(scope="module")
+def sdxl(comfyui):
+    """(model, clip, vae) of SDXL's classes, as `sd15`."""
+    return tiny.sdxl()
+
+
+@pytest.fixture(scope="module")
+def sd3(comfyui):
+    """(model, clip, vae) of SD3's classes, as `sd15`."""
+    return tiny.sd3()
+
+
+@pytest.fixture(scope="module")
+def flux(comfyui):
+    """(model, clip, vae) of Flux's classes, as `sd15`."""
+    return tiny.flux()
+
+
+@pytest.fixture
+def models(request):
+    """The fixture that an indirect parameter names: `parametrize("models", ["sd15", "sdxl"], indirect=True)`."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def runs(comfyui, tmp_path):
+    """The folder of runs in a user directory of the test's own. It does not exist before a run is saved."""
+    import folder_paths
+    from bespoke.nodes.bridge.runs.store import runs_folder
+
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path))
+    yield runs_folder()
+    folder_paths.set_user_directory(before)
+
+
+@pytest.fixture
+def at_step():
+    """at_step(n, action, training=1): call `action` once, when a progress bar reaches step n or later.
+
+    training: which training from this call on, counted from 1; a new one begins where the bar goes back.
+    """
+    import comfy.utils
+
+    def arm(step, action, training=1):
+        current, last = 1, 0
+
+        def hook(value, *_, **__):
+            nonlocal current, last
+            current, last = current + (value < last), value
+            if current == training and value >= step:
+                comfy.utils.set_progress_bar_global_hook(None)
+                action()
+
+        comfy.utils.set_progress_bar_global_hook(hook)
+
+    yield arm
+    comfy.utils.set_progress_bar_global_hook(None)

@@ -52,7 +52,7 @@ def test_labels_that_name_row_and_column(run_node):
     assert places[1, 0, 0][1] < places[0, 1, 0][1] == places[0, 0, 1][1]
 
 
-def test_sizes_batches_channels_and_numbers_that_are_none(run_node):
+def test_sizes_batches_channels_and_nans(run_node):
     broken = flat((0, 0, 1))
     broken[:, :2] = float("nan")
     images = [
@@ -90,12 +90,12 @@ def test_nothing_connected_is_an_error(run_node):
         compare(run_node)
 
 
-def test_what_is_no_image(run_node):
+def test_bad_images_are_refused(run_node):
     with pytest.raises(ValueError, match=r"Bespoke Compare: image 1 is \(1, 0, 64, 3\)"):
         compare(run_node, [torch.zeros(1, 0, 64, 3)])
 
 
-def test_runs_say_what_they_took(run_node, comfyui):
+def test_table_of_runs(run_node, comfyui):
     lora = make_run(
         "lora-0123456789ab",
         "lora",
@@ -163,7 +163,7 @@ def test_no_letter_is_drawn_as_a_box(run_node, word):
     assert "LoRA" not in word or not codes  # Pillow's own font has ASCII
 
 
-def test_a_long_label_stays_beside_its_row(run_node):
+def test_a_long_label_fits_its_row(run_node):
     """However it is written: in words, or in one word of wide letters."""
     from bespoke.nodes.bridge.drawing.fonts import drawable
     from bespoke.nodes.bridge.drawing.text_layout import fit_lines
@@ -180,7 +180,7 @@ def test_a_long_label_stays_beside_its_row(run_node):
     assert (image[:, 28 + 190 : left] == np.array((250, 249, 246))).all()  # paper between the label and the picture
 
 
-def test_the_picture_for_eyes(run_node, tmp_path):
+def test_example_sheet(run_node, tmp_path):
     rng = np.random.default_rng(0)
     noise = [torch.from_numpy(rng.random((4, 128, 128, 3), np.float32)) for _ in range(3)]
     run = make_run(

@@ -137,7 +137,7 @@ def test_the_sum_moves_the_model_as_the_loras_in_a_row(run_node, model, loras):
     assert float(heatmap.std()) > 0.02
 
 
-def test_other_kinds_and_spellings_of_one_layer_are_one_layer(run_node, model):
+def test_kinds_and_spellings_of_one_layer_are_merged(run_node, model):
     """kohya's two spellings and ComfyUI's, LoHa, LoKr, a whole difference and a bias: the sum is theirs."""
     layer, at = (
         "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
@@ -279,7 +279,7 @@ def test_cosines_are_those_of_the_whole_deltas(layers):
         ([1.0, -1.0], "A and B strongly push against each other, most in mid (cosine -1.00)"),
     ],
 )
-def test_the_sentence_names_pair_and_block(layers, strengths, words):
+def test_interference_names_pair_and_block(layers, strengths, words):
     one = NamedLora(tiny.random_lora(layers, 4, seed=1), "one", {})
     two = NamedLora({key: tensor for key, tensor in one.items() if "middle_block" in key}, "two", {})
     assert words in composition.compose([one, two], strengths, 0).report
@@ -311,7 +311,7 @@ def test_bad_inputs_are_named(run_node, loras, inputs, words):
     assert words in str(error.value)
 
 
-def test_what_is_no_sum_is_refused_by_name(run_node, loras, layers):
+def test_kinds_that_cannot_be_summed_are_refused(run_node, loras, layers):
     (name, (rows, _)), *_ = layers.items()
     dora = loras[0] | {f"diffusion_model.{name}.dora_scale": torch.ones(rows, 1)}
     with pytest.raises(ValueError, match=f"{name} is DoRA, which depends on the base's own weights"):
@@ -327,7 +327,7 @@ def test_what_is_no_sum_is_refused_by_name(run_node, loras, layers):
         compose(run_node, [loras[0], wide])
 
 
-def test_trigger_words_and_base_go_on(comfyui, layers):
+def test_trigger_words_and_base_are_kept(comfyui, layers):
     metas = (
         {"modelspec.trigger_phrase": "teal", "ss_base_model_version": "sd_v1"},
         {"modelspec.trigger_phrase": "ring", "ss_base_model_version": "sd_v1"},
@@ -343,7 +343,7 @@ def test_trigger_words_and_base_go_on(comfyui, layers):
     assert "a: SD1.5, b: SDXL" in composition.compose(mixed, [1.0, 1.0], 0).report
 
 
-def test_the_sum_is_saved_and_comes_back(run_node, loras, model):
+def test_the_sum_round_trips_through_a_file(run_node, loras, model):
     lora, *_ = compose(run_node, loras)
     for key_format in ("kohya", "comfy"):
         (name,) = run_node(
@@ -356,7 +356,7 @@ def test_the_sum_is_saved_and_comes_back(run_node, loras, model):
 # --- inspection -----------------------------------------------------------------------------------------------------
 
 
-def test_norm_and_spectrum_are_the_matrices_own(model, layers):
+def test_norm_and_spectrum_match_the_matrices(model, layers):
     lora = NamedLora(tiny.random_lora(layers, 4, 6.0), "lora", {})
     found, remarks = inspect(lora, model)
     assert len(found) == len(layers)
@@ -386,7 +386,7 @@ def test_the_base_is_compared_bare_while_a_lora_is_merged_into_it(run_node, mode
     tiny.predict(model)
 
 
-def test_what_depends_on_the_base_is_measured_on_it(model, layers):
+def test_dora_and_oft_are_measured_with_the_model(model, layers):
     import comfy.lora
 
     (name, (rows, columns)), (other, (height, _)), *_ = layers.items()
@@ -453,14 +453,14 @@ def test_report_of_a_file_with_its_metadata_and_workflow(run_node, comfyui, mode
     "workflow",
     ["{", "[]", "{}", '{"nodes": 3}', '{"nodes": [3]}', '{"nodes": [{"type": {"a": 1}}]}', "[" * 10000, "null"],
 )
-def test_a_workflow_that_is_none_is_no_error(layers, workflow):
+def test_a_broken_workflow_is_no_error(layers, workflow):
     lora = NamedLora(tiny.random_lora(layers, 1), "odd", {"workflow": workflow, "x": "\x00\n" * 500})
     report = inspection_report(lora, inspect(lora)[0], [])
     assert "workflow" in report
     assert max(map(len, report.splitlines())) < 4000
 
 
-def test_the_wrong_base_is_said_and_not_an_error(run_node, layers):
+def test_the_wrong_base_is_reported_and_not_an_error(run_node, layers):
     sdxl = {
         "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.lora_up.weight": randn(640, 2),
         "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.lora_down.weight": randn(2, 2048),
@@ -472,7 +472,7 @@ def test_the_wrong_base_is_said_and_not_an_error(run_node, layers):
         inject(run_node, tiny.patcher(), sdxl)
 
 
-def test_cells_hold_the_sizes(model, layers):
+def test_heatmap_cells(model, layers):
     """The picture's numbers: each cell the root of the summed squares over those of the base, by block and
     projection."""
     lora = NamedLora(tiny.random_lora(layers, 4), "lora", {})

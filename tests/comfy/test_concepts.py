@@ -216,7 +216,7 @@ def test_a_lora_teaches_an_unseen_colour(small, run_node, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["learning rate 0", "noise"])
-def test_no_lora_learns_it_from_nothing(small, run_node, control):
+def test_controls_do_not_teach_a_lora(small, run_node, control):
     changes = (
         {"learning_rate": 0.0, "steps": 20}
         if control == "learning rate 0"
@@ -332,7 +332,7 @@ def test_a_word_recovers_a_hidden_colour(small, run_node, bounds, loss_of, seed)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("control", ["learning rate 0", "another colour", "noise"])
-def test_no_word_recovers_it_from_nothing(small, run_node, bounds, loss_of, control):
+def test_controls_do_not_teach_a_word(small, run_node, bounds, loss_of, control):
     images = {"another colour": sprite_set(3, 8, colour="blue", word="{word}"), "noise": noise_set(8, "{word}")}
     changes = {"learning_rate": 0.0, "steps": 4} if control == "learning rate 0" else {}
     knowing, word = learned_word(

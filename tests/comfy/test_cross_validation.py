@@ -23,25 +23,6 @@ def models(comfyui):
     return tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
 
 
-@pytest.fixture
-def during():
-    """during(n, step, do): call `do` once in the n-th training, counted from 1, at its step `step` or soon after."""
-
-    def arm(number, step, do):
-        seen = [1, 0]  # which training, its last step
-
-        def hook(value, *_, **__):
-            seen[:] = [seen[0] + (value < seen[1]), value]
-            if seen[0] == number and value >= step:
-                comfy.utils.set_progress_bar_global_hook(None)
-                do()
-
-        comfy.utils.set_progress_bar_global_hook(hook)
-
-    yield arm
-    comfy.utils.set_progress_bar_global_hook(None)
-
-
 @pytest.fixture(autouse=True)
 def every_step_moves_the_bar(monkeypatch):
     monkeypatch.setattr("bespoke.nodes.bridge.runs.events.MOST_PER_SECOND", 1e9)
@@ -70,7 +51,7 @@ def of_run(run):
     return [RunStore(run_id("lora", {"rotation": n}, run.id, "")).record() for n in (1, 2, 3)]
 
 
-def test_the_curve_is_the_mean_of_trainings_that_never_saw_the_picture(models, run_node):
+def test_the_curve_is_the_mean_over_folds(models, run_node):
     _, lora, loss, run, report, _ = train(run_node, models, seed=1)
     parts = of_run(run)
     assert [part.info.images for part in parts] == [4, 4, 4]
@@ -93,7 +74,7 @@ def test_the_curve_is_the_mean_of_trainings_that_never_saw_the_picture(models, r
 
 
 @pytest.mark.slow
-def test_a_part_is_the_training_on_its_own_pictures(models, run_node):
+def test_a_fold_equals_a_training_on_its_pictures(models, run_node):
     """The first rotation's losses and scores are those of a training that is given the rest and those pictures
     apart."""
     from bespoke.nodes.images.folder import fingerprint
@@ -110,7 +91,7 @@ def test_a_part_is_the_training_on_its_own_pictures(models, run_node):
 
 
 @pytest.mark.parametrize(("keep", "until"), [("best", 10), ("last", 20)])
-def test_the_last_training_goes_to_the_step_that_was_best_on_average(keep, until):
+def test_the_last_training_stops_at_the_best_mean_step(keep, until):
     parts, curves = (
         [],
         iter([[(0, 9.0), (10, 5.0), (20, 1.0)], [(0, 9.0), (10, 3.0), (20, 8.0)], [(0, 9.0), (10, 4.0), (20, 7.0)]]),
@@ -144,12 +125,12 @@ def test_the_last_training_goes_to_the_step_that_was_best_on_average(keep, until
 
 
 @pytest.mark.parametrize(
-    ("number", "step"),
+    ("training", "step"),
     [pytest.param(1, 7, marks=pytest.mark.slow), (2, 5), pytest.param(4, 6, marks=pytest.mark.slow)],
 )
-def test_an_interrupt_in_any_of_them_is_gone_on_from(models, run_node, during, number, step):
+def test_an_interrupted_fold_is_resumed(models, run_node, at_step, training, step):
     whole = train(run_node, models, seed=4, steps=10, keep="last")
-    during(number, step, comfy.model_management.interrupt_current_processing)
+    at_step(step, comfy.model_management.interrupt_current_processing, training)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(run_node, models, seed=4, steps=10, keep="last", resume=False)
     again = train(run_node, models, seed=4, steps=10, keep="last", resume=True)
@@ -158,8 +139,8 @@ def test_an_interrupt_in_any_of_them_is_gone_on_from(models, run_node, during, n
     assert all(torch.equal(value, again[1][key]) for key, value in whole[1].items())
 
 
-def test_finish_in_a_rotation_hands_on_what_it_has(models, run_node, during):
-    during(2, 5, lambda: request_finish(RunIndex().look().runs[0].summary.id))
+def test_finish_in_a_fold_returns_its_result(models, run_node, at_step):
+    at_step(5, lambda: request_finish(RunIndex().look().runs[0].summary.id), training=2)
     _, _, loss, run, *_ = train(run_node, models, seed=5)
     assert run.state == "kept"
     assert run.info.images == 4
@@ -188,7 +169,7 @@ def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_no
     assert len(found.training_indices) == 28
 
 
-def test_a_word_is_learned_in_rotation_too(models, run_node):
+def test_cross_validation_of_a_word(models, run_node):
     model, clip, vae = models
     args = dict(
         model=model,

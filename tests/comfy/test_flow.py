@@ -17,21 +17,6 @@ from random_lora import random_lora
 ALL = "attention + feed-forward"
 
 
-@pytest.fixture(scope="module")
-def flux(comfyui):
-    return tiny.flux()
-
-
-@pytest.fixture(scope="module")
-def sd3(comfyui):
-    return tiny.sd3()
-
-
-@pytest.fixture
-def models(request):
-    return request.getfixturevalue(request.param)
-
-
 both = pytest.mark.parametrize("models", ["flux", "sd3"], indirect=True)
 
 

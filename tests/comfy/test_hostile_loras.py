@@ -195,7 +195,7 @@ def test_every_hostile_file_is_refused_by_name(run_node, model, clip, folder, un
     unchanged()
 
 
-def test_the_good_file_is_good(run_node, model, clip, folder, unchanged, caplog):
+def test_the_unmutated_file_works(run_node, model, clip, folder, unchanged, caplog):
     """What the mutations start from works whole, so that they are refused for what is mutated."""
     safetensors.torch.save_file(good(), folder / "good.safetensors")
     base = tiny.predict(model)

@@ -146,7 +146,7 @@ def test_the_base_is_untouched_bit_for_bit(inject, way):
         assert not getattr(layer, "weight_function", None)
 
 
-def test_what_has_no_path_of_its_own_is_computed_at_the_call(inject, model, base):
+def test_other_kinds_in_bypass_equal_the_merged_weight(inject, model, base):
     """LoHa, LoKr, DoRA and full differences: beside the weights and in a range too, equal to the merged weight."""
     generator = torch.Generator().manual_seed(5)
 
@@ -263,7 +263,7 @@ def test_a_range_holds_no_second_copy_of_the_weights(inject, model, lora):
     assert len(merged.backup) == len(tiny.linear_layers(model))
 
 
-def test_the_report_says_what_was_reached(inject):
+def test_report_of_a_scope(inject):
     report = inject.report(blocks="down.1, mid, up.*:0.5", end_percent=0.5)
     assert "down.1 at 1: 16 of 128 layers" in report
     assert "mid at 1: 8 of 128 layers" in report

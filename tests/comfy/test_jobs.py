@@ -18,10 +18,10 @@ from bespoke.nodes.bridge.runs.samples import SamplerSettings
 from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.bridge.trainer import Models
 from bespoke.nodes.jobs import wire
-from bespoke.nodes.jobs.job import read_job, write_job
-from bespoke.nodes.jobs.lock import hold
-from bespoke.nodes.jobs.sharding import gives_back, shard_blocks
-from bespoke.nodes.jobs.source import find, load, source_of
+from bespoke.nodes.jobs.job import ExportedModel, JobContents, read_job, write_job
+from bespoke.nodes.jobs.lock import lock_folder
+from bespoke.nodes.jobs.sharding import shard_blocks, supports_resharding
+from bespoke.nodes.jobs.source import find_files, load_source, source_of
 from bespoke.nodes.jobs.toml import _read_lines, read_toml, write_toml
 from bespoke.nodes.lora.training.request import LoraData, LoraRequest
 from bespoke.nodes.lora.training.technique import encode_dataset
@@ -93,7 +93,7 @@ def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
     assert read.settings["rank"] == 4
     assert read.sources["model"].files == (jobs.BASE,)
     assert set(read.sources) == {"model"}  # caches stand in for the text encoder and the VAE
-    assert read.plan["counts"] == [5, 3, 0]
+    assert read.material["counts"] == [5, 3, 0]
     images, validation = jobs.pictures()
     kept, given = read.dataset(TrainConfig(1, 1e-3, 1, 0)).pictures, [*images.items, *validation.items]
     assert [(item.name, item.caption, item.pixels.shape[:2]) for item in kept.items] == [
@@ -118,9 +118,8 @@ def test_the_picture_with_a_hole_of_an_inpainting_checkpoint_goes_along(comfyui,
     images = sprite_set(2, 3, side=64, colour="teal")
     material = encode_dataset(Models(model, clip, vae), LoraData(images), request)
     source = source_of(jobs.base_model(comfyui)[0], "model")
-    write_job(
-        tmp_path / "job", "lora", request.settings(), material, {"model": (source, {}, {})}, {}, SamplerSettings()
-    )
+    exported = {"model": ExportedModel(source, {}, {})}
+    write_job(tmp_path / "job", JobContents("lora", request.settings(), material, exported, {}, SamplerSettings()))
     back = read_job(tmp_path / "job").dataset(request.train)
     for index in range(3):
         ours, theirs = back.pictures.model_inputs(index), material.pictures.model_inputs(index)
@@ -137,20 +136,20 @@ def test_what_is_on_the_wire_comes_back(comfyui, models, run_node):
     with torch.inference_mode():
         patched, _ = comfy.sd.load_lora_for_models(model, None, tiny.random_lora(layers), 0.7, 0.0)
     (shifted,) = run_node("ModelSamplingSD3", model=patched, shift=5.0)
-    plan, tensors = wire.carry(shifted, "model")
-    plan = json.loads(json.dumps(plan))  # as it lies in the file
+    changes, tensors = wire.export_changes(shifted, "model")
+    changes = json.loads(json.dumps(changes))  # as read from the file
     source = source_of(shifted, "model")
     with torch.inference_mode():
-        fresh = wire.put_back(load(source, find(source, "model"), "model"), plan, tensors, "model")
+        fresh = wire.apply_changes(load_source(source, find_files(source, "model"), "model"), changes, tensors, "model")
     assert torch.equal(
         fresh.get_model_object("model_sampling").sigmas, shifted.get_model_object("model_sampling").sigmas
     )
     assert fresh.get_model_object("model_sampling").shift == 5.0
-    plan["objects"]["model_sampling"]["classes"] = ["ModelSamplingOfNextYear"]
+    changes["objects"]["model_sampling"]["classes"] = ["ModelSamplingOfNextYear"]
     with pytest.raises(
         InputError, match="this ComfyUI cannot make what the job changes on the model .*ModelSamplingOfNextYear"
     ):
-        wire.put_back(model, plan, tensors, "model")
+        wire.apply_changes(model, changes, tensors, "model")
     with torch.inference_mode():
         weights = []
         import comfy.model_management
@@ -170,9 +169,9 @@ def refused(run_node, models, says, **changes):
 
 def test_what_cannot_be_carried_is_refused_with_the_reason(comfyui, models, run_node):
     model = models[0]
-    refused(run_node, models, "the model's loader left no word of its file", model=tiny.sd3()[0])
-    refused(run_node, models, "the clip's loader left no word", train_text_encoder=True)
-    refused(run_node, models, "the vae's loader left no word", sample_every=5)
+    refused(run_node, models, "the model's loader did not record its file", model=tiny.sd3()[0])
+    refused(run_node, models, "the clip's loader did not record its file", train_text_encoder=True)
+    refused(run_node, models, "the vae's loader did not record its file", sample_every=5)
     beside = model.clone()
     beside.set_model_attn1_patch(lambda *a: a)
     refused(run_node, models, "the model on the wire carries a function of another node", model=beside)
@@ -196,9 +195,9 @@ def tiny_lora(model):
 
 
 def test_two_commands_do_not_write_into_one_folder(tmp_path):
-    with hold(tmp_path), pytest.raises(InputError, match="another command trains .* now; wait until it ends"):
-        hold(tmp_path)
-    hold(tmp_path).close()  # free again
+    with lock_folder(tmp_path), pytest.raises(InputError, match="another command trains .* now; wait until it ends"):
+        lock_folder(tmp_path)
+    lock_folder(tmp_path).close()  # free again
 
 
 def test_a_folder_that_is_no_job_or_was_changed(tmp_path, job):
@@ -229,15 +228,15 @@ def test_a_base_that_is_not_here_or_is_another(comfyui, job, tmp_path):
     here.rename(away)
     try:
         with pytest.raises(InputError, match="which is not here; put it into one of"):
-            find(source, "model")
-        assert find(source, "model", [tmp_path]) == [away]
+            find_files(source, "model")
+        assert find_files(source, "model", [tmp_path]) == [away]
         data = bytearray(away.read_bytes())
         data[-1] ^= 1
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / jobs.BASE).write_bytes(data)
         with pytest.raises(InputError, match="is another file than the job's model: its SHA-256 is"):
-            find(source, "model", [tmp_path / "other"])
-        assert find(source, "model", [tmp_path / "other", tmp_path]) == [away]  # the right one lies elsewhere
+            find_files(source, "model", [tmp_path / "other"])
+        assert find_files(source, "model", [tmp_path / "other", tmp_path]) == [away]  # the right one lies elsewhere
     finally:
         away.rename(here)
 
@@ -381,7 +380,7 @@ def test_a_spread_block_is_given_back_once_it_was_computed():
     """Else the whole base would lie on every device at the end of a forward pass, and --shard would spare nothing."""
     import torch.distributed as dist
 
-    assert gives_back()
+    assert supports_resharding()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         blocks = [torch.nn.Linear(8, 8).requires_grad_(False) for _ in range(3)]

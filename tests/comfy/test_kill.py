@@ -1,4 +1,4 @@
-"""Processes killed at random moments of a training: what was saved is whole, and the same request goes on from it."""
+"""Trainings killed at random moments: the saved files are complete, and the same request resumes from them."""
 
 import contextlib
 import json
@@ -21,47 +21,47 @@ from helpers import sprite_set
 from run_records import losses_of
 from safetensors import safe_open
 
-NURSERY = Path(__file__).parent.parent / "lib" / "nursery.py"
+FORK_SERVER = Path(__file__).parent.parent / "lib" / "fork_server.py"
 SAVE_EVERY = 4
 LORA = dict(steps=24, batch_size=2, rank=4, alpha=4.0, learning_rate=1e-2, save_every=SAVE_EVERY, seed=7)
 WORD = dict(steps=20, batch_size=1, name="w", init_text="red", learning_rate=5e-3, save_every=SAVE_EVERY, seed=7)
 
 
-class Nursery:
-    """Starts trainings that can be killed. base: the ComfyUI base directory that they share."""
+class ForkServer:
+    """Starts trainings that can be killed. base: their common ComfyUI base directory."""
 
     def __init__(self, errors: Path):
         self.errors = errors.open("w")
         self.process = subprocess.Popen(
-            [sys.executable, NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+            [sys.executable, FORK_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
-        self.base = Path(self.hear()["base"])
+        self.base = Path(self.answer()["base"])
 
-    def hear(self) -> dict:
+    def answer(self) -> dict:
         line = self.process.stdout.readline()
-        assert line, f"the nursery ended; see {self.errors.name}"
+        assert line, f"the fork server ended; see {self.errors.name}"
         return json.loads(line)
 
     def start(self, node: str, result: str, **settings) -> int:
         self.process.stdin.write(json.dumps({"node": node, "result": result, "settings": settings}) + "\n")
         self.process.stdin.flush()
-        return self.hear()["pid"]
+        return self.answer()["pid"]
 
-    def ended(self) -> int:
-        return self.hear()["status"]
+    def wait(self) -> int:
+        return self.answer()["status"]
 
     def train(self, node: str, result: str, **settings) -> dict:
         self.start(node, result, **settings)
-        assert self.ended() == 0, f"see {self.errors.name}"
+        assert self.wait() == 0, f"see {self.errors.name}"
         return json.loads((self.base / f"{result}.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    made = Nursery(tmp_path_factory.mktemp("nursery") / "errors.txt")
-    yield made
-    made.process.stdin.close()
-    made.process.wait(30)
+def fork_server(tmp_path_factory):
+    server = ForkServer(tmp_path_factory.mktemp("fork_server") / "errors.txt")
+    yield server
+    server.process.stdin.close()
+    server.process.wait(30)
 
 
 def read(path: Path) -> dict:
@@ -70,7 +70,7 @@ def read(path: Path) -> dict:
 
 
 class Watcher:
-    """Reads every file that a list of LoRAs or embeddings would show, again and again."""
+    """Reads every LoRA or embedding file in the folders, repeatedly, in a thread."""
 
     def __init__(self, *folders: Path):
         self.folders, self.reads, self.broken = folders, 0, []
@@ -104,38 +104,36 @@ class Watcher:
 @pytest.mark.parametrize(
     ("node", "settings", "kills"), [("BespokeTrainLora", LORA, 20), ("BespokeTrainTextualInversion", WORD, 6)]
 )
-def test_killed_at_random_moments_it_goes_on_from_the_last_save(nursery, node, settings, kills):
+def test_a_killed_training_resumes_from_the_last_save(fork_server, node, settings, kills):
     kind = "loras" if node == "BespokeTrainLora" else "embeddings"
-    folder = nursery.base / "models" / kind
+    folder = fork_server.base / "models" / kind
     began = time.monotonic()
-    whole = nursery.train(node, "whole", resume=False, **settings)
+    whole = fork_server.train(node, "whole", resume=False, **settings)
     seconds = time.monotonic() - began
     (made,) = folder.glob("whole*.safetensors")
     expected = read(made)
-    run = nursery.base / "user" / "bespoke" / "runs" / whole["id"]
+    run = fork_server.base / "user" / "bespoke" / "runs" / whole["id"]
     draw, table = random.Random(0), []
     for number in range(kills):
         with Watcher(folder) as watcher:
-            child = nursery.start(node, f"cut{number}", resume=False, **settings)
+            child = fork_server.start(node, f"cut{number}", resume=False, **settings)
             moment = draw.uniform(0, seconds)
             time.sleep(moment)
-            with contextlib.suppress(ProcessLookupError):  # it was quicker than the first, which had everything to load
+            # It may have ended: the first training, which was timed, also had to load everything.
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-            killed = nursery.ended() == signal.SIGKILL
+            killed = fork_server.wait() == signal.SIGKILL
             watcher.look()
         assert not watcher.broken
         assert watcher.reads > 0
-        step, shown = 0, 0
+        step = 0
         record = run / "record.json"
         if record.is_file() and (state := json.loads(record.read_text())["state_file"]):
             with safe_open(run / state, "pt") as file:
                 step = unpack({key: file.get_tensor(key) for key in file.keys()}, file.metadata()).step  # noqa: SIM118
             assert losses_of(run) == whole["losses"][:step]
-        for path in folder.rglob(f"{whole['id']}-step*.safetensors"):
-            if path.stat().st_mtime > time.time() - seconds - 60:
-                shown = max(shown, int(path.stem.rsplit("step", 1)[1]))
         with Watcher(folder) as watcher:
-            again = nursery.train(node, f"again{number}", resume=True, **settings)
+            again = fork_server.train(node, f"again{number}", resume=True, **settings)
         assert not watcher.broken
         (made,) = folder.glob(f"again{number}*.safetensors")
         result = read(made)
@@ -145,7 +143,7 @@ def test_killed_at_random_moments_it_goes_on_from_the_last_save(nursery, node, s
         assert all(torch.equal(value, result[key]) for key, value in expected.items())
         table.append((moment, killed, step, watcher.reads))
     print(f"\n{node}: {kills} kills in {settings['steps']} steps of {seconds:.1f} s in all")
-    print(f"{'killed after s':>15} {'in mid-run':>11} {'goes on from':>13} {'files read':>11}")
+    print(f"{'killed after s':>15} {'in mid-run':>11} {'resumes from':>13} {'files read':>11}")
     for moment, killed, step, reads in table:
         print(f"{moment:15.2f} {'yes' if killed else 'done':>11} {step:13} {reads:11}")
     assert sum(killed for _, killed, *_ in table) >= kills * 2 // 3
@@ -153,22 +151,22 @@ def test_killed_at_random_moments_it_goes_on_from_the_last_save(nursery, node, s
 
 
 @pytest.mark.slow
-def test_scraps_of_killed_writers_are_swept_and_never_listed(nursery):
-    folder = nursery.base / "models" / "loras" / "bespoke" / "runs"
+def test_temporary_files_of_killed_writers_are_removed_and_not_listed(fork_server):
+    folder = fork_server.base / "models" / "loras" / "bespoke" / "runs"
     folder.mkdir(parents=True, exist_ok=True)
     old, new = folder / ".bespoke-old.part", folder / ".bespoke-new.part"
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
-    nursery.train("BespokeTrainLora", "sweep", resume=False, **LORA | {"steps": 4})
+    fork_server.train("BespokeTrainLora", "sweep", resume=False, **LORA | {"steps": 4})
     assert not old.exists()
     assert new.exists()  # another process may be writing it
     assert not [path for path in folder.glob("*.safetensors") if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("version", ["0.1", "present"])
-def test_a_save_that_was_not_completed_is_cut_off(comfyui, run_node, version):
-    """What a kill leaves: version 0.1 wrote the record first, then the state; now the record completes the save."""
+def test_an_incomplete_save_is_discarded(comfyui, run_node, version):
+    """As after a kill: version 0.1 wrote the record first, then the state; now the record completes the save."""
     model, clip, vae = tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
 
     def train(steps, resume=True):

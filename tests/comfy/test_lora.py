@@ -14,11 +14,6 @@ STEPS, LAYERS = 4, 16 * 4  # SD1.5's blocks, and the projections of each one's c
 
 
 @pytest.fixture(scope="module")
-def sd15(comfyui):
-    return tiny.patcher(), tiny.clip(), tiny.vae()
-
-
-@pytest.fixture(scope="module")
 def trained(sd15, run_node):
     """What a few steps make of SD1.5's classes in small: enough for everything but the concept."""
     model, clip, vae = sd15
@@ -54,7 +49,7 @@ def test_targets_are_exactly_the_cross_attention(sd15):
     }
 
 
-def test_weights_of_inference_mode_are_read_where_they_lie(comfyui):
+def test_inference_mode_weights_are_not_copied(comfyui):
     """ComfyUI loads weights under inference mode, and autograd refuses such tensors: no copy of the model is made for
     that."""
     with torch.inference_mode():
@@ -117,7 +112,7 @@ def test_core_loads_the_file_and_moves_as_the_node_does(sd15, run_node, trained,
     assert "0 of the model's own changed" in report
 
 
-def test_every_format_comes_back_through_the_packs_own_nodes(sd15, run_node, trained):
+def test_every_format_round_trips_through_the_packs_nodes(sd15, run_node, trained):
     model = sd15[0]
     node_model, lora, _, run, _, _ = trained
     base, node = (tiny.predict(m) for m in (model, node_model))
@@ -164,7 +159,7 @@ def test_the_same_seed_gives_the_same_lora(sd15, run_node):
     assert not all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_bad_input_names_node_value_and_mend(sd15, run_node, trained, comfyui):
+def test_bad_input_names_node_value_and_remedy(sd15, run_node, trained, comfyui):
     model, clip, vae = sd15
     common = dict(model=model, clip=clip, vae=vae, images=sprite_set(1, 3, side=64, colour="teal"), steps=2)
     for changes, word in (
@@ -196,7 +191,7 @@ def test_bad_input_names_node_value_and_mend(sd15, run_node, trained, comfyui):
         run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora=alien)
 
 
-def test_saving_never_overwrites_and_leaves_no_scrap(run_node, trained, comfyui):
+def test_saving_never_overwrites_and_leaves_no_temporary_file(run_node, trained, comfyui):
     lora = trained[1]
     names = [run_node("BespokeSaveLora", lora=lora, filename_prefix="test/again")[0] for _ in range(3)]
     assert names == [f"test/again_0000{i}.safetensors" for i in (1, 2, 3)]

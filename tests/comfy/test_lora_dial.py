@@ -51,13 +51,13 @@ def test_norms_names_and_order(dial):
     assert text["names"] == []  # blocks do not reach it
 
 
-def test_what_depends_on_the_base_has_no_number(dial):
+def test_dora_has_no_norm(dial):
     layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q"
     said = dial("dora.safetensors", pair(layer, 1.0) | {f"{layer}.dora_scale": torch.ones(1, 5)})
     assert said["rows"][0]["norms"] == {"query": None}
 
 
-def test_a_file_that_is_not_there_or_no_lora(dial):
+def test_missing_and_unsuitable_files_are_refused(dial):
     from bespoke.nodes.lora.injection.routes import answer_to
 
     for name in ("gone.safetensors", "../../secret.safetensors", ""):

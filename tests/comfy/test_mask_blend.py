@@ -64,7 +64,7 @@ def outside_error(result, latent, noise_mask):
 ALL_SAMPLERS = comfy.samplers.SAMPLER_NAMES
 
 
-@pytest.mark.parametrize("samplers", matrix.whole(ALL_SAMPLERS, matrix.SAMPLERS))
+@pytest.mark.parametrize("samplers", matrix.usual_and_all(ALL_SAMPLERS, matrix.SAMPLERS))
 @pytest.mark.parametrize("kind", ["epsilon", "v", "flow"])
 @pytest.mark.parametrize("blend", BLENDS)
 def test_outside_the_mask_the_latent_is_the_original_for_every_sampler(run_node, field, latent, kind, blend, samplers):
@@ -117,7 +117,7 @@ def test_a_full_mask_is_no_mask_bit_for_bit(run_node, field, latent, blend, samp
     assert "The mask covers everything: the same as no mask." in report
 
 
-def test_what_was_given_is_left_as_it_was(run_node, field, latent):
+def test_inputs_are_not_changed(run_node, field, latent):
     wrapped, given, samples = wrap(field), dict(latent), latent["samples"].clone()
     model, *_ = run_node("BespokeLatentMaskBlend", model=wrapped, latent=latent, mask=picture_mask())
     assert model is not wrapped
@@ -135,7 +135,7 @@ def test_errors_name_the_node_and_the_value(run_node, field, latent):
         )
 
 
-def test_what_a_user_should_know_of_the_latent_is_said(run_node, field, latent):
+def test_notes_on_the_latent(run_node, field, latent):
     def report(given, mask=None):
         mask = picture_mask() if mask is None else mask
         return run_node("BespokeLatentMaskBlend", model=wrap(field), latent=given, mask=mask)[4]
@@ -214,13 +214,15 @@ def white():
 
 def levels(model, latent, sampler):
     """The noise in the model's input over the sampler's sigma, in the cells from column 64 on, for each call."""
-    answer = model.model.diffusion_model
-    answer.keep, answer.asked = True, []
+    network = model.model.diffusion_model
+    network.keep_inputs, network.inputs = True, []
     ksample(model, latent, sampler, steps=8)
-    return torch.tensor([float(x[..., 64:].std()) / sigma for sigma, x in answer.asked])
+    return torch.tensor([float(x[..., 64:].std()) / sigma for sigma, x in network.inputs])
 
 
-@pytest.mark.parametrize("samplers", matrix.whole(ALL_SAMPLERS, ("dpm_2_ancestral", "dpmpp_2m_sde", "lcm", "ipndm_v")))
+@pytest.mark.parametrize(
+    "samplers", matrix.usual_and_all(ALL_SAMPLERS, ("dpm_2_ancestral", "dpmpp_2m_sde", "lcm", "ipndm_v"))
+)
 @pytest.mark.parametrize("blend", ["prediction", pytest.param("differential", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["epsilon", pytest.param("v", marks=pytest.mark.slow), "flow"])
 def test_at_half_mask_the_model_sees_the_samplers_noise_level(run_node, white, kind, blend, samplers):
@@ -329,7 +331,7 @@ def test_core_leaves_noise_outside_where_two_stages_are_masked(field, latent):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "flow"])
-def test_sigmas_that_are_given_are_left_as_they_were(run_node, field, latent, kind):
+def test_given_sigmas_are_not_changed(run_node, field, latent, kind):
     model, masked, *_ = run_node("BespokeLatentMaskBlend", model=wrap(field, kind), latent=latent, mask=picture_mask())
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
     given, none = sigmas.clone(), analytic.conditioning()
@@ -428,7 +430,7 @@ def test_it_works_under_other_guiders(run_node, field, latent):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_cores_differential_diffusion_takes_part_without_its_leak(run_node, field, latent, order):
+def test_cores_differential_diffusion_works_without_its_leak(run_node, field, latent, order):
     mask = soft_mask() * (soft_mask() > 0.3)
     alone = run_node("DifferentialDiffusion", model=wrap(field))[0]
     core_masked = {**latent, "noise_mask": torch.nn.functional.max_pool2d(mask[:, None], 8)}
@@ -451,7 +453,7 @@ def test_cores_differential_diffusion_takes_part_without_its_leak(run_node, fiel
     assert torch.allclose(both, ksample(ours, masked, scheduler="karras"), atol=1e-5)  # its function took part
 
 
-def test_other_wrappers_stay_and_none_of_the_runs_is_left_behind(run_node, field, latent):
+def test_other_wrappers_stay_and_ours_is_removed(run_node, field, latent):
     seen = []
 
     def watch(executor, *args, **kwargs):
@@ -470,22 +472,22 @@ def test_other_wrappers_stay_and_none_of_the_runs_is_left_behind(run_node, field
     assert len(again.wrappers[WrappersMP.OUTER_SAMPLE][KEY]) == 1
 
 
-def test_a_model_with_its_own_way_of_masking_is_asked_in_its_own_way(run_node, field, latent):
+def test_a_models_own_scale_latent_inpaint_is_used(run_node, field, latent):
     class KeepsClean(comfy.model_base.BaseModel):
         def scale_latent_inpaint(self, sigma, noise, latent_image, **kwargs):
             return latent_image
 
     wrapped = wrap(field, "flow", base=KeepsClean)
-    answer = wrapped.model.diffusion_model
+    network = wrapped.model.diffusion_model
     for blend in ("auto", "prediction"):
-        answer.keep, answer.asked = True, []
+        network.keep_inputs, network.inputs = True, []
         model, masked, *_, report = run_node(
             "BespokeLatentMaskBlend", model=wrapped, latent=latent, mask=picture_mask(), blend=blend
         )
         ksample(model, masked)
         outside = (masked["noise_mask"] == 0).expand_as(latent["samples"])
         clean = wrapped.model.process_latent_in(latent["samples"])
-        assert all(torch.equal(x[outside], clean[outside]) for _, x in answer.asked)
+        assert all(torch.equal(x[outside], clean[outside]) for _, x in network.inputs)
         assert "in a way of its own" in report
 
 
@@ -513,12 +515,10 @@ class TakesNoMask(comfy.model_base.BaseModel):
 @pytest.mark.parametrize("others", [False, True], ids=["alone", "with a denoise-mask function"])
 @pytest.mark.parametrize("base", [TakesMask, TakesAnything])
 @pytest.mark.parametrize("blend", BLENDS)
-def test_a_model_that_takes_the_mask_is_given_the_one_that_is_blended_with(
-    run_node, field, latent, base, blend, others
-):
+def test_a_model_that_takes_the_mask_gets_the_blended_one(run_node, field, latent, base, blend, others):
     wrapped = wrap(field, "flow", base=base)
-    answer, given = wrapped.model.diffusion_model, []
-    answer.keep, wrapped.model.given = True, given
+    network, given = wrapped.model.diffusion_model, []
+    network.keep_inputs, wrapped.model.given = True, given
     if others:
         (wrapped,) = run_node("DifferentialDiffusion", model=wrapped)
     model, masked, *_ = run_node(
@@ -526,12 +526,12 @@ def test_a_model_that_takes_the_mask_is_given_the_one_that_is_blended_with(
     )
     result = ksample(model, masked)
     assert outside_error(result, latent, masked["noise_mask"]) == 0.0
-    assert len(given) == len(answer.asked) == SAMPLER_STEPS
+    assert len(given) == len(network.inputs) == SAMPLER_STEPS
     means = set()
-    for (x, mask, own), (_, asked) in zip(given, answer.asked, strict=True):
+    for (x, mask, own), (_, blended) in zip(given, network.inputs, strict=True):
         assert mask.shape == x.shape
         held = torch.where(mask > 0.25, x, own) if base is TakesMask else own
-        assert torch.equal(asked, x * mask + held * (1.0 - mask))
+        assert torch.equal(blended, x * mask + held * (1.0 - mask))
         means.add(float(mask.mean()))
         if blend == "differential" or others:
             assert set(mask.unique().tolist()) <= {0.0, 1.0}
@@ -557,7 +557,7 @@ def test_cores_own_noise_mask_gives_the_model_the_same_mask(run_node, field, lat
         assert all(torch.equal(ours, core) for (_, ours, _), core in zip(given, cores, strict=True))
 
 
-def test_a_model_that_takes_no_mask_is_given_none(run_node, field, latent):
+def test_a_model_that_takes_no_mask_gets_none(run_node, field, latent):
     wrapped = wrap(field, "flow", base=TakesNoMask)
     wrapped.model.given = []
     model, masked, *_ = run_node("BespokeLatentMaskBlend", model=wrapped, latent=latent, mask=picture_mask())
@@ -578,7 +578,7 @@ def test_auto_chooses_by_the_mask_and_says_why(run_node, field, latent):
     assert report(blend="prediction").startswith("Blend: prediction (as chosen).")
 
 
-def test_differential_lets_each_cell_go_at_its_share_of_the_schedule(run_node, field, latent):
+def test_differential_releases_each_cell_at_its_share_of_the_schedule(run_node, field, latent):
     # Flow, where timesteps are sigma: over ten even steps from 1, a cell of value m is kept while sigma > m.
     held = []
     model, masked, *_ = run_node(
@@ -619,7 +619,7 @@ def test_differential_lets_each_cell_go_at_its_share_of_the_schedule(run_node, f
         assert torch.equal(is_held, value < (sigma - least) / (1 - least)), sigma
 
 
-def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
+def test_bias_keeps_grey_cells_early_and_releases_them_late(run_node, field):
     white = {"samples": torch.zeros(1, 4, 16, 16)}
     white["samples"][0, 0, 0, 0] = 1e-6  # all zeros would be an empty latent
     sampling = wrap(field).model.model_sampling
@@ -679,7 +679,7 @@ def test_bias_holds_grey_places_early_and_lets_them_go_late(run_node, field):
 
 
 @pytest.mark.parametrize("blend", BLENDS)
-def test_no_knob_moves_the_outside(run_node, field, latent, blend):
+def test_no_setting_changes_the_outside(run_node, field, latent, blend):
     """Flow's first sigma is 1, where noise over signal is infinite: no setting makes a number that is none of it."""
     for bias, preservation in ((0.0, 0.0), (1.0, 0.0), (8.0, 8.0), (0.5, 3.0)):
         for kind in ("epsilon", "flow"):

@@ -23,21 +23,6 @@ from helpers import sprite_set, weights_hash
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def sdxl(comfyui):
-    return tiny.sdxl()
-
-
-@pytest.fixture(scope="module")
-def flux(comfyui):
-    return tiny.flux()
-
-
-@pytest.fixture
-def models(request):
-    return request.getfixturevalue(request.param)
-
-
 both = pytest.mark.parametrize("models", ["sdxl", "flux"], indirect=True)
 savings = pytest.mark.parametrize("saving", [False, True])
 

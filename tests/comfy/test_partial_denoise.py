@@ -37,7 +37,7 @@ from comfy.nested_tensor import NestedTensor
 KINDS = analytic.KINDS
 SAMPLERS = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
-MOST = matrix.spread(SAMPLERS, matrix.SAMPLERS)
+MOST = matrix.mark_slow(SAMPLERS, matrix.SAMPLERS)
 FIELD = analytic.Field(16, 16, "natural")
 
 
@@ -453,7 +453,7 @@ def test_every_scheduler_starts_at_the_models_noise_level(models, kind, schedule
 
 
 @pytest.mark.parametrize("sampler", MOST)
-def test_a_start_just_above_a_step_does_no_harm_to_samplers_with_a_memory(denoise, models, latent, sampler):
+def test_a_start_just_above_a_step_is_safe_for_multistep_samplers(denoise, models, latent, sampler):
     """Were the short remainder a step of its own, dpmpp_2m_sde, ipndm_v and others would end up far away."""
     model = models["epsilon"]
     sampling = model.get_model_object("model_sampling")
@@ -472,11 +472,11 @@ def test_a_start_just_above_a_step_does_no_harm_to_samplers_with_a_memory(denois
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_start_is_what_the_first_model_call_gets(denoise, latent, kind, strength):
     model = analytic.wrap(FIELD.denoise, kind)
-    model.model.diffusion_model.keep = True
+    model.model.diffusion_model.keep_inputs = True
     _, start, sigmas, _ = denoise(model, latent, strength)
-    sigma, asked = model.model.diffusion_model.asked[0]
+    sigma, x = model.model.diffusion_model.inputs[0]
     assert sigma == float(sigmas[0])
-    assert torch.allclose(start["samples"] * 0.18215, asked, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(start["samples"] * 0.18215, x, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -589,7 +589,7 @@ def test_the_progress_bar_counts_the_steps_that_run(denoise, models, latent):
     assert (seen[0], seen[-1]) == ((1, 11), (11, 11))  # between them core leaves some out
 
 
-def test_nothing_given_is_written_to(denoise, models, latent):
+def test_inputs_are_not_written_to(denoise, models, latent):
     model, before = models["epsilon"], latent["samples"].clone()
     options = repr(model.model_options)
     for sampler in ("uni_pc", "dpmpp_2m", "euler"):
@@ -602,7 +602,7 @@ def test_nothing_given_is_written_to(denoise, models, latent):
 # --- Words and picture ----------------------------------------------------------------------------------------------
 
 
-def test_the_report_says_it_in_words(denoise, models, latent):
+def test_report_text(denoise, models, latent):
     text = denoise(models["epsilon"], latent, 0.5, steps=20, contract="diffusers")[3]
     assert text == "diffusers: runs 10 of 20 steps, from sigma 1.48 (t = 473), 69 % of the variance is noise."
     text = denoise(models["flow"], latent, 0.5, steps=20)[3]
@@ -649,7 +649,7 @@ def test_the_plot_marks_the_start_where_it_is(run_node, models):
 
 
 @pytest.mark.parametrize("strength", [math.nan, -0.1, 1.01, math.inf])
-def test_a_strength_that_is_none_is_an_error(run_node, denoise, models, latent, strength):
+def test_an_invalid_strength_is_an_error(run_node, denoise, models, latent, strength):
     with pytest.raises(InputError, match=f"Bespoke Partial Denoise: strength is {strength}; give a number from 0"):
         denoise(models["epsilon"], latent, strength)
     with pytest.raises(InputError, match=f"Bespoke Strength Sigmas: strength is {strength}"):
@@ -685,7 +685,7 @@ def test_channels_that_do_not_fit_are_an_error(denoise, models, strength):
         denoise(models["epsilon"], {"samples": torch.ones(1, 16, 16, 16)}, strength)
 
 
-def test_a_scheduler_that_gives_too_few_sigmas_is_said_or_an_error(denoise, models, latent, monkeypatch):
+def test_a_scheduler_that_gives_too_few_sigmas_is_reported_or_an_error(denoise, models, latent, monkeypatch):
     few = comfy.samplers.SchedulerHandler(lambda sampling, steps: torch.tensor([14.6, 5.0, 1.0, 0.2, 0.0]))
     monkeypatch.setitem(comfy.samplers.SCHEDULER_HANDLERS, "few", few)
     monkeypatch.setattr(comfy.samplers.KSampler, "SCHEDULERS", [*SCHEDULERS, "few"])
@@ -711,7 +711,7 @@ def test_names_that_comfyui_does_not_know_are_an_error(denoise, models, latent):
         denoise(models["epsilon"], latent, 0.5, scheduler="none")
 
 
-def test_spacings_say_where_they_have_no_meaning(denoise, models, latent):
+def test_spacings_are_refused_where_they_do_not_apply(denoise, models, latent):
     with pytest.raises(InputError, match="'diffusers leading' is one of epsilon and v models"):
         denoise(models["flow"], latent, 0.5, scheduler="diffusers leading")
     with pytest.raises(InputError, match="1200 steps are more than the 1000 training timesteps"):

@@ -5,7 +5,6 @@ import math
 import shutil
 from pathlib import Path
 
-import folder_paths
 import pytest
 import tiny
 import torch
@@ -17,18 +16,9 @@ from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.training.checkpoint import State
 from bespoke.training.record import RunState, summary_of
 from helpers import sprite_set
-from run_records import OLD_RUNS, changed, losses_of, make_run
+from run_records import RUN_FOLDERS_0_1, changed, losses_of, make_run
 
 ID = "lora-000000000001"
-
-
-@pytest.fixture
-def runs(comfyui, tmp_path):
-    """The folder of runs in a user directory of its own, where there are none yet."""
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path))
-    yield store.runs_folder()
-    folder_paths.set_user_directory(before)
 
 
 def loss_at(step: int) -> float:
@@ -143,7 +133,7 @@ def test_a_save_adds_lines_and_touches_no_earlier_one(runs):
 
 
 @pytest.mark.parametrize("loss", [-1.7976931348623157e308, 5e-324, -2.2250738585072014e-308, 0.1 + 0.2, 1e22, -0.0, 3])
-def test_every_float_fits_a_line_and_comes_back(tmp_path, loss):
+def test_every_float_round_trips_in_one_line(tmp_path, loss):
     file = LossFile(tmp_path)
     file.write_from(0, [loss, 0.5])
     assert file.path.stat().st_size == 2 * WIDTH
@@ -185,7 +175,7 @@ def test_a_damaged_file_of_losses_leaves_the_others_at_their_steps(runs, caplog,
     assert losses_of(resumed.folder) == [*run_after(5).losses[:left], *[None] * (5 - left), 0.75]
 
 
-def test_without_losses_or_record_the_state_still_goes_on(runs):
+def test_the_state_is_read_without_losses_or_record(runs):
     writer = RunStore(ID)
     for steps in (5, 9):
         writer.save(state_after(steps), run_after(steps))
@@ -198,7 +188,7 @@ def test_without_losses_or_record_the_state_still_goes_on(runs):
     assert RunStore(ID).state().step == 12
 
 
-def test_a_run_that_begins_anew_in_its_folder(runs):
+def test_a_new_run_in_an_old_folder(runs):
     """As when its state cannot be read: the earlier losses are not mixed with the new ones."""
     RunStore(ID).save(state_after(5), run_after(5))
     writer, run = RunStore(ID), run_after(0)
@@ -233,15 +223,15 @@ def test_setting_aside_begins_another_folder(runs):
 
 def old_run(runs: Path, which: str, run_id: str) -> dict:
     """Put a folder that version 0.1 wrote under this id; gives its record."""
-    shutil.copytree(OLD_RUNS / which, runs / run_id)
+    shutil.copytree(RUN_FOLDERS_0_1 / which, runs / run_id)
     record = json.loads((runs / run_id / "record.json").read_text()) | {"id": run_id}
     (runs / run_id / "record.json").write_text(json.dumps(record))
     return record
 
 
 @pytest.mark.parametrize(("which", "technique"), [("lora", "lora"), ("word", "textual inversion")])
-def test_a_run_of_0_1_is_listed_matched_read_and_brought_into_the_present_form(runs, which, technique):
-    run_id = json.loads((OLD_RUNS / which / "record.json").read_text())["id"]
+def test_a_run_of_0_1_is_listed_matched_read_and_converted(runs, which, technique):
+    run_id = json.loads((RUN_FOLDERS_0_1 / which / "record.json").read_text())["id"]
     record = old_run(runs, which, run_id)
     steps = record["settings"]["steps"]
     (listed,) = RunIndex().look().summaries()
@@ -262,10 +252,10 @@ def test_a_run_of_0_1_is_listed_matched_read_and_brought_into_the_present_form(r
     again = RunStore(run_id)
     assert again.record() == run
     assert all(torch.equal(value, again.state().trained[name]) for name, value in state.trained.items())
-    assert len(list(again.folder.glob("samples/*.png"))) == len(list((OLD_RUNS / which).glob("samples/*.png")))
+    assert len(list(again.folder.glob("samples/*.png"))) == len(list((RUN_FOLDERS_0_1 / which).glob("samples/*.png")))
 
 
-def test_a_training_of_0_1_is_gone_on_with(runs, run_node):
+def test_a_training_of_0_1_is_resumed(runs, run_node):
     def train(steps: int, resume: bool):
         return run_node(
             "BespokeTrainLora",
@@ -299,7 +289,7 @@ def test_a_training_of_0_1_is_gone_on_with(runs, run_node):
     assert run.seconds > record["seconds"]
 
 
-def test_what_is_synced_is_whole_or_absent(tmp_path):
+def test_synced_writes(tmp_path):
     path = tmp_path / "new" / "record.json"
     durable.replace_text(path, "one")
     durable.replace_text(path, "two")

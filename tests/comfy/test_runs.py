@@ -12,14 +12,13 @@ from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import pytest
 import torch
 from bespoke.nodes.bridge.runs import routes
 from bespoke.nodes.bridge.runs.index import RunIndex
 from bespoke.nodes.bridge.runs.loss_file import LOSSES
 from bespoke.nodes.bridge.runs.match import NodeRequest, find_run, same_request
-from bespoke.nodes.bridge.runs.store import RunStore, request_finish, runs_folder
+from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.nodes.bridge.web import RequestRefused
 from bespoke.nodes.lora.training.request import LoraRequest
 from bespoke.nodes.textual_inversion.request import InversionRequest
@@ -31,22 +30,6 @@ from comfy.patcher_extension import WrappersMP
 from helpers import sprite_set
 from run_records import changed, make_run
 from torch.optim.optimizer import register_optimizer_step_post_hook
-
-
-@pytest.fixture
-def at_step():
-    """at_step(n, do): call `do` when the training's progress bar reaches step n."""
-
-    def arm(step, do):
-        def hook(value, total, preview=None, node_id=None, **_):
-            if value >= step:
-                comfy.utils.set_progress_bar_global_hook(None)
-                do()
-
-        comfy.utils.set_progress_bar_global_hook(hook)
-
-    yield arm
-    comfy.utils.set_progress_bar_global_hook(None)
 
 
 def newest() -> Run:
@@ -109,7 +92,7 @@ def test_a_ctrl_c_in_the_middle_of_a_step_keeps_the_last_whole_state(small, run_
     assert all(torch.equal(value, again[1][key]) for key, value in whole[1].items())
 
 
-def test_finish_hands_on_what_there_is_and_more_steps_go_on(small, run_node, at_step):
+def test_finish_returns_the_result_and_more_steps_resume_it(small, run_node, at_step):
     seen = {}
 
     def finish():
@@ -130,7 +113,7 @@ def test_finish_hands_on_what_there_is_and_more_steps_go_on(small, run_node, at_
     assert more[2]["loss"][:done] == first[2]["loss"]
 
 
-def test_fewer_steps_begin_anew_and_set_the_longer_run_aside(small, run_node):
+def test_fewer_steps_start_a_new_run_and_set_the_longer_one_aside(small, run_node):
     long = run_node("BespokeTrainLora", **request(small, 23, steps=4))
     short = run_node("BespokeTrainLora", **request(small, 23, steps=2))
     assert len(short[2]["loss"]) == 2
@@ -138,7 +121,7 @@ def test_fewer_steps_begin_anew_and_set_the_longer_run_aside(small, run_node):
     assert list(folder.parent.glob(f"{folder.name}.*/state-000004.safetensors"))
 
 
-def test_a_broken_state_begins_anew(small, run_node):
+def test_a_broken_state_starts_a_new_run(small, run_node):
     first = run_node("BespokeTrainLora", **request(small, 24, steps=3))
     folder = RunStore(first[3].id).folder
     (folder / "state-000003.safetensors").write_bytes(b"\x00" * 40)
@@ -147,7 +130,7 @@ def test_a_broken_state_begins_anew(small, run_node):
     assert again[2]["loss"] == first[2]["loss"]
 
 
-def test_saves_on_the_way(small, run_node, comfyui):
+def test_saves_during_a_training(small, run_node, comfyui):
     _, _, _, run, *_ = run_node("BespokeTrainLora", **request(small, 25, steps=4, save_every=2))
     folder = comfyui / "models" / "loras" / "bespoke" / "runs"
     assert sorted(p.name for p in folder.glob(f"{run.id}*")) == [f"{run.id}-step00000{n}.safetensors" for n in (2, 4)]
@@ -170,7 +153,7 @@ def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_no
     assert len(own_set.held_out) == 2
 
 
-def test_a_word_goes_on_too(small, run_node, at_step):
+def test_a_word_is_resumed(small, run_node, at_step):
     model, clip, vae = small
     args = dict(
         model=model,
@@ -216,15 +199,6 @@ def test_a_nan_keeps_the_last_good_state(small, run_node):
 
 
 # --- The list of runs ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def runs(comfyui, tmp_path):
-    """The folder of runs in a user directory of its own, where there are none yet."""
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path))
-    yield runs_folder()
-    folder_paths.set_user_directory(before)
 
 
 def a_run(number: int, **changes) -> Run:
@@ -381,7 +355,7 @@ def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
     assert len(list(runs.iterdir())) == 1
 
 
-def test_a_list_reads_the_summary_alone_and_a_second_one_nothing(runs):
+def test_lists_read_each_summary_once(runs):
     run = a_run(1, losses=[0.5] * 5000, held_out=[(10, 0.5)])
     save(run)
     record, index = RunStore(run.id).folder / "record.json", RunIndex()
@@ -400,7 +374,7 @@ def test_a_list_reads_the_summary_alone_and_a_second_one_nothing(runs):
     assert RunIndex().look().runs == ()
 
 
-def test_what_a_summary_holds(runs):
+def test_fields_of_a_summary(runs):
     record = record_of_0_1(
         a_run(
             1, trigger="sks", resolution="1024x1024", prediction="epsilon", architecture="sdxl", images=12, trained=99
@@ -431,7 +405,7 @@ def test_what_a_summary_holds(runs):
     assert written == json.loads(json.dumps({"record": [state.st_size, state.st_mtime_ns], **listed}))
 
 
-def test_a_record_of_0_1_gets_a_summary_and_keeps_its_own(runs):
+def test_a_record_of_0_1_gets_a_summary_and_is_not_changed(runs):
     record = record_of_0_1(a_run(1))
     text = record.read_text()
     assert ids() == ["lora-000000000001"]
@@ -543,7 +517,7 @@ def saved(**values) -> str:
         saved(state_file="state-1.safetensors"),
     ],
 )
-def test_a_record_that_is_none_is_left_out_of_the_list(runs, text):
+def test_a_broken_record_is_not_listed(runs, text):
     save(a_run(1))
     folder = runs / "lora-000000000009"
     folder.mkdir()
@@ -621,7 +595,7 @@ def test_a_broken_summary_is_made_again(runs, spoil):
     assert path.read_text() == text
 
 
-def test_files_that_are_no_plain_files(runs):
+def test_entries_that_are_not_regular_files(runs):
     """Folders, named pipes, broken links, files of many gigabytes."""
     save(*map(a_run, range(1, 6)))
     folder = {number: RunStore(f"lora-{number:012x}").folder for number in range(1, 6)}
@@ -682,7 +656,7 @@ def nobody():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a folder there is never read-only")
-def test_a_folder_that_cannot_be_written_to_is_listed_all_the_same():
+def test_a_read_only_folder_is_listed():
     base = Path(tempfile.mkdtemp())  # pytest's own may be entered by its owner alone
     try:
         for number in (1, 2):
@@ -816,7 +790,7 @@ def test_a_setting_later_than_0_1_has_a_default(technique, request_type):
     assert later <= set(defaults_of(TrainConfig, request_type))
 
 
-def test_when_a_run_is_what_a_node_asks_for():
+def test_same_request():
     settings = {
         "seed": 7,
         "learning_rate": 1e-4,
@@ -848,7 +822,7 @@ def test_when_a_run_is_what_a_node_asks_for():
     assert not same_request({}, same)
 
 
-def test_odd_values_in_a_request_are_equal_to_nothing(runs):
+def test_odd_values_in_a_request_match_nothing(runs):
     save(a_run(1, settings={"seed": 1, "prompt": "x" * 3000, "huge": 1.7e308}))
     assert routes.match_run(wanted(request={"prompt": "x" * 3000}))["run"]["id"] == a_run(1).id
     for odd in (10**400, -(10**308), float("nan"), float("inf"), [], {}, {"a": 1}, None, True, "1"):
@@ -877,7 +851,7 @@ def test_odd_values_in_a_request_are_equal_to_nothing(runs):
         (wanted(request=True), "request is a boolean; give an object"),
     ],
 )
-def test_a_body_that_asks_for_nothing_is_refused(runs, body, words):
+def test_bad_bodies_are_refused(runs, body, words):
     with pytest.raises(InputError, match=words):
         routes.match_run(body)
 

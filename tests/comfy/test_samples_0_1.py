@@ -28,24 +28,8 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).resolve().parents[2]
 MADE = json.loads((samples.SAMPLES / "made.json").read_text())
 FORMATS = ("kohya", "diffusers", "comfy")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in the order in which one thread takes them, as when the samples were made."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def runs(comfyui, tmp_path):
-    """The folder of runs in a user directory of its own."""
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path))
-    yield tmp_path / "bespoke" / "runs"
-    folder_paths.set_user_directory(before)
+# Sums in the order in which one thread takes them, as when the samples were made.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -97,7 +81,7 @@ def check_equal(found, wanted, exact: bool) -> None:
 
 
 @pytest.mark.parametrize("which", ["finished", "kept"])
-def test_a_run_that_has_ended_gives_its_result_without_a_step(run_node, runs, steps, which):
+def test_an_ended_run_returns_its_result_without_a_step(run_node, runs, steps, which):
     here = place(run_node, runs, which)
     steps[0] = 0
     _, lora, loss, run, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, which))
@@ -107,7 +91,7 @@ def test_a_run_that_has_ended_gives_its_result_without_a_step(run_node, runs, st
     check_equal(lora, expected(which), exact=True)  # nothing is computed
 
 
-def test_an_interrupted_run_goes_on_from_its_state(run_node, runs, steps):
+def test_an_interrupted_run_resumes_from_its_state(run_node, runs, steps):
     here = place(run_node, runs, "interrupted")
     done = MADE["runs"]["interrupted"]["done"]
     steps[0] = 0
@@ -122,7 +106,7 @@ def test_an_interrupted_run_goes_on_from_its_state(run_node, runs, steps):
     assert json.loads((runs / here / "record.json").read_text())["state"] == "finished"
 
 
-def test_a_finished_run_goes_on_to_more_steps(run_node, runs, steps):
+def test_a_finished_run_resumes_to_more_steps(run_node, runs, steps):
     place(run_node, runs, "finished")
     steps[0] = 0
     _, lora, loss, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, "finished", steps=8))
@@ -232,7 +216,7 @@ def test_saving_the_run_of_0_1_writes_the_file_of_0_1(run_node, comfyui, runs, k
 
 
 @pytest.mark.parametrize("kind", ["comfy", "a1111"])
-def test_a_word_is_read_and_said(run_node, comfyui, kind):
+def test_a_word_file_equals_its_vectors(run_node, comfyui, kind):
     name = f"{samples.WORD}-{kind}"
     shutil.copy(samples.SAMPLES / "words" / f"{name}.safetensors", comfyui / "models" / "embeddings")
     _, clip, _ = samples.models()
@@ -247,7 +231,7 @@ def test_a_word_is_read_and_said(run_node, comfyui, kind):
     assert not torch.equal(from_file, without)
 
 
-def test_the_word_of_0_1_is_learned_again(run_node, runs):
+def test_training_reproduces_the_word_of_0_1(run_node, runs):
     _, embedding, word, *_ = run_node("BespokeTrainTextualInversion", **samples.word_request(run_node))
     assert word == f"embedding:{samples.WORD}"
     check_equal(embedding, load_file(samples.SAMPLES / "words" / f"{samples.WORD}-comfy.safetensors"), exact=alike())

@@ -45,7 +45,7 @@ def obeyed(small, run_node, combinations, each, sheet_file):
     return {what: number / count for what, number in right.items()}
 
 
-def test_it_obeys_its_prompt(small, run_node, tmp_path):
+def test_pictures_follow_the_prompt(small, run_node, tmp_path):
     """Each colour and each shape once, core nodes only."""
     share = obeyed(small, run_node, list(enumerate((0, 2, 1, 4, 3, 5))), 1, tmp_path / "grid.png")
     assert share["colour"] >= 0.90
@@ -53,7 +53,7 @@ def test_it_obeys_its_prompt(small, run_node, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_obeys_every_prompt(small, run_node, tmp_path):
+def test_pictures_follow_every_prompt(small, run_node, tmp_path):
     """6 colours x 6 shapes, three pictures each, core nodes only."""
     share = obeyed(small, run_node, [(i, j) for i in range(6) for j in range(6)], 3, tmp_path / "grid.png")
     assert share["colour"] >= 0.90
@@ -94,7 +94,7 @@ def test_the_judge_reads_every_drawing():
                 assert (seen.colour, seen.shape, seen.ground) == (colour, shape, ground)
 
 
-def test_the_judge_is_not_easily_pleased():
+def test_the_judge_names_nothing_in_noise_and_blank_pictures():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8))
     assert judge(noise).shape is None
     plain = judge(Image.new("RGB", (128, 128), "white"))

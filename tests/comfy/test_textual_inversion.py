@@ -17,21 +17,6 @@ from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
 
 
-@pytest.fixture(scope="module")
-def sd15(comfyui):
-    return tiny.patcher(), tiny.clip(), tiny.vae()
-
-
-@pytest.fixture(scope="module")
-def sdxl(comfyui):
-    return tiny.sdxl()
-
-
-@pytest.fixture
-def models(request):
-    return request.getfixturevalue(request.param)
-
-
 def learn(run_node, models, side=64, images=None, **changes):
     """(clip, embedding, prompt_word, loss, run, report) of a short training on the small world's pictures."""
     model, clip, vae = models
@@ -169,7 +154,7 @@ def test_gradient_equals_finite_differences(comfyui, family):
             assert slope == pytest.approx(measured, rel=1e-3)
 
 
-def test_bad_input_names_node_value_and_mend(sd15, run_node, comfyui):
+def test_bad_input_names_node_value_and_remedy(sd15, run_node, comfyui):
     model, clip, vae = sd15
     common = dict(
         model=model,

@@ -22,21 +22,6 @@ from comfy_api.latest import io
 from helpers import batch_and_single_gradients, sprite_set, weights_hash
 
 
-@pytest.fixture(scope="module")
-def sd15(comfyui):
-    return tiny.patcher(), tiny.clip(), tiny.vae()
-
-
-@pytest.fixture(scope="module")
-def sdxl(comfyui):
-    return tiny.sdxl()
-
-
-@pytest.fixture
-def models(request):
-    return request.getfixturevalue(request.param)
-
-
 def train(run_node, models, **changes):
     """(model, lora, loss, run, report, clip) of a short training in float32."""
     model, clip, vae = models
@@ -171,7 +156,7 @@ def test_prior_pictures(sd15, run_node):
     assert nothing[3].id != plain[3].id
 
 
-def test_goes_on_from_another_lora(sd15, run_node):
+def test_continues_from_another_lora(sd15, run_node):
     _, first, _, run, *_ = train(run_node, sd15)
     _, again, *_ = train(run_node, sd15, lora=first, learning_rate=0.0)
     assert same(again, first)
@@ -194,7 +179,7 @@ def test_goes_on_from_another_lora(sd15, run_node):
 @pytest.mark.parametrize(
     ("models", "encoders"), [("sd15", ["lora_te_"]), ("sdxl", ["lora_te1_", "lora_te2_"])], indirect=["models"]
 )
-def test_the_text_encoder_learns_too_and_the_file_says_it_to_core(models, encoders, run_node, caplog):
+def test_the_text_encoder_is_trained_and_core_reads_the_file(models, encoders, run_node, caplog):
     model, clip, _ = models
     before = weights_hash(clip.cond_stage_model)
     new_model, lora, _, run, report, new_clip = train(run_node, models, train_text_encoder=True, text_encoder_lr=5e-2)
@@ -237,7 +222,7 @@ def test_the_text_encoders_rate_is_its_own(sd15, run_node):
 # --- families -------------------------------------------------------------------------------------------------------
 
 
-def test_sdxl_is_told_each_pictures_own_size(sdxl, run_node):
+def test_sdxl_gets_the_size_of_each_picture(sdxl, run_node):
     """Core tells it the size of a dummy latent; the latents are scaled as the model was trained."""
     model = sdxl[0]
     seen = []
@@ -352,6 +337,6 @@ def test_nothing_is_left_on_the_users_model(sd15, run_node):
         ({"targets": "custom", "custom_targets": "nothing*"}, "no linear layer matches"),
     ],
 )
-def test_bad_settings_name_the_node_the_value_and_the_mend(sd15, run_node, changes, says):
+def test_bad_settings_name_node_value_and_remedy(sd15, run_node, changes, says):
     with pytest.raises(InputError, match=f"Bespoke Train LoRA: {says}"):
         train(run_node, sd15, **changes)

@@ -44,7 +44,7 @@ def test_an_error_that_no_route_expects_is_not_hidden():
         answer(fails, OSError("disk"))
 
 
-def test_what_does_not_exist():
+def test_unknown_resources_are_404():
     class Server:
         routes = web.RouteTableDef()
 

@@ -240,7 +240,7 @@ def flux_clip_with_quantised_t5():
         )
 
 
-def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
+def test_a_word_is_learned_with_a_quantised_t5(comfyui, run_node):
     """No gradient flows through the T5: it is used as it lies, and what CLIP is told is what the user's own CLIP
     says."""
     clip = flux_clip_with_quantised_t5()
@@ -273,7 +273,7 @@ def test_a_word_is_learned_beside_a_quantised_t5(comfyui, run_node):
     assert identity.checksum(clip.patcher) == before
 
 
-def test_a_quantised_clip_learns_and_says_a_word_as_its_numbers_do(comfyui):
+def test_a_quantised_clip_equals_its_dequantised_weights(comfyui):
     import comfy.sd
     import comfy.text_encoders.flux as text
 
@@ -354,7 +354,7 @@ def dynamic(clip, make, freed):
     return clip
 
 
-def test_under_dynamic_vram_a_text_encoder_is_loaded_anew_with_what_the_wire_patched_into_it(comfyui):
+def test_under_dynamic_vram_a_text_encoder_is_reloaded_with_its_patches(comfyui):
     layer = "clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight"
     plain, other, freed = tiny.clip(), tiny.clip(), []
     change = {
@@ -386,7 +386,7 @@ def test_under_dynamic_vram_a_text_encoder_is_loaded_anew_with_what_the_wire_pat
         pass
 
 
-def test_layers_that_another_pack_made_read_their_weights_themselves(states, comfyui):
+def test_layers_of_other_packs_read_their_own_weights(states, comfyui):
     """What lies in their `weight` is theirs to say: a half of it here, and the gradient follows their own code."""
     import comfy.ops
 
@@ -406,7 +406,7 @@ def test_layers_that_another_pack_made_read_their_weights_themselves(states, com
 # --- as they are on the wire ----------------------------------------------------------------------------------------
 
 
-def test_what_other_nodes_changed_is_trained_on(states, run_node, comfyui):
+def test_changes_of_other_nodes_are_trained_on(states, run_node, comfyui):
     """A LoRA that LoraLoader merged, ModelMergeSimple: the gradient is that of a model that has those weights in its
     file."""
     from safetensors.torch import save_file
@@ -527,7 +527,7 @@ def carried(module):
 
 
 @pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
-def test_weights_that_a_training_itself_brought_to_the_card_take_part_in_a_graph(states, kind):
+def test_weights_moved_outside_inference_mode_give_the_same_gradient(states, kind):
     """Made in a loader's inference mode and moved outside of it: no inference tensors any more, and still nothing
     autograd saves."""
     state = states[id(kind[1])]
@@ -541,7 +541,7 @@ def test_weights_that_a_training_itself_brought_to_the_card_take_part_in_a_graph
     assert {name: id(p) for name, p in model.model.named_parameters()} == before
 
 
-def test_what_is_unloaded_during_a_training_is_given_back(states):
+def test_weights_unloaded_during_a_training_are_freed(states):
     """A sample's VAE or a prompt's CLIP may need the card for itself; kept where it was, the model would lie there
     twice afterwards."""
     model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
@@ -565,7 +565,7 @@ def test_what_is_unloaded_during_a_training_is_given_back(states):
 
 
 @pytest.mark.parametrize("first", ["whole", "offloaded"])
-def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, first, monkeypatch):
+def test_weights_that_move_between_steps_give_the_same_gradient(states, first, monkeypatch):
     """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the
     reverse."""
     import comfy.model_management
@@ -594,7 +594,7 @@ def test_weights_that_move_between_two_steps_stay_fit_for_a_gradient(states, fir
     assert apart(gradient(model, U_NET)[0], expected) < 1e-6
 
 
-def test_a_training_that_another_packs_callback_stops_leaves_comfyui_as_it_was(states):
+def test_an_error_in_another_packs_callback_restores_comfyui(states):
     import comfy.model_management
     import comfy.patcher_extension
 
@@ -627,7 +627,7 @@ class GGMLLayer(torch.nn.Module):
     comfy_cast_weights = True
 
 
-def test_a_gguf_model_is_refused_with_what_to_do_instead(run_node, comfyui):
+def test_a_gguf_model_is_refused_with_a_remedy(run_node, comfyui):
     import comfy.ops
 
     class Linear(GGMLLayer, comfy.ops.manual_cast.Linear):

@@ -1,9 +1,8 @@
-"""Models whose answer is known by formula, inside ComfyUI's own BaseModel, ModelSampling and ModelPatcher.
+"""Models whose output is known by a formula, inside ComfyUI's own BaseModel, ModelSampling and ModelPatcher.
 
-`wrap(denoise, kind)` gives a ModelPatcher that samples like any other: the module inside is asked in the model's own
-terms (scaled input, timestep) and answers with epsilon, v or velocity such that ComfyUI arrives at `denoise(y, s)`,
-where y = latent + s * noise. For flow, x = (1 - sigma) latent + sigma noise, so y = x / (1 - sigma), s = sigma / (1 -
-sigma).
+`wrap(denoise, kind)` returns a ModelPatcher that samples like any other. Its network gets the model's scaled input and
+timestep and returns epsilon, v or velocity such that ComfyUI's denoised latent is `denoise(y, s)` with y = latent + s *
+noise. For flow, x = (1 - sigma) latent + sigma noise, so y = x / (1 - sigma) and s = sigma / (1 - sigma).
 """
 
 from __future__ import annotations
@@ -13,15 +12,15 @@ import torch
 KINDS = ("epsilon", "v", "flow")
 
 
-class Answer(torch.nn.Module):
-    """The network's place: counts its calls and keeps what it was asked, if told to."""
+class AnalyticNetwork(torch.nn.Module):
+    """A network that counts its `calls` and, with `keep_inputs`, keeps (sigma, x) of each call in `inputs`."""
 
     dtype = torch.float32
 
     def __init__(self, denoise, kind: str):
         super().__init__()
         self.denoise, self.kind = denoise, kind
-        self.calls, self.keep, self.asked = 0, False, []
+        self.calls, self.keep_inputs, self.inputs = 0, False, []
 
     def forward(self, xc, t, context=None, control=None, transformer_options=None, **others):
         self.calls += 1
@@ -34,15 +33,15 @@ class Answer(torch.nn.Module):
         else:
             x = xc * (sigma**2 + 1.0) ** 0.5
             clean = self.denoise(x, sigma)
-        if self.keep:
-            self.asked.append((float(sigma.flatten()[0]), x.clone()))
+        if self.keep_inputs:
+            self.inputs.append((float(sigma.flatten()[0]), x.clone()))
         if self.kind == "v":
             return (x / (sigma**2 + 1.0) - clean) * (sigma**2 + 1.0) ** 0.5 / sigma
         return (x - clean) / sigma
 
 
 def wrap(denoise, kind: str = "epsilon", latent_format=None, base=None):
-    """A ModelPatcher of an analytic model. `.model.diffusion_model` is the `Answer`."""
+    """A ModelPatcher of an analytic model. `.model.diffusion_model` is the `AnalyticNetwork`."""
     import comfy.latent_formats
     import comfy.model_base
     import comfy.model_patcher
@@ -54,7 +53,7 @@ def wrap(denoise, kind: str = "epsilon", latent_format=None, base=None):
     config.latent_format = latent_format or comfy.latent_formats.SD15()
     kind_type = {"epsilon": types.EPS, "v": types.V_PREDICTION, "flow": types.FLOW}[kind]
     model = (base or comfy.model_base.BaseModel)(config, kind_type, device=torch.device("cpu"))
-    model.diffusion_model = Answer(denoise, kind)
+    model.diffusion_model = AnalyticNetwork(denoise, kind)
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 

@@ -1,7 +1,7 @@
-"""Every model family in small: ComfyUI's own classes of model, text encoder and VAE, with random weights.
+"""A small model of every family: ComfyUI's own classes of model, text encoder and VAE, with random weights.
 
-`made(name)` gives (model, clip, vae) of a name in `FAMILIES`, made once; tests leave them as they are. `MAKERS[name]`
-makes one anew, of another type if asked.
+`made(name)` returns (model, clip, vae) of a name in `FAMILIES`, made once; tests must not change them.
+`MAKERS[name](**config)` makes new ones with changes of the configuration.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Z_IMAGE = {
     "pad_tokens_multiple": 32,
     "dtype": torch.float32,
 }
-# Two queries to a key, as Lumina 2's, and no modulation of Z-Image's.
+# Two queries for each key as in Lumina 2, and without Z-Image's modulation.
 LUMINA2 = {
     **Z_IMAGE,
     "dim": 96,
@@ -104,13 +104,13 @@ CHROMA = {
     "hidden_dim": 32,
     "n_layers": 2,
 }
-# How SD2's checkpoints in v show themselves to ComfyUI: by the spread of this bias.
+# ComfyUI detects SD2's v checkpoints by the standard deviation of this bias.
 _V = {"output_blocks.11.1.transformer_blocks.0.norm1.bias": torch.tensor([1.0, -1.0])}
-_SIZES = 6 * 256  # SDXL's size, crop and target, 256 numbers each
+_SIZES = 6 * 256  # SDXL's size, crop and target size: six numbers as 256 values each
 
 
 def _base(config, state=None):
-    """The model as ComfyUI makes it of a configuration, its weights from a seed."""
+    """A ModelPatcher of the configuration's model, its weights from a seed."""
     return tiny._flow(config.get_model(state or {}, "", device=CPU), 0)
 
 
@@ -125,13 +125,13 @@ def _encoder(model, tokens, tokenizer_data=None, **configs):
     out = comfy.sd.CLIP(Target, model_options=options, tokenizer_data=tokenizer_data or {})
     for part in list(out.cond_stage_model.modules()):
         if hasattr(part, "visual"):
-            del part.visual  # half a billion numbers that read pictures in a prompt, which none has here
+            del part.visual  # half a billion weights that encode pictures in a prompt; no prompt here has one
     tiny.fill(out.cond_stage_model, 1)
     return out
 
 
 def wan_vae():
-    """Wan 2.1's VAE, which Qwen-Image has too, in an eighth of its width: latents [1, 16, frames, H/8, W/8]."""
+    """Wan 2.1's VAE, which Qwen-Image has too, with an eighth of its width: latents [1, 16, frames, H/8, W/8]."""
     import comfy.sd
     from comfy.ldm.wan.vae import WanVAE
 
@@ -217,7 +217,7 @@ def flux2(**more):
     import comfy.supported_models
     import comfy.text_encoders.flux as text
 
-    small = {**_LLAMA, "num_hidden_layers": 28}  # its text is the state after the layers 9, 18 and 27
+    small = {**_LLAMA, "num_hidden_layers": 28}  # its conditioning is the hidden state after the layers 9, 18 and 27
     clip = _encoder(text.klein_te(), text.KleinTokenizer, qwen3_4b=small)
     return _base(comfy.supported_models.Flux2(FLUX2 | more)), clip, tiny.vae(128)
 
@@ -253,7 +253,7 @@ def z_image(**more):
 
 
 def lumina2(**more):
-    """With Z-Image's text encoder: Gemma's words are in its checkpoint, not in ComfyUI."""
+    """With Z-Image's text encoder, since ComfyUI does not ship Gemma's vocabulary."""
     import comfy.supported_models
 
     return _base(comfy.supported_models.Lumina2(LUMINA2 | more)), *made("z_image")[1:]
@@ -269,7 +269,7 @@ def wan(**more):
 
 
 def wan22(**more):
-    """Wan 2.2's 5B, with 48 channels and a way of its own to be told of masks; its VAE is taew2_2's."""
+    """Wan 2.2's 5B, with 48 channels and its own input for masks; the VAE is taew2_2's."""
     import comfy.sd
     import comfy.supported_models
     from comfy.taesd.taehv import TAEHV
@@ -281,7 +281,7 @@ def wan22(**more):
 
 
 def _words() -> torch.Tensor:
-    """A vocabulary of 64 pieces: UMT5's lies in its checkpoint, not in ComfyUI."""
+    """A vocabulary of 64 pieces, since ComfyUI does not ship UMT5's."""
     import sentencepiece
 
     out = io.BytesIO()
@@ -333,6 +333,6 @@ def made(name: str):
 
 
 def latent_shape(base, frames: int = 1) -> tuple[int, ...]:
-    """[C, H, W] of 8x12 cells, with [frames] between them where the family's latents have it."""
+    """[C, H, W] with 8x12 cells, or [C, frames, H, W] where the family's latents have frames."""
     channels, axes = base.latent_format.latent_channels, base.latent_format.latent_dimensions
     return (channels, 8, 12) if axes == 2 else (channels, frames, 8, 12)

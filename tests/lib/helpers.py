@@ -1,4 +1,4 @@
-"""What several tests need: hashes, sampling with core's nodes, sets of sprites."""
+"""Helpers of several tests: hashes, gradients, sampling with core's nodes, sets of sprites."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 
 def batch_and_single_gradients(model, clip, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """(gradient of four captions in one call, mean of the four alone, the sizes of the first one's model calls).
+    """(gradient of a batch of four captions, mean of the four single gradients, sizes of the batch's model calls).
 
-    model, clip: ComfyUI's. shape: [C, H, W] of the latents, drawn from a seed, each at a noise level of its own.
+    model, clip: ComfyUI's. shape: [C, H, W] of the latents, drawn from a seed, each at its own noise level.
     """
     texts = ["a red circle", "a blue square on white", "green ring", "a yellow cross on black"]
     prompts = [conditioning.encode_prompt(clip, text) for text in texts]
@@ -44,24 +44,24 @@ def batch_and_single_gradients(model, clip, shape: tuple[int, ...]) -> tuple[tor
         calls = []
         hook = denoiser.base.diffusion_model.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
 
-        def gradient(where: list[int]) -> torch.Tensor:
+        def gradient(indices: list[int]) -> torch.Tensor:
             with adapters.attached():
-                joined = conditioning.join_conds([conds[i] for i in where])
-                denoising_loss(denoiser, latent[where], noise[where], sigma[where], joined).mean().backward()
+                joined = conditioning.join_conds([conds[i] for i in indices])
+                denoising_loss(denoiser, latent[indices], noise[indices], sigma[indices], joined).mean().backward()
             out = torch.cat([p.grad.flatten() for p in adapters.parameters()])
             for p in adapters.parameters():
                 p.grad = None
             return out
 
-        together = gradient([0, 1, 2, 3])
+        batch_gradient = gradient([0, 1, 2, 3])
         sizes = list(calls)
-        apart = sum(gradient([i]) for i in range(4)) / 4
+        mean_gradient = sum(gradient([i]) for i in range(4)) / 4
         hook.remove()
-    return together, apart, sizes
+    return batch_gradient, mean_gradient, sizes
 
 
 def sprite_set(seed: int, count: int, word: str | None = None, side: int = 128, **kind) -> ImageSet:
-    """`count` sprites that share a colour or a shape, captioned; `word` stands in for the shared one. side: px."""
+    """`count` sprites that share a colour or a shape, captioned; `word` replaces the shared word. side: px."""
     pairs = sprites.training_set(np.random.default_rng(seed), count, **kind)
     shared = next(iter(kind.values()))
     items = [
@@ -76,7 +76,7 @@ def sprite_set(seed: int, count: int, word: str | None = None, side: int = 128, 
 
 
 def sample(run_node, model, clip, vae, prompts, count, cfg=2.0, steps=16, seed=1) -> list[Image.Image]:
-    """`count` pictures a prompt, with core's CLIPTextEncode, KSampler and VAEDecode only."""
+    """`count` pictures for each prompt, with core's CLIPTextEncode, KSampler and VAEDecode only."""
     (negative,) = run_node("CLIPTextEncode", clip=clip, text="")
     out = []
     for prompt in prompts:
@@ -100,6 +100,6 @@ def sample(run_node, model, clip, vae, prompts, count, cfg=2.0, steps=16, seed=1
 
 
 def share(pictures, **wanted) -> float:
-    """The share of pictures that show what is wanted (colour=..., shape=...)."""
+    """The share of pictures that show the wanted attributes (colour=..., shape=...)."""
     verdicts = [judge(picture) for picture in pictures]
     return sum(all(getattr(v, k) == w for k, w in wanted.items()) for v in verdicts) / len(verdicts)

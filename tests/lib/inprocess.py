@@ -17,16 +17,16 @@ _base: Path | None = None
 
 
 def start_comfyui() -> Path:
-    """Put ComfyUI on `sys.path` and start its parts in this process, once, on the CPU, in a base directory of its
-    own."""
+    """Put ComfyUI on `sys.path` and start it in this process on the CPU, once. Returns its base directory, which is
+    temporary."""
     global _base
     if _base is not None:
         return _base
-    where = os.environ.get("COMFYUI_PATH")
-    if not where or not (Path(where) / "comfy").is_dir():
+    comfyui = os.environ.get("COMFYUI_PATH")
+    if not comfyui or not (Path(comfyui) / "comfy").is_dir():
         pytest.exit("COMFYUI_PATH does not name a ComfyUI folder: run the tests with `python3 dev.py test`", 2)
-    sys.path.insert(0, where)
-    # First, as in main.py: older versions put comfy/ on sys.path, and its utils.py would hide ComfyUI's package.
+    sys.path.insert(0, comfyui)
+    # First, as in main.py: older versions put comfy/ on sys.path, whose utils.py would hide ComfyUI's package `utils`.
     importlib.import_module("utils")
     import comfy.options
 

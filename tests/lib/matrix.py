@@ -1,4 +1,4 @@
-"""Long matrices: a spread-out part in the default run, the whole under `slow`."""
+"""Long test matrices: a selection in the default run, the rest under `slow`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SAMPLERS = (
 )
 
 
-def spread(values, usual):
+def mark_slow(values, usual):
     """The values as pytest parameters, those that are not among `usual` marked slow."""
     missing = set(usual) - set(values)
     assert not missing, f"unknown here: {missing}"
     return [value if value in usual else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-def whole(every, usual):
-    """Two parameters for a test that loops itself: `usual`, and under `slow` all of `every`."""
+def usual_and_all(every, usual):
+    """Two parameters for a test with its own loop: all of `usual`, and under `slow` all of `every`."""
     assert set(usual) <= set(every), set(usual) - set(every)
     return [pytest.param(tuple(usual), id="some"), pytest.param(tuple(every), marks=pytest.mark.slow, id="all")]

@@ -1,4 +1,4 @@
-"""Damages a safetensors file in ways that accidents, old programs and attackers do."""
+"""Random mutations of a safetensors file: damage, errors of old programs, attacks."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _PARTS = (
 
 
 def split(data: bytes) -> tuple[Header, bytes]:
-    """(header, what follows it) of a whole file."""
+    """(header, data) of a file."""
     (length,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
 def join(header: Header, body: bytes, text: str | None = None) -> bytes:
-    """A file again; text: the header's JSON, where it is none that `json` would write."""
+    """The bytes of a file. text: the header's JSON, for JSON that `json.dumps` does not write."""
     raw = (json.dumps(header) if text is None else text).encode()
     raw += b" " * (-len(raw) % 8)
     return struct.pack("<Q", len(raw)) + raw + body
 
 
 def mutated(data: bytes, seed: int) -> bytes:
-    """The file with one to three mutations, decided by the seed."""
+    """The file with one to three mutations, which depend on the seed alone."""
     draw = random.Random(seed)
     for _ in range(draw.choice((1, 1, 2, 3))):
         try:
             data = draw.choice(_ALL)(data, draw)
-        except (ValueError, KeyError, IndexError, struct.error):  # the one before left nothing to work on
+        except (ValueError, KeyError, IndexError, struct.error):  # the mutation before left no valid header
             break
     return data
 
@@ -164,7 +164,7 @@ def _twice(data, draw):
 
 
 def _dropped(data, draw):
-    """One tensor taken out whole, its bytes too, so that the file itself is in order."""
+    """Remove one tensor with its bytes, so that the file is valid."""
     header, body, key = _entry(data, draw)
     start, stop = header.pop(key)["data_offsets"]
     for entry in header.values():
@@ -193,7 +193,7 @@ def _meta(data, draw):
 
 
 def _numbers(data, draw):
-    """Float32 numbers that are none, or are as large as can be."""
+    """Write NaN, infinity or an extreme float32."""
     header, body, key = _entry(data, draw)
     start, stop = header[key]["data_offsets"]
     value = draw.choice((float("nan"), float("inf"), 3e38, -3e38, 1e-45, 0.0, -1.0))

@@ -1,4 +1,4 @@
-"""LoRA adapters in the middle of a training, for tests of gradients."""
+"""LoRA adapters with random factors, for tests of gradients."""
 
 from __future__ import annotations
 

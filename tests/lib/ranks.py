@@ -1,8 +1,8 @@
-"""Processes of a job that start at once: torch and ComfyUI are imported here, each process is a fork of this one.
+"""Processes of a job that start quickly: torch and ComfyUI are imported here, each process is a fork of this one.
 
 Lines in: {"arguments": [[...] of each process], "port": ..., "out": folder, "env": {...}}. Lines out: {"pids": [...]}
-when
-they run, {"statuses": [...]} when all have ended; what each said lies in out/RANK.txt. Started with a base directory.
+when they run, {"statuses": [...]} when all have ended. out/RANK.txt holds the output of each. Argument: ComfyUI's base
+directory.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def main(base: str) -> None:
                 finally:
                     os._exit(status)
             pids.append(pid)
-        say({"pids": pids})
+        answer({"pids": pids})
         statuses = [os.waitpid(pid, 0)[1] for pid in pids]
-        say({"statuses": [-os.WTERMSIG(s) if os.WIFSIGNALED(s) else os.WEXITSTATUS(s) for s in statuses]})
+        answer({"statuses": [-os.WTERMSIG(s) if os.WIFSIGNALED(s) else os.WEXITSTATUS(s) for s in statuses]})
 
 
-def say(message: dict) -> None:
+def answer(message: dict) -> None:
     print(json.dumps(message), file=answers, flush=True)
 
 

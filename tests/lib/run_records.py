@@ -1,4 +1,4 @@
-"""Records of runs for tests, and the folders of runs as version 0.1 wrote them."""
+"""Records of runs for tests, and the folder with runs of version 0.1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from bespoke.training.record import Run, RunInfo
 
-OLD_RUNS = Path(__file__).parent.parent / "data" / "runs_0_1"
+RUN_FOLDERS_0_1 = Path(__file__).resolve().parents[1] / "samples_0_1" / "folders"
 _INFO = {field.name for field in fields(RunInfo)}
 
 

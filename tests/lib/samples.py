@@ -1,4 +1,4 @@
-"""What the files in tests/samples_0_1 were made of: models, pictures and requests that are equal on every machine.
+"""Models, pictures and requests of the files in tests/samples_0_1, equal on every machine.
 
 Weights and pixels come from whole-number arithmetic, since random normal numbers differ in their last bits between
 processors, and a run's id and a base model's SHA-256 depend on every bit.
@@ -21,7 +21,7 @@ SAMPLES = Path(__file__).resolve().parents[1] / "samples_0_1"
 WORKFLOW = {"id": "0f1e2d3c-0001-4000-8000-000000000001", "nodes": [{"id": 1, "type": "BespokeTrainLora"}], "links": []}
 WORD = "old-word"
 JOB_BASE = "samples-flux.safetensors"
-# The requests of the kept runs: that of "finished" had 6 steps, "interrupted" stopped after 3 and "kept" after 4 of 6.
+# The requests of the runs: "finished" made all 6 steps, "interrupted" stopped after 3 and "kept" after 4.
 LORA = dict(
     targets="custom",
     custom_targets="*attn2.to_k, *attn2.to_v",
@@ -53,7 +53,7 @@ JOB = dict(
 
 
 def whole_numbers(count: int, seed: int) -> np.ndarray:
-    """[count] whole numbers below 2**32 without a pattern (a multiplication and shifts, as in hash functions)."""
+    """[count] whole numbers below 2**32 without a pattern: an integer hash of multiplications and shifts."""
     with np.errstate(over="ignore"):
         x = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(seed * 40503 + 1)
         for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
@@ -96,14 +96,13 @@ def models():
 
 
 def job_models(base: Path):
-    """(model, clip, vae) of Flux's classes; the model is loaded from its file, which is written into ComfyUI's
-    folder."""
+    """(model, clip, vae) of Flux's classes; the model is loaded from a file that is written into ComfyUI's folder."""
     import comfy.sd
     from safetensors.torch import save_file
 
     made, clip, _ = tiny.flux(
         hidden_size=128, num_heads=1, axes_dim=[16, 56, 56], depth=1, depth_single_blocks=1
-    )  # as its loader takes it to be
+    )  # the sizes that ComfyUI's loader assumes
     fill(made.model.diffusion_model, 4)
     fill(clip.cond_stage_model, 5)
     path = base / "models" / "diffusion_models" / JOB_BASE
@@ -134,13 +133,13 @@ def lora_request(run_node, which: str, **changes) -> dict:
 
 
 def word_request(run_node, **changes) -> dict:
-    """The inputs of Bespoke Train Textual Inversion of the kept word."""
+    """The inputs of Bespoke Train Textual Inversion for the word."""
     model, clip, vae = models()
     return dict(model=model, clip=clip, vae=vae, images=pictures(run_node, 2, 13)) | WORD_REQUEST | changes
 
 
 def machine() -> dict[str, str]:
-    """What has to be equal for sums of floating point numbers, and so for every bit of a training."""
+    """What has to be equal for floating-point sums, and so every bit of a training, to be equal."""
     import platform
 
     import comfyui_version
@@ -155,7 +154,7 @@ def machine() -> dict[str, str]:
 
 @contextlib.contextmanager
 def over_http():
-    """The address of a server with the pack's routes, in a thread of its own."""
+    """The address of a server with the pack's routes, which runs in its own thread."""
     import server
     from aiohttp import web
 
@@ -187,8 +186,8 @@ def over_http():
 
 
 @contextlib.contextmanager
-def after_step(number, do):
-    """Call `do` when the optimiser has made its step `number`."""
+def after_step(number, action):
+    """Call `action` after the optimiser's step `number`."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     steps = 0
@@ -197,7 +196,7 @@ def after_step(number, do):
         nonlocal steps
         steps += 1
         if steps == number:
-            do()
+            action()
 
     hook = register_optimizer_step_post_hook(hook)
     try:

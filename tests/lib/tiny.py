@@ -1,4 +1,4 @@
-"""ComfyUI's own U-Net and CLIP classes in a hundredth of their size, with random weights: what a LoRA test needs."""
+"""Small models of ComfyUI's own classes, a hundredth of the usual size, with random weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SD15 = {
     "legacy": False,
     "adm_in_channels": None,
 }
-# A single level: three attention blocks, for tests of what happens around a model.
+# One level with three attention blocks, for tests of what happens around a model.
 SMALLEST = {
     **SD15,
     "channel_mult": [1],
@@ -47,7 +47,7 @@ SDXL = {
 
 
 def fill(module: torch.nn.Module, seed: int) -> None:
-    """Weights of about unit gain from a seed; ComfyUI's layers start uninitialised."""
+    """Weights of about unit gain from a seed; ComfyUI does not initialise its layers."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(False)
@@ -73,7 +73,7 @@ def patcher(config: dict = SD15, seed: int = 0, sdxl: bool = False, flow: bool =
 
 
 def clip(two: bool = False, width: int = CONTEXT):
-    """A CLIP of SD1.5 (one text encoder) or SDXL (two), small, tokenised as ever."""
+    """A CLIP of SD1.5 (one text encoder) or SDXL (two), small, with the usual tokenizer."""
     import comfy.sd
     import comfy.sd1_clip
     import comfy.sdxl_clip
@@ -98,7 +98,7 @@ def clip(two: bool = False, width: int = CONTEXT):
 
 
 def sdxl():
-    """(model, clip, vae) of SDXL's own model class, which asks for the pooled vector and the picture's size."""
+    """(model, clip, vae) of SDXL's own model class, which takes the pooled vector and the picture's size."""
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
@@ -111,7 +111,7 @@ def sdxl():
 
 
 def predict(model, seed: int = 0, cells: int = 8, sigma: float = 2.0, context: int = CONTEXT) -> torch.Tensor:
-    """What a patched model says about one noisy latent: ComfyUI loads it, merges and injects, and calls it once."""
+    """A patched model's output for one noisy latent: ComfyUI loads it, merges and injects, and calls it once."""
     import comfy.model_management
 
     generator = torch.Generator().manual_seed(seed)
@@ -123,13 +123,13 @@ def predict(model, seed: int = 0, cells: int = 8, sigma: float = 2.0, context: i
 
 
 def encode(text_encoder, text: str = "a red circle") -> torch.Tensor:
-    """A prompt through a CLIP, as CLIPTextEncode does it."""
+    """The conditioning of a prompt, as CLIPTextEncode computes it."""
     with torch.inference_mode():
         return text_encoder.encode_from_tokens(text_encoder.tokenize(text)).clone()
 
 
 def linear_layers(model, pattern: str = "attn") -> dict[str, tuple[int, int]]:
-    """{layer: (out, in)} of the U-Net's linear layers whose names hold `pattern`."""
+    """{layer: (out, in)} of the U-Net's linear layers whose names contain `pattern`."""
     return {
         name: tuple(layer.weight.shape)
         for name, layer in model.model.diffusion_model.named_modules()
@@ -140,7 +140,7 @@ def linear_layers(model, pattern: str = "attn") -> dict[str, tuple[int, int]]:
 def random_lora(
     layers: dict[str, tuple[int, int]], rank: int = 4, alpha: float | None = 2.0, seed: int = 0, size: float = 0.3
 ) -> dict:
-    """A LoRA in ComfyUI's names that moves every layer by about `size` of its own norm."""
+    """A LoRA with ComfyUI's names that changes every layer by about `size` times its norm."""
     generator = torch.Generator().manual_seed(seed)
     out = {}
     for name, (rows, columns) in layers.items():
@@ -224,11 +224,11 @@ def _flow(base, seed: int):
     fill(base.diffusion_model, seed)
     for name, parameter in base.diffusion_model.named_parameters():
         if name.endswith(("mod.lin.bias", "modulation.lin.bias", "adaLN_modulation.1.bias")):
-            parameter.add_(0.5)  # gates that let a block's work through
+            parameter.add_(0.5)  # opens the gates of the blocks
     for buffer in base.diffusion_model.buffers():
         buffer.copy_(
             0.1 * torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed))
-        )  # SD3's place embedding
+        )  # SD3's position embedding
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
 

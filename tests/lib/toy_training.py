@@ -1,4 +1,4 @@
-"""One linear layer to adapt, and the shortest config: what tests of adapters and of the loop train."""
+"""One linear layer with LoRA adapters, and a short config, for tests of adapters and of the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One of two processes that add up a gradient of argv[1] numbers: prints what its sockets sent and received for it."""
+"""One of two processes that all-reduce a gradient of argv[1] numbers.
+
+Prints (bytes that its sockets sent, bytes that they received, bytes that `World` counted), for each all-reduce.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 DISTRIBUTED = Path(__file__).resolve().parents[2] / "training" / "distributed.py"
-# Offsets in Linux's struct tcp_info: tcpi_bytes_sent, of which tcpi_bytes_retrans once more, and tcpi_bytes_received.
-SENT, AGAIN, RECEIVED = 200, 208, 128
+# Offsets in Linux's struct tcp_info: tcpi_bytes_sent, tcpi_bytes_retrans (part of the former) and tcpi_bytes_received.
+SENT, RETRANSMITTED, RECEIVED = 200, 208, 128
 TIMES = 10
 
 
@@ -23,18 +26,18 @@ def counted() -> tuple[int, int]:
     sent = received = 0
     for name in os.listdir("/proc/self/fd"):
         try:
-            with socket.socket(fileno=os.dup(int(name))) as one:
-                if one.type == socket.SOCK_STREAM and one.family in (socket.AF_INET, socket.AF_INET6):
-                    info = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-                    sent += struct.unpack_from("Q", info, SENT)[0] - struct.unpack_from("Q", info, AGAIN)[0]
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                if connection.type == socket.SOCK_STREAM and connection.family in (socket.AF_INET, socket.AF_INET6):
+                    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+                    sent += struct.unpack_from("Q", info, SENT)[0] - struct.unpack_from("Q", info, RETRANSMITTED)[0]
                     received += struct.unpack_from("Q", info, RECEIVED)[0]
         except OSError:
-            continue  # no socket
+            continue  # not a socket
     return sent, received
 
 
-def counted_together() -> tuple[int, int]:
-    """`counted` while neither process sends: else what one sent ahead would be counted on one side of the border."""
+def counted_between_barriers() -> tuple[int, int]:
+    """`counted` while neither process sends, so that both count the same all-reduces."""
     dist.barrier()
     now = counted()
     dist.barrier()
@@ -53,11 +56,13 @@ def main() -> None:
     total = world.all_reduce_gradients([parameter], 1.0)  # connects
     assert total == 2.0
     assert parameter.grad.eq(2).all()
-    before, told = counted_together(), world.sent["gradients"]
+    before, sent_before = counted_between_barriers(), world.sent["gradients"]
     for _ in range(TIMES):
         world.all_reduce_gradients([parameter], 1.0)
-    after = counted_together()
-    print(*((b - a) / TIMES for a, b in zip(before, after, strict=True)), (world.sent["gradients"] - told) / TIMES)
+    after = counted_between_barriers()
+    print(
+        *((b - a) / TIMES for a, b in zip(before, after, strict=True)), (world.sent["gradients"] - sent_before) / TIMES
+    )
     dist.barrier()
 
 

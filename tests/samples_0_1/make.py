@@ -1,17 +1,20 @@
-"""Writes the files in this folder, with the pack as it was in version 0.1.
+"""The files of version 0.1 in this folder, and the script that wrote them with the pack of that version.
 
     python3 dev.py test -m bench tests/samples_0_1/make.py
 
-The files are proof that what 0.1 wrote still works, so they are not made again with later code. Everything in them came
-through the nodes and the routes; only lora-0123456789ab is a record whose numbers the script below replaced by null.
+The files prove that later versions read what 0.1 wrote. Do not write them again with later code. All of them but
+`folders/` come from this script: they went through the nodes and the routes, except lora-0123456789ab, a record in
+which the script replaces numbers by null.
 
-runs/       a finished run of 6 steps, one that was interrupted after 3 steps, one that was finished early after 4, an
-odd record
-loras/      the finished run's LoRA in every key format, and its result as it was on the wire
-            (finished), after 8 steps (longer), those of the other runs (interrupted, kept) and of the job
-words/      a word as ComfyUI's and as AUTOMATIC1111's embedding file
-job/        an exported job of a small Flux, whose base tests/lib/samples.py makes anew, and the LoRA of its training
-made.json   ids, losses, and on what kind of machine they were made
+runs/       a finished run of 6 steps, a run that was interrupted after 3 steps, a run that was finished early after 4
+            steps, and the record with nulls
+loras/      the LoRA of the finished run in each key format; the LoRAs as they were on the wire: of the finished run
+            (finished), of the same run after 8 steps (longer), of the other runs (interrupted, kept) and of the job
+words/      a word as an embedding file of ComfyUI and of AUTOMATIC1111
+job/        an exported job of a small Flux and the LoRA of its training; tests/lib/samples.py writes its base model
+made.json   ids, losses, and the machine on which the files were made
+folders/    two folders of finished runs, by trainings with version 0.1 on the models of tests/lib/tiny.py: a LoRA of 12
+            steps with one sample image (tests/comfy/test_run_folder.py has its settings), and a word
 """
 
 from __future__ import annotations

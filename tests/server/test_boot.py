@@ -45,7 +45,7 @@ def test_complaints_are_found():
     ]
 
 
-def test_the_pack_loads_without_a_word_against_it(server):
+def test_the_pack_loads_without_warnings(server):
     log, console = server.said_at_start  # other tests make it complain, of an input that is not there for example
     assert re.search(r"seconds: .*custom_nodes.bespoke$", log, re.MULTILINE), "the pack is not in the list of imports"
     assert "IMPORT FAILED" not in log
@@ -108,13 +108,13 @@ def test_a_start_that_fails_says_why(tmp_path):
         host.Host(base, options=("--no-such-option",)).start()
 
 
-def test_no_comfyui_is_said(monkeypatch, tmp_path):
+def test_missing_comfyui_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(host.HostError, match="is no ComfyUI folder"):
         host.comfyui()
 
 
-def test_a_base_directory_is_prepared_twice_alike(tmp_path):
+def test_prepare_base_can_run_twice(tmp_path):
     checkpoint = tmp_path / "model.safetensors"
     checkpoint.write_bytes(b"weights")
     for _ in range(2):

@@ -49,7 +49,7 @@ def test_a_file_that_the_workflow_itself_writes(server):
     assert np.array_equal(pixels("11"), pixels("7"))
 
 
-def test_a_file_that_nobody_writes(server):
+def test_a_missing_file_is_named(server):
     flow = text_to_image()
     flow["nodes"].append(node(9, "VAELoader", ["absent.safetensors"], [], ["VAE"], title="Load it"))
     flow["nodes"].append(node(10, "VAEDecode", [], [("samples", "LATENT", 7), ("vae", "VAE", 11)], ["IMAGE"]))
@@ -80,7 +80,7 @@ def test_a_refused_workflow_says_why(server):
         play(server, flow)
 
 
-def test_a_folder_that_is_not_ours_is_not_cleared(tmp_path):
+def test_foreign_folders_are_not_cleared(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     workflows = tmp_path / "workflows"
     workflows.mkdir()

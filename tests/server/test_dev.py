@@ -116,7 +116,7 @@ def fake_comfyui(folder: Path) -> Path:
     return folder
 
 
-def test_the_host_in_its_order(dev, tmp_path, monkeypatch):
+def test_search_order_of_comfyui(dev, tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     assert dev.local_comfyui() is None  # then it is downloaded
 
@@ -137,7 +137,7 @@ def test_the_host_in_its_order(dev, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links to folders need a privilege there")
-def test_the_host_of_a_linked_pack(dev, tmp_path, monkeypatch):
+def test_comfyui_of_a_linked_pack(dev, tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     around = fake_comfyui(tmp_path / "around")
     (around / "custom_nodes").mkdir()
@@ -193,13 +193,13 @@ def test_a_step_shows_its_lines_and_its_time(dev, capsys):
     assert capsys.readouterr().out == "* Doing (a second)\n    one\n    two\n    done after 0 s\n"
 
 
-def test_too_little_space_is_said_before_the_download(dev, tmp_path):
+def test_too_little_space_is_an_error_before_the_download(dev, tmp_path):
     with pytest.raises(dev.StepError, match=r"The world needs 1e\+09 GB in .* GB free\. Make room"):
         dev.need_space(tmp_path / "not" / "there", 1e9, "The world")
     dev.need_space(tmp_path, 0, "Nothing")
 
 
-def test_a_lock_is_held_once_and_let_go_of_at_death(dev):
+def test_a_lock_is_exclusive_and_released_at_exit(dev):
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -253,21 +253,21 @@ def test_a_stop_ends_the_child(dev, sent):
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
-def test_pytests_arguments_are_its_own(dev, monkeypatch):
+def test_pytest_arguments_are_passed_on(dev, monkeypatch):
     got = []
     monkeypatch.setattr(dev, "test", lambda arguments: got.append(arguments) or 5)
     assert dev.main(["test", "-k", "graph", "--port", "1", "-h"]) == 5
     assert got == [["-k", "graph", "--port", "1", "-h"]]
 
 
-def test_comfyuis_options_are_its_own(dev, monkeypatch):
+def test_comfyui_options_are_passed_on(dev, monkeypatch):
     got = []
     monkeypatch.setattr(dev, "serve", lambda *arguments: got.append(arguments) or 0)
     assert dev.main(["serve", "--port", "9000", "--lowvram"]) == 0
     assert got == [(9000, ["--lowvram"])]
 
 
-def test_the_published_pack_says_what_it_is(dev, capsys):
+def test_commands_without_the_tests_folder_are_refused(dev, capsys):
     assert dev.main(["demo"]) == 1  # this copy of dev.py has no tests folder
     assert "clone the repository" in capsys.readouterr().err
 
@@ -314,7 +314,7 @@ def test_the_pages_tests_run_on_the_page_that_is_named(dev, monkeypatch, capsys)
         assert "give a version, such as 1.53.6, 1.58.1, or each" in capsys.readouterr().err
 
 
-def test_a_page_that_is_here_is_not_fetched_again(dev, monkeypatch, tmp_path):
+def test_a_cached_page_is_not_fetched_again(dev, monkeypatch, tmp_path):
     monkeypatch.setenv("BESPOKE_CACHE", str(tmp_path))
     page = tmp_path / "page-1.2.3" / dev.FRONTEND_FOLDER
     page.mkdir(parents=True)
@@ -349,7 +349,7 @@ def test_the_suite_runs_in_as_many_processes_as_the_machine_has_room_for(dev, mo
     assert dev.parallel([])[1] == {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"}
 
 
-def test_this_machine_says_its_cores_and_memory(dev):
+def test_cores_and_memory_of_this_machine(dev):
     import psutil
 
     assert 1 <= dev.cores() <= psutil.cpu_count()

@@ -121,7 +121,7 @@ def test_control_follows_the_definition():
     assert graph.widget_values(node(1, "X", ["b", "increment", "", 20]), combo) == {"file": "b", "steps": 20}
 
 
-def test_widgets_that_came_later_are_left_out():
+def test_later_widgets_are_left_out():
     definition = {
         "input": {"required": {"steps": ["INT", {}]}, "optional": {"rank": ["INT", {}], "mask": ["MASK", {}]}}
     }

@@ -83,7 +83,7 @@ def play(server, name, **values) -> dict[str, list[np.ndarray]]:
     }
 
 
-def test_the_files_are_what_the_script_lays_out(object_info):
+def test_the_files_match_the_script(object_info):
     made = {blueprint.name: blueprint for blueprint in (build(object_info) for build in build_subgraphs.BLUEPRINTS)}
     assert {path.stem for path in FOLDER.glob("*.json")} == set(made)
     for name, blueprint in made.items():

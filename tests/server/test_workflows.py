@@ -81,7 +81,7 @@ def test_each_has_a_section_and_values_for_the_small_model(object_info):
         assert real["links"] == small["links"]
 
 
-def test_the_files_are_what_the_script_lays_out(server, object_info):
+def test_the_files_match_the_script(server, object_info):
     """A node's new input must not leave the files behind."""
     version = server.get("/system_stats")["system"]["comfyui_version"]
     newest = re.search(r'^NEWEST = "(.+)"', (ROOT / "dev.py").read_text("utf-8"), re.MULTILINE)[1]
@@ -98,7 +98,7 @@ def test_the_files_are_what_the_script_lays_out(server, object_info):
         )
 
 
-def test_a_value_that_nobody_listed_is_named(object_info):
+def test_an_unlisted_value_is_named(object_info):
     flow = json.loads((FOLDER / "strength_ladder.json").read_text("utf-8"))
     words = next(node for node in flow["nodes"] if node["type"] == "CLIPTextEncode")
     words["widgets_values"] = ["a prompt of one's own"]

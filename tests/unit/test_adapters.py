@@ -19,8 +19,8 @@ def lora(layers, rank=2, alpha=2.0, seed=0, **more):
     return AdapterSet(LoraAdapter, layers, AdapterConfig(rank, alpha, seed), CPU, **more)
 
 
-def some_layers():
-    """Layers whose names are not in the order of the alphabet, one within another."""
+def make_layers():
+    """Layers whose names are not in alphabetical order; one lies within another."""
     torch.manual_seed(0)
     layers = {"unet.b": nn.Linear(6, 4), "text.a": nn.Linear(5, 3), "unet.b.inner": nn.Linear(4, 4, bias=False)}
     return {name: layer.requires_grad_(False) for name, layer in layers.items()}
@@ -31,7 +31,7 @@ def some_layers():
 
 def test_initial_values_are_a_function_of_seed_and_layer_name():
     """To the bit: a uniform draw in +-1 / sqrt(in) from the generator of (seed, "down", name), and zeros."""
-    adapters = lora(some_layers(), rank=3, seed=11)
+    adapters = lora(make_layers(), rank=3, seed=11)
     for name, (rows, columns) in {"unet.b": (4, 6), "text.a": (3, 5), "unet.b.inner": (4, 4)}.items():
         digest = hashlib.blake2b(f"11/down/{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
@@ -83,7 +83,7 @@ def test_the_merge_delta_is_what_the_adapter_adds():
 
 
 def test_state_dict_has_the_names_of_files_in_the_order_of_layers():
-    adapters = lora(some_layers(), rank=2, alpha=3.0)
+    adapters = lora(make_layers(), rank=2, alpha=3.0)
     state = adapters.state_dict()
     assert list(state) == [
         f"{name}.{part}"
@@ -98,7 +98,7 @@ def test_state_dict_has_the_names_of_files_in_the_order_of_layers():
 
 
 def test_state_round_trip_in_half_precision():
-    layers = some_layers()
+    layers = make_layers()
     one, other = lora(layers, seed=1), lora(layers, seed=2)
     for adapter in one:
         nn.init.normal_(adapter.up)
@@ -124,7 +124,7 @@ def test_another_alpha_is_folded_into_up_and_a_missing_one_is_the_rank():
 
 
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
-    layers = some_layers()
+    layers = make_layers()
     adapters = lora(layers)
     before, state = copy_of(adapters), copy_of(lora(layers, seed=5))
     more = lora(layers | {"unet.c": nn.Linear(3, 3)}).state_dict()
@@ -137,12 +137,12 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
     assert all(torch.equal(value, before[key]) for key, value in adapters.state_dict().items())
 
 
-def test_the_factor_that_starts_at_zero_learns_16_times_as_fast():
-    """LoRA+; also where layers have a rate of their own. The run's rate is the first group's, which the page shows."""
-    adapters = lora(some_layers(), rates={"text.": 1e-5})
+def test_up_factor_has_16_times_the_learning_rate():
+    """LoRA+, also where layers have their own rate. The page shows the rate of the first group as the run's."""
+    adapters = lora(make_layers(), rates={"text.": 1e-5})
     unet, text = [adapters["unet.b"], adapters["unet.b.inner"]], [adapters["text.a"]]
     groups = adapters.parameter_groups(1e-3)
-    # States on the disk know parameters by their place in this order.
+    # Saved states refer to parameters by their position in this order.
     expected = [
         ([a.down for a in unet], 1e-3),
         ([a.up for a in unet], 1e-3 * 16),
@@ -155,7 +155,7 @@ def test_the_factor_that_starts_at_zero_learns_16_times_as_fast():
         assert all(one is other for one, other in zip(parameters, wanted, strict=True))
 
 
-def test_a_layer_without_part_in_the_output_trains_where_it_is_optional():
+def test_layers_without_gradient_are_allowed_where_optional():
     layers = {"unet.b": nn.Linear(6, 4).requires_grad_(False), "text.a": nn.Linear(6, 4).requires_grad_(False)}
 
     def steps(prefix):
@@ -205,7 +205,7 @@ class BiasAdapter(Adapter):
 
 
 def test_a_bias_only_adapter_trains_through_the_same_loop():
-    """As by hand: SGD on the mean squared distance of a layer's output to a target moves the bias towards it."""
+    """Against arithmetic by hand: SGD on the mean squared distance of a layer's output to a target."""
     layer = nn.Linear(6, 4).requires_grad_(False)
     adapters = AdapterSet(BiasAdapter, {"unet.b": layer}, AdapterConfig(1, 1.0, 0), CPU)
     x, target = torch.randn(5, 6), torch.randn(4)
@@ -225,8 +225,8 @@ def test_a_bias_only_adapter_trains_through_the_same_loop():
     assert adapters["unet.b"].delta_bias().shape == (4,)
 
 
-def test_the_state_of_another_kind_is_checked_and_loaded_alike():
-    adapters = AdapterSet(BiasAdapter, some_layers(), AdapterConfig(1, 1.0, 0), CPU)
+def test_state_of_another_kind_is_checked_and_loaded():
+    adapters = AdapterSet(BiasAdapter, make_layers(), AdapterConfig(1, 1.0, 0), CPU)
     assert list(adapters.state_dict()) == ["unet.b.diff_b", "text.a.diff_b", "unet.b.inner.diff_b"]
     state = {key: torch.randn_like(value) for key, value in adapters.state_dict().items()}
     adapters.load_state_dict(state)

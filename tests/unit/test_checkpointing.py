@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a block: the same gradient, whatever its arguments are called."""
+"""Gradient checkpointing of a block gives the same gradient, whatever the names of its arguments."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Shares of a batch, and what two processes send one another."""
+"""Shares of a batch, and the bytes that two processes send each other."""
 
 import os
 import socket
@@ -19,12 +19,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("count", "size"), [(4, 1), (4, 2), (4, 3), (4, 4), (2, 3), (7, 4), (64, 8), (1, 5)])
-def test_shares_are_all_places_once_and_even(count, size):
+def test_shares_partition_the_positions_evenly(count, size):
     shares = [World(rank, size).share(count) for rank in range(size)]
     assert sum(shares, []) == list(range(count))
     lengths = [len(share) for share in shares]
     assert max(lengths) - min(lengths) <= 1
-    assert lengths[0] == max(lengths)  # the first always has a place
+    assert lengths[0] == max(lengths)  # the first process always has a sample
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
@@ -58,7 +58,7 @@ def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, timesteps):
         assert (whole.mask is None) == (not drawn)
 
 
-def test_alone_nothing_is_sent():
+def test_one_process_sends_nothing():
     world, parameter = World(), torch.nn.Parameter(torch.zeros(3))
     parameter.grad = torch.ones(3)
     assert world.all_reduce_gradients([parameter], 0.1) == 0.1  # to the bit
@@ -71,7 +71,7 @@ def test_alone_nothing_is_sent():
 
 
 class OneOfTwo(World):
-    """One process of two that keeps the numbers it would send."""
+    """One of two processes, which keeps the numbers that it would send."""
 
     def all_reduce_numbers(self, numbers):
         self.own = list(numbers)
@@ -106,9 +106,9 @@ def test_held_out_pictures_are_shared_out():
 def test_bytes_on_the_wire_are_the_gradients():
     """For a LoRA of rank 16 on SD1.5's cross-attention: 6.3 MB a step, as the kernel counts them."""
     numbers = 1_591_296  # see test_torchrun.py, which counts them on SD1.5's own layers
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -119,9 +119,9 @@ def test_bytes_on_the_wire_are_the_gradients():
     for process in processes:
         text, _ = process.communicate(timeout=120)
         assert process.returncode == 0
-        sent, received, told = map(float, text.split())
-        assert told == 4 * numbers
-        # Two processes: each sends half of its sums and half of the results, the whole once. A thousandth is framing.
+        sent, received, counted = map(float, text.split())
+        assert counted == 4 * numbers
+        # Of two processes each sends half of its sums and half of the results. A thousandth is framing.
         assert sent == pytest.approx(4 * numbers, rel=1e-3)
         assert received == pytest.approx(4 * numbers, rel=1e-3)
         print(f"\nsent {sent / 1e6:.3f} MB, received {received / 1e6:.3f} MB a step")

@@ -1,4 +1,4 @@
-"""Folders of pictures as users have them: what is read, what is refused, by name."""
+"""Folders of training pictures: what is read, what is refused, reports and captions."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_text_files_file_names_and_templates(folder):
     ] == ["a zor a red wall {other}"]
 
 
-def test_a_missing_caption_is_said(folder):
+def test_missing_captions_are_reported(folder):
     picture().save(folder / "a.png")
     images = read(folder, trigger="zor")
     assert images.items[0].caption == "zor"
@@ -67,7 +67,7 @@ def test_the_report_names_duplicates_blurry_and_small_pictures(folder):
     scene(9).filter(ImageFilter.GaussianBlur(2)).save(folder / "soft.png")
     half = scene(10)
     half.paste(half.crop((0, 0, 256, 384)).filter(ImageFilter.GaussianBlur(3)), (0, 0))
-    half.save(folder / "portrait.png")  # a soft background is no soft picture
+    half.save(folder / "portrait.png")  # a soft background does not make a soft picture
     lines = describe(read(folder, captions="file names")).splitlines()
     (same,) = [line for line in lines if line.startswith("The same picture twice")]
     assert "twin.png is good0.png" in same
@@ -118,7 +118,7 @@ def test_an_empty_folder_and_no_folder(folder):
         read(folder / "elsewhere")
 
 
-def test_everything_wrong_is_named_at_once(folder):
+def test_all_bad_files_are_named_in_one_error(folder):
     picture().save(folder / "good.png")
     (folder / "notes.pdf").write_bytes(b"%PDF-1.4 not a picture")
     (folder / "fake.png").write_text("this is text")
@@ -154,7 +154,7 @@ def test_modes_come_out_as_rgb(folder):
     assert any("first of 2 frames" in note for note in read(folder).notes)
 
 
-def test_alpha_lies_on_white_and_can_be_the_mask(folder):
+def test_alpha_is_composited_on_white_and_can_be_the_mask(folder):
     rgba = picture().convert("RGBA")
     rgba.paste((0, 0, 0, 0), (0, 0, 48, 80))
     rgba.save(folder / "half.png")
@@ -179,7 +179,7 @@ def test_mask_files(folder):
 @pytest.mark.parametrize(
     ("size", "bucket", "expected"),
     [
-        ((80, 96), True, (80, 96)),  # smaller than asked: never enlarged
+        ((80, 96), True, (80, 96)),  # smaller than the resolution: never enlarged
         ((1000, 1000), True, (512, 512)),
         ((600, 2400), True, (256, 1024)),
         ((1000, 600), True, (640, 384)),
@@ -204,7 +204,7 @@ def test_flip_repeats_and_fingerprint(folder):
     assert hash_files(folder) != before
 
 
-def test_the_sheet_is_a_picture_of_the_set(folder):
+def test_contact_sheet_shows_the_set(folder):
     for i in range(7):
         picture(64 + 8 * i, 80).save(folder / f"p{i}.png")
     sheet = contact_sheet(read(folder, captions="file names"))
@@ -214,7 +214,7 @@ def test_the_sheet_is_a_picture_of_the_set(folder):
     assert (sheet[0, :, :, 0] - sheet[0, :, :, 2] > 0.4).float().mean() > 0.05  # the red pictures are on it
 
 
-def test_batches_on_the_wire():
+def test_image_batches():
     images = torch.rand(2, 70, 66, 3)
     made = image_set(images, "one\ntwo", "zor")
     assert [i.caption for i in made.items] == ["zor, one", "zor, two"]

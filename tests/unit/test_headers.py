@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read without its data and from damaged files."""
+"""Reading the header of a safetensors file, also of damaged files."""
 
 import json
 import struct

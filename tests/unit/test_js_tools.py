@@ -27,7 +27,7 @@ def test_the_lock_has_a_hash_of_every_package_and_no_address_of_a_registry():
     assert [path for path, package in packages.items() if "resolved" in package] == []
 
 
-def test_nothing_of_them_is_published():
+def test_js_tools_are_not_published():
     ignored = (ROOT / ".comfyignore").read_text("utf-8").splitlines()
     assert {"package.json", "package-lock.json", "tsconfig.json", "eslint.config.js", "tests/"} <= set(ignored)
 

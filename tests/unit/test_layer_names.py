@@ -1,4 +1,4 @@
-"""The names of a layer: every program's spelling of one layer is one layer, and only one package knows the prefixes."""
+"""Layer names: each program's spelling of a layer gives one common name, and only one package has the prefixes."""
 
 import ast
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_every_part_belongs_to_a_kind():
 
 
 def test_the_table_names_each_kind():
-    """One layer of each kind, as its parts alone tell it."""
+    """One layer of each kind, recognised by its parts."""
     matrix = torch.zeros(2, 2)
     layers = {
         "LoRA": (parts.UP, parts.DOWN),
@@ -105,7 +105,7 @@ def test_the_table_names_each_kind():
 
 
 def _texts(tree: ast.AST) -> set[str]:
-    """All strings of a module that are no docstrings."""
+    """All strings of a module except docstrings."""
     described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docs = {
         id(node.body[0].value)
@@ -119,7 +119,7 @@ def _texts(tree: ast.AST) -> set[str]:
     }
 
 
-def test_prefixes_stand_in_one_package():
+def test_prefixes_are_in_one_package():
     starts = ("text_encoder.", *(value for name, value in vars(spelling).items() if name.endswith("_PREFIX")))
     anywhere = ("lora_unet_", "lora_te", "base_model.model.", "lycoris_", "lora_transformer_")
     found = {

@@ -1,4 +1,4 @@
-"""Every relative link in what people read leads somewhere."""
+"""Every relative link of the documentation has a target, and the README names all pages and workflows."""
 
 import re
 from pathlib import Path
@@ -16,10 +16,10 @@ def test_links_resolve(page):
         if target.startswith(("https://", "http://", "mailto:")):
             continue
         path, _, anchor = target.partition("#")
-        where = page if not path else (page.parent / path)
-        assert where.exists(), f"{page.name}: {target}"
+        file = page if not path else (page.parent / path)
+        assert file.exists(), f"{page.name}: {target}"
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", where.read_text("utf-8"), re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
                 target
             )

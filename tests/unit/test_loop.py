@@ -65,7 +65,7 @@ def test_a_nan_stops_the_run_with_the_last_good_state():
     assert all(torch.isfinite(value).all() for value in good.values())
 
 
-def test_what_is_handed_out_does_not_change_with_further_steps():
+def test_returned_states_do_not_change_with_further_steps():
     layer, adapters = one_layer()
     nn.init.normal_(adapters[NAME].up)
     training = Training(adapters, mean_square(layer), train_config(steps=2), validation_loss=lambda: 1.0)
@@ -88,7 +88,7 @@ def test_learning_rates_follow_the_schedule():
         with adapters.attached():
             return [step.learning_rate for step in Training(adapters, mean_square(layer), train_config(**changes))]
 
-    # The rise has no step at rate 0, which would learn nothing.
+    # The warm-up has no step at rate 0, which would not learn.
     assert rates(steps=4, warmup_steps=2) == pytest.approx([1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2])
     assert rates(steps=4, lr_schedule="linear") == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
     assert rates(steps=2, lr_schedule="cosine") == pytest.approx([1e-2, 5e-3])
@@ -105,7 +105,7 @@ def test_learning_rates_follow_the_schedule():
         ({"warmup_steps": 3}, "warmup_steps is 3 of 3"),
     ],
 )
-def test_bad_settings_name_the_value_and_the_mend(changes, word):
+def test_bad_settings_name_value_and_remedy(changes, word):
     with pytest.raises(InputError, match=word) as error:
         train_config(**changes)
     assert "give" in str(error.value) or "choose" in str(error.value)

@@ -37,7 +37,7 @@ def test_key_formats():
         formats.to_format(lora, "diffusers", {})
 
 
-def test_diffusers_keeps_the_strength_without_alpha_and_comes_back():
+def test_diffusers_format_keeps_the_strength_without_alpha():
     lora = comfy_lora()
     diffusers = formats.to_format(lora, "diffusers", NAMES)
     name = NAMES[KEY]["diffusers"]
@@ -49,7 +49,7 @@ def test_diffusers_keeps_the_strength_without_alpha_and_comes_back():
     assert set(back) == {f"{NAMES[KEY]['kohya']}.lora_up.weight", f"{NAMES[KEY]['kohya']}.lora_down.weight"}
 
 
-def test_metadata_is_what_others_read():
+def test_metadata_for_other_programs():
     run = make_run(
         "lora-1",
         "lora",

@@ -1,4 +1,4 @@
-"""Files as they lie in folders: fifty and more that are no picture any more, each named; odd ones that are, right."""
+"""More than fifty malformed files, each named in the error, and odd but valid picture files, each read correctly."""
 
 import io
 import random
@@ -31,9 +31,9 @@ def noise(width=WIDTH, height=HEIGHT, mode="RGB"):
     return Image.fromarray(pixels).convert(mode)
 
 
-def encoded(picture=None, kind="PNG", **how) -> bytes:
+def encoded(picture=None, kind="PNG", **options) -> bytes:
     out = io.BytesIO()
-    (picture or noise()).save(out, kind, **how)
+    (picture or noise()).save(out, kind, **options)
     return out.getvalue()
 
 
@@ -105,21 +105,21 @@ def malformed() -> dict[str, bytes]:
 
 
 def good() -> dict[str, tuple[bytes, object]]:
-    """{file name: (bytes, check of the pixels [H, W, 3])} of odd files that are pictures."""
+    """{file name: (bytes, check of the pixels [H, W, 3])} of odd but valid picture files."""
 
-    def like(picture, most=0):
+    def like(picture, tolerance=0):
         want = torch.from_numpy(np.array(picture.convert("RGB"))).int()
-        return lambda pixels: pixels.shape == want.shape and (pixels.int() - want).abs().float().mean() <= most
+        return lambda pixels: pixels.shape == want.shape and (pixels.int() - want).abs().float().mean() <= tolerance
 
-    def one_colour(*rgb, most=3):
-        return lambda pixels: (pixels.reshape(-1, 3).int() - torch.tensor(rgb)).abs().max() <= most
+    def one_colour(*rgb, tolerance=3):
+        return lambda pixels: (pixels.reshape(-1, 3).int() - torch.tensor(rgb)).abs().max() <= tolerance
 
     def plain(mode, colour):
         return Image.new(mode, (WIDTH, HEIGHT), colour)
 
     turned = noise()
     exif = turned.getexif()
-    exif[0x0112] = 6  # shown turned a quarter to the right
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees to the right
     palette = noise().quantize(16)
     half = noise(mode="RGBA")
     half.paste((0, 0, 0, 0), (0, 0, WIDTH // 2, HEIGHT))
@@ -138,7 +138,7 @@ def good() -> dict[str, tuple[bytes, object]]:
         ),
         "cmyk.jpg": (
             encoded(plain("RGB", (200, 30, 40)).convert("CMYK"), "JPEG", quality=100),
-            one_colour(200, 30, 40, most=6),
+            one_colour(200, 30, 40, tolerance=6),
         ),
         "grey.png": (encoded(plain("L", 77)), one_colour(77, 77, 77)),
         "bits.png": (encoded(plain("1", 1)), one_colour(255, 255, 255)),
@@ -180,7 +180,7 @@ def request(folder, **changes):
     return FolderRequest(folder, **{"captions": "file names"} | changes)
 
 
-def test_there_are_fifty():
+def test_at_least_fifty_malformed_files():
     assert len(BAD) >= 50
 
 
@@ -201,7 +201,7 @@ def test_every_malformed_file_is_named_and_no_good_one(folder):
         assert f" {name} " not in text, name
 
 
-def test_every_good_one_is_right(folder):
+def test_odd_but_valid_files_are_read(folder):
     for name, (data, _) in GOOD.items():
         (folder / name).write_bytes(data)
     images = read_folder(request(folder))
@@ -226,7 +226,7 @@ def test_malformed_masks_are_named(folder):
         assert f" {i:02}-mask.png " in str(error.value)
 
 
-def test_odd_captions_do_no_harm(folder):
+def test_odd_captions_are_read(folder):
     for name, text in {
         "latin": b"caf\xe9",
         "nul": b"a\0b",
@@ -247,11 +247,11 @@ def test_odd_captions_do_no_harm(folder):
     assert "No caption: nul.png;" in describe(read_folder(request(folder, captions="text files")))
 
 
-def test_random_bytes_flipped_never_raise_anything_else(folder):
-    """Two hundred pictures with bytes changed at random: read or named, never another error."""
+def test_random_byte_changes_raise_input_errors_only(folder):
+    """Two hundred pictures with random bytes changed are read or named in an InputError."""
     draw = random.Random(0)
     wholes = [data for data, _ in GOOD.values()]
-    said = []
+    messages = []
     for _ in range(200):
         data = bytearray(draw.choice(wholes))
         for _ in range(draw.randint(1, 12)):
@@ -259,9 +259,9 @@ def test_random_bytes_flipped_never_raise_anything_else(folder):
         (folder / "x.png").write_bytes(bytes(data))
         try:
             read_folder(request(folder))
-            said.append("")
+            messages.append("")
         except InputError as error:
-            said.append(str(error))
-    assert "" in said
-    assert all("x.png" in text for text in said if text)
-    assert any(said)
+            messages.append(str(error))
+    assert "" in messages
+    assert all("x.png" in text for text in messages if text)
+    assert any(messages)

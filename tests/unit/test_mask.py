@@ -1,4 +1,4 @@
-"""The mask's way from the user's pixels to latent cells and back."""
+"""Masks: from the user's pixels to latent cells and back."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def square(height=64, width=64, top=24, bottom=40, left=24, right=40):
 
 
 @pytest.mark.parametrize("radius", [1, 2, 5, 13])
-def test_grow_is_the_disc(radius):
+def test_grow_dilates_by_a_disc(radius):
     mask = torch.zeros(1, 41, 37)
     mask[0, 20, 18] = 1.0
     y, x = torch.meshgrid(torch.arange(41) - 20, torch.arange(37) - 18, indexing="ij")
@@ -76,7 +76,7 @@ def test_feather_fades_outward_over_exactly_its_pixels(pixels):
     assert torch.allclose(turned.transpose(1, 2), feather(step()[..., 36:44], pixels), atol=1e-6)
 
 
-def test_feather_leaves_thin_strokes_their_strength():
+def test_feather_keeps_the_strength_of_thin_strokes():
     line, dot = torch.zeros(1, 40, 40), torch.zeros(1, 40, 40)
     line[0, :, 20] = dot[0, 20, 20] = 1.0
     assert feather(line, 16)[0, 20, 20] == 1.0
@@ -133,7 +133,7 @@ def test_every_touched_cell_is_found_for_random_strokes(coverage, cell):
     assert seen > 150
 
 
-def test_a_stroke_of_one_pixel_is_found_at_every_offset_where_bilinear_loses_most():
+def test_one_pixel_stroke_is_found_at_every_offset():
     found = bilinear = 0
     for offset in range(8):
         mask = torch.zeros(1, 64, 64)
@@ -167,22 +167,22 @@ def test_floor_lifts_touched_cells_only():
     assert floor(torch.tensor([0.0, 0.05, 0.4]), 0.2).tolist() == pytest.approx([0.0, 0.2, 0.4])
 
 
-# --- What people bring ----------------------------------------------------------------------------------------------
+# --- Masks of users -----------------------------------------------------------------------------------------------
 
 
-def test_a_nearly_opaque_mask_counts_as_opaque_and_is_said():
+def test_a_nearly_opaque_mask_counts_as_opaque_and_is_reported():
     mask, notes = clean(square() * 0.98)
     assert torch.equal(mask, square())
     assert any("Nearly opaque mask: 256 px" in note for note in notes)
 
 
-def test_a_nearly_transparent_background_counts_as_kept_and_is_said():
+def test_a_nearly_transparent_background_counts_as_kept_and_is_reported():
     mask, notes = clean(square() + (1 - square()) / 255)
     assert torch.equal(mask, square())
     assert any(note.startswith("3840 px masked at 2% or less") for note in notes)
 
 
-def test_an_inverted_mask_is_said_and_left_as_it_is():
+def test_an_inverted_mask_is_reported_and_not_changed():
     mask, notes = clean(1.0 - square())
     assert torch.equal(mask, 1.0 - square())
     assert any("invert it" in note for note in notes)
@@ -190,11 +190,11 @@ def test_an_inverted_mask_is_said_and_left_as_it_is():
     assert not looks_inverted(torch.ones(1, 64, 64))
 
 
-def test_a_weak_mask_is_said():
+def test_a_weak_mask_is_reported():
     assert any("highest value is 0.50" in note for note in clean(square() * 0.5)[1])
 
 
-def test_a_plain_mask_needs_no_words():
+def test_a_plain_mask_gives_no_notes():
     assert clean(square())[1] == []
     assert shape_mask(square(), 8, 8, 8, MaskSettings()).notes == ()
 
@@ -212,7 +212,7 @@ def test_settings_out_of_range_are_refused_with_their_value(settings):
         MaskSettings(**settings)
 
 
-def test_a_mask_of_the_wrong_size_is_fitted_without_losing_a_stroke_and_said():
+def test_a_mask_of_the_wrong_size_is_fitted_and_reported():
     mask = torch.zeros(1, 1000, 900)
     mask[0, 501, 333] = 1.0  # one pixel
     shaped = shape_mask(mask, 8, 8, 8, MaskSettings())
@@ -227,7 +227,7 @@ def each(count, rows=2, columns=3):
     return torch.arange(1.0, count + 1).view(-1, 1, 1).expand(-1, rows, columns) / count
 
 
-def test_one_mask_serves_all_and_as_many_serve_one_each():
+def test_one_mask_for_all_or_one_for_each():
     one, notes = to_latent(each(1), (3, 4, 2, 3), 1, "any")
     assert one.shape == (3, 1, 2, 3)
     assert notes == []
@@ -236,7 +236,7 @@ def test_one_mask_serves_all_and_as_many_serve_one_each():
     assert notes == []
 
 
-def test_other_counts_are_repeated_or_cut_and_said():
+def test_other_counts_are_repeated_or_cut_and_reported():
     cut, notes = to_latent(each(5), (2, 4, 2, 3), 1, "any")
     assert torch.equal(cut[:, 0], each(5)[:2])
     assert notes == ["5 masks for 2 latents: the rest are not used."]

@@ -1,4 +1,4 @@
-"""The loss equals arithmetic by hand for each prediction type; the draws follow their laws."""
+"""The loss against arithmetic by hand for each prediction type, and the distributions of the random draws."""
 
 import math
 
@@ -19,7 +19,7 @@ from bespoke.training.timesteps import ImportanceSampling, UniformTimesteps, tim
 
 
 class LinearDenoiser:
-    """A network whose output is 0.5 * its input, wrapped in each prediction type's own arithmetic."""
+    """A network whose output is 0.5 * its input, with the arithmetic of each prediction type."""
 
     def __init__(self, prediction):
         self.prediction = prediction
@@ -40,7 +40,7 @@ class LinearDenoiser:
 
 
 def _by_hand(prediction, latent, noise, sigma):
-    """The target and the output written out, as the papers do, for one image."""
+    """The loss of one image from target and output, as in the papers."""
     if prediction == "epsilon":
         output, target = 0.5 * (latent + sigma * noise), noise
     elif prediction == "v":
@@ -53,7 +53,7 @@ def _by_hand(prediction, latent, noise, sigma):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
 @pytest.mark.parametrize("sigma", [0.05, 0.6, 0.99])
-def test_loss_is_the_papers_loss(prediction, sigma):
+def test_loss_matches_the_papers(prediction, sigma):
     latent, eps = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6)
     loss = denoising_loss(LinearDenoiser(prediction), latent, eps, torch.tensor([sigma]), None)
     assert loss.shape == (1,)
@@ -66,7 +66,7 @@ def test_one_call_with_exactly_the_batch():
     assert model.calls == [5]
 
 
-def test_mask_takes_the_mean_over_what_it_lets_through():
+def test_masked_loss_is_the_mean_over_the_mask():
     latent, eps, sigma = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6), torch.tensor([0.5, 2.0])
     model = LinearDenoiser("epsilon")
     mask = torch.zeros(2, 1, 6, 6)
@@ -95,7 +95,7 @@ def test_timesteps_are_uniform_and_stratified():
     assert not torch.equal(stratified_uniform(7, 3, 8), stratified_uniform(8, 3, 8))
 
 
-def test_noise_is_a_pure_function_of_seed_step_and_place():
+def test_noise_is_a_pure_function_of_seed_step_and_position():
     a = noise(1, 2, 3, (4, 8, 8))
     assert torch.equal(a, noise(1, 2, 3, (4, 8, 8)))
     for other in (noise(2, 2, 3, (4, 8, 8)), noise(1, 3, 3, (4, 8, 8)), noise(1, 2, 4, (4, 8, 8))):
@@ -117,7 +117,7 @@ def test_an_epoch_shows_every_image_and_no_batch_mixes_buckets():
     assert [batch_indices(buckets, 4, 11, i) for i in range(4)] != [batch_indices(buckets, 4, 12, i) for i in range(4)]
 
 
-def test_batches_group_by_latent_shape_and_drop_captions_at_the_asked_rate():
+def test_batches_group_by_latent_shape_and_drop_captions_at_the_given_rate():
     data = LatentSet([torch.randn(1, 4, 8, 8) for _ in range(3)] + [torch.randn(1, 4, 8, 16)], [None] * 4)
     config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=0, caption_dropout=0.25)
     dropped = total = 0
@@ -131,7 +131,7 @@ def test_batches_group_by_latent_shape_and_drop_captions_at_the_asked_rate():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
-def test_weightings_are_the_papers(prediction):
+def test_weightings_match_the_papers(prediction):
     """Each as a factor on the error of the clean latent, from its formula on the noise error (or v) by hand."""
     for sigma in (0.02, 0.3, 0.7, 0.99) + ((6.0,) if prediction != "flow" else ()):
         snr = ((1 - sigma) / sigma) ** 2 if prediction == "flow" else 1 / sigma**2
@@ -188,9 +188,8 @@ class Schedule:
         return self.sigmas[(t * 1000).long().clamp(max=999)]
 
 
-def test_expected_loss_is_the_unit_gaussians():
-    """By hand: with x0 and n of unit variance, the best guess of the target leaves what their covariance with x
-    leaves."""
+def test_expected_loss_of_unit_gaussians():
+    """By hand: the variance of the target given x, for x0 and n of unit variance."""
     for sigma in (0.03, 0.4, 0.97, 12.0):
         s = torch.tensor([sigma], dtype=torch.float64)
         assert expected_loss("epsilon", s).item() == pytest.approx(
@@ -198,8 +197,8 @@ def test_expected_loss_is_the_unit_gaussians():
         )  # Var(n) - Cov(n, x)^2 / Var(x)
         assert expected_loss("v", s).item() == pytest.approx(1)  # v is independent of x
         if sigma < 1:  # n - x0 on (1 - s) x0 + s n
-            left = 2 - (sigma - (1 - sigma)) ** 2 / (sigma**2 + (1 - sigma) ** 2)
-            assert expected_loss("flow", s).item() == pytest.approx(left)
+            variance = 2 - (sigma - (1 - sigma)) ** 2 / (sigma**2 + (1 - sigma) ** 2)
+            assert expected_loss("flow", s).item() == pytest.approx(variance)
     assert expected_loss("epsilon", s, "min-SNR").item() == pytest.approx(12.0**-2 / (1 + 12.0**-2))
 
 
@@ -222,17 +221,17 @@ def test_importance_sampling_draws_by_the_expected_loss_and_leaves_the_mean_as_i
     config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=8, seed=3)
     batches = [data.batch(config, micro, torch.device("cpu"), timesteps) for micro in range(2000)]
     drawn = torch.cat([batch.t for batch in batches]).double()
-    # The law: a tenth for all levels alike, the rest in proportion to the expected loss.
+    # The density: a tenth is uniform, the rest is in proportion to the expected loss.
     middles = (torch.arange(1000) + 0.5) / 1000
     expected = expected_loss(prediction, model.sigma(middles).double(), weighting)
     law = (0.9 * expected / expected.mean() + 0.1).cumsum(0) / 1000
     histogram = torch.histc(drawn, 1000, 0, 1).cumsum(0) / len(drawn)
     assert (law - histogram).abs().max() < 0.012
-    # The mean of any loss over the timesteps, here of one that falls a hundredfold, is that of even draws.
+    # The mean of any loss over the timesteps, here of one that falls a hundredfold, is that of uniform draws.
     loss = lambda t: torch.exp(-4.6 * t)  # noqa: E731
     mean = sum(batch.share_of_mean(loss(batch.t)).item() for batch in batches) / len(batches)
     assert mean == pytest.approx((1 - math.exp(-4.6)) / 4.6, rel=0.03)
-    # Exactly, by quadrature: each cell is drawn as often as its losses are divided by.
+    # Exactly, by quadrature: the weight of each cell is the inverse of its density.
     assert torch.allclose(
         timesteps.weight(middles).double() * timesteps.density, torch.ones(1000, dtype=torch.float64), atol=1e-6
     )
@@ -247,13 +246,13 @@ def test_importance_sampling_keeps_strata_and_the_ends():
     assert (t.diff() >= 0).all()
     assert t[0] == 0
     assert 0.99 < t[-1] < 1
-    assert t[3] < 0.3  # half of the draws for three tenths of the schedule
+    assert t[3] < 0.3  # half of the draws are in three tenths of the schedule
     even = ImportanceSampling(torch.ones(10, dtype=torch.float64))
     assert torch.allclose(even.sample(u), u, atol=1e-6)
 
 
-def test_importance_sampling_where_the_schedule_ends_in_noise_alone():
-    """Zero terminal SNR as ComfyUI has it, and a schedule that begins at nothing."""
+def test_importance_sampling_with_zero_terminal_snr():
+    """Zero terminal SNR as in ComfyUI, and a schedule that starts at sigma 0."""
     model = Schedule("v")
     model.sigmas[-1] = 4518.0
     for weighting in ("none", "min-SNR", "debiased"):
@@ -294,7 +293,7 @@ def test_noise_offset_moves_the_mean_of_each_channel_by_its_share():
     assert abs(shift.mean().item()) < 0.02
 
 
-def test_prior_pictures_have_draws_of_their_own():
+def test_prior_pictures_have_their_own_random_draws():
     data = LatentSet([torch.randn(1, 4, 4, 4) for _ in range(4)], [None] * 4)
     config = TrainConfig(steps=10, learning_rate=1e-3, batch_size=2, seed=3)
     own, prior = (

@@ -1,5 +1,5 @@
-"""What the page's scripts may do, read from their text: one module touches the page, none polls, none says a word of
-its own."""
+"""Rules for the page's scripts, checked on their text: one module touches the page, none polls, all text is
+translated."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "js").glob("*.js"))
 PAGE = "comfy.js"
-# What belongs to ComfyUI's page: its objects, and the fields of graphs, nodes and widgets.
-OF_THE_PAGE = (
+# Objects of ComfyUI's page, and fields of its graphs, nodes and widgets.
+PAGE_PATTERNS = (
     r"\bapp\b",
     r"\bapi\b",
     r"\bLiteGraph\b",
@@ -32,7 +32,7 @@ OF_THE_PAGE = (
 
 
 def code_and_strings(text: str) -> tuple[str, list[str]]:
-    """A script without comments and strings, and its strings; in a template `{}` stands for each value."""
+    """A script without comments and strings, and its strings; `{}` replaces each value in a template."""
     code, strings, i = [], [], 0
     while i < len(text):
         two, one = text[i : i + 2], text[i]
@@ -46,7 +46,7 @@ def code_and_strings(text: str) -> tuple[str, list[str]]:
             code.append('""')
             i = end
         elif one == "`":
-            inner, said, i = [], "", i + 1
+            inner, literal, i = [], "", i + 1
             while text[i] != "`":
                 if text[i : i + 2] == "${":
                     depth, start = 1, i + 2
@@ -55,12 +55,12 @@ def code_and_strings(text: str) -> tuple[str, list[str]]:
                         depth += {"{": 1, "}": -1}.get(text[i], 0)
                         i += 1
                     inner.append(text[start : i - 1])
-                    said += "{}"
+                    literal += "{}"
                 else:
-                    said += text[i]
+                    literal += text[i]
                     i += 1
             i += 1
-            strings.append(said)
+            strings.append(literal)
             code.append('"" ')
             for part in inner:
                 more, found = code_and_strings(part)
@@ -76,7 +76,7 @@ def code_and_strings(text: str) -> tuple[str, list[str]]:
     return "".join(code), strings
 
 
-def test_the_reader_of_scripts():
+def test_code_and_strings_splits_a_script():
     code, strings = code_and_strings(
         'a("x // y", \'it\\\'s\', `p ${q ? `in ${r}` : "no"} s`); // app\n/* app */ const e = /[/"]+/g;'
     )
@@ -85,9 +85,9 @@ def test_the_reader_of_scripts():
     assert strings == ["x // y", "it\\'s", "p {} s", "in {}", "no"]
 
 
-# Everywhere: nothing asks by the clock, and no saved list or order of widgets is written.
+# In no script: polling, and writing of saved values or of the order of widgets.
 CHANGE = r"(?:splice|push|pop|shift|unshift|sort|reverse|fill|copyWithin)"
-NOWHERE = (
+FORBIDDEN = (
     r"\bsetInterval\b",
     r"\bonSerialize\b",
     r"\.serialize\s*=(?!\s*false\b)",
@@ -95,27 +95,27 @@ NOWHERE = (
     rf"\bwidgets\s*\??\.\s*{CHANGE}\b",
     rf"\bwidgets_values\w*\s*(?:\[[^\]]*\]\s*)?(?:=[^=>]|\??\.{CHANGE}\b)",
 )
-IN_OTHERS = (
-    *OF_THE_PAGE,
+FORBIDDEN_OUTSIDE_COMFY_JS = (
+    *PAGE_PATTERNS,
     r"\bglobalThis\b",
     r"\bwindow\.(?!devicePixelRatio\b)",
     r"\{[^{}]*\b(?:widgets|graph|inputs|outputs)\b[^{}]*\}\s*=\s*node\b",
 )
-WORD_SHOWN = r"\bel\([^()]*,\s*\{[^{}]*\},\s*[\"`][^\W\d_]|\btextContent\s*=\s*[\"`][^\W\d_]"
+UNTRANSLATED_WORD = r"\bel\([^()]*,\s*\{[^{}]*\},\s*[\"`][^\W\d_]|\btextContent\s*=\s*[\"`][^\W\d_]"
 
 
 def faults(name: str, text: str) -> list[str]:
     """The rules that a script's text breaks, as patterns."""
     code, strings = code_and_strings(text)
-    broken = [pattern for pattern in NOWHERE if re.search(pattern, code)]
+    broken = [pattern for pattern in FORBIDDEN if re.search(pattern, code)]
     if name != PAGE:
-        broken += [pattern for pattern in IN_OTHERS if re.search(pattern, code)]
+        broken += [pattern for pattern in FORBIDDEN_OUTSIDE_COMFY_JS if re.search(pattern, code)]
         broken += [path for path in strings if "scripts/" in path]
-        if name != "dom.js":  # whose nodes are those of the document
+        if name != "dom.js":  # its nodes are those of the document
             broken += re.findall(r"\bnode\??\.\w+", code)
     if name != "repair.js" and "widgets_values" in code:
         broken.append("widgets_values")
-    return broken + re.findall(WORD_SHOWN, text)
+    return broken + re.findall(UNTRANSLATED_WORD, text)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -153,7 +153,7 @@ def test_a_broken_rule_is_found(name, added):
     assert faults(name, f"{text}\n{added}\n")
 
 
-def test_what_is_private_is_named_with_the_versions_it_was_seen_on():
+def test_private_fields_are_listed_with_their_page_versions():
     text = (ROOT / "js" / PAGE).read_text("utf-8")
     head, body = text.split("\nimport ", 1)
     code, strings = code_and_strings(body)
@@ -184,9 +184,9 @@ def test_what_is_private_is_named_with_the_versions_it_was_seen_on():
     assert "graphChanged" in strings
 
 
-# Names that the server and the records use, and what is compared with their words.
+# Names that the server and the records use, and text that is compared with them.
 NAMES = {"textual inversion", "cut off", "saved as "}
-PROSE = re.compile(r"[^\W\d_]{2,}[,.:;!?]* (?:[^\W\d_]{2,}|\{\})|\{\} [^\W\d_]{2,}")  # two words, or one beside a value
+PROSE = re.compile(r"[^\W\d_]{2,}[,.:;!?]* (?:[^\W\d_]{2,}|\{\})|\{\} [^\W\d_]{2,}")  # two words, or a word and a value
 NO_PROSE = re.compile(
     r"(?:(?:pi|pi-[\w-]+|bespoke-[\w{}-]+)(?: |$))+"  # classes
     r"|(?:[\d.{}]+px )?(?:Inter|\{\})[\w, {}-]*"  # fonts
@@ -197,21 +197,21 @@ NO_PROSE = re.compile(
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name != "settings.js"], ids=lambda path: path.name)
 def test_every_word_that_is_shown_is_translated(script):
-    """The words of settings.js stand in settings.json and commands.json, which `test_page_words.py` compares."""
-    text = script.read_text("utf-8")
+    """The texts of settings.js are in settings.json and commands.json, which `test_page_words.py` compares."""
+    source = script.read_text("utf-8")
     known = set(json.loads((ROOT / "locales" / "en" / "main.json").read_text("utf-8"))["bespoke"]) | NAMES
-    strings = code_and_strings(text)[1]
-    words = [said for said in strings if PROSE.search(said) and said not in known and not NO_PROSE.fullmatch(said)]
+    strings = code_and_strings(source)[1]
+    words = [text for text in strings if PROSE.search(text) and text not in known and not NO_PROSE.fullmatch(text)]
     assert words == [], "give these words a key in locales/*/main.json and ask for it with t()"
-    # A single word where words are shown.
+    # A single word in an argument that is shown.
     shown = (
         r"(?:setText\([\w.\[\]]+, |new "
         r"Error\(|fillText\(|\bwrite\(|(?:title|placeholder|alt|summary|detail|label|\"aria-label\"): "
         r")([\"`])(?=[^\W\d_])"
     )
-    assert [found.group(0) + text[found.end() : found.end() + 30] for found in re.finditer(shown, text)] == []
+    assert [found.group(0) + source[found.end() : found.end() + 30] for found in re.finditer(shown, source)] == []
 
 
-def test_the_test_would_find_one():
+def test_untranslated_text_is_found():
     _, strings = code_and_strings('setText(note, `status ${answer.status}`); write("runs nothing: the picture stays");')
-    assert [said for said in strings if PROSE.search(said) and not NO_PROSE.fullmatch(said)] == strings
+    assert [text for text in strings if PROSE.search(text) and not NO_PROSE.fullmatch(text)] == strings

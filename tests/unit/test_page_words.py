@@ -1,4 +1,4 @@
-"""The page's words: every key that a script asks for is there in every language, with the same blanks to fill in."""
+"""The page's texts: every key that a script uses exists in every language, with the same placeholders."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def test_every_language_has_every_word(language, file):
         assert theirs[key].strip()
 
 
-def test_the_scripts_ask_for_no_word_that_is_not_there():
-    there = set(read("en", "main")["bespoke"])
-    asked = set()
+def test_every_key_used_by_scripts_exists():
+    existing = set(read("en", "main")["bespoke"])
+    used = set()
     for script in (ROOT / "js").glob("*.js"):
-        asked |= set(re.findall(r"""\bt\("([\w. -]+)"[,)]""", script.read_text("utf-8")))
-    assert len(asked) > 40
-    assert asked <= there
+        used |= set(re.findall(r"""\bt\("([\w. -]+)"[,)]""", script.read_text("utf-8")))
+    assert len(used) > 40
+    assert used <= existing
 
 
 def test_settings_and_commands_have_their_words():
     script = (ROOT / "js" / "settings.js").read_text("utf-8")
     settings = re.findall(r"^  (\w+): \{$", script, re.MULTILINE)
     assert {f"Bespoke_{name}" for name in settings} == set(read("en", "settings"))
-    for name in settings:  # the words in the file are those that the page shows without it
+    for name in settings:  # the script has the same text, which the page shows without the file
         assert f'"{read("en", "settings")[f"Bespoke_{name}"]["name"]}"' in script
     commands = re.findall(r'id: "(Bespoke\.\w+)"', script)
     assert {name.replace(".", "_") for name in commands} == set(read("en", "commands"))

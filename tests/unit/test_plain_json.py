@@ -1,11 +1,11 @@
-"""JSON of a file that somebody made to break its reader."""
+"""JSON that was made to break its reader."""
 
 import pytest
 from bespoke.training.formats import trigger_words
 from bespoke.training.plain_json import read_json
 
 
-def test_nested_without_end_is_a_value_error():
+def test_deeply_nested_json_is_a_value_error():
     with pytest.raises(ValueError, match="nested too deeply"):
         read_json("[" * 100_000)
     with pytest.raises(ValueError, match="Expecting"):

@@ -55,7 +55,7 @@ def test_the_audit_counts_what_was_changed():
     assert found.largest == pytest.approx(0.25)
 
 
-def test_the_report_says_what_decoding_had_changed():
+def test_report_of_changes_by_decoding():
     _, _, notes = run(picture(0), picture(0) + 0.25, square())
     assert notes == ["As decoded, 2688 of 2688 px outside the mask differed, by up to 0.2500."]
 
@@ -86,16 +86,16 @@ def test_color_match_takes_off_a_smooth_shift_and_leaves_detail():
     original = 0.3 + 0.3 * picture(0, height=96, width=96)
     mask = torch.zeros(1, 96, 96)
     mask[:, 32:64, 32:64] = 1.0
-    generated = original + smooth()  # the same picture in slightly other colours
+    generated = original + smooth()  # the same picture with slightly different colours
     plain, _, _ = run(original, generated, mask)
     matched, after, notes = run(original, generated, mask, match_color=1.0)
     inside = mask[0] > 0
     error = [(i - original)[0][inside].abs().max() for i in (plain, matched)]
     assert error[0] > 0.08
-    assert error[1] < 0.012  # the shift is known at the border only; inside it is carried on
+    assert error[1] < 0.012  # the shift is measured at the border only and extrapolated inside
     assert after.changed == 0
     assert any("Colours were matched" in note for note in notes)
-    # Half the strength takes off half of it.
+    # Half the strength removes half of the shift.
     half, _, _ = run(original, generated, mask, match_color=0.5)
     assert torch.allclose(half, (plain + matched) / 2, atol=1e-6)
 
@@ -110,7 +110,7 @@ def test_color_match_does_not_pull_new_content_toward_the_old():
     assert torch.equal(image, generated)
 
 
-def test_color_match_without_an_outside_is_said():
+def test_color_match_without_an_outside_is_reported():
     image, _, notes = run(picture(0), picture(1), torch.ones(1, 48, 64), match_color=1.0)
     assert torch.equal(image, picture(1))
     assert "Colours were not matched: no pixel lies outside the mask to compare." in notes
@@ -123,7 +123,7 @@ def test_a_batch_with_an_empty_mask_among_others_is_matched_where_it_can_be():
     assert torch.allclose(image, original, atol=1e-6)
 
 
-def test_a_generated_picture_with_pixels_that_are_no_numbers_is_said_and_spoils_nothing_else():
+def test_nan_pixels_are_reported_and_do_not_spread():
     original, generated = torch.full((1, 96, 96, 3), 0.5), torch.full((1, 96, 96, 3), 0.6)
     mask = torch.zeros(1, 96, 96)
     mask[:, 32:64, 32:64] = 1.0
@@ -136,13 +136,13 @@ def test_a_generated_picture_with_pixels_that_are_no_numbers_is_said_and_spoils_
     assert notes[0].startswith("2 px of the generated picture are not numbers; inside the mask they stay so.")
 
 
-def test_the_audit_counts_a_pixel_that_is_no_number():
+def test_the_audit_counts_a_nan_pixel():
     image = picture(0)
     image[0, 3, 5, 1] = float("nan")
     assert audit(picture(0), image, square() == 0).changed == 1
 
 
-def test_a_vae_crop_is_laid_in_the_middle_and_its_border_kept():
+def test_a_vae_crop_is_centred_and_the_border_kept():
     original = picture(0, height=53, width=64)
     generated = picture(1, height=48, width=64)
     image, after, notes = run(original, generated, torch.ones(1, 53, 64))
@@ -153,7 +153,7 @@ def test_a_vae_crop_is_laid_in_the_middle_and_its_border_kept():
     assert after.changed == 0
 
 
-def test_another_size_is_resized_and_said():
+def test_another_size_is_resized_and_reported():
     image, after, notes = run(picture(0), picture(1, height=192, width=256), square())
     assert image.shape == (1, 48, 64, 3)
     assert after.changed == 0

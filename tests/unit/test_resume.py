@@ -1,5 +1,4 @@
-"""A run that is stopped and gone on with ends as one that was never stopped; the held-out curve decides what is
-kept."""
+"""A run that is stopped and resumed equals one that was never stopped; the held-out curve decides what is kept."""
 
 import json
 import math
@@ -55,14 +54,14 @@ def run(lora, loss, held_out, steps, state=None, stop=None, **changes):
 
 @pytest.mark.parametrize("stop", [1, 7, 39])
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "cosine with restarts"])
-def test_stopped_and_gone_on_is_bit_identical(tmp_path, stop, schedule):
+def test_resumed_run_is_bit_identical(tmp_path, stop, schedule):
     whole_lora, *rest = problem()
     _, whole = run(whole_lora, *rest, 40, lr_schedule=schedule, warmup_steps=3)
     lora, *rest = problem()
     training, first = run(lora, *rest, 40, stop=stop, lr_schedule=schedule, warmup_steps=3)
     tensors, meta = pack(training.state())
     save_file(tensors, tmp_path / "state.safetensors", metadata=meta)
-    fresh, *rest = problem(seed=5)  # another start: the state must decide
+    fresh, *rest = problem(seed=5)  # other initial values: the state has to replace them
     state = unpack(load_file(tmp_path / "state.safetensors"), meta)
     again, second = run(fresh, *rest, 40, state=state, lr_schedule=schedule, warmup_steps=3)
     assert [e.loss for e in first + second] == [e.loss for e in whole]
@@ -71,7 +70,7 @@ def test_stopped_and_gone_on_is_bit_identical(tmp_path, stop, schedule):
     assert again.best_step == max((e.step for e in whole if e.best), default=0)
 
 
-def test_more_steps_go_on_from_the_end():
+def test_more_steps_resume_from_the_end():
     lora, *rest = problem()
     training, _ = run(lora, *rest, 10)
     again, events = run(lora, *rest, 15, state=training.state())
@@ -103,8 +102,8 @@ def test_split_leaves_something_to_train_on():
         split(copies[:3], 3, 0)
 
 
-def test_a_pictures_copies_stay_on_one_side():
-    copies = [[i, i + 12, i + 24, i + 36] for i in range(12)]  # mirrored, repeated
+def test_copies_of_a_picture_stay_in_one_split():
+    copies = [[i, i + 12, i + 24, i + 36] for i in range(12)]  # mirrored and repeated copies
     trained, held = split(copies, 4, 1)
     assert len(held) == 4
     assert all(i < 12 for i in held)  # scored once
@@ -113,14 +112,14 @@ def test_a_pictures_copies_stay_on_one_side():
     assert len(trained) == 8 * 4
 
 
-@pytest.mark.parametrize(("count", "held_out", "many"), [(9, 1, 3), (9, 3, 3), (8, 3, 2), (5, 3, 1), (2, 1, 2)])
-def test_folds_leave_out_other_pictures_each(count, held_out, many):
-    parts = folds([[i] for i in range(count)], held_out, 0)
-    assert len(parts) == many
-    for trained, held in parts:
+@pytest.mark.parametrize(("count", "held_out", "fold_count"), [(9, 1, 3), (9, 3, 3), (8, 3, 2), (5, 3, 1), (2, 1, 2)])
+def test_folds_leave_out_other_pictures_each(count, held_out, fold_count):
+    found = folds([[i] for i in range(count)], held_out, 0)
+    assert len(found) == fold_count
+    for trained, held in found:
         assert sorted(trained + held) == list(range(count))
         assert len(held) == held_out
-    out = [i for _, held in parts for i in held]
+    out = [i for _, held in found for i in held]
     assert len(set(out)) == len(out)
     with pytest.raises(InputError, match=f"validation is {count} of {count} pictures"):
         folds([[i] for i in range(count)], count, 0)
@@ -178,16 +177,16 @@ def test_the_record_survives_the_disk_and_says_when_over_fitting_began():
         assert hostile != text
         with pytest.raises(ValueError):
             Run.from_json(hostile)
-    assert Run.from_json(text.replace('"folds": 0', '"rotations": 3')).folds == 3  # as version 0.1 calls it
+    assert Run.from_json(text.replace('"folds": 0', '"rotations": 3')).folds == 3  # the field's name in version 0.1
 
 
-def test_the_state_of_a_run_is_the_word_that_files_and_events_have():
+def test_run_states_have_the_names_of_files_and_events():
     assert [str(state) for state in RunState] == ["running", "finished", "kept", "interrupted", "failed"]
     assert json.dumps(list(RunState)) == '["running", "finished", "kept", "interrupted", "failed"]'
     assert f"{RunState.KEPT}" == RunState.KEPT == "kept"
 
 
-def test_earlier_progress_ends_where_the_state_does():
+def test_earlier_progress_is_cut_at_the_state():
     def run(**progress):
         return Run(RunInfo("lora-0123456789ab", "lora", {}, "base", 2), **progress)
 
@@ -214,7 +213,7 @@ def test_earlier_progress_ends_where_the_state_does():
     assert len(earlier.losses) == 4
 
 
-def test_the_same_run_is_everything_but_its_length():
+def test_run_id_ignores_the_length():
     settings = {"steps": 10, "seed": 1, "keep": "best", "rank": 4}
     name = run_id("lora", settings, "images", "base")
     assert name == run_id("lora", settings | {"steps": 99, "keep": "last"}, "images", "base")
@@ -258,15 +257,15 @@ REQUESTS_0_1 = {
     ],
 )
 def test_a_request_of_0_1_keeps_its_id(technique, changes, images, base, expected):
-    """The ids were made with version 0.1, whose states are found under them."""
+    """Version 0.1 computed these ids; its states are found by them."""
     settings = REQUESTS_0_1[technique] | changes
     assert set(settings) == SETTINGS_0_1[technique] | NOT_IDENTITY
     assert run_id(technique, settings, images, base) == expected
-    # Whatever is passed as their defaults: 0.1 hashed all of its settings.
+    # The defaults make no difference: 0.1 hashed all of its settings.
     assert run_id(technique, settings, images, base, settings) == expected
 
 
-def test_the_id_of_a_part_of_a_cross_validation_stays():
+def test_the_id_of_a_fold_is_stable():
     assert run_id("lora", {"rotation": 2}, "lora-0123456789ab", "") == "lora-b17dd7a4e00e"
 
 
@@ -295,7 +294,7 @@ def test_a_later_setting_counts_where_it_is_not_at_its_default(technique):
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "Adafactor", "SGD"])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_every_optimiser_and_the_running_mean_go_on_bit_identically(tmp_path, optimizer, ema):
+def test_every_optimiser_and_ema_resume_bit_identically(tmp_path, optimizer, ema):
     more = dict(optimizer=optimizer, ema=ema, learning_rate=0.1 if optimizer == "SGD" else 3e-2)
     whole_lora, *rest = problem()
     start = rest[1]()
@@ -310,28 +309,28 @@ def test_every_optimiser_and_the_running_mean_go_on_bit_identically(tmp_path, op
     again, later = run(lora, *rest, 40, state=state, **more)
     assert [event.loss for event in later] == [event.loss for event in events[17:]]
     assert all(torch.equal(value, again.result()[key]) for key, value in whole.result().items())
-    assert whole.best_loss < 0.95 * start  # and it learns
+    assert whole.best_loss < 0.95 * start  # it learns
 
 
-def test_the_running_mean_is_what_is_scored_and_handed_on():
+def test_ema_is_scored_and_returned():
     lora, loss, held_out = problem()
     training, _ = run(lora, loss, held_out, 60, ema=0.9, keep="last")
     last = copy_of(lora)
     mean = training.result()
-    assert all(torch.equal(value, lora.state_dict()[key]) for key, value in last.items())  # the parameters are back
+    assert all(torch.equal(value, lora.state_dict()[key]) for key, value in last.items())  # the parameters are restored
     assert any(not torch.equal(mean[key], last[key]) for key in mean)
     lora.load_state_dict(mean)
     with lora.attached(), torch.no_grad():
         assert held_out() == pytest.approx(training.state().best_loss, rel=0.5)
 
 
-def test_a_run_stops_when_the_held_out_loss_has_turned():
+def test_early_stop_after_patience():
     lora, loss, _ = problem()
     scores = iter([5.0, 4.0, 3.0, *[3.5] * 50])
     training, events = run(lora, loss, lambda: next(scores), 400, patience=3)
     assert training.config.validate_every == 20
     assert training.best_step == 60
-    assert events[-1].step == 120  # three scorings after the best
+    assert events[-1].step == 120  # three validations after the best
     assert training.result() == training.best
 
 
@@ -339,7 +338,7 @@ def test_a_run_stops_when_the_held_out_loss_has_turned():
     ("schedule", "middle", "last"),
     [("constant", 1.0, 1.0), ("linear", 0.5, 1 / 80), ("cosine", 0.5, 0.0004), ("cosine with restarts", 1.0, 0.0016)],
 )
-def test_learning_rates_rise_and_fall_as_named(schedule, middle, last):
+def test_learning_rate_schedules(schedule, middle, last):
     lora, *rest = problem()
     _, events = run(lora, *rest, 90, lr_schedule=schedule, warmup_steps=10, learning_rate=1e-2)
     rates = [event.learning_rate / 1e-2 for event in events]

@@ -1,4 +1,4 @@
-"""The five meanings of strength as arithmetic on schedules, without ComfyUI."""
+"""The five contracts of strength as arithmetic on schedules, without ComfyUI."""
 
 import dataclasses
 import math
@@ -41,7 +41,7 @@ def plan(strength, steps=20, contract=NOISE_LEVEL, exact=False, schedule=even):
 # --- How many steps -----------------------------------------------------------------------------------------------
 
 
-def test_the_product_stays_a_float_product():
+def test_step_counts_use_the_float_product():
     assert 0.58 * 50 < 29  # 28.999999999999996
     assert plan(0.58, 50, DIFFUSERS).run == 28
     assert plan(0.58, 50, DIFFUSERS_FLOW).run == 29
@@ -62,7 +62,7 @@ def test_steps_that_run_of_20(contract, runs):
     assert {strength: plan(strength, 20, contract).run for strength in runs} == runs
 
 
-def test_floor_and_ceiling_differ_where_the_field_says():
+def test_floor_and_ceiling_differ_by_at_most_one():
     cells = [(n, i / 100) for n in range(1, 101) for i in range(1, 101)]
     floor = [steps_run(DIFFUSERS, n, x) for n, x in cells]
     ceil = [steps_run(DIFFUSERS_FLOW, n, x) for n, x in cells]
@@ -145,7 +145,7 @@ def test_noise_level_keeps_the_schedule_after_the_first_two_steps():
         sigmas = plan(strength).sigmas
         assert torch.equal(sigmas[2:], whole[-len(sigmas[2:]) :])
         first, second = (sigmas[:2] / sigmas[1:3]).log().tolist()
-        assert first == pytest.approx(second, rel=1e-4)  # the remainder is shared, no step is nearly 0
+        assert first == pytest.approx(second, rel=1e-4)  # both steps share the remainder, so no step is nearly 0
         full = math.log(SIGMA_MAX / SIGMA_MIN) / 19
         assert full / 2 < first <= full * 1.0001
 
@@ -164,8 +164,8 @@ def test_noise_level_has_no_short_step_however_close_the_start_is_to_a_step():
     assert torch.equal(from_noise_level(whole, float(whole[9]) * 1.0001)[1:], torch.zeros(1))
 
 
-def test_a_start_above_the_schedules_first_sigma_takes_its_place():
-    low = torch.tensor([8.0, 2.0, 0.5, 0.0])  # as ddim_uniform, which begins below the model's highest sigma
+def test_a_start_above_the_first_sigma_replaces_it():
+    low = torch.tensor([8.0, 2.0, 0.5, 0.0])  # as ddim_uniform, which starts below the model's highest sigma
     assert from_noise_level(low, 9.0).tolist() == [9.0, 2.0, 0.5, 0.0]
 
 
@@ -179,7 +179,7 @@ def test_every_change_of_strength_changes_the_start_with_4_steps():
     assert all(a < b for a, b in zip(starts, starts[1:], strict=False))
 
 
-# --- Schedules that are not as long as asked ----------------------------------------------------------------------
+# --- Schedules shorter than requested ----------------------------------------------------------------------
 
 
 def short(steps):
@@ -188,7 +188,7 @@ def short(steps):
 
 
 @pytest.mark.parametrize("contract", [DIFFUSERS, DIFFUSERS_FLOW, A1111])
-def test_a_short_schedule_is_cut_by_its_own_length_and_said(contract):
+def test_a_short_schedule_is_cut_by_its_own_length_and_reported(contract):
     chosen = plan(0.5, 20, contract, schedule=short)
     assert chosen.run == steps_run(contract, 15, 0.5)
     assert torch.equal(chosen.sigmas, even(15)[-(chosen.run + 1) :])
@@ -215,7 +215,7 @@ def test_a_dense_schedule_that_skips_lengths_still_gives_the_exact_number():
 
 
 @pytest.mark.parametrize("sigmas", [[], [1.0], [math.nan, 0.0]])
-def test_a_schedule_that_is_none_is_an_error(sigmas):
+def test_an_unusable_schedule_is_an_error(sigmas):
     with pytest.raises(InputError, match="no usable sigmas for 20 steps"):
         plan(0.5, schedule=lambda steps: torch.tensor(sigmas))
 

@@ -1,4 +1,4 @@
-"""Names and sentences of a new word, and its vectors."""
+"""Names, prompt templates and vectors of a new word."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_sentences_vary_and_repeat_with_the_seed():
     assert len(set(first)) > 8
 
 
-def test_where_a_word_begins():
+def test_start_vectors():
     table = torch.randn(50, 6)
     assert torch.equal(start_vectors(table, [3, 4], 3, "words", 0), table[[3, 4, 3]])
     assert torch.allclose(start_vectors(table, [3, 4], 2, "average", 0), table[[3, 4]].mean(0).expand(2, -1))

@@ -14,9 +14,11 @@ from .pictures import Pictures
 
 
 class CaptionConditioning:
-    """The conditioning of pictures and prompts: computed once, or at each call where the text encoder is trained.
+    """The conditioning of pictures and prompts, for techniques that train on captions.
 
-    text: the trained text encoder, or None. encoded: prompt -> its conditioning, where `text` is None.
+    Without a trained text encoder it is computed once and cached; with one it is computed at each call.
+
+    text: the trained text encoder, or None. encoded: `EncodedDataset.prompts`, used where `text` is None.
     """
 
     def __init__(
@@ -32,24 +34,24 @@ class CaptionConditioning:
         self._known: dict[tuple[int, str], ModelConds] = {}
 
     def of_batch(self, indices: Sequence[int], prompts: Sequence[str]) -> ModelConds:
-        """The conditioning of a batch: for each sample the picture's index and its prompt."""
+        """The conditioning of a batch. indices, prompts: the picture and the prompt of each sample."""
         if self._text is not None:
             encoded = self._text.encode(prompts, self._clip)
             return join_conds([self._conds(i, *one) for i, one in zip(indices, encoded, strict=True)])
         return join_conds([self._kept(i, prompt) for i, prompt in zip(indices, prompts, strict=True)])
 
     def encode(self, prompts: Sequence[str]) -> list[tuple[Tensor, dict[str, Any]]]:
-        """[(context [1, tokens, width], what goes with it)] of each prompt."""
+        """[(context [1, tokens, width], further fields)] of each prompt, for sample images."""
         if self._text is not None:
             return self._text.encode(prompts, self._clip)
         return [self._encoded[prompt] for prompt in prompts]
 
     def tensors(self) -> list[Tensor]:
-        """The contexts that were computed once."""
+        """The contexts that were encoded before the training; empty where the text encoder is trained."""
         return [cond for cond, _ in self._encoded.values()]
 
     def _kept(self, index: int, prompt: str) -> ModelConds:
-        # One set for each picture and prompt: some families are given the picture's size.
+        # Cached by picture and prompt: some model families are conditioned on the picture's size too.
         if (index, prompt) not in self._known:
             self._known[index, prompt] = self._conds(index, *self._encoded[prompt])
         return self._known[index, prompt]

@@ -19,12 +19,13 @@ from .pictures import Pictures
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Made where the VAE and the text encoder are; trained on there or on another machine.
+    """A technique's `encode_dataset` makes it; a job folder stores it, for a training on another machine.
 
+    pictures: latents, masks and captions, divided into training, held-out and prior pictures.
     fingerprint: a hash of all pictures and captions, and of the LoRA that the training starts from.
     models_digest: a hash of the models as they are on the wire.
     run_fields: fields of the run's record that describe models and pictures.
-    prompts: the conditioning of each caption, where the text encoder is not needed at each step.
+    prompts: prompt -> (context [1, tokens, width], further fields); empty where the text encoder runs in each step.
     start: the LoRA that the training starts from, in ComfyUI's layer names.
     """
 
@@ -56,5 +57,5 @@ def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:
 
 
 def digest_of_models(model, clip, vae) -> str:
-    """A short hash of what tells these three models from others."""
+    """A short hash of the three models with all that other nodes changed on them; see `identity.of_models`."""
     return cache.digest(identity.of_models(model, clip, vae))

@@ -1,4 +1,4 @@
-"""What a run needs around it: in the page's process, or in one of several processes started by torchrun."""
+"""Where a run is saved and shown, and who can stop it: on ComfyUI's page, or in processes started by torchrun."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from .store import RunStore, consume_finish_request
 
 
 class Display(Protocol):
-    """Where the progress of a run is shown: on the page, or in a terminal and a log."""
+    """Where the progress of a run is shown: on the page (`events.RunDisplay`), or in a terminal (`jobs.watch`).
+
+    node_id: the node whose panel shows the run, or None.
+    """
 
     @property
     def node_id(self) -> str | None: ...
@@ -32,9 +35,11 @@ class Display(Protocol):
 
 
 class Store(Protocol):
-    """Where a run is saved: its folder, or the folder as one of several processes sees it.
+    """Where a run is saved: its folder (`store.RunStore`), for several processes through `jobs.watch.SharedStore`.
 
-    The state that `state` gives belongs to the record that `record` gives: `save` writes both as one.
+    `state` and `record` return what was saved, or None. `save` writes both together, so they belong to the same step.
+    `save_record` writes the record alone. `save_sample` returns the name of the image file. `set_aside` renames what
+    was saved, so that the run starts anew.
     """
 
     @property
@@ -58,16 +63,16 @@ def _save_nothing(step: int, learned: dict[str, Tensor], run: Run) -> None:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run needs around it. The defaults are those of the page's process.
+    """What a run needs besides technique, models and dataset. The defaults are for a run on ComfyUI's page.
 
     world: the processes that train together.
     store: run id -> where the run is saved.
     display: (run id, steps) -> where the run is shown.
-    stop_request: run id -> what this process requests after a step; a request is given once.
-    prepare_model: called with the prepared model before anything is attached to it.
-    sharded: whether `prepare_model` spreads the base over the processes, so that no device holds all of it.
+    stop_request: run id -> what this process requests after a step. Each request is returned once.
+    prepare_model: called with the `ComfyDenoiser` before anything is attached to the model.
+    sharded: whether `prepare_model` shards the base over the processes, so that no device holds all of it.
     sampler: how sample images are drawn.
-    save: called with (step, what is learned, run) for each file that is saved during the training.
+    save: (step, what is learned, run) -> writes a file during the training; by default none is written.
     """
 
     world: World = field(default_factory=World)

@@ -1,7 +1,8 @@
-"""Cross-validation for small sets (Kohavi 1995): when to stop is learned on trainings that leave some pictures out.
+"""Cross-validation for small sets (Kohavi 1995): finds the step to stop at by trainings that leave pictures out.
 
-A set of fewer than ten pictures cannot spare any for validation. A few trainings, each without some of the pictures,
-show at which step left-out pictures are predicted best; a last training on all pictures runs to that step.
+A set of fewer than ten pictures is too small to hold pictures out for good. A few trainings, each without some of the
+pictures, show at which step the loss on the left-out pictures is lowest. A last training on all pictures runs to that
+step. A larger set is trained once; `trainer.train` treats that as a single fold.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from ..dataset.pictures import Pictures
 
 @dataclass(frozen=True)
 class Fold:
-    """One training: its record, the pictures it is trained on and those it is scored on, as indices into `Pictures`.
+    """One training of a run. training_indices, held_out: positions in `Pictures.items`.
 
-    until: the step to stop at, where it is known beforehand. prefix: how its line before the first step begins.
+    run: the record of this training. until: the step to stop at; None for `config.steps`. prefix: precedes the line
+    that is shown before the first step.
     """
 
     run: Run
@@ -37,10 +39,9 @@ class Fold:
 
 
 def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Iterator[Fold]:
-    """The trainings that leave pictures out; none for a set that is large enough to hold pictures out for good.
+    """The trainings that leave pictures out; none where `pictures.folds` is empty.
 
-    Each has a record and a state of its own, so that an interruption in any of them is resumed. They save no files
-    and draw no samples.
+    Each has a record and a state of its own, so that it can be resumed. They write no files and draw no samples.
     """
     count = len(pictures.folds)
     for number, (training_indices, held_out) in enumerate(pictures.folds, 1):
@@ -58,7 +59,11 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
 
 
 def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequence[Fold]) -> Fold:
-    """The training whose result is handed on. After `folds` it runs to the step that was best on left-out pictures."""
+    """The training whose result is the run's result.
+
+    folds: the finished trainings of `validation_folds`. With them, and with `keep` "best", it stops at the step where
+    their mean loss on the left-out pictures was lowest.
+    """
     if not folds:
         return Fold(run, config, pictures.training_indices, pictures.held_out_indices)
     run.folds, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
@@ -68,7 +73,7 @@ def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequenc
 
 
 def was_finished_by_user(fold: Fold) -> bool:
-    """Whether the user ended the training early; it also ends early where its validation loss has risen for long."""
+    """Whether the user ended the training early. One that `config.patience` has ended is in the same state, KEPT."""
     run, config = fold.run, fold.config
     if run.state is not RunState.KEPT:
         return False

@@ -1,4 +1,4 @@
-"""How a run ends when an exception leaves its training: one table."""
+"""How a run ends after each kind of exception: the table `FAILURES`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .context import RunContext
 
 
 class LastStep(Enum):
-    """Whether the state after the last step may be saved."""
+    """Whether the state after the last step is saved."""
 
     SAVED = "saved"
     SAVED_IF_RECORDED = "saved if its loss is in the record"
-    DISCARDED = "discarded"  # the optimiser's step may be half done: the training resumes from an earlier save
+    DISCARDED = "discarded"  # the optimiser step may be incomplete: the run resumes from an earlier save
 
 
 def _is_any(error: BaseException, context: RunContext) -> bool:
@@ -61,7 +61,7 @@ def _in_place_write(error: BaseException, steps: int) -> Exception:
 
 @dataclass(frozen=True)
 class Failure:
-    """What an exception of `kind` for which `applies` does to a run.
+    """What happens to a run after an exception of `kind` for which `applies` is true.
 
     state: the run's state afterwards. last_step: whether the state after the last step is saved. saves_file: whether
     what was learned is also written as a file. message: (exception, steps done) -> the exception that is raised
@@ -76,7 +76,7 @@ class Failure:
     applies: Callable[[BaseException, RunContext], bool] = _is_any
 
 
-# The first row that fits counts.
+# The first row that matches is used.
 FAILURES = (
     Failure(NotANumber, RunState.FAILED, saves_file=True, message=_not_a_number),
     Failure(torch.OutOfMemoryError, RunState.FAILED, saves_file=True, message=_out_of_memory),
@@ -90,5 +90,5 @@ FAILURES = (
 
 
 def failure_of(error: BaseException, context: RunContext) -> Failure:
-    """The row of `FAILURES` that an exception falls under."""
+    """The first row of `FAILURES` that matches the exception."""
     return next(row for row in FAILURES if isinstance(error, row.kind) and row.applies(error, context))

@@ -1,4 +1,4 @@
-"""Carries one run's numbers from the training loop to the display, the record and the disk."""
+"""Passes the numbers of one training from the loop to the display and the record, and saves its state and files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,16 +14,17 @@ from ....training.measure import measure_step
 from ....training.record import RunState
 from .context import Display, RunContext, Store
 from .failures import Failure, LastStep
-
-if TYPE_CHECKING:
-    from .run_training import TrainingTask
+from .task import TrainingTask
 
 LOSS_AVERAGE = 0.98  # share that the shown mean of the loss keeps per step: about the last fifty steps
 AUTOSAVE_SECONDS = 30.0  # a killed process loses at most this much, or `save_every` steps
 
 
 class RunMonitor:
-    """Shows, records and saves one training while it runs."""
+    """Shows, records and saves one training while it runs.
+
+    `run_training` calls `start` once, `record` and `save_if_due` after each step, and `end` in every case.
+    """
 
     def __init__(
         self, task: TrainingTask, training: Training, display: Display, store: Store, context: RunContext
@@ -36,7 +36,7 @@ class RunMonitor:
         self._last_save = time.monotonic()
 
     def start(self) -> None:
-        """Measure a step, show the line before the first step, and score and draw the model before it is trained."""
+        """Measure a step and show the line before the first step; validate the untrained model and draw a sample."""
         task, training = self._task, self._training
         if training.steps_done >= training.last_step:
             return
@@ -53,11 +53,11 @@ class RunMonitor:
         self._last_save = time.monotonic()
 
     def record(self, step: Step) -> None:
-        """Write a step's numbers into the record and show them."""
+        """Append a step to the record and show it."""
         run, count = self._task.run, step.step - self._first_step
         run.losses.append(step.loss)
         run.seconds = self._seconds_before + step.seconds
-        # The mean forgets its first value as fast as a plain mean would (as Adam's bias correction).
+        # A plain mean over the first 1 / (1 - LOSS_AVERAGE) steps, so that the first value has no larger weight.
         keep = min(LOSS_AVERAGE, (count - 1) / count)
         self._mean_loss = step.loss if self._mean_loss is None else keep * self._mean_loss + (1 - keep) * step.loss
         if step.validation_loss is not None:
@@ -77,7 +77,7 @@ class RunMonitor:
         )
 
     def save_if_due(self, step: int) -> None:
-        """Draw a sample, write a file and save the state, each where it is due after `step`."""
+        """Draw a sample, write a file and save the state, each if it is due after `step`."""
         config = self._task.config
         if _is_due(config.sample_every, step):
             self._draw_sample(step)
@@ -88,7 +88,7 @@ class RunMonitor:
             self._last_save = time.monotonic()
 
     def end(self, failure: Failure | None) -> None:
-        """Save the state, for a run that fails or is interrupted also a file, and show the end."""
+        """Save the state, write a file where `failure` says so, and show the end. failure: None for a finished run."""
         run, training = self._task.run, self._training
         last_step = LastStep.SAVED if failure is None else failure.last_step
         if last_step is LastStep.SAVED_IF_RECORDED:
@@ -130,7 +130,7 @@ def _is_due(every: int, step: int) -> bool:
 
 
 def memory_mb() -> float:
-    """Memory that this process takes, in MiB: the accelerator's where there is one."""
+    """Memory that this process uses, in MiB: on the GPU with CUDA, else the resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated() / 2**20
     if sys.platform == "linux":

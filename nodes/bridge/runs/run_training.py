@@ -1,68 +1,38 @@
-"""One training of a run: the loop's events go to the page and into the record, the state to disk."""
+"""One training of a run: runs the loop, shows and records its steps, and saves and restores its state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import comfy.model_management
-from PIL import Image
 from torch import Tensor
 
 from ....training.checkpoint import State
-from ....training.config import TrainConfig
 from ....training.distributed import StopRequest
-from ....training.loop import Trainable, Training
-from ....training.measure import StepCost
-from ....training.record import Run, RunState
+from ....training.loop import Training
+from ....training.record import RunState
 from .context import RunContext, Store
 from .failures import failure_of
 from .graph import keep_graph
 from .monitor import RunMonitor
-
-
-@dataclass(frozen=True)
-class TrainingTask:
-    """One training.
-
-    trainable: what is learned.
-    loss: micro-batch number -> this process's share of the mean loss, a scalar with a graph, or None; see `Training`.
-    run: the record, which is filled in on the way.
-    validation_loss: the loss on the fixed grid as the model stands, or None.
-    until: the step to stop at, where it is known beforehand.
-    resume: whether an earlier state of the run is continued; otherwise it is set aside.
-    describe_start: the line before the first step, from the measured cost of a step.
-    draw_sample: draws one image with the model as it stands, or None.
-    frozen: tensors that exist anyway and do not count as memory of a step.
-    """
-
-    trainable: Trainable
-    loss: Callable[[int], Tensor | None]
-    config: TrainConfig
-    run: Run
-    validation_loss: Callable[[], float] | None
-    until: int | None
-    resume: bool
-    describe_start: Callable[[StepCost], str]
-    draw_sample: Callable[[], Image.Image] | None = None
-    frozen: Sequence[Tensor] = ()
+from .task import TrainingTask
 
 
 def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
-    """Train to the last step, or until the user asks to finish; gives what was learned.
+    """Train to the last step, or until the user asks to finish; returns what was learned.
 
-    An interruption saves the state and is raised; the same request resumes from it. Of several processes that train
-    together, all call this and all get the same result. What other exceptions do is in `failures.FAILURES`.
+    An interruption saves the state and is raised; the same request resumes from it. Processes that train together must
+    all call this; all get the same result. `failures.FAILURES` says what other exceptions do.
     """
     run, store = task.run, context.store(task.run.id)
-    context.stop_request(run.id)  # drops a request that was meant for an earlier training of this run
+    context.stop_request(run.id)  # discard a request to an earlier training of this run
     state = _restore(task, store)
     training = Training(task.trainable, task.loss, task.config, task.validation_loss, state, task.until, context.world)
     if run.state is RunState.KEPT:
         return _load_result(training)
     display = context.display(run.id, training.last_step)
     run.info = replace(run.info, node=str(display.node_id or ""), workflow=keep_graph(store.folder))
-    store.save_record(run)  # from here on the page can ask for it
+    store.save_record(run)  # the page can show it from now on
     monitor, failure, request = RunMonitor(task, training, display, store, context), None, StopRequest.CONTINUE
     try:
         monitor.start()
@@ -112,7 +82,7 @@ def _restore(task: TrainingTask, store: Store) -> State | None:
 
 
 def _load_result(training: Training) -> dict[str, Tensor]:
-    """The result, which the trained parameters then hold too."""
+    """The result, which is also copied into the trained parameters."""
     result = training.result()
     training.trainable.load_state_dict(result)
     return result

@@ -1,5 +1,4 @@
-"""Sample images while a training runs: the model as it stands, with the user's own sampler settings and a fixed
-seed."""
+"""Sample images during a training, drawn with the sampler settings of the user's graph and a fixed seed."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """As KSampler's widgets. seed: the same for every sample of a run, so that only the training changes the image."""
+    """The widgets of KSampler. All samples of a run have the same seed, so only the training changes the image."""
 
     steps: int = 20
     cfg: float = 7.0
@@ -27,8 +26,10 @@ class SamplerSettings:
 
 
 def settings_in(prompt: Mapping[str, Any] | None) -> SamplerSettings:
-    """The settings of the graph's first sampler node that has them as widgets; KSampler's defaults where there is
-    none."""
+    """The settings of the first sampler node in a graph whose settings are widgets, else the defaults.
+
+    prompt: ComfyUI's graph, {node id: {"inputs": ...}}, or None.
+    """
     for node in (prompt or {}).values():
         values = node.get("inputs", {}) if isinstance(node, Mapping) else {}
         steps, cfg = values.get("steps"), values.get("cfg")
@@ -45,16 +46,16 @@ def settings_in(prompt: Mapping[str, Any] | None) -> SamplerSettings:
 
 
 def as_conditioning(encoded: Iterable[tuple[Tensor, dict[str, Any]]]) -> tuple[list, ...]:
-    """Encoded prompts, (context, what goes with it) each, as ComfyUI's samplers take them."""
+    """Encoded prompts, each (context [1, tokens, width], further fields), in the form of ComfyUI's CONDITIONING."""
     return tuple([[cond, {key: value for key, value in extra.items() if value is not None}]] for cond, extra in encoded)
 
 
 def sampler_for(
     denoiser, vae, like: Tensor, settings: SamplerSettings, conditioning: Callable[[], tuple[list, list]]
 ) -> Callable[[], Image.Image]:
-    """A function that draws one image with the model of `denoiser` as it stands, adapters included.
+    """A function that draws one image with the model of `denoiser` as it is when called, adapters included.
 
-    like: a latent [1, C, ...] of the size to draw. conditioning: gives (positive, negative) as they stand.
+    like: a latent [1, C, ...] of the size to draw. conditioning: returns the present (positive, negative).
     """
 
     def draw() -> Image.Image:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ....training.measure import LiveBytes, plain_tensors
+from ....training.optimizers import OPTIMIZERS
 from ..dataset.conditioning import ModelConds
 from ..models import checkpoint_blocks, layers_with_overwritten_input
 from .autograd_views import autocast_for
@@ -28,8 +29,7 @@ from .checkpointing import checkpointed
 from .frozen_linear import frozen_layers
 from .in_place import clone_layer_inputs
 
-# Bytes of float32 optimiser state for each trained number. The number itself and its gradient come on top.
-OPTIMIZER_BYTES = {"AdamW": 8, "Adafactor": 1, "SGD": 4}
+OPTIMIZER_BYTES = {name: kind.state_bytes for name, kind in OPTIMIZERS.items()}
 STREAMED_LAYERS = 2  # ComfyUI copies the next layer's weights to the device while the current layer's are in use
 
 

@@ -1,4 +1,4 @@
-"""What `BespokeTrainLora` is asked to do, and what it reads."""
+"""The settings of `BespokeTrainLora`, and the data that it trains on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ...bridge.models import TARGETS
 
 @dataclass(frozen=True)
 class LoraRequest:
-    """A request for a LoRA. alpha / rank is the strength of the low-rank path.
+    """The settings of a LoRA training; see `trainer.TrainingRequest`. alpha / rank scales the low-rank path.
 
-    text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes the run's. sample_prompt: empty takes
-    the first picture's caption.
+    text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes that of `train`. sample_prompt: empty
+    takes the first picture's caption. Raises `InputError` for values out of range.
     """
 
     train: TrainConfig
@@ -39,17 +39,17 @@ class LoraRequest:
         check_choice("precision", self.precision, PRECISIONS)
 
     def settings(self) -> dict[str, Any]:
-        """The request by widget name."""
+        """{widget name: value} of all settings but `resume`."""
         own = {k: v for k, v in asdict(self).items() if k not in ("train", "resume")}
         return asdict(self.train) | own
 
 
 @dataclass(frozen=True)
 class LoraData:
-    """What a training reads.
+    """The inputs of a LoRA training besides the models.
 
-    validation: pictures to score instead of some of `images`. prior: pictures of what must not change. start: the LoRA
-    that the training starts from.
+    validation: pictures to validate on, instead of some of `images`. prior: pictures of what the training must not
+    change, see `prior_weight`. start: the LoRA that the training starts from.
     """
 
     images: ImageSet
@@ -58,7 +58,7 @@ class LoraData:
     start: Mapping[str, Tensor] | None = None
 
     def fingerprint(self) -> str:
-        """A hash of all that is read."""
+        """A hash of all pictures, captions and masks, and of `start`."""
         sets = [data.fingerprint if data else "" for data in (self.images, self.validation, self.prior)]
         return "|".join([*sets, fingerprint_of(self.start)])
 

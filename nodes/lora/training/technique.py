@@ -35,7 +35,10 @@ from .request import LoraData, LoraRequest
 
 
 def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> EncodedDataset:
-    """Encode pictures and captions. Raises `InputError`, before that, for a model or targets that cannot be trained."""
+    """Encode pictures and captions; captions only where the text encoder is not trained.
+
+    Raises `InputError`, before anything is encoded, for a model or targets that cannot be trained.
+    """
     model, clip, vae = models.model, models.clip, models.vae
     check_not_gguf(model)
     check_trainable(model.model)
@@ -55,7 +58,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
 
 
 def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
-    """What sample images show."""
+    """The prompt of the sample images."""
     return request.sample_prompt.strip() or pictures.items[0].caption
 
 
@@ -76,7 +79,7 @@ class LoraTechnique:
         self._captions: CaptionConditioning
 
     def settings(self) -> dict[str, Any]:
-        # The rate of the up factor belongs to the run: a state that was trained at another rate is another run's.
+        # The up factor's rate is part of the identity: a state that was trained at another rate must not be resumed.
         return self.request.settings() | {"loraplus_lr_ratio": UP_RATE}
 
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
@@ -170,7 +173,7 @@ class LoraTechnique:
         )
 
     def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
-        """What was trained and how it went, in words."""
+        """The report: what was trained, the number of passes over the pictures, and the losses."""
         losses, request = run.losses, self.request
         config = request.train
         seen = passes(run.info.images, len(losses), config.images_per_step)

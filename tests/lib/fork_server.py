@@ -1,8 +1,8 @@
-"""Trainings in processes that can be killed: ComfyUI is imported once here, each training is a fork of this process.
+"""Trainings in processes that can be killed: ComfyUI is imported once here, each training runs in a fork.
 
-Lines in: a request as JSON, {"node": ..., "result": file stem, "settings": {...}}. Lines out: {"pid": ...} when it
-runs,
-{"status": ...} when it ended. One thread, and nothing is computed with a graph before a fork.
+Lines in: a request as JSON, {"node": ..., "result": file stem, "settings": {...}}. Lines out: {"base": folder} at the
+start, {"pid": ...} when a training runs, {"status": ...} when it has ended. This process has one thread and uses no
+autograd before a fork.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import conftest  # noqa: E402 - loads the pack
 import inprocess  # noqa: E402
 
 
-def models():
+def make_models():
     import tiny
 
     return tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
 
 
-def train(node: str, result: str, settings: dict, made) -> None:
-    """Train, and write what came out: the losses as JSON, the numbers by the save node."""
+def train(node: str, result: str, settings: dict, models) -> None:
+    """Train and write the result: the losses as JSON, the tensors by the save node."""
     import nodes
     import torch
     from comfy_execution.utils import CurrentNodeContext
@@ -40,7 +40,7 @@ def train(node: str, result: str, settings: dict, made) -> None:
         with torch.inference_mode(), CurrentNodeContext("killable", "1", 0):
             return cls.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).EXECUTE_NORMALIZED(**inputs).args
 
-    model, clip, vae = made
+    model, clip, vae = models
     images = sprite_set(2, 4, side=64, colour="teal")
     out = run(node, model=model, clip=clip, vae=vae, images=images, precision="fp32", **settings)
     word = node == "BespokeTrainTextualInversion"
@@ -64,31 +64,31 @@ def main() -> None:
     import nodes
 
     asyncio.run(conftest._load_all(nodes))
-    made = models()
-    say({"base": str(base)})
+    models = make_models()
+    answer({"base": str(base)})
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                train(request["node"], request["result"], request["settings"], made)
+                train(request["node"], request["result"], request["settings"], models)
                 status = 0
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr)
             finally:
                 sys.stderr.flush()
                 os._exit(status)
-        say({"pid": child})
-        say({"status": os.waitpid(child, 0)[1]})
+        answer({"pid": child})
+        answer({"status": os.waitpid(child, 0)[1]})
 
 
-def say(message: dict) -> None:
+def answer(message: dict) -> None:
     print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":
-    # ComfyUI prints on stdout too: only this module's own lines go to the one who asked.
+    # ComfyUI prints on stdout too: only the answers of this module go to the parent's pipe.
     out = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = os.fdopen(out, "w")

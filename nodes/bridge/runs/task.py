@@ -1,0 +1,41 @@
+"""What one training consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+from torch import Tensor
+
+from ....training.config import TrainConfig
+from ....training.loop import Trainable
+from ....training.measure import StepCost
+from ....training.record import Run
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """One training. `trainer.train` makes it of a technique; the technique is not known here.
+
+    trainable: what is learned, attached to the model.
+    loss: micro-batch number -> this process's share of the mean loss, a scalar with a graph, or None; see `Training`.
+    run: the record. It is updated in place.
+    validation_loss: computes the loss on the held-out pictures with the model as it is now; None without them.
+    until: the step to stop at, where cross-validation has found it; None for `config.steps`.
+    resume: whether an earlier state of the run is continued; otherwise it is set aside.
+    describe_start: the line before the first step, from the measured cost of a step.
+    draw_sample: draws one image with the model as it is now; None where none is drawn.
+    frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
+    """
+
+    trainable: Trainable
+    loss: Callable[[int], Tensor | None]
+    config: TrainConfig
+    run: Run
+    validation_loss: Callable[[], float] | None
+    until: int | None
+    resume: bool
+    describe_start: Callable[[StepCost], str]
+    draw_sample: Callable[[], Image.Image] | None = None
+    frozen: Sequence[Tensor] = ()
