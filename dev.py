@@ -5,6 +5,7 @@
     python3 dev.py test [pytest arguments]   run the checks and the tests
     python3 dev.py test --comfyui 0.24.1 ... the same on an older ComfyUI (0.24.1, 0.26.0, 0.27.0), downloaded
     python3 dev.py test --frontend 1.58.1 ... the page's tests on that comfyui-frontend-package, or on "each" pinned one
+    python3 dev.py check [style|types|page]  run the checks alone: ruff; pyright; ESLint, tsc and node --test
     python3 dev.py serve [--port 8188]       open this pack in ComfyUI's page (further options go to ComfyUI)
 
 Needs Python 3.10 or newer and the network the first time. ComfyUI is, in this order: $COMFYUI_PATH; the ComfyUI in
@@ -526,18 +527,18 @@ def node_tool(name: str) -> list:
     return [shutil.which("node"), NODE_TOOLS / "node_modules" / NODE_SCRIPTS[name]]
 
 
-def run_node_checks(env: dict) -> int:
-    """pyright on the Python of the pack and the checks of js/: the first status that is not 0, or 0 without the
-    tools."""
+def node_tools_are_here(what: str) -> bool:
+    """Whether the tools that run on Node.js can be had; where not, it is said that `what` is skipped, and why."""
     missing = install_node_tools()
     if missing:
-        print(f"* Skipped the JavaScript checks and pyright: {missing}", flush=True)
-        return 0
-    return check_types(env) or run_js_checks()
+        print(f"* Skipped {what}: {missing}", flush=True)
+    return not missing
 
 
 def check_types(env: dict) -> int:
-    """pyright by pyrightconfig.json, with the ComfyUI of `env` for the imports; its status."""
+    """pyright by pyrightconfig.json, with the ComfyUI of `env` for the imports; 0 where it cannot be had."""
+    if not node_tools_are_here("pyright"):
+        return 0
     print("* Running pyright", flush=True)
     config = json.loads((ROOT / "pyrightconfig.json").read_text("utf-8"))
     for key in ("include", "strict"):
@@ -548,15 +549,17 @@ def check_types(env: dict) -> int:
     return run([*node_tool("pyright"), "--project", path], {})
 
 
-def run_js_checks() -> int:
-    """ESLint, the types and the tests of js/: the first status that is not 0."""
+def check_page(env: dict) -> int:
+    """ESLint, the types and the tests of js/; 0 where the tools cannot be had."""
+    if not node_tools_are_here("the checks of the page's scripts"):
+        return 0
     print("* Running ESLint, tsc and node --test on the page's scripts", flush=True)
     commands = [
         [*node_tool("eslint"), "--config", NODE_TOOLS / "eslint.config.js", "--max-warnings", "0", "js", "tests/js"],
         [*node_tool("tsc"), "--project", "tsconfig.json"],
         [shutil.which("node"), "--test", "--test-reporter=spec", *sorted((ROOT / "tests" / "js").glob("*.test.js"))],
     ]
-    return next((status for status in [run(command, {}) for command in commands] if status), 0)
+    return first_failure([run(command, {}) for command in commands])
 
 
 # --- the commands ----------------------------------------------------------------------------------------------------
@@ -606,15 +609,30 @@ def run_tests(arguments: list[str], frontend: str = "") -> int:
         print(f"* The page is {FRONTEND} {frontend}", flush=True)
     if not arguments:
         print("* Running the checks and tests (about 8 minutes on 2 cores)", flush=True)
-    style = 0 if arguments else check_style(env)
-    tools = 0 if arguments or chosen not in (None, NEWEST) else run_node_checks(env)
+    checks = [] if arguments else list(CHECKS)
+    if chosen not in (None, NEWEST):
+        checks = [name for name in checks if name != "types"]  # they are those of the newest ComfyUI
+    statuses = [CHECKS[name](env) for name in checks]
     options, threads = parallel(arguments)
-    return run([PYTHON, "-m", "pytest", *options, *arguments], env | threads) or style or tools
+    return first_failure([run([PYTHON, "-m", "pytest", *options, *arguments], env | threads), *statuses])
+
+
+def check(names: list[str]) -> int:
+    """The named checks, all without a name."""
+    unknown = [name for name in names if name not in CHECKS]
+    if unknown:
+        raise StepError(f"check is {unknown[0]!r}: choose of {', '.join(CHECKS)}.")
+    env = prepare(with_tests=True)
+    return first_failure([CHECKS[name](env) for name in names or CHECKS])
 
 
 def check_style(env: dict) -> int:
-    """ruff's rules and ruff's format; the status of the first that fails."""
-    statuses = [run([PYTHON, "-m", "ruff", *command], env) for command in (["check"], ["format", "--check"])]
+    """ruff's rules and ruff's format."""
+    return first_failure([run([PYTHON, "-m", "ruff", *command], env) for command in (["check"], ["format", "--check"])])
+
+
+def first_failure(statuses: list[int]) -> int:
+    """The first status that is not 0, or 0."""
     return next((status for status in statuses if status), 0)
 
 
@@ -658,6 +676,9 @@ def memory() -> int:
     return total
 
 
+CHECKS = {"style": check_style, "types": check_types, "page": check_page}
+
+
 def serve(port: int, options: list[str]) -> int:
     """ComfyUI's page with this pack, the small model and the demo's inputs, until Ctrl-C."""
     env = prepare()
@@ -674,6 +695,9 @@ def main(arguments: list[str]) -> int:
     shown = commands.add_parser("demo", help="run the example workflows, leave pictures and a contact sheet")
     shown.add_argument("--all", action="store_true", help="every workflow, not the four essential ones")
     commands.add_parser("test", help="run the checks and the tests; --comfyui, --frontend, then what goes to pytest")
+    commands.add_parser("check", help="run the checks alone: style, types, page, or all").add_argument(
+        "names", nargs="*"
+    )
     page = commands.add_parser("serve", help="ComfyUI's page with this pack; further options go to ComfyUI")
     page.add_argument("--port", type=int, default=8188)
     # pytest's arguments are not ours to read.
@@ -684,6 +708,8 @@ def main(arguments: list[str]) -> int:
     try:
         if args.command == "demo":
             return demo(["--all"] if args.all else [])
+        if args.command == "check":
+            return check(args.names)
         return test(arguments[1:]) if args.command == "test" else serve(args.port, rest)
     except StepError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A job folder: what is in it, what is refused, and that one process makes of it the file that the node makes."""
+"""Job folders: what they contain, what is refused, and that one process writes the same file as the node."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def job(comfyui, models, run_node):
 
 
 def test_the_node_and_the_command_give_the_same_file(comfyui, models, run_node, job):
-    """Bit for bit: every tensor, and every line of metadata but the date."""
+    """Every tensor bit for bit, and all metadata but the date."""
     images, validation = jobs.pictures()
     given = dict(model=models[0], clip=models[1], vae=models[2], images=images, validation_images=validation)
     with one_thread():
@@ -80,7 +80,7 @@ os._exit(status)
 """
 
 
-def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
+def test_a_job_is_complete_and_has_no_path_of_this_machine(comfyui, job):
     said = job.joinpath("job.toml").read_text() + job.joinpath("material.json").read_text()
     assert str(comfyui) not in said
     assert sorted(path.name for path in job.iterdir() if path.is_file() and path.name not in ("log.jsonl", "lock")) == [
@@ -92,7 +92,7 @@ def test_a_job_is_whole_and_names_no_place_of_this_machine(comfyui, job):
     read = read_job(job)
     assert read.settings["rank"] == 4
     assert read.sources["model"].files == (jobs.BASE,)
-    assert set(read.sources) == {"model"}  # caches stand in for the text encoder and the VAE
+    assert set(read.sources) == {"model"}  # not clip and vae: pictures and prompts are encoded
     assert read.material["counts"] == [5, 3, 0]
     images, validation = jobs.pictures()
     kept, given = read.dataset(TrainConfig(1, 1e-3, 1, 0)).pictures, [*images.items, *validation.items]
@@ -111,8 +111,8 @@ def test_a_folder_that_is_taken_gets_a_number(run_node, models, job):
     shutil.rmtree(again)
 
 
-def test_the_picture_with_a_hole_of_an_inpainting_checkpoint_goes_along(comfyui, tmp_path):
-    """A job tells such a model of each picture what the node tells it."""
+def test_the_blank_picture_of_an_inpainting_checkpoint_is_exported(comfyui, tmp_path):
+    """The model inputs of each picture are the same in the job and in the node."""
     request = LoraRequest(TrainConfig(1, 1e-3, 1, 0))
     model, clip, vae = families.made("inpainting")
     images = sprite_set(2, 3, side=64, colour="teal")
@@ -127,8 +127,8 @@ def test_the_picture_with_a_hole_of_an_inpainting_checkpoint_goes_along(comfyui,
         assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in ours)
 
 
-def test_what_is_on_the_wire_comes_back(comfyui, models, run_node):
-    """Patches and a shifted noise schedule: the loaded model predicts what the exported one does, to the bit."""
+def test_changes_of_other_nodes_are_applied_again(comfyui, models, run_node):
+    """Patches and a shifted noise schedule: the loaded model has the exported weights and sigmas, bit for bit."""
     model = models[0]
     layers = {name: shape for name, shape in tiny.linear_layers(model, "attn").items() if "qkv" in name}
     import comfy.sd
@@ -167,7 +167,7 @@ def refused(run_node, models, says, **changes):
         jobs.export(run_node, models, "jobs/refused", **changes)
 
 
-def test_what_cannot_be_carried_is_refused_with_the_reason(comfyui, models, run_node):
+def test_what_cannot_be_exported_is_refused_with_the_reason(comfyui, models, run_node):
     model = models[0]
     refused(run_node, models, "the model's loader did not record its file", model=tiny.sd3()[0])
     refused(run_node, models, "the clip's loader did not record its file", train_text_encoder=True)
@@ -236,7 +236,9 @@ def test_a_base_that_is_not_here_or_is_another(comfyui, job, tmp_path):
         (tmp_path / "other" / jobs.BASE).write_bytes(data)
         with pytest.raises(InputError, match="is another file than the job's model: its SHA-256 is"):
             find_files(source, "model", [tmp_path / "other"])
-        assert find_files(source, "model", [tmp_path / "other", tmp_path]) == [away]  # the right one lies elsewhere
+        assert find_files(source, "model", [tmp_path / "other", tmp_path]) == [
+            away
+        ]  # the right file is in the second folder
     finally:
         away.rename(here)
 
@@ -278,7 +280,7 @@ def checkpoint(comfyui, small_checkpoint, run_node):
 
 @contextlib.contextmanager
 def one_thread():
-    """Sums in the order in which a process with one thread takes them."""
+    """Sum in the order of a process with one thread, so that results are equal bit for bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -376,8 +378,8 @@ def test_a_word_is_learned_by_the_command_as_by_the_node(comfyui, checkpoint, ru
         assert jobs.distance(theirs, made) < 1e-2
 
 
-def test_a_spread_block_is_given_back_once_it_was_computed():
-    """Else the whole base would lie on every device at the end of a forward pass, and --shard would spare nothing."""
+def test_a_sharded_block_is_resharded_after_its_forward_pass():
+    """Otherwise every device would hold the whole base at the end of a forward pass."""
     import torch.distributed as dist
 
     assert supports_resharding()
@@ -399,7 +401,7 @@ def test_a_spread_block_is_given_back_once_it_was_computed():
 
 
 @pytest.mark.slow
-def test_a_word_is_learned_on_a_spread_base_too(comfyui, checkpoint, run_node, tmp_path):
+def test_a_word_is_learned_on_a_sharded_base(comfyui, checkpoint, run_node, tmp_path):
     model, clip, vae = checkpoint
     given = dict(
         model=model,

@@ -1,4 +1,4 @@
-"""Jobs in several processes, over gloo on the processor: the same training however many there are, and whoever dies."""
+"""Jobs in several processes, over gloo on the CPU: the result does not depend on their number, or on one that dies."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def job(comfyui, run_node):
 
 @pytest.fixture(scope="module")
 def whole(forks, job):
-    """What one and two processes make of the job, undisturbed."""
+    """The job trained by one and by two processes without an interruption: {count: folder}."""
     return {count: forks.train(jobs.copy_of(job, f"whole-{count}"), count) for count in (1, 2)}
 
 
@@ -61,9 +61,7 @@ def test_the_number_of_processes_changes_nothing(forks, job, whole, count):
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_with_sgd_and_everything_else_switched_on_too(forks, job, count):
-    """SGD turns no rounding into steps. 3 batches of 4 pictures, so that with 3 processes shares are uneven; with 5 of
-    4
-    pictures one process has none."""
+    """SGD, unlike Adam, does not amplify rounding errors. With 3 processes the shares of a batch of 4 are uneven."""
     settings = dict(
         optimizer="SGD",
         learning_rate=0.2,
@@ -81,7 +79,7 @@ def test_with_sgd_and_everything_else_switched_on_too(forks, job, count):
 
 
 def test_a_process_without_a_picture_waits_for_nobody(forks, job):
-    """Two pictures a batch for three processes."""
+    """Three processes and two pictures in each batch."""
     one, many = (
         forks.train(jobs.copy_of(job, f"few-{n}", optimizer="SGD", learning_rate=0.2, batch_size=2, steps=10), n)
         for n in (1, 3)
@@ -92,7 +90,7 @@ def test_a_process_without_a_picture_waits_for_nobody(forks, job):
 
 @pytest.mark.slow
 def test_a_small_set_in_rotation_stops_at_the_same_step(forks, comfyui, run_node):
-    """Five pictures, two of them left out of each of two trainings, which say together when the last one ends."""
+    """Cross-validation of five pictures: two trainings leave two pictures out each, and a last one uses all."""
     small = Path(
         jobs.export(
             run_node,
@@ -120,12 +118,12 @@ def test_only_the_adapters_gradients_travel(whole):
     steps = jobs.events(whole[2], "step")
     assert len(steps) == 50
     assert {line["gradients_bytes"] for line in steps} == {4 * trained}
-    # The loss, what each wants, and the sum of the scores where pictures were scored since.
+    # The loss, the stop request, and the sums of the validation losses where a validation came before.
     assert {line["other_bytes"] for line in steps[1:]} <= {4 + 8, 4 + 8 + 3 * 8}
 
 
 def test_a_sharded_base_learns_the_same(forks, job):
-    """FSDP2: each of two processes holds half of every block."""
+    """FSDP2: each of two processes holds one half of every block."""
     settings = dict(optimizer="SGD", learning_rate=0.2, steps=8)
     plain = forks.train(jobs.copy_of(job, "plain", **settings), 2)
     spread = forks.train(jobs.copy_of(job, "spread", gradient_checkpointing=True, **settings), 2, ["--shard"])
@@ -139,7 +137,7 @@ def test_a_sharded_base_learns_the_same(forks, job):
 
 
 def test_the_world_may_change_in_mid_run(forks, job, whole):
-    """Two processes, stopped by Ctrl-C to one of them; one process, stopped; three to the end."""
+    """Two processes, one of which gets Ctrl-C; then one process, stopped; then three to the end."""
     run = jobs.copy_of(job, "changing")
     for count, until in ((2, 12), (1, 30)):
         pids = forks.start(*[run] * count)
@@ -168,7 +166,7 @@ def test_finish_ends_it_early_for_all(forks, job):
 
 
 def test_a_loss_that_is_no_number_ends_all_at_the_same_step(forks, job):
-    """Latents so large that their square is no number in float32."""
+    """Latents so large that their square overflows in float32."""
     run = jobs.copy_of(job, "exploding")
     tensors, _ = jobs.read(run / "material.safetensors")
     save_file(
@@ -200,13 +198,13 @@ def test_when_a_process_dies_the_others_say_so_and_the_next_start_goes_on(forks,
     assert "another process ended or did not answer" in said[1 - rank]
     forks.train(run, 2)
     last, first = jobs.step_lost(run)
-    assert last - first <= 5  # those since the last save
+    assert last - first <= 5  # at most the steps since the last save
     assert jobs.losses(run) == jobs.losses(whole[2])
     assert all(torch.equal(value, jobs.result(run)[0][key]) for key, value in jobs.result(whole[2])[0].items())
 
 
 def test_when_a_process_of_a_spread_base_dies_the_other_says_so(forks, job):
-    """There it is the model itself that waits for the others."""
+    """With a sharded base, the process waits in the model's own collectives."""
     run = jobs.copy_of(job, "dead-spread", steps=500)
     pids = forks.start(run, run, options=["--shard"])
     jobs.wait_for(lambda: [line for line in jobs.events(run, "step") if line["step"] >= 3])
@@ -217,7 +215,7 @@ def test_when_a_process_of_a_spread_base_dies_the_other_says_so(forks, job):
 
 
 def test_a_place_that_cannot_be_written_ends_all_and_is_named(forks, job):
-    """As a full disk does: the first process alone writes, and the others must not wait for it."""
+    """As on a full disk: process 0 alone writes, and the others must not wait for it."""
     run = jobs.copy_of(job, "unwritable")
     (run / "log.jsonl").mkdir()
     forks.start(run, run)
@@ -228,8 +226,10 @@ def test_a_place_that_cannot_be_written_ends_all_and_is_named(forks, job):
 
 
 def killed_at_random(comfyui, job, whole, name, draw) -> tuple[int, int, int]:
-    """(the worker, the step after which it was killed, the step that was gone on from) of a run under torchrun that
-    ends well."""
+    """Kill one worker of a run under torchrun, which then ends well.
+
+    Returns (the worker, the last step before it was killed, the step that the run resumed from).
+    """
     run = jobs.copy_of(job, name)
     at, victim = draw.randrange(8, 32), draw.randrange(2)
     process = jobs.torchrun(run, comfyui, 2, "--max-restarts", "3")
@@ -362,8 +362,7 @@ def test_every_line_of_the_log_is_json_with_a_time_and_an_event(whole):
 
 
 def test_a_lora_on_sd15_sends_six_megabytes_a_step(comfyui):
-    """Rank 16 in float32 on the cross-attention of Stable Diffusion 1.5, counted on its real layers (without
-    weights)."""
+    """Rank 16 in float32 on the cross-attention of Stable Diffusion 1.5, counted on its layers on the meta device."""
     import comfy.model_base
     import comfy.supported_models
     from bespoke.nodes.bridge.models import target_layers

@@ -1,4 +1,4 @@
-"""Jobs on a small SD3 that ComfyUI loads from a file, and processes that train them."""
+"""Makes jobs for a small SD3 that ComfyUI loads from a file, and starts processes that train them."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def pictures():
 
 
 def export(run_node, models, name, **changes):
-    """(folder, report) of the LoRA job that these tests train, with other settings."""
+    """(folder, report) of an exported LoRA job. changes: inputs of the node other than `SETTINGS`."""
     images, validation = pictures()
     given = dict(model=models[0], clip=models[1], vae=models[2], images=images, validation_images=validation)
     return run_node("BespokeExportLoraJob", **given | SETTINGS | {"folder": name} | changes)
 
 
 def losses(job: Path) -> list[float]:
-    """The loss of each step, as the newest run's record has it."""
+    """The loss of each step of the newest run."""
     newest = max((job / "runs").glob("*/record.json"), key=lambda path: path.stat().st_mtime)
     return losses_of(newest.parent)
 
 
 def step_lost(job: Path) -> tuple[int, int]:
-    """(the last step of the first start, the step that the second one went on from)."""
+    """(the last step of the first start, the step that the second start resumed from)."""
     lines = [json.loads(line) for line in (job / "log.jsonl").read_text().splitlines()]
     first, second = (place for place, line in enumerate(lines) if line["event"] == "start")
     steps = [
@@ -84,14 +84,14 @@ def result(job: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The norm of the difference over the norm."""
+    """The relative distance |one - other| / |one| over all tensors together."""
     assert one.keys() == other.keys()
     squares = [((one[key].double() - other[key].double()) ** 2).sum() for key in one]
     return float((sum(squares) / sum((value.double() ** 2).sum() for value in one.values())) ** 0.5)
 
 
 def copy_of(job: Path, name: str, **settings) -> Path:
-    """The job in another folder, with other settings and nothing that was trained."""
+    """A copy of the job with other settings, without the output of trainings."""
     out = job.with_name(name)
     shutil.copytree(job, out, ignore=shutil.ignore_patterns("runs", "saves", "result", "log.jsonl"))
     text = (out / "job.toml").read_text()
@@ -109,7 +109,7 @@ def free_port() -> int:
 
 
 def wait_for(what, seconds: float = 240):
-    """What `what()` gives once it is true."""
+    """Call `what()` until its result is true, and return that."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if value := what():
@@ -119,7 +119,7 @@ def wait_for(what, seconds: float = 240):
 
 
 class Ranks:
-    """Starts jobs in as many processes as are wanted."""
+    """Starts jobs in several processes, which are forks of one process that has imported ComfyUI (`ranks.py`)."""
 
     def __init__(self, comfyui: Path, out: Path):
         self.out, self.base, self._number = out, comfyui, 0
@@ -146,8 +146,10 @@ class Ranks:
         env: dict | None = None,
         last: list[str] = (),
     ) -> list[int]:
-        """One process for each of `jobs`, usually the same one several times; gives their ids. last: more options of
-        the last."""
+        """Start one process for each of `jobs`, usually the same job several times; returns the process ids.
+
+        options: of the command, for all. last: further options for the last process.
+        """
         self._number += 1
         port = free_port() if port is None and len(jobs) > 1 else port
         arguments = [[str(job), *options] for job in jobs]
@@ -159,7 +161,7 @@ class Ranks:
         return self.pids
 
     def ended(self, seconds: float = 240) -> tuple[list[int], list[str]]:
-        """(exit status of each, what each said). Those that have not ended after so long are killed."""
+        """(exit status of each process, output of each). Processes that run longer than `seconds` are killed."""
         late = threading.Timer(
             seconds, lambda: [os.kill(pid, signal.SIGKILL) for pid in self.pids if psutil.pid_exists(pid)]
         )
@@ -180,7 +182,7 @@ class Ranks:
 
 
 def torchrun(job: Path, comfyui: Path, count: int, *options: str) -> subprocess.Popen:
-    """The documented command, in processes of its own."""
+    """Start the command of the help page, with `torchrun` as a process of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *options]
     return subprocess.Popen(
         [*command, str(ranks.COMMAND), str(job), "--base-directory", str(comfyui)],

@@ -98,14 +98,17 @@ def test_every_function_that_the_page_names_is_there():
     assert missing == []
 
 
-def test_every_function_of_a_journey_is_used():
-    """The first is called from outside. Each other one is mentioned, besides its definition, in a file of the pack."""
-    files = {
-        file.relative_to(ROOT).as_posix(): file.read_text("utf-8") for file in [*PYTHON, *(ROOT / "js").glob("*.js")]
-    }
-    for journey in journeys(PAGE.read_text("utf-8")):
-        for path, name in journey[1:]:
-            assert any(uses(other, name, text) for other, text in files.items()), f"nothing uses {path}: {name}"
+def unused_functions(lists: list[list[tuple[str, str]]], files: dict[str, str]) -> list[str]:
+    """The functions of the lists, but for the first of each, that no file mentions besides their definition."""
+    called = [entry for journey in lists for entry in journey[1:]]
+    return [f"{at}: {name}" for at, name in called if not any(uses(path, name, text) for path, text in files.items())]
+
+
+def test_every_function_of_a_journey_is_used_by_another_of_the_page():
+    """ComfyUI and the page call the first of each list."""
+    lists = journeys(PAGE.read_text("utf-8"))
+    files = {path: read(path) for journey in lists for path, _ in journey}
+    assert unused_functions(lists, files) == []
 
 
 def test_every_path_that_the_page_names_is_there():
@@ -176,6 +179,11 @@ def test_a_wrong_page_is_found():
     assert defined_in("a.py", "class C:\n    def g(self): ...\ndef f(): ...\n") == {"C", "C.g", "f"}
     script = "async function act(x) {}\nreturn { finish: (id) => 1, other: 2 };"
     assert defined_in("a.js", script) == {"act", "finish"}
+    lists, files = (
+        [[("a.py", "f"), ("b.py", "g"), ("b.py", "h")]],
+        {"a.py": "def f(): g()", "b.py": "def g(): ...\ndef h(): ..."},
+    )
+    assert unused_functions(lists, files) == ["b.py: h"]
     assert not uses("a.py", "f", '"""f is here."""\ndef f(): ...  # f\n')
     assert uses("a.py", "f", "def f(): ...\nf()\n")
     assert uses("a.py", "C.__call__", "class C: ...\nC()\n")

@@ -1,4 +1,4 @@
-"""LoRA: train and save."""
+"""The nodes that train and save a LoRA."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .technique import LoraTechnique, encode_dataset
 
 
 def trainer_inputs() -> list[io.Input]:
-    """What a LoRA training is asked for, by the trainer and by the node that exports a job."""
+    """The inputs of the trainer node and of the node that exports a job."""
     return [
         io.Model.Input(
             "model", tooltip="The model to train for, as it is on the wire: patches and shifts before this node count."
@@ -147,7 +147,7 @@ def trainer_inputs() -> list[io.Input]:
 
 
 def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
-    """(request, what it reads) from a node's inputs; inputs that are missing take the request's defaults."""
+    """(request, data) of a node's inputs. Inputs that are missing have the defaults of `LoraRequest`."""
     own = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
     data = LoraData(values["images"], values.get("validation_images"), values.get("prior_images"), values.get("lora"))
     return LoraRequest(config_of(values), **own), data
