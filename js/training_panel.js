@@ -36,7 +36,7 @@ export function attachPanel(node, runs, getSetting) {
   let shown = null;
   let exact = true; // whether the run was made by this node, as far as the page can know
   let searched = ""; // the request of the last search
-  let pending = ""; // the state that a button has asked for and that is not reached yet
+  let pending = ""; // "finishing" or "stopping" from the click on a button until the run ends, else ""
 
   addPanel(node, "training", view.box, { height: () => view.height() });
 
@@ -47,8 +47,10 @@ export function attachPanel(node, runs, getSetting) {
   });
 
   /**
+   * Send a button's request for the run that is shown. The answer only says that the server has it: the buttons are
+   * disabled until the run's "end" event.
    * @param {(run: Run) => Promise<unknown>} work
-   * @param {string} state shown until it is reached
+   * @param {string} state "finishing" or "stopping", shown as the run's state meanwhile
    */
   async function act(work, state) {
     if (!shown) return;
@@ -64,8 +66,9 @@ export function attachPanel(node, runs, getSetting) {
   }
 
   /**
+   * Show a run from now on.
    * @param {Run} run
-   * @param {boolean} isExact
+   * @param {boolean} isExact see `exact`
    */
   function show(run, isExact) {
     if (shown !== run) pending = "";
@@ -145,9 +148,9 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
   });
   const samples = samplesStrip(sampleUrl, { follow: true });
   const note = el("p", { class: "bespoke-note" });
-  const keep = el("button", { type: "button", class: "bespoke-button bespoke-main", onclick: finish, title: t("finish.tip") }, t("finish"));
-  const stop = el("button", { type: "button", class: "bespoke-button", onclick: cancel, title: t("cancel.tip") }, t("cancel"));
-  const buttons = el("div", { class: "bespoke-buttons" }, keep, stop);
+  const finishButton = el("button", { type: "button", class: "bespoke-button bespoke-main", onclick: finish, title: t("finish.tip") }, t("finish"));
+  const cancelButton = el("button", { type: "button", class: "bespoke-button", onclick: cancel, title: t("cancel.tip") }, t("cancel"));
+  const buttons = el("div", { class: "bespoke-buttons" }, finishButton, cancelButton);
   const spoken = el("div", { class: "bespoke-spoken", "aria-live": "polite" });
   const head = el("div", { class: "bespoke-head" }, state, progress);
   const parts = [head, numbers, note, canvas, legend, samples.element, buttons, spoken];
@@ -186,7 +189,7 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
     updateLegend(run);
     samples.show(run.id, run.samples);
     buttons.hidden = !run.live || run.lost;
-    keep.disabled = stop.disabled = Boolean(pending);
+    finishButton.disabled = cancelButton.disabled = Boolean(pending);
     setText(note, complaint || noteOf(run, word, exact));
     note.hidden = !note.textContent;
     resize(run);

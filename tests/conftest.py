@@ -98,33 +98,10 @@ async def _load_all(nodes) -> None:
 
 @pytest.fixture(scope="session")
 def run_node(comfyui):
-    """run_node("BespokePartialDenoise", model=..., ...) -> the node's outputs, run as ComfyUI runs them.
+    """run_node("BespokePartialDenoise", model=..., ...) -> the node's outputs, see `inprocess.call_node`."""
+    import inprocess
 
-    Missing required widgets get the schema's default. Missing optional inputs are left out, as in a prompt that was
-    saved before they existed. The call runs under `torch.inference_mode()`, as in ComfyUI. Core's nodes
-    can be called too. `hidden={io.Hidden.prompt: ...}` fills in the hidden inputs.
-    """
-    import nodes
-    import torch
-    from comfy_api.latest import io
-    from comfy_execution.utils import CurrentNodeContext
-
-    def call(node_id: str, **inputs):
-        cls = nodes.NODE_CLASS_MAPPINGS[node_id]
-        hidden = inputs.pop("hidden", {})
-        with torch.inference_mode(), CurrentNodeContext("test-prompt", "1", 0):
-            if not issubclass(cls, io.ComfyNode):
-                return getattr(cls(), cls.FUNCTION)(**inputs)
-            for item in cls.GET_SCHEMA().inputs:
-                default = getattr(item, "default", None)
-                if default is None and item.get_io_type() == "COMBO":
-                    default = item.options[0]
-                if item.id not in inputs and not item.optional and default is not None:
-                    inputs[item.id] = default
-            clone = cls.PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
-            return clone.EXECUTE_NORMALIZED(**inputs).args
-
-    return call
+    return inprocess.call_node
 
 
 @pytest.fixture

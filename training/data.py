@@ -19,7 +19,8 @@ from .timesteps import TimestepSampler
 class Batch:
     """The samples of one model call.
 
-    indices: the image of each sample. captions: the same, or -1 where the caption is dropped.
+    indices: the image of each sample, by its index in the `LatentSet`.
+    captions: the image whose caption each sample has: that of `indices`, or -1 where the caption is dropped.
     latent, noise: [B, C, ...]. t: [B] in 0..1, 0 clean, 1 noise. mask: [B, 1, ...] in 0..1, or None.
     sample_positions: the position of each sample in the global batch of `count` samples. One process of several has
     some of them.
@@ -68,7 +69,7 @@ class LatentSet:
         stream: str = "",
         sample_positions: Sequence[int] | None = None,
     ) -> Batch:
-        """Micro-batch number `micro` of the run, a pure function of it and the seed.
+        """Micro-batch number `micro` of the run, counted from 0: a pure function of it, `config` and the arguments.
 
         timesteps: the distribution of t. among: the images to draw from, all by default. stream: a name for
         independent draws (prior-preservation images). sample_positions: the positions of the global batch to return,

@@ -173,18 +173,20 @@ class Training:
 
     def _compute_gradients(self) -> float:
         """Accumulate the gradient of one step over micro-batches and processes; the mean loss of the global batch."""
-        accumulation, mean, any_loss = self.config.gradient_accumulation, 0.0, False
+        accumulation = self.config.gradient_accumulation
+        mean, any_loss = 0.0, False
         for micro in range(accumulation):
             loss = self.loss(self.steps_done * accumulation + micro)
             if loss is None:
                 continue
-            loss, any_loss = loss / accumulation, True
+            any_loss = True
+            loss = loss / accumulation
             backward(loss * GRADIENT_SCALE)
             mean += loss.item()
         if any_loss:
             for parameter in self.trainable.optional_parameters:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            divide(check_gradients(self.parameters), GRADIENT_SCALE)
+            divide(check_gradients(self.parameters), GRADIENT_SCALE)  # in place
         return self.world.all_reduce_gradients(self.parameters, mean)
 
     def _check_step(self, loss: float, grad_norm: float) -> None:

@@ -91,7 +91,7 @@ def expected_loss(prediction: Prediction, sigma: Tensor, weighting: str = "none"
 
 
 def denoising_loss(
-    model: Denoiser,
+    denoiser: Denoiser,
     latent: Tensor,
     noise: Tensor,
     sigma: Tensor,
@@ -101,14 +101,16 @@ def denoising_loss(
 ) -> Tensor:
     """Mean squared error of the model's own prediction (noise, v or velocity) per image: [B], float32.
 
-    latent, noise: [B, C, ...] in the model's latent space. sigma: [B]. mask: [B, 1, ...] in 0..1 or None; the mean is
-    weighted by the mask, and an image with an empty mask has loss 0. weighting: see `loss_weight`.
+    Computed as the squared error of the clean latent, times `loss_weight`.
+
+    latent, noise: [B, C, ...] in the model's latent space. sigma: [B], see `Denoiser.sigma`. mask: [B, 1, ...] in 0..1
+    or None; the mean is weighted by the mask, and an image with an empty mask has loss 0. weighting: see `loss_weight`.
     """
-    noisy = model.add_noise(sigma, noise, latent)
-    error = (model.denoise(noisy, sigma, conditioning).float() - latent) ** 2
+    noisy = denoiser.add_noise(sigma, noise, latent)
+    error = (denoiser.denoise(noisy, sigma, conditioning).float() - latent) ** 2
     if mask is None:
         mean = error.flatten(1).mean(1)
     else:
         mask = mask.expand_as(error)
         mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
-    return loss_weight(model.prediction, sigma, weighting) * mean
+    return loss_weight(denoiser.prediction, sigma, weighting) * mean

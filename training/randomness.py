@@ -1,7 +1,9 @@
-"""Random draws of a training. Each is a pure function of (seed, step, position in the global batch).
+"""Random draws of a training. Each is a pure function of (seed, micro-batch, position in the global batch).
 
-A run that is resumed, restarted or distributed over processes therefore needs no saved random state: step 317 draws
-the same images, timesteps and noises wherever it is computed.
+A run that is resumed, restarted or distributed over processes therefore needs no saved random state: micro-batch 317
+draws the same images, timesteps and noises wherever it is computed.
+
+micro: the number of the micro-batch, counted from 0 over the whole run. A step has `gradient_accumulation` of them.
 """
 
 from __future__ import annotations
@@ -15,42 +17,45 @@ from .tensors import to_list
 
 
 def generator(seed: int | str, *path: int | str) -> torch.Generator:
-    """A CPU generator for one named draw: `generator(seed, "noise", step, position)`.
+    """A CPU generator for one named draw: `generator(seed, "noise", micro, position)`.
 
-    The path is hashed (BLAKE2b), so that neighbouring seeds and steps give unrelated streams.
+    The path is hashed (BLAKE2b), so that neighbouring seeds and micro-batches give unrelated streams.
     """
     key = "/".join(str(part) for part in (seed, *path)).encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def noise(seed: int | str, step: int, position: int, shape: Sequence[int], stream: str = "noise") -> torch.Tensor:
-    """Standard normal noise of `shape` for the sample at `position` of the global batch, float32 on the CPU."""
-    return torch.randn(tuple(shape), generator=generator(seed, stream, step, position))
+def noise(seed: int | str, micro: int, position: int, shape: Sequence[int], stream: str = "noise") -> torch.Tensor:
+    """Standard normal noise of `shape` for the sample at `position` of the global batch, float32 on the CPU.
+
+    Validation passes the index of the image as `micro`, with a `stream` of its own.
+    """
+    return torch.randn(tuple(shape), generator=generator(seed, stream, micro, position))
 
 
-def stratified_uniform(seed: int | str, step: int, batch: int) -> torch.Tensor:
-    """[batch] draws from 0..1, one from each of `batch` equal strata, in random order.
+def stratified_uniform(seed: int | str, micro: int, count: int) -> torch.Tensor:
+    """[count] draws from 0..1, one from each of `count` equal strata, in random order.
 
     Each draw by itself is uniform. Together they cover 0..1 evenly, which reduces the variance of a batch's gradient
     (Kingma et al. 2021, "Variational Diffusion Models", appendix I.1).
     """
-    draw = generator(seed, "timestep", step)
-    strata = torch.randperm(batch, generator=draw)
-    return (strata + torch.rand(batch, generator=draw)) / batch
+    draw = generator(seed, "timestep", micro)
+    strata = torch.randperm(count, generator=draw)
+    return (strata + torch.rand(count, generator=draw)) / count
 
 
-def batch_indices(buckets: Sequence[Sequence[int]], batch: int, seed: int | str, step: int) -> list[int]:
-    """The `batch` indices of step `step`, all from one of `buckets`.
+def batch_indices(buckets: Sequence[Sequence[int]], count: int, seed: int | str, micro: int) -> list[int]:
+    """The `count` indices of a micro-batch, all from one of `buckets`.
 
     buckets: indices that may share a batch (images of one size). An index may occur more than once (repeats).
     An epoch goes through every bucket in shuffled order and fills the last batch of a bucket from its beginning, so
-    every image is drawn at least once and at most `batch - 1` images twice.
+    every image is drawn at least once and at most `count - 1` images twice.
     """
-    batches_of = [-(-len(bucket) // batch) for bucket in buckets]
-    epoch, position = divmod(step, sum(batches_of))
-    starts = [(g, b) for g, count in enumerate(batches_of) for b in range(count)]
+    batches_of = [-(-len(bucket) // count) for bucket in buckets]  # of one epoch
+    epoch, position = divmod(micro, sum(batches_of))
+    starts = [(g, b) for g, batches in enumerate(batches_of) for b in range(batches)]  # (bucket, batch in it)
     g, b = starts[int(torch.randperm(len(starts), generator=generator(seed, "batches", epoch))[position])]
     bucket = buckets[g]
     order = to_list(torch.randperm(len(bucket), generator=generator(seed, "images", epoch, g)))
-    return [bucket[order[(b * batch + i) % len(bucket)]] for i in range(batch)]
+    return [bucket[order[(b * count + i) % len(bucket)]] for i in range(count)]

@@ -89,11 +89,13 @@ class ImportanceSampling:
     density: Tensor
 
     @classmethod
-    def of(cls, model: Denoiser, weighting: str = "none") -> ImportanceSampling:
-        """The density for a model. Raises `InputError` where its noise levels give none."""
+    def of(cls, denoiser: Denoiser, weighting: str = "none") -> ImportanceSampling:
+        """The density for a model. weighting: one of `objective.LOSS_WEIGHTINGS`.
+
+        Raises `InputError` where its noise levels give none."""
         middles = (torch.arange(CELLS) + 0.5) / CELLS
-        sigma = model.sigma(middles).cpu().double()  # in this order: not every device has float64
-        expected = expected_loss(model.prediction, sigma, weighting)
+        sigma = denoiser.sigma(middles).cpu().double()  # in this order: not every device has float64
+        expected = expected_loss(denoiser.prediction, sigma, weighting)
         if not (expected.isfinite().all() and expected.sum() > 0):
             raise InputError(
                 "timestep_sampling is importance, and this model's noise levels have no density for it (they begin at "
@@ -125,17 +127,17 @@ class ImportanceSampling:
 # The trainers' widget lists these names. Each makes its sampler from the model and the loss weighting.
 TIMESTEP_SAMPLERS: dict[str, Callable[[Denoiser, str], TimestepSampler]] = {
     "importance": ImportanceSampling.of,
-    "uniform": lambda model, weighting: UniformTimesteps(),
-    "logit-normal": lambda model, weighting: LogitNormalTimesteps(),
-    "shifted": lambda model, weighting: ShiftedTimesteps(),
+    "uniform": lambda denoiser, weighting: UniformTimesteps(),
+    "logit-normal": lambda denoiser, weighting: LogitNormalTimesteps(),
+    "shifted": lambda denoiser, weighting: ShiftedTimesteps(),
 }
 
 
-def timestep_sampler(model: Denoiser, name: str, weighting: str = "none") -> TimestepSampler:
+def timestep_sampler(denoiser: Denoiser, name: str, weighting: str = "none") -> TimestepSampler:
     """The sampler `name` of `TIMESTEP_SAMPLERS` for a model. weighting: one of `objective.LOSS_WEIGHTINGS`.
 
     Raises `ValueError` for another name.
     """
     if name not in TIMESTEP_SAMPLERS:
         raise ValueError(f"no timestep sampling {name!r}; choose one of {', '.join(TIMESTEP_SAMPLERS)}")
-    return TIMESTEP_SAMPLERS[name](model, weighting)
+    return TIMESTEP_SAMPLERS[name](denoiser, weighting)

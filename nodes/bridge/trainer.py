@@ -216,10 +216,14 @@ def train(
 
 
 def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
+    """Train the folds of cross-validation, if there are any, then the final training, whose result is returned.
+
+    A fold that the user finishes early ends the run: its result is returned instead.
+    """
     pictures, config = trainer.dataset.pictures, trainer.technique.request.train
     done: list[Fold] = []
     for fold in validation_folds(pictures, config, run):
-        learned = trainer.train_fold(fold)
+        learned = trainer.train_fold(fold)  # updates `fold.run`
         if was_finished_by_user(fold):
             return TrainingResult(learned, fold.run)
         done.append(fold)
@@ -229,7 +233,7 @@ def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What the trainings (folds) of one run share. positions: in each global batch, those of this process."""
+    """What the trainings (folds) of one run share. positions: see `MicroBatchLoss`."""
 
     technique: Technique[Any]
     models: Models
@@ -243,22 +247,24 @@ class _Trainer:
         """Run one training, from its start or from its saved state; returns what was learned."""
         technique, config = self.technique, self.technique.request.train
         trainable = technique.new_trainable()
+        # Only the parameters are read here, so the learning rate has no effect.
         trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
         fold.run.info = replace(fold.run.info, trained=trained)
         timesteps = timestep_sampler(self.denoiser, config.timestep_sampling, config.loss_weighting)
+        loss = MicroBatchLoss(
+            technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, timesteps
+        )
         task = TrainingTask(
             trainable,
-            MicroBatchLoss(
-                technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, timesteps
-            ),
+            loss,
             fold.config,
             fold.run,
-            self._validation_loss(fold),
-            fold.until,
-            technique.request.resume,
-            partial(self._describe_start, fold),
-            self._draw_sample(fold),
-            [
+            validation_loss=self._validation_loss(fold),
+            until=fold.until,
+            resume=technique.request.resume,
+            describe_start=partial(self._describe_start, fold),
+            draw_sample=self._sample_drawer(fold),
+            frozen=[
                 *self.denoiser.base.parameters(),
                 *self.dataset.pictures.data.latents,
                 *technique.frozen_tensors(),
@@ -271,16 +277,18 @@ class _Trainer:
         return fold.prefix + self.technique.describe_start(fold.run, cost, fold.steps) + self.offload.summary
 
     def _validation_loss(self, fold: Fold) -> Callable[[], float] | None:
+        """A function that computes the loss on the held-out pictures; None without them."""
         if not fold.held_out:
             return None
         batches = validation_batches(self.dataset.pictures.data, fold.held_out, self.denoiser.device)
         return validation_scorer(batches, self.technique.loss, self.context.world)
 
-    def _draw_sample(self, fold: Fold) -> Callable[[], Image.Image] | None:
+    def _sample_drawer(self, fold: Fold) -> Callable[[], Image.Image] | None:
+        """A function that draws a sample image; None where none is drawn, as in all processes but the first."""
         if not fold.config.sample_every or self.context.world.rank != 0:
             return None
         pictures = self.dataset.pictures
-        like = pictures.data.latents[pictures.training_indices[0]]
+        like = pictures.data.latents[pictures.training_indices[0]]  # only its shape is read
         return sampler_for(
             self.denoiser, self.models.vae, like, self.context.sampler, self.technique.sample_conditioning
         )

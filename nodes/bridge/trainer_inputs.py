@@ -116,7 +116,7 @@ def validation_images() -> io.Input:
 
 
 def config_of(values: Mapping[str, Any]) -> TrainConfig:
-    """The config of a node's inputs. Inputs that are no fields of it are ignored.
+    """The config of a node's inputs by name. Inputs that are no fields of `TrainConfig` are ignored.
 
     Raises `InputError` for values outside the ranges.
     """

@@ -36,7 +36,7 @@ def read_chosen(lora_name: str) -> NamedLora:
 
 
 def wired_or_chosen(lora_name: str, lora: Mapping[str, Tensor] | None) -> NamedLora:
-    """The LoRA on the wire, else the file that is chosen."""
+    """The LoRA on the wire, else the file that is chosen, in both cases under ComfyUI's key names."""
     return named(lora) if lora is not None else read_chosen(lora_name)
 
 

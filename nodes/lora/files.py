@@ -30,7 +30,11 @@ def as_file(
     dtype: str = "fp16",
     graph: tuple = (None, None),
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of the file that a LoRA is saved as. Raises `InputError` for a format that there is not."""
+    """(tensors, metadata) of the file that a LoRA is saved as.
+
+    title: the file's name in its metadata. key_format: one of `formats.KEY_FORMATS`. dtype: one of `formats.DTYPES`.
+    graph: (prompt, workflow) for the metadata, see `graph_of`. Raises `InputError` for an unknown format or dtype.
+    """
     check_choice("dtype", dtype, list(DTYPES))
     tensors = {
         key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
@@ -40,7 +44,10 @@ def as_file(
 
 
 def save_on_the_way(folder: Path, step: int, lora: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)) -> None:
-    """Write FOLDER/RUN-stepN.safetensors, a LoRA as it stands in mid-training."""
+    """Write `<run id>-step<step>.safetensors` in `folder`: the LoRA after `step` steps of an unfinished training.
+
+    graph: (prompt, workflow) for the file's metadata, see `graph_of`.
+    """
     path = folder / f"{run.id}-step{step:06}.safetensors"
     storage.write_safetensors(path, *as_file(lora, run, path.stem, dtype="fp32", graph=graph), overwrite=True)
 

@@ -1,4 +1,4 @@
-"""Which layers of a model a LoRA's layers belong to, and whether they fit: nothing is changed here."""
+"""Finds the weights of a model that a LoRA's layers belong to, and checks that they fit. Changes nothing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,11 @@ from .wording import listed
 
 @dataclass
 class Matched:
-    """Where everything in a LoRA goes. `unmatched`: layers without a place; `no_clip`: a text encoder's, with no CLIP
-    here."""
+    """A LoRA's layers by where they belong.
+
+    model, clip: the patches of the diffusion model and of the text encoder. unmatched: layers of the file that belong
+    to no weight. no_clip: layers of a text encoder where no CLIP is given.
+    """
 
     model: list[Patch] = field(default_factory=list)
     clip: list[Patch] = field(default_factory=list)
@@ -38,8 +41,10 @@ _known: weakref.WeakKeyDictionary[nn.Module, tuple[dict, dict]] = weakref.WeakKe
 
 
 def keys_and_shapes(module: nn.Module, is_clip: bool) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """({a file's layer name: the weight's key}, {key: shape}) of a base model or a text encoder, kept while it
-    lives."""
+    """({a file's layer name: the weight's key}, {key: shape}) of a base model or a text encoder.
+
+    Cached until the module is freed.
+    """
     if module not in _known:
         names = comfy.lora.model_lora_keys_clip if is_clip else comfy.lora.model_lora_keys_unet
         # Quantised kinds keep packed numbers in their state dict, of another shape than the weight they stand for.
@@ -50,13 +55,14 @@ def keys_and_shapes(module: nn.Module, is_clip: bool) -> tuple[dict[str, Any], d
 
 
 @dataclass
-class _Part:
-    """The base model or the text encoder while a LoRA's layers are given their places in it."""
+class _Side:
+    """The base model or the text encoder, while the weights that a LoRA's layers belong to are found in it."""
 
     names: dict[str, Any]  # {a file's layer name: the weight's key, see `Patch.key`}
     shapes: dict[str, tuple[int, ...]]  # {key: shape}
     patches: list[Patch]
-    # [{weight's key: the file's layer}]: two spellings of one layer are added, so the second one is in another round.
+    # [{weight's key: the file's layer}]. A file may have a layer in two spellings: both count, the second in another
+    # round.
     rounds: list[dict[Any, str]] = field(default_factory=list)
 
     def key_of(self, layer: str) -> Any:
@@ -64,6 +70,7 @@ class _Part:
         return next((self.names[name] for name in candidates(layer) if name in self.names), None)
 
     def add(self, key: Any, layer: str) -> None:
+        """Note that the file's layer belongs to the weight `key`, in the first round that has no layer for it."""
         for taken in self.rounds:
             if key not in taken:
                 taken[key] = layer
@@ -72,14 +79,14 @@ class _Part:
 
 
 def match(model, clip, lora: NamedLora) -> Matched:
-    """Every layer of the LoRA at its place in `model` (and `clip`, which may be None).
+    """The patches of a LoRA for `model` (and for `clip`, which may be None).
 
-    Raises `InputError`, before anything is changed, when no layer has a place or one does not fit.
+    Raises `InputError` when no layer belongs to a weight of them, or one does not fit its weight.
     """
     found = Matched()
-    sides = [_Part(*keys_and_shapes(model.model, False), found.model)]
+    sides = [_Side(*keys_and_shapes(model.model, is_clip=False), found.model)]
     if clip is not None:
-        sides.append(_Part(*keys_and_shapes(clip.cond_stage_model, True), found.clip))
+        sides.append(_Side(*keys_and_shapes(clip.cond_stage_model, is_clip=True), found.clip))
     for layer, parts in layers_of(lora).items():
         if not adapts(parts):
             found.unmatched.append(layer)
@@ -99,13 +106,13 @@ def match(model, clip, lora: NamedLora) -> Matched:
     return found
 
 
-def _load(side: _Part, lora: NamedLora) -> None:
-    """Have ComfyUI load the layers that have a place, and add them to `side.patches`."""
+def _load(side: _Side, lora: NamedLora) -> None:
+    """Let ComfyUI load the layers of `side.rounds`, and add them to `side.patches`."""
     for layers in side.rounds:
         to_load = {layer: key for key, layer in layers.items()}
         for key, adapter in comfy.lora.load_lora(lora, to_load, log_missing=False).items():
             patch = Patch(key, adapter, layers.get(key, str(key)))
-            if patch.weight in side.shapes:  # a bias that the file has and the model lacks is none
+            if patch.weight in side.shapes:  # false for a bias that the file has and the model does not
                 check_adapter(patch, side.shapes[patch.weight], lora)
                 side.patches.append(patch)
 

@@ -16,8 +16,9 @@ Offset = tuple[int, int, int]  # (axis, start, length) of a part of a weight
 class Patch:
     """One layer of a LoRA and the weight that it changes.
 
-    key: the weight's, or (key, (axis, start, length)) for a part of it, with a function behind it in some families.
-    adapter: ComfyUI's adapter, or a tuple such as ("diff", (tensor,)). layer: the file's name for it.
+    key: the weight's key in the state dict. For a part of a weight (key, (axis, start, length)), in some families with
+    a third item, the function that ComfyUI applies to the change.
+    adapter: ComfyUI's adapter, or a tuple such as ("diff", (tensor,)). layer: the file's name of the layer.
     """
 
     key: Any
@@ -26,6 +27,7 @@ class Patch:
 
     @property
     def weight(self) -> str:
+        """The key of the weight in the model's state dict; it may also be that of a bias."""
         return self.key if isinstance(self.key, str) else self.key[0]
 
     @property
@@ -54,7 +56,10 @@ class Patch:
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
-        """(up, down, alpha, Tucker core) of a `low_rank` patch."""
+        """(up [out, rank, ...], down [rank, in, ...], alpha, Tucker core [rank, rank, *kernel]) of a `low_rank` patch.
+
+        alpha and the core may be None. Of a convolution without a core, `down` has the kernel.
+        """
         up, down, alpha, mid, _, _ = self._lora_weights
         return up, down, alpha, mid
 

@@ -149,11 +149,11 @@ class TrainTextualInversion(io.ComfyNode):
     def execute(cls, model, clip, vae, images, name, **settings) -> io.NodeOutput:
         request = request_from_inputs(settings | {"name": name})
         graph = graph_of(cls.hidden)
-        saved_files = storage.models_folder("embeddings") / "bespoke" / "runs"
+        folder = storage.models_folder("embeddings") / "bespoke" / "runs"  # of the files that `save_every` writes
         models = Models(model, clip, vae)
         dataset = encode_dataset(models, images, request)
         technique = TextualInversionTechnique(request, models, dataset)
-        context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, saved_files, graph=graph))
+        context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
         embedding, run = result.learned, result.run
         return io.NodeOutput(

@@ -1,11 +1,10 @@
-"""What a LoRA costs beside core's LoraLoader, on a U-Net of SD1.5's own size with random weights, in one run.
+"""The cost of a LoRA compared with core's LoraLoader, on a U-Net of SD1.5's size with random weights.
 
     python3 dev.py test -m bench tests/bench/bench_inject.py -s
 
-Each pair alternates on the same files and model, from the file to the weights in place; medians of the ratios are
-printed, with the smallest and largest, and beside them those of the processor's time, which a busy machine disturbs
-less.
-$BESPOKE_BENCH_ROUNDS (5) says how often.
+The two sides of a pair alternate on the same files and model, from the file to the weights in place. The median,
+smallest and largest ratio of wall time and of processor time are printed; other work on the machine disturbs the
+processor time less. $BESPOKE_BENCH_ROUNDS (5) is the number of rounds.
 """
 
 import gc
@@ -41,8 +40,8 @@ def model(comfyui):
 
 @pytest.fixture(scope="module")
 def files(model, comfyui):
-    """Ten rank-16 LoRAs of all attention and feed-forward layers, in kohya's names, in half precision as people
-    save."""
+    """Ten rank-16 LoRAs of all attention and feed-forward layers, in kohya's names, in half precision, as usual
+    files are."""
     layers = tiny.linear_layers(model, "transformer_blocks")
     names = []
     for seed in range(TEN):
@@ -65,13 +64,13 @@ def load(model):
 
 
 def clock():
-    """(seconds, seconds of the processor)."""
+    """(seconds, processor seconds)."""
     return time.perf_counter(), time.process_time()
 
 
-def told(title, target, spent):
-    """Print the ratios of two ways' times; spent: for each way a list of (seconds, processor's seconds)."""
-    (a, _), (b, _) = (map(statistics.median, zip(*way, strict=True)) for way in spent)
+def print_ratios(title, target, spent):
+    """Print the ratios of two times. spent: for each side a list of (seconds, processor seconds)."""
+    (a, _), (b, _) = (map(statistics.median, zip(*side, strict=True)) for side in spent)
     wall, cpu = ([two[i] / one[i] for one, two in zip(*spent, strict=True)] for i in (0, 1))
     print(
         f"\n{title}: {a:.3f} s and {b:.3f} s, ratio {statistics.median(wall):.2f} ({min(wall):.2f} to "
@@ -82,7 +81,7 @@ def told(title, target, spent):
 
 
 def timed(work, times=1):
-    """(seconds, processor's seconds) of a call."""
+    """(seconds, processor seconds) of a call."""
     gc.collect()
     began = clock()
     for _ in range(times):
@@ -91,7 +90,7 @@ def timed(work, times=1):
 
 
 def race(title, target, theirs, ours, before):
-    """Run two ways in turn, `before` each; print the ratio of their times."""
+    """Run two functions alternately, `before` each time; print the ratio of their times."""
     spent = ([], [])
     for turn in range(ROUNDS + 1):
         for which in (0, 1) if turn % 2 else (1, 0):
@@ -99,7 +98,7 @@ def race(title, target, theirs, ours, before):
             took = timed((theirs, ours)[which])
             if turn:  # the first round warms up
                 spent[which].append(took)
-    told(title, target, spent)
+    print_ratios(title, target, spent)
 
 
 def test_one_lora(run_node, model, files):
@@ -153,19 +152,19 @@ def test_ten_loras(run_node, model, files):
     )
 
 
-def storages():
-    """Bytes of every tensor alive in this process, each storage once."""
+def allocated_bytes():
+    """Bytes of all CPU tensors in this process, each storage once."""
     gc.collect()
     alive = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
-            storage = thing.untyped_storage()
+    for candidate in gc.get_objects():
+        if isinstance(candidate, torch.Tensor) and candidate.device.type == "cpu":
+            storage = candidate.untyped_storage()
             alive[storage.data_ptr()] = storage.nbytes()
     return sum(alive.values())
 
 
 def test_a_step_of_bypass_and_its_memory(run_node, model, files):
-    merged, beside = (
+    merged, bypassed = (
         run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0, mode=mode)[0]
         for mode in ("merge", "bypass")
     )
@@ -175,20 +174,20 @@ def test_a_step_of_bypass_and_its_memory(run_node, model, files):
         with torch.inference_mode():
             return at.model.apply_model(x, sigma, c_crossattn=context)
 
-    # The model is shared: a round loads one way, runs it once to warm up, and only then measures.
+    # The model is shared: each measurement loads one side and runs it once to warm up.
     spent = ([], [])
     for turn in range(ROUNDS):
         for which in (0, 1) if turn % 2 else (1, 0):
-            at = load((merged, beside)[which])
+            at = load((merged, bypassed)[which])
             step(at)
             spent[which].append(timed(lambda at=at: step(at), 3))
-    told(f"a step at {CELLS}x{CELLS} latents, batch 2, merged and bypass", "at most 1.10", spent)
-    del merged, beside
+    print_ratios(f"a step at {CELLS}x{CELLS} latents, batch 2, merged and bypass", "at most 1.10", spent)
+    del merged, bypassed
     load(model)
-    before = storages()
-    (beside,) = run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0, mode="bypass")[:1]
-    step(load(beside))
-    extra = storages() - before
+    before = allocated_bytes()
+    (bypassed,) = run_node("BespokeInjectLora", model=model, lora_name=files[0], strength_model=1.0, mode="bypass")[:1]
+    step(load(bypassed))
+    extra = allocated_bytes() - before
     size = sum(t.numel() * t.element_size() for t in safetensors.torch.load_file(_path(files[0])).values())
     print(
         f"memory of bypass: {extra / 2**20:.1f} MiB beyond the model, the LoRA's own {size / 2**20:.1f} MiB, ratio "

@@ -1,11 +1,11 @@
-"""How visible the mask's border is, and what changes beyond it, beside hard paste and core's two ways.
+"""How visible the mask's border is, and what changes outside, compared with a hard paste and core's two methods.
 
     python3 dev.py test -m bench tests/bench/bench_inpaint_seam.py -s
 
-The model is exact: latents are Gaussian random fields with a known spectrum, and the model answers with their posterior
-mean, so what the tables show is the blend and the sampler, not a network. Every way gets the same pictures, masks and
-noise. The seam is the median absolute step between neighbouring cells across the border of what may change, over that
-across the contours 2 to 6 cells from it on both sides; 1 is a border that cannot be told from its surroundings.
+The model is exact: latents are Gaussian random fields with a known spectrum and the model returns their posterior mean,
+so the tables show the blend and the sampler and not a network. All methods get the same pictures, masks and noise. The
+seam is the median absolute step between neighbouring cells across the border of the region that may change, divided by
+that across the contours 2 to 6 cells from it on both sides. A ratio of 1 is an invisible border.
 """
 
 import functools
@@ -46,7 +46,7 @@ TARGET = 1.10
 
 
 def blob_mask(seed, size=CELLS * CELL):
-    """A free-form mask [1, size, size] px with a border that follows no cell."""
+    """A free-form mask [1, size, size] px whose border does not follow the cells."""
     rough = analytic.Field(size, size, "steep").sample(1, 1, seed)[0, 0]
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     return ((1 - 1.3 * (x**2 + y**2).sqrt()) + 0.35 * rough > 0.35).float()[None]
@@ -54,7 +54,10 @@ def blob_mask(seed, size=CELLS * CELL):
 
 @functools.cache
 def contour(inside, distance):
-    """Which neighbours [h - 1, w] below and [h, w - 1] beside a contour separates; inside as (bytes, height, width)."""
+    """The neighbours [h - 1, w] vertically and [h, w - 1] horizontally that a contour separates.
+
+    inside: (bytes, height, width).
+    """
     region = torch.frombuffer(bytearray(inside[0]), dtype=torch.float32).reshape(inside[1:])
     region = grow(region[None], distance)[0] > 0
     return region[1:] != region[:-1], region[:, 1:] != region[:, :-1]
@@ -75,7 +78,7 @@ def steps_across(image, inside, distances, unit=1):
 
 
 class Seam:
-    """Collects steps over masks; one for each way."""
+    """The steps of one method, collected over masks."""
 
     def __init__(self, unit=1):
         self.unit, self.at, self.far, self.near, self.outside = unit, [], [], {}, 0.0
@@ -118,7 +121,7 @@ OURS = {
 }
 
 
-def ways(run_node, model, latent, mask):
+def methods(run_node, model, latent, mask):
     """name -> (model, latent with its noise mask, cells that may change [rows, columns], latent mask in pixels)."""
     (masked,) = run_node("SetLatentNoiseMask", samples=latent, mask=mask)
     (differential,) = run_node("DifferentialDiffusion", model=model)
@@ -133,7 +136,7 @@ def ways(run_node, model, latent, mask):
         )
         out[name] = (patched, ours, (ours["noise_mask"][0, 0] > 0).float(), latent_mask)
         if name == "ours":
-            # Differential Diffusion with the very mask that ours makes.
+            # Differential Diffusion with the mask of our node.
             out["diff. d., our mask"] = (differential, ours, out[name][2], latent_mask)
     return out
 
@@ -157,7 +160,7 @@ def test_seam_in_latents(run_node):
                 cells = to_cells(mask, Grid.of(CELLS, CELLS, CELL, CELLS * CELL, CELLS * CELL), "any")[0]
                 seams.setdefault("original", Seam()).add(latent["samples"], cells)
                 seams.setdefault("hard paste", Seam()).add(torch.where(cells > 0, free, latent["samples"]), cells)
-                for name, (patched, masked, touched, _) in ways(run_node, model, latent, mask).items():
+                for name, (patched, masked, touched, _) in methods(run_node, model, latent, mask).items():
                     seams.setdefault(name, Seam()).add(ksample(patched, masked, sampler, scheduler, steps), touched)
             names = list(seams)
             label = f"{spectrum}, {kind}, {sampler} {steps}"
@@ -227,7 +230,7 @@ def test_seam_in_pixels(run_node, spectrum):
 
             add("original", original, mask[0])
             add("hard paste", torch.where(mask[..., None] > 0, free, original), mask[0])
-            for name, (patched, masked, _, composite) in ways(run_node, model, latent, mask).items():
+            for name, (patched, masked, _, composite) in methods(run_node, model, latent, mask).items():
                 decoded = decode(ksample(patched, masked, sampler, scheduler, steps))
                 if name == "noise mask":
                     # Core's run, pasted back as ours is: over all cells it touched, fading inward.
@@ -235,7 +238,7 @@ def test_seam_in_pixels(run_node, spectrum):
                     wide = cells.repeat_interleave(CELL, 1).repeat_interleave(CELL, 2)
                     image, *_ = run_node("BespokeRestoreUnmasked", original=original, generated=decoded, mask=wide)
                     add("noise mask, faded", image, wide[0])
-                # Core's way is ImageCompositeMasked, which pastes with a hard edge.
+                # Core's node is ImageCompositeMasked, which pastes with a hard edge.
                 for restored, options in RESTORES.items() if name == "ours" else [(name, {"feather": 0})]:
                     image, _, changed = run_node(
                         "BespokeRestoreUnmasked", original=original, generated=decoded, mask=composite, **options
@@ -264,7 +267,7 @@ def test_outside_the_mask(run_node):
     worst, names = {}, None
     for kind in ("epsilon", "v", "flow"):
         model = analytic.wrap(field.denoise, kind)
-        prepared = ways(run_node, model, latent, mask)
+        prepared = methods(run_node, model, latent, mask)
         names = list(prepared)
         for sampler in comfy.samplers.SAMPLER_NAMES:
             for scheduler in comfy.samplers.SCHEDULER_NAMES:

@@ -1,4 +1,4 @@
-"""What a long life costs: step 10 beside step 2,000, a save after a million steps, the memory of ten trainings.
+"""Costs that may grow: step 10 and step 2,000 of a run, a save after a million steps, the memory of ten trainings.
 
 python3 dev.py test -m bench tests/bench/bench_long_runs.py -s
 """
@@ -37,8 +37,8 @@ def train(run_node, models, seed, **changes):
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, **settings | changes)
 
 
-def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
-    """The time of each step as the record has it: with the display, the autosave and the held-out scores beside it."""
+def test_cost_of_step_2000(models, run_node, monkeypatch):
+    """The time of each step, including the display, the autosave and the held-out scores."""
     import time
 
     from bespoke.nodes.bridge.runs.monitor import RunMonitor
@@ -46,11 +46,11 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
     times = []
     original = RunMonitor.record
 
-    def note(self, event):
+    def record_time(self, event):
         times.append(time.perf_counter())
         original(self, event)
 
-    monkeypatch.setattr(RunMonitor, "record", note)
+    monkeypatch.setattr(RunMonitor, "record", record_time)
     losses = train(run_node, models, 1, steps=STEPS)[2]["loss"]
     assert len(losses) == STEPS
     steps = np.diff(times) * 1e3
@@ -65,8 +65,8 @@ def test_step_2000_costs_what_step_10_does(models, run_node, monkeypatch):
     assert quarters[3] < 1.15 * quarters[0]
 
 
-def test_a_save_after_a_million_steps_costs_what_an_early_one_does(comfyui, tmp_path):
-    """Each save adds the losses of 100 steps. Beside it: the time to write the record with all losses in it."""
+def test_cost_of_a_save_after_a_million_steps(comfyui, tmp_path):
+    """Each save adds the losses of 100 steps. For comparison: the time to write a record with all losses."""
     import time
 
     from bespoke.nodes.bridge.runs.store import RunStore, write_text
@@ -109,12 +109,12 @@ def test_a_save_after_a_million_steps_costs_what_an_early_one_does(comfyui, tmp_
     ids=["plain", "everything"],
 )
 def test_ten_trainings_leave_little_memory(models, run_node, settings):
-    """Each of its own pictures, so that what is kept by content is kept anew."""
+    """Each has other pictures, so that caches by content get new entries."""
     from bespoke.nodes.bridge.runs.monitor import memory_mb
 
     before = None
     print("\ntraining      MB   grown by")
-    for number in range(-2, TRAININGS + 1):  # the first ones bring libraries and arenas to life
+    for number in range(-2, TRAININGS + 1):  # the first ones load libraries and allocate arenas
         train(run_node, models, 100 + number, **settings)
         gc.collect()
         now = memory_mb()

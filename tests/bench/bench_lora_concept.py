@@ -1,20 +1,20 @@
-"""Wall time to a concept: this pack beside diffusers with PEFT at its best of three learning rates, and what helps.
+"""Wall time to a concept compared with diffusers with PEFT at the best of three learning rates, and single changes.
 
     python3 dev.py test -m bench tests/bench/bench_lora_concept.py -s
 
-Both teach the small model the colour teal from the same 12 pictures at the same rank, targets and batch of 4; diffusers
-in float32, its scripts' default, this pack once in float32 too and once as it comes. This pack has its defaults, but
-for
-the learning rate: the default is one for SD1.5 and SDXL, where diffusers' scripts have the same 1e-4, and the small
-model wants ten times that here and forty times that there. Both are scored on the same four other pictures, at the same
-noise levels with the same noises. The level to reach is the lowest loss that diffusers gets to in its steps at its best
-learning rate (cosine, as its README's example); a time is the number of steps to that level times the seconds of a
-step, which are measured at the end, taking turns. What is judged is the mean curve of the seeds: one seed's curve ends
-within .001 of where it ended in bfloat16, which is as much as the two sides differ there. The second table trains with
-one thing changed at a time.
+Both teach the small model the colour teal from the same 12 pictures with the same rank, targets and a batch of 4:
+diffusers in float32, the default of its scripts, this pack in float32 and with its default precision. This pack has its
+defaults except for the learning rate. The default suits SD1.5 and SDXL, for which diffusers' scripts have the same
+1e-4; the small model needs ten times that here and forty times that there. Both are scored on the same four other
+pictures, at the same noise levels with the same noises.
 
-BESPOKE_BENCH_STEPS (400) and BESPOKE_BENCH_SEEDS (3) make it shorter; with the defaults the first table takes half an
-hour on two cores, the second some hours.
+The level to reach is the lowest loss that diffusers reaches in its steps at its best learning rate (cosine, as in its
+README's example). A time is the number of steps to that level times the seconds of a step, which are measured at the
+end, alternately. The mean curve of the seeds is compared, since the curve of one seed ends within .001 of where it
+ended in bfloat16, which is the difference between the two sides. The second table changes one thing at a time.
+
+BESPOKE_BENCH_STEPS (400) and BESPOKE_BENCH_SEEDS (3) shorten it; with the defaults the first table takes half an hour
+on two cores, the second some hours.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 
 STEPS, SEEDS = int(os.environ.get("BESPOKE_BENCH_STEPS", 400)), int(os.environ.get("BESPOKE_BENCH_SEEDS", 3))
 BATCH, RANK, EVERY = 4, 8, 10
-RATES = (2e-3, 4e-3, 8e-3)  # diffusers' choices: its best with a worse one on either side
+RATES = (2e-3, 4e-3, 8e-3)  # for diffusers: its best, with a worse one on either side
 OURS = 1e-3
 
 
@@ -63,7 +63,7 @@ def curve_of_diffusers(small, checkpoint, sets, rate: float, seed: int) -> dict[
 
     latents, contexts = encoded(small, sets[0])
     others, their_contexts = encoded(small, sets[1])
-    # The scored pictures' places in the pack's own set, which holds them behind the training pictures: the same noises.
+    # The positions of the scored pictures in the pack's set, after the training pictures, for the same noises.
     count = len(latents)
     data = LatentSet([*latents[:, None], *others[:, None]], [None] * (count + len(others)))
     scored = [
@@ -151,7 +151,7 @@ def known():
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch, known, precision):
-    """At equal precision, and at this pack's own, which is bfloat16 where the processor multiplies it."""
+    """At equal precision, and at this pack's default: bfloat16 where the processor has bfloat16 products."""
     from bespoke.training.config import TrainConfig
 
     monkeypatch.setattr(TrainConfig, "validate_every", EVERY)
@@ -167,9 +167,8 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch,
                 known[rate, seed] = curve_of_diffusers(small, small_checkpoint, sets, rate, seed)
         theirs = {rate: known[rate, seed] for rate in RATES}
         ours = curve_of_ours(small, run_node, sets, seed, precision=precision)
-        assert ours[0] == pytest.approx(
-            theirs[RATES[0]][0], rel=1e-3 if precision == "fp32" else 1e-2
-        )  # the same base, scored the same
+        # The same base, scored the same.
+        assert ours[0] == pytest.approx(theirs[RATES[0]][0], rel=1e-3 if precision == "fp32" else 1e-2)
         best = min(theirs, key=lambda rate: min(theirs[rate].values()))
         runs.append((theirs, ours))
         level = min(theirs[best].values())
@@ -191,13 +190,13 @@ def test_time_to_a_concept(small, run_node, small_checkpoint, sets, monkeypatch,
         f"a step: this pack {mine:.3f} s, diffusers {other:.3f} s; wall time to the level over diffusers': "
         f"{', '.join(f'{r:.2f}' for r in ratios)}"
     )
-    assert best not in (RATES[0], RATES[-1])  # its best lies within the three
+    assert best not in (RATES[0], RATES[-1])  # the best is not at the edge
     assert ratios[-1] <= 2 / 3
 
 
 @contextlib.contextmanager
-def plainly_scored():
-    """Whatever loss is trained on, held-out pictures are scored by the plain one."""
+def score_without_weighting():
+    """Held-out pictures are scored with the unweighted loss, whatever loss is trained on."""
     from bespoke.nodes.lora.training import technique
 
     own = technique.denoising_loss
@@ -211,7 +210,7 @@ def plainly_scored():
 
 
 def variants():
-    """name: (settings of the node, what is changed in the engine)."""
+    """{name: (settings of the node, changes of functions of the pack)}."""
     from bespoke.nodes.lora.training import technique as train
     from bespoke.training import data, timesteps
     from bespoke.training.adapters import lora
@@ -262,7 +261,7 @@ def variants():
     }
 
 
-def test_what_helps(small, run_node, sets, monkeypatch):
+def test_single_changes(small, run_node, sets, monkeypatch):
     """Held-out loss over the base's, at quarters of the run: one change at a time."""
     from bespoke.training.config import TrainConfig
 
@@ -275,7 +274,7 @@ def test_what_helps(small, run_node, sets, monkeypatch):
     for name, (settings, changes) in variants().items():
         rows = []
         for seed in range(SEEDS):
-            with plainly_scored() as patch:
+            with score_without_weighting() as patch:
                 for place, what, value in changes:
                     patch.setattr(place, what, value)
                 curve = curve_of_ours(small, run_node, sets, seed, **{"precision": "auto"} | settings)

@@ -1,15 +1,13 @@
-"""Seconds and memory of a LoRA training step: this pack beside ComfyUI's own trainer, diffusers with PEFT, and the bare
-network.
+"""Seconds and memory of a LoRA training step compared with ComfyUI's trainer, diffusers with PEFT and the bare network.
 
     python3 dev.py test -m bench tests/bench/bench_lora_speed.py -s
 
-All train the small model at the same pictures, batch, rank and precision (float32), and take turns in one process; the
+All train the small model with the same pictures, batch, rank and precision (float32) and alternate in one process; the
 medians of the rounds' ratios are printed. Core's TrainLoraNode (bypass mode) trains every layer that it finds, which
-cannot be chosen there. diffusers with PEFT trains the same projections of the same weights, with latents and
-conditionings ready-made. "bare" is ComfyUI's U-Net as it comes, forward and backward down to the first cross-attention,
-with no adapter, loss or optimiser. Processor time is what counts (wall time beside it): other work on the machine
-hardly
-enters it. Peak memory is what torch's allocator holds at most beyond what was there before.
+cannot be chosen. diffusers with PEFT trains the same projections of the same weights, with precomputed latents and
+conditionings. "bare" is ComfyUI's U-Net, forward and backward to the first cross-attention, without adapter, loss or
+optimiser. Processor time is compared (wall time is printed too), since other work on the machine hardly affects it.
+Peak memory is the peak of torch's allocator minus its start.
 """
 
 import statistics
@@ -27,7 +25,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 
 
 class Contest:
-    """One batch size and picture size; each contender as a function of a number of steps that gives seconds a step."""
+    """One batch size and picture size; each contender is a method from a number of steps to seconds for each step."""
 
     def __init__(self, small, run_node, checkpoint, batch: int, cells: int, precision: str = "fp32"):
         from helpers import sprite_set
@@ -99,7 +97,7 @@ class Contest:
     def diffusers(self, steps: int) -> tuple[float, float]:
         return peers.seconds(self.peft.step, steps)
 
-    def peft_anew(self) -> None:
+    def new_peft_run(self) -> None:
         run = peers.PeftLora(*self.peft_of)
         for _ in range(2):
             run.step()
@@ -109,7 +107,7 @@ class Contest:
 
 
 def run_contest(contest: Contest, names: list[str], rounds: int, steps: int) -> dict[str, float]:
-    """{other: the median of its processor seconds over this pack's}, printed; the order turns from round to round."""
+    """{other: the median of its processor seconds over this pack's}, printed; the order alternates."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ("ours", *names)}
     for name in times:  # warm-up: allocations, caches of latents and prompts
         getattr(contest, name)(1)
@@ -126,7 +124,7 @@ def run_contest(contest: Contest, names: list[str], rounds: int, steps: int) -> 
     ratios, wall = medians(0), medians(1)
     shown = ", ".join(f"{name} {statistics.median(t[0] for t in values):.3f}" for name, values in times.items())
     print(
-        f"processor seconds a step: {shown}; beside this pack: "
+        f"processor seconds a step: {shown}; compared with this pack: "
         f"{', '.join(f'{n} {r:.2f} x (wall {wall[n]:.2f} x)' for n, r in ratios.items())}"
     )
     return ratios
@@ -155,7 +153,7 @@ def test_other_sizes(small, run_node, small_checkpoint, batch, cells):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_in_bfloat16(small, run_node, small_checkpoint, batch):
-    """Both with bfloat16 multiplications, which is this pack's choice where the processor has them."""
+    """Both with bfloat16 products, this pack's default where the processor has them."""
     if not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor multiplies no bfloat16")
     contest = Contest(small, run_node, small_checkpoint, batch, 16, "bf16")
@@ -164,9 +162,8 @@ def test_in_bfloat16(small, run_node, small_checkpoint, batch):
 
 
 @pytest.mark.parametrize(("batch", "least"), [(1, 1.0), (4, 1.25)])
-def test_each_as_it_comes(small, run_node, small_checkpoint, batch, least):
-    """This pack's precision is `auto`, bfloat16 where the processor multiplies it; that of diffusers' script is
-    float32."""
+def test_default_precisions(small, run_node, small_checkpoint, batch, least):
+    """This pack's precision is `auto`, bfloat16 where the processor has bfloat16 products; diffusers' is float32."""
     if not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor multiplies no bfloat16, so both compute in float32")
     contest = Contest(small, run_node, small_checkpoint, batch, 16, "auto")
@@ -176,12 +173,12 @@ def test_each_as_it_comes(small, run_node, small_checkpoint, batch, least):
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_peak_memory(small, run_node, small_checkpoint, batch):
-    """A whole short run of each, its set-up included."""
+    """A short run of each, with its set-up."""
     contest = Contest(small, run_node, small_checkpoint, batch, 16)
     contest.ours(1)
     ours = peers.peak_mb(lambda: contest.ours(1))
     core = peers.peak_mb(lambda: contest.core(1))
-    diffusers = peers.peak_mb(contest.peft_anew)
+    diffusers = peers.peak_mb(contest.new_peft_run)
     print(
         f"\npeak memory at batch {batch}: this pack {ours:.0f} MB, core {core:.0f} MB, diffusers with PEFT "
         f"{diffusers:.0f} MB"

@@ -1,12 +1,12 @@
-"""What the blend costs beside core's KSampler with a noise mask: the same U-Net, latent, mask, noise and steps.
+"""The cost of the blend compared with core's KSampler with a noise mask: the same U-Net, latent, mask, noise and steps.
 
     python3 dev.py test -m bench tests/bench/bench_mask_blend_cost.py -s
 
-They alternate in one process, on one thread, in processor time. "itself" is the difference to core in milliseconds a
-run where the network does nothing, the median of many: what the blend itself takes, with no network's scatter over it.
-"ratio", which is checked, is 1 + that over the time of core's run with the network. Beside it stand the measured
-ratios with the network: of the least times, and the median and range of those to the neighbours' mean. On a machine
-that does other work they scatter by several percent, core's own two ways against each other too.
+Both alternate in one process, on one thread, in processor time. "itself" is the median difference to core in
+milliseconds for each run with a network that does nothing, so without a network's scatter. "ratio", which is checked,
+is 1 + "itself" over the time of core's run with the network. The other columns are measured ratios with the network:
+of the least times, and the median and range of those to the mean of the neighbouring core runs. With other work on the
+machine they scatter by several percent, also between core's two methods.
 """
 
 import statistics
@@ -46,8 +46,8 @@ def run(model, latent, condition=None):
     return time.process_time() - before
 
 
-def ways(run_node, model, latent, mask):
-    """name -> (model, latent): core's two, the first the one that the others are measured against, and ours."""
+def methods(run_node, model, latent, mask):
+    """{name: (model, latent)}: core's two, of which the first is the reference, and ours."""
     (masked,) = run_node("SetLatentNoiseMask", samples=latent, mask=mask)
     out = {"core: noise mask": (model, masked)}
     out["core: Differential Diffusion"] = (*run_node("DifferentialDiffusion", model=model), masked)
@@ -64,30 +64,30 @@ def test_cost_beside_ksampler_with_a_noise_mask(run_node, unet):
     latent = {"samples": torch.randn(1, 4, CELLS, CELLS, generator=torch.Generator().manual_seed(1))}
     mask = torch.zeros(1, 8 * CELLS, 8 * CELLS)
     mask[:, 40:90, 30:100] = 1.0
-    (_, core), *others = ways(run_node, unet, latent, mask).items()
-    before = run(*core)  # warm
-    mine, neighbours, ratios = {}, {}, {}
+    (_, core), *others = methods(run_node, unet, latent, mask).items()
+    before = run(*core)  # warm-up
+    our_times, neighbours, ratios = {}, {}, {}
     for _ in range(ROUNDS):
-        for name, way in others:
-            ours, after = run(*way), run(*core)
-            mine.setdefault(name, []).append(ours)
+        for name, method in others:
+            ours, after = run(*method), run(*core)
+            our_times.setdefault(name, []).append(ours)
             neighbours.setdefault(name, []).append(after)
             ratios.setdefault(name, []).append(2 * ours / (before + after))
             before = after
-    (_, core), *nothing = ways(run_node, analytic.wrap(lambda y, sigma: y * 0.5), latent, mask).items()
-    besides = {}
+    (_, core), *nothing = methods(run_node, analytic.wrap(lambda y, sigma: y * 0.5), latent, mask).items()
+    differences = {}
     for _ in range(5 * ROUNDS):
-        for name, way in nothing:
-            ours, after = (run(*w, analytic.conditioning()) for w in (way, core))
-            besides.setdefault(name, []).append(1000 * (ours - after))
+        for name, method in nothing:
+            ours, after = (run(*m, analytic.conditioning()) for m in (method, core))
+            differences.setdefault(name, []).append(1000 * (ours - after))
     seconds = min(min(v) for v in neighbours.values())
     print(f"\nKSampler with a noise mask, {CELLS}x{CELLS} cells, {STEPS} steps: {seconds:.2f} s of processor time")
     print(f"{'':32s}{'itself':>11s}{'ratio':>8s}{'least':>8s}{'median':>8s}{'range':>16s}")
-    itself = {name: statistics.median(values) for name, values in besides.items()}
+    itself = {name: statistics.median(values) for name, values in differences.items()}
     total = {name: 1.0 + itself[name] / 1000 / seconds for name in itself}
     for name, values in ratios.items():
         span = f"{min(values):.3f}..{max(values):.3f}"
-        least = min(mine[name]) / min(neighbours[name])
+        least = min(our_times[name]) / min(neighbours[name])
         print(
             f"{name:32s}{itself[name]:8.2f} ms{total[name]:8.4f}{least:8.3f}{statistics.median(values):8.3f}{span:>16s}"
         )

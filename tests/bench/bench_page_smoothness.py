@@ -1,12 +1,11 @@
-"""What a running training costs the page: 10 updates a second, late in a run of 10,000 steps, in a graph of 60 nodes.
+"""The cost of a running training for the page: 10 updates each second, run of 10,000 steps, graph of 60 nodes.
 
     python3 dev.py test tests/bench/bench_page_smoothness.py -m bench -s
 
-Each update is timed in the page itself, by the clock: taking the event in, the panel's part of the frame that draws it,
-the
-curve's pixels, and the style and layout that the changed texts ask for. What the browser takes to put a frame on the
-screen at all is left out: ComfyUI draws one for every step, for its progress bar. Other work on the machine lengthens
-all of it, so the load is printed and the least is given beside the median.
+Each update is timed in the page by wall time: receiving the event, the panel's part of the frame, the curve's pixels,
+and style and layout of the changed texts. Putting a frame on the screen is not included, since ComfyUI draws one for
+every step for its progress bar. Other work on the machine lengthens all of it, so the load and the least time are
+printed too.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def measure(page) -> dict:
 
 @pytest.mark.bench
 @pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
-def test_what_an_update_costs(look, tmp_path, small_checkpoint):
+def test_cost_of_an_update(look, tmp_path, small_checkpoint):
     import chromium
     import host
     from comfy_page import ComfyPage

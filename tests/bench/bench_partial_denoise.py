@@ -1,13 +1,12 @@
-"""What Partial Denoise costs beside core's KSampler on the same sigmas: the same model, latent, noise and sampler.
+"""The cost of Partial Denoise compared with core's KSampler on the same sigmas: the same model, latent, noise, sampler.
 
     python3 dev.py test -m bench tests/bench/bench_partial_denoise.py -s
 
-Both run the small model and alternate in one process, on one thread, in processor time. "besides" is what this node
-does
-besides sampling (the plan, the noised start, the words) in milliseconds, the median of many runs without a network, so
-that no network's scatter lies over it. "ratio", which is checked, is 1 + that over KSampler's time with the network.
-Beside it stand the measured ratios with the network: of the least times, and the median and range of those to the
-neighbours' mean, which scatter by several percent on a machine that does other work.
+Both run the small model and alternate in one process, on one thread, in processor time. "besides" is the node's work
+besides sampling (the plan, the noised start, the report) in milliseconds, the median of many runs without a network, so
+without a network's scatter. "ratio", which is checked, is 1 + "besides" over KSampler's time with the network. The
+other columns are measured ratios with the network: of the least times, and the median and range of those to the mean
+of the neighbouring KSampler runs, which scatter by several percent with other work on the machine.
 """
 
 import statistics
@@ -22,7 +21,7 @@ ROUNDS, CELLS, LIMIT = 7, 16, 1.01
 
 
 def ksampler(model, latent, condition, sigmas, steps, sampler, scheduler):
-    """KSampler's own way (nodes.common_ksampler), on given sigmas."""
+    """The code of KSampler (nodes.common_ksampler) on given sigmas."""
     import comfy.sample
     import latent_preview
 
@@ -47,7 +46,7 @@ def ksampler(model, latent, condition, sigmas, steps, sampler, scheduler):
 
 
 def timed(call):
-    """(seconds of processor time, what came back)."""
+    """(processor seconds, the returned value)."""
     before = time.process_time()
     with torch.inference_mode():
         result = call()

@@ -1,11 +1,11 @@
-"""What the page's list of 2,000 runs costs: processor time and bytes of each kind of request.
+"""The cost of the page's list of 2,000 runs: processor time and bytes of each kind of request.
 
     python3 dev.py test -m bench tests/bench/bench_runs_list.py -s
 
-The records are as an SDXL training writes them: the names of 280 layers, 1,000 losses, the held-out curve, and 45
+The records are like those of an SDXL training: the names of 280 layers, 1,000 losses, the held-out curve, and 45
 settings, more than there are today. Each row is the least of several rounds, with the JSON text that the server sends.
-"after an upgrade" has no summaries yet:
-every record is read once. A page has to take less than `MOST_SECONDS` and `MOST_BYTES`, with an empty index too.
+"after an upgrade" has no summaries, so every record is read once. A page has to take less than `MOST_SECONDS` and
+`MOST_BYTES`, with an empty index too.
 """
 
 import json
@@ -35,7 +35,7 @@ def layer_names(blocks: int = 70) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def runs(comfyui, tmp_path_factory):
-    """The ids of the runs in a user directory of its own, oldest first."""
+    """The ids of the runs, oldest first, in a temporary user directory."""
     import folder_paths
     from bespoke.nodes.bridge.runs.store import RunStore
     from bespoke.nodes.lora.training.technique import LoraRequest
@@ -98,13 +98,13 @@ def test_a_page_of_2000_runs(runs, monkeypatch):
         for run_id in runs:
             (RunStore(run_id).folder / SUMMARY).unlink()
 
-    def measure(ask, before=lambda: None, rounds: int = ROUNDS) -> tuple[float, dict, int]:
-        """(least processor seconds, the answer, its bytes)"""
+    def measure(request, before=lambda: None, rounds: int = ROUNDS) -> tuple[float, dict, int]:
+        """(least processor seconds, the response, its bytes)"""
         seconds = []
         for _ in range(rounds):
             before()
             began = time.process_time()
-            answer = ask()
+            answer = request()
             text = json.dumps(answer, separators=(",", ":"), allow_nan=False)
             seconds.append(time.process_time() - began)
         return min(seconds), answer, len(text)

@@ -1,12 +1,12 @@
-"""Seconds and memory of a textual inversion step: this pack beside diffusers' documented loop and the bare networks.
+"""Seconds and memory of a textual inversion step compared with diffusers' documented loop and the bare networks.
 
     python3 dev.py test -m bench tests/bench/bench_textual_inversion_speed.py -s
 
-Both learn one vector on the small model with the same weights, pictures and batch in float32, and take turns in one
-process; the medians of the rounds' ratios are printed. diffusers' loop gets its latents ready-made and has neither a
-data loader nor a VAE here, in its favour. "bare" is CLIP and U-Net forward and backward to the vector, with no loss, no
-optimiser and no sentences to tokenise. Processor time is what counts (wall time beside it). Peak memory is what torch's
-allocator holds at most beyond what was there before.
+Both learn one vector on the small model with the same weights, pictures and batch in float32 and alternate in one
+process; the medians of the rounds' ratios are printed. diffusers' loop gets precomputed latents and has neither a data
+loader nor a VAE here, in its favour. "bare" is CLIP and U-Net, forward and backward to the vector, without loss,
+optimiser and tokenisation. Processor time is compared (wall time is printed too). Peak memory is the peak of torch's
+allocator minus its start.
 """
 
 import statistics
@@ -52,7 +52,7 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
     )
     theirs = peers.DiffusersInversion(*recipe)
 
-    def theirs_anew() -> None:
+    def new_diffusers_run() -> None:
         run = peers.DiffusersInversion(*recipe)
         for _ in range(2):
             run.step()
@@ -79,12 +79,12 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
         )
 
     vector = torch.nn.Parameter(embedding_table(clip_encoders(clip)["clip_l"][1])[[WORD]].clone())
-    speaking = clip_with_pseudo_word(clip, "w", {"clip_l": lambda: vector})
+    clip_with_word = clip_with_pseudo_word(clip, "w", {"clip_l": lambda: vector})
     sentences = [item.caption.replace("{word}", "embedding:w") for item in images.items[:batch]]
     timesteps, ones = torch.linspace(50, 950, batch).long(), torch.ones(batch, 4, 16, 16)
     with prepare_text_encoder(clip, None) as text:
-        tokens = [[token for token, _ in speaking.tokenize(sentence)["l"][0]] for sentence in sentences]
-        text.encode(["a"], speaking)  # sets clip skip and device
+        tokens = [[token for token, _ in clip_with_word.tokenize(sentence)["l"][0]] for sentence in sentences]
+        text.encode(["a"], clip_with_word)  # sets clip skip and device
 
         def bare() -> None:
             context, _ = text.model.clip_l.encode(tokens)
@@ -109,12 +109,12 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
         for kind in (0, 1)
     )
     shown = ", ".join(f"{name} {statistics.median(t[0] for t in values):.3f}" for name, values in times.items())
-    memory = peers.peak_mb(lambda: ours(1)), peers.peak_mb(theirs_anew)
+    memory = peers.peak_mb(lambda: ours(1)), peers.peak_mb(new_diffusers_run)
     print(
         f"\nbatch {batch}: processor seconds a step: {shown}; diffusers takes {ratio['diffusers']:.2f} x this "
         "pack's time (wall "
         f"{wall['diffusers']:.2f} x), this pack {1 / ratio['bare']:.2f} x the bare networks'; peak memory "
-        f"{memory[0]:.0f} MB beside {memory[1]:.0f} MB (short whole runs)"
+        f"{memory[0]:.0f} MB and {memory[1]:.0f} MB (short whole runs)"
     )
     assert ratio["diffusers"] >= 1.3
     if batch == 4:

@@ -14,7 +14,7 @@ Rows under `reports/` are the texts that nodes show, with times, rates and memor
 
 Left out, because they differ from run to run: times and dates (`seconds` and `started` of a record, the summary's
 `record` and times, `modelspec.date`), what names a folder of this machine, and the state of a run at the moment of an
-interruption, which comes at a step that depends on the clock. What the run becomes after it went on is in the table.
+interruption, whose step depends on the clock. The resumed run is in the table.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ DATES = {"modelspec.date"}
 VARYING = re.compile(r"[\d.,]+ ?(images/s|pictures/s|it/s|ms|s|min|h|KB|MB|GB|MiB|GiB)\b|\d+:\d\d(:\d\d)?")
 
 
-def into_the_environment() -> None:
-    """Start again in the environment that dev.py prepares, where this process is not in it."""
+def enter_environment() -> None:
+    """Restart in the environment that dev.py prepares, if this process is not in it."""
     if os.environ.get("COMFYUI_PATH"):
         return
     sys.path.insert(0, str(ROOT))
@@ -64,12 +64,12 @@ def raw(tensor) -> bytes:
     return f"{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def of_tensors(tensors) -> str:
-    """Of {key: tensor}, in the order of the keys as they come."""
+def hash_tensors(tensors) -> str:
+    """The hash of {key: tensor}, in the given order of the keys."""
     return sha(b"".join(key.encode() + b"\0" + raw(tensor) for key, tensor in tensors.items()))
 
 
-def of_json(value) -> str:
+def hash_json(value) -> str:
     return sha(json.dumps(value, sort_keys=True, default=str))
 
 
@@ -89,16 +89,16 @@ class Table:
         self.add(name, sha(raw(tensor)))
 
     def json(self, name: str, value) -> None:
-        self.add(name, of_json(value))
+        self.add(name, hash_json(value))
 
     def text(self, name: str, text: str) -> None:
         """A report: times, rates, memory and this machine's folders do not count."""
         for place in self.places:
             text = text.replace(place, "#")
-        said = VARYING.sub("#", text)
+        fixed = VARYING.sub("#", text)
         if os.environ.get("BESPOKE_SHOW_REPORTS"):
-            print(f"--- {name}\n{said}")
-        self.add(f"reports/{name}", sha(said))
+            print(f"--- {name}\n{fixed}")
+        self.add(f"reports/{name}", sha(fixed))
 
     def file(self, name: str, path: Path) -> None:
         """A safetensors file: keys, dtypes, shapes and bytes; its metadata without dates."""
@@ -107,7 +107,7 @@ class Table:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
             meta = file.metadata() or {}
-        self.add(f"{name}/tensors", of_tensors(tensors))
+        self.add(f"{name}/tensors", hash_tensors(tensors))
         self.json(f"{name}/metadata", {key: value for key, value in meta.items() if key not in DATES})
 
 
@@ -224,8 +224,8 @@ class Host:
     def _folders(self) -> set[str]:
         return {path.name for path in self.runs.iterdir()} if self.runs.is_dir() else set()
 
-    def _note_runs(self, name: str, own: str, before: set[str]) -> None:
-        """The records, summaries, states and samples on disk of a run and of the ones that came with it."""
+    def _add_runs(self, name: str, own: str, before: set[str]) -> None:
+        """Add the records, summaries, states and samples on disk of a run and of its folds."""
         table = self.table
         record, _ = read_run(self.runs / own)
         table.add(f"{name}/id", sha(own))
@@ -246,7 +246,7 @@ class Host:
                 table.add(f"{of}/samples/{path.name}", sha(path.read_bytes()))
 
     def lora(self, name: str, /, models=None, pictures=None, resume=False, hidden=None, **settings):
-        """Train a LoRA and note it; the node's outputs."""
+        """Train a LoRA and add its rows; returns the node's outputs."""
         model, clip, vae = models or self.tiny
         given = dict(
             steps=5, batch_size=2, rank=4, alpha=4.0, learning_rate=1e-2, seed=7, precision="fp32", resume=resume
@@ -262,14 +262,14 @@ class Host:
             **given | settings,
         )
         name = f"train lora/{name}"
-        self.table.add(f"{name}/lora", of_tensors(out[1]))
+        self.table.add(f"{name}/lora", hash_tensors(out[1]))
         self.table.json(f"{name}/loss", out[2]["loss"])
-        self._note_runs(name, out[3].id, before)
+        self._add_runs(name, out[3].id, before)
         self.table.text(name, out[4])
         return out
 
     def word(self, name: str, /, models=None, pictures=None, resume=False, hidden=None, **settings):
-        """Learn a word and note it; the node's outputs."""
+        """Train a word and add its rows; returns the node's outputs."""
         model, clip, vae = models or self.tiny
         given = dict(
             name="teal-thing",
@@ -292,22 +292,22 @@ class Host:
             **given | settings,
         )
         name = f"train word/{name}"
-        self.table.add(f"{name}/word", of_tensors(out[1]))
+        self.table.add(f"{name}/word", hash_tensors(out[1]))
         self.table.json(f"{name}/loss", out[3]["loss"])
         self.table.json(f"{name}/prompt_word", out[2])
-        self._note_runs(name, out[4].id, before)
+        self._add_runs(name, out[4].id, before)
         self.table.text(name, out[5])
         return out
 
     @contextlib.contextmanager
-    def at_step(self, step: int, do):
-        """Call `do` once when the progress bar reaches a step, or soon after it."""
+    def at_step(self, step: int, action):
+        """Call `action` once when the progress bar reaches a step, or soon after it."""
         import comfy.utils
 
         def hook(value, *_, **__):
             if value >= step:
                 comfy.utils.set_progress_bar_global_hook(None)
-                do()
+                action()
 
         comfy.utils.set_progress_bar_global_hook(hook)
         try:
@@ -315,7 +315,7 @@ class Host:
         finally:
             comfy.utils.set_progress_bar_global_hook(None)
 
-    # --- what a model says ---
+    # --- outputs of a model ---
 
     def text(self, clip, prompt: str):
         return self.run("CLIPTextEncode", clip=clip, text=prompt)[0]
@@ -413,8 +413,8 @@ def train_loras(host: Host) -> None:
         host.table.file(f"saved on the way/{path.relative_to(host.base / 'models' / 'loras')}", path)
 
 
-def go_on(host: Host) -> None:
-    """A longer run goes on from a shorter one, and from an interrupted and a kept one."""
+def resume(host: Host) -> None:
+    """A longer run resumes from a shorter one, and from an interrupted and a kept one."""
     import comfy.model_management
 
     table, common = host.table, dict(seed=31, lr_schedule="constant")
@@ -424,7 +424,7 @@ def go_on(host: Host) -> None:
     host.lora("go on/the same again", **common, steps=8, resume=True)
     host.lora("go on/fewer begins anew", **common, steps=2, resume=True)
     assert table.rows["train lora/go on/4 and then 8/lora"] == table.rows["train lora/go on/8 steps at once/lora"], (
-        "going on changes the result"
+        "resuming changes the result"
     )
     assert len(again[2]["loss"]) == 8
     words = dict(seed=32, lr_schedule="constant", vectors=2)
@@ -432,7 +432,7 @@ def go_on(host: Host) -> None:
     host.word("go on/3 steps", **words, steps=3)
     host.word("go on/3 and then 6", **words, steps=6, resume=True)
     assert table.rows["train word/go on/3 and then 6/word"] == table.rows["train word/go on/6 steps at once/word"], (
-        "going on changes the result"
+        "resuming changes the result"
     )
     model, clip, vae = host.tiny
     given = dict(
@@ -455,7 +455,7 @@ def go_on(host: Host) -> None:
         host.run("BespokeTrainLora", **given, resume=False)
         raise AssertionError("the training was not interrupted")
     out = host.lora("go on/after an interrupt", steps=40, seed=33, resume=True)
-    host.table.add("train lora/go on/after an interrupt/model", sha(raw(_said(out[0]))))
+    host.table.add("train lora/go on/after an interrupt/model", sha(raw(_predict(out[0]))))
     host.lora("go on/without an interrupt", steps=40, seed=33)
     assert (
         table.rows["train lora/go on/after an interrupt/lora"]
@@ -463,7 +463,7 @@ def go_on(host: Host) -> None:
     ), "an interrupt changes the result"
 
 
-def _said(model):
+def _predict(model):
     import tiny
 
     return tiny.predict(model)
@@ -471,17 +471,17 @@ def _said(model):
 
 def train_words(host: Host) -> None:
     word, pictures = host.word, host.pictures
-    host.thing = word("default", host.small, steps=4, vectors=2)
+    host.trained_word = word("default", host.small, steps=4, vectors=2)
     word("auto precision", host.small, steps=4, precision="auto")
     word("bf16", precision="bf16")
     for init in ("words", "average", "noise"):
         word(f"init {init}", init=init, vectors=3, init_text="a red circle")
-    said = "a photo of {word} on black\n{word}, white background\nthe {word}\n{word}"
+    captions = "a photo of {word} on black\n{word}, white background\nthe {word}\n{word}"
     for template in ("object", "style", "captions"):
         word(
             f"template {template}",
             template=template,
-            pictures=pictures(2, 4, captions=said) if template == "captions" else None,
+            pictures=pictures(2, 4, captions=captions) if template == "captions" else None,
         )
     word("norm limit", norm_limit=0.5, learning_rate=0.1)
     word(
@@ -490,7 +490,7 @@ def train_words(host: Host) -> None:
     word("held out", pictures=pictures(2, 10), validation=2, steps=11)
     word("rotation", host.smallest, pictures=pictures(2, 4), validation=1, steps=10)
     word("masks", pictures=pictures(2, 4, masks=True))
-    host.thing_sdxl = word("sdxl", host.sdxl, vectors=2)
+    host.trained_word_sdxl = word("sdxl", host.sdxl, vectors=2)
     word("samples and saves", host.small, steps=4, sample_every=2, sample_prompt="a {word}", save_every=2)
     for path in sorted((host.base / "models" / "embeddings").rglob("*.safetensors")):
         host.table.file(f"saved on the way/{path.relative_to(host.base / 'models')}", path)
@@ -519,28 +519,30 @@ def files(host: Host) -> None:
                 table.file(f"save lora/{which}/{key_format}/{dtype}", loras / name)
                 table.json(f"save lora/{which}/{key_format}/{dtype}/name", name)
                 lora, words, report = host.run("BespokeLoadLora", lora_name=name)
-                table.add(f"load lora/{which}/{key_format}/{dtype}", of_tensors(lora))
+                table.add(f"load lora/{which}/{key_format}/{dtype}", hash_tensors(lora))
                 table.json(f"load lora/{which}/{key_format}/{dtype}/trigger_words", words)
                 table.text(f"load lora/{which}/{key_format}/{dtype}", report)
     (name,) = host.run("BespokeSaveLora", lora=host.teal[1], filename_prefix="sums/alone")
     table.file("save lora/without a run", loras / name)
-    for which, out in (("clip", host.thing), ("two encoders", host.thing_sdxl)):
+    for which, out in (("clip", host.trained_word), ("two encoders", host.trained_word_sdxl)):
         for kind in ("comfy", "a1111"):
             if which == "two encoders" and kind == "a1111":
                 continue  # one tensor a file is all that this format has
             name = f"sums-{which.replace(' ', '-')}-{kind}"
-            (said,) = host.run(
+            (prompt_word,) = host.run(
                 "BespokeSaveEmbedding", embedding=out[1], name=name, run=out[4], format=kind, hidden=graph
             )
-            table.json(f"save word/{which}/{kind}/prompt_word", said)
+            table.json(f"save word/{which}/{kind}/prompt_word", prompt_word)
             table.file(f"save word/{which}/{kind}", embeddings / f"{name}.safetensors")
-    host.run("BespokeSaveEmbedding", embedding=host.thing[1], name="sums-alone")
+    host.run("BespokeSaveEmbedding", embedding=host.trained_word[1], name="sums-alone")
     table.file("save word/without a run", embeddings / "sums-alone.safetensors")
-    clip, said = host.run("BespokeApplyEmbedding", clip=host.small[1], embedding=host.thing[1], name="applied")
-    table.json("apply word/prompt_word", said)
-    table.tensor("apply word/conditioning", host.text(clip, f"a photo of {said}")[0][0])
+    clip, prompt_word = host.run(
+        "BespokeApplyEmbedding", clip=host.small[1], embedding=host.trained_word[1], name="applied"
+    )
+    table.json("apply word/prompt_word", prompt_word)
+    table.tensor("apply word/conditioning", host.text(clip, f"a photo of {prompt_word}")[0][0])
     report, plot = host.run(
-        "BespokeInspectEmbedding", clip=host.small[1], embedding_name="none", embedding=host.thing[1]
+        "BespokeInspectEmbedding", clip=host.small[1], embedding_name="none", embedding=host.trained_word[1]
     )
     table.tensor("inspect word/plot", plot)
     table.text("inspect word", report)
@@ -553,14 +555,14 @@ def inject(host: Host) -> None:
     base = host.tiny[0]
     lora = tiny.random_lora(tiny.linear_layers(base))
 
-    def noted(name, model, said=_said, **inputs):
+    def add_row(name, model, output=_predict, **inputs):
         out = host.run(
             "BespokeInjectLora",
             model=model,
             lora_name=inputs.pop("lora_name", "none"),
             **{"strength_model": 1.0} | inputs,
         )
-        table.tensor(f"inject/{name}", said(out[0]))
+        table.tensor(f"inject/{name}", output(out[0]))
         if inputs.get("clip"):
             table.tensor(f"inject/{name}/clip", host.text(out[1], "a teal circle")[0][0])
         table.text(f"inject/{name}", out[2])
@@ -576,32 +578,32 @@ def inject(host: Host) -> None:
             "blocks": {"blocks": "*, mid:0"},
             "blocks by place": {"blocks": "down, up.1-2:0.5"},
         }.items():
-            noted(f"{mode}/{name}", base, lora=lora, mode=mode, **scope)
+            add_row(f"{mode}/{name}", base, lora=lora, mode=mode, **scope)
         for name, when in {
             "from 0.3 to 0.7": {"start_percent": 0.3, "end_percent": 0.7},
             "keyframes": {"keyframes": "0:0\n0.5:1\n1:0.2"},
         }.items():
-            noted(
+            add_row(
                 f"{mode}/{name}",
                 host.small[0],
                 lora=host.teal[1],
                 mode=mode,
-                said=lambda model: host.sampled(model),
+                output=lambda model: host.sampled(model),
                 **when,
             )
         model, clip, _ = host.small
-        noted(
+        add_row(
             f"{mode}/file with text encoder",
             model,
             clip=clip,
             lora_name="sums/unet and text encoder-kohya-fp32_00001.safetensors",
             strength_clip=0.6,
             mode=mode,
-            said=lambda model: host.sampled(model),
+            output=lambda model: host.sampled(model),
         )
     table.tensor("train lora/default/model output", host.sampled(host.teal[0]))
     table.tensor("train lora/text encoder/model output", host.sampled(host.both[0], host.both[5]))
-    table.tensor("train word/default/clip output", host.text(host.thing[0], f"a {host.thing[2]}")[0][0])
+    table.tensor("train word/default/clip output", host.text(host.trained_word[0], f"a {host.trained_word[2]}")[0][0])
 
 
 def compose(host: Host) -> None:
@@ -621,7 +623,7 @@ def compose(host: Host) -> None:
         "rank 6, strengths": {"rank": 6, "strengths": "1\n0.5\n2"},
     }.items():
         lora, report, heatmap = host.run("BespokeComposeLoras", loras=loras, **given)
-        table.add(f"compose/{name}", of_tensors(lora))
+        table.add(f"compose/{name}", hash_tensors(lora))
         table.tensor(f"compose/{name}/heatmap", heatmap)
         table.text(f"compose/{name}", report)
     for name, given in {
@@ -818,7 +820,7 @@ def compare(host: Host) -> None:
 
 
 def export_jobs(host: Host) -> None:
-    """Job folders, and what the command makes of them in processes of its own."""
+    """Job folders, and the results of the command for them, in separate processes."""
     import comfy.sd
     import tiny
     import torch
@@ -915,8 +917,8 @@ def export_jobs(host: Host) -> None:
         **{k: v for k, v in word.items() if k not in ("model", "clip", "vae", "images")},
     )
     for name, job in jobs.items():
-        said, _ = started[name].communicate(timeout=300)
-        assert started[name].returncode == 0, f"the command ended with {started[name].returncode}:\n{said}"
+        output, _ = started[name].communicate(timeout=300)
+        assert started[name].returncode == 0, f"the command ended with {started[name].returncode}:\n{output}"
         (result,) = (job / "result").glob("*.safetensors")
         table.json(f"job/{name}/result/name", result.name)
         table.file(f"job/{name}/result", result)
@@ -951,10 +953,10 @@ def routes(host: Host) -> None:
             }
         return [without_times(item) for item in value] if isinstance(value, list) else value
 
-    async def ask():
+    async def request_all():
         async with TestClient(TestServer(app)) as client:
 
-            async def note(name, path, /, **query):
+            async def add(name, path, /, **query):
                 answer = await client.get(path, params=query)
                 body = await answer.read()
                 with contextlib.suppress(ValueError):
@@ -978,38 +980,38 @@ def routes(host: Host) -> None:
                     scheduler=scheduler,
                     sampler_name="euler",
                 )
-                await note(f"schedule/{number}", "/bespoke/schedule", **query)
-                await note(
+                await add(f"schedule/{number}", "/bespoke/schedule", **query)
+                await add(
                     f"schedule/{number} of the small model",
                     "/bespoke/schedule",
                     model=json.dumps([checkpoint]),
                     **query,
                 )
-                await note(f"schedule/{number} of a flow", "/bespoke/schedule", model=json.dumps(flow), **query)
-            await note("schedule/refused", "/bespoke/schedule", strength="2", steps="x")
+                await add(f"schedule/{number} of a flow", "/bespoke/schedule", model=json.dumps(flow), **query)
+            await add("schedule/refused", "/bespoke/schedule", strength="2", steps="x")
             for key_format in ("kohya", "diffusers", "comfy"):
-                await note(
+                await add(
                     f"lora/{key_format}",
                     "/bespoke/lora",
                     name=f"sums/unet and text encoder-{key_format}-fp32_00001.safetensors",
                 )
-            await note("lora/not there", "/bespoke/lora", name="gone.safetensors")
-            await note("folder", "/bespoke/folder", name="sums")
-            await note("folder/not there", "/bespoke/folder", name="gone")
-            await note("run", f"/bespoke/runs/{run}")
-            await note("run/files", f"/bespoke/runs/{run}/files")
-            await note("run/graph", f"/bespoke/runs/{run}/graph")
-            await note("run/not there", "/bespoke/runs/lora-000000000000")
-            await note("runs/page", "/bespoke/runs", page="x")
-            await note("runs/search", "/bespoke/runs", search="no such words anywhere")
+            await add("lora/not there", "/bespoke/lora", name="gone.safetensors")
+            await add("folder", "/bespoke/folder", name="sums")
+            await add("folder/not there", "/bespoke/folder", name="gone")
+            await add("run", f"/bespoke/runs/{run}")
+            await add("run/files", f"/bespoke/runs/{run}/files")
+            await add("run/graph", f"/bespoke/runs/{run}/graph")
+            await add("run/not there", "/bespoke/runs/lora-000000000000")
+            await add("runs/page", "/bespoke/runs", page="x")
+            await add("runs/search", "/bespoke/runs", search="no such words anywhere")
 
-    asyncio.run(ask())
+    asyncio.run(request_all())
 
 
 PARTS = (
     schemas,
     train_loras,
-    go_on,
+    resume,
     train_words,
     files,
     inject,
@@ -1029,7 +1031,7 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return 2
-    into_the_environment()
+    enter_environment()
     began = time.monotonic()
     host = Host()
     host.load_models()

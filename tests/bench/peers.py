@@ -1,9 +1,7 @@
-"""What the benchmarks compare with: the same network in diffusers, trained as its documented scripts do, and the bare
-network.
+"""What the benchmarks compare with: the same network in diffusers, trained as in its scripts, and the bare network.
 
-Everything here runs on the same weights, latents, conditionings and noise schedule as this pack's own training. The
-peers get latents and conditionings ready-made, which their scripts compute anew at every step: that is left out of
-every comparison, in their favour.
+All use the weights, latents, conditionings and noise schedule of this pack's training. The peers get precomputed
+latents and conditionings, which their scripts compute at every step, so every comparison favours them.
 """
 
 from __future__ import annotations
@@ -163,8 +161,7 @@ def steps_of(run) -> tuple[float, float]:
 
 
 def peak_mb(step) -> float:
-    """The most memory that one call holds at a time beyond what is there before it, in MB, as torch's allocator counts
-    it."""
+    """The peak of torch's allocator in one call minus its start, in MB."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:

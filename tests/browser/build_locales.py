@@ -2,8 +2,7 @@
 
     python tests/browser/build_locales.py
 
-Run it again when a node or an input is added: what the glossary does not know stays in English, as ComfyUI does with
-it.
+Run it again when a node or an input is added. Names that are not in the glossary stay in English.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Drives a headless Chromium over the DevTools protocol's pipe: no port, no package, and it ends when we end.
+"""Drives a headless Chromium over the DevTools protocol's pipe: no port, no package; it ends with this process.
 
     with Chromium() as browser:
         page = browser.open("http://127.0.0.1:8188")
@@ -37,7 +37,7 @@ OPTIONS = (
     "--hide-scrollbars",
     "--force-color-profile=srgb",
     "--remote-debugging-pipe",
-    # A page in the background draws as one in front, so that nothing waits for a window that is never seen.
+    # Pages in the background draw like those in front, so that nothing waits for a window to be shown.
     "--disable-renderer-backgrounding",
     "--disable-backgrounding-occluded-windows",
     "--disable-background-timer-throttling",
@@ -57,7 +57,7 @@ def find() -> str | None:
 
 
 class PageError(AssertionError):
-    """A script of ours threw in the page, or what was waited for did not come."""
+    """A script threw an error in the page, or a wait timed out."""
 
 
 class Chromium:
@@ -74,7 +74,7 @@ class Chromium:
 
         to_child, our_end = os.pipe()
         from_child, child_end = os.pipe()
-        # Above 3 and 4, so that putting one in its place does not overwrite the other.
+        # Above 3 and 4, so that duplicating one does not overwrite the other.
         ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_child, child_end)]
         command = [
             sys.executable,
@@ -120,7 +120,7 @@ class Chromium:
                     self._pages[message["sessionId"]]._event(message["method"], message["params"])
 
     def send(self, method: str, session: str | None = None, seconds: float = 60, wait: bool = True, **params):
-        """One command and its result. Raises `PageError` with the browser's words when it is refused."""
+        """One command and its result. Raises `PageError` with the browser's message when it is refused."""
         answer: queue.Queue = queue.Queue()
         with self._lock:
             self._last += 1
@@ -164,9 +164,9 @@ class Chromium:
 
 
 class Page:
-    """One tab. `errors` holds every console error, uncaught exception and failed load, in words.
+    """One tab. `errors` holds every console error, uncaught exception and failed load as text.
 
-    `notices` holds them and the warnings with the addresses of the scripts that took part, see `said_by`.
+    `notices` holds them and the warnings with the addresses of their scripts, see `notices_of`.
     """
 
     def __init__(self, browser: Chromium, session: str, context: str, rewrite: Callable | None):
@@ -184,37 +184,37 @@ class Page:
 
     def _event(self, method: str, params: dict) -> None:
         if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert", "warning"):
-            said = " ".join(str(a.get("value", a.get("description", a.get("type")))) for a in params["args"])
-            self._note("warning" if params["type"] == "warning" else "console", said, params.get("stackTrace"))
+            text = " ".join(str(a.get("value", a.get("description", a.get("type")))) for a in params["args"])
+            self._add_notice("warning" if params["type"] == "warning" else "console", text, params.get("stackTrace"))
         elif method == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
-            said = details.get("exception", {}).get("description") or details["text"]
-            self._note("uncaught", said, details.get("stackTrace"), details.get("url"))
+            text = details.get("exception", {}).get("description") or details["text"]
+            self._add_notice("uncaught", text, details.get("stackTrace"), details.get("url"))
         elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
             entry = params["entry"]
             kind = "warning" if entry["level"] == "warning" else entry["source"]
-            self._note(kind, f"{entry['text']} {entry.get('url', '')}", entry.get("stackTrace"), entry.get("url"))
+            self._add_notice(kind, f"{entry['text']} {entry.get('url', '')}", entry.get("stackTrace"), entry.get("url"))
         elif method == "Page.javascriptDialogOpening":
             self.dialogs.append(params["message"])
             self._later("Page.handleJavaScriptDialog", accept=True)
         elif method == "Fetch.requestPaused":
             threading.Thread(target=self._rewrite, args=(params,), daemon=True).start()
 
-    def _note(self, kind: str, said: str, stack: dict | None, url: str | None = None) -> None:
+    def _add_notice(self, kind: str, text: str, stack: dict | None, url: str | None = None) -> None:
         if kind != "warning":
-            self.errors.append(f"{kind}: {said}")
+            self.errors.append(f"{kind}: {text}")
         frames = []
         while stack:
             frames += [frame["url"] for frame in stack["callFrames"]]
             stack = stack.get("parent")
-        self.notices.append((f"{kind}: {said}", [*frames, url or ""]))
+        self.notices.append((f"{kind}: {text}", [*frames, url or ""]))
 
-    def said_by(self, scripts: str) -> list[str]:
-        """Errors and warnings in which an address with this text took part, as a script or as what failed to load."""
-        return [said for said, urls in self.notices if any(scripts in url for url in urls)]
+    def notices_of(self, scripts: str) -> list[str]:
+        """Errors and warnings with this text in the address of a script or of a failed load."""
+        return [text for text, urls in self.notices if any(scripts in url for url in urls)]
 
     def _later(self, method: str, **params) -> None:
-        """From the reading thread, which must not wait for an answer that it reads itself."""
+        """Send from the reading thread, which must not wait for an answer that it reads itself."""
         self.browser.send(method, self.session, wait=False, **params)
 
     def _rewrite(self, paused: dict) -> None:
@@ -239,7 +239,7 @@ class Page:
         except PageError:  # a redirect, or the page has gone
             self._later("Fetch.continueRequest", requestId=request)
 
-    # --- what a person does -------------------------------------------------------------------------------------------
+    # --- actions of a user -------------------------------------------------------------------------------------------
 
     def go(self, url: str) -> None:
         self.send("Page.navigate", url=url)
@@ -250,7 +250,7 @@ class Page:
         self.wait("!window.beforeReload")
 
     def evaluate(self, script: str, seconds: float = 60):
-        """The value of an expression, awaited where it is a promise. What it throws becomes a `PageError`."""
+        """The value of an expression, awaited where it is a promise. Raises `PageError` for an error in the page."""
         got = self.browser.send(
             "Runtime.evaluate",
             self.session,
@@ -266,7 +266,7 @@ class Page:
         return got["result"].get("value")
 
     def wait(self, script: str, seconds: float = 30):
-        """The first truthy value of an expression; what it throws meanwhile counts as not yet."""
+        """Wait for a truthy value of an expression; errors that it throws count as false."""
         end, last = time.monotonic() + seconds, None
         while time.monotonic() < end:
             try:
@@ -279,7 +279,7 @@ class Page:
         raise PageError(f"within {seconds:g} s this did not become true: {script}\n(last: {last})")
 
     def box(self, selector: str) -> dict:
-        """Where an element is, in px: x and y of its middle, width, height."""
+        """An element's box in px: x and y of its centre, width, height."""
         return self.wait(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e) return null; "
             "e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect(); "
@@ -287,7 +287,7 @@ class Page:
         )
 
     def click(self, selector: str) -> None:
-        """Click the middle of an element, once nothing lies over it there."""
+        """Click the centre of an element, once nothing covers it there."""
         test = f"(() => {{ const e = document.querySelector({json.dumps(selector)}), r = e.getBoundingClientRect(); "
         self.box(selector)
         self.wait(test + "return e.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); })()")

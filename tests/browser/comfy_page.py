@@ -1,4 +1,4 @@
-"""ComfyUI's page as a person uses it: open it, load a graph, queue, look at a node."""
+"""ComfyUI's page as a user operates it: open it, load a graph, queue, show a node."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chromium import Chromium, Page, PageError
 
-# The splash lies over the whole page for a while after the graph is there, and takes the clicks.
+# The splash screen covers the page for a while after the graph is loaded, and takes the clicks.
 READY = (
     "!!window.LiteGraph?.registered_node_types?.BespokeTrainLora && !!window.app?.vueAppReady && !!app.rootGraph"
     " && !document.getElementById('splash-loader')"
@@ -41,9 +41,8 @@ class ComfyPage:
 
     def ready(self) -> None:
         self.tab.wait(READY, 90)
-        self.tab.evaluate(
-            "(LiteGraph.alwaysRepeatWarnings = true, 1)"
-        )  # else only the first use of what is deprecated is told
+        # By default only the first use of a deprecated function is reported.
+        self.tab.evaluate("(LiteGraph.alwaysRepeatWarnings = true, 1)")
 
     def version(self) -> str:
         """The version of the page."""
@@ -54,8 +53,7 @@ class ComfyPage:
         self.ready()
 
     def look(self, look: str) -> None:
-        """Change between the classic canvas and Nodes 2.0, as its setting does. The next graph that is loaded has
-        it."""
+        """Switch between the classic canvas and Nodes 2.0 by the setting, for the next graph that is loaded."""
         on = json.dumps(look == "nodes 2.0")
         self.tab.evaluate(f"app.extensionManager.setting.set('Comfy.VueNodes.Enabled', {on})")
         self.tab.wait(f"LiteGraph.vueNodesMode === {on}")
@@ -67,7 +65,7 @@ class ComfyPage:
             assert self.change(kind, **values), f"the graph has no {kind}"
 
     def change(self, kind: str, **values) -> int:
-        """Set widgets (or mode) on every node of a type, as a hand does; how many there were."""
+        """Set widgets (or the mode) of every node of a type, as a user does; returns the number of nodes."""
         return self.tab.evaluate(f"""(() => {{
           const found = app.rootGraph.nodes.filter((n) => (n.comfyClass ?? n.type) === {json.dumps(kind)});
           for (const n of found) for (const [name, value] of Object.entries({json.dumps(values)})) {{
@@ -84,6 +82,17 @@ class ComfyPage:
     def queue(self) -> None:
         self.tab.evaluate("app.queuePrompt(0).then(() => true)")
 
+    def run_to_end(self, seconds: float = 300) -> None:
+        """Queue the graph and wait until it has ended. Fails where it ends with an error."""
+        self.tab.evaluate("""(() => { window.ended = [];
+          for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+            app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""]));
+            })()""")
+        self.queue()
+        ended = self.tab.wait("window.ended.length && window.ended", seconds)
+        assert ended[0][0] == "execution_success", ended
+        self.idle()
+
     def idle(self, seconds: float = 120) -> None:
         """Wait until the server has nothing to do."""
         self.tab.wait(
@@ -92,7 +101,7 @@ class ComfyPage:
         )
 
     def panel(self, seconds: float = 30, **wanted: str) -> str:
-        """The training panel's text, once its state is as wanted: panel(state="kept")."""
+        """The training panel's text, once it has the wanted state: panel(state="kept")."""
         state = wanted.get("state")
         test = (
             f"document.querySelector('.bespoke-training')?.dataset.state === {json.dumps(state)}" if state else "true"
@@ -100,7 +109,7 @@ class ComfyPage:
         return self.tab.wait(f"{test} && document.querySelector('.bespoke-training')?.innerText", seconds)
 
     def frame(self, kind: str, scale: float = 1.0) -> None:
-        """Bring a node into view: the whole of it, smaller than `scale` where it is taller than the window."""
+        """Scroll and zoom to a node, at `scale` or smaller, so that all of it is visible."""
         self.tab.evaluate(f"""(() => {{ const n = {self.node(kind)};
           const scale = app.canvas.ds.scale = Math.min({scale}, (window.innerHeight - 150) / n.size[1]);
           app.canvas.ds.offset = [-n.pos[0] + 120 / scale, -n.pos[1] + 90 / scale]; app.canvas.setDirty(true, true);
@@ -111,7 +120,7 @@ class ComfyPage:
         return self.tab.evaluate("JSON.stringify(app.rootGraph.serialize())")
 
     def picture(self, path: Path) -> None:
-        """A screenshot, kept as the tests' output."""
+        """Save a screenshot."""
         self.tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
         self.tab.screenshot(path)
 
@@ -121,12 +130,12 @@ class ComfyPage:
 
 
 def without_the_pack(url: str, body: bytes) -> bytes:
-    """For `rewrite`: the page with none of our scripts."""
+    """For `rewrite`: the page without the pack's scripts."""
     if not url.split("?")[0].endswith("/extensions"):
         return body
     return json.dumps([path for path in json.loads(body) if "/bespoke/" not in path]).encode()
 
 
 def complaints(page: Page) -> list[str]:
-    """The page's errors without what differs from one load to the next."""
+    """The page's errors without the parts that differ from one load to the next."""
     return sorted({error.split("?")[0] for error in page.errors})

@@ -23,7 +23,7 @@ SCREENSHOTS = host.ROOT / ".dev" / "screenshots"
 
 @pytest.fixture(scope="session")
 def browser():
-    """A headless Chromium; the tests that want one are skipped where there is none."""
+    """A headless Chromium; the tests that need one are skipped where there is none."""
     if chromium.find() is None:
         pytest.skip("no Chromium is installed, so the page is not tested (Debian: apt-get install chromium)")
     with chromium.Chromium() as running:
@@ -32,7 +32,7 @@ def browser():
 
 @pytest.fixture(scope="session")
 def server(browser, tmp_path_factory, small_checkpoint):
-    """A `host.Host` of the page's own tests: they stop it in mid-run, and its settings are theirs."""
+    """A `host.Host` for the tests of the page, which stop it in mid-run and change its settings."""
     host.end_on_terminate()
     base = host.prepare_base(tmp_path_factory.mktemp("page"), small_checkpoint)
     pictures.make(base / "input")
@@ -45,8 +45,8 @@ def open_page(browser, server):
     """open_page(look="classic", palette="dark", rewrite=None) -> a `ComfyPage`, closed after the test."""
     opened = []
 
-    def open_one(**how):
-        opened.append(ComfyPage(browser, server, **how))
+    def open_one(**options):
+        opened.append(ComfyPage(browser, server, **options))
         return opened[-1]
 
     yield open_one
@@ -56,7 +56,7 @@ def open_page(browser, server):
 
 @pytest.fixture(scope="module")
 def page(browser, server):
-    """One page for all tests of a file, in the classic look. A file that wants another has a fixture of its own."""
+    """One page for all tests of a file, in the classic look. Files that need another override this fixture."""
     opened = ComfyPage(browser, server)
     yield opened
     opened.close()
@@ -81,7 +81,7 @@ CORE = ("test_core.py", "test_round_trip.py", "test_repair.py", "test_links.py",
 
 
 def pytest_collection_modifyitems(items):
-    """All but the core handful take minutes: they are run by hand, `python3 dev.py test -m slow tests/browser`."""
+    """All files but `CORE` take minutes and are marked slow: `python3 dev.py test -m slow tests/browser` runs them."""
     for item in items:
         if "/browser/" in item.path.as_posix() and item.path.name not in CORE:
             item.add_marker(pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""Values set on a blueprint's node survive saving and loading, also of graphs made with the earlier blueprints."""
+"""Values set on a blueprint's node survive saving and loading, also in graphs of the earlier blueprints."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from host import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json"))
-# Every widget on the node that is no list of choices, set as a hand does.
+# Sets every widget of the node except lists of choices, as a user does.
 SET = """(() => { const { widgets } = app.rootGraph.nodes[0];
   for (const w of widgets) {
     if (w.type === "combo") continue;

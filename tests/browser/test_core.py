@@ -1,6 +1,7 @@
-"""The page's core, in one page and in less than a minute: panel, runs, dials, settings, commands, opened workflows.
+"""The core of the page's scripts in one page: panel, runs, dials, settings, commands, opened workflows.
 
-Runs are told by events as the socket brings them; the trainings themselves are watched in test_training.py.
+Runs are simulated by events, as from the socket; test_training.py watches real trainings. The tests take less than a
+minute.
 """
 
 from __future__ import annotations
@@ -20,12 +21,25 @@ PANEL = "document.querySelector('.bespoke-training')"
 
 @pytest.fixture(scope="module")
 def page(browser, server):
-    # There before the page is, so that it is in the lists.
+    # Written before the page is opened, so that the lists have them.
     for name, blocks in LORAS.items():
         save_file(lora(blocks), server.base / "models" / "loras" / name)
     opened = ComfyPage(browser, server)
     yield opened
     opened.close()
+
+
+@pytest.fixture(autouse=True)
+def no_errors(page):
+    """Fails the test in which the page throws an error or a script of the pack causes a warning.
+
+    Failed loads do not count: the server has no record of the simulated runs.
+    """
+    page.tab.errors.clear()
+    page.tab.notices.clear()
+    yield
+    assert [error for error in page.tab.errors if error.startswith("uncaught")] == []
+    assert [text for text in page.tab.notices_of("/bespoke/") if not text.startswith("network: ")] == []
 
 
 LORAS = {
@@ -36,7 +50,7 @@ PROJECTIONS = {"to_q": 1.0, "to_k": 2.0, "to_v": 3.0, "to_out.0": 4.0}
 
 
 def lora(blocks: dict[str, float]) -> dict[str, torch.Tensor]:
-    """Rank 1, 4 x 4: every change is a matrix of one number, so its norm is 4 times that number."""
+    """Rank 1, 4 x 4: every element of a change is one number, so its norm is 4 times that number."""
     out = {}
     for block, strength in blocks.items():
         for name, factor in PROJECTIONS.items():
@@ -74,7 +88,7 @@ def only(kind: str, **values) -> dict:
 
 
 def send(page, kind: str, node: str, **values) -> None:
-    """An event as the socket brings it."""
+    """Dispatch an event as the socket does."""
     page.tab.evaluate(
         f"app.api.dispatchCustomEvent('bespoke.run.{kind}', {json.dumps({'node_id': node, 'run_id': ID} | values)})"
     )
@@ -115,15 +129,14 @@ def test_the_panel_is_below_the_inputs_and_nothing_of_it_is_saved(page, workflow
         run_to(page, node, step, loss=0.1 + 0.01 * (step % 5))
     send(page, "validation", node, step=30, loss=0.0777)
     send(page, "sample", node, step=30, image="000030.png")
-    said = page.panel(state="running")
-    assert "16 layers, about 40 s" in said  # what the training takes
+    assert "16 layers, about 40 s" in page.panel(state="running")
     page.tab.wait(f"['step 30 / 100', '4 images/s', '0.0777'].every((words) => {PANEL}.innerText.includes(words))")
     assert page.tab.evaluate(f"{page.node(TRAINER)}.widgets.at(-1).name") == "training"
     if look == "classic":
         assert page.tab.evaluate(
             f"(({{ widgets }}) => widgets.every((w) => w.y <= widgets.at(-1).y))({page.node(TRAINER)})"
         )
-    else:  # the element itself stands below the fields
+    else:  # the element is below the fields
         assert page.tab.evaluate(f"""(() => {{ const box = {PANEL}.getBoundingClientRect(),
           node = {PANEL}.closest('[data-node-id]');
           return [...node.querySelectorAll('input')].every((field) =>
@@ -136,7 +149,7 @@ def test_the_panel_is_below_the_inputs_and_nothing_of_it_is_saved(page, workflow
     after = {n["id"]: n.get("widgets_values") for n in json.loads(saved)["nodes"] if n["type"].startswith("Bespoke")}
     before = {n["id"]: n.get("widgets_values") for n in opened["nodes"] if n["type"].startswith("Bespoke")}
     assert after == before
-    page.load(json.loads(saved))  # and opened again every value is in its place
+    page.load(json.loads(saved))  # opened again, every value is restored
     again = {
         n["id"]: n.get("widgets_values") for n in json.loads(page.saved())["nodes"] if n["type"].startswith("Bespoke")
     }
@@ -174,7 +187,7 @@ def test_the_panel_in_a_subgraph(page, workflow, screenshots, look):
     page.picture(screenshots / f"core_subgraph_{look.replace(' ', '')}.png")
     assert ID not in page.saved()
     page.tab.evaluate("app.canvas.setGraph(app.rootGraph)")
-    # The command finds the way back into the subgraph.
+    # The command opens the subgraph.
     page.tab.evaluate("app.extensionManager.command.execute('Bespoke.GoToTraining')")
     page.tab.wait("app.canvas.graph !== app.rootGraph")
     page.tab.evaluate("app.canvas.setGraph(app.rootGraph)")
@@ -182,15 +195,15 @@ def test_the_panel_in_a_subgraph(page, workflow, screenshots, look):
 
 @pytest.mark.parametrize("look", LOOKS)
 def test_the_panel_survives_undo(page, look):
-    """Nodes 2.0 keeps the element of the node that was undone; the panel of the one that is there takes its place."""
+    """Nodes 2.0 keeps the element of the removed node; the panel of the new node replaces it."""
     page.look(look)
     page.load(only(TRAINER))
     page.tab.wait(f"!!{PANEL}")
     page.frame(TRAINER, 0.8)
-    beside = (1300, 700)
-    page.tab.click_at(*beside)
+    background = (1300, 700)
+    page.tab.click_at(*background)
     page.tab.evaluate("(app.rootGraph.nodes[0].title = 'renamed', 1)")
-    page.tab.click_at(*beside)
+    page.tab.click_at(*background)
     page.tab.evaluate("new Promise((done) => setTimeout(done, 200))")
     page.tab.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
     page.tab.wait("app.rootGraph.nodes[0].title !== 'renamed'")
@@ -247,15 +260,14 @@ def test_the_heatmap_sets_strengths(page, screenshots, look):
     assert value(page, "BespokeInjectLora", "blocks") == "*, mid:0, down.1:0.5"
     page.picture(screenshots / f"core_heatmap_{look.replace(' ', '')}.png")
     page.tab.evaluate(press.format("tbody", 1))
-    page.tab.evaluate(
-        "document.querySelectorAll('.bespoke-heat tbody tr')[0].cells[1].querySelector('button').click()"
-    )  # a cell: its block off
+    # A cell: its block off.
+    page.tab.evaluate("document.querySelectorAll('.bespoke-heat tbody tr')[0].cells[1].querySelector('button').click()")
     assert value(page, "BespokeInjectLora", "blocks") == "*, mid, down.1:0"
-    # A pattern of one's own is read as the server reads it, and a file that is not there is named.
+    # A custom pattern is parsed as the server parses it, and a missing file is named.
     page.change("BespokeInjectLora", blocks="m*:0.25", key=1)
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody th input')[1].value === '0.25'")
     assert page.tab.evaluate("document.querySelectorAll('.bespoke-heat tbody th input')[0].value") == "0"
-    # A strength that comes by wire is drawn as the prompt gets it, and cannot be set here.
+    # A linked strength is drawn with the prompt's value and cannot be set here.
     page.tab.evaluate(f"""(() => {{ const p = LiteGraph.createNode("PrimitiveFloat"),
       n = {page.node("BespokeInjectLora")}; app.rootGraph.add(p); p.widgets[0].value = 0.5;
       p.connect(0, n, n.inputs.findIndex((input) => input.widget?.name === "value")); }})()""")
@@ -291,11 +303,11 @@ def test_the_nearest_words_are_text(page):
         None,
     ]
     page.tab.evaluate(f"{page.node('BespokeInspectEmbedding')}.onExecuted({{ bespoke_words: {json.dumps(words)} }})")
-    said = page.tab.wait("document.querySelector('.bespoke-near [role=listitem]')?.innerText")
-    assert "onerror" in said
-    assert "6.0 ×" in said
-    assert "red" in said
-    assert "bad" not in said
+    text = page.tab.wait("document.querySelector('.bespoke-near [role=listitem]')?.innerText")
+    assert "onerror" in text
+    assert "6.0 ×" in text
+    assert "red" in text
+    assert "bad" not in text
     assert page.tab.evaluate(
         "window.harmed === undefined && document.querySelectorAll('.bespoke-near [role=listitem]').length === 1"
     )
@@ -324,7 +336,7 @@ def test_settings_take_effect(page, workflow):
 
 
 def test_every_control_has_an_accessible_name(page):
-    """What a screen reader says for each of our controls, in the panel and in the heatmap."""
+    """Each control of the panel and of the heatmap has a name for screen readers."""
     page.load(only("BespokeInjectLora"), BespokeInjectLora={"lora_name": "core-two.safetensors"})
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody tr').length === 2")
     page.tab.click(RUNS_TAB)
@@ -340,7 +352,7 @@ def test_every_control_has_an_accessible_name(page):
 
 
 def test_a_node_id_and_an_input_that_were_renamed_since(page, workflow):
-    """The rest of the graph is there, and what is not known is kept as it was in the file."""
+    """The rest of the graph is loaded, and unknown parts are kept as in the file."""
     opened = workflow("lora_train_and_use")
     trainer = next(n for n in opened["nodes"] if n["type"] == TRAINER)
     saver = next(n for n in opened["nodes"] if n["type"] == "BespokeSaveLora")
@@ -361,7 +373,7 @@ def test_a_node_id_and_an_input_that_were_renamed_since(page, workflow):
 
 
 def test_undo_inside_a_subgraph_leaves_each_node_its_own_panel(page):
-    """On page 1.47 the nodes of the graph before are not told that they are gone."""
+    """Page 1.47 does not notify the nodes of the previous graph that they are removed."""
     page.look("nodes 2.0")
     page.load(only("BespokeInjectLora"), BespokeInjectLora={"lora_name": "core-two.safetensors"})
     page.tab.evaluate("""(() => { const s = LiteGraph.createNode("BespokeStrengthSigmas"); s.pos = [600, 80];
@@ -382,9 +394,3 @@ def test_undo_inside_a_subgraph_leaves_each_node_its_own_panel(page):
             "frame.isConnected && frame.firstChild)"
         )
     page.tab.evaluate("(app.canvas.setGraph(app.rootGraph), 1)")
-
-
-def test_nothing_was_thrown(page):
-    """Last: over all that the tests above did. The server has no record of the runs that were only told."""
-    assert [error for error in page.tab.errors if error.startswith("uncaught")] == []
-    assert [said for said in page.tab.said_by("/bespoke/") if not said.startswith("network: ")] == []

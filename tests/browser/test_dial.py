@@ -1,4 +1,4 @@
-"""The picture of the dial on the node: it moves with the slider, before anything is queued."""
+"""The dial on the node: its picture follows the slider, before anything is queued."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ CANVAS = "window.dialNode.widgets.find((w) => w.name === 'schedule').element.que
 LABEL = f"{CANVAS}.getAttribute('aria-label') ?? ''"
 
 
-def says(page, words: str, seconds: float = 30) -> str:
-    """Wait until the dial's label holds the words, or fail with what it says."""
+def wait_for_label(page, words: str, seconds: float = 30) -> str:
+    """Wait until the dial's label contains the text, or fail with the label."""
     try:
         page.tab.wait(f"({LABEL}).includes({words!r})", seconds)
     except PageError:
@@ -55,25 +55,25 @@ def test_the_dial_moves_with_the_slider_before_anything_is_queued(open_page, wor
     )
     set_widget(page, "steps", 25)
     set_widget(page, "scheduler", "'karras'")
-    seen = says(page, "runs 14 of 25 steps")  # noise level .5 on karras
+    seen = wait_for_label(page, "runs 14 of 25 steps")  # noise level .5 on karras
     picture, noise = shares(page)
     assert picture > 0
     assert noise > 0
-    # The words are the server's own report for the same settings.
+    # The text is the server's report for the same settings.
     assert "sigma 1.62 (t = 500), 72 % of the variance is noise" in seen
     assert noise / (picture + noise) == pytest.approx(0.72, abs=0.03)
     page.picture(screenshots / f"dial_{look.replace(' ', '_')}.png")
 
     for strength, words in ((0.2, "t = 200"), (0.9, "t = 899"), (0, "runs 0 of 25 steps")):
         set_widget(page, "strength", strength)
-        says(page, words)
+        wait_for_label(page, words)
         picture, noise = shares(page)
-        assert (noise < 16) == (strength == 0)  # the words below the bar have its colour and cross the column
+        assert (noise < 16) == (strength == 0)  # the text below the bar has its colour and crosses the column
     set_widget(page, "strength", 0.5)
     set_widget(page, "contract", "'a1111'")
-    says(page, "a1111: runs 13 of 25 steps")
-    set_widget(page, "strength", 7)  # out of range: drawn as the highest, which the widget is held to
-    says(page, "runs 25 of 25 steps")
+    wait_for_label(page, "a1111: runs 13 of 25 steps")
+    set_widget(page, "strength", 7)  # out of range: drawn as the highest, to which the widget is clamped
+    wait_for_label(page, "runs 25 of 25 steps")
     queue = server.get("/queue")
     assert not queue["queue_running"]
     assert not queue["queue_pending"]

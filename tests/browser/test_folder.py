@@ -25,7 +25,7 @@ def test_drop_a_folder_and_write_a_caption(open_page, server, workflow, screensh
     page.tab.wait(
         f"{page.node('BespokeImageFolder')}.widgets.find((w) => w.name === 'folder').value === {dropped.name!r}"
     )
-    # The list before had as many rows: what tells them apart is where the pictures are fetched from.
+    # The list before had as many rows; the addresses of the pictures differ.
     page.tab.wait(
         "new URL(document.querySelector('.bespoke-captions img').src).searchParams.get('subfolder') === "
         f"{dropped.name!r}"

@@ -1,4 +1,4 @@
-"""What feeds an input, as the page's one link walker finds it, held against the prompt that ComfyUI's page makes."""
+"""The source of an input by the page's link walker, compared with the prompt that ComfyUI's page makes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-# A checkpoint's model goes to Strength Sigmas by every way there is. `way` builds it and gives the last node and slot.
+# Connects a checkpoint's model to Strength Sigmas in each possible way; returns the last node and slot.
 BUILD = """(async (way) => {
   const graph = app.rootGraph;
   graph.clear();
@@ -92,13 +92,13 @@ WAYS = {
 def test_the_model_found_equals_the_prompts(page, way):
     page.tab.evaluate(f"{BUILD}({json.dumps(way)})")
     assert page.tab.evaluate(FOUND) == WAYS[way]
-    if way != "get without set":  # the page itself makes no prompt of it
+    if way != "get without set":  # the page makes no prompt of it
         assert page.tab.evaluate(PROMPT) == WAYS[way]
     assert page.tab.evaluate("(window.alerts ?? []).length") == 0
 
 
 def test_links_through_a_subgraph_used_twice(page):
-    """A subgraph in two places: the model goes through the second, whose inside is the first one's too."""
+    """A subgraph is used twice: the model goes through the second instance of the same definition."""
     page.tab.evaluate("""(() => {
       const graph = app.rootGraph; graph.clear();
       const add = (type) => { const node = LiteGraph.createNode(type); graph.add(node); return node; };
@@ -116,24 +116,24 @@ def test_links_through_a_subgraph_used_twice(page):
 
 
 def test_the_dial_follows_a_node_that_it_is_not_wired_to_directly(page):
-    """A change far up, a link and a primitive: each is drawn without a look at the clock."""
-    page.tab.evaluate("""(() => { window.asked = []; const { api } = app, fetchApi = api.fetchApi;
-      api.fetchApi = function (path, ...rest) { if (path.startsWith("/bespoke/schedule?")) window.asked.push(path);
+    """A change of a distant node, of a link and of a primitive is drawn, without polling."""
+    page.tab.evaluate("""(() => { window.requests = []; const { api } = app, fetchApi = api.fetchApi;
+      api.fetchApi = function (path, ...rest) { if (path.startsWith("/bespoke/schedule?")) window.requests.push(path);
         return fetchApi.call(this, path, ...rest); }; })()""")
     page.tab.evaluate(f"{BUILD}('two reroutes')")
     page.tab.evaluate("(app.canvas.ds.scale = 0.7, app.canvas.ds.offset = [200, 200], app.canvas.setDirty(true, true))")
     label = "document.querySelector('.bespoke-dial canvas')?.getAttribute('aria-label') ?? ''"
-    page.tab.wait(f"({label}).includes('runs ') && window.asked.at(-1).includes('v_prediction')")
-    asked = "window.asked.length"
-    page.tab.evaluate("new Promise((done) => setTimeout(done, 300)).then(() => window.asked.splice(0).length)")
+    page.tab.wait(f"({label}).includes('runs ') && window.requests.at(-1).includes('v_prediction')")
+    count = "window.requests.length"
+    page.tab.evaluate("new Promise((done) => setTimeout(done, 300)).then(() => window.requests.splice(0).length)")
     page.tab.evaluate("new Promise((done) => setTimeout(done, 700))")
-    assert page.tab.evaluate(asked) == 0  # nothing is asked while nothing changes
+    assert page.tab.evaluate(count) == 0  # no request while nothing changes
     page.tab.evaluate("""(() => { const shift = app.rootGraph.nodes.find((n) =>
       n.comfyClass === "ModelSamplingDiscrete");
       shift.widgets.find((w) => w.name === "sampling").value = "lcm"; })()""")
-    page.tab.click_at(1000, 780)  # beside the nodes: the page notices the change, as after every one by hand
-    page.tab.wait(asked)
-    last = "window.asked.at(-1)"
+    page.tab.click_at(1000, 780)  # on the background: the page notices the change, as after every change by a user
+    page.tab.wait(count)
+    last = "window.requests.at(-1)"
     assert "lcm" in page.tab.evaluate(last)
     page.tab.evaluate("""(() => { const p = LiteGraph.createNode("PrimitiveInt"); app.rootGraph.add(p);
       p.widgets[0].value = 31;

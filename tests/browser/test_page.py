@@ -1,5 +1,4 @@
-"""The page with the pack: no error that it has not without, hostile runs shown as text or dropped, a server that
-goes."""
+"""The page with the pack: no additional errors, hostile runs shown as text or dropped, a restart of the server."""
 
 from __future__ import annotations
 
@@ -14,7 +13,8 @@ ID = "lora-0123456789ab"
 MARKUP = "<img src=x onerror='window.harmed = true'><script>window.harmed = true</script>"
 
 
-def errors_of(open_page, workflow, look, rewrite=None):
+def load_examples(open_page, workflow, look, rewrite=None):
+    """(page, its errors) after loading the examples."""
     page = open_page(look=look, rewrite=rewrite)
     for name in EXAMPLES:
         page.load(workflow(name))
@@ -25,16 +25,16 @@ def errors_of(open_page, workflow, look, rewrite=None):
 
 @pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
 def test_the_pack_adds_no_error(open_page, workflow, look):
-    page, without = errors_of(open_page, workflow, look, without_the_pack)
+    page, without = load_examples(open_page, workflow, look, without_the_pack)
     assert not page.tab.evaluate(f"!!document.querySelector({RUNS_TAB!r})")
     page.close()
-    page, with_pack = errors_of(open_page, workflow, look)
+    page, with_pack = load_examples(open_page, workflow, look)
     assert page.tab.evaluate(f"!!document.querySelector({RUNS_TAB!r})")
     assert [error for error in with_pack if error not in without] == []
 
 
 def send(page, kind, **values):
-    """An event as the socket brings it."""
+    """Dispatch an event as the socket does."""
     body = json.dumps({"node_id": "3", "run_id": ID} | values).replace('"NaN"', "NaN")
     page.tab.evaluate(f"app.api.dispatchCustomEvent('bespoke.run.{kind}', {body})")
 
@@ -78,7 +78,7 @@ def test_hostile_events_and_records(open_page, workflow):
     send(page, "sample", node_id=node, step=1, image=MARKUP)
     send(page, "step", run_id=MARKUP, step=1, steps=2, loss=1)
     page.panel(state="running")
-    # Runs are only read where one is asked for; the list shows the same record as text.
+    # A run is read when it is opened; the list shows the same record as text.
     page.tab.click(RUNS_TAB)
     page.tab.wait("document.querySelectorAll('.bespoke-item').length === 1")
     assert "onerror" in page.tab.wait("document.querySelector('.bespoke-item').innerText")

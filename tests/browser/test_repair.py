@@ -1,8 +1,8 @@
-"""Graphs that the earlier version saved wrongly open right where the file says what is right, and are named where not.
+"""Graphs that version 0.1 saved wrongly: repaired where the file has the right values, reported where it has not.
 
 `moved_values/` was made by that version (commit 79958d2) on page 1.53.6: a graph of every node with no value at its
 default (`values.json`), saved once, saved twice, in a subgraph and as a blueprint. Its LoRA files are not on the server
-that the tests run on, as in a workflow that came from somebody else.
+of the tests, as in a workflow of another user.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ def page(request, browser, server):
 
 
 def notices(page) -> list:
-    """What the pack told since the last time, after a moment in which it would."""
+    """The notices of the pack since the last call, after a short wait."""
     page.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
     return [
         [severity, words] for severity, words in page.tab.evaluate("window.toasts.splice(0)") if "Bespoke" in str(words)
     ]
 
 
-def wrong(page, nodes: str = ROOT_NODES) -> set[str]:
-    """The kinds of nodes that have another value than `values.json` says."""
+def wrong_types(page, nodes: str = ROOT_NODES) -> set[str]:
+    """The types of nodes whose values differ from `values.json`."""
     right = dict(RIGHT)
     return {kind for kind, values in page.tab.evaluate(VALUES % nodes) if values != right[kind]}
 
 
 def test_the_saved_files_hold_wrong_values():
-    """They hold what the page would show without the repair."""
+    """They hold the values that the page shows without the repair."""
     for name, nodes in (
         ("saved_once", read("saved_once")["nodes"]),
         ("blueprint", read("saved_once_as_blueprint")["definitions"]["subgraphs"][0]["nodes"]),
@@ -69,15 +69,15 @@ def test_the_saved_files_hold_wrong_values():
 
 def test_saved_once(page):
     page.load(read("saved_once"))
-    assert wrong(page) == set()
+    assert wrong_types(page) == set()
     ((severity, words),) = notices(page)
     assert severity == "warn"
     assert all(title in words for title in (*LOST, "Inspect LoRA"))
     assert "Mask Blend" not in words
     page.tab.wait("document.body.innerText.includes('Save the workflow to keep them')")
-    # The same file again is told no more; what is saved now is right in both lists.
+    # The same file again gives no notice; a save now is right in both lists.
     page.load(read("saved_once"))
-    assert wrong(page) == set()
+    assert wrong_types(page) == set()
     assert notices(page) == []
     for node in json.loads(page.saved())["nodes"]:
         values = dict(RIGHT)[node["type"]]
@@ -95,11 +95,11 @@ def test_saved_twice_is_reported_and_not_changed(page):
     assert "Inspect" not in lost
     assert check.endswith("Inspect LoRA.")  # its one value is empty in the list and "none" by name, whatever it was
     assert "Save the workflow" not in words
-    # What stands there is what the page reads of the file without us: the list from its first to its last fitting
+    # The values are those that the page reads without the pack: the list from its first to its last fitting
     # value.
     lora = page.tab.evaluate(f"{page.node('BespokeTrainLora')}.widgets.slice(0, 3).map((w) => w.value)")
     assert lora == next(n for n in saved["nodes"] if n["type"] == "BespokeTrainLora")["widgets_values"][:3]
-    # Nothing of it is told again when the page loads the same graph once more.
+    # No notice when the page loads the same graph again.
     page.load(json.loads(page.saved()))
     page.tab.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.tab.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
@@ -129,14 +129,14 @@ def test_the_panels_speak_the_language_that_is_set(page):
 def test_in_a_subgraph_and_as_a_blueprint(page):
     page.load(read("saved_once_in_subgraph"))
     page.tab.wait("!!app.rootGraph.nodes[0]?.subgraph")
-    assert wrong(page, INSIDE) == set()
+    assert wrong_types(page, INSIDE) == set()
     assert [severity for severity, _ in notices(page)] == ["warn"]
     page.tab.evaluate("(app.rootGraph.clear(), 1)")
     blueprint = read("saved_once_as_blueprint")
     items = {"nodes": blueprint["nodes"], "subgraphs": blueprint["definitions"]["subgraphs"]}
     page.tab.evaluate(f"!!app.canvas._deserializeItems({json.dumps(items)}, {{ position: [0, 0] }})")
     page.tab.wait("!!app.rootGraph.nodes[0]?.subgraph")
-    assert wrong(page, INSIDE) == set()
+    assert wrong_types(page, INSIDE) == set()
     assert [severity for severity, _ in notices(page)] == ["warn"]
 
 
@@ -153,11 +153,11 @@ def test_a_fitting_list_is_not_changed(page):
     inject["widgets_values"][0] = "a-file-that-is-elsewhere.safetensors"
     page.load(graph)
     assert notices(page) == []
-    # Whether the list or the names count where both fit is the page's: ours changes nothing.
+    # If both the list and the names fit, the page decides; the pack changes nothing.
     named = page.tab.evaluate("!!LiteGraph.namedValuesRestore")
     steps = page.tab.evaluate(f"{page.node('BespokeStrengthSigmas')}.widgets.find((w) => w.name === 'steps').value")
     assert steps == (21 if named else 33)
-    assert wrong(page) == (set() if named else {"BespokeStrengthSigmas", "BespokeInjectLora", "BespokeTrainLora"})
+    assert wrong_types(page) == (set() if named else {"BespokeStrengthSigmas", "BespokeInjectLora", "BespokeTrainLora"})
 
 
 WIDGETS = [
@@ -173,17 +173,17 @@ FIT = {"mode": "b", "rank": 3, "on": True, "lora_name": "gone", "other": {"k": 1
 @pytest.mark.parametrize(
     ("listed", "named", "verdict"),
     [
-        (["a", 3, False, "x", 1], FIT, "right"),  # it fits, whatever the names say
+        (["a", 3, False, "x", 1], FIT, "right"),  # it fits, whatever the names are
         (["a", 3, False, "gone"], FIT, "right"),  # shorter, and a file that is not here
         ([3, True, "gone", {"k": 1}, None], FIT, "moved"),
-        (["c", 3, True, "x", 1], FIT, "right"),  # one choice that is none: a script may have written it
+        (["c", 3, True, "x", 1], FIT, "right"),  # one invalid choice: a script may have written it
         (["c", "16", True, "x", 1], FIT, "moved"),  # two values that do not fit
         (["b", "16", True, "x", 1], FIT, "right"),
         (["b", "16", True, "x", 1], None, "lost"),
         (["b", True, "gone", {"k": 1}, None], FIT, "moved"),  # as the fault leaves it, from the second place on
         (["b", 3, "gone", {"k": 1}], FIT, "moved"),
         (["a", 3, None, "x", None], FIT | {"mode": False, "rank": "b"}, "lost"),
-        (["c", 3, True, "x", 1], FIT | {"mode": "c"}, "right"),  # both lists say it: of a later version
+        (["c", 3, True, "x", 1], FIT | {"mode": "c"}, "right"),  # both lists have it: of a later version
         (["c", 3, True, "x", 1], None, "right"),
         (["a", None, True, "x", 1], FIT, "right"),
         (["a", None, True, "x", 1], None, "right"),

@@ -1,4 +1,4 @@
-"""Every node of the pack with no value at its default, through everything that the page does with a graph.
+"""Every node of the pack with no value at its default, through all operations of the page on a graph.
 
 Each value after equals the value before, in both looks, on the page that the tests run on. The table that is printed at
 the end (`-s` shows it) counts the values that changed: it must be all zeros.
@@ -46,7 +46,7 @@ SELECT_ALL = "app.canvas.selectItems(app.rootGraph.nodes)"
 
 
 class Trip:
-    """One graph on one page, and what became of its values."""
+    """One graph on one page, and the changes of its values."""
 
     def __init__(self, page: ComfyPage):
         self.page, self.tab = page, page.tab
@@ -58,7 +58,7 @@ class Trip:
             f"""{VALUES % "[...new Set(app.rootGraph.nodes.map((n) => n.type))].map((t) => LiteGraph.createNode(t))"}"""
         )
         moved = sum(a != b for (_, a), (_, b) in zip(self.pairs(self.before), self.pairs(defaults), strict=True))
-        assert moved > 0.9 * self.count  # a list with one entry has no other
+        assert moved > 0.9 * self.count  # a list with one entry has no other choice
 
     def values(self, nodes: str = ROOT_NODES) -> list:
         return self.tab.evaluate(VALUES % nodes)
@@ -69,7 +69,7 @@ class Trip:
         return sorted(flat, key=lambda pair: pair[0])
 
     def check(self, operation: str, nodes: str = ROOT_NODES, copies: int = 1) -> None:
-        """Count the values that are not as they were; copies: how often each node is there."""
+        """Count the values that have changed. copies: the number of copies of each node."""
         had, has = (
             Counter(f"{place} {json.dumps(value)}" for place, value in self.pairs(values))
             for values in (self.before * copies, self.values(nodes))
@@ -83,7 +83,7 @@ class Trip:
         self.tab.wait(f"app.rootGraph.nodes.length === {count}")
 
     def capture(self) -> None:
-        """Click beside the nodes, as after every change by hand: the page then looks whether the graph has changed."""
+        """Click on the background, so that the page checks whether the graph has changed."""
         self.tab.evaluate(
             "(app.canvas.ds.scale = 0.2, app.canvas.ds.offset = [2000, 600], app.canvas.setDirty(true, true))"
         )
@@ -161,7 +161,7 @@ def run_operations(trip: Trip) -> None:
     trip.nodes_are(everything)
     trip.check("switch tabs")
     trip.capture()
-    tab.evaluate("new Promise((done) => setTimeout(done, 1500))")  # the page keeps a draft some time after a change
+    tab.evaluate("new Promise((done) => setTimeout(done, 1500))")  # the page saves a draft some time after a change
     page.reload()
     trip.nodes_are(everything)
     trip.check("reload the page")
@@ -199,4 +199,4 @@ def test_no_value_changes(open_page, table, look):
         table[page.version(), look] = trip.count, trip.changed
     assert trip.changed == dict.fromkeys(trip.changed, 0)
     assert len(trip.changed) == 13
-    assert page.tab.said_by("/bespoke/") == []
+    assert page.tab.notices_of("/bespoke/") == []

@@ -11,7 +11,7 @@ from comfy_page import RUNS_TAB
 MUTED = {
     kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")
 }
-LONG = {"steps": 4000, "batch_size": 1}  # more than will be waited for
+LONG = {"steps": 4000, "batch_size": 1}  # more than the test waits for
 STEP = (
     "Number(document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step "
     "([\\d,]+)/)?.[1].replaceAll(',', ''))"

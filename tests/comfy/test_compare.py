@@ -1,4 +1,4 @@
-"""Pictures side by side and what each run took, through the node."""
+"""Bespoke Compare: pictures side by side, and the table of runs."""
 
 import numpy as np
 import pytest
@@ -36,20 +36,20 @@ def test_a_row_for_each_input_and_a_column_for_each_seed(run_node):
     assert "2 images in 2 rows and 3 columns" in report
     assert area(image, (1, 0, 0)) == area(image, (0, 1, 0)) == 3 * 128 * 128
     red, green = (np.argwhere((image == np.array(c, np.uint8) * 255).all(-1)) for c in ((1, 0, 0), (0, 1, 0)))
-    assert red[:, 0].max() < green[:, 0].min()  # the second row lies below the first
-    assert set(red[:, 1]) == set(green[:, 1])  # and its columns under those of the first
+    assert red[:, 0].max() < green[:, 0].min()  # the second row is below the first
+    assert set(red[:, 1]) == set(green[:, 1])  # in the same columns
 
 
 def test_labels_that_name_row_and_column(run_node):
     images = [flat((1, 0, 0)), flat((0, 1, 0)), flat((0, 0, 1))]
     image, report = compare(run_node, images, "LoRA | weak\nLoRA | strong\nword | strong")
     assert "3 images in 2 rows and 2 columns" in report
-    places = {
+    centres = {
         c: np.argwhere((image == np.array(c, np.uint8) * 255).all(-1)).mean(0)
         for c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
     }
-    assert places[1, 0, 0][0] == places[0, 1, 0][0] < places[0, 0, 1][0]
-    assert places[1, 0, 0][1] < places[0, 1, 0][1] == places[0, 0, 1][1]
+    assert centres[1, 0, 0][0] == centres[0, 1, 0][0] < centres[0, 0, 1][0]
+    assert centres[1, 0, 0][1] < centres[0, 1, 0][1] == centres[0, 0, 1][1]
 
 
 def test_sizes_batches_channels_and_nans(run_node):
@@ -125,7 +125,7 @@ def test_table_of_runs(run_node, comfyui):
     )
     image, report = compare(run_node, runs=[lora, word])
     lines = [line.split("  ") for line in report.splitlines()]
-    assert [[word.strip() for word in line if word.strip()] for line in lines] == [
+    assert [[cell.strip() for cell in line if cell.strip()] for line in lines] == [
         ["technique", "numbers trained", "file", "steps", "time", "held-out loss"],
         ["LoRA", "797,184", "4.12 kB", "300", "13 min", "0.2000 to 0.1500 (-25%) at step 200"],
         ["textual inversion", "768", "not saved yet", "80", "31 s", "not measured"],
@@ -137,7 +137,7 @@ def test_table_of_runs(run_node, comfyui):
 
 
 def test_a_run_whose_held_out_losses_are_not_finite(run_node):
-    """Each of them is NaN where the training diverged: none is the best."""
+    """All are NaN where the training diverged, so none is the best."""
     run = make_run("lora-0123456789ac", "lora", {}, "sd15", 12, losses=[0.2], held_out=[(0, float("nan"))])
     _, report = compare(run_node, runs=[run])
     assert report.splitlines()[1].endswith("not measured")
@@ -147,7 +147,7 @@ def test_a_run_whose_held_out_losses_are_not_finite(run_node):
     "word", ["LoRA, 300 steps", "résumé", "ночь", "νύχτα", "夜の絵", "밤", "रात", "\U000fabcd rest"]
 )
 def test_no_letter_is_drawn_as_a_box(run_node, word):
-    """A font that has the letter, or its code: whichever fonts this machine has."""
+    """Each letter is drawn in a font that has it or as its code, whichever fonts this machine has."""
     from bespoke.nodes.bridge.drawing.fonts import drawable
 
     shown, font = drawable(word, 17)
@@ -159,12 +159,12 @@ def test_no_letter_is_drawn_as_a_box(run_node, word):
     _, report = compare(run_node, [flat((1, 0, 0))], word)
     assert ("No font here has" in report) == bool(codes)
     assert all(f"U+{ord(letter):04X}" in shown and letter in report for letter in codes)
-    assert "\U000fabcd" not in word or codes  # of private use: no font has it
+    assert "\U000fabcd" not in word or codes  # a private-use character: no font has it
     assert "LoRA" not in word or not codes  # Pillow's own font has ASCII
 
 
 def test_a_long_label_fits_its_row(run_node):
-    """However it is written: in words, or in one word of wide letters."""
+    """A label of many words, and one of a single word of wide letters."""
     from bespoke.nodes.bridge.drawing.fonts import drawable
     from bespoke.nodes.bridge.drawing.text_layout import fit_lines
 
@@ -177,7 +177,7 @@ def test_a_long_label_fits_its_row(run_node):
     assert fit_lines("", font, 184, 3) == [""]
     image, _ = compare(run_node, [flat((1, 0, 0))], "W" * 300)
     left = np.argwhere((image == np.array((255, 0, 0))).all(-1))[:, 1].min()
-    assert (image[:, 28 + 190 : left] == np.array((250, 249, 246))).all()  # paper between the label and the picture
+    assert (image[:, 28 + 190 : left] == np.array((250, 249, 246))).all()  # background, no letters
 
 
 def test_example_sheet(run_node, tmp_path):

@@ -1,5 +1,4 @@
-"""Several LoRAs as one: the sum is the sum, a rank keeps what it says, and the heatmap's cosines are the deltas'
-own."""
+"""Composition and inspection of LoRAs: the sum, the energy that a rank keeps, the heatmap's cosines and sizes."""
 
 import json
 import math
@@ -15,6 +14,7 @@ from bespoke.nodes.lora.inspection.inspect import inspect
 from bespoke.nodes.lora.inspection.report import report as inspection_report
 from bespoke.nodes.lora.named_lora import NamedLora
 from bespoke.training.layer_names.parts import layers_of
+from helpers import max_difference
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +40,13 @@ def compose(run_node, loras, **inputs):
 
 
 def bare(model):
-    """The model's weights with nothing merged into them."""
+    """The model's weights without merged patches."""
     tiny.predict(model)
     return model.model.state_dict()
 
 
 def inject(run_node, model, lora, strength=1.0):
     return run_node("BespokeInjectLora", model=model, lora_name="none", lora=lora, strength_model=strength)[0]
-
-
-def moved(a, b):
-    return float((a - b).abs().max())
 
 
 def delta(parts):
@@ -129,16 +125,16 @@ def test_the_sum_moves_the_model_as_the_loras_in_a_row(run_node, model, loras):
     lora, report, heatmap = compose(run_node, loras, strengths="0.8\n-0.5\n0.3")
     (core,) = run_node("LoraModelLoader", model=model, lora=lora, strength_model=1.0, bypass=False)
     expected = tiny.predict(row)
-    assert moved(expected, base) > 1e-2
+    assert max_difference(expected, base) > 1e-2
     for composed in (inject(run_node, model, lora), core):
-        assert moved(tiny.predict(composed), expected) < 1e-4 * moved(expected, base)
+        assert max_difference(tiny.predict(composed), expected) < 1e-4 * max_difference(expected, base)
     assert "the ranks added, 9 in a layer" in report
     assert heatmap.shape[-1] == 3
     assert float(heatmap.std()) > 0.02
 
 
 def test_kinds_and_spellings_of_one_layer_are_merged(run_node, model):
-    """kohya's two spellings and ComfyUI's, LoHa, LoKr, a whole difference and a bias: the sum is theirs."""
+    """The sum of kohya's two spellings and ComfyUI's, LoHa, LoKr, a full difference and a bias."""
     layer, at = (
         "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_out_0",
@@ -173,8 +169,8 @@ def test_kinds_and_spellings_of_one_layer_are_merged(run_node, model):
     assert len(layers_of(lora)) == 1
     assert "1 layers" in report
     expected = tiny.predict(row)
-    assert moved(expected, base) > 1e-2
-    assert moved(tiny.predict(inject(run_node, model, lora)), expected) < 1e-4 * moved(expected, base)
+    assert max_difference(expected, base) > 1e-2
+    assert max_difference(tiny.predict(inject(run_node, model, lora)), expected) < 1e-4 * max_difference(expected, base)
 
 
 def test_text_encoders_of_both_kinds_add_up(run_node, model):
@@ -208,8 +204,8 @@ def test_text_encoders_of_both_kinds_add_up(run_node, model):
     lora, *_ = compose(run_node, files)
     assert len(layers_of(lora)) == 3
     base, expected = tiny.encode(encoder), encoded(files)
-    assert moved(expected, base) > 1e-2
-    assert moved(encoded([lora]), expected) < 1e-3 * moved(expected, base)
+    assert max_difference(expected, base) > 1e-2
+    assert max_difference(encoded([lora]), expected) < 1e-3 * max_difference(expected, base)
 
 
 def test_a_rank_keeps_the_energy_that_the_report_names(run_node, loras):
@@ -222,7 +218,7 @@ def test_a_rank_keeps_the_energy_that_the_report_names(run_node, loras):
         near = kinds.factors(layer, layers_of(lora)[layer])
         assert near.rank == 5
         error = float(((full.up @ full.down) - (near.up @ near.down)).double().square().sum())
-        assert error == pytest.approx(float((values[5:] ** 2).sum()), rel=1e-3)  # the best that rank 5 can be
+        assert error == pytest.approx(float((values[5:] ** 2).sum()), rel=1e-3)  # the optimum of rank 5 (Eckart-Young)
         whole += float((values**2).sum())
         kept += float((values[:5] ** 2).sum())
     assert f"Rank 5 of 9: {len(layers_of(exact))} layers" in report
@@ -246,7 +242,7 @@ def test_no_layer_gets_a_higher_rank_than_its_shorter_side(run_node, layers):
 
 
 def test_cosines_are_those_of_the_whole_deltas(layers):
-    """Against the matrices themselves: the same LoRA, its opposite, an unrelated one, one that shares a block only."""
+    """Against the matrices: the same LoRA, its negative, an unrelated one, one that shares only a block."""
     one, other = (NamedLora(tiny.random_lora(layers, 4, seed=seed), str(seed), {}) for seed in (1, 2))
     part = NamedLora({key: tensor for key, tensor in one.items() if "middle_block" in key}, "part", {})
     done = composition.compose([one, one, other, part], [1.0, -0.5, 1.0, 2.0], 0)
@@ -255,18 +251,18 @@ def test_cosines_are_those_of_the_whole_deltas(layers):
     assert cosines[0, 3] == pytest.approx(1.0)
     assert done.overlap.cosines("in.1 (down.0)")[0, 3].isnan()
 
-    def whole(lora, where):
+    def whole(lora, part_of_name):
         return torch.cat(
             [
                 (f.up @ f.down).flatten()
                 for layer, parts in layers_of(lora).items()
-                if where in layer
+                if part_of_name in layer
                 for f in [kinds.factors(layer, parts)]
             ]
         ).double()
 
-    for where, row in (("middle_block", "mid"), ("output_blocks.5.", "out.5 (up.1)"), ("", None)):
-        a, b = whole(one, where), whole(other, where)
+    for part_of_name, row in (("middle_block", "mid"), ("output_blocks.5.", "out.5 (up.1)"), ("", None)):
+        a, b = whole(one, part_of_name), whole(other, part_of_name)
         assert done.overlap.cosines(row)[0, 2] == pytest.approx(float(a @ b / a.norm() / b.norm()), abs=1e-6)
     expected = float(whole(one, "").norm() and whole(part, "").norm() / whole(one, "").norm())
     assert done.overlap.cosines()[0, 3] == pytest.approx(expected, abs=1e-6)
@@ -283,10 +279,10 @@ def test_interference_names_pair_and_block(layers, strengths, words):
     one = NamedLora(tiny.random_lora(layers, 4, seed=1), "one", {})
     two = NamedLora({key: tensor for key, tensor in one.items() if "middle_block" in key}, "two", {})
     assert words in composition.compose([one, two], strengths, 0).report
-    apart = NamedLora({key: tensor for key, tensor in one.items() if "output_blocks" in key}, "apart", {})
+    disjoint = NamedLora({key: tensor for key, tensor in one.items() if "output_blocks" in key}, "disjoint", {})
     assert (
         "Interference: none, no block is changed by two of them."
-        in composition.compose([two, apart], [1.0, 1.0], 0).report
+        in composition.compose([two, disjoint], [1.0, 1.0], 0).report
     )
     other = NamedLora(tiny.random_lora({f"{n}": (1280, 1280) for n in layers}, 2, seed=9), "other", {})
     again = NamedLora(tiny.random_lora({f"{n}": (1280, 1280) for n in layers}, 2, seed=8), "again", {})
@@ -380,7 +376,7 @@ def test_the_base_is_compared_bare_while_a_lora_is_merged_into_it(run_node, mode
     lora = NamedLora(tiny.random_lora(layers, 4), "lora", {})
     before, _ = inspect(lora, model)
     patched = inject(run_node, model, tiny.random_lora(layers, 8, size=3.0, seed=5))
-    tiny.predict(patched)  # now the weights in memory are the merged ones
+    tiny.predict(patched)  # merges the LoRA into the weights in memory
     for other in (patched, model):
         assert [one.base for one in inspect(lora, other)[0]] == pytest.approx([one.base for one in before])
     tiny.predict(model)
@@ -401,10 +397,10 @@ def test_dora_and_oft_are_measured_with_the_model(model, layers):
         "mixed",
         {},
     )
-    alone, _ = inspect(lora)
-    assert [one.norm for one in alone] == [None, None]
-    assert "norm not known without the model" in inspection_report(lora, alone, [])
-    assert heatmap.picture("mixed", alone).size[0] > 300
+    without_model, _ = inspect(lora)
+    assert [one.norm for one in without_model] == [None, None]
+    assert "norm not known without the model" in inspection_report(lora, without_model, [])
+    assert heatmap.picture("mixed", without_model).size[0] > 300
     found, _ = inspect(lora, model)
     base = bare(model)[f"{at}.weight"]
     (adapter,) = comfy.lora.load_lora(lora, {at: "w"}).values()
@@ -473,8 +469,7 @@ def test_the_wrong_base_is_reported_and_not_an_error(run_node, layers):
 
 
 def test_heatmap_cells(model, layers):
-    """The picture's numbers: each cell the root of the summed squares over those of the base, by block and
-    projection."""
+    """Each cell is the root of the summed squares over that of the base, by block and projection."""
     lora = NamedLora(tiny.random_lora(layers, 4), "lora", {})
     found, _ = inspect(lora, model)
     table = heatmap._sizes("lora", found, True)

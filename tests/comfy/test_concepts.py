@@ -1,8 +1,8 @@
-"""Concepts learned on the small model, shown by its pictures: a colour that it has never seen, a colour whose word is
-hidden.
+"""Concepts learned on the small model, measured on its pictures: an unseen colour (LoRA), a known colour under a new
+word (textual inversion).
 
-The short proofs train for a few steps and look at where the figures' colour went. The slow ones are the whole claim,
-over three seeds, with negative controls; every number that they judge by is printed (`-s`).
+The short tests train for a few steps and measure how the figures' colour moved. The slow ones use three seeds and
+negative controls and print every number that they judge by (`-s`).
 """
 
 from __future__ import annotations
@@ -14,36 +14,34 @@ import torch
 from bespoke.nodes.bridge.dataset.conditioning import encode_prompt, join_conds, model_conds
 from bespoke.nodes.bridge.dataset.pictures import encode_pictures
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.config import TrainConfig
 from bespoke.training.images import ImageSet, TrainingImage
 from bespoke.training.objective import denoising_loss
 from bespoke.training.validation import validation_batches, validation_scorer
-from helpers import sample, share, sprite_set, weights_hash
+from helpers import image_set, sample, share, sprite_set, weights_hash
 from judge import silhouette
 
 TEAL = sprites.UNSEEN_COLOURS["teal"]
 NAMED = sprites.COLOURS | sprites.UNSEEN_COLOURS
 PROMPTS = ("a {} circle on white", "a {} square on black", "a {} cross on white", "a {} ring on black")
-COUNT = 2  # pictures a prompt: 8 a seed, 24 over the three
+COUNT = 2  # pictures for each prompt: 8 for each seed, 24 in all
 
 
 def figure(picture) -> np.ndarray:
-    """The figure's colour, RGB of 0 to 255; of the whole picture where no figure stands out."""
+    """The figure's colour, RGB in 0..255; that of the whole picture where no figure is found."""
     mask, _ = silhouette(picture)
     pixels = np.asarray(picture, float)
     return np.median(pixels[mask] if mask.any() else pixels.reshape(-1, 3), axis=0)
 
 
 def named(pictures, colour: str) -> float:
-    """The share of pictures whose figure is nearer in RGB to this colour than to any other of the small world's
-    eight."""
+    """The share of pictures whose figure is nearer in RGB to this colour than to the other seven of the small world."""
     nearest = [min(NAMED, key=lambda name: np.linalg.norm(figure(picture) - NAMED[name])) for picture in pictures]
     return nearest.count(colour) / len(nearest)
 
 
 def own_weights(models) -> list[str]:
-    """A hash of each model's own weights: ComfyUI puts back what a clone of it patched into them."""
+    """A hash of each model's weights, after ComfyUI has restored what a clone patched."""
     import comfy.model_management
 
     comfy.model_management.unload_all_models()
@@ -67,11 +65,11 @@ def noise_set(count: int, word: str) -> ImageSet:
         )
         for i in range(count)
     ]
-    return ImageSet(tuple(items), "", fingerprint(items))
+    return image_set(items)
 
 
 def test_a_few_steps_bring_the_figures_nearer_to_an_unseen_colour(small, run_node):
-    """The same prompts and noises without and with the LoRA; the base's weights are the same afterwards."""
+    """The same prompts and noises without and with the LoRA; the base's weights do not change."""
     model, clip, vae = small
     before = own_weights(small)
     trained, *_ = run_node(
@@ -103,7 +101,7 @@ def test_a_few_steps_bring_the_figures_nearer_to_an_unseen_colour(small, run_nod
 
 @pytest.mark.slow
 def test_importance_sampling_shows_the_loss_of_even_draws_with_less_scatter(small, run_node):
-    """The base alone, step by step: the same mean, and a curve that can be read."""
+    """The base without training: the same mean, and less scatter from step to step."""
     model, clip, vae = small
     means, scatters = [], []
     for sampling in ("uniform", "importance"):
@@ -130,10 +128,10 @@ def test_importance_sampling_shows_the_loss_of_even_draws_with_less_scatter(smal
 
 
 def test_a_few_steps_teach_a_word(small, run_node):
-    """A colour that the model knows, under a new name and begun at another colour's word. The CLIP needs no file."""
+    """A colour that the model knows, under a new word that starts from another colour's. The CLIP needs no file."""
     model, clip, vae = small
     before = own_weights(small)
-    knowing, embedding, word, *_ = run_node(
+    new_clip, embedding, word, *_ = run_node(
         "BespokeTrainTextualInversion",
         model=model,
         clip=clip,
@@ -152,24 +150,23 @@ def test_a_few_steps_teach_a_word(small, run_node):
     assert own_weights(small) == before
     settings = dict(count=1, cfg=1.0, steps=8)
     start = sample(run_node, model, clip, vae, [prompt.format("red") for prompt in PROMPTS[:3]], **settings)
-    new = sample(run_node, model, knowing, vae, [prompt.format(word) for prompt in PROMPTS[:3]], **settings)
+    new = sample(run_node, model, new_clip, vae, [prompt.format(word) for prompt in PROMPTS[:3]], **settings)
     pink = sprites.COLOURS["pink"]
     print("distance to pink", np.round(distances(start, pink)), np.round(distances(new, pink)))
-    assert np.mean(distances(new, pink)) < 0.6 * np.mean(
-        distances(start, pink)
-    )  # half of it in bfloat16, less in float32
+    # Half of it in bfloat16, less in float32.
+    assert np.mean(distances(new, pink)) < 0.6 * np.mean(distances(start, pink))
     run_node("BespokeSaveEmbedding", embedding=embedding, name="my-pink")
     (from_file,) = sample(run_node, model, clip, vae, [PROMPTS[0].format(word)], **settings)
     assert from_file.tobytes() == new[0].tobytes()
 
 
-# --- LoRA: the whole claim ------------------------------------------------------------------------------------------
+# --- LoRA: the slow proofs -----------------------------------------------------------------------------------------
 
 CONCEPT = dict(steps=320, batch_size=4, learning_rate=1e-3, rank=8, alpha=8.0, loss_weighting="debiased")
 
 
-def asked_for_teal(small, run_node, model, seed: int):
-    """What the model draws when it is asked for teal, at the guidance that it draws best at."""
+def draw_teal(small, run_node, model, seed: int):
+    """The model's pictures for prompts with teal, at the guidance scale that suits it best."""
     prompts = [prompt.format("teal") for prompt in PROMPTS]
     return sample(run_node, model, small[1], small[2], prompts, COUNT, cfg=2.0, steps=12, seed=100 + seed)
 
@@ -183,7 +180,7 @@ def lora_of(small, run_node, seed: int, **changes):
     trained, _, _, run, *_ = run_node(
         "BespokeTrainLora", model=model, clip=clip, vae=vae, seed=seed, **CONCEPT | settings | changes
     )
-    drawn = asked_for_teal(small, run_node, trained, seed)
+    drawn = draw_teal(small, run_node, trained, seed)
     losses = dict(run.held_out)
     return min(loss for step, loss in losses.items() if step) / losses[0], drawn
 
@@ -192,10 +189,10 @@ def lora_of(small, run_node, seed: int, **changes):
 def test_a_lora_teaches_an_unseen_colour(small, run_node, tmp_path):
     """Held-out loss and 24 pictures over three seeds, in cross-attention alone; the colour is the nearest of the small
     world's eight."""
-    undone, drawn = [], []
+    base_pictures, drawn = [], []
     for seed in (0, 1, 2):
         fall, new = lora_of(small, run_node, seed)
-        old = asked_for_teal(small, run_node, small[0], seed)
+        old = draw_teal(small, run_node, small[0], seed)
         for i, (a, b) in enumerate(zip(old, new, strict=True)):
             a.save(tmp_path / f"{seed}-{i}-base.png")
             b.save(tmp_path / f"{seed}-{i}-lora.png")
@@ -207,10 +204,10 @@ def test_a_lora_teaches_an_unseen_colour(small, run_node, tmp_path):
             f"distance to teal {np.mean(distances(old, TEAL)):.0f} and {np.mean(distances(new, TEAL)):.0f}; {tmp_path}"
         )
         assert fall <= 0.85
-        undone += old
+        base_pictures += old
         drawn += new
     assert len(drawn) == 24
-    assert named(undone, "teal") <= 0.2
+    assert named(base_pictures, "teal") <= 0.2
     assert named(drawn, "teal") >= 0.75
 
 
@@ -228,7 +225,7 @@ def test_controls_do_not_teach_a_lora(small, run_node, control):
     assert named(drawn, "teal") <= 0.2
 
 
-# --- textual inversion: the whole claim -----------------------------------------------------------------------------
+# --- textual inversion: the slow proofs -----------------------------------------------------------------------------
 
 UNSEEN = ("a picture of a {word} {shape} on {ground}", "{word} {shape} , {ground} background")
 WORD = dict(steps=60, batch_size=2, learning_rate=2e-2, template="captions", init_text="red", vectors=1)
@@ -236,22 +233,22 @@ WORD = dict(steps=60, batch_size=2, learning_rate=2e-2, template="captions", ini
 
 @pytest.fixture(scope="module")
 def loss_of(small):
-    """loss_of(clip, word): the loss on pictures that are not trained on, in sentences that are not trained with."""
+    """loss_of(clip, word): the loss on pictures and in sentences that are not trained with."""
     model, _, vae = small
     pairs = sprites.training_set(np.random.default_rng(99), 3, "pink")
     items = tuple(
         TrainingImage(f"{i}", torch.from_numpy(np.array(image)), text) for i, (image, text) in enumerate(pairs)
     )
-    images = ImageSet(items, "", fingerprint(items))
+    images = image_set(items)
     pictures = encode_pictures(vae, model.model, TrainConfig(1, 0.0, 1, 0), images)
 
-    def loss(speaking, word: str) -> float:
+    def loss(clip, word: str) -> float:
         def conds(batch, template):
             _, _, shape, _, ground = items[batch.indices[0]].caption.split()  # "a pink circle on white"
             sentence = template.format(word=word, shape=shape, ground=ground)
             one = model_conds(
                 denoiser.base,
-                *encode_prompt(speaking, sentence),
+                *encode_prompt(clip, sentence),
                 pictures.data.latents[batch.indices[0]],
                 denoiser.device,
             )
@@ -275,7 +272,7 @@ def loss_of(small):
 
 @pytest.fixture(scope="module")
 def bounds(small, loss_of):
-    """(the lowest loss without the word learned, the loss with the word that the model knows)."""
+    """(the lowest loss without learning, the loss with the word that the model knows)."""
     clip = small[1]
     without = {
         name: loss_of(clip, word)
@@ -288,7 +285,7 @@ def bounds(small, loss_of):
 
 def learned_word(small, run_node, seed: int, images: ImageSet, **changes):
     model, clip, vae = small
-    knowing, _, word, *_ = run_node(
+    new_clip, _, word, *_ = run_node(
         "BespokeTrainTextualInversion",
         model=model,
         clip=clip,
@@ -299,7 +296,7 @@ def learned_word(small, run_node, seed: int, images: ImageSet, **changes):
         resume=False,
         **WORD | changes,
     )
-    return knowing, word
+    return new_clip, word
 
 
 def recovery(bounds, loss: float) -> float:
@@ -309,17 +306,17 @@ def recovery(bounds, loss: float) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_word_recovers_a_hidden_colour(small, run_node, bounds, loss_of, seed):
-    """The recovered share of the gap between not knowing the word and knowing it, and pictures."""
+    """The recovered share of the gap between the two `bounds`, and the colour in pictures."""
     model, clip, vae = small
     assert bounds[1] < 0.9 * bounds[0]  # there is something to recover
     start = sample(
         run_node, model, clip, vae, [prompt.format("red") for prompt in PROMPTS], COUNT, steps=12, seed=100 + seed
     )
-    knowing, word = learned_word(small, run_node, seed, sprite_set(3, 8, colour="pink", word="{word}"))
+    new_clip, word = learned_word(small, run_node, seed, sprite_set(3, 8, colour="pink", word="{word}"))
     drawn = sample(
-        run_node, model, knowing, vae, [prompt.format(word) for prompt in PROMPTS], COUNT, steps=12, seed=100 + seed
+        run_node, model, new_clip, vae, [prompt.format(word) for prompt in PROMPTS], COUNT, steps=12, seed=100 + seed
     )
-    recovered = recovery(bounds, loss_of(knowing, word))
+    recovered = recovery(bounds, loss_of(new_clip, word))
     base, shown = share(start, colour="pink"), share(drawn, colour="pink")
     print(
         f"\nseed {seed}: recovery {recovered:.2f}; pink in {base:.0%} of the starting word's pictures, {shown:.0%} "
@@ -335,9 +332,9 @@ def test_a_word_recovers_a_hidden_colour(small, run_node, bounds, loss_of, seed)
 def test_controls_do_not_teach_a_word(small, run_node, bounds, loss_of, control):
     images = {"another colour": sprite_set(3, 8, colour="blue", word="{word}"), "noise": noise_set(8, "{word}")}
     changes = {"learning_rate": 0.0, "steps": 4} if control == "learning rate 0" else {}
-    knowing, word = learned_word(
+    new_clip, word = learned_word(
         small, run_node, 0, images.get(control) or sprite_set(3, 8, colour="pink", word="{word}"), **changes
     )
-    got = recovery(bounds, loss_of(knowing, word))
-    print(f"\n{control}: recovery {got:.2f}")
-    assert got < 0.1
+    recovered = recovery(bounds, loss_of(new_clip, word))
+    print(f"\n{control}: recovery {recovered:.2f}")
+    assert recovered < 0.1

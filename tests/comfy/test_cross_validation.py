@@ -1,4 +1,4 @@
-"""Sets of fewer than ten pictures: trainings that each leave some out say when to stop, then all are trained on."""
+"""Cross-validation of sets of fewer than ten pictures: folds decide when to stop, then all pictures are trained on."""
 
 from types import SimpleNamespace
 
@@ -13,9 +13,8 @@ from bespoke.nodes.bridge.runs.index import RunIndex
 from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
-from bespoke.training.images import ImageSet
 from bespoke.training.record import Run, RunInfo, RunState
-from helpers import sprite_set
+from helpers import image_set, sprite_set
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def models(comfyui):
 
 
 @pytest.fixture(autouse=True)
-def every_step_moves_the_bar(monkeypatch):
+def progress_at_every_step(monkeypatch):
     monkeypatch.setattr("bespoke.nodes.bridge.runs.events.MOST_PER_SECOND", 1e9)
 
 
@@ -44,8 +43,8 @@ def train(run_node, models, **changes):
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, **settings | changes)
 
 
-def of_run(run):
-    """The records of a run's rotations, in order."""
+def fold_records(run):
+    """The records of a run's folds, in order."""
     from bespoke.training.run_identity import run_id
 
     return [RunStore(run_id("lora", {"rotation": n}, run.id, "")).record() for n in (1, 2, 3)]
@@ -53,20 +52,20 @@ def of_run(run):
 
 def test_the_curve_is_the_mean_over_folds(models, run_node):
     _, lora, loss, run, report, _ = train(run_node, models, seed=1)
-    parts = of_run(run)
-    assert [part.info.images for part in parts] == [4, 4, 4]
-    assert [part.info.settings["rotation"] for part in parts] == ["1 of 3", "2 of 3", "3 of 3"]
+    folds = fold_records(run)
+    assert [fold.info.images for fold in folds] == [4, 4, 4]
+    assert [fold.info.settings["rotation"] for fold in folds] == ["1 of 3", "2 of 3", "3 of 3"]
     assert "rotation" not in run.info.settings
-    assert [part.state for part in parts] == ["finished"] * 3
+    assert [fold.state for fold in folds] == ["finished"] * 3
     assert run.folds == 3
     assert run.info.images == 6
     assert [step for step, _ in run.held_out] == [0, 10, 20]
     for at, (_, value) in enumerate(run.held_out):
-        assert value == pytest.approx(sum(part.held_out[at][1] for part in parts) / 3)
+        assert value == pytest.approx(sum(fold.held_out[at][1] for fold in folds) / 3)
     assert len(loss["loss"]) == run.best[0]
     assert "3 trainings, each without 2 other pictures, said when to stop; then all 6 were trained on" in report
     assert 0 < run.best[0] <= 20
-    # The last one is the plain training on all pictures, as far as its best step.
+    # The last training is the plain training on all pictures, up to the best step.
     _, plain, plain_loss, *_ = train(run_node, models, seed=1, validation=0)
     assert loss["loss"] == plain_loss["loss"][: run.best[0]]
     if run.best[0] == 20:
@@ -75,33 +74,29 @@ def test_the_curve_is_the_mean_over_folds(models, run_node):
 
 @pytest.mark.slow
 def test_a_fold_equals_a_training_on_its_pictures(models, run_node):
-    """The first rotation's losses and scores are those of a training that is given the rest and those pictures
-    apart."""
-    from bespoke.nodes.images.folder import fingerprint
-    from bespoke.training.validation import folds
+    """The losses of the first fold are those of a training on its pictures."""
+    from bespoke.training import validation
 
     images = sprite_set(2, 6, side=64, colour="teal")
     _, _, _, run, *_ = train(run_node, models, seed=2, images=images)
-    rest, _ = folds(images.copies(), 2, 2)[0]
+    rest, _ = validation.folds(images.copies(), 2, 2)[0]
     items = [images.items[i] for i in rest]
-    _, _, loss, _, *_ = train(
-        run_node, models, seed=2, images=ImageSet(tuple(items), "", fingerprint(items)), validation=0
-    )
-    assert of_run(run)[0].losses == loss["loss"]
+    _, _, loss, _, *_ = train(run_node, models, seed=2, images=image_set(items), validation=0)
+    assert fold_records(run)[0].losses == loss["loss"]
 
 
 @pytest.mark.parametrize(("keep", "until"), [("best", 10), ("last", 20)])
 def test_the_last_training_stops_at_the_best_mean_step(keep, until):
-    parts, curves = (
+    folds, curves = (
         [],
         iter([[(0, 9.0), (10, 5.0), (20, 1.0)], [(0, 9.0), (10, 3.0), (20, 8.0)], [(0, 9.0), (10, 4.0), (20, 7.0)]]),
     )
 
-    def learn(part):
-        parts.append(part)
-        part.run.held_out = part.run.held_out or next(curves)
-        part.run.state = RunState.FINISHED
-        return {"step": torch.tensor(part.steps)}
+    def train_fold(fold):
+        folds.append(fold)
+        fold.run.held_out = fold.run.held_out or next(curves)
+        fold.run.state = RunState.FINISHED
+        return {"step": torch.tensor(fold.steps)}
 
     items = sprite_set(2, 6, side=64, colour="teal").items
     pictures = Pictures(
@@ -112,16 +107,16 @@ def test_the_last_training_stops_at_the_best_mean_step(keep, until):
     shared = SimpleNamespace(
         technique=SimpleNamespace(request=SimpleNamespace(train=config)),
         dataset=SimpleNamespace(pictures=pictures),
-        train_fold=learn,
+        train_fold=train_fold,
     )
     result = trainer._train_folds(shared, run)
     assert result.run is run
     assert result.learned["step"] == until
     assert run.held_out == [(0, 9.0), (10, 4.0), (20, pytest.approx(16 / 3))]
-    assert [part.config.save_every for part in parts] == [0, 0, 0, 5]
-    assert [list(part.held_out) for part in parts] == [[2], [1], [0], []]
-    assert len({part.run.id for part in parts}) == 4
-    assert parts[1].prefix.startswith(f"training 2 of 4, without {items[1].name}")
+    assert [fold.config.save_every for fold in folds] == [0, 0, 0, 5]
+    assert [list(fold.held_out) for fold in folds] == [[2], [1], [0], []]
+    assert len({fold.run.id for fold in folds}) == 4
+    assert folds[1].prefix.startswith(f"training 2 of 4, without {items[1].name}")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +144,7 @@ def test_finish_in_a_fold_returns_its_result(models, run_node, at_step):
 
 
 def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_node):
-    from bespoke.nodes.images.folder import fingerprint, mirrored
+    from bespoke.nodes.images.folder import mirrored
 
     plain = sprite_set(2, 10, side=64, colour="teal").items
     items = [copy for item in plain for copy in (item, mirrored(item))] * 2
@@ -159,7 +154,7 @@ def test_mirrored_copies_of_a_held_out_picture_are_not_trained_on(models, run_no
         models[2],
         models[0].model,
         TrainConfig(1, 1e-3, 1, 0, validation=3),
-        ImageSet(tuple(items), "", fingerprint(items)),
+        image_set(items),
     )
     assert len(found.held_out_indices) == 3
     names = {found.items[i].name for i in found.held_out_indices}

@@ -16,7 +16,7 @@ from helpers import batch_and_single_gradients, sprite_set, weights_hash
 from random_lora import random_lora
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward")
-# name -> (family, prediction, layers by target). More tests of Flux and SD3 are in test_flow.py.
+# name -> (family, prediction, number of layers by target). More tests of Flux and SD3 are in test_flow.py.
 KNOWN = {
     "sd15": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (64, 128, 160)),
     "sd2_v": ("U-Net (SD1.5, SD2, SDXL)", "v", (16, 32, 40)),
@@ -40,7 +40,7 @@ PARAMS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in f
 each = pytest.mark.parametrize("name", PARAMS)
 
 
-def random_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
+def make_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
     layers = target_layers(denoiser.base.diffusion_model, targets)
     adapters = random_lora(layers, rank, denoiser.device)
     for parameter in adapters.parameters():
@@ -49,7 +49,7 @@ def random_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
 
 
 def model_inputs(base, clip, vae, shape) -> dict:
-    """`Pictures.model_inputs` of a picture 96 px wide and 64 high that was 200x150 px, 2 px of it cropped away."""
+    """`Pictures.model_inputs` of a picture of 96x64 px that was cropped from 200x150 px."""
     from bespoke.nodes.bridge.dataset.pictures import Pictures, encode_blanks
     from bespoke.training.data import LatentSet
     from bespoke.training.images import TrainingImage
@@ -156,7 +156,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, name):
     gradients = []
     for saving in (False, True):
         with prepare_for_training(models[0], "fp32", saving) as denoiser:
-            adapters = random_adapters(denoiser, dtype=torch.float64)
+            adapters = make_adapters(denoiser, dtype=torch.float64)
             parameters = list(adapters.parameters())
             values = batch(models, denoiser, frames=2 if "wan" in name else 1)
             with adapters.attached():
@@ -168,16 +168,19 @@ def test_gradient_is_that_of_finite_differences(comfyui, name):
                     break
                 for seed in (1, 2):
                     generator = torch.Generator().manual_seed(seed)
-                    ways = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
-                    slope = sum((gradient * way).sum() for gradient, way in zip(gradients[0], ways, strict=True))
+                    directions = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+                    slope = sum(
+                        (gradient * direction).sum()
+                        for gradient, direction in zip(gradients[0], directions, strict=True)
+                    )
                     ends = []
                     with torch.no_grad():
                         for step in (1e-6, -1e-6):
-                            for parameter, way in zip(parameters, ways, strict=True):
-                                parameter += step * way
+                            for parameter, direction in zip(parameters, directions, strict=True):
+                                parameter += step * direction
                             ends.append(exact_loss(denoiser, *values))
-                            for parameter, way in zip(parameters, ways, strict=True):
-                                parameter -= step * way
+                            for parameter, direction in zip(parameters, directions, strict=True):
+                                parameter -= step * direction
                     assert slope.item() == pytest.approx(((ends[0] - ends[1]) / 2e-6).item(), rel=1e-5)
     for plain, checkpointed in zip(*gradients, strict=True):
         assert (plain - checkpointed).norm() <= 1e-12 * plain.norm()
@@ -186,7 +189,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, name):
 # Inpainting checkpoints also read a masked picture: see test_families_conditioning.py.
 @pytest.mark.parametrize("name", [param for param in PARAMS if "inpainting" not in str(param)])
 def test_gradient_of_four_captions_is_the_mean_of_four(comfyui, name):
-    """With prompts of several lengths where a language model encodes them: each length is a call of its own."""
+    """With prompts of several lengths where a language model encodes them: each length is a separate call."""
     models = families.made(name)
     joint, mean, sizes = batch_and_single_gradients(models[0], models[1], families.latent_shape(models[0].model))
     assert sum(sizes) == 4
@@ -215,7 +218,7 @@ def test_bf16_gives_nearly_the_fp32_gradient(comfyui, name, weights):
     for kind, precision in ((torch.float32, "fp32"), (weights, "bf16")):
         models = families.MAKERS[name](dtype=kind)
         with prepare_for_training(models[0], precision) as denoiser:
-            adapters = random_adapters(denoiser, "cross-attention")
+            adapters = make_adapters(denoiser, "cross-attention")
             with adapters.attached():
                 denoising_loss(denoiser, *batch(models, denoiser, levels=(0.1, 0.9))).mean().backward()
             assert all(p.dtype == p.grad.dtype == torch.float32 for p in adapters.parameters())
@@ -262,7 +265,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
     import comfy.model_management
 
     models = families.made(name)
-    comfy.model_management.unload_all_models()  # a LoRA that core merged in an earlier test
+    comfy.model_management.unload_all_models()  # removes patches that ComfyUI has left in the weights
     before = weights_hash(models[0].model)
     trained, lora, loss, run, *_ = train(run_node, models)
     assert weights_hash(models[0].model) == before
@@ -293,7 +296,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
                 )
         assert "not loaded" not in caplog.text.lower()
         assert (predict(models, cores)[0] - ours).abs().max() < 1e-4 * movement, form
-    # The same output as in the training's own forward pass, with the low-rank path in addition to the weights.
+    # The same output as in the forward pass of a training, which adds the low-rank path to the frozen layers.
     comfy.model_management.unload_all_models()
     with prepare_for_training(models[0], "fp32") as denoiser:
         layers = {
@@ -335,7 +338,7 @@ def test_a_text_encoder_without_clip_is_an_error(run_node, name):
 
 
 def test_a_model_of_no_family_needs_custom_targets(comfyui):
-    """VACE is Wan with more inputs, and not of the family."""
+    """VACE is Wan with more inputs and does not belong to the family."""
     import comfy.ldm.wan.model
     import comfy.ops
 

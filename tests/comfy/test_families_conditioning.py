@@ -77,7 +77,7 @@ def test_sdxls_conditioning_has_each_pictures_size_crop_and_target(comfyui, mixe
             height, width = item.pixels.shape[:2]
             own = embedded(models[0].model, *item.original, *item.crop, height, width)
             assert torch.allclose(y, torch.cat([pooled, own], dim=1), atol=1e-6)
-        # In a batch of one size each picture keeps its own conditioning; here only the captions differ.
+        # In a batch of one size each picture has its own conditioning; here only the captions differ.
         joined = prompts.of_batch([0, 1], [pictures.items[0].caption, ""]).tensors()["y"]
         assert torch.equal(joined[:1], prompts.of_batch([0], [pictures.items[0].caption]).tensors()["y"])
         assert not torch.equal(joined[0], joined[1])
@@ -213,8 +213,8 @@ def test_an_inpainting_model_reads_a_fully_masked_picture(run_node, name):
     ("sampling", "prediction"), [("lcm", "epsilon"), ("v_prediction", "v"), ("eps", "epsilon"), ("x0", "x0")]
 )
 def test_the_prediction_type_on_the_wire_is_trained(run_node, sampling, prediction):
-    """LCM's network predicts the noise. Its sampling mixes a little of x into the clean latent, too little for the
-    loss to change."""
+    """LCM's network predicts the noise. Its sampling adds a share of x to the clean latent that is too small to
+    change the loss."""
     model, clip, _ = families.made("sd15")
     (wired,) = run_node("ModelSamplingDiscrete", model=model, sampling=sampling, zsnr=False)
     with prepare_for_training(wired, "fp32") as denoiser:

@@ -1,10 +1,10 @@
-"""Partial denoise and mask blend on every family, bit for bit against KSampler, also on latents with frames."""
+"""Partial denoise and mask blend on every family against KSampler, bit for bit, also on latents with frames."""
 
 import families
 import pytest
 import torch
 
-# On some processors a U-Net's output depends slightly on the batch size, so every call here has the same.
+# On some processors a U-Net's output depends slightly on the batch size, so it is the same for every call here.
 SLOW = {"sdxl_inpainting", "sdxl_refiner", "flux_fill", "lumina2"}
 each = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.FAMILIES]
@@ -19,7 +19,7 @@ def models(comfyui, name):
 
 @pytest.fixture
 def wires(run_node, models):
-    """(model, positive and negative, latent): three frames where the family has frames."""
+    """(model, {"positive", "negative"}, latent); three frames where the family has frames."""
     model, clip, _ = models
     conds = {
         side: run_node("CLIPTextEncode", clip=clip, text=text)[0]
@@ -75,7 +75,7 @@ def test_outside_the_mask_the_latent_is_the_original(run_node, wires, name, blen
     assert torch.isfinite(result).all()
     assert float((result - latent["samples"]).abs().masked_fill(inside, 0.0).max()) == 0.0
     assert bool((result != latent["samples"])[inside].any())
-    # All of the mask is no mask, for an inpainting checkpoint too.
+    # A full mask equals no mask, for an inpainting checkpoint too.
     patched, masked, *_ = run_node(
         "BespokeLatentMaskBlend", model=model, latent=latent, mask=torch.ones(1, 64, 96), blend=blend, grow=0, feather=0
     )

@@ -1,4 +1,4 @@
-"""Textual inversion on every family: trained on those with a CLIP, an error on the others."""
+"""Textual inversion on every family: a training on those with a CLIP, an error on the others."""
 
 import math
 
@@ -21,7 +21,7 @@ ENCODERS = {
     "flux": {"clip_l"},
     "flux_fill": {"clip_l"},
 }
-SLOW = {"sd15", "sdxl", "sdxl_inpainting", "flux_fill"}  # like others here, or in test_textual_inversion.py
+SLOW = {"sd15", "sdxl", "sdxl_inpainting", "flux_fill"}  # similar to others here, or in test_textual_inversion.py
 WITHOUT = [name for name in families.FAMILIES if name not in families.WITH_CLIP]
 
 
@@ -48,10 +48,10 @@ def learn(run_node, models, **changes):
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.WITH_CLIP]
 )
 def test_a_family_with_a_clip_learns_a_word(run_node, name):
-    """No weight changes, every encoder's vector does, and core's CLIPTextEncode of the file equals the training's."""
+    """No weight changes, each encoder's vector changes, and core's CLIPTextEncode of the file equals the training."""
     model, clip, vae = families.made(name)
     clip = clip.clone()
-    clip.tokenizer = with_folder(clip.tokenizer)
+    clip.tokenizer = with_embeddings_folder(clip.tokenizer)
     models = model, clip, vae
     before = [weights_hash(part) for part in (model.model, clip.cond_stage_model)]
     _, embedding, word, loss, _, report = learn(run_node, models)
@@ -85,15 +85,15 @@ def test_a_family_with_a_clip_learns_a_word(run_node, name):
 
 
 def initial_vectors(clip, key):
-    """The vectors that a word starts from: those of `red`."""
+    """The vectors that a word starts with: those of `red`."""
     from bespoke.nodes.bridge.training_model.pseudo_word import embedding_table, token_ids
 
     tokenizer, encoder = clip_encoders(clip)[key]
     return embedding_table(encoder)[token_ids(tokenizer, "red")]
 
 
-def with_folder(tokenizer):
-    """The tokenizer as a checkpoint loader makes it, which reads files in ComfyUI's embeddings folder."""
+def with_embeddings_folder(tokenizer):
+    """The tokenizer with ComfyUI's embeddings folder, as a checkpoint loader makes it."""
     import copy
 
     import comfy.sd1_clip

@@ -20,7 +20,7 @@ ALL = "attention + feed-forward"
 both = pytest.mark.parametrize("models", ["flux", "sd3"], indirect=True)
 
 
-def random_adapters(denoiser, targets=ALL, rank=4):
+def make_adapters(denoiser, targets=ALL, rank=4):
     layers = target_layers(denoiser.base.diffusion_model, targets)
     return random_lora(layers, rank, denoiser.device)
 
@@ -90,7 +90,7 @@ def test_the_loss_is_that_of_the_velocity(models):
         assert torch.allclose(loss, expected, rtol=1e-4)
         assert ("guidance" in more) == (family_of(base.diffusion_model).name == "Flux")
         if "guidance" in more:
-            assert more["guidance"].tolist() == [1.0, 1.0]  # no guidance: Flux dev takes its strength as an input
+            assert more["guidance"].tolist() == [1.0, 1.0]  # no guidance: Flux dev has the guidance scale as an input
 
 
 # --- the gradient ---------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
         lambda _layer, _args, out: out.double()
     )
     with prepare_for_training(models[0], "fp32", saving) as denoiser:
-        adapters = random_adapters(denoiser)
+        adapters = make_adapters(denoiser)
         for parameter in adapters.parameters():
             parameter.data = parameter.data.double()
         latent, noise, sigma, conds = batch(models, denoiser)
@@ -127,16 +127,16 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
             loss().backward()
             generator = torch.Generator().manual_seed(3)
             for parameter in list(adapters.parameters())[::3]:
-                way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 ends = []
                 for step in (1e-5, -1e-5):
                     with torch.no_grad():
-                        parameter += step * way
+                        parameter += step * direction
                         ends.append(loss())
-                        parameter -= step * way
+                        parameter -= step * direction
                 slope = (ends[0] - ends[1]) / 2e-5
                 assert parameter.grad is not None
-                assert (parameter.grad * way).sum().item() == pytest.approx(slope.item(), rel=1e-5, abs=1e-10)
+                assert (parameter.grad * direction).sum().item() == pytest.approx(slope.item(), rel=1e-5, abs=1e-10)
     rope.remove()
 
 
@@ -163,10 +163,10 @@ def test_prompts_of_several_lengths_share_a_batch_and_not_a_call(flux):
                 single = conditioning.model_conds(
                     denoiser.base, *conditioning.encode_prompt(flux[1], text), latent[:1], denoiser.device
                 )
-                alone = denoising_loss(
+                single_loss = denoising_loss(
                     denoiser, latent[i : i + 1], noise[i : i + 1], sigma[i : i + 1], conditioning.join_conds([single])
                 )
-                assert loss[i].item() == pytest.approx(alone.item(), rel=1e-5)
+                assert loss[i].item() == pytest.approx(single_loss.item(), rel=1e-5)
         hook.remove()
 
 
@@ -175,7 +175,7 @@ def test_gradient_checkpointing_saves_less_and_gives_the_same_gradient(models):
     gradients, kept = [], []
     for saving in (False, True):
         with prepare_for_training(models[0], "fp32", saving) as denoiser:
-            adapters = random_adapters(denoiser)
+            adapters = make_adapters(denoiser)
             values = batch(models, denoiser)
             with adapters.attached():
                 loss = lambda denoiser=denoiser, values=values: denoising_loss(denoiser, *values).mean()  # noqa: E731
@@ -218,7 +218,7 @@ def predict(models, model):
 def test_core_loads_every_key_and_gives_the_nodes_own_model(models, targets, run_node, caplog):
     import comfy.model_management
 
-    comfy.model_management.unload_all_models()  # a LoRA that core merged in an earlier test
+    comfy.model_management.unload_all_models()  # removes patches that ComfyUI has left in the weights
     before = weights_hash(models[0].model)
     trained, lora, _, run, *_ = train(run_node, models, targets=targets)
     assert weights_hash(models[0].model) == before

@@ -1,10 +1,8 @@
-"""LoRA files as other programs write them, by those programs' own code: each moves the model as in core's LoraLoader.
+"""LoRA files written by other programs' code: each changes the model as core's LoraLoader does.
 
-The files are made with diffusers and PEFT, and with LyCORIS, on small networks of theirs with ComfyUI's layer shapes
-and
-random factors. Where core does not map a file's names at all, it is given the same numbers under names that it does
-map,
-converted by diffusers' own code.
+The files are made with diffusers and PEFT, and with LyCORIS, on their own small networks with ComfyUI's layer shapes
+and random factors. Where core does not map a file's names, it gets the same numbers under names that it maps, converted
+by diffusers' code.
 """
 
 import logging
@@ -66,7 +64,7 @@ def text_encoders(kind):
 
 
 def old_names(tensors):
-    """The text encoders' layers as the programs named them before transformers 5; core maps those only."""
+    """The text encoders' layers with the names before transformers 5, the only ones that core maps."""
     return {
         re.sub(r"(lora_te\d?_)encoder_layers", r"\1text_model_encoder_layers", key): tensor
         for key, tensor in tensors.items()
@@ -74,27 +72,27 @@ def old_names(tensors):
 
 
 @pytest.fixture(scope="module")
-def moves(run_node, bases):
-    """moves(kind, loader, **inputs) -> (the model's prediction, the text encoder's), through a loader node."""
+def outputs(run_node, bases):
+    """outputs(kind, loader, **inputs) -> (the model's output, the text encoder's), through a loader node."""
 
-    def outputs(kind, node, **inputs):
+    def predict(kind, node, **inputs):
         model, clip = bases[kind]
         if node is not None:
             model, clip, *_ = run_node(node, model=model, clip=clip, strength_model=1.0, strength_clip=1.0, **inputs)
         return tiny.predict(model, context=XL_CONTEXT if kind == "sdxl" else tiny.CONTEXT), tiny.encode(clip)
 
-    return outputs
+    return predict
 
 
 @pytest.fixture(scope="module")
-def same(moves, loras, run_node, bases):
-    """same(kind, ours, theirs, text): our node on one file moves model and text as core's LoraLoader on the other."""
+def same(outputs, loras, run_node, bases):
+    """same(kind, ours, theirs, text): our node on file `ours` gives the outputs of core's LoraLoader on `theirs`."""
 
     def check(kind, ours, theirs, text=True):
-        bare = moves(kind, None)
-        core = moves(kind, "LoraLoader", lora_name=theirs)
+        bare = outputs(kind, None)
+        core = outputs(kind, "LoraLoader", lora_name=theirs)
         for mode in ("merge", "bypass"):
-            mine = moves(kind, "BespokeInjectLora", lora_name=ours, mode=mode)
+            mine = outputs(kind, "BespokeInjectLora", lora_name=ours, mode=mode)
             for i in range(1 + text):
                 movement = float((core[i] - bare[i]).abs().max())
                 assert movement > 1e-3, "core did not apply the file"
@@ -149,7 +147,7 @@ def peft_files(loras):
 
 
 def as_kohya(tensors, scales=None):
-    """diffusers' own conversion to kohya's names, with the alphas that the training had."""
+    """diffusers' conversion to kohya's names, with the alphas of the training."""
     from diffusers.utils import convert_state_dict_to_kohya
 
     out = old_names(convert_state_dict_to_kohya(dict(tensors)))
@@ -282,7 +280,8 @@ def lycoris_file(loras):
     (loras / "preset.toml").write_text(PRESET)
 
     def make(kind, name, settings):
-        text = [] if settings["algo"] == "boft" else text_encoders(kind)  # their width is no power of two, as it asks
+        # BOFT needs widths that are powers of two, which the text encoders' are not.
+        text = [] if settings["algo"] == "boft" else text_encoders(kind)
         text = text[0] if len(text) == 1 else text
         network = kohya.create_network(
             1.0,
@@ -301,7 +300,7 @@ def lycoris_file(loras):
         with torch.no_grad():
             for key, parameter in network.named_parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                # Magnitudes and norms' weights lie around 1, rotations around none.
+                # Magnitudes and weights of norms are around 1, rotations around 0.
                 parameter.copy_(
                     1 + 0.1 * noise
                     if "dora_scale" in key or "rescale" in key or key.endswith("w_norm")
@@ -344,7 +343,7 @@ def test_lycoris_of_two_text_encoders(name, lycoris_file, same, loras):
 
 
 def test_a_file_for_the_other_base_is_refused(run_node, bases, lycoris_file, loras):
-    """Nothing is applied, and the error says which base it was made for and what is wired in."""
+    """Nothing is applied, and the error names the base of the file and that of the model."""
     name, _ = lycoris_file("sdxl", "other", KINDS["locon"])
     model, clip = bases["sd15"]
     with pytest.raises(ValueError, match=r"Bespoke Inject LoRA: .*wire in the base it was trained on"):

@@ -1,4 +1,4 @@
-"""Files that are damaged or made to harm: a clear error each, no crash, no code run, the model unchanged."""
+"""Damaged and malicious LoRA files: a clear error for each, no crash, no code is run, the model does not change."""
 
 import json
 import logging
@@ -36,13 +36,13 @@ def folder(comfyui):
 
 @pytest.fixture(scope="module")
 def unchanged(model, clip):
-    """Calls for a proof that nothing was done to the model and the text encoder."""
-    base, said = tiny.predict(model), tiny.encode(clip)  # which also loads them bare
+    """unchanged(): asserts that the model and the text encoder have not changed."""
+    base, text = tiny.predict(model), tiny.encode(clip)  # this also loads them without patches
     before = [weights_hash(m) for m in (model.model, clip.cond_stage_model)]
 
     def check():
         assert torch.equal(tiny.predict(model), base)
-        assert torch.equal(tiny.encode(clip), said)
+        assert torch.equal(tiny.encode(clip), text)
         assert [weights_hash(m) for m in (model.model, clip.cond_stage_model)] == before
         assert not model.patches
         assert not model.injections
@@ -51,7 +51,7 @@ def unchanged(model, clip):
 
 
 def good():
-    """A file with every kind of adapter that there is, small."""
+    """A small file with every kind of adapter."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape):
@@ -111,7 +111,7 @@ def hostile_files(folder, canary):
     for name in ("pickle.pt", "pickle.ckpt", "pickle.bin", "pickle.safetensors"):
         (folder / name).write_bytes(pickle.dumps({"a": Canary(canary)}))
     torch.save({"a": Canary(canary)}, folder / "zip.safetensors")
-    with (folder / "header.safetensors").open("wb") as file:  # 100 MB of header, truly there, though sparse
+    with (folder / "header.safetensors").open("wb") as file:  # a header of 100 MB, in a sparse file
         file.write(struct.pack("<Q", 100_000_000) + b"{")
         file.truncate(100_000_100)
     (folder / "says-more.safetensors").write_bytes(struct.pack("<Q", 2**40) + b"{}")
@@ -196,11 +196,11 @@ def test_every_hostile_file_is_refused_by_name(run_node, model, clip, folder, un
 
 
 def test_the_unmutated_file_works(run_node, model, clip, folder, unchanged, caplog):
-    """What the mutations start from works whole, so that they are refused for what is mutated."""
+    """The file that is mutated works, so the mutations are refused for what they change."""
     safetensors.torch.save_file(good(), folder / "good.safetensors")
     base = tiny.predict(model)
     for mode in ("merge", "bypass"):
-        moved, spoken, report, _ = run_node(
+        moved, new_clip, report, _ = run_node(
             "BespokeInjectLora",
             model=model,
             clip=clip,
@@ -209,14 +209,14 @@ def test_the_unmutated_file_works(run_node, model, clip, folder, unchanged, capl
             mode=mode,
         )
         assert float((tiny.predict(moved) - base).abs().max()) > 1e-3
-        assert not torch.equal(tiny.encode(spoken), tiny.encode(clip))
+        assert not torch.equal(tiny.encode(new_clip), tiny.encode(clip))
         assert "matched nothing" not in report
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
     unchanged()
 
 
 def test_a_lora_may_widen_its_layer(run_node, model, folder, unchanged):
-    """As those do that give a model a further input: core makes the weight as large as the file says."""
+    """As LoRAs that add an input to a model: core enlarges the weight to the size in the file."""
     w = tiny.WIDTH
     lora = {
         f"{AT}attn1.to_q.lora_up.weight": torch.ones(w, 2),
@@ -231,17 +231,17 @@ def test_a_lora_may_widen_its_layer(run_node, model, folder, unchanged):
 
 
 def attempt(seed, run_node, node, title, **inputs):
-    """A node's outputs, or None where it refused the file with an error that names the node."""
+    """A node's outputs, or None where it refuses the file with an error that names the node."""
     try:
         return run_node(node, **inputs)
     except ValueError as error:
-        said = str(error)
-    assert said.startswith(f"{title}: "), (seed, said)
+        message = str(error)
+    assert message.startswith(f"{title}: "), (seed, message)
     return None
 
 
 def fuzz(seeds, run_node, model, clip, folder, caplog, thorough):
-    """(files that the loader took, files that it refused)."""
+    """(number of files that the loader took, number that it refused)."""
     whole = safetensors.torch.save(good())
     name, path = "hostile/mutated.safetensors", folder / "mutated.safetensors"
     taken, wrong = 0, []
@@ -259,14 +259,14 @@ def fuzz(seeds, run_node, model, clip, folder, caplog, thorough):
         if out is None:
             continue
         taken += 1
-        # What was taken has to work: core's adapters only log where shapes do not fit, and leave the weight out.
-        closely = thorough or seed % 4 == 0
-        if closely:
+        # An accepted file has to work: core's adapters only log an error where shapes do not fit.
+        run_outputs = thorough or seed % 4 == 0
+        if run_outputs:
             tiny.predict(out[0])
             tiny.encode(out[1])
-        said = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR or "MISMATCH" in r.getMessage()]
-        wrong += [(seed, "taken", *said)] if said else []
-        if not closely:
+        logged = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR or "MISMATCH" in r.getMessage()]
+        wrong += [(seed, "taken", *logged)] if logged else []
+        if not run_outputs:
             continue
         run_node("BespokeInspectLora", lora_name=name, model=model)
         lora, *_ = run_node("BespokeLoadLora", lora_name=name)

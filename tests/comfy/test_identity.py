@@ -1,4 +1,4 @@
-"""The identity of models: from the base's own weights, without the patches that another clone has left in them."""
+"""The identity of models depends on the base's own weights, not on patches that another clone has left in them."""
 
 import pytest
 import tiny
@@ -27,9 +27,8 @@ def test_patches_of_another_clone_do_not_count(model):
     plain = [tensor.clone() for _, tensor in identity.base_tensors(model)]
     comfy.model_management.load_models_gpu([clone], force_full_load=True)
     changed = dict(model.model.named_parameters())["diffusion_model.input_blocks.0.0.weight"]
-    assert any(
-        not torch.equal(a, changed) for a in plain if a.shape == changed.shape
-    )  # the clone's patch lies in the weights
+    # The clone's patch is in the weights.
+    assert any(not torch.equal(a, changed) for a in plain if a.shape == changed.shape)
     assert (identity.checksum(model), identity.of_patcher(model)) == before
     comfy.model_management.load_models_gpu([model], force_full_load=True)
     assert (identity.checksum(model), identity.of_patcher(model)) == before

@@ -1,9 +1,9 @@
-"""Where, when and how a LoRA acts: scopes that add up, ranges that hold for every scheduler, merge and bypass alike."""
+"""Scopes of a LoRA: blocks, projections, ranges of steps for every scheduler and keyframes, merged and in bypass."""
 
 import pytest
 import tiny
 import torch
-from helpers import weights_hash
+from helpers import max_difference, weights_hash
 
 RANK = 4
 
@@ -20,7 +20,7 @@ def lora(model):
 
 @pytest.fixture(scope="module")
 def inject(run_node, model, lora):
-    """inject(...) -> the model with the LoRA; inject.report(...) -> what the node says."""
+    """inject(...) -> the model with the LoRA; inject.report(...) -> the node's report."""
 
     def call(onto=None, adapter=None, **inputs):
         inputs = {"lora_name": "none", "strength_model": 1.0, "lora": lora if adapter is None else adapter, **inputs}
@@ -36,10 +36,6 @@ def inject(run_node, model, lora):
 @pytest.fixture(scope="module")
 def base(model):
     return tiny.predict(model)
-
-
-def moved(a, b) -> float:
-    return float((a - b).abs().max())
 
 
 def without(lora, *words):
@@ -62,18 +58,18 @@ def without(lora, *words):
 def test_strength_0_is_the_lora_without_those_keys(inject, lora, base, mode, scope, removed):
     scoped = tiny.predict(inject(mode=mode, **scope))
     expected = tiny.predict(inject(adapter=without(lora, *removed), mode=mode))
-    movement = moved(expected, base)
+    movement = max_difference(expected, base)
     assert movement > 1e-2
-    assert moved(scoped, expected) < 1e-5 * movement
-    assert moved(scoped, tiny.predict(inject(mode=mode))) > 1e-2 * movement
+    assert max_difference(scoped, expected) < 1e-5 * movement
+    assert max_difference(scoped, tiny.predict(inject(mode=mode))) > 1e-2 * movement
 
 
 @pytest.mark.parametrize("mode", ["merge", "bypass"])
 def test_halves_add_to_the_whole_and_three_commute(inject, lora, model, base, mode):
     whole = tiny.predict(inject(mode=mode))
     half = inject(strength_model=0.5, mode=mode)
-    movement = moved(whole, base)
-    assert moved(tiny.predict(inject(half, strength_model=0.5, mode=mode)), whole) < 1e-4 * movement
+    movement = max_difference(whole, base)
+    assert max_difference(tiny.predict(inject(half, strength_model=0.5, mode=mode)), whole) < 1e-4 * movement
     layers = tiny.linear_layers(model)
     three = [tiny.random_lora(layers, rank, seed=seed) for rank, seed in ((2, 1), (4, 2), (8, 3))]
     outputs = []
@@ -82,18 +78,18 @@ def test_halves_add_to_the_whole_and_three_commute(inject, lora, model, base, mo
         for i in order:
             at = inject(at, three[i], strength_model=0.4, mode=mode)
         outputs.append(tiny.predict(at))
-    assert moved(outputs[0], base) > 0.1 * movement
-    assert max(moved(outputs[0], other) for other in outputs[1:]) < 1e-4 * moved(outputs[0], base)
+    assert max_difference(outputs[0], base) > 0.1 * movement
+    assert max(max_difference(outputs[0], other) for other in outputs[1:]) < 1e-4 * max_difference(outputs[0], base)
 
 
 def test_bypass_agrees_with_merge(inject, base):
     for scope in ({}, {"strength_model": -0.7, "key": 0.3, "blocks": "down.1, mid:2, up.*:0.5"}):
-        merged, beside = tiny.predict(inject(**scope)), tiny.predict(inject(mode="bypass", **scope))
-        assert moved(merged, base) > 1e-2
-        assert moved(merged, beside) < 1e-3 * moved(merged, base)
+        merged, bypassed = tiny.predict(inject(**scope)), tiny.predict(inject(mode="bypass", **scope))
+        assert max_difference(merged, base) > 1e-2
+        assert max_difference(merged, bypassed) < 1e-3 * max_difference(merged, base)
 
 
-def test_any_number_of_ours_and_cores_in_any_order_add_up(inject, run_node, model, base):
+def test_bespoke_and_core_loras_add_up_in_any_order(inject, run_node, model, base):
     layers = tiny.linear_layers(model)
     loras = [tiny.random_lora(layers, 4, seed=seed) for seed in range(4)]
 
@@ -117,8 +113,8 @@ def test_any_number_of_ours_and_cores_in_any_order_add_up(inject, run_node, mode
         at = model
         for lora, way in zip(loras, order, strict=True):
             at = ways[way](at, lora)
-        assert moved(tiny.predict(at), expected) < 1e-3 * moved(expected, base)
-        assert torch.equal(tiny.predict(model), base), "something was left on the model"
+        assert max_difference(tiny.predict(at), expected) < 1e-3 * max_difference(expected, base)
+        assert torch.equal(tiny.predict(model), base), "the model was changed"
 
 
 @pytest.mark.parametrize("way", [{}, {"mode": "bypass"}, {"end_percent": 0.5}])
@@ -128,8 +124,8 @@ def test_the_base_is_untouched_bit_for_bit(inject, way):
     model = tiny.patcher(seed=7)
     base, before = tiny.predict(model), weights_hash(model.model)
     patched = inject(model, **way)
-    assert moved(tiny.predict(patched, sigma=20.0), tiny.predict(model, sigma=20.0)) > 1e-2
-    # A clone that is thrown away while its sibling is in use ejects nothing of it, and leaves nothing behind.
+    assert max_difference(tiny.predict(patched, sigma=20.0), tiny.predict(model, sigma=20.0)) > 1e-2
+    # Deleting a clone while its sibling is in use ejects nothing of the sibling.
     seen = tiny.predict(patched)
     clone = inject(patched, strength_model=0.3, mode="bypass")
     del clone
@@ -147,7 +143,7 @@ def test_the_base_is_untouched_bit_for_bit(inject, way):
 
 
 def test_other_kinds_in_bypass_equal_the_merged_weight(inject, model, base):
-    """LoHa, LoKr, DoRA and full differences: beside the weights and in a range too, equal to the merged weight."""
+    """LoHa, LoKr, DoRA and full differences, in bypass and in a range of steps."""
     generator = torch.Generator().manual_seed(5)
 
     def randn(*shape):
@@ -175,11 +171,11 @@ def test_other_kinds_in_bypass_equal_the_merged_weight(inject, model, base):
         else:
             mixed |= {f"{at}diff": randn(rows, columns)}
     merged = tiny.predict(inject(adapter=mixed, strength_model=0.8))
-    assert moved(merged, base) > 1e-2
+    assert max_difference(merged, base) > 1e-2
     for way in ({"mode": "bypass"}, {"end_percent": 0.999}):
-        assert moved(tiny.predict(inject(adapter=mixed, strength_model=0.8, **way)), merged) < 1e-3 * moved(
-            merged, base
-        )
+        assert max_difference(
+            tiny.predict(inject(adapter=mixed, strength_model=0.8, **way)), merged
+        ) < 1e-3 * max_difference(merged, base)
     assert torch.equal(tiny.predict(inject(adapter=mixed, start_percent=0.999)), base)
     assert "made anew at every call" in inject.report(adapter=mixed, mode="bypass")
 
@@ -192,7 +188,7 @@ def schedulers():
 
 @pytest.mark.parametrize("flow", [False, True])
 def test_the_range_is_exactly_the_steps_whose_sigma_lies_in_it(inject, flow, monkeypatch):
-    """Through KSampler for every scheduler: each step's model call against the LoRA in or out at that sigma."""
+    """Through KSampler for every scheduler: each model call equals that with the LoRA or without, by its sigma."""
     import comfy.model_management
     import comfy.utils
     import nodes
@@ -225,11 +221,14 @@ def test_the_range_is_exactly_the_steps_whose_sigma_lies_in_it(inject, flow, mon
                 answers[name] = [other.model.apply_model(x, t, **c) for x, t, c, _ in calls]
         active = [bool(low <= t[0] <= high) for _, t, _, _ in calls]
         for step, (_, _, _, out) in enumerate(calls):
-            difference = moved(answers["in"][step], answers["out"][step])
-            assert moved(out, answers["in" if active[step] else "out"][step]) < 1e-3 * difference, (scheduler, step)
+            difference = max_difference(answers["in"][step], answers["out"][step])
+            assert max_difference(out, answers["in" if active[step] else "out"][step]) < 1e-3 * difference, (
+                scheduler,
+                step,
+            )
         assert calls, scheduler
         crossed += any(active) and not all(active)
-    # linear_quadratic on a model of SD1.5's kind leaps over the range; all others have steps on both sides of an edge.
+    # linear_quadratic on a model of SD1.5's kind skips the range; all others have steps inside and outside of it.
     assert crossed >= len(schedulers()) - 1
 
 
@@ -248,12 +247,13 @@ def test_keyframes_hold_until_the_next(inject, base, model):
         sigma = float(sampling.percent_to_sigma(percent))
         expected = tiny.predict(inject(strength_model=strength), sigma=sigma)
         bare = tiny.predict(model, sigma=sigma)
-        assert moved(tiny.predict(frames, sigma=sigma), expected) <= 1e-3 * moved(expected, bare), percent
+        assert max_difference(tiny.predict(frames, sigma=sigma), expected) <= 1e-3 * max_difference(expected, bare), (
+            percent
+        )
 
 
 def test_a_range_holds_no_second_copy_of_the_weights(inject, model, lora):
-    """What the injected model keeps beyond the base is the LoRA's own tensors, and not the weights' backup of a
-    merge."""
+    """The injected model keeps the LoRA's tensors, and no backup of the weights as a merge does."""
     patched = inject(keyframes="0:1, 0.5:0.2", mode="merge")
     tiny.predict(patched)
     assert not patched.backup

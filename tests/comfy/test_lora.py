@@ -1,4 +1,4 @@
-"""LoRA on ComfyUI's own models: exact gradients and files, in every format and through core's nodes and the pack's."""
+"""LoRA on ComfyUI's own models: gradients, and files in every format through core's nodes and the pack's."""
 
 import logging
 
@@ -15,7 +15,7 @@ STEPS, LAYERS = 4, 16 * 4  # SD1.5's blocks, and the projections of each one's c
 
 @pytest.fixture(scope="module")
 def trained(sd15, run_node):
-    """What a few steps make of SD1.5's classes in small: enough for everything but the concept."""
+    """The outputs of Bespoke Train LoRA after a few steps on a small SD1.5."""
     model, clip, vae = sd15
     return run_node(
         "BespokeTrainLora",
@@ -50,21 +50,20 @@ def test_targets_are_exactly_the_cross_attention(sd15):
 
 
 def test_inference_mode_weights_are_not_copied(comfyui):
-    """ComfyUI loads weights under inference mode, and autograd refuses such tensors: no copy of the model is made for
-    that."""
+    """ComfyUI loads weights under inference mode. Autograd refuses such tensors; they are not copied."""
     with torch.inference_mode():
         model, clip = tiny.patcher(), tiny.clip()
     own = dict(model.model.diffusion_model.named_parameters())
     assert all(parameter.is_inference() for parameter in own.values())
-    places = {name: parameter.data_ptr() for name, parameter in own.items()}
+    addresses = {name: parameter.data_ptr() for name, parameter in own.items()}
     with prepare_for_training(model, "fp32") as denoiser:
         for name, parameter in denoiser.base.diffusion_model.named_parameters():
             assert not parameter.is_inference()
-            assert parameter.data_ptr() == places[name]
-    together, apart, _ = batch_and_single_gradients(model, clip, (4, 16, 16))
-    assert (together - apart).norm() / apart.norm() < 1e-5
+            assert parameter.data_ptr() == addresses[name]
+    batch, mean, _ = batch_and_single_gradients(model, clip, (4, 16, 16))
+    assert (batch - mean).norm() / mean.norm() < 1e-5
     assert all(own[name] is parameter for name, parameter in model.model.diffusion_model.named_parameters())
-    assert all(parameter.data_ptr() == places[name] for name, parameter in own.items())
+    assert all(parameter.data_ptr() == addresses[name] for name, parameter in own.items())
     with prepare_text_encoder(clip, None) as text:
         table = text.model.clip_l.transformer.get_input_embeddings().weight
         assert table.data_ptr() == clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.data_ptr()
@@ -73,8 +72,7 @@ def test_inference_mode_weights_are_not_copied(comfyui):
 
 @pytest.mark.slow
 def test_gradient_of_four_captions_is_the_mean_of_four(small, small_checkpoint):
-    """On a base that was trained, in float64: in float32 the kernels' own rounding differs by 1e-4 between a batch of
-    four and of one."""
+    """On a trained base, in float64: in float32, rounding differs by 1e-4 between a batch of four and of one."""
     import comfy.sd
 
     clip = small[1]
@@ -82,9 +80,9 @@ def test_gradient_of_four_captions_is_the_mean_of_four(small, small_checkpoint):
         str(small_checkpoint), output_vae=False, output_clip=False, model_options={"dtype": torch.float64}
     )[0]
     for shape in ((4, 16, 16), (4, 12, 20)):  # two aspect ratios
-        together, apart, sizes = batch_and_single_gradients(model, clip, shape)
+        batch, mean, sizes = batch_and_single_gradients(model, clip, shape)
         assert sizes == [4]  # one call with exactly four samples
-        assert (together - apart).norm() / apart.norm() < 1e-5
+        assert (batch - mean).norm() / mean.norm() < 1e-5
 
 
 @pytest.mark.parametrize("key_format", ["kohya", "comfy"])
@@ -170,7 +168,7 @@ def test_bad_input_names_node_value_and_remedy(sd15, run_node, trained, comfyui)
         ({"learning_rate": 0.0}, None),
     ):
         if word is None:
-            run_node("BespokeTrainLora", **common | changes)  # a rate of 0 is a control, not a mistake
+            run_node("BespokeTrainLora", **common | changes)  # a rate of 0 is valid, as a control
             continue
         with pytest.raises(ValueError, match=word) as error:
             run_node("BespokeTrainLora", **common | changes)
@@ -198,7 +196,7 @@ def test_saving_never_overwrites_and_leaves_no_temporary_file(run_node, trained,
     assert not list((comfyui / "models" / "loras").rglob("*.part"))
 
 
-def test_hostile_files(run_node, comfyui):
+def test_damaged_files_are_refused(run_node, comfyui):
     folder = comfyui / "models" / "loras"
     (folder / "evil.safetensors").write_bytes((2**40).to_bytes(8, "little") + b"{}")
     (folder / "short.safetensors").write_bytes(b"\x08")

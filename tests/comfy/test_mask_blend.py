@@ -1,4 +1,4 @@
-"""The mask blend inside ComfyUI's real sampling code, with a small model whose answer is known by formula."""
+"""The mask blend in ComfyUI's real sampling code, with a model whose output is known by a formula."""
 
 import analytic
 import comfy.latent_formats
@@ -30,7 +30,7 @@ def field(comfyui):
 
 @pytest.fixture(scope="module")
 def latent(field):
-    """A clean latent [1, 4, 16, 16] of the field, as a VAE would hand it over (SD1.5's scale)."""
+    """A clean latent [1, 4, 16, 16] of the field, as a VAE encodes it (SD1.5's scale)."""
     return {"samples": field.sample(1, 4, seed=3) / 0.18215}
 
 
@@ -55,6 +55,34 @@ def ksample(model, latent, sampler="euler", scheduler="normal", steps=SAMPLER_ST
         return nodes.common_ksampler(
             model, seed, steps, 1.0, sampler, scheduler, none, none, latent, denoise, **advanced
         )[0]["samples"]
+
+
+def sample_on(model, latent, noise_mask, sigmas, sampler="euler"):
+    """Core's sampling on given sigmas, with noise of seed 1."""
+    none = analytic.conditioning()
+    with torch.inference_mode():
+        comfy.samplers.sample(
+            model,
+            comfy.sample.prepare_noise(latent["samples"], 1),
+            none,
+            none,
+            1.0,
+            "cpu",
+            comfy.samplers.sampler_object(sampler),
+            sigmas,
+            model_options=model.model_options,
+            latent_image=latent["samples"],
+            denoise_mask=noise_mask,
+        )
+
+
+def on_denoised(model, action):
+    """Call action(x0) with the denoised latent of each step."""
+    model.add_wrapper_with_key(
+        WrappersMP.OUTER_SAMPLE,
+        "x0",
+        lambda executor, *a, **k: executor(*a[:5], lambda i, x0, x, n: action(x0), *a[6:], **k),
+    )
 
 
 def outside_error(result, latent, noise_mask):
@@ -145,7 +173,7 @@ def test_notes_on_the_latent(run_node, field, latent):
         {**latent, "noise_mask": torch.ones(1, 1, 128, 128)}
     )
     own = run_node("BespokeLatentMaskBlend", model=wrap(field), latent=latent, mask=picture_mask())[1]
-    assert "replaces" not in report(own)  # a chain of edits is no surprise
+    assert "replaces" not in report(own)  # a chain of edits needs no note
     empty = {"samples": torch.zeros(1, 4, 16, 16)}
     assert "The latent is empty (all zeros), so outside the mask there is no picture to keep" in report(empty)
     assert "The latent is empty" not in report(empty, torch.ones(1, 128, 128))
@@ -206,7 +234,7 @@ def test_outside_the_mask_the_latent_is_the_original_for_the_whole_matrix(run_no
 
 @pytest.fixture(scope="module")
 def white():
-    """A latent of almost nothing under a model that answers nothing: all that a model sees is noise."""
+    """A latent of nearly zeros, so that the input of a model that predicts zeros is noise alone."""
     samples = torch.zeros(1, 4, 128, 128)
     samples[0, 0, 0, 0] = 1e-6
     return {"samples": samples}
@@ -233,7 +261,7 @@ def test_at_half_mask_the_model_sees_the_samplers_noise_level(run_node, white, k
     for sampler in samplers:
         seen = levels(model, masked, sampler)
         if sampler == "ipndm_v":
-            # This solver leaves the schedule's noise level by itself, without any mask.
+            # This solver leaves the schedule's noise level without a mask too.
             assert torch.allclose(seen, levels(plain, white, sampler), atol=1e-5)
             continue
         assert (seen - 1.0).abs().max() < 0.02, sampler
@@ -258,7 +286,7 @@ STAGES = [
     for kind in ("epsilon", "v", "flow")
     for blend in BLENDS
     for sampler in ("euler", "heun", "dpm_2", "exp_heun_2_x0")
-    # For flow this sampler moves the first sigma from 1 to .9999 and not its state: 2.5e-5 where noise is re-injected.
+    # For flow this sampler changes the first sigma from 1 to .9999 and not its state: 2.5e-5 of error with re-inject.
     if (kind, blend, sampler) != ("flow", "re-inject", "exp_heun_2_x0")
 ]
 
@@ -269,7 +297,7 @@ def test_two_stages_equal_one(run_node, field, latent, kind, blend, sampler):
     model, masked, *_ = run_node(
         "BespokeLatentMaskBlend", model=wrap(field, kind), latent=latent, mask=mask, blend=blend, feather=0
     )
-    # The second stage's model is another one, patched by a node of its own, as a refiner is.
+    # As with a refiner, the second stage has another model with its own node.
     second, *_ = run_node(
         "BespokeLatentMaskBlend", model=wrap(field, kind), latent=latent, mask=mask, blend=blend, feather=0
     )
@@ -285,7 +313,7 @@ def test_two_stages_equal_one(run_node, field, latent, kind, blend, sampler):
         disable_noise=True,
         force_full_denoise=True,
     )
-    assert (half - latent["samples"]).std() > 1.0  # noise was left, outside too
+    assert (half - latent["samples"]).std() > 1.0  # noise is left, also outside
     assert outside_error(two, latent, masked["noise_mask"]) == 0.0
     scale = latent["samples"].std()
     assert float((two - one).abs().max() / scale) < 1e-5
@@ -310,12 +338,12 @@ def test_split_sigmas_with_the_custom_sampler_and_a_node_on_the_unfinished_laten
     one = sample(model, masked, noise, sigmas)
     high, low = run_node("SplitSigmas", sigmas=sigmas, step=3)
     unfinished = sample(model, masked, noise, high)
-    # The second node gets the first stage's result, and still knows the clean original.
+    # The second node gets the first stage's result and still has the clean original.
     second, masked_again, *_ = run_node("BespokeLatentMaskBlend", model=wrap(field), latent=unfinished, **options)
     two = sample(second, masked_again, none, low)
     assert outside_error(two["samples"], latent, masked["noise_mask"]) == 0.0
     assert float((two["samples"] - one["samples"]).abs().max() / latent["samples"].std()) < 1e-5
-    # After a finished edit, the next one's original is that edit.
+    # After a finished edit, the original of the next one is that edit.
     other = picture_mask()
     third, masked_third, *_ = run_node("BespokeLatentMaskBlend", model=wrap(field), latent=one, mask=other)
     edited = sample(third, masked_third, noise, sigmas)
@@ -323,7 +351,7 @@ def test_split_sigmas_with_the_custom_sampler_and_a_node_on_the_unfinished_laten
 
 
 def test_core_leaves_noise_outside_where_two_stages_are_masked(field, latent):
-    """The defect that the stages above are the answer to; if core mends it, this says so."""
+    """The defect of core that the stages above avoid. This test fails when core repairs it."""
     masked = {**latent, "noise_mask": picture_mask()[:, None]}
     half = ksample(wrap(field), masked, steps=10, start_step=0, last_step=5)
     two = ksample(wrap(field), {**masked, "samples": half}, steps=10, start_step=5, last_step=10, disable_noise=True)
@@ -334,22 +362,8 @@ def test_core_leaves_noise_outside_where_two_stages_are_masked(field, latent):
 def test_given_sigmas_are_not_changed(run_node, field, latent, kind):
     model, masked, *_ = run_node("BespokeLatentMaskBlend", model=wrap(field, kind), latent=latent, mask=picture_mask())
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 5)
-    given, none = sigmas.clone(), analytic.conditioning()
-    with torch.inference_mode():
-        noise = comfy.sample.prepare_noise(latent["samples"], 1)
-        comfy.samplers.sample(
-            model,
-            noise,
-            none,
-            none,
-            1.0,
-            "cpu",
-            comfy.samplers.sampler_object("uni_pc"),
-            sigmas,
-            model_options=model.model_options,
-            latent_image=latent["samples"],
-            denoise_mask=masked["noise_mask"],
-        )
+    given = sigmas.clone()
+    sample_on(model, latent, masked["noise_mask"], sigmas, "uni_pc")
     assert torch.equal(sigmas, given)
 
 
@@ -389,7 +403,7 @@ def test_each_of_a_batch_of_videos_is_masked_by_its_own_mask(run_node, field, bl
     assert torch.equal(changed, torch.nn.functional.max_pool2d(masks, 8)[:, None].expand(-1, 3, -1, -1))
 
 
-# --- Together with others --------------------------------------------------------------------------------------------
+# --- With other nodes --------------------------------------------------------------------------------------------
 
 
 def test_it_works_under_other_guiders(run_node, field, latent):
@@ -432,10 +446,10 @@ def test_it_works_under_other_guiders(run_node, field, latent):
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_cores_differential_diffusion_works_without_its_leak(run_node, field, latent, order):
     mask = soft_mask() * (soft_mask() > 0.3)
-    alone = run_node("DifferentialDiffusion", model=wrap(field))[0]
+    core_model = run_node("DifferentialDiffusion", model=wrap(field))[0]
     core_masked = {**latent, "noise_mask": torch.nn.functional.max_pool2d(mask[:, None], 8)}
-    # Core lets go of mask == 0 at the last step, since 0 >= 0.
-    assert outside_error(ksample(alone, core_masked, scheduler="karras"), latent, core_masked["noise_mask"]) > 0.01
+    # Core releases mask == 0 at the last step, since 0 >= 0.
+    assert outside_error(ksample(core_model, core_masked, scheduler="karras"), latent, core_masked["noise_mask"]) > 0.01
 
     model = wrap(field)
     if order == "before":
@@ -450,7 +464,7 @@ def test_cores_differential_diffusion_works_without_its_leak(run_node, field, la
     ours, masked, *_ = run_node(
         "BespokeLatentMaskBlend", model=wrap(field), latent=latent, mask=mask, blend="differential", feather=0
     )
-    assert torch.allclose(both, ksample(ours, masked, scheduler="karras"), atol=1e-5)  # its function took part
+    assert torch.allclose(both, ksample(ours, masked, scheduler="karras"), atol=1e-5)  # its function is called
 
 
 def test_other_wrappers_stay_and_ours_is_removed(run_node, field, latent):
@@ -492,7 +506,7 @@ def test_a_models_own_scale_latent_inpaint_is_used(run_node, field, latent):
 
 
 class TakesMask(comfy.model_base.BaseModel):
-    """Keeps masked latents as some models of ComfyUI 0.33 do: partly as they are, by the mask that is blended with."""
+    """Keeps masked latents partly unchanged, depending on the denoise mask, as some models of ComfyUI 0.33 do."""
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, x=None, denoise_mask=None, **kwargs):
         own = super().scale_latent_inpaint(sigma=sigma, noise=noise, latent_image=latent_image, **kwargs)
@@ -537,11 +551,11 @@ def test_a_model_that_takes_the_mask_gets_the_blended_one(run_node, field, laten
             assert set(mask.unique().tolist()) <= {0.0, 1.0}
         else:
             assert torch.equal(mask, masked["noise_mask"].expand_as(x))
-    assert len(means) == (SAMPLER_STEPS if blend == "differential" or others else 1)  # one mask for each step
+    assert len(means) == (SAMPLER_STEPS if blend == "differential" or others else 1)  # another mask at each step
 
 
 def test_cores_own_noise_mask_gives_the_model_the_same_mask(run_node, field, latent):
-    """Where this ComfyUI passes the mask: 0.33 and newer."""
+    """In a ComfyUI that passes the mask: 0.33 and newer."""
     given = []
     wrapped = wrap(field, "flow", base=TakesAnything)
     wrapped.model.given = given
@@ -566,7 +580,7 @@ def test_a_model_that_takes_no_mask_gets_none(run_node, field, latent):
     assert len(wrapped.model.given) == SAMPLER_STEPS
 
 
-# --- Over time -------------------------------------------------------------------------------------------------------
+# --- Over the steps -------------------------------------------------------------------------------------------------
 
 
 def test_auto_chooses_by_the_mask_and_says_why(run_node, field, latent):
@@ -590,27 +604,9 @@ def test_differential_releases_each_cell_at_its_share_of_the_schedule(run_node, 
         feather=0,
         coverage="area",
     )
-    model.add_wrapper_with_key(
-        WrappersMP.OUTER_SAMPLE,
-        "x0",
-        lambda executor, *a, **k: executor(*a[:5], lambda i, x0, x, n: held.append(x0), *a[6:], **k),
-    )
+    on_denoised(model, held.append)
     sigmas = torch.linspace(1, 0, 11)
-    with torch.inference_mode():
-        none = analytic.conditioning()
-        comfy.samplers.sample(
-            model,
-            comfy.sample.prepare_noise(latent["samples"], 1),
-            none,
-            none,
-            1.0,
-            "cpu",
-            comfy.samplers.sampler_object("euler"),
-            sigmas,
-            model_options=model.model_options,
-            latent_image=latent["samples"],
-            denoise_mask=masked["noise_mask"],
-        )
+    sample_on(model, latent, masked["noise_mask"], sigmas)
     value = masked["noise_mask"][0, 0, 0]  # [columns]
     clean = model.model.process_latent_in(latent["samples"])
     for sigma, x0 in zip(sigmas[:-1].tolist(), held, strict=True):
@@ -630,8 +626,8 @@ def test_bias_keeps_grey_cells_early_and_releases_them_late(run_node, field):
         [3.0, 1.0]
     )
 
-    def kept_share(bias, preservation=1.0):
-        """How much of a unit answer inside m = .5 remains, at each step."""
+    def remaining_share(bias, preservation=1.0):
+        """The share of a unit prediction that remains inside m = .5, at each step."""
         shares = []
         model, masked, *_ = run_node(
             "BespokeLatentMaskBlend",
@@ -643,36 +639,16 @@ def test_bias_keeps_grey_cells_early_and_releases_them_late(run_node, field):
             preservation=preservation,
         )
         sigmas = torch.tensor([4.0, 1.0, 0.25, 0.0])
-        model.add_wrapper_with_key(
-            WrappersMP.OUTER_SAMPLE,
-            "x0",
-            lambda executor, *a, **k: executor(
-                *a[:5], lambda i, x0, x, n: shares.append(float(x0[0, 0, 5, 5])), *a[6:], **k
-            ),
-        )
-        with torch.inference_mode():
-            none = analytic.conditioning()
-            comfy.samplers.sample(
-                model,
-                comfy.sample.prepare_noise(white["samples"], 1),
-                none,
-                none,
-                1.0,
-                "cpu",
-                comfy.samplers.sampler_object("euler"),
-                sigmas,
-                model_options=model.model_options,
-                latent_image=white["samples"],
-                denoise_mask=masked["noise_mask"],
-            )
+        on_denoised(model, lambda x0: shares.append(float(x0[0, 0, 5, 5])))
+        sample_on(model, white, masked["noise_mask"], sigmas)
         return shares
 
-    assert kept_share(0.0) == pytest.approx([0.5, 0.5, 0.5])
-    assert kept_share(1.0) == pytest.approx([0.5**4, 0.5, 0.5**0.25])
+    assert remaining_share(0.0) == pytest.approx([0.5, 0.5, 0.5])
+    assert remaining_share(1.0) == pytest.approx([0.5**4, 0.5, 0.5**0.25])
     # AUTOMATIC1111's soft inpainting: mask ** (sigma ** "schedule bias" * "preservation strength").
-    assert kept_share(1.0, 0.5) == pytest.approx([0.5**2, 0.5**0.5, 0.5**0.125])
-    assert kept_share(0.0, 2.0) == pytest.approx([0.25, 0.25, 0.25])
-    assert kept_share(2.0, 0.0) == pytest.approx([1.0, 1.0, 1.0])
+    assert remaining_share(1.0, 0.5) == pytest.approx([0.5**2, 0.5**0.5, 0.5**0.125])
+    assert remaining_share(0.0, 2.0) == pytest.approx([0.25, 0.25, 0.25])
+    assert remaining_share(2.0, 0.0) == pytest.approx([1.0, 1.0, 1.0])
     assert Blend("prediction", 0.0, None).preservation == 1.0
     with pytest.raises(ValueError, match="preservation is 9.0; give 0 to 8"):
         Blend("prediction", preservation=9.0)
@@ -680,7 +656,7 @@ def test_bias_keeps_grey_cells_early_and_releases_them_late(run_node, field):
 
 @pytest.mark.parametrize("blend", BLENDS)
 def test_no_setting_changes_the_outside(run_node, field, latent, blend):
-    """Flow's first sigma is 1, where noise over signal is infinite: no setting makes a number that is none of it."""
+    """Flow's first sigma is 1, where noise over signal is infinite: no setting gives NaN or infinity."""
     for bias, preservation in ((0.0, 0.0), (1.0, 0.0), (8.0, 8.0), (0.5, 3.0)):
         for kind in ("epsilon", "flow"):
             model, masked, *_ = run_node(
@@ -706,7 +682,7 @@ def test_min_strength_lifts_touched_cells_in_the_latents_mask(run_node, field, l
     assert values[values > 0].min() == pytest.approx(0.4)
 
 
-# --- What is shown ---------------------------------------------------------------------------------------------------
+# --- Preview ---------------------------------------------------------------------------------------------------
 
 
 def test_the_preview_shows_each_mask_over_the_picture_with_a_legend(run_node, field, latent):
@@ -718,7 +694,7 @@ def test_the_preview_shows_each_mask_over_the_picture_with_a_legend(run_node, fi
     assert preview.shape[1] > 512
     colour = preview.amax(-1) - preview.amin(-1)
     assert float(colour[0, 280, 300]) > 0.2  # inside: tinted
-    assert float(colour[1, :512].max()) < 1e-6  # nothing masked: grey
+    assert float(colour[1, :512].max()) < 1e-6  # no mask: grey
     assert float(preview.min()) >= 0.0
     assert float(preview.max()) <= 1.0
 

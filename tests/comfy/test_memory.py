@@ -50,7 +50,7 @@ def forecast(models, latent, saving, compute=None):
 
 
 def real_step(models, latent, saving, measure):
-    """A real step within `measure(its frozen and trained tensors)`, after one that allocates every buffer."""
+    """Run a step in `measure(its frozen and trained tensors)`, after one that allocates every buffer."""
     with prepare_for_training(models[0], "fp32", saving) as denoiser:
         layers = target_layers(denoiser.base.diffusion_model, "cross-attention")
         adapters = AdapterSet(LoraAdapter, layers, AdapterConfig(4, 4, 0), CPU)
@@ -74,7 +74,7 @@ def real_step(models, latent, saving, measure):
 
 
 class Allocated:
-    """The peak of torch's own allocator within the block, above its start, with the kernels' buffers."""
+    """The peak of torch's allocator in the block minus its start, in bytes, with the kernels' buffers."""
 
     def __init__(self, _tensors):
         self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
@@ -91,7 +91,7 @@ class Allocated:
 
 
 class Resident:
-    """The peak of the resident memory within the block, above its start, as Linux counts it."""
+    """The peak of Linux's resident memory in the block minus its start, in bytes."""
 
     def __init__(self, _tensors):
         pass
@@ -127,7 +127,7 @@ def test_the_forecast_is_what_torch_allocates_in_a_real_step(models, saving):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
 @both
 def test_the_resident_memory_of_a_real_step_is_the_forecast_and_the_kernels_own(models):
-    """1.3 times the forecast for the U-Net and up to 1.9 for Flux: CPU kernels pack copies of their inputs."""
+    """1.3 times the forecast for the U-Net and up to 1.9 for Flux, since CPU kernels copy their inputs."""
     latent = torch.zeros(1, models[0].model.latent_format.latent_channels, 64, 64)
     forecasted = forecast(models, latent, False)
     assert 0.9 * forecasted.step < real_step(models, latent, False, Resident).peak < 2 * forecasted.step + 30e6
@@ -136,7 +136,9 @@ def test_the_resident_memory_of_a_real_step_is_the_forecast_and_the_kernels_own(
 @both
 def test_checkpointing_and_half_precision_need_less(models):
     latent = torch.zeros(1, models[0].model.latent_format.latent_channels, 32, 32)
-    full, checkpointed, half = (forecast(models, latent, *how) for how in ((False,), (True,), (False, torch.bfloat16)))
+    full, checkpointed, half = (
+        forecast(models, latent, *options) for options in ((False,), (True,), (False, torch.bfloat16))
+    )
     assert checkpointed.kept < 0.3 * full.kept
     assert checkpointed.peak() < full.peak()
     assert half.step < 0.8 * full.step
@@ -146,7 +148,7 @@ def test_checkpointing_and_half_precision_need_less(models):
         4 * (m.in_features + m.out_features)
         for m in target_layers(models[0].model.diffusion_model, "cross-attention").values()
     )
-    assert full.trained == numbers * 12  # the number and AdamW's two moments; its gradient is part of the step
+    assert full.trained == numbers * 12  # each with AdamW's two moments; its gradient is part of the step
 
 
 def test_offloading_where_weights_do_not_fit_and_the_cpus_error(caplog):
@@ -155,9 +157,8 @@ def test_offloading_where_weights_do_not_fit_and_the_cpus_error(caplog):
     assert not offload.must_offload(step, 15_100, can_offload=True)
     assert offload.must_offload(step, 15_099, can_offload=True)
     assert offload.must_offload(step, 3_600, can_offload=True)
-    assert not offload.must_offload(
-        step, 3_100, can_offload=False, weights_loaded=True
-    )  # the CPU: the weights are loaded already
+    # The CPU: the weights are loaded already.
+    assert not offload.must_offload(step, 3_100, can_offload=False, weights_loaded=True)
     copied = dataclasses.replace(step, weights=18_000, copies=6_000)
     assert not offload.must_offload(copied, 9_100, can_offload=False, weights_loaded=True)
     with pytest.raises(InputError):
@@ -183,11 +184,11 @@ def test_the_node_reports_its_forecast_and_refuses_what_cannot_fit(run_node, mon
     models, lines = (tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()), []
     real = trainer.run_training
 
-    def note(task, context):
+    def record_start(task, context):
         lines.append(task.describe_start)
         return real(task, context)
 
-    monkeypatch.setattr(trainer, "run_training", note)
+    monkeypatch.setattr(trainer, "run_training", record_start)
     inputs = dict(
         zip(("model", "clip", "vae"), models, strict=True),
         images=sprite_set(2, 2, side=64, colour="teal"),
@@ -235,7 +236,7 @@ def test_a_model_that_reads_values_has_no_forecast(sdxl, monkeypatch):
 
 
 class Caching(torch.nn.Module):
-    """Caches tensors as some of ComfyUI's models do: for all instances (Chroma Radiance), or for the next call."""
+    """Caches tensors as some of ComfyUI's models do, for all instances (Chroma Radiance) or for the next call."""
 
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def ones(self, width: int, device: torch.device):

@@ -1,4 +1,4 @@
-"""The page of models says what the tests do: every row a small model, every cell its mark, every test by its name."""
+"""The page of models matches the tests: its rows are the small models, its cells their marks, its tests exist."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ COLUMNS = ("test_families.py", "test_families_words.py", "test_families_sampling
 
 
 def rows(start: str) -> list[list[str]]:
-    """The cells of the table whose head begins so."""
+    """The cells of the table whose header line begins with `start`."""
     table = PAGE[PAGE.index(start) :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
 
@@ -44,12 +44,12 @@ def test_every_family_says_what_cross_attention_means():
 
 def test_every_test_that_the_page_names_is_there():
     named = set(re.findall(r"`(test_\w+)`", PAGE))
-    there = {
+    existing = {
         node.name
         for path in HERE.glob("test_*.py")
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.FunctionDef)
     }
     assert len(named) == 6
-    assert named <= there
+    assert named <= existing
     assert all((HERE / file).is_file() for file in re.findall(r"`(test_\w+\.py)`", PAGE))

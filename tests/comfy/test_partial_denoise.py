@@ -43,7 +43,7 @@ FIELD = analytic.Field(16, 16, "natural")
 
 @pytest.fixture(scope="module")
 def latent():
-    """A picture [2, 4, 16, 16] as a VAE would hand it over (SD1.5's scale)."""
+    """A picture [2, 4, 16, 16] as a VAE encodes it (SD1.5's scale)."""
     return {"samples": FIELD.sample(2, 4, seed=3) / 0.18215}
 
 
@@ -138,7 +138,7 @@ def test_strength_1_is_ksampler_at_denoise_1_for_every_sampler(denoise, models, 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_contract_samples_as_core_does_on_the_same_sigmas(denoise, models, kind, scheduler):
-    """Every contract, sampler, scheduler and kind of prediction: only the choice of sigmas differs from core."""
+    """For every contract, sampler, scheduler and prediction type only the sigmas differ from core."""
     import comfy.sample
 
     small = {"samples": FIELD.sample(1, 4, seed=3) / 0.18215}
@@ -239,7 +239,7 @@ def test_10000_of_10000_start_indices_and_their_sigmas_are_diffusers(models, pip
     same, worst = 0, 0.0
     for steps in range(1, 101):
         peer.set_timesteps(steps)
-        their_sigmas = peer.sigmas.tolist()
+        diffusers_sigmas = peer.sigmas.tolist()
         for strength in (i / 100 for i in range(1, 101)):
             if "XL" in pipeline:
                 run = _xl_steps(peer, steps, strength)
@@ -248,10 +248,10 @@ def test_10000_of_10000_start_indices_and_their_sigmas_are_diffusers(models, pip
             ours = plan_sigmas(Strength(strength, steps, contract), schedule, math.nan)
             same += ours.total - ours.run == steps - run
             if steps >= 2 and run:
-                mine, theirs = ours.sigmas.tolist(), their_sigmas[steps - run :]
-                assert len(mine) == len(theirs)
-                assert mine[-1] == theirs[-1] == 0
-                worst = max(worst, max(abs(a / b - 1) for a, b in zip(mine[:-1], theirs[:-1], strict=True)))
+                found, theirs = ours.sigmas.tolist(), diffusers_sigmas[steps - run :]
+                assert len(found) == len(theirs)
+                assert found[-1] == theirs[-1] == 0
+                worst = max(worst, max(abs(a / b - 1) for a, b in zip(found[:-1], theirs[:-1], strict=True)))
     assert same == 10_000
     assert worst < 5e-4, worst
 
@@ -277,7 +277,7 @@ def test_the_schedules_built_here_are_diffusers_own(spaced):
     for steps in range(1, 101):
         peer.set_timesteps(steps)
         if (spaced, steps) == (spacing.TRAILING, 61):
-            assert len(peer.sigmas) == 63  # numpy's arange counts one too many there; ours has the steps asked for
+            assert len(peer.sigmas) == 63  # numpy's arange returns one too many there; ours has the requested steps
             continue
         ours = spacing.spaced(sampling, spaced, steps)
         assert ours.shape == (steps + 1,)
@@ -383,8 +383,7 @@ PICTURES = 8
 
 @pytest.fixture(scope="module")
 def sprites_and_prompts(run_node, small):
-    """(model, latents, positive, negative): the trained small model, eight of its pictures, each with its own
-    caption."""
+    """(model, latents, positive, negative): the trained small model and eight of its pictures with their captions."""
     model, clip, vae = small
     pairs = sprites.training_set(np.random.default_rng(5), PICTURES)
     pixels = torch.stack([torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0) for picture, _ in pairs])
@@ -399,8 +398,7 @@ def sprites_and_prompts(run_node, small):
 @pytest.mark.slow
 @pytest.mark.parametrize(("steps", "pictures"), [(4, PICTURES), (20, 2)])
 def test_distance_rises_with_strength_on_the_trained_model(run_node, sprites_and_prompts, steps, pictures):
-    """The mean over pictures, each with noise of its own: at few steps one picture's noise may lead it astray and
-    back."""
+    """The mean over pictures, each with its own noise: at few steps one picture's distance may fall again."""
     model, latent, *prompts = sprites_and_prompts
     latent = {"samples": latent["samples"][:pictures]}
     positive, negative = ([[prompt[0][0][:pictures], {}]] for prompt in prompts)
@@ -454,7 +452,7 @@ def test_every_scheduler_starts_at_the_models_noise_level(models, kind, schedule
 
 @pytest.mark.parametrize("sampler", MOST)
 def test_a_start_just_above_a_step_is_safe_for_multistep_samplers(denoise, models, latent, sampler):
-    """Were the short remainder a step of its own, dpmpp_2m_sde, ipndm_v and others would end up far away."""
+    """With the short remainder as a separate step, dpmpp_2m_sde, ipndm_v and others would diverge."""
     model = models["epsilon"]
     sampling = model.get_model_object("model_sampling")
     step = float(sampling.timestep(schedule_of(model, "normal", sampler)(10)[5]))
@@ -465,7 +463,7 @@ def test_a_start_just_above_a_step_is_safe_for_multistep_samplers(denoise, model
     assert spread(step + 0.05) < 1.5 * spread(step + 55)
 
 
-# --- What is sampled ------------------------------------------------------------------------------------------------
+# --- Start, noise and sampling --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -566,15 +564,15 @@ def test_5d_latents_are_ksamplers(denoise, kind, shape):
 def test_nested_latents_are_ksamplers(denoise, kind):
     model = analytic.wrap(lambda y, sigma: y / (1.0 + sigma**2), kind)
     generator = torch.Generator().manual_seed(0)
-    picture, sound = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 2, 5, 6, generator=generator)
-    given = {"samples": NestedTensor([picture, sound])}
+    picture, audio = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 2, 5, 6, generator=generator)
+    given = {"samples": NestedTensor([picture, audio])}
     for strength, contract in ((0.5, "comfy"), (1.0, "noise level"), (0.0, "noise level")):
         out, start, _, _ = denoise(model, given, strength, contract=contract)
         core = ksample(model, given, strength)
-        for ours, theirs, began in zip(out["samples"].unbind(), core.unbind(), start["samples"].unbind(), strict=True):
+        for ours, theirs, first in zip(out["samples"].unbind(), core.unbind(), start["samples"].unbind(), strict=True):
             assert torch.equal(ours, theirs)
-            assert began.shape == theirs.shape
-    assert torch.equal(out["samples"].unbind()[1], sound)
+            assert first.shape == theirs.shape
+    assert torch.equal(out["samples"].unbind()[1], audio)
 
 
 def test_the_progress_bar_counts_the_steps_that_run(denoise, models, latent):
@@ -586,7 +584,7 @@ def test_the_progress_bar_counts_the_steps_that_run(denoise, models, latent):
         denoise(models["epsilon"], latent, 0.5, steps=20, contract="a1111")
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
-    assert (seen[0], seen[-1]) == ((1, 11), (11, 11))  # between them core leaves some out
+    assert (seen[0], seen[-1]) == ((1, 11), (11, 11))  # core skips some updates between them
 
 
 def test_inputs_are_not_written_to(denoise, models, latent):
@@ -599,7 +597,7 @@ def test_inputs_are_not_written_to(denoise, models, latent):
     assert repr(model.model_options) == options
 
 
-# --- Words and picture ----------------------------------------------------------------------------------------------
+# --- Report and plot ----------------------------------------------------------------------------------------------
 
 
 def test_report_text(denoise, models, latent):
@@ -642,7 +640,7 @@ def test_the_plot_marks_the_start_where_it_is(run_node, models):
     )
     share = sigma**2 / (sigma**2 + (1 - sigma) ** 2)
     height = plot.HEIGHT - plot.TOP - plot.BOTTOM
-    assert noise == pytest.approx(share * height, abs=14)  # and the letters below the bar
+    assert noise == pytest.approx(share * height, abs=14)  # and the text below the bar
 
 
 # --- Bad input ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A run's folder after a crash at any moment, after damage, and as version 0.1 wrote it."""
+"""A run's folder after a crash at any write, after damage, and in the form of version 0.1."""
 
 import json
 import math
@@ -37,8 +37,8 @@ def state_after(steps: int) -> State:
     return State(steps, {"weight": torch.full((3,), float(steps))}, {})
 
 
-def assert_is(found, steps: int) -> None:
-    """The record of `run_after(steps)`, NaN being equal to itself."""
+def assert_record(found, steps: int) -> None:
+    """Assert that a record equals `run_after(steps)`, where NaN equals NaN."""
     assert found.to_json() == run_after(steps).to_json()
 
 
@@ -46,8 +46,11 @@ class Killed(BaseException):
     """Raised in place of a kill."""
 
 
-def kill_at(monkeypatch, number: int, how: str) -> list[str]:
-    """Let the writing end before, after or in the middle of the write of this number; gives the writes so far."""
+def kill_at(monkeypatch, number: int, moment: str) -> list[str]:
+    """Raise `Killed` "before" or "after" the write of this number, or when half of it is written ("torn").
+
+    Returns the list of the writes, which grows with each one.
+    """
     made: list[str] = []
 
     def watched(module, name: str) -> None:
@@ -57,9 +60,9 @@ def kill_at(monkeypatch, number: int, how: str) -> list[str]:
             made.append(name)
             if len(made) < number:
                 return original(*args, **kwargs)
-            if how == "after":
+            if moment == "after":
                 original(*args, **kwargs)
-            elif how == "torn" and name == "write_after":
+            elif moment == "torn" and name == "write_after":
                 path, offset, data = args
                 original(path, offset, data[: len(data) // 2 + 3])
             raise Killed
@@ -72,11 +75,11 @@ def kill_at(monkeypatch, number: int, how: str) -> list[str]:
     return made
 
 
-@pytest.mark.parametrize("how", ["before", "torn", "after"])
+@pytest.mark.parametrize("moment", ["before", "torn", "after"])
 @pytest.mark.parametrize("number", range(1, 7))
 @pytest.mark.parametrize("old", [False, True], ids=["", "of 0.1"])
 @pytest.mark.parametrize("fresh", [False, True], ids=["later save", "first save after a start"])
-def test_after_a_kill_record_losses_and_state_are_of_one_save(runs, monkeypatch, number, how, old, fresh):
+def test_after_a_kill_record_losses_and_state_are_of_one_save(runs, monkeypatch, number, moment, old, fresh):
     writer, run = RunStore(ID), run_after(4)
     if old:
         writer.folder.mkdir(parents=True)
@@ -89,27 +92,27 @@ def test_after_a_kill_record_losses_and_state_are_of_one_save(runs, monkeypatch,
     run.losses += [loss_at(step) for step in range(5, 8)]
     run = changed(run_after(7), losses=run.losses)
     with monkeypatch.context() as patch:
-        made = kill_at(patch, number, how)
+        made = kill_at(patch, number, moment)
         try:
             writer.save(state_after(7), run)
         except Killed:
             assert len(made) == number
         else:
             assert len(made) < number
-    steps = 7 if "replace_text" in made[:-1] or (made[-1:] == ["replace_text"] and how == "after") else 4
+    steps = 7 if "replace_text" in made[:-1] or (made[-1:] == ["replace_text"] and moment == "after") else 4
     reader = RunStore(ID)
-    assert_is(reader.record(), steps)
+    assert_record(reader.record(), steps)
     assert reader.state().step == steps
     assert torch.equal(reader.state().trained["weight"], state_after(steps).trained["weight"])
     assert reader.summary() == summary_of(run_after(steps))
-    # The next sitting goes on from there, and the save after it is whole.
+    # The next session resumes from there, and its save is complete.
     again = run_after(0)
     again.restore_progress(reader.record(), steps)
     reader.save_record(again)
     assert len(losses_of(reader.folder)) == steps == RunStore(ID).state().step
     again.losses += [loss_at(step) for step in range(steps + 1, 10)]
     reader.save(state_after(9), changed(run_after(9), losses=again.losses))
-    assert_is(RunStore(ID).record(), 9)
+    assert_record(RunStore(ID).record(), 9)
     assert sorted(path.name for path in reader.folder.glob("*.*")) == [
         "losses.jsonl",
         "record.json",
@@ -125,7 +128,7 @@ def test_a_save_adds_lines_and_touches_no_earlier_one(runs):
     text = path.read_text()
     assert text == "".join(f"{value:<{WIDTH - 1}}\n" for value in ("1.0", "0.5", "null", "0.25", "0.2"))
     with path.open("r+") as file:
-        file.write("9.9")  # shows whether it is read or written again
+        file.write("9.9")  # a marker: this line must not be read or written again
     run.losses.append(0.125)
     writer.save(state_after(6), run)
     assert path.read_text() == "9.9" + text[3:] + f"{'0.125':<{WIDTH - 1}}\n"
@@ -142,7 +145,7 @@ def test_every_float_round_trips_in_one_line(tmp_path, loss):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "left"),
+    ("damage", "left"),
     [
         (lambda text: text[: 2 * WIDTH], 2),
         (lambda text: text[: 2 * WIDTH + 7], 2),
@@ -156,12 +159,12 @@ def test_every_float_round_trips_in_one_line(tmp_path, loss):
         (lambda text: "[" * 500, 0),
     ],
 )
-def test_a_damaged_file_of_losses_leaves_the_others_at_their_steps(runs, caplog, spoil, left):
+def test_a_damaged_file_of_losses_leaves_the_others_at_their_steps(runs, caplog, damage, left):
     writer = RunStore(ID)
     writer.save(state_after(5), run_after(5))
     path = writer.folder / "losses.jsonl"
-    assert spoil(path.read_text()) != path.read_text()
-    path.write_text(spoil(path.read_text()))
+    assert damage(path.read_text()) != path.read_text()
+    path.write_text(damage(path.read_text()))
     record = RunStore(ID).record()
     assert f"lacks the last {5 - left} losses" in caplog.text
     assert record.losses[:left] == run_after(5).losses[:left]
@@ -181,15 +184,15 @@ def test_the_state_is_read_without_losses_or_record(runs):
         writer.save(state_after(steps), run_after(steps))
     (writer.folder / "losses.jsonl").unlink()
     assert all(map(math.isnan, RunStore(ID).record().losses))
-    writer.save(state_after(12), run_after(12))  # it was taken away while the training ran
-    assert_is(RunStore(ID).record(), 12)
+    writer.save(state_after(12), run_after(12))  # the file was deleted while the training ran
+    assert_record(RunStore(ID).record(), 12)
     (writer.folder / "record.json").write_text("{")
     assert RunStore(ID).record() is None
     assert RunStore(ID).state().step == 12
 
 
 def test_a_new_run_in_an_old_folder(runs):
-    """As when its state cannot be read: the earlier losses are not mixed with the new ones."""
+    """As when its state cannot be read: earlier losses are not mixed with new ones."""
     RunStore(ID).save(state_after(5), run_after(5))
     writer, run = RunStore(ID), run_after(0)
     writer.save_record(run)
@@ -200,7 +203,7 @@ def test_a_new_run_in_an_old_folder(runs):
     assert RunStore(ID).state().step == 2
     other = run_after(4)
     RunStore(ID).save_record(other)  # by another process, with other losses
-    assert_is(RunStore(ID).record(), 4)
+    assert_record(RunStore(ID).record(), 4)
     writer.save(state_after(2), run)
     assert RunStore(ID).record().losses == [7.0, 8.0]
 
@@ -212,7 +215,7 @@ def test_setting_aside_begins_another_folder(runs):
     assert (writer.record(), writer.state()) == (None, None)
     writer.save_record(run)
     assert writer.state() is None
-    assert_is(RunStore(ID).record(), 5)
+    assert_record(RunStore(ID).record(), 5)
     (aside,) = runs.glob(f"{ID}.*")
     assert len(losses_of(aside)) == 5
     assert (aside / "state-000005.safetensors").is_file()
@@ -222,7 +225,7 @@ def test_setting_aside_begins_another_folder(runs):
 
 
 def old_run(runs: Path, which: str, run_id: str) -> dict:
-    """Put a folder that version 0.1 wrote under this id; gives its record."""
+    """Copy a folder of version 0.1 to this id; returns its record."""
     shutil.copytree(RUN_FOLDERS_0_1 / which, runs / run_id)
     record = json.loads((runs / run_id / "record.json").read_text()) | {"id": run_id}
     (runs / run_id / "record.json").write_text(json.dumps(record))

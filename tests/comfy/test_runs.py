@@ -1,4 +1,4 @@
-"""Interrupt, finish, go on: nothing that was trained is lost. The list of runs shows what is on disk."""
+"""Interrupting, finishing and resuming a training, the list of runs, and which run a node shows."""
 
 import asyncio
 import contextlib
@@ -71,7 +71,7 @@ def test_an_interrupt_keeps_the_lora_and_queueing_again_ends_bit_identical(small
 
 
 def test_a_ctrl_c_in_the_middle_of_a_step_keeps_the_last_whole_state(small, run_node):
-    """The command's second one comes at any moment, also when a step is half done."""
+    """A second Ctrl-C of the command raises at any moment, also within a step."""
     whole = run_node("BespokeTrainLora", **request(small, 31, steps=6, save_every=2, resume=False))
     steps = 0
 
@@ -93,13 +93,7 @@ def test_a_ctrl_c_in_the_middle_of_a_step_keeps_the_last_whole_state(small, run_
 
 
 def test_finish_returns_the_result_and_more_steps_resume_it(small, run_node, at_step):
-    seen = {}
-
-    def finish():
-        seen["id"] = newest().id
-        request_finish(seen["id"])
-
-    at_step(2, finish)
+    at_step(2, lambda: request_finish(newest().id))
     first = run_node("BespokeTrainLora", **request(small, 22, steps=50))
     done = len(first[2]["loss"])
     assert first[3].state == "kept"
@@ -177,16 +171,16 @@ def test_a_word_is_resumed(small, run_node, at_step):
 
 
 def test_a_nan_keeps_the_last_good_state(small, run_node):
-    """A MODEL whose answers turn to NaN after a while, through a wrapper on the wire, as a broken patch would."""
+    """A wrapper on the MODEL gives NaN after some calls, as a broken patch may."""
     calls = 0
 
-    def breaks(executor, *args, **kwargs):
+    def give_nan(executor, *args, **kwargs):
         nonlocal calls
         calls += 1
-        return executor(*args, **kwargs) * (float("nan") if calls > 4 else 1.0)  # the first call is the preflight's
+        return executor(*args, **kwargs) * (float("nan") if calls > 4 else 1.0)  # the preflight is the first call
 
     broken = small[0].clone()
-    broken.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "breaks", breaks)
+    broken.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "give_nan", give_nan)
     with pytest.raises(
         ValueError, match=r"Bespoke Train LoRA: the loss at step 4 is nan.*what was learned before it is kept"
     ):
@@ -201,7 +195,7 @@ def test_a_nan_keeps_the_last_good_state(small, run_node):
 # --- The list of runs ------------------------------------------------------------------------------------------------
 
 
-def a_run(number: int, **changes) -> Run:
+def numbered_run(number: int, **changes) -> Run:
     settings = {
         "steps": 100,
         "seed": number,
@@ -221,13 +215,13 @@ def save(*made: Run) -> None:
 
 
 def ids(**query) -> list[str]:
-    """The ids in an answer, which has to be strict JSON."""
+    """The ids in a response, which has to be strict JSON."""
     answer = json.loads(json.dumps(routes.list_runs(query), allow_nan=False))
     return [run["id"] for run in answer["runs"]]
 
 
 def record_of_0_1(run: Run) -> Path:
-    """A record as version 0.1 wrote it: whole, and with no summary beside it."""
+    """Write a record in the form of version 0.1, with all losses and without a summary."""
     names = {
         f"layer {i}": {"comfyui": f"diffusion_model.input_blocks.{i}.attn2.to_q", "kohya": f"lora_unet_{i}"}
         for i in range(70)
@@ -251,11 +245,18 @@ def record_of_0_1(run: Run) -> Path:
 
 
 def test_the_newest_run_comes_first_and_equal_times_have_one_order(runs):
-    ahead = a_run(7, started=4e9)  # the clock was wrong, or is
-    save(a_run(3), a_run(5, started=1003.0), a_run(4, started=1003.0), a_run(1), ahead, a_run(2, started=-5))
+    ahead = numbered_run(7, started=4e9)  # the clock was or is wrong
+    save(
+        numbered_run(3),
+        numbered_run(5, started=1003.0),
+        numbered_run(4, started=1003.0),
+        numbered_run(1),
+        ahead,
+        numbered_run(2, started=-5),
+    )
     expected = [ahead.id, *(f"lora-{n:012x}" for n in (3, 4, 5, 1, 2))]
     assert ids() == expected
-    save(a_run(5, started=1003.0), a_run(3))  # the order on disk is another one
+    save(numbered_run(5, started=1003.0), numbered_run(3))  # the order on disk differs
     assert ids() == expected
     assert [listed.summary.id for listed in RunIndex().look().runs] == expected
 
@@ -269,7 +270,7 @@ def test_a_list_without_runs_or_without_its_folder(runs):
 
 
 def test_pages_of_a_hundred(runs):
-    save(*map(a_run, range(205)))
+    save(*map(numbered_run, range(205)))
     newest_first = [f"lora-{n:012x}" for n in reversed(range(205))]
     assert ids() == ids(page="0") == newest_first[:100]
     assert ids(page="1") == newest_first[100:200]
@@ -297,7 +298,11 @@ def test_a_search_finds_runs_in_which_every_word_occurs(runs):
         3,
         trigger="<frida>",
     )
-    save(a_run(1, trigger="a photo of sks"), a_run(2, state=RunState.KEPT, base="XL.safetensors"), word)
+    save(
+        numbered_run(1, trigger="a photo of sks"),
+        numbered_run(2, state=RunState.KEPT, base="XL.safetensors"),
+        word,
+    )
     one, two = (f"lora-{n:012x}" for n in (1, 2))
     for search, expected in {
         "": {one, two, word.id},
@@ -321,7 +326,7 @@ def test_a_search_finds_runs_in_which_every_word_occurs(runs):
 
 
 def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
-    first, second = a_run(1), a_run(2)
+    first, second = numbered_run(1), numbered_run(2)
     stamps = []
 
     def new_stamp() -> str:
@@ -337,14 +342,14 @@ def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
     new_stamp()
     save(second)
     both = new_stamp()
-    for trigger in ("aa", "bb", "cc", "dd"):  # of the same size, and perhaps within one tick of the clock
+    for trigger in ("aa", "bb", "cc", "dd"):  # of the same size, and maybe within one tick of the clock
         save(changed(second, trigger=trigger))
         new_stamp()
     save(changed(first, losses=[0.1]))
     new_stamp()
     save(first, second)
-    assert routes.list_runs({})["stamp"] == both  # as it was
-    assert RunIndex().look().stamp == both  # and in another process
+    assert routes.list_runs({})["stamp"] == both  # the stamp from before
+    assert RunIndex().look().stamp == both  # also in another process
     os.utime(RunStore(first.id).folder / "record.json")
     assert routes.list_runs({})["stamp"] == both
     shutil.rmtree(RunStore(second.id).folder)
@@ -356,12 +361,12 @@ def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
 
 
 def test_lists_read_each_summary_once(runs):
-    run = a_run(1, losses=[0.5] * 5000, held_out=[(10, 0.5)])
+    run = numbered_run(1, losses=[0.5] * 5000, held_out=[(10, 0.5)])
     save(run)
     record, index = RunStore(run.id).folder / "record.json", RunIndex()
 
     def overwrite(path: Path) -> None:
-        """Make nonsense of a file so that it looks untouched: it shows who reads it."""
+        """Overwrite a file with spaces, with the same size and time: this shows who reads it."""
         before = path.stat()
         with path.open("r+") as file:
             file.write(" " * before.st_size)
@@ -376,7 +381,7 @@ def test_lists_read_each_summary_once(runs):
 
 def test_fields_of_a_summary(runs):
     record = record_of_0_1(
-        a_run(
+        numbered_run(
             1, trigger="sks", resolution="1024x1024", prediction="epsilon", architecture="sdxl", images=12, trained=99
         )
     )
@@ -393,7 +398,7 @@ def test_fields_of_a_summary(runs):
         "state": "finished",
         "node": "4:2",
         "workflow": "w",
-        "settings": a_run(1).info.settings,
+        "settings": numbered_run(1).info.settings,
         "resolution": "1024x1024",
         "prediction": "epsilon",
         "architecture": "sdxl",
@@ -406,7 +411,7 @@ def test_fields_of_a_summary(runs):
 
 
 def test_a_record_of_0_1_gets_a_summary_and_is_not_changed(runs):
-    record = record_of_0_1(a_run(1))
+    record = record_of_0_1(numbered_run(1))
     text = record.read_text()
     assert ids() == ["lora-000000000001"]
     (kept,) = RunIndex().look().runs
@@ -426,28 +431,28 @@ def test_a_training_writes_the_summary_that_its_record_gives(small, run_node):
 
 
 def test_a_summary_of_another_record_is_not_shown(runs):
-    run = a_run(1, losses=[0.5], state=RunState.RUNNING)
+    run = numbered_run(1, losses=[0.5], state=RunState.RUNNING)
     save(run)
     index, record = RunIndex(), RunStore(run.id).folder / "record.json"
     summary, backup = record.with_name("summary.json").read_bytes(), runs.parent / "backup.json"
     shutil.copy2(record, backup)
 
     def states() -> set[str]:
-        """What a list in this process and one after a start say."""
+        """The states in a list of this process and in one of a new process."""
         return {look.summary.state for one in (index, RunIndex()) for look in one.look().runs}
 
     assert states() == {"running"}
     later = changed(run, state=RunState.KEPT, losses=[0.5, 0.4])
     for _ in range(2):
-        record.write_text(later.to_json())  # by version 0.1, or killed before the summary was written
+        record.write_text(later.to_json())  # as version 0.1, or a process killed before it wrote the summary
         assert states() == {"kept"}
         record.with_name("summary.json").write_bytes(summary)
         assert RunIndex().look().runs[0].summary.state == "kept"
-        os.replace(shutil.copy2(backup, runs.parent / "copy"), record)  # with its time, as a backup has it
+        os.replace(shutil.copy2(backup, runs.parent / "copy"), record)  # with its time, as from a backup
         assert states() == {"running"}
     record.with_name("summary.json").unlink()
     assert states() == {"running"}
-    shutil.copytree(record.parent, runs / "moved")  # as into another user directory
+    shutil.copytree(record.parent, runs / "moved")  # as to another user directory
     shutil.rmtree(record.parent)
     assert states() == set()
     (runs / "moved").rename(record.parent)
@@ -455,19 +460,19 @@ def test_a_summary_of_another_record_is_not_shown(runs):
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
-GOOD = a_run(9).to_json()
+GOOD = numbered_run(9).to_json()
 
 
 def nested(levels: int) -> str:
     return GOOD.replace('"tags": {}', '"tags": ' + '{"a": ' * levels + "{}" + "}" * levels)
 
 
-def spoilt(**values) -> str:
+def good_with(**values) -> str:
     return json.dumps(json.loads(GOOD) | values)
 
 
-def saved(**values) -> str:
-    """As `spoilt`, in the form that keeps the losses in a file of their own."""
+def appended_form_with(**values) -> str:
+    """As `good_with`, in the form that has the losses in a separate file."""
     record = {name: value for name, value in json.loads(GOOD).items() if name != "losses"}
     return json.dumps(record | {"steps_done": 3, "state_file": ""} | values)
 
@@ -486,39 +491,39 @@ def saved(**values) -> str:
         DEEP,
         '{"a":' * 100_000,
         b"\xff\xfe\x00".decode("latin-1"),
-        spoilt(started="soon"),
-        spoilt(started=None),
-        spoilt(started=10**400),
-        spoilt(started=float("nan")),
-        spoilt(started=True),
-        spoilt(settings=[1]),
-        spoilt(settings="x"),
-        spoilt(technique=None),
-        spoilt(trigger=["x"]),
-        spoilt(losses=[10**400]),
-        spoilt(losses=7),
-        spoilt(held_out=[[1, 2, 3]]),
-        spoilt(held_out=[[float("inf"), 1.0]]),
-        spoilt(held_out={"a": 1}),
-        spoilt(images="8"),
-        spoilt(seconds={}),
-        spoilt(id="lora-00000000000a"),
-        spoilt(id="../../lora-000000000009"),
-        spoilt(id=9),
-        spoilt(state="dancing"),
-        spoilt(state=None),
-        spoilt(names=[]),
-        saved(steps_done=-1),
-        saved(steps_done=1_000_001),
-        saved(steps_done=True),
-        saved(steps_done="3"),
-        saved(state_file=None),
-        saved(state_file="../state.safetensors"),
-        saved(state_file="state-1.safetensors"),
+        good_with(started="soon"),
+        good_with(started=None),
+        good_with(started=10**400),
+        good_with(started=float("nan")),
+        good_with(started=True),
+        good_with(settings=[1]),
+        good_with(settings="x"),
+        good_with(technique=None),
+        good_with(trigger=["x"]),
+        good_with(losses=[10**400]),
+        good_with(losses=7),
+        good_with(held_out=[[1, 2, 3]]),
+        good_with(held_out=[[float("inf"), 1.0]]),
+        good_with(held_out={"a": 1}),
+        good_with(images="8"),
+        good_with(seconds={}),
+        good_with(id="lora-00000000000a"),
+        good_with(id="../../lora-000000000009"),
+        good_with(id=9),
+        good_with(state="dancing"),
+        good_with(state=None),
+        good_with(names=[]),
+        appended_form_with(steps_done=-1),
+        appended_form_with(steps_done=1_000_001),
+        appended_form_with(steps_done=True),
+        appended_form_with(steps_done="3"),
+        appended_form_with(state_file=None),
+        appended_form_with(state_file="../state.safetensors"),
+        appended_form_with(state_file="state-1.safetensors"),
     ],
 )
 def test_a_broken_record_is_not_listed(runs, text):
-    save(a_run(1))
+    save(numbered_run(1))
     folder = runs / "lora-000000000009"
     folder.mkdir()
     (folder / "record.json").write_bytes(text.encode("latin-1"))
@@ -526,7 +531,7 @@ def test_a_broken_record_is_not_listed(runs, text):
     for _ in range(2):
         assert [listed.summary.id for listed in index.look().runs] == ["lora-000000000001"]
     assert routes.match_run(wanted(request={"rank": 8}))["run"]["id"] == "lora-000000000001"
-    save(a_run(9))
+    save(numbered_run(9))
     assert len(index.look().runs) == 2
 
 
@@ -554,7 +559,7 @@ def test_odd_settings_are_left_out_and_long_ones_cut(runs):
     folder = runs / "lora-000000000009"
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(
-        spoilt(settings=odd | {f"more{i}": i for i in range(1000)}, trigger="\ud800", base="y" * 10**6)
+        good_with(settings=odd | {f"more{i}": i for i in range(1000)}, trigger="\ud800", base="y" * 10**6)
     )
     (summary,) = routes.list_runs({"search": "true -1e-300"})["runs"]
     assert {name: summary["settings"][name] for name in ("yes", "text", "number")} == {
@@ -569,7 +574,7 @@ def test_odd_settings_are_left_out_and_long_ones_cut(runs):
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda text: "",
         lambda text: text[:-20],
@@ -585,19 +590,19 @@ def test_odd_settings_are_left_out_and_long_ones_cut(runs):
         lambda text: text.replace('"steps_done": 0', f'"steps_done": 1{"0" * 400}'),
     ],
 )
-def test_a_broken_summary_is_made_again(runs, spoil):
-    save(a_run(9))
+def test_a_broken_summary_is_made_again(runs, damage):
+    save(numbered_run(9))
     path = RunStore("lora-000000000009").folder / "summary.json"
     text = path.read_text()
-    assert spoil(text) != text
-    path.write_text(spoil(text))
-    assert [listed.summary for listed in RunIndex().look().runs] == [summary_of(a_run(9))]
+    assert damage(text) != text
+    path.write_text(damage(text))
+    assert [listed.summary for listed in RunIndex().look().runs] == [summary_of(numbered_run(9))]
     assert path.read_text() == text
 
 
 def test_entries_that_are_not_regular_files(runs):
     """Folders, named pipes, broken links, files of many gigabytes."""
-    save(*map(a_run, range(1, 6)))
+    save(*map(numbered_run, range(1, 6)))
     folder = {number: RunStore(f"lora-{number:012x}").folder for number in range(1, 6)}
     (folder[1] / "summary.json").unlink()
     (folder[1] / "summary.json").mkdir()
@@ -605,11 +610,11 @@ def test_entries_that_are_not_regular_files(runs):
     (folder[2] / "record.json").mkdir()
     for name in ("record.json", "summary.json"):
         with (folder[3] / name).open("r+b") as file:
-            file.truncate(2**34)  # a hole: it takes no room
+            file.truncate(2**34)  # sparse: it uses no disk space
     (folder[4] / "summary.json").unlink()
     (folder[4] / "summary.json").symlink_to(folder[4] / "nowhere")
     (runs / "lora-0000000000ff").write_text("no folder")
-    left = [a_run(5).id, a_run(4).id, a_run(1).id]
+    left = [numbered_run(5).id, numbered_run(4).id, numbered_run(1).id]
     if hasattr(os, "mkfifo"):
         for name in ("record.json", "summary.json"):
             (folder[5] / name).unlink()
@@ -617,13 +622,13 @@ def test_entries_that_are_not_regular_files(runs):
         left = left[1:]
     for _ in range(2):
         assert ids() == left
-    save(a_run(1))  # a training does not stop for its summary
+    save(numbered_run(1))  # a training does not stop at a summary that cannot be written
     assert ids() == left
     assert [path.name for path in folder[1].iterdir() if path.name.endswith(".part")] == []
 
 
 def test_only_runs_ids_are_runs(runs):
-    save(a_run(1))
+    save(numbered_run(1))
     good = RunStore("lora-000000000001").folder
     for name in (
         "lora-000000000001.20260101-101010",
@@ -635,7 +640,7 @@ def test_only_runs_ids_are_runs(runs):
         "-000000000002\n",
     ):
         shutil.copytree(good, runs / name)
-    shutil.copytree(good, runs / "lora-000000000002")  # a good name, and the record of another run
+    shutil.copytree(good, runs / "lora-000000000002")  # a valid name with the record of another run
     assert ids() == ["lora-000000000001"]
     for name in ("..", "../runs", "lora-000000000001/..", "lora-000000000001.20260101-101010", "", "match"):
         with pytest.raises(RequestRefused, match="no such run"):
@@ -643,8 +648,8 @@ def test_only_runs_ids_are_runs(runs):
 
 
 @contextlib.contextmanager
-def nobody():
-    """As a user who owns no file here; root may write everywhere."""
+def unprivileged_user():
+    """Run as a user who owns no file here, since root may write everywhere."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -657,46 +662,46 @@ def nobody():
 
 @pytest.mark.skipif(os.name == "nt", reason="a folder there is never read-only")
 def test_a_read_only_folder_is_listed():
-    base = Path(tempfile.mkdtemp())  # pytest's own may be entered by its owner alone
+    base = Path(tempfile.mkdtemp())  # pytest's temporary folder is closed to other users
     try:
         for number in (1, 2):
-            RunStore(a_run(number).id, base).save_record(a_run(number, losses=[0.5]))
-        edited = RunStore(a_run(1).id, base).folder
+            RunStore(numbered_run(number).id, base).save_record(numbered_run(number, losses=[0.5]))
+        edited = RunStore(numbered_run(1).id, base).folder
         (edited / "summary.json").unlink()
-        (edited / "record.json").write_text(a_run(1, losses=[0.5, 0.4]).to_json())
+        (edited / "record.json").write_text(numbered_run(1, losses=[0.5, 0.4]).to_json())
         for path in (base, *base.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         index = RunIndex(lambda: base)
-        with nobody():
+        with unprivileged_user():
             with pytest.raises(PermissionError):
                 (edited / "summary.json").write_text("")
             for _ in range(2):
                 assert [(run.summary.id, run.summary.steps_done) for run in index.look().runs] == [
-                    (a_run(2).id, 1),
-                    (a_run(1).id, 2),
+                    (numbered_run(2).id, 1),
+                    (numbered_run(1).id, 2),
                 ]
         assert [path.name for path in edited.iterdir() if path.name != LOSSES] == ["record.json"]
         for path in (edited, edited / "record.json"):
             path.chmod(0o000)
-        with nobody():
-            assert [run.summary.id for run in index.look().runs] == [a_run(2).id]
+        with unprivileged_user():
+            assert [run.summary.id for run in index.look().runs] == [numbered_run(2).id]
         edited.chmod(0o755)
-        with nobody():
-            assert [run.summary.id for run in RunIndex(lambda: base).look().runs] == [a_run(2).id]
-            unread = RunIndex(lambda: base)
-            unread.look()
-        (edited / "record.json").chmod(0o644)  # nothing that a stat of size and time shows
-        with nobody():
-            assert len(unread.look().runs) == 2
+        with unprivileged_user():
+            assert [run.summary.id for run in RunIndex(lambda: base).look().runs] == [numbered_run(2).id]
+            unread_index = RunIndex(lambda: base)
+            unread_index.look()
+        (edited / "record.json").chmod(0o644)  # size and time do not change
+        with unprivileged_user():
+            assert len(unread_index.look().runs) == 2
     finally:
         for path in (base, *base.rglob("*")):
             path.chmod(0o755)
         shutil.rmtree(base)
 
 
-def test_lists_during_a_training_are_whole(runs):
-    """One thread saves, several list: each answer is a state that was saved, and none goes back."""
-    save(*(a_run(n) for n in range(10)))
+def test_lists_during_saves_are_complete(runs):
+    """One thread saves, several list: each list is a saved state, and none is older than the one before."""
+    save(*(numbered_run(n) for n in range(10)))
     end, index, errors, seen = threading.Event(), RunIndex(), [], []
 
     def look() -> None:
@@ -706,8 +711,8 @@ def test_lists_during_a_training_are_whole(runs):
                 for one in (index, RunIndex()):
                     found = {listed.summary.id: listed.summary for listed in one.look().runs}
                     assert len(found) == 10
-                    assert found[a_run(0).id].steps_done >= last
-                    last = found[a_run(0).id].steps_done
+                    assert found[numbered_run(0).id].steps_done >= last
+                    last = found[numbered_run(0).id].steps_done
                     seen.append(last)
         except BaseException as error:
             errors.append(error)
@@ -716,14 +721,14 @@ def test_lists_during_a_training_are_whole(runs):
     for thread in threads:
         thread.start()
     for step in range(200):
-        save(a_run(0, losses=[0.5] * step))
+        save(numbered_run(0, losses=[0.5] * step))
     end.set()
     for thread in threads:
         thread.join()
     assert not errors
     assert len(set(seen)) > 5
     assert index.look().runs == RunIndex().look().runs
-    assert not list(runs.glob("*/.*"))  # nothing half written is left
+    assert not list(runs.glob("*/.*"))  # no temporary file is left
 
 
 # --- The run that a node shows ---------------------------------------------------------------------------------------
@@ -738,7 +743,9 @@ def wanted(**changes) -> bytes:
 def test_which_run_a_node_shows(runs):
     def run(number, seed, node="", workflow="", technique="lora"):
         return summary_of(
-            a_run(number, node=node, workflow=workflow, technique=technique, settings={"seed": seed, "steps": number})
+            numbered_run(
+                number, node=node, workflow=workflow, technique=technique, settings={"seed": seed, "steps": number}
+            )
         )
 
     found = [  # newest first
@@ -761,18 +768,18 @@ def test_which_run_a_node_shows(runs):
         )
         return run and number[run.id], exact
 
-    assert shown() == (5, True)  # its own place, whatever it asked for
+    assert shown() == (5, True)  # the run of this node, whatever its request
     assert shown(without=[5]) == (4, True)
-    assert shown(workflow="new") == (6, False)  # a copy of the graph: the same place and request
+    assert shown(workflow="new") == (6, False)  # a copy of the graph: the same node path and request
     assert shown(workflow="new", paths=["4", "9"]) == (7, False)
     assert shown(workflow="new", paths=["4", "1:2", "9"]) == (7, False)  # the newest of several paths
-    assert shown(workflow="new", paths=["4"]) == (7, False)  # the same request elsewhere
+    assert shown(workflow="new", paths=["4"]) == (7, False)  # the same request of another node
     assert shown(workflow="new", paths=[]) == (7, False)
     assert shown(workflow="new", request={"seed": 3}) == (3, False)
     assert shown(workflow="", request={"seed": 3}) == (3, True)  # two graphs without an id
     assert shown(workflow="") == (6, False)
     assert shown(workflow="new", request={"seed": 4}) == (2, False)
-    assert shown(workflow="new", paths=[""], request={"seed": 4}) == (2, False)  # no path is no place
+    assert shown(workflow="new", paths=[""], request={"seed": 4}) == (2, False)  # an empty path matches no node
     assert shown(workflow="new", paths=[""], request={"seed": 6}) == (0, False)
     assert shown(workflow="new", request={"seed": 99}) == (None, False)
     assert shown(workflow="new", request={}) == (None, False)
@@ -784,7 +791,7 @@ def test_which_run_a_node_shows(runs):
     ("technique", "request_type"), [("lora", LoraRequest), ("textual inversion", InversionRequest)]
 )
 def test_a_setting_later_than_0_1_has_a_default(technique, request_type):
-    """Else it would give every earlier run a new id."""
+    """Without a default it would give every earlier run a new id."""
     names = {field.name for kind in (TrainConfig, request_type) for field in fields(kind)} - {"train", "resume"}
     later = names - SETTINGS_0_1[technique] - NOT_IDENTITY
     assert later <= set(defaults_of(TrainConfig, request_type))
@@ -818,13 +825,13 @@ def test_same_request():
     ):
         assert not same_request(settings, same | {name: value}), name
     assert not same_request(settings, {})
-    assert not same_request(settings, dict.fromkeys(NOT_IDENTITY, 1))  # nothing that tells runs apart
+    assert not same_request(settings, dict.fromkeys(NOT_IDENTITY, 1))  # no setting that identifies a run
     assert not same_request({}, same)
 
 
 def test_odd_values_in_a_request_match_nothing(runs):
-    save(a_run(1, settings={"seed": 1, "prompt": "x" * 3000, "huge": 1.7e308}))
-    assert routes.match_run(wanted(request={"prompt": "x" * 3000}))["run"]["id"] == a_run(1).id
+    save(numbered_run(1, settings={"seed": 1, "prompt": "x" * 3000, "huge": 1.7e308}))
+    assert routes.match_run(wanted(request={"prompt": "x" * 3000}))["run"]["id"] == numbered_run(1).id
     for odd in (10**400, -(10**308), float("nan"), float("inf"), [], {}, {"a": 1}, None, True, "1"):
         assert routes.match_run(wanted(request={"seed": odd, "huge": 1.7e308})) == {"run": None, "exact": False}
 
@@ -863,10 +870,10 @@ def test_the_routes_answer(runs):
     class Server:
         routes = web.RouteTableDef()
 
-    record_of_0_1(a_run(1))
-    save(a_run(2, state=RunState.KEPT))
+    record_of_0_1(numbered_run(1))
+    save(numbered_run(2, state=RunState.KEPT))
 
-    async def ask():
+    async def request_all():
         routes.register(Server)
         app = web.Application()
         app.add_routes(Server.routes)
@@ -894,14 +901,14 @@ def test_the_routes_answer(runs):
                 await post("/bespoke/runs/match/finish", b""),
             ]
 
-    listed, same, wrong, match, no_match, record, none, hostile, finish, finish_none = asyncio.run(ask())
+    listed, same, wrong, match, no_match, record, none, hostile, finish, finish_none = asyncio.run(request_all())
     assert listed[0] == 200
-    assert [run["id"] for run in listed[1]["runs"]] == [a_run(2).id]
+    assert [run["id"] for run in listed[1]["runs"]] == [numbered_run(2).id]
     assert same == (200, {"stamp": listed[1]["stamp"], "unchanged": True})
     assert wrong == (400, {"error": "page is 'two'; give a whole number from 0"})
     assert match[0] == 200
     assert match[1] == {"run": match[1]["run"], "exact": False}
-    assert match[1]["run"]["id"] == a_run(1).id
+    assert match[1]["run"]["id"] == numbered_run(1).id
     assert no_match == (
         400,
         {"error": "the body is a list; send an object with technique, workflow, paths and request"},

@@ -1,11 +1,8 @@
-"""What version 0.1 wrote still works: its runs go on, its LoRAs, words and jobs are read, and their numbers are the
-same.
+"""Files of version 0.1 still work: its runs resume, its LoRAs, words and jobs are read, and the numbers are the same.
 
-The files lie in tests/samples_0_1 (its make.py says what each is). On a machine like the one that made them, every bit
-has
-to be equal. On another one, sums of floating point numbers differ in their last bits, and a run's id may differ with
-the
-noise schedule's: there the run is put under the id that the request has, and results have to agree closely.
+make.py in tests/samples_0_1 describes the files. On a machine like the one that made them, every bit has to be equal.
+On other machines, floating-point sums differ in their last bits, and a run's id may differ with the noise schedule's:
+there the run is copied to the id of the request, and the results have to agree closely.
 """
 
 from __future__ import annotations
@@ -34,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def steps():
-    """[the number of steps that optimisers have made]"""
+    """A list with one number: the steps that optimisers have made."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     made = [0]
@@ -47,22 +44,22 @@ def steps():
     hook.remove()
 
 
-def alike() -> bool:
+def same_machine() -> bool:
     return samples.machine() == MADE["machine"]
 
 
-def place(run_node, runs: Path, which: str) -> str:
-    """Put a kept run where the same request looks for it; gives its id here."""
-    old = MADE["runs"][which]["id"]
-    here = old
-    if not alike():
-        here = run_node("BespokeTrainLora", **samples.lora_request(run_node, which, steps=1, resume=False))[3].id
-        shutil.rmtree(runs / here)
-    shutil.copytree(samples.SAMPLES / "runs" / old, runs / here)
-    if here != old:
-        record = runs / here / "record.json"
-        record.write_text(json.dumps(json.loads(record.read_text()) | {"id": here}))
-    return here
+def copy_run(run_node, runs: Path, which: str) -> str:
+    """Copy a run to the folder where the same request looks for it; returns its id on this machine."""
+    old_id = MADE["runs"][which]["id"]
+    run_id = old_id
+    if not same_machine():
+        run_id = run_node("BespokeTrainLora", **samples.lora_request(run_node, which, steps=1, resume=False))[3].id
+        shutil.rmtree(runs / run_id)
+    shutil.copytree(samples.SAMPLES / "runs" / old_id, runs / run_id)
+    if run_id != old_id:
+        record = runs / run_id / "record.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"id": run_id}))
+    return run_id
 
 
 def expected(name: str) -> dict[str, torch.Tensor]:
@@ -82,51 +79,53 @@ def check_equal(found, wanted, exact: bool) -> None:
 
 @pytest.mark.parametrize("which", ["finished", "kept"])
 def test_an_ended_run_returns_its_result_without_a_step(run_node, runs, steps, which):
-    here = place(run_node, runs, which)
+    run_id = copy_run(run_node, runs, which)
     steps[0] = 0
     _, lora, loss, run, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, which))
-    assert run.id == here
+    assert run.id == run_id
     assert steps == [0]
     assert loss["loss"] == MADE["losses"][which]
     check_equal(lora, expected(which), exact=True)  # nothing is computed
 
 
 def test_an_interrupted_run_resumes_from_its_state(run_node, runs, steps):
-    here = place(run_node, runs, "interrupted")
+    run_id = copy_run(run_node, runs, "interrupted")
     done = MADE["runs"]["interrupted"]["done"]
     steps[0] = 0
     _, lora, loss, run, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, "interrupted"))
-    assert run.id == here
+    assert run.id == run_id
     assert steps == [samples.LORA["steps"] - done]
     assert loss["loss"][:done] == MADE["losses"]["interrupted"][:done]
     assert loss["loss"] == (
-        MADE["losses"]["interrupted"] if alike() else pytest.approx(MADE["losses"]["interrupted"], rel=1e-3)
+        MADE["losses"]["interrupted"] if same_machine() else pytest.approx(MADE["losses"]["interrupted"], rel=1e-3)
     )
-    check_equal(lora, expected("interrupted"), exact=alike())
-    assert json.loads((runs / here / "record.json").read_text())["state"] == "finished"
+    check_equal(lora, expected("interrupted"), exact=same_machine())
+    assert json.loads((runs / run_id / "record.json").read_text())["state"] == "finished"
 
 
 def test_a_finished_run_resumes_to_more_steps(run_node, runs, steps):
-    place(run_node, runs, "finished")
+    copy_run(run_node, runs, "finished")
     steps[0] = 0
     _, lora, loss, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, "finished", steps=8))
     assert steps == [2]
     assert loss["loss"][:6] == MADE["losses"]["finished"]
-    assert loss["loss"] == (MADE["losses"]["longer"] if alike() else pytest.approx(MADE["losses"]["longer"], rel=1e-3))
-    check_equal(lora, expected("longer"), exact=alike())
+    assert loss["loss"] == (
+        MADE["losses"]["longer"] if same_machine() else pytest.approx(MADE["losses"]["longer"], rel=1e-3)
+    )
+    check_equal(lora, expected("longer"), exact=same_machine())
 
 
 def test_the_same_request_gives_the_same_run_and_result_from_nothing(run_node, runs):
-    """Without anything of 0.1 on the disk. On another machine the id may differ, see above."""
+    """Without files of 0.1. On another machine the id may differ, see above."""
     _, lora, loss, run, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, "finished"))
-    if alike():
+    if same_machine():
         assert run.id == MADE["runs"]["finished"]["id"]
         assert loss["loss"] == MADE["losses"]["finished"]
-    check_equal(lora, expected("finished"), exact=alike())
+    check_equal(lora, expected("finished"), exact=same_machine())
 
 
 def test_another_request_is_another_run(run_node, runs, steps):
-    place(run_node, runs, "finished")
+    copy_run(run_node, runs, "finished")
     steps[0] = 0
     _, _, _, run, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, "finished", learning_rate=2e-2))
     assert run.id != MADE["runs"]["finished"]["id"]
@@ -134,7 +133,7 @@ def test_another_request_is_another_run(run_node, runs, steps):
 
 
 def test_the_page_sees_the_runs(runs):
-    """Over HTTP, from records with their summaries and from one with none, whose numbers are partly null."""
+    """Over HTTP, from records with summaries and from one without, in which some numbers are null."""
     shutil.copytree(samples.SAMPLES / "runs", runs)
 
     def get(address, path):
@@ -177,7 +176,7 @@ def test_a_lora_file_is_read_and_moves_the_model(run_node, comfyui, key_format, 
             found = tiny.predict(run_node("BespokeInjectLora", model=model, strength_model=1.0, mode=mode, **given)[0])
             assert (found - wanted).abs().max() < 1e-2 * (wanted - base).abs().max()
     if key_format == "diffusers":
-        return  # core knows these names for whole models alone, not for one with a single level
+        return  # core maps these names for full models, not for one with a single level
     core = tiny.predict(
         run_node("LoraLoader", model=model, clip=None, lora_name=name, strength_model=1.0, strength_clip=0.0)[0]
     )
@@ -186,10 +185,10 @@ def test_a_lora_file_is_read_and_moves_the_model(run_node, comfyui, key_format, 
 
 @pytest.mark.parametrize("key_format", FORMATS)
 def test_saving_the_run_of_0_1_writes_the_file_of_0_1(run_node, comfyui, runs, key_format):
-    """Every key, byte and line of metadata but the date and what names the graph."""
+    """Every key, byte and metadata entry, except the date and the graph."""
     from safetensors import safe_open
 
-    place(run_node, runs, "finished")
+    copy_run(run_node, runs, "finished")
     _, lora, _, run, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, "finished"))
     (name,) = run_node(
         "BespokeSaveLora",
@@ -206,11 +205,11 @@ def test_saving_the_run_of_0_1_writes_the_file_of_0_1(run_node, comfyui, runs, k
         assert list(new.keys()) == list(old.keys())
         for key in old.keys():  # noqa: SIM118 (it is no dict)
             assert torch.equal(new.get_tensor(key), old.get_tensor(key))
-        leave = {"modelspec.date", "modelspec.title", "prompt", "workflow"} | (
-            set() if alike() else {"bespoke.run", "bespoke.base_hash"}
+        ignored = {"modelspec.date", "modelspec.title", "prompt", "workflow"} | (
+            set() if same_machine() else {"bespoke.run", "bespoke.base_hash"}
         )
         before, after = (
-            {key: value for key, value in file.metadata().items() if key not in leave} for file in (old, new)
+            {key: value for key, value in file.metadata().items() if key not in ignored} for file in (old, new)
         )
     assert after == before
 
@@ -224,8 +223,8 @@ def test_a_word_file_equals_its_vectors(run_node, comfyui, kind):
     assert vectors.shape == (samples.WORD_REQUEST["vectors"], tiny.CONTEXT)
     clip.embedding_directory = clip.tokenizer.clip_l.embedding_directory = folder_paths.get_folder_paths("embeddings")
     from_file = run_node("CLIPTextEncode", clip=clip, text=f"a embedding:{name}")[0][0][0]
-    speaking, word = run_node("BespokeApplyEmbedding", clip=clip, embedding={"clip_l": vectors}, name="said")
-    on_wire = run_node("CLIPTextEncode", clip=speaking, text=f"a {word}")[0][0][0]
+    new_clip, word = run_node("BespokeApplyEmbedding", clip=clip, embedding={"clip_l": vectors}, name="said")
+    on_wire = run_node("CLIPTextEncode", clip=new_clip, text=f"a {word}")[0][0][0]
     without = run_node("CLIPTextEncode", clip=clip, text="a")[0][0][0]
     assert torch.equal(from_file, on_wire)
     assert not torch.equal(from_file, without)
@@ -234,7 +233,9 @@ def test_a_word_file_equals_its_vectors(run_node, comfyui, kind):
 def test_training_reproduces_the_word_of_0_1(run_node, runs):
     _, embedding, word, *_ = run_node("BespokeTrainTextualInversion", **samples.word_request(run_node))
     assert word == f"embedding:{samples.WORD}"
-    check_equal(embedding, load_file(samples.SAMPLES / "words" / f"{samples.WORD}-comfy.safetensors"), exact=alike())
+    check_equal(
+        embedding, load_file(samples.SAMPLES / "words" / f"{samples.WORD}-comfy.safetensors"), exact=same_machine()
+    )
 
 
 def test_a_job_of_0_1_is_trained(run_node, comfyui, tmp_path):
@@ -263,4 +264,4 @@ def test_a_job_of_0_1_is_trained(run_node, comfyui, tmp_path):
         pytest.skip("this ComfyUI's Flux has other weights than the one that the job was exported with")
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = (job / "result").iterdir()
-    check_equal(load_file(result), expected("job"), exact=alike())
+    check_equal(load_file(result), expected("job"), exact=same_machine())

@@ -1,10 +1,11 @@
-"""The schedule route, which the node's dial requests: the wired model's schedule without loading the model."""
+"""The schedule route, which the node's dial requests: the connected model's schedule without loading the model."""
 
 import json
 import math
 import struct
 
 import folder_paths
+import full_size
 import pytest
 import torch
 from bespoke.nodes.bridge.files.headers import read_small_tensors
@@ -19,7 +20,7 @@ def nodes_loaded(comfyui):
     """Core's ModelSampling nodes are registered."""
 
 
-def ask(chain=(), **query):
+def request(chain=(), **query):
     return routes.answer_to({**{k: str(v) for k, v in query.items()}, "model": json.dumps(list(chain))})
 
 
@@ -45,7 +46,7 @@ def test_the_answer_equals_the_nodes_output(run_node, small_name, small):
         ),
         dict(strength=0.0, steps=7, contract="comfy", exact_steps="false", scheduler="simple", sampler_name="euler"),
     ):
-        answer = ask([checkpoint(small_name)], **query)
+        answer = request([checkpoint(small_name)], **query)
         sigmas, report, _ = run_node(
             "BespokeStrengthSigmas", model=small[0], **{**query, "exact_steps": query["exact_steps"] == "true"}
         )
@@ -56,7 +57,7 @@ def test_the_answer_equals_the_nodes_output(run_node, small_name, small):
 
 
 def test_the_default_is_stable_diffusion(comfyui):
-    answer = ask(strength=0.5, steps=20, contract="diffusers", scheduler="normal")
+    answer = request(strength=0.5, steps=20, contract="diffusers", scheduler="normal")
     assert answer["model"] is None
     assert (
         answer["report"] == "diffusers: runs 10 of 20 steps, from sigma 1.48 (t = 473), 69 % of the variance is noise."
@@ -68,57 +69,19 @@ def test_the_default_is_stable_diffusion(comfyui):
 
 def test_sampling_nodes_change_the_answer(small_name):
     flow = [checkpoint(small_name), {"type": "ModelSamplingSD3", "values": {"shift": 3.0}}]
-    assert "from sigma 0.75 (t = 750)" in ask(flow, strength=0.5, scheduler="simple")["report"]
+    assert "from sigma 0.75 (t = 750)" in request(flow, strength=0.5, scheduler="simple")["report"]
     zsnr = [
         checkpoint(small_name),
         {"type": "ModelSamplingDiscrete", "values": {"sampling": "v_prediction", "zsnr": True}},
     ]
-    assert ask(zsnr, strength=1)["sigma"] == pytest.approx(4518.76, rel=1e-3)
+    assert request(zsnr, strength=1)["sigma"] == pytest.approx(4518.76, rel=1e-3)
     edm = [{"type": "ModelSamplingContinuousEDM", "values": {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002}}]
-    assert ask(edm, strength=1)["sigma"] == pytest.approx(80.0)
+    assert request(edm, strength=1)["sigma"] == pytest.approx(80.0)
     unknown = [
         checkpoint(small_name),
         {"type": "LoraLoaderModelOnly", "values": {"lora_name": "x", "strength_model": 1.0}},
     ]
-    assert ask(unknown, strength=0.5) == ask([checkpoint(small_name)], strength=0.5)
-
-
-SDXL = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 320,
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 2, 2, 10, 10],
-    "transformer_depth_middle": 10,
-    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-    "use_linear_in_transformer": True,
-    "context_dim": 2048,
-    "num_head_channels": 64,
-    "num_classes": "sequential",
-    "adm_in_channels": 2816,
-    "use_spatial_transformer": True,
-    "legacy": False,
-}
-FLUX = {
-    "image_model": "flux",
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": 768,
-    "context_in_dim": 4096,
-    "hidden_size": 3072,
-    "mlp_ratio": 4.0,
-    "num_heads": 24,
-    "depth": 19,
-    "depth_single_blocks": 38,
-    "axes_dim": [16, 56, 56],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": True,
-    "txt_ids_dims": [],
-}
+    assert request(unknown, strength=0.5) == request([checkpoint(small_name)], strength=0.5)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +89,7 @@ FLUX = {
     [("sdxl", "EPS", 1.6156), ("sdxl-v", "V_PREDICTION", 1.6156), ("flux-dev", "FLUX", 0.7595)],
 )
 def test_the_prediction_type_is_detected_from_the_file(comfyui, name, kind, sigma_at_half):
-    """Files of the real sizes, sparse: their data is a hole."""
+    """Sparse files of the real sizes, without data."""
     import comfy.ldm.flux.model
     import comfy.ldm.modules.diffusionmodules.openaimodel as unet
     import comfy.ops
@@ -138,26 +101,26 @@ def test_the_prediction_type_is_detected_from_the_file(comfyui, name, kind, sigm
             {"type": "UNETLoader", "values": {"unet_name": f"{name}.safetensors"}},
             "",
         )
-        shapes = comfy.ldm.flux.model.Flux(**FLUX, **operations).state_dict()
+        shapes = comfy.ldm.flux.model.Flux(**full_size.FLUX, **operations).state_dict()
     else:
         folder, loader, prefix = "checkpoints", checkpoint(f"{name}.safetensors"), "model.diffusion_model."
-        shapes = unet.UNetModel(**SDXL, **operations).state_dict()
+        shapes = unet.UNetModel(**full_size.SDXL, **operations).state_dict()
     shapes = {prefix + key: tuple(tensor.shape) for key, tensor in shapes.items()}
     if name == "sdxl-v":
         shapes["v_pred"] = (0,)
     path = comfyui / "models" / folder / f"{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    write_hollow(path, shapes)
+    write_sparse(path, shapes)
     try:
         model, found = schedule_probe.probe_model([loader])
         assert (model.model.model_type.name, found) == (kind, path.name)
-        assert ask([loader], strength=0.5, scheduler="simple")["sigma"] == pytest.approx(sigma_at_half, rel=1e-4)
+        assert request([loader], strength=0.5, scheduler="simple")["sigma"] == pytest.approx(sigma_at_half, rel=1e-4)
     finally:
         path.unlink()
 
 
-def write_hollow(path, shapes) -> None:
-    """Write a safetensors file of 16-bit tensors whose data is a hole in the file."""
+def write_sparse(path, shapes) -> None:
+    """Write a sparse safetensors file of 16-bit tensors, without data."""
     header, at = {}, 0
     for key, shape in shapes.items():
         size = 2 * math.prod(shape)
@@ -181,7 +144,7 @@ def test_unknown_files_give_the_default(comfyui):
         "none.safetensors",
         "../../x.safetensors",
     ):
-        answer = ask([checkpoint(name)], strength=0.5, scheduler="normal")
+        answer = request([checkpoint(name)], strength=0.5, scheduler="normal")
         assert answer["model"] is None
         assert answer["report"].startswith("noise level: runs 11 of 20 steps, from sigma 1.62")
 
@@ -198,19 +161,19 @@ def test_a_request_changes_nothing_in_comfyui(small_name, small):
     import comfy.model_management
 
     loaded = len(comfy.model_management.current_loaded_models)
-    ask([checkpoint(small_name)], strength=0.5)
+    request([checkpoint(small_name)], strength=0.5)
     assert len(comfy.model_management.current_loaded_models) == loaded
     assert folder_paths.get_filename_list("checkpoints") == before
 
 
 def test_long_schedules_are_thinned_and_too_long_ones_refused():
-    answer = ask(strength=0.1, steps=100, contract="comfy", scheduler="simple")
+    answer = request(strength=0.1, steps=100, contract="comfy", scheduler="simple")
     assert answer["total"] == 1000
     assert len(answer["whole"]) <= routes.MOST_POINTS + 1
     assert answer["whole"][-1] == [1000, 0.0]
     assert answer["sigmas"][0][0] == 900.0
     with pytest.raises(InputError, match="too long to draw"):
-        ask(strength=0.01, steps=1000, contract="comfy")
+        request(strength=0.01, steps=1000, contract="comfy")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +189,7 @@ def test_long_schedules_are_thinned_and_too_long_ones_refused():
 )
 def test_an_invalid_request_is_an_error(query):
     with pytest.raises((InputError, ValueError)):
-        ask(**query)
+        request(**query)
 
 
 def test_the_route_answers_with_status_200_for_errors_too(comfyui):

@@ -1,7 +1,7 @@
-"""What users save in workflow files does not change unnoticed.
+"""The contract of the nodes that saved workflows depend on.
 
-`tests/comfy/schemas.json` is what the nodes were when it was last written. After a change that is meant, write it
-again: `BESPOKE_WRITE_SCHEMAS=1 python3 dev.py test tests/comfy/test_schema.py`
+`tests/comfy/schemas.json` holds it. After an intended change, write it again:
+`BESPOKE_WRITE_SCHEMAS=1 python3 dev.py test tests/comfy/test_schema.py`
 """
 
 import json
@@ -69,7 +69,7 @@ def test_every_node_explains_itself(ours):
 
 
 def test_defaults_agree_with_execute(ours):
-    """An older prompt lacks later inputs: `execute` then has to default to what the widget shows."""
+    """An older prompt lacks later inputs, so `execute` needs the default that the widget shows."""
     import inspect
 
     for name, cls in ours.items():

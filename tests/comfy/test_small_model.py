@@ -1,4 +1,4 @@
-"""The small model is a real one: core's nodes use it, it obeys its prompt, its VAE gives its pictures back."""
+"""The small model works in core's nodes, follows its prompts, and its VAE reconstructs its pictures."""
 
 import math
 
@@ -22,8 +22,8 @@ def test_it_is_stock_sd15_to_comfyui(small):
     assert type(vae.first_stage_model).__name__ == "TAESD"
 
 
-def obeyed(small, run_node, combinations, each, sheet_file):
-    """What share of pictures show the colour, shape and ground asked for; judged by hue and silhouette."""
+def prompt_shares(small, run_node, combinations, each, sheet_file):
+    """{attribute: share of pictures} with the colour, shape and ground of the prompt, judged by hue and silhouette."""
     model, clip, vae = small
     right = {"colour": 0, "shape": 0, "ground": 0}
     wrong, count = [], 0
@@ -35,19 +35,19 @@ def obeyed(small, run_node, combinations, each, sheet_file):
             sheet.paste(picture.resize((64, 64)), (column * 64, k * 64))
             seen = judge(picture)
             count += 1
-            for what, asked in (("colour", colour), ("shape", shape), ("ground", ground)):
-                right[what] += getattr(seen, what) == asked
-                if getattr(seen, what) != asked:
-                    wrong.append(f"{prompt}: {what} {getattr(seen, what)}")
+            for attribute, wanted in (("colour", colour), ("shape", shape), ("ground", ground)):
+                right[attribute] += getattr(seen, attribute) == wanted
+                if getattr(seen, attribute) != wanted:
+                    wrong.append(f"{prompt}: {attribute} {getattr(seen, attribute)}")
     sheet.save(sheet_file)
     print(right, count, wrong, sheet_file)
     assert count == each * len(combinations)
-    return {what: number / count for what, number in right.items()}
+    return {attribute: number / count for attribute, number in right.items()}
 
 
 def test_pictures_follow_the_prompt(small, run_node, tmp_path):
     """Each colour and each shape once, core nodes only."""
-    share = obeyed(small, run_node, list(enumerate((0, 2, 1, 4, 3, 5))), 1, tmp_path / "grid.png")
+    share = prompt_shares(small, run_node, list(enumerate((0, 2, 1, 4, 3, 5))), 1, tmp_path / "grid.png")
     assert share["colour"] >= 0.90
     assert share["shape"] >= 0.80
 
@@ -55,7 +55,7 @@ def test_pictures_follow_the_prompt(small, run_node, tmp_path):
 @pytest.mark.slow
 def test_pictures_follow_every_prompt(small, run_node, tmp_path):
     """6 colours x 6 shapes, three pictures each, core nodes only."""
-    share = obeyed(small, run_node, [(i, j) for i in range(6) for j in range(6)], 3, tmp_path / "grid.png")
+    share = prompt_shares(small, run_node, [(i, j) for i in range(6) for j in range(6)], 3, tmp_path / "grid.png")
     assert share["colour"] >= 0.90
     assert share["shape"] >= 0.80
     assert share["ground"] >= 0.75
@@ -85,7 +85,7 @@ def test_the_vae_gives_its_pictures_back(small, run_node, colour):
 
 
 def test_the_judge_reads_every_drawing():
-    """The judge knows nothing of the drawing code; on clean drawings it must be right every time."""
+    """The judge does not use the drawing code; on clean drawings it has to be right every time."""
     rng = np.random.default_rng(1)
     for shape in (*sprites.SHAPES, *sprites.UNSEEN_SHAPES):
         for colour in (*sprites.COLOURS, *sprites.UNSEEN_COLOURS):

@@ -1,5 +1,4 @@
-"""A new word on ComfyUI's own CLIP: true gradients, the file equals the training, weights untouched, hostile files
-refused."""
+"""Textual inversion on ComfyUI's own CLIP: gradients, files, unchanged weights, hostile files."""
 
 import math
 import pickle
@@ -18,7 +17,7 @@ from helpers import sprite_set, weights_hash
 
 
 def learn(run_node, models, side=64, images=None, **changes):
-    """(clip, embedding, prompt_word, loss, run, report) of a short training on the small world's pictures."""
+    """(clip, embedding, prompt_word, loss, run, report) of a short training on sprites."""
     model, clip, vae = models
     images = images or sprite_set(3, 4, colour="pink", word="{word}", side=side)
     settings = dict(
@@ -44,41 +43,41 @@ def test_no_weight_changes_and_the_models_still_infer(models, run_node, precisio
     """A SHA-256 over every parameter and buffer of U-Net, VAE and CLIP, and the same pictures and prompts as before."""
     model, clip, vae = models
 
-    def state():
-        said = tiny.encode(clip)
+    def outputs():
+        text = tiny.encode(clip)
         with torch.inference_mode():
-            clean = model.model.apply_model(noise, torch.tensor([2.0]), c_crossattn=said, **pooled)
-            return said, clean, vae.decode(noise), vae.encode(torch.full((1, 16, 16, 3), 0.5))
+            clean = model.model.apply_model(noise, torch.tensor([2.0]), c_crossattn=text, **pooled)
+            return text, clean, vae.decode(noise), vae.encode(torch.full((1, 16, 16, 3), 0.5))
 
     noise = torch.randn(1, model.model.latent_format.latent_channels, 8, 8)
     pooled = {"y": torch.randn(1, model.model.adm_channels)} if model.model.adm_channels else {}
     parts = (model.model, clip.cond_stage_model, vae.first_stage_model)
-    before, answers = [weights_hash(m) for m in parts], state()
+    before, outputs_before = [weights_hash(m) for m in parts], outputs()
     frozen = [p.requires_grad for part in parts for p in part.parameters()]
     *_, loss, _, report = learn(run_node, models, precision=precision)
     assert all(math.isfinite(value) for value in loss["loss"])
     assert "0 weights changed (hash equal)" in report
     assert [weights_hash(m) for m in parts] == before
-    assert all(torch.equal(a, b) for a, b in zip(answers, state(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(outputs_before, outputs(), strict=True))
     assert [p.requires_grad for part in parts for p in part.parameters()] == frozen
     for part in parts:
         assert not any("forward" in vars(m) or m._forward_hooks for m in part.modules())
 
 
 def test_a_clip_in_half_precision_learns_in_bf16_too(small, run_node):
-    """The table of words is float16, as in most checkpoints, which autocast on a CPU joins with nothing else."""
+    """The embedding table is float16, as in most checkpoints; autocast on a CPU does not concatenate it with others."""
     assert clip_encoders(small[1])["clip_l"][1].transformer.get_input_embeddings().weight.dtype == torch.float16
     exact, coarse = (
         learn(run_node, small, side=128, precision=precision, steps=1, warmup_steps=0)[1]["clip_l"]
         for precision in ("fp32", "bf16")
     )
     start = embedding_table(clip_encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
-    agree = torch.nn.functional.cosine_similarity(exact - start, coarse - start).item()
-    assert agree > 0.8  # one step of AdamW is nearly the gradient's signs
+    similarity = torch.nn.functional.cosine_similarity(exact - start, coarse - start).item()
+    assert similarity > 0.8  # one step of AdamW is nearly the gradient's signs
     assert (coarse - start).abs().max() > 1e-3
 
 
-def test_the_report_says_what_happened(small, run_node):
+def test_report_of_a_training(small, run_node):
     """On CLIP-L itself: one vector of it is 768 numbers."""
     model, _, vae = tiny.patcher(tiny.SD15 | {"context_dim": 768}), None, tiny.vae()
     _, embedding, word, loss, run, report = learn(run_node, (model, small[1], vae))
@@ -92,20 +91,20 @@ def test_the_report_says_what_happened(small, run_node):
 @pytest.mark.parametrize("vectors", [1, 4, 8])
 @pytest.mark.parametrize("skip", [None, -2])
 def test_the_saved_file_is_the_conditioning_of_the_training(small, run_node, vectors, skip):
-    """Trained graph, CLIP on the wire and file through core's own CLIPTextEncode: one conditioning."""
+    """The training's graph, the CLIP output and the file through core's CLIPTextEncode give one conditioning."""
     clip = small[1].clone()
     if skip:
         clip.clip_layer(skip)
     name = f"word-{vectors}-{skip or 1}".replace("--", "-")
     torch.manual_seed(vectors)
     vector = torch.randn(vectors, 768) * 0.02
-    speaking = clip_with_pseudo_word(clip, name, {"clip_l": lambda: vector})
+    new_clip = clip_with_pseudo_word(clip, name, {"clip_l": lambda: vector})
     prompt = f"a photo of a embedding:{name}, on white"
     with prepare_text_encoder(clip, None) as text:
-        ((in_training, _),) = text.encode([prompt], speaking)
+        ((in_training, _),) = text.encode([prompt], new_clip)
     run_node("BespokeSaveEmbedding", embedding={"clip_l": vector}, name=name)
     (from_file,) = run_node("CLIPTextEncode", clip=clip, text=prompt)
-    (on_wire,) = run_node("CLIPTextEncode", clip=speaking, text=prompt)
+    (on_wire,) = run_node("CLIPTextEncode", clip=new_clip, text=prompt)
     assert from_file[0][0].shape == in_training.shape
     assert (from_file[0][0] - in_training).abs().max() < 1e-5
     assert torch.equal(from_file[0][0], on_wire[0][0])
@@ -123,23 +122,23 @@ def test_gradient_equals_finite_differences(comfyui, family):
     for key, (_, encoder) in clip_encoders(clip).items():
         table = embedding_table(encoder)
         vectors[key] = torch.nn.Parameter(table[[320, 1000]] * 0.2 / table.norm(dim=-1).median())
-    speaking = clip_with_pseudo_word(clip, "w", {key: (lambda key=key: vectors[key]) for key in vectors})
+    new_clip = clip_with_pseudo_word(clip, "w", {key: (lambda key=key: vectors[key]) for key in vectors})
     channels = model.model.latent_format.latent_channels
-    # Not 8x8: the lowest level would be one cell, where a group of two channels is normalised to plus and minus one.
+    # Not 8x8: at one cell in the lowest level, a group of two channels is normalised to plus and minus one.
     latent, noise = torch.randn(2, channels, 16, 16).double(), torch.randn(2, channels, 16, 16).double()
     with prepare_for_training(model, "fp32") as denoiser, prepare_text_encoder(clip, None) as text:
 
         def value():
-            said = text.encode(["a photo of a embedding:w on white", "the embedding:w"], speaking)
+            encoded = text.encode(["a photo of a embedding:w on white", "the embedding:w"], new_clip)
             conds = conditioning.join_conds(
-                [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in said]
+                [conditioning.model_conds(denoiser.base, c, e, latent[:1], denoiser.device) for c, e in encoded]
             )
             sigma = denoiser.sigma(torch.tensor([0.4, 0.8]))
             return denoising_loss(denoiser, latent, noise, sigma, conds).double().mean()
 
         value().backward()
         for vector in vectors.values():
-            # Along the gradient itself, where float32's rounding in the CLIP is smallest beside the slope.
+            # Along the gradient, where float32's rounding in the CLIP is smallest compared with the slope.
             slope = float(vector.grad.norm())
             assert slope > 0
             direction, step = vector.grad / slope, 2e-3
@@ -192,17 +191,17 @@ def test_bad_input_names_node_value_and_remedy(sd15, run_node, comfyui):
         run_node("BespokeSaveEmbedding", embedding=vector, name="../x")
 
 
-def test_a_word_on_the_wire_and_its_neighbours(small, run_node, comfyui):
+def test_apply_and_inspect_embedding(small, run_node, comfyui):
     clip = small[1]
     table = embedding_table(clip_encoders(clip)["clip_l"][1])
     tokenizer = clip_encoders(clip)["clip_l"][0]
     (cat,) = tokenizer.tokenizer("cat")["input_ids"][1:-1]
     embedding = {"clip_l": table[[cat]] * 3}
-    knowing, word = run_node("BespokeApplyEmbedding", clip=clip, embedding=embedding, name="my-cat")
+    with_word, word = run_node("BespokeApplyEmbedding", clip=clip, embedding=embedding, name="my-cat")
     assert word == "embedding:my-cat"
-    (said,) = run_node("CLIPTextEncode", clip=knowing, text="a embedding:my-cat")
-    (unsaid,) = run_node("CLIPTextEncode", clip=clip, text="a embedding:my-cat")
-    assert not torch.equal(said[0][0], unsaid[0][0])
+    (known,) = run_node("CLIPTextEncode", clip=with_word, text="a embedding:my-cat")
+    (unknown,) = run_node("CLIPTextEncode", clip=clip, text="a embedding:my-cat")
+    assert not torch.equal(known[0][0], unknown[0][0])
     report, plot = run_node("BespokeInspectEmbedding", clip=clip, embedding_name="none", embedding=embedding)
     assert "nearest to cat 1.00" in report
     assert plot.shape[-1] == 3
@@ -212,20 +211,19 @@ def test_a_word_on_the_wire_and_its_neighbours(small, run_node, comfyui):
 
 
 def test_hostile_embeddings(small, run_node, comfyui, tmp_path):
-    """A clear error for each, and no code run. The files lie in a folder of their own, beside one that looks like a
-    file."""
+    """A clear error for each, and no code is run. Among the files is a folder with a file's name."""
     from safetensors.torch import save_file
 
     folder, witness = comfyui / "models" / "embeddings" / "hostile", tmp_path / "code-ran"
     (folder / "folder.safetensors").mkdir(parents=True)
 
-    class Runs:
+    class CodeOnLoad:
         def __reduce__(self):
             return Path.touch, (witness,)
 
     for name in ("pickle.pt", "pickle.bin"):
-        (folder / name).write_bytes(pickle.dumps(Runs()))
-    (folder / "pickle.safetensors").write_bytes(pickle.dumps(Runs()))
+        (folder / name).write_bytes(pickle.dumps(CodeOnLoad()))
+    (folder / "pickle.safetensors").write_bytes(pickle.dumps(CodeOnLoad()))
     (folder / "header.safetensors").write_bytes((2**50).to_bytes(8, "little") + b"{}")
     (folder / "empty.safetensors").write_bytes(b"")
     save_file({"clip_l": torch.full((1, 768), float("nan"))}, folder / "nan.safetensors")
@@ -255,13 +253,13 @@ def test_hostile_embeddings(small, run_node, comfyui, tmp_path):
             run_node("BespokeInspectEmbedding", clip=small[1], embedding_name=f"hostile/{name}")
         assert str(error.value).startswith("Bespoke Inspect Embedding: ")
     assert not witness.exists()
-    pickle.loads(pickle.dumps(Runs()))
-    assert witness.exists()  # the pickles do run code where they are read as such
+    pickle.loads(pickle.dumps(CodeOnLoad()))
+    assert witness.exists()  # loading such a pickle does run code
     shutil.rmtree(folder)
 
 
 def test_folders_among_the_embeddings_are_no_files(run_node, comfyui):
-    """A folder of a file's name is no name that is taken by a word, and is never written over."""
+    """A folder with a file's name does not count as a word, and is never overwritten."""
     vector = {"clip_l": torch.ones(1, 768)}
     embeddings = comfyui / "models" / "embeddings"
     for folder in ("some/fish.safetensors", "bird.safetensors"):

@@ -1,4 +1,4 @@
-"""Every setting of the LoRA trainer, on ComfyUI's own model classes in small: SD1.5 and SDXL."""
+"""Every setting of the LoRA trainer, on small models of SD1.5's and SDXL's classes."""
 
 import copy
 import logging
@@ -11,7 +11,6 @@ from bespoke.nodes.bridge.models import checkpoint_blocks, target_layers
 from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.bridge.training_model.checkpointing import checkpointed
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
@@ -19,7 +18,7 @@ from bespoke.training.images import ImageSet, TrainingImage
 from bespoke.training.measure import measure_step
 from bespoke.training.objective import denoising_loss
 from comfy_api.latest import io
-from helpers import batch_and_single_gradients, sprite_set, weights_hash
+from helpers import batch_and_single_gradients, image_set, sprite_set, weights_hash
 
 
 def train(run_node, models, **changes):
@@ -41,7 +40,7 @@ def two_sizes() -> ImageSet:
         TrainingImage(f"{i}", torch.randint(0, 255, (64, 96 if i % 2 else 64, 3), dtype=torch.uint8), f"picture {i}")
         for i in range(4)
     ]
-    return ImageSet(tuple(items), "", fingerprint(items))
+    return image_set(items)
 
 
 # --- the gradient ---------------------------------------------------------------------------------------------------
@@ -51,12 +50,10 @@ def two_sizes() -> ImageSet:
 @pytest.mark.parametrize("cells", [(16, 16), (12, 20)])  # two aspect ratios
 def test_gradient_of_four_captions_is_the_mean_of_four(models, cells):
     model, clip, _ = models
-    together, apart, sizes = batch_and_single_gradients(
-        model, clip, (model.model.latent_format.latent_channels, *cells)
-    )
+    batch, mean, sizes = batch_and_single_gradients(model, clip, (model.model.latent_format.latent_channels, *cells))
     assert sizes == [4]  # one call with exactly four samples
-    assert apart.norm() > 0
-    assert (together - apart).norm() / apart.norm() < 1e-5
+    assert mean.norm() > 0
+    assert (batch - mean).norm() / mean.norm() < 1e-5
 
 
 @pytest.mark.parametrize("models", ["sd15", "sdxl"], indirect=True)
@@ -166,7 +163,7 @@ def test_continues_from_another_lora(sd15, run_node):
     assert all(torch.allclose(from_file[key], first[key]) for key in first)
     _, half, *_ = train(run_node, sd15, lora=first, learning_rate=0.0, alpha=1.0)
     key = next(key for key in first if key.endswith("lora_up.weight"))
-    assert torch.allclose(half[key], 2 * first[key])  # acts as before at half the alpha
+    assert torch.allclose(half[key], 2 * first[key])  # the same effect at half the alpha
     with pytest.raises(InputError, match=r"has rank 2 at .*set rank to its rank"):
         train(run_node, sd15, lora=first, rank=4)
     with pytest.raises(InputError, match=r"has nothing for .*choose the targets"):
@@ -192,9 +189,8 @@ def test_the_text_encoder_is_trained_and_core_reads_the_file(models, encoders, r
     with safe_open(get_full_path("loras", name), "pt") as file:
         keys = list(file.keys())
     for start in encoders:
-        assert (
-            sum(key.startswith(start) and key.endswith("lora_up.weight") for key in keys) == 3 * 4
-        )  # layers x q, k, v, out
+        # Layers x q, k, v, out.
+        assert sum(key.startswith(start) and key.endswith("lora_up.weight") for key in keys) == 3 * 4
     with caplog.at_level(logging.WARNING):
         core_model, core_clip = run_node(
             "LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0
@@ -223,7 +219,7 @@ def test_the_text_encoders_rate_is_its_own(sd15, run_node):
 
 
 def test_sdxl_gets_the_size_of_each_picture(sdxl, run_node):
-    """Core tells it the size of a dummy latent; the latents are scaled as the model was trained."""
+    """Core passes the size of a dummy latent. The latents have the scale of the model's training."""
     model = sdxl[0]
     seen = []
     hook = model.model.diffusion_model.register_forward_pre_hook(
@@ -272,7 +268,7 @@ def test_samples_are_drawn_and_change_nothing(sd15, run_node):
 
     sheets = [Image.open(store.sample_path(name)).convert("RGB") for _, name in run.samples]
     assert {sheet.size for sheet in sheets} == {(64, 64)}
-    assert len({sheet.tobytes() for sheet in sheets}) == 3  # the LoRA is in them
+    assert len({sheet.tobytes() for sheet in sheets}) == 3  # the LoRA changes them
     assert store.record().samples == run.samples
     assert store.sample_path("../state.safetensors") is None
     settings = run_node(
@@ -324,7 +320,7 @@ def test_nothing_is_left_on_the_users_model(sd15, run_node):
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0; give a number from 1"),
         ({"rank": 0}, "rank is 0"),
@@ -337,6 +333,6 @@ def test_nothing_is_left_on_the_users_model(sd15, run_node):
         ({"targets": "custom", "custom_targets": "nothing*"}, "no linear layer matches"),
     ],
 )
-def test_bad_settings_name_node_value_and_remedy(sd15, run_node, changes, says):
-    with pytest.raises(InputError, match=f"Bespoke Train LoRA: {says}"):
+def test_bad_settings_name_node_value_and_remedy(sd15, run_node, changes, message):
+    with pytest.raises(InputError, match=f"Bespoke Train LoRA: {message}"):
         train(run_node, sd15, **changes)

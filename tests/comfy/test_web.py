@@ -1,4 +1,4 @@
-"""How routes answer: statuses and bodies."""
+"""Responses of the routes: statuses and bodies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def answer(function, *args, **options):
     return response.status, response.content_type, json.loads(response.text)
 
 
-def fails(error):
+def raise_error(error):
     raise error
 
 
@@ -31,24 +31,24 @@ def test_a_value_is_answered_as_json():
 
 
 def test_errors_have_the_status_of_their_kind():
-    assert answer(fails, InputError("x is 3; give 2"))[::2] == (400, {"error": "x is 3; give 2"})
-    assert answer(fails, RequestRefused(CONFLICT, "not now"))[::2] == (409, {"error": "not now"})
+    assert answer(raise_error, InputError("x is 3; give 2"))[::2] == (400, {"error": "x is 3; give 2"})
+    assert answer(raise_error, RequestRefused(CONFLICT, "not now"))[::2] == (409, {"error": "not now"})
     shown = {"errors": (OSError,), "error_status": SHOWN_ON_THE_NODE}
     for error in (InputError("no"), OSError("no")):
-        assert answer(fails, error, **shown)[::2] == (200, {"error": "no"})
-    assert answer(fails, RequestRefused(CONFLICT, "not now"), **shown)[::2] == (409, {"error": "not now"})
+        assert answer(raise_error, error, **shown)[::2] == (200, {"error": "no"})
+    assert answer(raise_error, RequestRefused(CONFLICT, "not now"), **shown)[::2] == (409, {"error": "not now"})
 
 
 def test_an_error_that_no_route_expects_is_not_hidden():
     with pytest.raises(OSError, match="disk"):
-        answer(fails, OSError("disk"))
+        answer(raise_error, OSError("disk"))
 
 
 def test_unknown_resources_are_404():
     class Server:
         routes = web.RouteTableDef()
 
-    async def ask():
+    async def request_all():
         run_routes.register(Server)
         lora_routes.register(Server)
         app = web.Application()
@@ -57,18 +57,18 @@ def test_unknown_resources_are_404():
             answers = {}
             for path in ("runs/lora-00000000000f", "runs/x", "runs/..%2Fx"):
                 for kind in ("", "/graph", "/files", "/samples/000001.png"):
-                    got = await client.get(f"/bespoke/{path}{kind}")
-                    answers[path, kind] = got.status, (await got.json()).get("error")
-            got = await client.get("/bespoke/lora", params={"name": "gone.safetensors"})
-            return answers, got.status, await got.json()
+                    response = await client.get(f"/bespoke/{path}{kind}")
+                    answers[path, kind] = response.status, (await response.json()).get("error")
+            response = await client.get("/bespoke/lora", params={"name": "gone.safetensors"})
+            return answers, response.status, await response.json()
 
-    answers, status, lora = asyncio.run(ask())
+    answers, status, lora = asyncio.run(request_all())
     graph = "this run's graph was not kept, as it was queued without one"
     for path in ("runs/lora-00000000000f", "runs/x", "runs/..%2Fx"):
         assert answers[path, ""] == (404, "no such run")
         assert answers[path, "/graph"] == (404, graph)
         assert answers[path, "/samples/000001.png"] == (404, "no such sample")
-    assert answers["runs/lora-00000000000f", "/files"] == (200, None)  # an id that a run may have had
+    assert answers["runs/lora-00000000000f", "/files"] == (200, None)  # a valid id, whose run may have been deleted
     assert answers["runs/x", "/files"] == answers["runs/..%2Fx", "/files"] == (404, "no such run")
     assert status == 200
     assert lora == {"error": "'gone.safetensors' is not in ComfyUI's loras folder; choose another one"}

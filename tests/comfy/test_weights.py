@@ -1,5 +1,4 @@
-"""The weights that users have: half, fp8 and quantised ones, patched and offloaded ones, with gradients as exact as
-through float32."""
+"""Gradients through half, fp8, quantised, patched and offloaded weights are as exact as through float32."""
 
 import contextlib
 import gc
@@ -28,7 +27,7 @@ U_NET, FLUX = (4, tiny.SD15), (16, tiny.FLUX)  # latent channels, configuration
 
 
 def base_of(config: dict, quant_config=None, dtype=torch.float32, manual=None):
-    """A BaseModel of ComfyUI's, empty, for weights of a type that are cast to another."""
+    """A ComfyUI BaseModel without weights, for weights of `dtype` that are cast to `manual`."""
     import comfy.model_base
     import comfy.supported_models
 
@@ -53,7 +52,7 @@ def patcher_of(base, state):
 
 
 def quantised(state: dict, format: str) -> dict:
-    """A state dict as ComfyUI writes it for a quantised model: the larger matrices, each with its scales."""
+    """A quantised state dict in ComfyUI's form: the larger matrices, each with its scales."""
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
     out = {}
@@ -115,7 +114,7 @@ def gradient(model, kind, precision="fp32", saving=False, targets="attention + f
         return torch.cat([p.grad.flatten() for p in adapters.parameters()]), kept
 
 
-def apart(a, b) -> float:
+def relative_error(a, b) -> float:
     return float((a - b).norm() / b.norm())
 
 
@@ -129,7 +128,7 @@ def states(comfyui):
     return out
 
 
-# --- the types a file may have --------------------------------------------------------------------------------------
+# --- types in files --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
@@ -144,16 +143,15 @@ def test_gradients_through_half_and_fp8_weights_are_those_of_their_float32_value
     before = weights_hash(model.model)
     (own, kept), (expected, kept_plain) = gradient(model, (kind[0], config)), gradient(plain, kind)
     assert {p.dtype for p in model.model.diffusion_model.parameters()} == {dtype}
-    assert apart(own, expected) < 1e-5
-    assert kept < 1.02 * kept_plain  # no cast weight is kept
+    assert relative_error(own, expected) < 1e-5
+    assert kept < 1.02 * kept_plain  # no cast weight is kept for the backward pass
     assert weights_hash(model.model) == before
-    assert apart(gradient(model, (kind[0], config), saving=True)[0], expected) < 1e-5
+    assert relative_error(gradient(model, (kind[0], config), saving=True)[0], expected) < 1e-5
 
 
 @pytest.mark.parametrize("format", QUANTISED)
 def test_gradients_through_quantised_weights_are_those_of_their_float32_values(states, format):
-    """ComfyUI's own quantised models. A card that multiplies in their type would round the activations too; a training
-    not."""
+    """ComfyUI's quantised models. Cards that multiply in their type round the activations too; trainings do not."""
     quant = {"mixed_ops": True}
     model = patcher_of(
         base_of(tiny.FLUX, quant, torch.float32, torch.float32), quantised(states[id(tiny.FLUX)], format)
@@ -162,7 +160,7 @@ def test_gradients_through_quantised_weights_are_those_of_their_float32_values(s
     assert hasattr(layer.weight, "_layout_cls")
     plain = patcher_of(base_of(tiny.FLUX), dequantised(model.model))
     assert (
-        apart(
+        relative_error(
             dequantised(model.model)["double_blocks.0.img_attn.qkv.weight"],
             states[id(tiny.FLUX)]["double_blocks.0.img_attn.qkv.weight"],
         )
@@ -173,24 +171,24 @@ def test_gradients_through_quantised_weights_are_those_of_their_float32_values(s
     for module in quick:
         module._full_precision_mm = False  # as on such a card
     (own, kept), (expected, kept_plain) = gradient(model, FLUX), gradient(plain, FLUX)
-    assert apart(own, expected) < 1e-5
+    assert relative_error(own, expected) < 1e-5
     assert kept < 1.02 * kept_plain
     assert quick
     assert not any(module._full_precision_mm for module in quick)
     assert identity.checksum(model) == before
     layer.weight._qdata.view(torch.uint8)[0, 0] += 1
-    assert identity.checksum(model) != before  # it reads the stored bits
+    assert identity.checksum(model) != before  # the checksum reads the stored bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn], ids=str)
-def test_under_autocast_the_gradient_is_that_of_comfyuis_own_casts_which_are_not_kept(states, dtype, monkeypatch):
+def test_autocast_gradient_equals_that_of_comfyuis_casts(states, dtype, monkeypatch):
     """Narrow weights in bfloat16 products: ComfyUI's layers and autocast alone would keep a second model."""
     state = {k: v.to(dtype) for k, v in states[id(tiny.SD15)].items()}
     model = patcher_of(base_of(tiny.SD15 | {"dtype": dtype}, dtype=dtype, manual=torch.float32), state)
     own, kept = gradient(model, U_NET, "bf16")
     monkeypatch.setattr(bridge, "frozen_layers", lambda *_: contextlib.nullcontext(lambda: None))
     theirs, kept_theirs = gradient(model, U_NET, "bf16")
-    assert apart(own, theirs) < 1e-6
+    assert relative_error(own, theirs) < 1e-6
     matrices = sum(2 * p.numel() for p in model.model.parameters() if p.ndim > 1)  # as bfloat16
     assert kept < kept_theirs - 0.4 * matrices  # those above the first adapter, which the backward pass reaches
 
@@ -219,7 +217,7 @@ def test_the_node_trains_on_an_fp8_model_and_its_lora_acts_there(states, run_nod
 
 
 def flux_clip_with_quantised_t5():
-    """Flux's CLIP, small, with the T5 as a quantised file has it."""
+    """A small CLIP of Flux with a quantised T5."""
     import comfy.sd
     import comfy.text_encoders.flux as text
 
@@ -241,8 +239,7 @@ def flux_clip_with_quantised_t5():
 
 
 def test_a_word_is_learned_with_a_quantised_t5(comfyui, run_node):
-    """No gradient flows through the T5: it is used as it lies, and what CLIP is told is what the user's own CLIP
-    says."""
+    """No gradient flows through the T5: it is not copied, and the conditioning is that of the user's CLIP."""
     clip = flux_clip_with_quantised_t5()
     t5 = clip.cond_stage_model.t5xxl
     assert sum(hasattr(getattr(layer, "weight", None), "_layout_cls") for layer in t5.modules()) == 7
@@ -252,7 +249,7 @@ def test_a_word_is_learned_with_a_quantised_t5(comfyui, run_node):
         assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
         assert torch.equal(text.encode(["a red circle"], clip)[0][0], expected)
         assert not any(p.is_inference() for p in text.model.clip_l.transformer.parameters())
-        clip.cond_stage_model.to(CPU)  # as where the model takes the card: quantised layers get new tensors
+        clip.cond_stage_model.to(CPU)  # as when the model takes the card: quantised layers get new tensors
         assert all(a is b for a, b in zip(text.model.t5xxl.parameters(), t5.parameters(), strict=True))
     model, _, vae = tiny.flux()
     images = sprite_set(2, 2, side=64, colour="teal")
@@ -304,19 +301,19 @@ def test_a_quantised_clip_equals_its_dequantised_weights(comfyui):
                 generator=torch.Generator().manual_seed(0),
             )
         )
-        with prepare_text_encoder(one, None) as opened:
-            ((_, extra),) = opened.encode(
+        with prepare_text_encoder(one, None) as prepared:
+            ((_, extra),) = prepared.encode(
                 ["a embedding:word"], clip_with_pseudo_word(one, "word", {"clip_l": lambda vector=vector: vector})
             )
             extra["pooled_output"].square().sum().backward()
-            layers = attention_layers(opened.model)
+            layers = attention_layers(prepared.model)
         gradients.append(vector.grad.flatten())
-    assert apart(*gradients) < 1e-5
+    assert relative_error(*gradients) < 1e-5
     assert len(layers) == len(attention_layers(clip.cond_stage_model)) == 4 * own.clip_l.transformer.num_layers
 
 
 class Handle:
-    """A native address, as comfy-aimdo's: the last owner frees it, and a copy would free it once more."""
+    """A native handle like comfy-aimdo's: its owner frees it, so a copy would free it twice."""
 
     def __init__(self, freed: list):
         self.freed = freed
@@ -329,8 +326,7 @@ class Handle:
 
 
 def dynamic(clip, make, freed):
-    """The CLIP as dynamic VRAM has it, which there is on a card alone: patches put on at each cast, a handle in each
-    layer."""
+    """The CLIP under dynamic VRAM, which only cards have: patches are applied at each cast, each layer has a handle."""
     import comfy.model_patcher
 
     class Dynamic(comfy.model_patcher.ModelPatcher):
@@ -340,7 +336,7 @@ def dynamic(clip, make, freed):
         def loaded_ram_size(self):
             return 0
 
-        def load(self, *_args, **_how):
+        def load(self, *_args, **_kwargs):
             for key in self.patches:
                 layer = self.model.get_submodule(key.removesuffix(".weight"))
                 layer.comfy_cast_weights, layer.weight_lowvram_function = (
@@ -371,11 +367,11 @@ def test_under_dynamic_vram_a_text_encoder_is_reloaded_with_its_patches(comfyui)
         clip.add_patches(change, 1.0)
     unpatched, _ = conditioning.encode_prompt(tiny.clip(), "a red circle")
     expected, _ = conditioning.encode_prompt(plain, "a red circle")
-    assert apart(unpatched, expected) > 1e-2
+    assert relative_error(unpatched, expected) > 1e-2
     clip = dynamic(other, lambda disable_dynamic: tiny.clip().patcher, freed)
     clip.load_model()
     with prepare_text_encoder(clip, None) as text:
-        assert apart(text.encode(["a red circle"], clip)[0][0], expected) < 1e-5
+        assert relative_error(text.encode(["a red circle"], clip)[0][0], expected) < 1e-5
         del text
     gc.collect()
     assert not freed
@@ -387,7 +383,7 @@ def test_under_dynamic_vram_a_text_encoder_is_reloaded_with_its_patches(comfyui)
 
 
 def test_layers_of_other_packs_read_their_own_weights(states, comfyui):
-    """What lies in their `weight` is theirs to say: a half of it here, and the gradient follows their own code."""
+    """The meaning of their `weight` is their own, here half of the weight; the gradient follows their code."""
     import comfy.ops
 
     class Doubling(comfy.ops.manual_cast.Linear):
@@ -400,15 +396,14 @@ def test_layers_of_other_packs_read_their_own_weights(states, comfyui):
     rows, columns = state[f"{name}.weight"].shape
     base.diffusion_model.get_submodule(name.rpartition(".")[0])[2] = Doubling(columns, rows)
     state[f"{name}.weight"] = state[f"{name}.weight"] / 2
-    assert apart(gradient(patcher_of(base, state), U_NET)[0], expected) < 1e-6
+    assert relative_error(gradient(patcher_of(base, state), U_NET)[0], expected) < 1e-6
 
 
-# --- as they are on the wire ----------------------------------------------------------------------------------------
+# --- patched by other nodes ----------------------------------------------------------------------------------------
 
 
 def test_changes_of_other_nodes_are_trained_on(states, run_node, comfyui):
-    """A LoRA that LoraLoader merged, ModelMergeSimple: the gradient is that of a model that has those weights in its
-    file."""
+    """With LoraLoader and ModelMergeSimple, the gradient is that of a model with these weights in its file."""
     from safetensors.torch import save_file
 
     state, second = states[id(tiny.SD15)], tiny.patcher(seed=5)
@@ -419,7 +414,7 @@ def test_changes_of_other_nodes_are_trained_on(states, run_node, comfyui):
         "LoraLoader", model=first, clip=tiny.clip(), lora_name="wire.safetensors", strength_model=0.7, strength_clip=0.0
     )
     (changed,) = run_node("ModelMergeSimple", model1=changed, model2=second, ratio=0.25)
-    assert apart(gradient(changed, U_NET)[0], gradient(first, U_NET)[0]) > 0.1
+    assert relative_error(gradient(changed, U_NET)[0], gradient(first, U_NET)[0]) > 0.1
 
     baked = {k: v.clone() for k, v in state.items()}
     for name in tiny.linear_layers(first, "attn2"):
@@ -428,7 +423,7 @@ def test_changes_of_other_nodes_are_trained_on(states, run_node, comfyui):
     other = second.model.diffusion_model.state_dict()
     baked = {k: 0.25 * v + 0.75 * other[k] for k, v in baked.items()}
     expected = gradient(patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), baked), U_NET)[0]
-    assert apart(gradient(changed, U_NET)[0], expected) < 1e-4
+    assert relative_error(gradient(changed, U_NET)[0], expected) < 1e-4
     assert not first.patches
 
 
@@ -441,17 +436,16 @@ def test_prediction_type_and_shift_are_those_of_the_wire(states, run_node):
         assert denoiser.prediction == "v"
     with bridge.prepare_for_training(unet, "fp32") as denoiser:
         assert denoiser.prediction == "epsilon"
-    u = torch.tensor([0.25, 0.5, 0.75])
+    t = torch.tensor([0.25, 0.5, 0.75])
     with bridge.prepare_for_training(shifted, "fp32") as denoiser:
-        assert torch.allclose(denoiser.sigma(u), 5 * u / (1 + 4 * u), atol=2e-3)
+        assert torch.allclose(denoiser.sigma(t), 5 * t / (1 + 4 * t), atol=2e-3)
 
 
 # --- offloaded ------------------------------------------------------------------------------------------------------
 
 
 def offload(work, _leave_free) -> None:
-    """What ComfyUI does where weights do not fit: the layers give up their places and cast their weight at each
-    call."""
+    """As ComfyUI where weights do not fit: the layers are unloaded and cast their weight at each call."""
     import comfy.model_management
 
     comfy.model_management.load_models_gpu([work])
@@ -461,8 +455,7 @@ def offload(work, _leave_free) -> None:
 @pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
 @pytest.mark.parametrize("saving", [False, True])
 def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind, saving, monkeypatch, run_node):
-    """On one device: ComfyUI's partly loaded model, with a LoRA that it applies at each call. No accelerator is
-    here."""
+    """ComfyUI's partly loaded model on the CPU alone, with a LoRA that it applies at each call."""
     import comfy.lora
     import comfy.model_management
 
@@ -485,20 +478,19 @@ def test_offloaded_weights_give_the_same_gradients_and_are_not_kept(states, kind
         ]
         assert len(cast) > 10
         assert sum(len(layer.weight_function) for layer in cast) == len(layers)
-    parts, kept = gradient(patched, kind, saving=saving)
-    assert apart(parts, whole) < 1e-5
+    offloaded, kept = gradient(patched, kind, saving=saving)
+    assert relative_error(offloaded, whole) < 1e-5
     assert kept < 1.02 * kept_whole
     monkeypatch.undo()
     comfy.model_management.unload_all_models()
     assert weights_hash(model.model) == before
     for layer in model.model.modules():
         assert not {"forward", "forward_comfy_cast_weights", "prev_comfy_cast_weights"} & set(vars(layer))
-    assert apart(gradient(patched, kind, saving=saving)[0], whole) < 1e-6  # as if nothing had been
+    assert relative_error(gradient(patched, kind, saving=saving)[0], whole) < 1e-6  # nothing has changed
 
 
 def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, monkeypatch):
-    """As ComfyUI does it on a card: each layer's weight is brought to where the last one's was. Here the buffer is the
-    CPU's."""
+    """As ComfyUI on a card: each layer's weight is copied over the one before. Here the buffer is in CPU memory."""
     import comfy.ops
 
     kind, state = FLUX, states[id(tiny.FLUX)]
@@ -508,33 +500,33 @@ def test_weights_streamed_through_one_buffer_give_the_same_gradients(states, mon
 
     def streamed(*args, **kwargs):
         weight, *rest = cast(*args, **kwargs)
-        if weight.ndim < 2:  # norms: a training has them on the card
+        if weight.ndim < 2:  # norms: a training keeps them on the card
             return weight, *rest
         return buffer[: weight.numel()].view(weight.shape).copy_(weight), *rest
 
     monkeypatch.setattr(bridge, "_load", offload)
     monkeypatch.setattr(comfy.ops, "cast_bias_weight", streamed)
-    assert apart(gradient(model, kind)[0], expected) < 1e-6
+    assert relative_error(gradient(model, kind)[0], expected) < 1e-6
     monkeypatch.setattr(bridge, "frozen_layers", lambda *_: contextlib.nullcontext(lambda: None))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        gradient(model, kind)  # what the buffer was for is gone
+        gradient(model, kind)  # the buffer has been overwritten
 
 
-def carried(module):
-    """What `Module.to` does to parameters on their way to another device, here from memory to memory."""
+def replace_data(module):
+    """Replace the data of the parameters as `Module.to` another device does."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
 
 
 @pytest.mark.parametrize("kind", [U_NET, FLUX], ids=["U-Net", "Flux"])
 def test_weights_moved_outside_inference_mode_give_the_same_gradient(states, kind):
-    """Made in a loader's inference mode and moved outside of it: no inference tensors any more, and still nothing
-    autograd saves."""
+    """Loaded in inference mode and moved outside of it, they are no inference tensors and autograd still does not save
+    them."""
     state = states[id(kind[1])]
     model = patcher_of(base_of(kind[1] | {"dtype": torch.float32}), state)
     expected, _ = gradient(model, kind)
     with torch.inference_mode(False):
-        carried(model.model)
+        replace_data(model.model)
     assert not any(p.is_inference() for p in model.model.parameters())
     before = {name: id(p) for name, p in model.model.named_parameters()}
     assert torch.equal(gradient(model, kind)[0], expected)
@@ -542,22 +534,21 @@ def test_weights_moved_outside_inference_mode_give_the_same_gradient(states, kin
 
 
 def test_weights_unloaded_during_a_training_are_freed(states):
-    """A sample's VAE or a prompt's CLIP may need the card for itself; kept where it was, the model would lie there
-    twice afterwards."""
+    """A sample's VAE or a prompt's CLIP may need the card; references to the old weights would keep a second model."""
     model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
     unet = model.model.diffusion_model
     unet.time_embed[2].bias = unet.time_embed[0].bias  # one parameter in two layers
     before, own = weights_hash(model.model), {name: id(p) for name, p in unet.named_parameters()}
-    places = [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
+    storages = [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
     with bridge.prepare_for_training(model, "fp32") as denoiser:
-        places += [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
+        storages += [weakref.ref(p.untyped_storage()) for p in unet.parameters()]
         assert weights_hash(model.model) == before
-        carried(denoiser.base)
+        replace_data(denoiser.base)
         gc.collect()
-        assert not any(place() for place in places)
+        assert not any(storage() for storage in storages)
         with torch.inference_mode():
-            carried(denoiser.base)
-        denoiser.reload()  # what was moved in inference mode needs a view once more
+            replace_data(denoiser.base)
+        denoiser.reload()  # weights that moved in inference mode need new views
         assert not any(p.is_inference() for p in unet.parameters())
         assert unet.time_embed[2].bias is unet.time_embed[0].bias
     assert weights_hash(model.model) == before
@@ -566,8 +557,7 @@ def test_weights_unloaded_during_a_training_are_freed(states):
 
 @pytest.mark.parametrize("first", ["whole", "offloaded"])
 def test_weights_that_move_between_steps_give_the_same_gradient(states, first, monkeypatch):
-    """A sample image or a text encoder may take the model's place, and what was whole comes back offloaded, or the
-    reverse."""
+    """A sample image or a text encoder may unload the model, which may then be loaded fully or offloaded."""
     import comfy.model_management
 
     model = patcher_of(base_of(tiny.SD15 | {"dtype": torch.float32}), states[id(tiny.SD15)])
@@ -587,11 +577,11 @@ def test_weights_that_move_between_steps_give_the_same_gradient(states, first, m
             denoiser.reload()
             with adapters.attached():
                 denoising_loss(denoiser, latent, noise, *given).mean().backward()
-            assert apart(torch.cat([p.grad.flatten() for p in adapters.parameters()]), expected) < 1e-6
+            assert relative_error(torch.cat([p.grad.flatten() for p in adapters.parameters()]), expected) < 1e-6
             for p in adapters.parameters():
                 p.grad = None
     comfy.model_management.unload_all_models()
-    assert apart(gradient(model, U_NET)[0], expected) < 1e-6
+    assert relative_error(gradient(model, U_NET)[0], expected) < 1e-6
 
 
 def test_an_error_in_another_packs_callback_restores_comfyui(states):
@@ -605,14 +595,14 @@ def test_an_error_in_another_packs_callback_restores_comfyui(states):
     model.add_callback(comfy.patcher_extension.CallbacksMP.ON_PRE_RUN, stop)
     with pytest.raises(ValueError, match="not today"), bridge.prepare_for_training(model, "fp32"):
         pass
-    assert not comfy.model_management.in_training  # else every later sampling would take the training's paths
+    assert not comfy.model_management.in_training  # it would change every later sampling
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
 class GGMLTensor(torch.Tensor):
-    """By the name of ComfyUI-GGUF's, and as far as that matters here like it: its clone and its detach are itself."""
+    """A tensor with the name of ComfyUI-GGUF's class, whose clone and detach also return the tensor itself."""
 
     def clone(self, *_args, **_kwargs):
         return self
@@ -622,7 +612,7 @@ class GGMLTensor(torch.Tensor):
 
 
 class GGMLLayer(torch.nn.Module):
-    """By the name of ComfyUI-GGUF's mixin of layers that read such weights."""
+    """A class with the name of ComfyUI-GGUF's mixin for layers that read such weights."""
 
     comfy_cast_weights = True
 

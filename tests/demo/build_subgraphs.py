@@ -1,4 +1,4 @@
-"""Lays out the blueprints in `subgraphs/`: the four everyday jobs, each one node to the user.
+"""Writes the blueprints in `subgraphs/`: four common tasks, each a single node for the user.
 
 python tests/demo/build_subgraphs.py
 """
@@ -17,12 +17,13 @@ import host
 from canvas import WIDTH, Workflow
 
 OUT = host.ROOT / "subgraphs"
-INPUT, OUTPUT = -10, -20  # the ids that the page gives to a subgraph's two edges
-NAMESPACE = uuid.UUID("5e5ab1de-0000-4000-8000-000000000000")  # ids are a function of the names, so files do not churn
+INPUT, OUTPUT = -10, -20  # the page's ids of a subgraph's input and output side
+# Ids depend on the names alone, so that files change only where they have to.
+NAMESPACE = uuid.UUID("5e5ab1de-0000-4000-8000-000000000000")
 
 
 class Blueprint(Workflow):
-    """A subgraph: nodes as in a workflow, and what of them the one node outside shows."""
+    """A subgraph: nodes as in a workflow, and their inputs, widgets and outputs on the node outside."""
 
     def __init__(self, object_info: dict, name: str, description: str):
         super().__init__(object_info)

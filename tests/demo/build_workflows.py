@@ -1,4 +1,4 @@
-"""Lays out the example workflows for a real SD1.5 checkpoint; `small_values.py` says what the small model runs instead.
+"""Writes the example workflows for an SD1.5 checkpoint; `small_values.py` has the small model's values.
 
     python tests/demo/build_workflows.py
 
@@ -19,7 +19,7 @@ from small_values import STYLE, SUBJECT
 
 OUT = host.ROOT / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
-# For a style in some tens of pictures; a subject of 5 to 20 needs fewer steps and a lower rank.
+# For a style with some tens of pictures; a subject with 5 to 20 needs fewer steps and a lower rank.
 STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 5e-5, "steps": 750}
 SUBJECT_TRAINING = {"learning_rate": 1e-4, "steps": 400}
 BRING = "Choose your own picture in *The picture*: 512 to 768 px a side for SD1.5, as nothing scales it down."
@@ -27,7 +27,7 @@ FIRST_TRAIN = "and choose your file where a list is red (press R to refresh the 
 SAMPLING = {"seed": 3, "steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
-# --- what most graphs have ----------------------------------------------------------------------------------------
+# --- parts of most graphs ----------------------------------------------------------------------------------------
 
 
 class Base:
@@ -37,11 +37,11 @@ class Base:
         self.w, self.loader = w, w.node("CheckpointLoaderSimple", "Base model", ckpt_name=CHECKPOINT)
         self.model, self.clip, self.vae = ((self.loader, kind) for kind in ("MODEL", "CLIP", "VAE"))
 
-    def say(self, text: str | tuple, title: str = "Prompt", clip=None) -> tuple:
+    def prompt(self, text: str | tuple, title: str = "Prompt", clip=None) -> tuple:
         return self.w.node("CLIPTextEncode", title, 120, clip=clip or self.clip, text=text), "CONDITIONING"
 
     def nothing(self) -> tuple:
-        return self.say("", "Negative prompt")
+        return self.prompt("", "Negative prompt")
 
     def empty(self, count: int = 4) -> tuple:
         return self.w.node("EmptyLatentImage", width=512, height=512, batch_size=count), "LATENT"
@@ -65,7 +65,7 @@ class Base:
         return self.w.node("VAEDecode", samples=latent, vae=self.vae), "IMAGE"
 
     def show(self, title: str, latent, file: str) -> tuple:
-        """Decode and save; gives the IMAGE."""
+        """Decode and save; returns the IMAGE."""
         image = self.decode(latent)
         self.w.node("SaveImage", title, 300, images=image, filename_prefix=f"bespoke/{file}")
         return image
@@ -111,7 +111,7 @@ def lora_style(w: Workflow) -> None:
     w.column()
     w.group("2  Use it: the same seeds without and with the LoRA", "use")
     loaded = w.node("LoraLoader", model=base.model, clip=base.clip, lora_name=STYLE)
-    words, nothing, latent = base.say("a lighthouse on a cliff, in my style"), base.nothing(), base.empty()
+    words, nothing, latent = base.prompt("a lighthouse on a cliff, in my style"), base.nothing(), base.empty()
     w.column()
     low = base.sample("without the LoRA", words, nothing, latent)
     high = base.sample("with the LoRA", words, nothing, latent, (loaded, "MODEL"))
@@ -152,8 +152,8 @@ def lora_subject(w: Workflow) -> None:
     w.column()
     w.group("2  The subject, and its class kept", "use")
     nothing, latent = base.nothing(), base.empty()
-    subject = base.say("a photo of sks dog on a beach", "The subject")
-    kept = base.say("a photo of a dog on a beach", "Its class")
+    subject = base.prompt("a photo of sks dog on a beach", "The subject")
+    kept = base.prompt("a photo of a dog on a beach", "Its class")
     w.column()
     made = [
         base.sample("the subject, without the LoRA", subject, nothing, latent),
@@ -186,7 +186,7 @@ def lora_compose(w: Workflow) -> None:
     w.node("PreviewImage", "Where they meet", 300, images=(both, "heatmap"))
     w.node("BespokeSaveLora", lora=(both, "lora"), filename_prefix="bespoke/style-and-subject")
     w.column()
-    words, nothing, latent = base.say("a photo of sks dog on a beach, in my style"), base.nothing(), base.empty(2)
+    words, nothing, latent = base.prompt("a photo of sks dog on a beach, in my style"), base.nothing(), base.empty(2)
     models = [
         w.node("BespokeInjectLora", title, model=base.model, lora=(source, "lora"))
         for title, source in (("The style alone", loaded[0]), ("The subject alone", loaded[1]), ("Both", both))
@@ -221,7 +221,7 @@ def lora_inspect(w: Workflow) -> None:
     report(w, seen, 260)
     w.column()
     w.group("2  Scoped", "use")
-    words, nothing, latent = base.say("a lighthouse on a cliff, in my style"), base.nothing(), base.empty(2)
+    words, nothing, latent = base.prompt("a lighthouse on a cliff, in my style"), base.nothing(), base.empty(2)
     scopes = {
         "all of it": {},
         "value and out only": {"query": 0.0, "key": 0.0},
@@ -259,7 +259,7 @@ def strength_ladder(w: Workflow) -> None:
     picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
     w.column()
     latent = base.encode(picture)
-    words, nothing = base.say("the same scene in winter, snow"), base.nothing()
+    words, nothing = base.prompt("the same scene in winter, snow"), base.nothing()
     for value in (0.0, 0.5, 0.7, 0.85, 1.0):
         w.column(280)
         title = f"strength {value:g}"
@@ -287,7 +287,7 @@ def few_steps(w: Workflow) -> None:
     picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
     w.column()
     latent = base.encode(picture)
-    words, nothing = base.say("the same scene in winter, snow"), base.nothing()
+    words, nothing = base.prompt("the same scene in winter, snow"), base.nothing()
     sigmas = w.node(
         "BespokeStrengthSigmas",
         "Four steps at strength .7",
@@ -348,7 +348,7 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
     mask = w.node("LoadImageMask", "The mask: white may change", 330, image="my_mask.png", channel="red")
     w.column()
     latent = base.encode(picture)
-    words, nothing = base.say(prompt), base.nothing()
+    words, nothing = base.prompt(prompt), base.nothing()
     blended = w.node(
         "BespokeLatentMaskBlend", "Blend: what it sees", model=base.model, latent=latent, mask=(mask, "MASK"), **blend
     )
@@ -455,8 +455,8 @@ def textual_inversion(w: Workflow) -> None:
     report(w, trainer, 220)
     w.column()
     w.group("2  Say it: the starting word beside the new one, same seeds", "use")
-    new = base.say(sentence(w, "a photo of a", (saved, "prompt_word"), "on a table"), "The new word")
-    old = base.say("a photo of a toy on a table", "The starting word")
+    new = base.prompt(sentence(w, "a photo of a", (saved, "prompt_word"), "on a table"), "The new word")
+    old = base.prompt("a photo of a toy on a table", "The starting word")
     nothing, latent = base.nothing(), base.empty()
     w.column()
     made = [base.sample(title, words, nothing, latent) for title, words in (("Starting word", old), ("New word", new))]
@@ -479,14 +479,14 @@ def word_and_lora(w: Workflow) -> None:
     near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name="my-word.safetensors")
     w.column()
     w.node("PreviewImage", "What the word is near to", 300, images=(near, "plot"))
-    plain = base.say("a photo of a toy on a table, in my style", "Without the word")
-    words = base.say("a photo of a embedding:my-word on a table, in my style", "With the word")
+    plain = base.prompt("a photo of a toy on a table, in my style", "Without the word")
+    words = base.prompt("a photo of a embedding:my-word on a table, in my style", "With the word")
     nothing, latent = base.nothing(), base.empty(2)
     titles = ("neither", "the word", "the LoRA", "the word and the LoRA")
     w.column()
     made = [
-        base.sample(title, said, nothing, latent, model)
-        for title, said, model in zip(
+        base.sample(title, prompt, nothing, latent, model)
+        for title, prompt, model in zip(
             titles, (plain, words, plain, words), (None, None, *[(styled, "model")] * 2), strict=True
         )
     ]
@@ -533,9 +533,9 @@ def three_techniques(w: Workflow) -> None:
     w.node("BespokeSaveEmbedding", embedding=(word, "embedding"), run=(word, "run"), name="my-style", overwrite=True)
     w.column()
     w.group("3  The same seeds", "use")
-    plain = base.say("a lighthouse on a cliff")
-    styled = base.say("a lighthouse on a cliff, in my style", "Prompt for the LoRA")
-    said = base.say(
+    plain = base.prompt("a lighthouse on a cliff")
+    styled = base.prompt("a lighthouse on a cliff, in my style", "Prompt for the LoRA")
+    prompt = base.prompt(
         sentence(w, "a lighthouse on a cliff in the style of", (word, "prompt_word"), ","),
         "Prompt with the word",
         (word, "clip"),
@@ -546,7 +546,7 @@ def three_techniques(w: Workflow) -> None:
     made = [
         base.sample("the base model", plain, nothing, latent),
         base.sample("LoRA", styled, nothing, latent, (lora, "model")),
-        base.sample("textual inversion", said, nothing, latent),
+        base.sample("textual inversion", prompt, nothing, latent),
         base.sample("partial denoise", plain, nothing, start, kind="BespokePartialDenoise", strength=0.75),
     ]
     w.column()

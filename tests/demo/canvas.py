@@ -1,7 +1,7 @@
-"""A workflow as the page saves it, laid out from the nodes' own definitions.
+"""A workflow in the page's form, laid out from the definitions of the nodes.
 
-Nodes are placed by name with the inputs that differ from the defaults; positions, links and the positional widget
-values come from ComfyUI's `/object_info`, so that a file never lags behind a node.
+Nodes are placed by name with the inputs that differ from the defaults. Positions, links and the positional widget
+values come from ComfyUI's `/object_info`, so that a file always matches the nodes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import graph
 
 WIDTH, GAP_X, GAP_Y, HEAD = 320, 60, 40, 90
 COLOURS = {"plain": "#3f5159", "learn": "#8a6d3b", "use": "#3b6e8a"}
-# What the page draws on a node besides its sockets and widgets, in the look that needs more room for it.
+# The height of what the page draws on a node besides sockets and widgets, in the look that needs more.
 BOXES = {
     "BespokeImageFolder": 430,
     "BespokeTrainLora": 240,
@@ -167,7 +167,7 @@ class Workflow:
         self.links.append([link, source["id"], at, target["id"], to, source["outputs"][at]["type"]])
 
     def document(self) -> dict:
-        """What the page would save."""
+        """The workflow as the page saves it."""
         self.end_group()
         return {
             "revision": 0,
@@ -186,7 +186,7 @@ class Workflow:
 
 
 def _grown(name: str, template: dict, count: int) -> list[dict]:
-    """The sockets of a growing input with `count` links: as many, and an empty one to connect the next to."""
+    """The sockets of a growing input with `count` links: as many, and an empty one to connect the next link."""
     kind = next(spec for part in template["input"].values() for spec in part.values())[0]
     names = [f"{template['prefix']}{i}" for i in range(count + 1)]
     return [{"label": one, "name": f"{name}.{one}", "shape": 7, "type": kind, "link": None} for one in names]

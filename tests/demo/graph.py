@@ -1,19 +1,17 @@
-"""A workflow as the page saves it (nodes, links, widgets_values) -> the prompt that the server runs.
+"""Converts a workflow in the page's form (nodes, links, widgets_values) to the prompt that the server runs.
 
-The page does this in its own code (`graphToPrompt` in ComfyUI_frontend's executionUtil.ts); here it is done from the
-server's `/object_info`, so that the demo can queue the very files that a user opens. What it knows:
+The page has its own code for this (`graphToPrompt` in ComfyUI_frontend's executionUtil.ts). Here it uses the server's
+`/object_info`, so that the demo can queue the files that a user opens. The rules:
 
-* Widget values are positional: one for each widget in the order of the node's definition, and one more behind a seed
-  whose value the page changes after each run (two behind a COMBO of that kind), which is no input.
-* A link wins over the widget of the same name.
-* Reroute passes its input on, PrimitiveNode gives its value, Note and MarkdownNote are nothing.
-* A muted node (mode 2) is left out, and so are the links from it; a bypassed one (mode 4) passes on an input of the
-  same type.
+* Widget values are positional: one for each widget in the order of the node's definition. A seed that the page changes
+  after each run has one more behind it (a COMBO of that kind has two), which is no input.
+* A link overrides the widget of the same name.
+* Reroute passes on its input, PrimitiveNode its value; Note and MarkdownNote are left out.
+* A muted node (mode 2) and its links are left out. A bypassed one (mode 4) passes on an input of the same type.
 * V3's inputs: COMBO with options, DynamicCombo (`combo` and `combo.input`), Autogrow (`images.image0`), widgetType.
+* A subgraph's nodes replace the node outside, with ids like `3:7`; the widgets of the outer node override theirs.
 
-* A subgraph's nodes take the place of the node outside, under ids like `3:7`; what the outer node's widgets say wins.
-
-Choices in braces (`{a|b}`), where the page makes them, are refused.
+Choices in braces (`{a|b}`), which the page makes, are refused.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ WIDGETS = {
     "GALLERIA",
     "PAINTER",
 }
-CONTROLLED = ("seed", "noise_seed")  # the page controls INTs of these names unless the definition says otherwise
+CONTROLLED = ("seed", "noise_seed")  # the page controls INTs of these names, unless the definition has another value
 
 
 class GraphError(ValueError):
@@ -76,7 +74,7 @@ def to_prompt(workflow: dict, object_info: dict) -> dict[str, dict]:
 
 
 def widget_values(node: dict, definition: dict) -> dict:
-    """{input name: value} of a node's widgets, read off its `widgets_values`."""
+    """{input name: value} of a node's widgets, from its `widgets_values`."""
     values = node.get("widgets_values") or []
     if isinstance(values, dict):  # some nodes save by name
         return {name: _boxed(values[name]) for name, *_ in _specs(definition) if name in values}
@@ -89,7 +87,7 @@ def widget_values(node: dict, definition: dict) -> dict:
 
 
 def set_widget(node: dict, definition: dict, name: str, value) -> None:
-    """Put a value into the positional list where the page would."""
+    """Set a value in the positional list, at the page's position."""
     for i in range(len(node["widgets_values"])):
         tried = dict(node, widgets_values=[*node["widgets_values"][:i], "?", *node["widgets_values"][i + 1 :]])
         try:
@@ -105,7 +103,7 @@ def set_widget(node: dict, definition: dict, name: str, value) -> None:
 def _take(name: str, spec: list, rest: list, out: dict) -> None:
     """Move one input's value, where it has a widget, from the front of `rest` into `out`."""
     kind, options = _kind(spec)
-    if options.get("forceInput") or not rest:  # files saved before a widget existed simply end early
+    if options.get("forceInput") or not rest:  # a file saved before a widget existed has fewer values
         return
     if kind == "COMFY_DYNAMICCOMBO_V3":
         out[name] = chosen = rest.pop(0)
@@ -158,7 +156,7 @@ _INSIDE, _OUTSIDE = -10, -20  # where links inside a subgraph come from its inpu
 
 
 def unpack(workflow: dict, object_info: dict) -> dict:
-    """A copy whose subgraphs are laid out flat."""
+    """A copy in which the nodes of subgraphs replace their outer nodes."""
     definitions = {one["id"]: one for one in (workflow.get("definitions") or {}).get("subgraphs", [])}
     if not definitions:
         return workflow
@@ -166,7 +164,7 @@ def unpack(workflow: dict, object_info: dict) -> dict:
     flat["links"] = [_as_list(link) for link in flat.get("links") or []]
     while any(node["type"] in definitions for node in flat["nodes"]):
         outer = next(node for node in flat["nodes"] if node["type"] in definitions)
-        _lay_out(flat, outer, copy.deepcopy(definitions[outer["type"]]), object_info)
+        _flatten(flat, outer, copy.deepcopy(definitions[outer["type"]]), object_info)
     return flat
 
 
@@ -175,8 +173,8 @@ def _as_list(link) -> list:
     return [link[key] for key in keys] if isinstance(link, dict) else list(link)
 
 
-def _lay_out(flat: dict, outer: dict, inner: dict, object_info: dict) -> None:
-    """Put the nodes of `inner` in the place of `outer`."""
+def _flatten(flat: dict, outer: dict, inner: dict, object_info: dict) -> None:
+    """Replace `outer` by the nodes of `inner`."""
     flat["nodes"].remove(outer)
     nodes = {node["id"]: node for node in inner["nodes"]}
     slots = {slot["name"]: slot for slot in outer.get("inputs") or []}

@@ -1,12 +1,12 @@
-"""The demo's inputs, drawn into ComfyUI's input folder: training sets, a picture and a mask.
+"""Draws the demo's inputs into ComfyUI's input folder: training sets, a picture and a mask.
 
     python tests/demo/pictures.py INPUT_FOLDER
 
-* `bespoke_teal_style/`: 12 sprites in teal, a colour that the small model never saw, each with a caption.
-* `bespoke_pink/`: 8 sprites in pink, a colour that it knows; the captions say `{word}` where the new word goes.
-* `bespoke_teal_word/`: the same pictures as in the first, with `{word}` for teal. `bespoke_teal.png`: one of them.
-* `bespoke_heart/`: 12 hearts, a shape that it never saw. `bespoke_shapes/`: 12 of the shapes that it knows.
-* `bespoke_picture.png`: a red circle on white. `bespoke_mask.png`: white where the circle is, black around it.
+* `bespoke_teal_style/`: 12 sprites in teal, a colour that the small model has never seen, each with a caption.
+* `bespoke_pink/`: 8 sprites in pink, a colour that it knows; the captions have `{word}` for the new word.
+* `bespoke_teal_word/`: the pictures of the first set, with `{word}` for teal. `bespoke_teal.png`: one of them.
+* `bespoke_heart/`: 12 hearts, a shape that it has never seen. `bespoke_shapes/`: 12 of the shapes that it knows.
+* `bespoke_picture.png`: a red circle on white. `bespoke_mask.png`: white around and on the circle, black elsewhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEED = 7
 
 
 def make(folder: Path) -> None:
-    """Draw everything into `folder`; files that are there already are written again, alike."""
+    """Draw everything into `folder`; existing files are written again with the same content."""
     rng = np.random.default_rng(SEED)
     teal = sprites.training_set(rng, 12, colour="teal")
     _write_set(folder / TEAL, teal)

@@ -1,8 +1,8 @@
-"""The demo: the example workflows, queued over HTTP to a real ComfyUI server, and a contact sheet of what they made.
+"""The demo: queues the example workflows over HTTP on a real ComfyUI server and draws a contact sheet.
 
     python tests/demo/run.py --base DIR --checkpoint FILE [--workflows FOLDER] [--all]
 
-`python3 dev.py demo` calls it. The base directory is made anew each time, so that every run begins alike.
+`python3 dev.py demo` calls it. The base directory is created anew each time, so that every run starts equally.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ import pictures
 import sheet
 from small_values import for_small_model
 
-# A workflow's file name -> heading and sentence of its section, in the order of the sheet. The later ones use files
-# that
-# the earlier ones save; the first `ESSENTIAL` are run unless all are asked for.
+# {file name of a workflow: (heading, sentence) of its section}, in the order of the sheet. Later ones use files that
+# earlier ones save. Only the first `ESSENTIAL` are run without --all.
 ESSENTIAL = 4
 SECTIONS = {
     "lora_train_and_use": (
@@ -60,14 +59,14 @@ SECTIONS = {
 
 
 class DemoError(RuntimeError):
-    """A workflow did not run. The message says which, where and why."""
+    """A workflow did not run. The message names the workflow, the node and the reason."""
 
 
 # --- queueing -----------------------------------------------------------------------------------------------------
 
 
 async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
-    """Queue a workflow and follow it to its end; {node id: {"title", "images": [bytes]}} of what it put out.
+    """Queue a workflow and wait for its end; returns {node id: {"title", "images": [bytes]}} of its outputs.
 
     A node that wants a file which another node of the same workflow writes is refused at first, as in the page. Then
     the rest runs and the workflow is queued once more, when the file is there; what ran already comes from the cache.
@@ -75,7 +74,7 @@ async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
     client = uuid.uuid4().hex
     results: dict[str, dict] = {}
     address = f"{server.url}/ws?clientId={client}"
-    # Previews come as messages, so no limit on their size.
+    # Previews are messages too, so their size is not limited.
     async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as ws:
         for again in (False, True):
             object_info = await asyncio.to_thread(server.get, "/object_info")
@@ -93,7 +92,7 @@ async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
 
 
 def _queue(server: host.Host, prompt: dict, workflow: dict, client: str) -> tuple[str, str]:
-    """(prompt id, what was refused); refused outright raises."""
+    """(prompt id, the refused outputs as text). Raises `DemoError` if the server refuses the whole prompt."""
     body = {"prompt": prompt, "client_id": client, "extra_data": {"extra_pnginfo": {"workflow": workflow}}}
     try:
         answer = server.post("/prompt", body)
@@ -113,13 +112,13 @@ def _refusals(answer: dict, prompt: dict) -> str:
 
 
 async def _outputs(server: host.Host, prompt_id: str) -> dict:
-    """What the prompt's nodes put out. The server writes its history a moment after it says that the prompt ended."""
+    """The outputs of the prompt's nodes. The server writes the history shortly after the prompt has ended."""
     for _ in range(100):
         history = await asyncio.to_thread(server.get, f"/history/{prompt_id}")
         if prompt_id in history:
             return history[prompt_id]["outputs"]
         await asyncio.sleep(0.1)
-    raise DemoError("the server has no history of what it ran")
+    raise DemoError("the server has no history of the prompt")
 
 
 def _view(server: host.Host, image: dict) -> bytes:
@@ -127,7 +126,7 @@ def _view(server: host.Host, image: dict) -> bytes:
 
 
 async def _follow(ws, prompt_id: str, prompt: dict) -> None:
-    """Read the socket until the prompt has ended, and show where it is."""
+    """Read the socket until the prompt has ended, and show the progress."""
     shown = Progress(len(prompt))
     try:
         async for message in ws:
@@ -159,7 +158,7 @@ async def _follow(ws, prompt_id: str, prompt: dict) -> None:
 
 
 class Progress:
-    """One line that is written over on a terminal; elsewhere, a line every ten seconds."""
+    """One line that is overwritten on a terminal; elsewhere a line every ten seconds."""
 
     def __init__(self, nodes: int):
         self.nodes, self.count, self.title = nodes, 0, ""
@@ -209,7 +208,7 @@ def to_section(name: str, workflow: dict, results: dict[str, dict]) -> sheet.Sec
     """The pictures of one workflow, in reading order of the nodes that made them."""
     places = {str(node["id"]): node.get("pos") or (0, 0) for node in workflow["nodes"]}
 
-    def corner(node: str) -> float:  # from the top left; `pos` is a pair or {"0": x, "1": y}
+    def corner(node: str) -> float:  # distance from the top left; `pos` is a pair or {"0": x, "1": y}
         pos = places[node]
         x, y = (pos["0"], pos["1"]) if isinstance(pos, dict) else pos
         return x + y
@@ -224,7 +223,7 @@ def to_section(name: str, workflow: dict, results: dict[str, dict]) -> sheet.Sec
 
 
 def keep_pictures(folder: Path, name: str, results: dict[str, dict]) -> int:
-    """Write every picture, as it came, into folder/name/; how many."""
+    """Write every picture unchanged into folder/name/; returns the number of pictures."""
     count = 0
     for node, result in results.items():
         label = "".join(c if c.isalnum() else "_" for c in result["title"]).strip("_")
@@ -236,11 +235,11 @@ def keep_pictures(folder: Path, name: str, results: dict[str, dict]) -> int:
     return count
 
 
-# --- the whole ----------------------------------------------------------------------------------------------------
+# --- the demo ----------------------------------------------------------------------------------------------------
 
 
 def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool = True) -> Path:
-    """Run the workflows of a folder on the small model, all or the essential ones; the contact sheet's path."""
+    """Run all workflows of a folder, or the essential ones, on the small model; returns the contact sheet's path."""
     began = time.monotonic()
     files = sorted(workflows.glob("*.json"), key=lambda path: (section_of(path.stem)[0], path.stem))
     files = files if everything else files[:ESSENTIAL]
@@ -248,7 +247,7 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
         raise DemoError(f"{workflows} has no workflows (*.json)")
     if base.exists() and not (base / "custom_nodes" / host.PACK).exists():
         raise DemoError(f"{base} is there and is not the base directory of an earlier demo: choose another --base")
-    # Made anew, so that every run begins without trained files. rmtree does not follow the link to the pack.
+    # Created anew, so that every run starts without trained files. rmtree does not follow the link to the pack.
     shutil.rmtree(base, ignore_errors=True)
     host.prepare_base(base, checkpoint)
     pictures.make(base / "input")

@@ -1,5 +1,4 @@
-"""ComfyUI's page with this pack, the small model, the demo's inputs, and the example workflows with the small model's
-values.
+"""ComfyUI's page with this pack, the small model, the demo's inputs and the example workflows with its values.
 
 python tests/demo/serve.py --base DIR --checkpoint FILE [--port N] [options of ComfyUI]
 """
@@ -24,7 +23,7 @@ FOLDER = "bespoke with the small model"
 
 
 def write_workflows(server: host.Host) -> list[Path]:
-    """The example workflows into the user's workflows, where the page lists them; what is there is left as it is."""
+    """Write the example workflows to the user's workflows, where the page lists them; existing files are kept."""
     info = server.get("/object_info")
     folder = server.base / "user" / "default" / "workflows" / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +76,7 @@ def main() -> int:
 
 
 def _has_accelerator() -> bool:
-    # Asked in another process: ComfyUI wants to set torch up before it is imported.
+    # In another process, since ComfyUI configures torch before it imports it.
     probe = "import torch; raise SystemExit(not (torch.cuda.is_available() or torch.backends.mps.is_available()))"
     return subprocess.run([sys.executable, "-c", probe], stderr=subprocess.DEVNULL).returncode == 0
 

@@ -36,7 +36,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def tile(picture: Image.Image) -> Image.Image:
-    """The picture fitted into TILE x TILE: small ones enlarged without smoothing, large ones reduced with it."""
+    """The picture scaled to TILE x TILE: small ones enlarged without smoothing, large ones reduced with smoothing."""
     picture = picture.convert("RGB")
     scale = TILE / max(picture.size)
     size = tuple(max(1, round(side * scale)) for side in picture.size)
@@ -52,7 +52,7 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wid
 
 
 def _rows(groups: list[Group]) -> list[list[Group]]:
-    """Groups set into rows as words into lines; a group wider than the page is cut into rows of its own."""
+    """Break groups into rows like words into lines; a group wider than the page is cut into several rows."""
     pieces = []
     for group in groups:
         for start in range(0, len(group.pictures), COLUMNS):
@@ -70,7 +70,7 @@ def _rows(groups: list[Group]) -> list[list[Group]]:
 
 
 def contact_sheet(sections: list[Section], heading: str, foot: str = "") -> Image.Image:
-    """Draw the page. Its height follows from what is on it."""
+    """Draw the page. Its height depends on its contents."""
     head_font, title_font, text_font, label_font = _font(46), _font(32), _font(21), _font(19)
     label_height, row_gap = 30, 24
     height = MARGIN + 76
@@ -116,8 +116,7 @@ def save(page: Image.Image, path: Path) -> Path:
 
 
 def thumbnail(section: Section) -> Image.Image:
-    """What the template browser shows of a workflow: the first picture of each group under its label, at most six, on
-    480x320."""
+    """A workflow's picture in the template browser, 480x320 px: the first picture of up to six groups, with labels."""
     firsts = [(group.label, group.pictures[0]) for group in section.groups if group.pictures][:6]
     columns = {1: 1, 2: 2, 4: 2}.get(len(firsts), 3)
     rows = -(-len(firsts) // columns)

@@ -1,8 +1,8 @@
-"""What the small model runs instead of a real checkpoint: widget values by node type and input, and nothing else.
+"""The small model's values for the example workflows: widget values by node type and input.
 
-The example workflows are laid out for an SD1.5 checkpoint and a user's own folders. The demo, the tests and
-`dev.py serve` swap just the values of `VALUES`: a plain value stands for whatever was there; of a dictionary, the
-entry of the node's title or of the value that was there, one of which must be among its keys.
+The example workflows are written for an SD1.5 checkpoint and the user's folders. The demo, the tests and `dev.py serve`
+replace just the values in `VALUES`. A plain value replaces any value. A dictionary is looked up by the node's title or
+by the value in the workflow, one of which has to be among its keys.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import graph
 import host
 import pictures
 
-STYLE, SUBJECT = "bespoke/my-style_00001.safetensors", "bespoke/my-subject_00001.safetensors"  # what the first two save
+# The files that the first two workflows save.
+STYLE, SUBJECT = "bespoke/my-style_00001.safetensors", "bespoke/my-subject_00001.safetensors"
 STRENGTH = {"cfg": 2.0, "sampler_name": "euler", "scheduler": {"karras": "normal", "sgm_uniform": "sgm_uniform"}}
 VALUES: dict[str, dict[str, object]] = {
     "CheckpointLoaderSimple": {"ckpt_name": host.CHECKPOINT},
@@ -31,7 +32,7 @@ VALUES: dict[str, dict[str, object]] = {
         "trigger": "",
         "captions": "text files",
     },
-    # What shows a new colour soonest on the small model; tests/bench/bench_lora_concept.py compares settings.
+    # The settings that teach the small model a colour fastest; tests/bench/bench_lora_concept.py compares them.
     "BespokeTrainLora": {
         "learning_rate": 0.001,
         "rank": 8,
@@ -42,7 +43,7 @@ VALUES: dict[str, dict[str, object]] = {
         "timestep_sampling": "shifted",
         "loss_weighting": "debiased",
     },
-    # Where the word is a colour, the LoRA that goes with it is the one of a shape.
+    # With a word for a colour, the LoRA is that of a shape.
     "BespokeLoadLora": {"lora_name": {"The LoRA": SUBJECT, STYLE: STYLE, SUBJECT: SUBJECT}},
     "BespokeTrainTextualInversion": {
         "learning_rate": 0.02,
@@ -82,6 +83,16 @@ VALUES: dict[str, dict[str, object]] = {
     "BespokeLatentMaskBlend": {
         "feather": {24: 0, 64: 24}
     },  # it paints in cells of 8 px, which a feather would only blur
+}
+# Values of widgets on the blueprints' nodes, by name.
+BLUEPRINT_VALUES = {
+    "folder": pictures.TEAL,
+    "steps": 2,
+    "cfg": 2.0,
+    "prompt": "a green cross on white",
+    "feather": 0,
+    "template": "object",
+    "init_text": "red",
 }
 
 

@@ -27,28 +27,17 @@ def make_models():
 
 def train(node: str, result: str, settings: dict, models) -> None:
     """Train and write the result: the losses as JSON, the tensors by the save node."""
-    import nodes
-    import torch
-    from comfy_execution.utils import CurrentNodeContext
     from helpers import sprite_set
-
-    def run(node_id: str, **inputs):
-        cls = nodes.NODE_CLASS_MAPPINGS[node_id]
-        for item in cls.GET_SCHEMA().inputs:
-            if not item.optional and getattr(item, "default", None) is not None:
-                inputs.setdefault(item.id, item.default)
-        with torch.inference_mode(), CurrentNodeContext("killable", "1", 0):
-            return cls.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).EXECUTE_NORMALIZED(**inputs).args
 
     model, clip, vae = models
     images = sprite_set(2, 4, side=64, colour="teal")
-    out = run(node, model=model, clip=clip, vae=vae, images=images, precision="fp32", **settings)
+    out = inprocess.call_node(node, model=model, clip=clip, vae=vae, images=images, precision="fp32", **settings)
     word = node == "BespokeTrainTextualInversion"
     losses, record = (out[3], out[4]) if word else (out[2], out[3])
     if word:
-        run("BespokeSaveEmbedding", embedding=out[1], name=result, overwrite=True)
+        inprocess.call_node("BespokeSaveEmbedding", embedding=out[1], name=result, overwrite=True)
     else:
-        run("BespokeSaveLora", lora=out[1], filename_prefix=result, dtype="fp32")
+        inprocess.call_node("BespokeSaveLora", lora=out[1], filename_prefix=result, dtype="fp32")
     Path(inprocess.start_comfyui() / f"{result}.json").write_text(
         json.dumps({"losses": losses["loss"], "held_out": record.held_out, "id": record.id})
     )

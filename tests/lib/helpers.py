@@ -27,6 +27,11 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def max_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest absolute difference of two tensors."""
+    return float((a - b).abs().max())
+
+
 def batch_and_single_gradients(model, clip, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """(gradient of a batch of four captions, mean of the four single gradients, sizes of the batch's model calls).
 
@@ -72,6 +77,11 @@ def sprite_set(seed: int, count: int, word: str | None = None, side: int = 128, 
         )
         for i, (image, text) in enumerate(pairs)
     ]
+    return image_set(items)
+
+
+def image_set(items) -> ImageSet:
+    """A set of TrainingImages."""
     return ImageSet(tuple(items), "", fingerprint(items))
 
 

@@ -1,4 +1,4 @@
-"""Starts ComfyUI in this process, once."""
+"""Starts ComfyUI in this process, once, and calls nodes."""
 
 from __future__ import annotations
 
@@ -44,3 +44,30 @@ def start_comfyui() -> Path:
     server.PromptServer(asyncio.new_event_loop())
     _base = base
     return base
+
+
+def call_node(node_id: str, **inputs):
+    """A node's outputs, run as ComfyUI runs it: `call_node("BespokePartialDenoise", model=..., ...)`.
+
+    Missing required widgets get the schema's default. Missing optional inputs are left out, as in a prompt that was
+    saved before they existed. The call runs under `torch.inference_mode()`, as in ComfyUI. Core's nodes can be called
+    too. `hidden={io.Hidden.prompt: ...}` sets hidden inputs.
+    """
+    import nodes
+    import torch
+    from comfy_api.latest import io
+    from comfy_execution.utils import CurrentNodeContext
+
+    cls = nodes.NODE_CLASS_MAPPINGS[node_id]
+    hidden = inputs.pop("hidden", {})
+    with torch.inference_mode(), CurrentNodeContext("test-prompt", "1", 0):
+        if not issubclass(cls, io.ComfyNode):
+            return getattr(cls(), cls.FUNCTION)(**inputs)
+        for item in cls.GET_SCHEMA().inputs:
+            default = getattr(item, "default", None)
+            if default is None and item.get_io_type() == "COMBO":
+                default = item.options[0]
+            if item.id not in inputs and not item.optional and default is not None:
+                inputs[item.id] = default
+        clone = cls.PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
+        return clone.EXECUTE_NORMALIZED(**inputs).args

@@ -100,9 +100,8 @@ def job_models(base: Path):
     import comfy.sd
     from safetensors.torch import save_file
 
-    made, clip, _ = tiny.flux(
-        hidden_size=128, num_heads=1, axes_dim=[16, 56, 56], depth=1, depth_single_blocks=1
-    )  # the sizes that ComfyUI's loader assumes
+    # The sizes that ComfyUI's loader assumes.
+    made, clip, _ = tiny.flux(hidden_size=128, num_heads=1, axes_dim=[16, 56, 56], depth=1, depth_single_blocks=1)
     fill(made.model.diffusion_model, 4)
     fill(clip.cond_stage_model, 5)
     path = base / "models" / "diffusion_models" / JOB_BASE

@@ -226,9 +226,8 @@ def _flow(base, seed: int):
         if name.endswith(("mod.lin.bias", "modulation.lin.bias", "adaLN_modulation.1.bias")):
             parameter.add_(0.5)  # opens the gates of the blocks
     for buffer in base.diffusion_model.buffers():
-        buffer.copy_(
-            0.1 * torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed))
-        )  # SD3's position embedding
+        # SD3's position embedding.
+        buffer.copy_(0.1 * torch.randn(buffer.shape, generator=torch.Generator().manual_seed(seed)))
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
 

@@ -49,7 +49,7 @@ def test_make(run_node, comfyui, tmp_path):
         (here / name).mkdir()
     folder_paths.set_user_directory(str(tmp_path))
     runs = tmp_path / "bespoke" / "runs"
-    # As if the page had queued the graph: a run keeps it beside its record.
+    # As if the page had queued the graph, which a run saves next to its record.
     queued = (0, "test-prompt", {}, {"extra_pnginfo": {"workflow": samples.WORKFLOW}}, [])
     server.PromptServer.instance.prompt_queue.currently_running[0] = queued
     made = {"machine": samples.machine(), "runs": {}}

@@ -1,4 +1,4 @@
-"""A real ComfyUI server in a process of its own, with a base directory of its own and this pack as its only pack.
+"""A real ComfyUI server in a separate process, with its own base directory and this pack as the only pack.
 
 Standard library only. The demo, the tests and `dev.py serve` all start ComfyUI through here:
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACK = "bespoke"
 CHECKPOINT = "bespoke-small.safetensors"  # the name under which workflows find the small model
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints", "models/loras", "models/embeddings")
-# What a copy of the pack leaves out where links are not allowed: nothing of it is the pack at run time.
+# Left out of a copy of the pack, where links are not allowed: what the pack does not need at run time.
 NOT_THE_PACK = (".dev", ".git", ".ci", "tests", "__pycache__")
 
 
@@ -33,15 +33,14 @@ class HostError(RuntimeError):
 
 def comfyui() -> Path:
     """ComfyUI's folder, from `$COMFYUI_PATH`."""
-    where = Path(os.environ.get("COMFYUI_PATH") or ".missing")
-    if not (where / "main.py").is_file() or not (where / "comfy").is_dir():
-        raise HostError(f"COMFYUI_PATH is {str(where)!r}, which is no ComfyUI folder: start through `python3 dev.py`")
-    return where
+    folder = Path(os.environ.get("COMFYUI_PATH") or ".missing")
+    if not (folder / "main.py").is_file() or not (folder / "comfy").is_dir():
+        raise HostError(f"COMFYUI_PATH is {str(folder)!r}, which is no ComfyUI folder: start through `python3 dev.py`")
+    return folder
 
 
-def keeps_a_log() -> bool:
-    """Whether this ComfyUI writes a log with a level on every line beside what it prints: older ones (0.24.1) do
-    not."""
+def writes_log() -> bool:
+    """Whether this ComfyUI writes a log file with a level on every line, which 0.24.1 does not."""
     return "LEVEL FILE" in (comfyui() / "comfy" / "cli_args.py").read_text("utf-8")
 
 
@@ -73,9 +72,9 @@ def _place_file(source: Path, at: Path) -> None:
     if at.exists() and at.samefile(source):
         return
     at.unlink(missing_ok=True)
-    for place in (os.link, os.symlink, shutil.copyfile):
+    for copy in (os.link, os.symlink, shutil.copyfile):
         try:
-            place(source, at)
+            copy(source, at)
             return
         except OSError:
             at.unlink(missing_ok=True)
@@ -91,7 +90,7 @@ def free_port() -> int:
 
 def port_is_free(port: int) -> bool:
     with socket.socket() as probe:
-        if os.name != "nt":  # there the option means something else
+        if os.name != "nt":  # the option has another meaning there
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -123,7 +122,7 @@ def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) ->
         # A log with the time and the level on every line; naming it keeps the default one out of the working folder.
         "--verbose",
         "INFO",
-        *(["--verbose", "INFO", str(base / "comfyui.log")] if keeps_a_log() else []),
+        *(["--verbose", "INFO", str(base / "comfyui.log")] if writes_log() else []),
         *(["--front-end-root", os.environ["BESPOKE_FRONTEND"]] if os.environ.get("BESPOKE_FRONTEND") else []),
         *options,
     ]
@@ -132,8 +131,8 @@ def command(base: Path, port: int, options: list[str] | tuple[str, ...] = ()) ->
 class Host:
     """A running server: `with Host(base) as host: host.get("/object_info")`.
 
-    `console` is what the process printed, `log` ComfyUI's own log with a level on every line where it keeps one.
-    `said_at_start` is the text of both, log first, from when it first answered.
+    `console` is what the process printed, `log` ComfyUI's own log with a level on every line where it writes one.
+    `output_at_start` is the text of both at its first response, log first.
     """
 
     def __init__(
@@ -142,7 +141,7 @@ class Host:
         self.base, self.port, self.options = Path(base).resolve(), port or free_port(), options
         self.url = f"http://127.0.0.1:{self.port}"
         self.console = self.base / "console.log"
-        self.log = self.base / "comfyui.log" if keeps_a_log() else self.console
+        self.log = self.base / "comfyui.log" if writes_log() else self.console
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> Host:
@@ -166,7 +165,7 @@ class Host:
             )
         try:
             self._wait(seconds)
-            self.said_at_start = tuple(file.read_text("utf-8", "replace") for file in (self.log, self.console))
+            self.output_at_start = tuple(file.read_text("utf-8", "replace") for file in (self.log, self.console))
         except BaseException:
             self.stop()
             raise
@@ -204,7 +203,7 @@ class Host:
 
     @staticmethod
     def _send(request: urllib.request.Request, timeout: float):
-        # No proxy: a proxy from the environment must not be asked for the loopback address.
+        # No proxy: a proxy of the environment must not get requests for the loopback address.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=timeout) as answer:
             body = answer.read()
@@ -212,7 +211,7 @@ class Host:
 
 
 def stop(process: subprocess.Popen | None, seconds: float = 10) -> None:
-    """End a child process, gently and then not, and wait for it."""
+    """Terminate a child process, kill it after `seconds`, and wait for it."""
     if process is None or process.poll() is not None:
         return
     process.terminate()
@@ -224,5 +223,5 @@ def stop(process: subprocess.Popen | None, seconds: float = 10) -> None:
 
 
 def end_on_terminate() -> None:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that every `finally` and `with` ends its child."""
+    """Handle SIGTERM like Ctrl-C, so that every `finally` and `with` ends its child."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""The server starts with the pack and has nothing to say against it."""
+"""The server starts with the pack, without warnings."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ FIRST_NODES = {
 
 
 def complaints(log: str, *folders: str) -> list[str]:
-    """The records of level WARNING and above that are about the pack. `folders` are names that say nothing."""
+    """The records of level WARNING and above that are about the pack. `folders`: texts to ignore."""
     for folder in folders:
         log = log.replace(folder, "")
     records = re.split(r"^(?=\[\d{4}-\d\d-\d\d [\d:,]+\] \[)", log, flags=re.MULTILINE)
-    loud = [record for record in records if re.match(r"\[[^]]+\] \[(WARNING|ERROR|CRITICAL)\]", record)]
-    return [record for record in loud if re.search("bespoke", record, re.IGNORECASE)]
+    serious = [record for record in records if re.match(r"\[[^]]+\] \[(WARNING|ERROR|CRITICAL)\]", record)]
+    return [record for record in serious if re.search("bespoke", record, re.IGNORECASE)]
 
 
 def test_complaints_are_found():
@@ -46,12 +46,12 @@ def test_complaints_are_found():
 
 
 def test_the_pack_loads_without_warnings(server):
-    log, console = server.said_at_start  # other tests make it complain, of an input that is not there for example
+    log, console = server.output_at_start  # later tests cause warnings, of a missing input for example
     assert re.search(r"seconds: .*custom_nodes.bespoke$", log, re.MULTILINE), "the pack is not in the list of imports"
     assert "IMPORT FAILED" not in log
-    if host.keeps_a_log():  # an older ComfyUI prints no level that tells a complaint from news
+    if host.writes_log():  # an older ComfyUI prints no levels
         assert complaints(log, str(host.ROOT), str(server.base)) == []
-    # What Python itself warns of (warnings, not logging) goes to the console alone.
+    # Python's warnings go to the console alone.
     printed = console.replace(str(host.ROOT), "").replace(str(server.base), "")
     assert [line for line in printed.splitlines() if re.search(r"bespoke.*warning", line, re.IGNORECASE)] == []
 
@@ -91,7 +91,7 @@ def test_the_templates_are_listed(server):
 
 
 def test_nothing_is_written_into_comfyui(server):
-    # The server's own files lie in the base directory, where the command line puts them.
+    # The server's files are in the base directory of the command line.
     for file in (server.log, server.console, server.base / "user" / "comfyui.db"):
         assert file.is_file(), file
     assert not (host.comfyui() / "comfyui_detail.log").exists()

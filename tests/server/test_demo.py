@@ -1,4 +1,4 @@
-"""The demo's driver against the real server, with core's nodes alone."""
+"""The demo's driver with the real server and core's nodes alone."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from PIL import Image
 from test_graph import node, text_to_image, workflow
 
 
-def play(server, flow):
+def run_flow(server, flow):
     return asyncio.run(run.run_workflow(server, flow))
 
 
 def test_text_to_image(server):
-    results = play(server, text_to_image())
+    results = run_flow(server, text_to_image())
     assert list(results) == ["7"]
     assert results["7"]["title"] == "Two circles"
     images = [Image.open(io.BytesIO(data)) for data in results["7"]["images"]]
     assert [image.size for image in images] == [(128, 128), (128, 128)]
-    # As in the page, the file carries the workflow that made it.
+    # As in the page, the file contains its workflow.
     assert '"Two circles"' in images[0].info["workflow"]
-    again = play(server, text_to_image())  # from the server's cache
+    again = run_flow(server, text_to_image())  # from the server's cache
     assert again["7"]["images"] == results["7"]["images"]
 
 
 def test_a_file_that_the_workflow_itself_writes(server):
-    """A loader of a file that another node is yet to write: refused at first, run when the file is there."""
+    """A loader of a file that another node writes first: refused at first, run when the file exists."""
     flow = text_to_image()
     flow["nodes"] += [
         node(8, "VAESave", ["vae/again"], [("vae", "VAE", 8)]),
@@ -40,7 +40,7 @@ def test_a_file_that_the_workflow_itself_writes(server):
         node(11, "SaveImage", ["reloaded"], [("images", "IMAGE", 12)], title="Reloaded"),
     ]
     flow["links"] += [[11, 9, 0, 10, 1, "VAE"], [12, 10, 0, 11, 0, "IMAGE"]]
-    results = play(server, flow)
+    results = run_flow(server, flow)
     assert set(results) >= {"7", "11"}
 
     def pixels(id):
@@ -56,11 +56,11 @@ def test_a_missing_file_is_named(server):
     flow["nodes"].append(node(11, "SaveImage", ["x"], [("images", "IMAGE", 12)]))
     flow["links"] += [[11, 9, 0, 10, 1, "VAE"], [12, 10, 0, 11, 0, "IMAGE"]]
     with pytest.raises(run.DemoError, match=r"Load it \(node 9\): Value not in list: vae_name: 'absent.safetensors'"):
-        play(server, flow)
+        run_flow(server, flow)
 
 
 def test_a_node_that_fails_is_named(server):
-    # An image of no pixels: only running shows it.
+    # An image without pixels: an error at run time alone.
     flow = workflow(
         [
             node(1, "EmptyImage", [16, 16, 1, 0], [], ["IMAGE"]),
@@ -70,14 +70,14 @@ def test_a_node_that_fails_is_named(server):
         [(1, 1, 0, 2, 0), (2, 2, 0, 3, 0)],
     )
     with pytest.raises(run.DemoError, match=r"Keep it \(node 3\) failed: ValueError: cannot write empty image"):
-        play(server, flow)
+        run_flow(server, flow)
 
 
 def test_a_refused_workflow_says_why(server):
     flow = text_to_image()
     flow["nodes"][4]["widgets_values"][2] = 0  # steps
     with pytest.raises(run.DemoError, match=r"KSampler \(node 5\): Value 0 smaller than min of 1: steps"):
-        play(server, flow)
+        run_flow(server, flow)
 
 
 def test_foreign_folders_are_not_cleared(tmp_path):
@@ -154,7 +154,7 @@ def test_a_thumbnail_shows_the_first_of_each_group_under_its_label(count):
     assert page.size == (480, 320)
     areas = {colour: n for n, colour in page.getcolors(maxcolors=1 << 24)}
     shown = [areas[250, 20 * i, 9] for i in range(min(count, 6))]
-    assert len(set(shown)) == 1  # alike in size, and nothing lies over a picture
+    assert len(set(shown)) == 1  # of one size, and nothing covers a picture
     assert shown[0] == round(shown[0] ** 0.5) ** 2 > 120**2
     assert (250, 120, 9) not in areas
     assert sheet.INK in areas
@@ -191,4 +191,4 @@ def test_the_inputs(tmp_path):
     assert (mask == 255).sum() == 96**2
     figure = np.abs(picture - picture[0, 0]).sum(-1) > 0
     assert figure.any()
-    assert not (figure & (mask == 0)).any()  # the whole circle lies under the mask
+    assert not (figure & (mask == 0)).any()  # the mask covers the whole circle

@@ -1,4 +1,4 @@
-"""dev.py: what it trusts, where it looks, and that it cleans up after itself."""
+"""dev.py: checks of downloads, search for ComfyUI, locks, child processes, the command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load(path: Path):
 
 @pytest.fixture
 def dev(tmp_path):
-    """dev.py as a module, in a pack of its own."""
+    """dev.py as a module, copied to an empty pack."""
     pack = tmp_path / "pack"
     pack.mkdir()
     return load(Path(shutil.copy(host.ROOT / "dev.py", pack)))
@@ -106,7 +106,7 @@ def test_another_hash_is_refused_before_anything_is_read(dev, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# --- where things are -------------------------------------------------------------------------------------------------
+# --- folders -------------------------------------------------------------------------------------------------
 
 
 def fake_comfyui(folder: Path) -> Path:
@@ -120,16 +120,16 @@ def test_search_order_of_comfyui(dev, tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
     assert dev.local_comfyui() is None  # then it is downloaded
 
-    around = fake_comfyui(tmp_path / "around")
-    pack = around / "custom_nodes" / "bespoke"
+    parent = fake_comfyui(tmp_path / "parent")
+    pack = parent / "custom_nodes" / "bespoke"
     pack.mkdir(parents=True)
     inside = load(Path(shutil.copy(host.ROOT / "dev.py", pack)))
-    assert inside.local_comfyui() == around
+    assert inside.local_comfyui() == parent
 
-    named = fake_comfyui(tmp_path / "named")
-    monkeypatch.setenv("COMFYUI_PATH", str(named))
-    assert inside.local_comfyui() == named
-    assert dev.local_comfyui() == named
+    from_variable = fake_comfyui(tmp_path / "variable")
+    monkeypatch.setenv("COMFYUI_PATH", str(from_variable))
+    assert inside.local_comfyui() == from_variable
+    assert dev.local_comfyui() == from_variable
 
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(dev.StepError, match=r"which is no ComfyUI folder\. Correct it or unset it"):
@@ -139,10 +139,10 @@ def test_search_order_of_comfyui(dev, tmp_path, monkeypatch):
 @pytest.mark.skipif(os.name == "nt", reason="links to folders need a privilege there")
 def test_comfyui_of_a_linked_pack(dev, tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
-    around = fake_comfyui(tmp_path / "around")
-    (around / "custom_nodes").mkdir()
-    (around / "custom_nodes" / "bespoke").symlink_to(dev.ROOT, target_is_directory=True)
-    assert load(around / "custom_nodes" / "bespoke" / "dev.py").local_comfyui() == around
+    parent = fake_comfyui(tmp_path / "parent")
+    (parent / "custom_nodes").mkdir()
+    (parent / "custom_nodes" / "bespoke").symlink_to(dev.ROOT, target_is_directory=True)
+    assert load(parent / "custom_nodes" / "bespoke" / "dev.py").local_comfyui() == parent
 
 
 def test_the_cache_folder(dev, monkeypatch, tmp_path):
@@ -158,10 +158,10 @@ def test_the_cache_folder(dev, monkeypatch, tmp_path):
 
 
 def test_children_write_under_dev(dev):
-    said = "import tempfile, sys; print(tempfile.gettempdir()); print(sys.pycache_prefix)"
+    program = "import tempfile, sys; print(tempfile.gettempdir()); print(sys.pycache_prefix)"
     env = dev.environment()
     out = subprocess.run(
-        [sys.executable, "-c", said], env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
     ).stdout.split()
     assert out == [str(dev.DEV / "tmp"), str(dev.DEV / "pycache")]
     assert env["HF_HOME"].startswith(str(dev.DEV))
@@ -171,7 +171,7 @@ def test_children_write_under_dev(dev):
 
 
 @pytest.mark.parametrize(
-    ("said", "advice"),
+    ("output", "advice"),
     [
         ("error: No space left on device (os error 28)", "make room"),
         ("THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE", "not what was pinned"),
@@ -183,9 +183,9 @@ def test_children_write_under_dev(dev):
         ("Segmentation fault", "Mend what it says above"),
     ],
 )
-def test_a_failed_step_says_what_to_do(dev, said, advice):
+def test_a_failed_step_says_what_to_do(dev, output, advice):
     with pytest.raises(dev.StepError, match=rf"Doing: failed with status 3\. .*{advice}"):
-        dev.step("Doing", "a second", [sys.executable, "-c", f"print({said!r}); raise SystemExit(3)"])
+        dev.step("Doing", "a second", [sys.executable, "-c", f"print({output!r}); raise SystemExit(3)"])
 
 
 def test_a_step_shows_its_lines_and_its_time(dev, capsys):
@@ -225,10 +225,10 @@ def test_a_lock_is_exclusive_and_released_at_exit(dev):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_the_child(dev, sent):
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    # A runner in the background leaves SIGINT ignored, and a child takes that over.
-    awake = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+    # A background runner ignores SIGINT, and a child inherits that.
+    restore_sigint = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
     program = (
-        f"{awake}\nimport dev, sys\ndev.test = lambda rest: dev.run([sys.executable, '-c', {child!r}], "
+        f"{restore_sigint}\nimport dev, sys\ndev.test = lambda rest: dev.run([sys.executable, '-c', {child!r}], "
         f"{{}})\nsys.exit(dev.main(['test']))"
     )
     parent = subprocess.Popen(
@@ -236,7 +236,7 @@ def test_a_stop_ends_the_child(dev, sent):
     )
     try:
         pid = int(parent.stdout.readline())
-        parent.send_signal(sent)  # to the parent alone: a terminal would reach the child too
+        parent.send_signal(sent)  # to the parent alone; a terminal would signal the child too
         assert parent.wait(20) == {signal.SIGINT: 130, signal.SIGTERM: 143}[sent]
     finally:
         parent.kill()
@@ -254,17 +254,17 @@ def test_a_stop_ends_the_child(dev, sent):
 
 
 def test_pytest_arguments_are_passed_on(dev, monkeypatch):
-    got = []
-    monkeypatch.setattr(dev, "test", lambda arguments: got.append(arguments) or 5)
+    calls = []
+    monkeypatch.setattr(dev, "test", lambda arguments: calls.append(arguments) or 5)
     assert dev.main(["test", "-k", "graph", "--port", "1", "-h"]) == 5
-    assert got == [["-k", "graph", "--port", "1", "-h"]]
+    assert calls == [["-k", "graph", "--port", "1", "-h"]]
 
 
 def test_comfyui_options_are_passed_on(dev, monkeypatch):
-    got = []
-    monkeypatch.setattr(dev, "serve", lambda *arguments: got.append(arguments) or 0)
+    calls = []
+    monkeypatch.setattr(dev, "serve", lambda *arguments: calls.append(arguments) or 0)
     assert dev.main(["serve", "--port", "9000", "--lowvram"]) == 0
-    assert got == [(9000, ["--lowvram"])]
+    assert calls == [(9000, ["--lowvram"])]
 
 
 def test_commands_without_the_tests_folder_are_refused(dev, capsys):
@@ -286,10 +286,10 @@ def test_the_model_in_the_cache_is_named_by_its_recipe(dev, monkeypatch, tmp_pat
 
 def test_an_older_comfyui_has_an_environment_of_its_own(dev, monkeypatch, capsys):
     for name in ("chosen", "VENV", "PYTHON"):
-        monkeypatch.setattr(dev, name, getattr(dev, name))  # put back afterwards
+        monkeypatch.setattr(dev, name, getattr(dev, name))  # restored after the test
     assert dev.main(["test", "--comfyui", "0.1"]) == 1
     assert "--comfyui is '0.1': choose one of 0.30.0, 0.27.0, 0.26.0, 0.24.1" in capsys.readouterr().err
-    monkeypatch.setenv("COMFYUI_PATH", "/nowhere")  # asked for by name, so what is here is not taken
+    monkeypatch.setenv("COMFYUI_PATH", "/nowhere")  # --comfyui overrides it
     dev.choose("0.24.1")
     assert dev.local_comfyui() is None
     assert dev.VENV.name == "venv-0.24.1"
@@ -298,16 +298,16 @@ def test_an_older_comfyui_has_an_environment_of_its_own(dev, monkeypatch, capsys
 
 
 def test_the_pages_tests_run_on_the_page_that_is_named(dev, monkeypatch, capsys):
-    got = []
+    calls = []
     monkeypatch.setattr(
-        dev, "run_tests", lambda arguments, page="": got.append((arguments, page)) or (-11 if page == "1.53.6" else 0)
+        dev, "run_tests", lambda arguments, page="": calls.append((arguments, page)) or (-11 if page == "1.53.6" else 0)
     )
     assert dev.main(["test", "--frontend", "1.2.3", "-k", "js"]) == 0
     assert dev.main(["test", "--frontend=1.2.3", "tests/browser", "-q"]) == 0
-    assert got == [(["-k", "js", "tests/browser"], "1.2.3"), (["tests/browser", "-q"], "1.2.3")]
-    got.clear()
-    assert dev.main(["test", "--frontend", "each"]) == -11  # a failure on one page is not forgotten on the next
-    assert [page for _, page in got] == list(dev.FRONTENDS)
+    assert calls == [(["-k", "js", "tests/browser"], "1.2.3"), (["tests/browser", "-q"], "1.2.3")]
+    calls.clear()
+    assert dev.main(["test", "--frontend", "each"]) == -11  # the first failure is returned
+    assert [page for _, page in calls] == list(dev.FRONTENDS)
     assert all(len(sha) == 64 for sha in dev.FRONTENDS.values())
     for wrong in (["--frontend", "newest"], ["--frontend"], ["--frontend", "../1.2"]):
         assert dev.main(["test", *wrong]) == 1
@@ -336,15 +336,15 @@ def test_the_suite_runs_in_as_many_processes_as_the_machine_has_room_for(dev, mo
         (folder / name).touch()
     threads = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
     four = (["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"], threads)
-    for spread in ([], ["tests/unit", "tests/unit/test_b.py"]):
-        assert dev.parallel(spread) == four
-    for alone in (
+    for whole_files in ([], ["tests/unit", "tests/unit/test_b.py"]):
+        assert dev.parallel(whole_files) == four
+    for single in (
         ["tests/unit"],
         ["-k", "a"],
         ["tests/unit", "tests/unit/test_a.py", "-s"],
         ["tests/unit", "tests/unit/test_a.py::test_b"],
     ):
-        assert dev.parallel(alone) == ([], {})
+        assert dev.parallel(single) == ([], {})
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert dev.parallel([])[1] == {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "2"}
 

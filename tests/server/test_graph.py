@@ -1,4 +1,4 @@
-"""Workflows as the page saves them, against the real definitions of core's nodes."""
+"""Workflows as the page saves them, with the real definitions of core's nodes."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_growing_inputs(object_info):
     assert prompt["3"]["inputs"] == {"images.image0": ["1", 0], "images.image1": ["2", 0]}
 
 
-def test_what_cannot_be_read_is_refused(object_info):
+def test_invalid_workflows_are_refused(object_info):
     with pytest.raises(graph.GraphError, match="no list of nodes"):
         graph.to_prompt({"1": {"class_type": "KSampler", "inputs": {}}}, object_info)
     with pytest.raises(graph.GraphError, match=r"node 5 \(NoSuchNode\): the server has no node of this type"):

@@ -1,4 +1,4 @@
-"""The blueprints: one node outside, the everyday job inside, run through the real server."""
+"""The blueprints, each a subgraph behind one node, run by the real server."""
 
 from __future__ import annotations
 
@@ -14,20 +14,11 @@ import pytest
 import run
 from host import ROOT
 from PIL import Image
+from small_values import BLUEPRINT_VALUES
 from test_graph import node
 
 FOLDER = ROOT / "subgraphs"
-SMALL = {
-    "folder": pictures.TEAL,
-    "steps": 2,
-    "cfg": 2.0,
-    "prompt": "a green cross on white",
-    "feather": 0,
-    "template": "object",
-    "init_text": "red",
-    "filename_prefix": "bespoke/blueprint",
-    "name": "blueprint-word",
-}
+SMALL = BLUEPRINT_VALUES | {"filename_prefix": "bespoke/blueprint", "name": "blueprint-word"}
 
 
 def load(name) -> dict:
@@ -35,14 +26,13 @@ def load(name) -> dict:
 
 
 def wired(name, **values) -> dict:
-    """The blueprint's node with a checkpoint, a picture and a mask before it, and its pictures saved and words
-    shown."""
+    """The blueprint's node with a checkpoint, a picture and a mask as inputs and nodes for its outputs."""
     flow = load(name)
     (outer,) = flow["nodes"]
     outer["id"] = 50
     shown = [slot["name"] for slot in outer["inputs"] if "widget" in slot]
     outer["widgets_values"] = [
-        (SMALL | values).get(n, was) for n, was in zip(shown, outer["widgets_values"], strict=True)
+        (SMALL | values).get(name, value) for name, value in zip(shown, outer["widgets_values"], strict=True)
     ]
     sources = {
         "model": (1, 0, "MODEL"),
@@ -75,7 +65,7 @@ def wired(name, **values) -> dict:
     return flow
 
 
-def play(server, name, **values) -> dict[str, list[np.ndarray]]:
+def run_blueprint(server, name, **values) -> dict[str, list[np.ndarray]]:
     results = asyncio.run(run.run_workflow(server, wired(name, **values)))
     return {
         r["title"]: [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in r["images"]]
@@ -98,14 +88,15 @@ def test_comfyui_lists_them(server):
 def test_change_a_picture(server):
     source = np.asarray(Image.open(server.base / "input" / pictures.PICTURE).convert("RGB")).astype(int)
     kept, changed = (
-        play(server, "Change a picture by strength", strength=value)["image"][0].astype(int) for value in (0.0, 0.9)
+        run_blueprint(server, "Change a picture by strength", strength=value)["image"][0].astype(int)
+        for value in (0.0, 0.9)
     )
     assert np.abs(kept - source).max() <= 6  # the VAE's rounding
     assert np.abs(changed - source).max() > 60
 
 
 def test_repaint(server):
-    shown = play(server, "Repaint under a mask")
+    shown = run_blueprint(server, "Repaint under a mask")
     source = np.asarray(Image.open(server.base / "input" / pictures.PICTURE).convert("RGB"))
     corner = shown["image"][0][:4, :4]
     assert (corner == source[:4, :4]).all()
@@ -114,12 +105,12 @@ def test_repaint(server):
 
 
 def test_train_a_lora(server):
-    assert play(server, "Train a LoRA from a folder")["preview"]
+    assert run_blueprint(server, "Train a LoRA from a folder")["preview"]
     assert (server.base / "models" / "loras" / "bespoke" / "blueprint_00001.safetensors").is_file()
 
 
 def test_teach_a_word(server):
-    play(server, "Teach a word")
+    run_blueprint(server, "Teach a word")
     assert (server.base / "models" / "embeddings" / "blueprint-word.safetensors").is_file()
 
 

@@ -1,4 +1,4 @@
-"""The example workflows, as the page opens them, through the real server; and the runs' routes while one trains."""
+"""The example workflows run by the real server, and the routes of runs during a training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from safetensors import safe_open
 from small_values import for_small_model
 
 FOLDER = ROOT / "example_workflows"
-# Only the lengths are cut, so that the whole runs in seconds: what is learned is measured in tests/comfy.
+# Shorter, so that all run in seconds: tests/comfy measures what is learned.
 SHORT = {
     "BespokeTrainLora": {"steps": 3, "warmup_steps": 0},
     "BespokeTrainTextualInversion": {"steps": 2},
@@ -32,7 +32,7 @@ SHORT = {
     "EmptyLatentImage": {"batch_size": 2},
     "RepeatLatentBatch": {"amount": 2},
 }
-# The rest's trained files: what their workflows save is what the later ones load.
+# These save the files that the other workflows load.
 FIRST = ("lora_train_and_use", "lora_subject", "textual_inversion")
 
 
@@ -45,8 +45,8 @@ def load(name, object_info, **changes):
 
 
 @pytest.fixture(scope="module")
-def play(server, object_info):
-    """play(name) -> {title: pictures} of a workflow; each is run once, after those whose files it loads."""
+def run_example(server, object_info):
+    """run_example(name) -> {title: pictures}; each workflow is run once, after those whose files it loads."""
     done = {}
 
     def once(name):
@@ -82,7 +82,7 @@ def test_each_has_a_section_and_values_for_the_small_model(object_info):
 
 
 def test_the_files_match_the_script(server, object_info):
-    """A node's new input must not leave the files behind."""
+    """The files have all inputs of the nodes."""
     version = server.get("/system_stats")["system"]["comfyui_version"]
     newest = re.search(r'^NEWEST = "(.+)"', (ROOT / "dev.py").read_text("utf-8"), re.MULTILINE)[1]
     if version != newest:
@@ -106,8 +106,8 @@ def test_an_unlisted_value_is_named(object_info):
         for_small_model(flow, object_info)
 
 
-def test_lora(server, play):
-    shown = play("lora_train_and_use")
+def test_lora(server, run_example):
+    shown = run_example("lora_train_and_use")
     base, lora = shown["without the LoRA"], shown["with the LoRA"]
     assert len(base) == len(lora) == 2
     assert any((a != b).any() for a, b in zip(base, lora, strict=True))
@@ -121,8 +121,8 @@ def test_lora(server, play):
     assert "lora key not loaded" not in server.console.read_text(errors="replace")
 
 
-def test_subject(play):
-    shown = play("lora_subject")
+def test_subject(run_example):
+    shown = run_example("lora_subject")
     assert differ(
         shown["the subject, without the LoRA"][0],
         shown["the subject, with the LoRA"][0],
@@ -130,27 +130,27 @@ def test_subject(play):
     )
 
 
-def test_two_loras_composed(server, play):
-    shown = play("lora_compose")
+def test_two_loras_composed(server, run_example):
+    shown = run_example("lora_compose")
     assert differ(shown["the style alone"][0], shown["the subject alone"][0], shown["both composed"][0])
     assert (server.base / "models" / "loras" / "bespoke" / "style-and-subject_00001.safetensors").is_file()
 
 
-def test_a_lora_in_part(play):
-    shown = play("lora_inspect_and_scope")
+def test_a_lora_in_part(run_example):
+    shown = run_example("lora_inspect_and_scope")
     parts = ("all of it", "value and out only", "the up blocks only", "from the middle of the denoising on")
     assert differ(*(shown[part][0] for part in parts))
 
 
-def test_strength(server, play):
-    shown = play("strength_ladder")
+def test_strength(server, run_example):
+    shown = run_example("strength_ladder")
     source = np.asarray(Image.open(server.base / "input" / "bespoke_picture.png").convert("RGB"))
-    assert np.abs(shown["strength 0"][0].astype(int) - source).max() <= 6  # the VAE's rounding, no more
+    assert np.abs(shown["strength 0"][0].astype(int) - source).max() <= 6  # the VAE's rounding
     assert len({image[0].tobytes() for image in shown.values()}) == len(shown) == 5
 
 
-def test_few_steps(play):
-    shown = {title: images[0] for title, images in play("img2img_few_steps").items()}
+def test_few_steps(run_example):
+    shown = {title: images[0] for title, images in run_example("img2img_few_steps").items()}
     assert (shown["diffusers, 0.6"] == shown["diffusers, 0.7"]).all()  # both start at the second of four steps
     assert differ(shown["noise level, 0.6"], shown["noise level, 0.7"])
     assert (shown["noise level, 0.7, by its sigmas"] == shown["noise level, 0.7"]).all()
@@ -164,8 +164,8 @@ def test_few_steps(play):
         ("inpaint_two_stages", "repainted in two stages"),
     ],
 )
-def test_inpainting(server, play, name, title):
-    result = play(name)[title][0]
+def test_inpainting(server, run_example, name, title):
+    result = run_example(name)[title][0]
     source = np.asarray(Image.open(server.base / "input" / "bespoke_picture.png").convert("RGB"))
     mask = np.asarray(Image.open(server.base / "input" / "bespoke_mask.png").convert("L")) > 0
     reach = 8 + (24 if name == "inpaint_soft" else 0)  # px: a latent's cell, and the feather
@@ -178,8 +178,8 @@ def test_inpainting(server, play, name, title):
     assert (result[mask] != source[mask]).any()
 
 
-def test_textual_inversion(server, play):
-    shown = play("textual_inversion")
+def test_textual_inversion(server, run_example):
+    shown = run_example("textual_inversion")
     old, new = shown["the starting word"], shown["the new word"]
     assert len(old) == len(new) == 2
     assert differ(old[0], new[0])
@@ -187,13 +187,13 @@ def test_textual_inversion(server, play):
     assert "embedding:my-word does not exist" not in server.console.read_text(errors="replace")
 
 
-def test_word_and_lora(play):
-    shown = play("word_and_lora")
+def test_word_and_lora(run_example):
+    shown = run_example("word_and_lora")
     assert differ(*(shown[title][0] for title in ("neither", "the word", "the LoRA", "the word and the LoRA")))
 
 
-def test_three_techniques(play):
-    (sheet,) = play("three_techniques")["the three techniques"]
+def test_three_techniques(run_example):
+    (sheet,) = run_example("three_techniques")["the three techniques"]
     assert sheet.shape[0] > 4 * 128  # four rows and the table of the two runs
     assert sheet.shape[1] > 2 * 128 + 200
 
@@ -217,10 +217,10 @@ def test_finish_over_http_sends_the_result_downstream(server, object_info):
     flow["links"] = [link for link in flow["links"] if link[1] in ids and link[3] in ids]
     outcome = {}
 
-    def play():
+    def run_flow():
         outcome["results"] = asyncio.run(run.run_workflow(server, flow))
 
-    thread = threading.Thread(target=play)
+    thread = threading.Thread(target=run_flow)
     thread.start()
     try:
         running = None
@@ -236,7 +236,7 @@ def test_finish_over_http_sends_the_result_downstream(server, object_info):
             if running:
                 break
             time.sleep(0.2)
-        assert running, "the run never showed up"
+        assert running, "the run is not in the list"
         time.sleep(2)
         assert post(server, f"/bespoke/runs/{running['id']}/finish")["finish"] == "requested"
     finally:

@@ -1,7 +1,7 @@
-"""Says what a picture shows, by plain measurement: hue for the colour, row widths for the shape.
+"""Names what a picture shows by measurement: hue for the colour, widths of rows for the shape.
 
-Nothing here knows how the sprites are drawn: the figure is what differs from the picture's border, its colour is
-read off the hue circle and its shape off the profile of its silhouette.
+It does not use the drawing code of the sprites: the figure is what differs from the picture's border, its colour is
+named by its hue and its shape by the profile of its silhouette.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HUES = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was read: names, or None where the measurement fits nothing; share of the picture that is figure."""
+    """The measured names, or None where no name fits; `share` is the part of the picture that is figure."""
 
     colour: str | None
     shape: str | None
@@ -36,14 +36,14 @@ class Verdict:
 
 
 def colour_name(rgb: np.ndarray) -> str | None:
-    """The name of an RGB colour in 0..255, or None where it lies between the names."""
+    """The name of an RGB colour in 0..255, or None where no name fits."""
     h, s, v = colorsys.rgb_to_hsv(*(np.asarray(rgb, float) / 255))
     hue = h * 360
     if v < 0.35 or s < 0.25:
         return None
     for name, low, high in HUES:
         if low <= hue < high or low <= hue + 360 < high:
-            if name in ("red", "pink"):  # the same hues: a pale one is pink, a full one is red
+            if name in ("red", "pink"):  # the same hues: pale is pink, saturated is red
                 return "pink" if s < 0.6 else ("red" if hue >= 340 or hue < 13 else None)
             return name
     return None
@@ -61,7 +61,7 @@ def silhouette(picture: Image.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    """The mask with its holes closed: everything that the outside cannot reach."""
+    """The mask with its holes filled: everything that is not connected with the border."""
     padded = Image.fromarray(np.pad(mask, 1).astype(np.uint8) * 255).copy()
     ImageDraw.floodfill(padded, (0, 0), 128)
     return np.asarray(padded)[1:-1, 1:-1] != 128

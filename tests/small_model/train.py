@@ -1,11 +1,11 @@
-"""Trains the small model's U-Net from nothing and packs it: about 70 minutes on two quiet cores.
+"""Trains the small model's U-Net from random weights and packs it: about 70 minutes on two idle cores.
 
     python tests/small_model/train.py --comfyui PATH [--out unet.safetensors]
 
 Noise prediction on SD1.5's schedule with ComfyUI's own U-Net class: AdamW with warm-up and cosine decay, an average of
-the weights, bf16 autocast, captions dropped one time in ten for classifier-free guidance. In two stages, each begun
-from the average of the one before: shapes of any size anywhere, which teaches colours and words, then shapes in the
-middle, which teaches crisp outlines. `--stage 2 --weights FILE` does the second alone.
+the weights, bf16 autocast, captions dropped one time in ten for classifier-free guidance. There are two stages, the
+second from the average of the first: shapes of any size anywhere, which teach colours and words, then shapes in the
+middle, which teach crisp outlines. `--stage 2 --weights FILE` runs the second alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WORK = HERE.parent.parent / ".dev" / "small_model"
 
 @dataclass(frozen=True)
 class Stage:
-    """steps, the highest learning rate, its warm-up in steps, the average's memory, and where the shapes lie."""
+    """Steps, highest learning rate, warm-up in steps, decay of the average, and whether shapes lie anywhere."""
 
     steps: int
     learning_rate: float
@@ -84,8 +84,7 @@ class Captions:
 
 
 def train_stage(number: int, stage: Stage, unet, captions: Captions, device: torch.device, work: Path):
-    """Train one stage; gives the average of its weights. Its draws depend on the stage alone, not on what ran
-    before."""
+    """Train one stage; returns the average of its weights. Its random draws depend on the stage alone."""
     torch.manual_seed(SEED + number)
     rng = np.random.default_rng(SEED + number)
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2

@@ -192,9 +192,8 @@ def test_expected_loss_of_unit_gaussians():
     """By hand: the variance of the target given x, for x0 and n of unit variance."""
     for sigma in (0.03, 0.4, 0.97, 12.0):
         s = torch.tensor([sigma], dtype=torch.float64)
-        assert expected_loss("epsilon", s).item() == pytest.approx(
-            1 - sigma**2 / (1 + sigma**2)
-        )  # Var(n) - Cov(n, x)^2 / Var(x)
+        # Var(n) - Cov(n, x)^2 / Var(x).
+        assert expected_loss("epsilon", s).item() == pytest.approx(1 - sigma**2 / (1 + sigma**2))
         assert expected_loss("v", s).item() == pytest.approx(1)  # v is independent of x
         if sigma < 1:  # n - x0 on (1 - s) x0 + s n
             variance = 2 - (sigma - (1 - sigma)) ** 2 / (sigma**2 + (1 - sigma) ** 2)

@@ -151,7 +151,7 @@ def test_the_grid_is_fixed_and_does_not_depend_on_the_seed():
     assert score() == 0.5
 
 
-def test_the_record_survives_the_disk_and_says_when_over_fitting_began():
+def test_record_round_trip_and_over_fitting():
     run = Run(RunInfo("lora-0123456789ab", "lora", {"steps": 3}, "base", 2))
     run.losses, run.held_out = [1.0, math.nan, 0.5], [(10, 1.0), (20, 0.5), (30, 0.6)]
     text = run.to_json()

@@ -74,7 +74,10 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
                 hook.remove()
 
     def parameter_groups(self, learning_rate: float) -> list[Group]:
-        """The optimiser's groups: for each rate of layers, the parameters of each name with their learning rate."""
+        """The optimiser's groups: the parameters of one name, of all layers with one learning rate, make one group.
+
+        Its learning rate is that of the layers times the parameter's multiple, see `Adapter.learning_rates`.
+        """
         by_rate: dict[float, list[AdapterT]] = {}
         for name, adapter in self.items():
             rate = next((rate for prefix, rate in self.rates.items() if name.startswith(prefix)), learning_rate)
@@ -105,7 +108,7 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
 
     def _check_layers(self, state: Mapping[str, Any]) -> None:
         """Raise `InputError` where the state has layers that are not trained here."""
-        first_part = next(iter(next(iter(self)).state_dict()))
+        first_part = next(iter(next(iter(self)).state_dict()))  # every layer has it: it stands for the layer
         ending = f".{first_part}"
         others = sorted({key.removesuffix(ending) for key in state if key.endswith(ending)} - set(self._layers))
         if others:

@@ -14,7 +14,9 @@ from ..errors import InputError
 from ..randomness import generator
 from .adapter import Adapter, AdapterConfig, linear_shape, nothing_for
 
-UP_RATE = 16.0  # the paper's 2^4; others are compared in `tests/bench/bench_lora_concept.py`
+# The learning rate of the up factor as a multiple of the down factor's: 2^4, as in the paper on LoRA+. Others are
+# compared in `tests/bench/bench_lora_concept.py`.
+UP_RATE = 16.0
 
 
 class Factor(nn.Module):
@@ -33,6 +35,7 @@ class LoraAdapter(Adapter):
     def __init__(self, down: Tensor, up: Tensor, alpha: float):
         super().__init__()
         self.lora_up, self.lora_down = Factor(up), Factor(down)
+        # The buffer is for the state dict. `alpha_value` is the same number without a copy from the device.
         self.alpha: Tensor
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.rank, self.alpha_value = down.shape[0], alpha
@@ -74,14 +77,17 @@ class LoraAdapter(Adapter):
         return {"lora_down.weight": 1.0, "lora_up.weight": UP_RATE}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """torch's, with alpha after the factors."""
+        """As torch's `state_dict`, with alpha after the factors."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         key = f"{kwargs.get('prefix', '')}alpha"
         state[key] = state.pop(key)
         return state
 
     def convert_state(self, layer: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Another alpha is folded into the up factor, so that the effect stays the same. Without one it is the rank."""
+        """As `Adapter.convert_state`. For another alpha the up factor is scaled, so that the effect is the same.
+
+        A state without alpha counts as one with alpha equal to the rank.
+        """
         up, down = state.get("lora_up.weight"), state.get("lora_down.weight")
         if up is None or down is None:
             raise InputError(nothing_for(self.KIND, layer))

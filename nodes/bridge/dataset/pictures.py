@@ -27,7 +27,7 @@ class Pictures:
 
     items, data: the pictures and their latents and masks, in the same order. training_indices, held_out_indices,
     prior_indices: positions in both. folds: (training indices, held-out indices) of the trainings that come first,
-    where the set is too small to hold a picture out; see `cross_validate`.
+    where the set is too small to hold a picture out; see `runs.cross_validation`.
     blank_latents: for a model that reads a masked picture, the unscaled latent [1, C, h, w] of a grey picture by its
     (height, width) in px. set_sizes: see `split_pictures`.
     """

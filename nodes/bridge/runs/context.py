@@ -21,7 +21,8 @@ from .store import RunStore, consume_finish_request
 class Display(Protocol):
     """Where the progress of a run is shown: on the page (`events.RunDisplay`), or in a terminal (`jobs.watch`).
 
-    node_id: the node whose panel shows the run, or None.
+    node_id: the node whose panel shows the run, or None. `step` may raise to stop the training; on the page it does so
+    where the user has cancelled the prompt.
     """
 
     @property

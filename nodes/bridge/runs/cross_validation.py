@@ -44,6 +44,7 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
     Each has a record and a state of its own, so that it can be resumed. They write no files and draw no samples.
     """
     count = len(pictures.folds)
+    # "rotation" is an earlier word for fold. Saved records and the ids made from it keep it.
     for number, (training_indices, held_out) in enumerate(pictures.folds, 1):
         info = replace(
             run.info,

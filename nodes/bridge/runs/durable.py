@@ -9,8 +9,10 @@ from ..files.writing import TEMPORARY_PREFIX
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file over what is there: after a crash at any moment the name stands for the old or the new text,
-    whole. Raises `OSError` when it cannot be written."""
+    """Write a text file over what is there: after a crash at any moment the file has the whole old or new text.
+
+    `files.writing.write_text` is the one that does not wait for the disk. Raises `OSError` when it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}.part")
     try:

@@ -14,7 +14,7 @@ from comfy_execution.utils import get_executing_context
 
 from ....training.record import RunState
 
-MOST_PER_SECOND = 10
+MOST_PER_SECOND = 10  # step events
 
 
 class RunDisplay:
@@ -25,19 +25,22 @@ class RunDisplay:
         self.node_id = context.node_id if context else None
         self.run_id, self.steps = run_id, steps
         self._bar = comfy.utils.ProgressBar(steps)
-        self._last = 0.0
+        self._last_event = 0.0  # when the last step event was sent, by `time.monotonic`
 
     def start(self, text: str) -> None:
         """The run begins. text: the line before the first step: what is trained and what it takes."""
         self._send("start", {"steps": self.steps, "text": text})
 
     def step(self, values: dict[str, Any]) -> None:
-        """A step is done: at most ten of these a second reach the page, the last one always."""
+        """A step is done: at most `MOST_PER_SECOND` of these events reach the page, and always that of the last step.
+
+        Raises ComfyUI's `InterruptProcessingException` where the user has cancelled the prompt.
+        """
         comfy.model_management.throw_exception_if_processing_interrupted()
-        now, last = time.monotonic(), values["step"] == self.steps
-        if now - self._last < 1 / MOST_PER_SECOND and not last:
+        now, is_last_step = time.monotonic(), values["step"] == self.steps
+        if now - self._last_event < 1 / MOST_PER_SECOND and not is_last_step:
             return
-        self._last = now
+        self._last_event = now
         self._bar.update_absolute(values["step"], self.steps)
         self._send("step", values)
 

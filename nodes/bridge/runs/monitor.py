@@ -88,7 +88,10 @@ class RunMonitor:
             self._last_save = time.monotonic()
 
     def end(self, failure: Failure | None) -> None:
-        """Save the state, write a file where `failure` says so, and show the end. failure: None for a finished run."""
+        """Save the state, write a file where `failure` says so, and show the end.
+
+        failure: None where the loop ended without an exception, after the last step or early.
+        """
         run, training = self._task.run, self._training
         last_step = LastStep.SAVED if failure is None else failure.last_step
         if last_step is LastStep.SAVED_IF_RECORDED:

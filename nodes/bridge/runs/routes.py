@@ -109,7 +109,10 @@ def files_of_run(run_id: str) -> dict[str, list[str]]:
 
 
 def finish_run(run_id: str) -> dict:
-    """Ask a running training to finish: {"id", "finish"}. Raises `RequestRefused` where none runs under this id."""
+    """Ask a running training to finish: {"id", "finish"}. It does so after its present step, see `run_training`.
+
+    Raises `RequestRefused` where the record of this id does not say that it is running.
+    """
     run = _record(run_id)
     if run.state != "running":
         raise RequestRefused(CONFLICT, f"the run is {run.state}, so there is nothing to finish")

@@ -28,23 +28,25 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
     context.stop_request(run.id)  # discard a request to an earlier training of this run
     state = _restore(task, store)
     training = Training(task.trainable, task.loss, task.config, task.validation_loss, state, task.until, context.world)
-    if run.state is RunState.KEPT:
+    if run.state is RunState.KEPT:  # set by `_restore`: the run ended early before, and there is nothing to train
         return _load_result(training)
     display = context.display(run.id, training.last_step)
     run.info = replace(run.info, node=str(display.node_id or ""), workflow=keep_graph(store.folder))
     store.save_record(run)  # the page can show it from now on
-    monitor, failure, request = RunMonitor(task, training, display, store, context), None, StopRequest.CONTINUE
+    monitor = RunMonitor(task, training, display, store, context)
+    failure, stop = None, StopRequest.CONTINUE
     try:
-        monitor.start()
+        monitor.start()  # runs one forward and backward pass to measure it
         for step in training:
-            monitor.record(step)
+            monitor.record(step)  # on ComfyUI's page this raises when the user cancels, see `RunDisplay.step`
             monitor.save_if_due(step.step)
-            request = context.world.agree(context.stop_request(run.id))
-            if request == StopRequest.ABORT:
+            stop = context.world.agree(context.stop_request(run.id))
+            if stop == StopRequest.ABORT:
                 raise comfy.model_management.InterruptProcessingException
-            if request == StopRequest.FINISH:
+            if stop == StopRequest.FINISH:
                 break
-        finished = training.steps_done >= training.last_step and request is not StopRequest.FINISH
+        # `config.patience` ends the loop early too; that run is KEPT as well.
+        finished = training.steps_done >= training.last_step and stop != StopRequest.FINISH
         run.state = RunState.FINISHED if finished else RunState.KEPT
     except BaseException as error:
         failure = failure_of(error, context)
@@ -60,8 +62,8 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
 def _restore(task: TrainingTask, store: Store) -> State | None:
     """The state to resume from, or None; the run's record takes over the earlier progress.
 
-    The run's state is KEPT afterwards where an earlier training was finished on purpose and no more steps are
-    requested: the same request gives the same result.
+    The run's state is KEPT afterwards where an earlier training of it ended early and no more steps are requested: the
+    same request gives the same result. Otherwise it is RUNNING.
     """
     run, last = task.run, task.config.steps if task.until is None else task.until
     run.state = RunState.RUNNING
@@ -69,7 +71,7 @@ def _restore(task: TrainingTask, store: Store) -> State | None:
         store.set_aside()
         return None
     state, earlier = store.state(), store.record()
-    if state is not None and state.step > last:
+    if state is not None and state.step > last:  # fewer steps are requested than are done
         store.set_aside()
         return None
     if state is None:

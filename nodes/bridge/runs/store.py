@@ -28,14 +28,16 @@ from .loss_file import LOSSES, LossFile, same_start
 from .record_file import RECORD, STATE_NAME, SavedRecord, state_name
 
 SUMMARY, SAMPLES = "summary.json", "samples"
-LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000  # bytes; 0.1 kept the losses in the record, 20 MB a million
+# Bytes. Version 0.1 kept the losses in the record: 20 MB for a million of them.
+LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000
 _SAMPLE = re.compile(r"\d{6,}\.png")
 _ID = re.compile(r"[a-z-]+-[0-9a-f]{12}")
-_finish: set[str] = set()
-_lock = threading.Lock()
+# The ids of runs that the user has asked to finish: written by the route, read by the training, in different threads.
+_finish_requests: set[str] = set()
+_finish_lock = threading.Lock()
 # Held while a record or a summary is read or written: threads of one process share the name of the temporary file, and
 # Windows cannot replace a file that is open.
-_files = threading.Lock()
+_files_lock = threading.Lock()
 
 
 def runs_folder() -> Path:
@@ -43,16 +45,16 @@ def runs_folder() -> Path:
 
 
 def request_finish(run_id: str) -> None:
-    """Ask the run to stop after its present step and to hand its result on."""
-    with _lock:
-        _finish.add(run_id)
+    """Ask the run to stop after its present step, save its state and return its result."""
+    with _finish_lock:
+        _finish_requests.add(run_id)
 
 
 def consume_finish_request(run_id: str) -> bool:
     """Whether the run was asked to finish since the last call; the request is removed."""
-    with _lock:
-        requested = run_id in _finish
-        _finish.discard(run_id)
+    with _finish_lock:
+        requested = run_id in _finish_requests
+        _finish_requests.discard(run_id)
         return requested
 
 
@@ -89,8 +91,11 @@ def records_in(folder: Path) -> Iterator[tuple[str, FileState]]:
 
 @dataclass(frozen=True)
 class _LastSave:
-    """What this store saved last: the very list of losses, how many there were, the name of the state, and the
-    record.json that was written."""
+    """What this store saved last.
+
+    losses: the list itself, not a copy. count: its length at that time. state_file: the name of the state. record:
+    identifies the record.json that was written.
+    """
 
     losses: list[float]
     count: int
@@ -113,7 +118,7 @@ class RunStore:
 
         A loss that cannot be read is NaN, so that the others keep their steps.
         """
-        with _files:
+        with _files_lock:
             saved = self._read_record()
             if saved is None:
                 return None
@@ -137,7 +142,7 @@ class RunStore:
         `OSError` when the record cannot be read, and `ValueError` when it is no record of this run.
         """
         record = os.path.join(self.folder, RECORD)  # much faster than a `Path` for thousands of runs
-        with _files:
+        with _files_lock:
             state = FileState.of(record)
             try:
                 return self._read_summary(state)
@@ -145,7 +150,7 @@ class RunStore:
                 text = read_text(record, LARGEST_RECORD)
         saved = SavedRecord.from_json(text)
         summary = self._check_id(summary_of(saved.run, saved.steps_done))
-        with _files, contextlib.suppress(OSError):
+        with _files_lock, contextlib.suppress(OSError):
             if FileState.of(record) == state:
                 self._write_summary(summary, state)
         return summary
@@ -186,7 +191,7 @@ class RunStore:
         last = self._last_save()
         if last is not None:
             return last.state_file
-        with _files:
+        with _files_lock:
             saved = self._read_record()
         if saved is not None:
             return saved.state_file
@@ -203,7 +208,7 @@ class RunStore:
         """
         tensors, metadata = pack(state)
         name = state_name(state.step)
-        with _files:
+        with _files_lock:
             self._write_losses(run)
         write_safetensors(self.folder / name, tensors, metadata, overwrite=True)
         sync_folder(self.folder)
@@ -216,12 +221,16 @@ class RunStore:
     def save_record(self, run: Run) -> None:
         """Save the run without a state; the state that was saved before stays the one to go on from."""
         name = self._state_file()
-        with _files:
+        with _files_lock:
             self._write_losses(run)
         self._write_record(run, name)
 
     def _write_losses(self, run: Run) -> None:
-        """Bring losses.jsonl to `run.losses`. The lines that the record on disk counts are only ever added to."""
+        """Write `run.losses` to losses.jsonl; the caller holds `_files_lock`.
+
+        Lines that are there already are kept. Where other losses must replace lines that the record on disk counts,
+        the record's count is lowered first.
+        """
         file, last = LossFile(self.folder), self._last_save()
         if last is not None and last.losses is run.losses and last.count <= len(run.losses) and file.has(last.count):
             kept = last.count
@@ -246,7 +255,7 @@ class RunStore:
     def _write_record(self, run: Run, state_file: str) -> None:
         """Write the record, then its summary. After a kill between the two, `summary` reads the record."""
         text = SavedRecord(run, len(run.losses), state_file).to_json()
-        with _files:
+        with _files_lock:
             replace_text(self.folder / RECORD, text)
             record = FileState.of(self.folder / RECORD)
             with contextlib.suppress(OSError, ValueError):  # `summary` does without; a training must not end for it
@@ -254,7 +263,7 @@ class RunStore:
         self._last = _LastSave(run.losses, len(run.losses), state_file, record)
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
-        """Write a sample image; gives its file name, which `sample_path` takes."""
+        """Write a sample image. Returns its file name, which `sample_path` takes."""
         folder = self.folder / SAMPLES
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{step:06}.png"
@@ -269,7 +278,7 @@ class RunStore:
         return path if _SAMPLE.fullmatch(name) and path.is_file() else None
 
     def set_aside(self) -> None:
-        """Keep what is there under another name: a shorter run begins anew, and nothing that was trained is lost."""
+        """Rename the run's folder, so that the run starts anew and nothing that was trained is lost."""
         self._last = None
         if not self.folder.is_dir():
             return

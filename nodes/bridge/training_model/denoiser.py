@@ -78,7 +78,7 @@ class ComfyDenoiser:
         self._sigmas = base.model_sampling.sigmas.detach().float().clone().to(device)  # [T], rising
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise levels [B] at times `t` [B] of the training schedule, 0 (clean) to 1 (noise)."""
+        """The noise levels [B] at timesteps `t` [B] in 0..1 of the training schedule: 0 clean, 1 noise."""
         index = (t.to(self.device) * len(self._sigmas)).long().clamp(0, len(self._sigmas) - 1)
         return self._sigmas[index]
 

@@ -1,10 +1,14 @@
-"""A LoRA beside the frozen weights: y = W x + strength * B (A x), and how much of it at which noise level.
+"""Computes a LoRA at each call of a layer, W x + share * strength * B (A x), and leaves the stored weight as it is.
 
-Core's own bypass replaces each layer's `forward`, under one key that the next one overwrites. This one hangs on torch's
-forward hooks, under a key of its own, so any number of them and core's stack, and come off again, in any order.
+ComfyUI's own bypass replaces each layer's `forward`, and a second one on the same model overwrites the first. Here each
+injection adds forward hooks of torch under a key of its own, so several of them, and ComfyUI's, can be combined, and
+each can be removed in any order.
 
-What is no such path (LoHa, LoKr, DoRA, OFT, full differences) has its weight made anew at every call, by ComfyUI's own
-adapters through the layer's `weight_function`: slower, exact, and one layer's weight in memory at a time.
+Adapters that are not two factors (LoHa, LoKr, DoRA, OFT, full differences) change the weight itself. For these the
+layer computes its weight at each call, with ComfyUI's adapter in the layer's `weight_function`. That is slower and
+exact, and needs memory for the changed weight of one layer at a time.
+
+"Share" below is the factor that `Timing.strength` gives for the noise level of the present call.
 """
 
 from __future__ import annotations
@@ -29,20 +33,20 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 @dataclass
-class Level:
-    """The share of strength at the present model call; one for all layers of an injection."""
+class Share:
+    """The share of the strength at the present call of the model. All layers of an injection read the same object."""
 
     now: float = 1.0
 
 
 def can_bypass(module: nn.Module | None, patch: Patch) -> bool:
-    """Whether this patch can act at the call instead of in the stored weight."""
-    computed = patch.weight.endswith((".weight", ".bias")) and hasattr(module, _function_list(patch.weight))
-    return patch.new_shape is None and (_with_path(module, patch) is not None or computed)
+    """Whether the patch can be computed at each call: by a hook, or in the layer's list of weight functions."""
+    has_functions = patch.weight.endswith((".weight", ".bias")) and hasattr(module, _function_list(patch.weight))
+    return patch.new_shape is None and (_hookable_layer(module, patch) is not None or has_functions)
 
 
 def module_of(model: nn.Module, weight: str) -> nn.Module | None:
-    """The layer that owns a weight by its key."""
+    """The layer that owns the weight with the key `weight`; None where there is none."""
     try:
         return comfy.utils.get_attr(model, weight.rpartition(".")[0])
     except (AttributeError, IndexError, KeyError):
@@ -50,11 +54,15 @@ def module_of(model: nn.Module, weight: str) -> nn.Module | None:
 
 
 def _function_list(weight: str) -> str:
+    """The attribute of ComfyUI's layers that lists the functions applied to a weight at each call."""
     return "bias_function" if weight.endswith(".bias") else "weight_function"
 
 
-def _with_path(module: nn.Module | None, patch: Patch) -> nn.Linear | Convolution | None:
-    """The layer, where the patch can be a low-rank path beside it."""
+def _hookable_layer(module: nn.Module | None, patch: Patch) -> nn.Linear | Convolution | None:
+    """`module` where a forward hook can add the patch to its output, else None.
+
+    The patch must be two factors, with or without a Tucker core, for the whole weight of a linear layer or convolution.
+    """
     if not (patch.whole and patch.weight.endswith(".weight") and patch.low_rank):
         return None
     if isinstance(module, nn.Linear):
@@ -66,16 +74,23 @@ def _with_path(module: nn.Module | None, patch: Patch) -> nn.Linear | Convolutio
 
 
 def add_injection(patcher, patches: Sequence[tuple[float, Patch]], timing: Timing) -> None:
-    """Make these (strength, patch) act at every call of a ModelPatcher's model.
+    """Let (strength, patch) of each item act at each call of the patcher's model, from when ComfyUI next loads it.
 
     timing: needs a diffusion model; a text encoder has no noise levels and is given `Timing()`.
     """
-    add = _Injection(patches, timing)
-    patcher.set_injections(f"bespoke_lora_{uuid.uuid4().hex}", [PatcherInjection(inject=add.inject, eject=add.eject)])
+    injection = _Injection(patches, timing)
+    callbacks = PatcherInjection(inject=injection.inject, eject=injection.eject)
+    patcher.set_injections(f"bespoke_lora_{uuid.uuid4().hex}", [callbacks])
 
 
 class _Injection:
-    """What is put on a model's layers while it is loaded, and everything needed to take it off again."""
+    """The hooks and weight functions of one LoRA on one model.
+
+    ComfyUI calls `inject` when it has loaded the model and `eject` before it unloads it. Clones of the ModelPatcher
+    share this object.
+
+    owner: the patcher that injected. undo: functions that remove what `inject` added.
+    """
 
     def __init__(self, patches: Sequence[tuple[float, Patch]], timing: Timing):
         self.patches, self.timing = list(patches), timing
@@ -86,21 +101,21 @@ class _Injection:
         if self.undo:
             return
         self.owner = weakref.ref(patcher)
-        level = Level()
+        share = Share()
         for strength, patch in self.patches:
             module = module_of(patcher.model, patch.weight)
-            layer = _with_path(module, patch)
+            layer = _hookable_layer(module, patch)
             if layer is not None:
-                hook = _path(layer, patch, strength, level, patcher)
+                hook = _path(layer, patch, strength, share, patcher)
                 self.undo.append(layer.register_forward_hook(hook, with_kwargs=True).remove)
             else:
-                self.undo.append(_add_function(module, patch, strength, level))
+                self.undo.append(_add_weight_function(module, patch, strength, share))
         if not self.timing.always:
-            hook = partial(_set_level, self.timing, level, weakref.ref(patcher.model))
+            hook = partial(_update_share, self.timing, share, weakref.ref(patcher.model))
             self.undo.append(patcher.model.diffusion_model.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
     def eject(self, patcher) -> None:
-        # Clones share this object, and one that is thrown away ejects what another still uses.
+        # A clone that is discarded calls this too, while the owner still uses the hooks.
         owner = self.owner() if self.owner else None
         if owner is not None and owner is not patcher:
             return
@@ -108,54 +123,66 @@ class _Injection:
             self.undo.pop()()
 
 
-def _set_level(timing: Timing, level: Level, base, _, args: tuple, kwargs: dict) -> None:
-    """Before each call of the diffusion model: the share of strength at its noise level."""
+def _update_share(timing: Timing, share: Share, base, _module, args: tuple, kwargs: dict) -> None:
+    """A forward pre-hook of the diffusion model: sets the share for the noise level of the call.
+
+    base: a weak reference to the `BaseModel`. The last three arguments are torch's.
+    """
     sampling = base().model_sampling
     sigmas = (kwargs.get("transformer_options") or {}).get("sigmas")
-    if sigmas is None:  # called by hand: the timestep's own sigma, near enough
+    if sigmas is None:  # called outside of ComfyUI's sampling: take the sigma of the timestep
         sigmas = sampling.sigma(args[1] if len(args) > 1 else kwargs["timesteps"])
-    level.now = timing.strength(float(sigmas.flatten()[0]), sampling)
+    share.now = timing.strength(float(sigmas.flatten()[0]), sampling)
 
 
-def _path(module: nn.Linear | Convolution, patch: Patch, strength: float, level: Level, patcher) -> Callable:
+def _path(
+    module: nn.Linear | Convolution, patch: Patch, strength: float, share: Share, patcher
+) -> Callable[..., Tensor | None]:
+    """A forward hook that adds the patch to the output of `module`; its factors are on the patcher's device."""
     up, down, alpha, mid = patch.factors
     scale = strength * (1.0 if alpha is None else alpha / down.shape[0])
     device = patcher.load_device
     dtype = _dtype(module, patcher)
 
-    def ready(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-        # Never more memory than the file's own numbers take: where the model computes in more bits, each call widens.
+    def prepared(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        # In the narrower of both dtypes, so that no factor takes more memory than in the file. Each call casts it.
         smaller = dtype if dtype.itemsize <= tensor.dtype.itemsize else tensor.dtype
         return tensor.reshape(shape).to(device, smaller)
 
-    rank_out, rank_in = up.flatten(1).shape[1], down.shape[0]
+    rank_out, rank_in = up.flatten(1).shape[1], down.shape[0]  # they may differ where a Tucker core lies between
     if isinstance(module, nn.Linear):
         factors = (
-            ready(up, (-1, rank_out)).t(),
-            ready(down, (rank_in, -1)),
-            None if mid is None else ready(mid, mid.shape[:2]),
+            prepared(up, (-1, rank_out)).t(),
+            prepared(down, (rank_in, -1)),
+            None if mid is None else prepared(mid, mid.shape[:2]),
         )
-        return partial(_linear, *factors, scale, level)
+        return partial(_linear, *factors, scale, share)
     ones = (1,) * len(module.kernel_size)
     kernel = ones if mid is not None else tuple(module.kernel_size)
-    up = ready(up, (-1, rank_out, *ones))
-    down = ready(down, (rank_in, -1, *kernel))
-    return partial(_convolution, up, down, None if mid is None else ready(mid, mid.shape), scale, level)
+    up = prepared(up, (-1, rank_out, *ones))
+    down = prepared(down, (rank_in, -1, *kernel))
+    return partial(_convolution, up, down, None if mid is None else prepared(mid, mid.shape), scale, share)
 
 
 def _dtype(module: nn.Linear | Convolution, patcher) -> torch.dtype:
+    """The dtype that the layer computes in; float32 where its weight is quantised or fp8."""
     cast = getattr(patcher.model, "manual_cast_dtype", None)
     dtype = cast or module.weight.dtype
     return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.float32
 
 
 def _input(args: tuple, kwargs: dict, like: Tensor) -> Tensor:
+    """The layer's input, in the dtype of `like`."""
     return (args[0] if args else kwargs["input"]).to(like.dtype)
 
 
-def _linear(up_t, down, mid, scale, level, module, args, kwargs, out):
-    """Beside a linear layer: out [..., out_features] += scale * up (down x); up_t [rank, out], down [rank, in]."""
-    if level.now == 0.0 or scale == 0.0:
+def _linear(up_t, down, mid, scale, share, _module, args, kwargs, out):
+    """A forward hook of a linear layer: out [..., out_features] + share * scale * up (mid (down x)).
+
+    up_t: [rank, out]. down: [rank, in]. mid: [rank, rank] or None. The last four arguments are torch's. Without
+    gradients `out` is changed in place. None leaves the output as it is.
+    """
+    if share.now == 0.0 or scale == 0.0:
         return None
     x = _input(args, kwargs, out)
     hidden = F.linear(x, down.to(x.dtype))
@@ -163,14 +190,19 @@ def _linear(up_t, down, mid, scale, level, module, args, kwargs, out):
         hidden = F.linear(hidden, mid.to(x.dtype))
     flat, hidden, up_t = out.reshape(-1, out.shape[-1]), hidden.reshape(-1, up_t.shape[0]), up_t.to(x.dtype)
     if torch.is_grad_enabled():
-        return torch.addmm(flat, hidden, up_t, alpha=scale * level.now).view(out.shape)
-    # The layer's own output, which nobody else holds yet: no second one of its size.
-    return flat.addmm_(hidden, up_t, alpha=scale * level.now).view(out.shape)
+        return torch.addmm(flat, hidden, up_t, alpha=scale * share.now).view(out.shape)
+    # In place, to save memory: nothing else refers to the layer's output yet.
+    return flat.addmm_(hidden, up_t, alpha=scale * share.now).view(out.shape)
 
 
-def _convolution(up, down, mid, scale, level, module, args, kwargs, out):
-    """Beside a convolution: its own stride and padding belong to the factor that has its kernel."""
-    if level.now == 0.0 or scale == 0.0:
+def _convolution(up, down, mid, scale, share, module, args, kwargs, out):
+    """A forward hook of a convolution: out + share * scale * up (mid (down x)).
+
+    up: [out, rank, 1, ...]. down: [rank, in, *kernel], mid: None; or with a Tucker core down: [rank, in, 1, ...],
+    mid: [rank, rank, *kernel]. The factor with the kernel takes the layer's stride and padding. The last four arguments
+    are torch's. None leaves the output as it is.
+    """
+    if share.now == 0.0 or scale == 0.0:
         return None
     x = _input(args, kwargs, out)
     convolve = (F.conv1d, F.conv2d, F.conv3d)[up.ndim - 3]
@@ -178,18 +210,19 @@ def _convolution(up, down, mid, scale, level, module, args, kwargs, out):
         hidden = module._conv_forward(x, down.to(x.dtype), None)
     else:
         hidden = module._conv_forward(convolve(x, down.to(x.dtype)), mid.to(x.dtype), None)
-    return torch.add(out, convolve(hidden, up.to(x.dtype)), alpha=scale * level.now)
+    return torch.add(out, convolve(hidden, up.to(x.dtype)), alpha=scale * share.now)
 
 
-def _add_function(module: nn.Module | None, patch: Patch, strength: float, level: Level) -> Callable[[], None]:
-    """Make the layer compute its weight through ComfyUI's adapter at every call; gives what undoes it."""
+def _add_weight_function(module: nn.Module | None, patch: Patch, strength: float, share: Share) -> Callable[[], None]:
+    """Let the layer compute its weight with ComfyUI's adapter at each call. Returns a function that undoes this."""
     name = _function_list(patch.weight)
-    offset, function = (None, None) if isinstance(patch.key, str) else (*patch.key[1:], None)[:2]
+    function = None if patch.whole or len(patch.key) < 3 else patch.key[2]
 
-    def patched(weight: Tensor) -> Tensor:  # a copy that belongs to this call
-        if level.now == 0.0:
+    def patched(weight: Tensor) -> Tensor:
+        """weight: ComfyUI's copy for this call, which may be changed in place."""
+        if share.now == 0.0:
             return weight
-        one = (strength * level.now, patch.adapter, 1.0, offset, function)
+        one = (strength * share.now, patch.adapter, 1.0, patch.offset, function)
         return comfy.lora.calculate_weight([one], weight, patch.weight, intermediate_dtype=weight.dtype)
 
     setattr(module, name, [*getattr(module, name), patched])

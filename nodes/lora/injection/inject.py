@@ -1,4 +1,4 @@
-"""A LoRA into a model and its text encoder: merged into the weights or beside them, as much of it as the scope says."""
+"""Applies a LoRA to a model and its text encoder: merged into the weights, or computed at each call of the model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ STRENGTH: dict[str, Any] = {"min": -10.0, "max": 10.0}
 
 @dataclass(frozen=True)
 class Request:
-    """How a LoRA is injected. mode "merge" adds it to the weights when the model is loaded, "bypass" at every call."""
+    """How a LoRA is injected.
+
+    mode: "merge" lets ComfyUI add it to the weights when the model is loaded. "bypass" computes it at each call of a
+    layer, where the layer allows that. A `timing` that changes between steps needs "bypass" and implies it.
+    """
 
     strength_model: float = 1.0
     strength_clip: float = 1.0
@@ -44,7 +48,7 @@ class Request:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number")
 
 
-Weighted = list[tuple[float, Patch]]
+Weighted = list[tuple[float, Patch]]  # each patch with its strength
 
 
 def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, object, str]:
@@ -53,44 +57,52 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
     Raises `InputError`, with nothing changed, where the LoRA does not fit the model or the scope names no block of it.
     """
     found = match(model, clip, lora)
-    config = getattr(model.model.model_config, "unet_config", None)
+    unet_config = getattr(model.model.model_config, "unet_config", None)
     scope = request.scope
     if scope.blocks:
-        _, shapes = keys_and_shapes(model.model, False)
-        scope.check((key for key in shapes if key.startswith(COMFY_PREFIX)), config)
-    own = [
-        (request.strength_model * scope.strength(_layer(patch), config), _by_rows(patch, scope, config))
+        _, shapes = keys_and_shapes(model.model, is_clip=False)
+        scope.check((key for key in shapes if key.startswith(COMFY_PREFIX)), unet_config)
+    of_model = [
+        (request.strength_model * scope.strength(_layer(patch), unet_config), _scale_rows(patch, scope, unet_config))
         for patch in found.model
     ]
-    text = [
+    # Blocks are those of the diffusion model: a text encoder's layers have strengths by projection only.
+    of_clip = [
         (request.strength_clip * scope.projections.get(projection_of(_layer(patch)) or "", 1.0), patch)
         for patch in found.clip
     ]
     new_model, new_clip = model.clone(), None
-    merged, at_call = _apply(new_model, own, request.timing, request.mode == "bypass" or not request.timing.always)
+    bypass = request.mode == "bypass"
+    merged, at_call = _apply(new_model, of_model, request.timing, bypass or not request.timing.always)
     if clip is not None:
         new_clip = clip.clone()
-        clip_merged, clip_at_call = _apply(new_clip.patcher, text, Timing(), request.mode == "bypass")
+        clip_merged, clip_at_call = _apply(new_clip.patcher, of_clip, Timing(), bypass)
         merged, at_call = merged + clip_merged, at_call + clip_at_call
-    report = [_applied(own, text, merged, at_call)]
-    report += [f"Blocks: {line}." for line in scope.matched((_layer(p) for p in found.model), config)]
-    report += _remarks(request, found.model, own, text, merged)
+    report = [_applied(of_model, of_clip, merged, at_call)]
+    report += [f"Blocks: {line}." for line in scope.matched((_layer(p) for p in found.model), unet_config)]
+    report += _remarks(request, found.model, of_model, of_clip, merged)
     report += describe_unmatched(found, lora, model)
     return new_model, new_clip, "\n".join(report)
 
 
 def _layer(patch: Patch) -> str:
-    """The layer's dotted name; of a fused one that a file knows by a name of its own, that name."""
+    """The layer's name for the scope: the weight's key without ".weight".
+
+    Where the patch changes a part of a fused weight: the file's own name, which says which projection the part is.
+    """
     return patch.weight.removesuffix(".weight") if patch.whole else patch.layer
 
 
-def _by_rows(patch: Patch, scope: Scope, config) -> Patch:
-    """With query, key and value in one layer: the rows of each at its strength."""
+def _scale_rows(patch: Patch, scope: Scope, unet_config) -> Patch:
+    """For a layer that holds query, key and value: the patch with the rows of each scaled by its strength.
+
+    Other patches are returned as they are, also those whose rows cannot be told apart.
+    """
     strengths = scope.rows(_layer(patch))
     if strengths is None or not patch.low_rank:
         return patch
     up, *rest = patch.adapter.weights
-    rows = fused_rows(up.shape[0], config)
+    rows = fused_rows(up.shape[0], unet_config)
     if rows is None:
         return patch
     factor = torch.tensor(strengths, dtype=up.dtype).repeat_interleave(torch.tensor(rows))
@@ -99,23 +111,29 @@ def _by_rows(patch: Patch, scope: Scope, config) -> Patch:
 
 
 def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int, int]:
-    """Put the patches on a ModelPatcher made for it: (layers merged, layers that act at the call)."""
-    # A clone of a model that is in use copies the mark that its injections are in place. What is added here is not.
+    """Add the patches to `clone`, a new ModelPatcher: (number merged, number computed at each call).
+
+    bypass: whether patches are computed at each call where they can be; the others are merged.
+    """
+    # `ModelPatcher.clone` copies `is_injected` from a model in use, and ComfyUI would skip the injection added below.
     clone.is_injected = False
-    acting = [(strength, patch) for strength, patch in patches if strength != 0.0]
-    at_call = [one for one in acting if bypass and can_bypass(module_of(clone.model, one[1].weight), one[1])]
-    in_call = {id(patch) for _, patch in at_call}
-    merged = [one for one in acting if id(one[1]) not in in_call]
+    at_call: Weighted = []
+    merged: Weighted = []
+    for strength, patch in patches:
+        if strength != 0.0:
+            computed = bypass and can_bypass(module_of(clone.model, patch.weight), patch)
+            (at_call if computed else merged).append((strength, patch))
     if merged and not timing.always:
         raise InputError(
             f"{merged[0][1].layer} changes the weight itself and cannot come and go between steps; "
             "set start_percent to 0, end_percent to 1 and leave keyframes empty"
         )
+    # {(strength, round): {key: adapter}}, each for one call of `add_patches`. A file may have a layer in two spellings:
+    # these are two patches of one key, the second in another round.
     groups: dict[tuple[float, int], dict] = defaultdict(dict)
     for strength, patch in merged:
-        # Two spellings of one layer in one file are two patches of one weight.
-        turn = next(n for n in range(len(merged)) if patch.key not in groups.get((strength, n), {}))
-        groups[strength, turn][patch.key] = patch.adapter
+        number = next(n for n in range(len(merged)) if patch.key not in groups.get((strength, n), {}))
+        groups[strength, number][patch.key] = patch.adapter
     for (strength, _), group in groups.items():
         clone.add_patches(group, strength)
     if at_call:
@@ -123,8 +141,9 @@ def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int,
     return len(merged), len(at_call)
 
 
-def _applied(own: Weighted, text: Weighted, merged: int, at_call: int) -> str:
-    counts = [sum(strength != 0.0 for strength, _ in part) for part in (own, text)]
+def _applied(of_model: Weighted, of_clip: Weighted, merged: int, at_call: int) -> str:
+    """The report's first line: how many layers were patched, and how."""
+    counts = [sum(strength != 0.0 for strength, _ in part) for part in (of_model, of_clip)]
     how = {(True, False): "merged into the weights", (False, True): "beside the weights"}.get(
         (merged > 0, at_call > 0), ""
     )
@@ -133,36 +152,37 @@ def _applied(own: Weighted, text: Weighted, merged: int, at_call: int) -> str:
     line = f"Applied to {counts[0]} layers of the model, {counts[1]} of the text encoder" + (
         f", {how}." if how else "."
     )
-    left = len(own) + len(text) - sum(counts)
+    left = len(of_model) + len(of_clip) - sum(counts)
     return line + (f" {left} more have a strength of 0 and are left out." if left else "")
 
 
-def _remarks(request: Request, found: Sequence[Patch], own: Weighted, text: Weighted, merged: int) -> list[str]:
+def _remarks(request: Request, found: Sequence[Patch], of_model: Weighted, of_clip: Weighted, merged: int) -> list[str]:
+    """The report's remarks on what a user may not expect. found: the model's patches before `_scale_rows`."""
     lines = []
     at_call = request.mode == "bypass" or not request.timing.always
     if not request.timing.always:
-        lines += _timing_remarks(request, text)
+        lines += _timing_remarks(request, of_clip)
     if request.mode == "bypass" and merged:
         lines.append("What has no path of its own and no layer that could compute it at the call is merged.")
-    slow = [p for strength, p in own if strength and not p.low_rank]
+    slow = [p for strength, p in of_model if strength and not p.low_rank]
     if slow and at_call:
         lines.append(
             f"{len(slow)} layers are no two plain factors; their weight is made anew at every call, which is "
             "slower than merging."
         )
-    if any(isinstance(p.adapter, OFTAdapter) and strength not in (0.0, 1.0) for strength, p in own):
+    if any(isinstance(p.adapter, OFTAdapter) and strength not in (0.0, 1.0) for strength, p in of_model):
         lines.append("OFT: ComfyUI's adapter acts by the square of the strength.")
-    whole = [p for p in found if request.scope.rows(_layer(p)) and not p.low_rank]
-    if whole:
-        names = listed([p.layer for p in whole], 3)
+    inseparable = [p for p in found if request.scope.rows(_layer(p)) and not p.low_rank]
+    if inseparable:
+        names = listed([p.layer for p in inseparable], 3)
         lines.append(f"query, key and value are one layer here and cannot be told apart in {names}.")
     return lines
 
 
-def _timing_remarks(request: Request, text: Weighted) -> list[str]:
+def _timing_remarks(request: Request, of_clip: Weighted) -> list[str]:
     lines = [f"Acts {request.timing.describe()}."]
     if request.mode == "merge":
         lines.append("What comes and goes between steps cannot be merged, so it runs beside the weights.")
-    if text:
+    if of_clip:
         lines.append("The text encoder runs once, before the steps: its part does not follow the range.")
     return lines

@@ -62,7 +62,7 @@ class InjectLora(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         advanced: dict[str, Any] = {"optional": True, "advanced": True}
 
-        def scale(name: str, what: str):
+        def strength_of(name: str, what: str):
             return io.Float.Input(
                 name,
                 default=1.0,
@@ -115,10 +115,10 @@ class InjectLora(io.ComfyNode):
                     **advanced,
                 ),
                 io.LoraModel.Input("lora", optional=True, tooltip="A LoRA on the wire; it wins over lora_name."),
-                scale("query", "query (where the picture asks)"),
-                scale("key", "key (what words answer to)"),
-                scale("value", "value (what words bring in)"),
-                scale("out", "output (how it is written back)"),
+                strength_of("query", "query (where the picture asks)"),
+                strength_of("key", "key (what words answer to)"),
+                strength_of("value", "value (what words bring in)"),
+                strength_of("out", "output (how it is written back)"),
                 io.String.Input(
                     "blocks",
                     default="",
@@ -215,6 +215,6 @@ class InjectLora(io.ComfyNode):
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
         request = Request(strength_model, strength_clip, scope, timing, mode)
-        adapter = wired_or_chosen(lora_name, lora)
-        new_model, new_clip, report = inject(model, clip, adapter, request)
-        return io.NodeOutput(new_model, new_clip, f"{describe(adapter)}\n{report}", trigger_words(adapter.meta))
+        named_lora = wired_or_chosen(lora_name, lora)
+        new_model, new_clip, report = inject(model, clip, named_lora, request)
+        return io.NodeOutput(new_model, new_clip, f"{describe(named_lora)}\n{report}", trigger_words(named_lora.meta))

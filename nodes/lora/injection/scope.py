@@ -1,4 +1,4 @@
-"""Where a LoRA acts: a strength for every layer, from the projection it is and the block it lies in."""
+"""Where a LoRA acts: a strength for each layer, from its attention projection and its block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Term:
     strength: float = 1.0
 
     def fits(self, names: Iterable[str]) -> bool:
-        """Whether one of a block's names is meant. `up` means all of `up.0`, `up.1`, ...; `up.1-3` three of them."""
+        """Whether the pattern matches one of a block's names.
+
+        `up` matches `up.0`, `up.1`, ...; `up.1-3` matches `up.1` to `up.3`; `*` matches anything.
+        """
         span = re.fullmatch(r"(.*?)(\d+)-(\d+)", self.pattern)
         expression = re.escape(span[1] if span else self.pattern).replace(r"\*", ".*")
         expression += r"(\d+)" if span else r"(?:\..*)?"

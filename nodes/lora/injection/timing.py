@@ -1,9 +1,8 @@
 """When a LoRA acts: its share of strength at every noise level.
 
 As for ComfyUI's conditionings, a percent of the denoising is a sigma through the model's own `percent_to_sigma`, and a
-model call is inside a range when its sigma is: start >= sigma >= end. So the range means the same whatever the
-scheduler
-and however many steps.
+model call is inside a range when its sigma is: start >= sigma >= end. So the range means the same with any scheduler
+and any number of steps.
 """
 
 from __future__ import annotations
@@ -74,15 +73,15 @@ class Timing:
         return self.start <= 0.0 and self.end >= 1.0 and not self.keyframes
 
     def strength(self, sigma: float, model_sampling) -> float:
-        """The factor at a noise level, for the model's own `model_sampling`."""
+        """The factor of the LoRA's strength at noise level `sigma`. model_sampling: the model's own."""
 
-        def level(percent: float) -> float:
-            # Sigmas come in float32: without this, a step that lies right at the edge falls to either side.
+        def sigma_at(percent: float) -> float:
+            # `sigma` comes from float32: without rounding, a step right at the edge of the range falls to either side.
             return torch.tensor(float(model_sampling.percent_to_sigma(percent)), dtype=torch.float32).item()
 
-        if not level(self.start) >= sigma >= level(self.end):
+        if not sigma_at(self.start) >= sigma >= sigma_at(self.end):
             return 0.0
-        reached = [frame for frame in self.keyframes if sigma <= level(frame.percent)]
+        reached = [frame for frame in self.keyframes if sigma <= sigma_at(frame.percent)]
         return reached[-1].strength if reached else 1.0
 
     def describe(self) -> str:

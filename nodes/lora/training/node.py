@@ -147,10 +147,19 @@ def trainer_inputs() -> list[io.Input]:
 
 
 def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
-    """(request, data) of a node's inputs. Inputs that are missing have the defaults of `LoraRequest`."""
-    own = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
-    data = LoraData(values["images"], values.get("validation_images"), values.get("prior_images"), values.get("lora"))
-    return LoraRequest(config_of(values), **own), data
+    """(request, data) of a node's inputs by name.
+
+    `images` and the fields of `TrainConfig` without a default are required. Others have the defaults of `LoraRequest`
+    and `TrainConfig` where they are missing.
+    """
+    settings = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
+    data = LoraData(
+        values["images"],
+        validation=values.get("validation_images"),
+        prior=values.get("prior_images"),
+        start=values.get("lora"),
+    )
+    return LoraRequest(config_of(values), **settings), data
 
 
 class TrainLora(io.ComfyNode):
@@ -199,14 +208,14 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, model, clip, vae, images, train_text_encoder=False, **settings) -> io.NodeOutput:
-        request, data = request_from_inputs(settings | {"images": images, "train_text_encoder": train_text_encoder})
-        graph = graph_of(cls.hidden)
-        saved_files = storage.models_folder("loras") / "bespoke" / "runs"
+    def execute(cls, model, clip, vae, images, train_text_encoder=False, **inputs) -> io.NodeOutput:
+        request, data = request_from_inputs(inputs | {"images": images, "train_text_encoder": train_text_encoder})
+        graph = graph_of(cls.hidden)  # (prompt, workflow)
+        folder = storage.models_folder("loras") / "bespoke" / "runs"  # of the files that `save_every` writes
         models = Models(model, clip, vae)
         dataset = encode_dataset(models, data, request)
         technique = LoraTechnique(request, models, dataset)
-        context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, saved_files, graph=graph))
+        context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
         learned, run = result.learned, result.run
         patched, patched_clip = comfy.sd.load_lora_for_models(

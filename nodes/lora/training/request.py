@@ -16,10 +16,11 @@ from ...bridge.models import TARGETS
 
 @dataclass(frozen=True)
 class LoraRequest:
-    """The settings of a LoRA training; see `trainer.TrainingRequest`. alpha / rank scales the low-rank path.
+    """The settings of a LoRA training; see `trainer.TrainingRequest`. Fields but `train` have the names of the widgets.
 
-    text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes that of `train`. sample_prompt: empty
-    takes the first picture's caption. Raises `InputError` for values out of range.
+    targets, custom_targets: see `models.target_layers`. alpha: the adapters' output is scaled by alpha / rank.
+    text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes `train.learning_rate`. sample_prompt:
+    empty takes the first picture's caption. Raises `InputError` for values out of range.
     """
 
     train: TrainConfig

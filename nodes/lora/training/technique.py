@@ -35,11 +35,12 @@ from .request import LoraData, LoraRequest
 
 
 def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> EncodedDataset:
-    """Encode pictures and captions; captions only where the text encoder is not trained.
+    """Encode the pictures, and the captions unless the text encoder is trained: then each step encodes them.
 
     Raises `InputError`, before anything is encoded, for a model or targets that cannot be trained.
     """
     model, clip, vae = models.model, models.clip, models.vae
+    # These are called for their errors only. `LoraTechnique.prepare` looks up the layers of the prepared model.
     check_not_gguf(model)
     check_trainable(model.model)
     target_layers(model.model.diffusion_model, request.targets, request.custom_targets)
@@ -49,16 +50,16 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     prompts = {*pictures.captions, sample_prompt(pictures, request)}
     return EncodedDataset(
         pictures,
-        data.fingerprint(),
-        digest_of_models(model, clip, vae),
-        describe_models(model, clip, data.images),
-        {} if request.train_text_encoder else encode_prompts(clip, prompts),
-        starting_factors(data.start, model, clip) if data.start else None,
+        fingerprint=data.fingerprint(),
+        models_digest=digest_of_models(model, clip, vae),
+        run_fields=describe_models(model, clip, data.images),
+        prompts={} if request.train_text_encoder else encode_prompts(clip, prompts),
+        start=starting_factors(data.start, model, clip) if data.start else None,
     )
 
 
 def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
-    """The prompt of the sample images."""
+    """The prompt of the sample images: the request's, or the first picture's caption."""
     return request.sample_prompt.strip() or pictures.items[0].caption
 
 
@@ -74,8 +75,8 @@ class LoraTechnique:
         self.memory_advice = f"{checkpointing}{MEMORY_ADVICE}, a lower rank, fewer targets"
         # Set by `prepare`.
         self._denoiser: ComfyDenoiser
-        self._layers: dict[str, torch.nn.Module] = {}
-        self._names: dict[str, Any] = {}
+        self._layers: dict[str, torch.nn.Module] = {}  # the target layers by ComfyUI's name
+        self._names: dict[str, Any] = {}  # {ComfyUI's name: {file format: name}} of the target layers
         self._captions: CaptionConditioning
 
     def settings(self) -> dict[str, Any]:
@@ -93,6 +94,7 @@ class LoraTechnique:
         config, made = AdapterConfig(request.rank, request.alpha, seed=0), list[AdapterSet]()
 
         def make_parameters() -> list[torch.nn.Parameter]:
+            # Called by `forecast` on fake tensors: adapters that are made before would be real ones.
             made.append(AdapterSet(LoraAdapter, layers, config, torch.device("cpu")))
             return list(made[0].parameters())
 
@@ -145,7 +147,7 @@ class LoraTechnique:
 
     def loss(self, batch: Batch) -> Tensor:
         denoiser, items = self._denoiser, self._dataset.pictures.items
-        captions = ["" if i < 0 else items[i].caption for i in batch.captions]
+        captions = ["" if i < 0 else items[i].caption for i in batch.captions]  # -1 is a dropped caption
         conditioning = self._captions.of_batch(batch.indices, captions)
         weighting = self.request.train.loss_weighting
         sigma = denoiser.sigma(batch.t)
