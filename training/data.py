@@ -20,7 +20,7 @@ class Batch:
     """The samples of one model call.
 
     indices: the image of each sample, by its index in the `LatentSet`.
-    captions: the image whose caption each sample has: that of `indices`, or -1 where the caption is dropped.
+    caption_indices: the image whose caption each sample has: that of `indices`, or -1 where the caption is dropped.
     latent, noise: [B, C, ...]. t: [B] in 0..1, 0 clean, 1 noise. mask: [B, 1, ...] in 0..1, or None.
     sample_positions: the position of each sample in the global batch of `count` samples. One process of several has
     some of them.
@@ -29,7 +29,7 @@ class Batch:
     """
 
     indices: list[int]
-    captions: list[int]
+    caption_indices: list[int]
     latent: Tensor
     noise: Tensor
     t: Tensor

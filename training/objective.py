@@ -65,7 +65,7 @@ def debiased_weight(prediction: Prediction, sigma: Tensor) -> Tensor:
     return signal_to_noise(prediction, sigma).clamp(max=1000.0).sqrt()
 
 
-# The trainers' widget lists these names. A new weighting needs one line here and nothing else.
+# The trainers' widget lists these names. CONTRIBUTING.md says what a new one needs.
 LOSS_WEIGHTINGS: dict[str, Callable[[Prediction, Tensor], Tensor]] = {
     "none": prediction_weight,
     "min-SNR": min_snr_weight,

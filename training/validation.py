@@ -74,7 +74,7 @@ def validation_batches(
         batches.append(
             Batch(
                 indices=[index] * count,
-                captions=[index] * count,
+                caption_indices=[index] * count,
                 latent=latent.expand(count, *latent.shape[1:]).to(device),
                 noise=torch.stack(noises).to(device),
                 t=torch.tensor(timesteps, device=device),

@@ -9,7 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ...training.errors import InputError
-from .files import named, read_lora
+from .files import as_named_lora, read_lora
 from .named_lora import NamedLora
 
 NONE = "none"  # the choice of no file
@@ -37,7 +37,7 @@ def read_chosen(lora_name: str) -> NamedLora:
 
 def wired_or_chosen(lora_name: str, lora: Mapping[str, Tensor] | None) -> NamedLora:
     """The LoRA on the wire, else the file that is chosen, in both cases under ComfyUI's key names."""
-    return named(lora) if lora is not None else read_chosen(lora_name)
+    return as_named_lora(lora) if lora is not None else read_chosen(lora_name)
 
 
 def fingerprint(lora_name: str) -> str:

@@ -73,7 +73,7 @@ def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, 
     return lora
 
 
-def named(lora: Mapping[str, Tensor]) -> NamedLora:
+def as_named_lora(lora: Mapping[str, Tensor]) -> NamedLora:
     """What is on the wire, from this pack or another, as `read_lora` gives it."""
     if isinstance(lora, NamedLora):
         return lora

@@ -16,7 +16,7 @@ from ...training.layer_names.parts import ALPHA, DOWN, UP, adapts, layers_of
 from ...training.layer_names.spelling import TEXT_PREFIX, candidates, common_name, is_text_encoder
 from ..bridge.models.names import unet_names
 from .bases import base_of_file, base_of_model
-from .files import named
+from .files import as_named_lora
 from .fit import Target, check_adapter, check_shape, check_two_factors
 from .named_lora import NamedLora
 from .patch import Patch
@@ -122,7 +122,7 @@ def starting_factors(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tenso
 
     Raises `InputError` for other kinds of adapter, and for a LoRA of another model.
     """
-    found, out = match(model, clip, named(lora)), {}
+    found, out = match(model, clip, as_named_lora(lora)), {}
     for prefix, patches in (("", found.model), (TEXT_PREFIX, found.clip)):
         for patch in patches:
             check_two_factors(patch)

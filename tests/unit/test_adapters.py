@@ -8,6 +8,7 @@ import torch
 from bespoke.training.adapters import ADAPTERS, Adapter, AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.adapters.adapter import linear_shape
 from bespoke.training.errors import InputError
+from bespoke.training.layer_names.parts import UNKNOWN, layers_of
 from bespoke.training.loop import Training
 from torch import nn
 from toy_training import NAME, copy_of, one_layer, train_config
@@ -240,4 +241,61 @@ def test_state_of_another_kind_is_checked_and_loaded():
 
 
 def test_the_registry_names_the_kinds():
-    assert {name: kind.KIND for name, kind in ADAPTERS.items()} == {"LoRA": "LoRA"}
+    assert ADAPTERS["LoRA"] is LoraAdapter
+    assert [kind.KIND for kind in ADAPTERS.values()] == list(ADAPTERS)
+
+
+# --- every kind -----------------------------------------------------------------------------------------------------
+
+every_kind = pytest.mark.parametrize("kind", [*ADAPTERS.values(), BiasAdapter], ids=lambda kind: kind.KIND)
+
+
+def random_values(adapters):
+    """All parameters, drawn anew, so that no zero hides a part."""
+    for parameter in adapters.parameters():
+        nn.init.normal_(parameter)
+    return adapters
+
+
+@every_kind
+def test_each_kind_starts_without_effect_and_then_is_its_deltas(kind):
+    layers = make_layers()
+    adapters = AdapterSet(kind, layers, AdapterConfig(2, 3.0, 0), CPU)
+    inputs = {name: torch.randn(2, 5, layer.in_features) for name, layer in layers.items()}
+    with adapters.attached():
+        started = {name: layer(inputs[name]) for name, layer in layers.items()}
+    assert all(torch.equal(layer(inputs[name]), started[name]) for name, layer in layers.items())
+    random_values(adapters)
+    for name, layer in layers.items():
+        with adapters.attached():
+            adapted = layer(inputs[name])
+        weight_delta, bias_delta = adapters[name].delta_weight(), adapters[name].delta_bias()
+        added = torch.zeros_like(adapted)
+        if weight_delta is not None:
+            assert weight_delta.shape == layer.weight.shape
+            added = added + inputs[name] @ weight_delta.T
+        if bias_delta is not None:
+            added = added + bias_delta
+        assert torch.allclose(adapted, layer(inputs[name]) + added, atol=1e-5)
+        half = layer(inputs[name]).bfloat16()
+        assert adapters[name](inputs[name].bfloat16(), half).dtype == torch.bfloat16
+        adapted.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in adapters.parameters())
+
+
+@every_kind
+def test_each_kind_has_initial_values_rates_and_a_state(kind):
+    layers, config = make_layers(), AdapterConfig(2, 3.0, 0)
+    adapters = AdapterSet(kind, layers, config, CPU)
+    alone = AdapterSet(kind, {"text.a": layers["text.a"]}, config, CPU).state_dict()
+    assert all(torch.equal(value, adapters.state_dict()[key]) for key, value in alone.items())  # of seed and name alone
+    assert {parameter.dtype for parameter in adapters.parameters()} == {torch.float32}
+    grouped = [id(parameter) for group, _ in adapters.parameter_groups(1e-3) for parameter in group]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in adapters.parameters())  # each is trained, once
+    in_files = layers_of(adapters.state_dict())
+    assert list(in_files) == list(layers)
+    assert not any(UNKNOWN in parts for parts in in_files.values())
+    state = copy_of(random_values(adapters))
+    other = AdapterSet(kind, layers, AdapterConfig(2, 3.0, 1), CPU)
+    other.load_state_dict(state)
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())

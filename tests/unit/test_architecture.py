@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -158,17 +158,31 @@ def test_a_guide_that_is_not_true_is_found():
     assert unknown_tests("`test_that_nobody_wrote`") == ["test_that_nobody_wrote"]
 
 
-def unnamed_choices(help_page: str) -> list[str]:
+def unnamed_choices(help_page: str, fields: Sequence[str] = tuple(CHOICES)) -> list[str]:
     """The choices of the trainers that a help page does not name."""
     return [
-        name for field, names in CHOICES.items() if field != "keep" for name in names if f"`{name}`" not in help_page
+        name
+        for field, names in CHOICES.items()
+        if field != "keep" and field in fields
+        for name in names
+        if f"`{name}`" not in help_page
     ]
 
 
-def test_the_help_page_names_every_choice_of_the_trainer():
+def test_the_help_pages_name_every_choice_of_the_trainers():
     page = read("js/docs/BespokeTrainLora.md")
     assert unnamed_choices(page) == []
     assert unnamed_choices(page.replace("`SGD`", "SGD")) == ["SGD"]
+    page = read("js/docs/BespokeTrainTextualInversion.md")
+    assert unnamed_choices(page, ["loss_weighting"]) == []
+    assert unnamed_choices(page.replace("`debiased`", "debiased"), ["loss_weighting"]) == ["debiased"]
+
+
+def test_the_tooltips_name_every_choice_that_does_not_explain_itself():
+    tooltips = ast.literal_eval(assigned(ast.parse(read("nodes/bridge/trainer_inputs.py")))["TOOLTIPS"])
+    for field in ("optimizer", "loss_weighting", "timestep_sampling"):
+        words = set(re.findall(r"[\w-]+", tooltips[field]))
+        assert [name for name in CHOICES[field] if name not in words] == []
 
 
 def test_a_wrong_page_is_found():

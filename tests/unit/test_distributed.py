@@ -48,7 +48,7 @@ def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, timesteps):
         ]
         for name in ("latent", "noise", "t", *(["weight"] if whole.weight is not None else [])):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-        for name in ("indices", "captions", "sample_positions"):
+        for name in ("indices", "caption_indices", "sample_positions"):
             assert sum((getattr(part, name) for part in parts), []) == getattr(whole, name)
         losses = torch.rand(4)
         assert sum(part.share_of_mean(losses[part.sample_positions]) for part in parts) == pytest.approx(

@@ -8,6 +8,7 @@ from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
 from bespoke.training.objective import (
+    LOSS_WEIGHTINGS,
     denoising_loss,
     expected_loss,
     loss_weight,
@@ -15,7 +16,7 @@ from bespoke.training.objective import (
     signal_to_noise,
 )
 from bespoke.training.randomness import batch_indices, noise, stratified_uniform
-from bespoke.training.timesteps import ImportanceSampling, UniformTimesteps, timestep_sampler
+from bespoke.training.timesteps import TIMESTEP_SAMPLERS, ImportanceSampling, UniformTimesteps, timestep_sampler
 
 
 class LinearDenoiser:
@@ -125,9 +126,20 @@ def test_batches_group_by_latent_shape_and_drop_captions_at_the_given_rate():
         batch = data.batch(config, micro, torch.device("cpu"), UniformTimesteps())
         assert batch.latent.shape == batch.noise.shape
         assert batch.mask is None
-        dropped += batch.captions.count(-1)
+        dropped += batch.caption_indices.count(-1)
         total += 2
     assert dropped / total == pytest.approx(0.25, abs=0.03)
+
+
+# The factor of the squared error of the noise, as in each weighting's paper.
+ON_THE_NOISE_ERROR = {
+    "min-SNR": lambda snr: min(snr, 5) / snr,
+    "debiased": lambda snr: min(snr, 1000) ** 0.5 / snr,  # 1 / sqrt(SNR), SNR at most 1000
+}
+
+
+def test_every_weighting_is_compared_with_its_paper():
+    assert {"none", *ON_THE_NOISE_ERROR} == set(LOSS_WEIGHTINGS)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
@@ -137,9 +149,8 @@ def test_weightings_match_the_papers(prediction):
         snr = ((1 - sigma) / sigma) ** 2 if prediction == "flow" else 1 / sigma**2
         s = torch.tensor([sigma], dtype=torch.float64)
         assert signal_to_noise(prediction, s).item() == pytest.approx(snr)
-        # On the noise error: min(SNR, 5) / SNR (min-SNR) and 1 / sqrt(SNR) (debiased); noise error = clean error * SNR.
-        assert loss_weight(prediction, s, "min-SNR").item() == pytest.approx(min(snr, 5) / snr * snr)
-        assert loss_weight(prediction, s, "debiased").item() == pytest.approx(min(snr, 1000) ** 0.5)
+        for name, factor in ON_THE_NOISE_ERROR.items():  # noise error = clean error * SNR
+            assert loss_weight(prediction, s, name).item() == pytest.approx(factor(snr) * snr), name
         assert loss_weight(prediction, s).item() == pytest.approx(prediction_weight(prediction, s).item())
     v = torch.tensor([0.7], dtype=torch.float64)
     if prediction == "v":  # the paper's own form for v: min(SNR, 5) / (SNR + 1) on the v error
@@ -151,14 +162,19 @@ def test_weightings_match_the_papers(prediction):
         loss_weight(prediction, v, "max-SNR")
 
 
-@pytest.mark.parametrize(
-    ("sampling", "law"),
-    [
-        ("uniform", lambda t: t),
-        ("logit-normal", lambda t: torch.special.ndtr(torch.special.logit(t))),
-        ("shifted", lambda t: t / (3 - 2 * t)),
-    ],
-)
+# The cumulative distributions. That of importance sampling depends on the model and has tests of its own.
+LAWS = {
+    "uniform": lambda t: t,
+    "logit-normal": lambda t: torch.special.ndtr(torch.special.logit(t)),
+    "shifted": lambda t: t / (3 - 2 * t),
+}
+
+
+def test_every_timestep_sampling_is_compared_with_its_law():
+    assert {"importance", *LAWS} == set(TIMESTEP_SAMPLERS)
+
+
+@pytest.mark.parametrize(("sampling", "law"), LAWS.items(), ids=LAWS)
 def test_timestep_histogram_matches_its_law(sampling, law):
     """The cumulative distribution of 16,000 draws against the closed form; a Kolmogorov distance of .01 is expected."""
     data = LatentSet([torch.randn(1, 4, 4, 4)], [None])
@@ -254,7 +270,7 @@ def test_importance_sampling_with_zero_terminal_snr():
     """Zero terminal SNR as in ComfyUI, and a schedule that starts at sigma 0."""
     model = Schedule("v")
     model.sigmas[-1] = 4518.0
-    for weighting in ("none", "min-SNR", "debiased"):
+    for weighting in LOSS_WEIGHTINGS:
         density = ImportanceSampling.of(model, weighting).density
         assert density.isfinite().all()
         assert density.min() >= 0.1
@@ -262,6 +278,8 @@ def test_importance_sampling_with_zero_terminal_snr():
     model.sigmas[0] = 0.0
     with pytest.raises(InputError, match="begin at 0 .* choose uniform"):
         ImportanceSampling.of(model)
+    for weighting in LOSS_WEIGHTINGS.keys() - {"none"}:  # these are finite at sigma 0
+        assert ImportanceSampling.of(model, weighting).density.isfinite().all(), weighting
 
 
 def test_a_device_without_float64_can_draw_by_importance():

@@ -6,7 +6,7 @@ from .adapter import Adapter, AdapterConfig
 from .adapter_set import AdapterSet
 from .lora import LoraAdapter
 
-# A new kind needs its module and one line here.
+# By `Adapter.KIND`. A new kind needs its module and one line here; CONTRIBUTING.md says how a user gets at it.
 ADAPTERS: dict[str, type[Adapter]] = {"LoRA": LoraAdapter}
 
 __all__ = ["ADAPTERS", "Adapter", "AdapterConfig", "AdapterSet", "LoraAdapter"]

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ....training.errors import InputError
 from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
-from ..files import named
+from ..files import as_named_lora
 from .compose import MOST_RANK, compose, parse_strengths
 from .heatmap import picture
 
@@ -93,7 +93,7 @@ class ComposeLoras(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, loras: io.Autogrow.Type, strengths="", rank=0) -> io.NodeOutput:
-        wired = [named(lora) for lora in (loras or {}).values() if lora is not None]
+        wired = [as_named_lora(lora) for lora in (loras or {}).values() if lora is not None]
         if not wired:
             raise InputError("no LoRA is wired in; wire in two or more")
         done = compose(wired, parse_strengths(strengths or "", len(wired)), rank)

@@ -106,7 +106,7 @@ class _Injection:
             module = module_of(patcher.model, patch.weight)
             layer = _hookable_layer(module, patch)
             if layer is not None:
-                hook = _path(layer, patch, strength, share, patcher)
+                hook = _low_rank_hook(layer, patch, strength, share, patcher)
                 self.undo.append(layer.register_forward_hook(hook, with_kwargs=True).remove)
             else:
                 self.undo.append(_add_weight_function(module, patch, strength, share))
@@ -135,7 +135,7 @@ def _update_share(timing: Timing, share: Share, base, _module, args: tuple, kwar
     share.now = timing.strength(float(sigmas.flatten()[0]), sampling)
 
 
-def _path(
+def _low_rank_hook(
     module: nn.Linear | Convolution, patch: Patch, strength: float, share: Share, patcher
 ) -> Callable[..., Tensor | None]:
     """A forward hook that adds the patch to the output of `module`; its factors are on the patcher's device."""

@@ -1,4 +1,4 @@
-"""The kinds of adapter that LoRA files have, one row each. A new kind is a file beside this one and a row here."""
+"""The kinds of adapter that LoRA files have, one row each. A new one is a file here and a row in both tuples."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ class LoraTechnique:
 
     def loss(self, batch: Batch) -> Tensor:
         denoiser, items = self._denoiser, self._dataset.pictures.items
-        captions = ["" if i < 0 else items[i].caption for i in batch.captions]  # -1 is a dropped caption
+        captions = ["" if i < 0 else items[i].caption for i in batch.caption_indices]  # -1 is a dropped caption
         conditioning = self._captions.of_batch(batch.indices, captions)
         weighting = self.request.train.loss_weighting
         sigma = denoiser.sigma(batch.t)
