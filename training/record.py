@@ -115,9 +115,16 @@ class Run:
         )
 
     def quarters(self) -> tuple[float, float]:
-        """The mean loss over the first and the last quarter of the steps."""
-        count = max(1, len(self.losses) // 4)
-        return sum(self.losses[:count]) / count, sum(self.losses[-count:]) / count
+        """The mean loss over the first and the last quarter of the steps whose loss is known.
+
+        A loss is NaN where the file of losses was damaged, or where an earlier sitting ended in a validation, before
+        the step was recorded. NaN where no loss is known, and 0 before the first step.
+        """
+        losses = [loss for loss in self.losses if math.isfinite(loss)]
+        if self.losses and not losses:
+            return math.nan, math.nan
+        count = max(1, len(losses) // 4)
+        return sum(losses[:count]) / count, sum(losses[-count:]) / count
 
     def over_fitting_since(self) -> int | None:
         """The step of the lowest held-out loss if every later one lies more than 2 % above it, else None."""

@@ -120,7 +120,7 @@ def _load(side: _Side, lora: NamedLora) -> None:
 def starting_factors(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:
     """The factors of a LoRA that a training goes on from, under ComfyUI's layer names, whatever program wrote it.
 
-    Raises `InputError` for other kinds of adapter, and for a LoRA of another model.
+    Raises `InputError` for other kinds of adapter, for a LoRA of another model, and where one layer has two names.
     """
     found, out = match(model, clip, as_named_lora(lora)), {}
     for prefix, patches in (("", found.model), (TEXT_PREFIX, found.clip)):
@@ -128,6 +128,11 @@ def starting_factors(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tenso
             check_two_factors(patch)
             up, down, alpha, _ = patch.factors
             layer = prefix + patch.weight.removesuffix(".weight")
+            if layer + UP in out:
+                raise InputError(
+                    f"the LoRA to go on from has {layer} under two names, which cannot be trained as one; "
+                    "give one that was trained here"
+                )
             out[layer + UP], out[layer + DOWN] = up, down
             out[layer + ALPHA] = torch.tensor(float(down.shape[0] if alpha is None else alpha))
     return out

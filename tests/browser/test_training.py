@@ -18,7 +18,7 @@ STEP = (
 )
 INK = """(() => { const c = document.querySelector('.bespoke-training canvas'); if (!c?.width) return 0;
   const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;
-  # the average's blue
+  // the average's blue
   for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && d[i + 2] > 200 && d[i] < 120) n++; return n; })()"""
 
 

@@ -214,6 +214,17 @@ def test_earlier_progress_is_cut_at_the_state():
     assert len(earlier.losses) == 4
 
 
+def test_the_quarters_leave_out_lost_losses():
+    def quarters(*losses):
+        return Run(RunInfo("lora-0123456789ab", "lora", {}, "base", 2), list(losses)).quarters()
+
+    lost = math.nan
+    assert quarters(8.0, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.5) == (7.0, 0.5)
+    assert quarters(8.0, lost, 6.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.5, lost) == (7.0, 0.5)
+    assert quarters() == (0.0, 0.0)
+    assert all(map(math.isnan, quarters(lost, lost)))
+
+
 def test_run_id_ignores_the_length():
     settings = {"steps": 10, "seed": 1, "keep": "best", "rank": 4}
     name = run_id("lora", settings, "images", "base")

@@ -91,16 +91,22 @@ class RunMonitor:
         """Save the state, write a file where `failure` says so, and show the end.
 
         failure: None where the loop ended without an exception, after the last step or early.
+
+        A run whose last state cannot be saved is shown as failed, and the error is raised.
         """
         run, training = self._task.run, self._training
         last_step = LastStep.SAVED if failure is None else failure.last_step
         if last_step is LastStep.SAVED_IF_RECORDED:
             last_step = LastStep.SAVED if len(run.losses) == training.steps_done else LastStep.DISCARDED
         try:
-            if not training.steps_done:
-                self._store.save_record(run)
-            elif last_step is LastStep.SAVED:
-                self._store.save(training.state(), run)
+            try:
+                if not training.steps_done:
+                    self._store.save_record(run)
+                elif last_step is LastStep.SAVED:
+                    self._store.save(training.state(), run)
+            except Exception:
+                run.state = RunState.FAILED
+                raise
             if failure is not None and failure.saves_file and training.steps_done:
                 self._save_file_after(failure)
         finally:

@@ -77,9 +77,10 @@ def _restore(task: TrainingTask, store: Store) -> State | None:
     if state is None:
         return None
     run.restore_progress(earlier, state.step, held_out=task.validation_loss is not None)
-    steps = 0 if earlier is None else int(earlier.info.settings.get("steps", 0))
-    if earlier is not None and earlier.state is RunState.KEPT and task.config.steps <= steps:
-        run.info, run.state = replace(run.info, settings={**run.info.settings, "steps": steps}), RunState.KEPT
+    if earlier is not None and earlier.state is RunState.KEPT:
+        steps = earlier.info.settings.get("steps")
+        if isinstance(steps, (int, float)) and task.config.steps <= steps:
+            run.info, run.state = replace(run.info, settings={**run.info.settings, "steps": steps}), RunState.KEPT
     return state
 
 
