@@ -383,11 +383,14 @@ def test_undo_inside_a_subgraph_leaves_each_node_its_own_panel(page):
         "app.canvas.graph.nodes.filter((n) => n.widgets?.at(-1).element?.dataset.panel).map((n) => "
         "n.widgets.at(-1).element)"
     )
+    undo_steps = "app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length"
     for turn in range(3):
         page.tab.click_at(1300, 700)
+        page.tab.evaluate("new Promise((done) => setTimeout(done, 200))")
+        changes = page.tab.evaluate(undo_steps)
         page.tab.evaluate(f"(app.canvas.graph.nodes[0].title = 'renamed {turn}', 1)")
         page.tab.click_at(1300, 700)
-        page.tab.evaluate("new Promise((done) => setTimeout(done, 200))")
+        page.tab.wait(f"{undo_steps} > {changes}")  # else the undo would take back the step before
         page.tab.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
         page.tab.wait(
             f"app.canvas.graph !== app.rootGraph && {mine}.length === 2 && {mine}.every((frame) => "
