@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -303,3 +305,18 @@ def test_synced_writes(tmp_path):
     with pytest.raises(ValueError, match="record.json has 6 bytes instead of 7"):
         durable.write_after(path, 7, b"x")
     assert path.read_text() == "twelve"
+
+
+def test_all_bytes_are_written_when_the_disk_is_asked_to_sync(tmp_path, monkeypatch):
+    """`fsync` covers what the system was given, not what still lies in Python's buffer."""
+    sizes, fsync = [], os.fsync
+
+    def note(handle):
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            sizes.append(os.fstat(handle).st_size)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    durable.replace_text(tmp_path / "record.json", "twelve bytes")
+    durable.write_after(tmp_path / "losses.jsonl", 0, b"six...")
+    assert sizes == [12, 6]

@@ -72,12 +72,19 @@ def _remove_stale_files(folder: Path) -> None:
                 temporary.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, over an existing one: a reader sees the whole old or the whole new text."""
+def write_text(path: Path, text: str, synced: bool = False) -> None:
+    """Write a text file atomically, over an existing one: a reader sees the whole old or the whole new text.
+
+    synced: the text is on the disk before it replaces the old one. `runs.durable.replace_text` also syncs the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.part")
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}.part")
     try:
-        temporary.write_text(text, "utf-8")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

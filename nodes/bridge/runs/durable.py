@@ -5,24 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..files.writing import TEMPORARY_PREFIX
+from ..files.writing import write_text
 
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file over what is there: after a crash at any moment the file has the whole old or new text.
 
-    `files.writing.write_text` is the one that does not wait for the disk. Raises `OSError` when it cannot be written.
+    `files.writing.write_text` does not wait for the disk by default. Raises `OSError` when it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}.part")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            _sync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, text, synced=True)
+    sync_folder(path.parent)
 
 
 def write_after(path: Path, offset: int, data: bytes) -> None:
@@ -37,7 +29,8 @@ def write_after(path: Path, offset: int, data: bytes) -> None:
             raise ValueError(f"{path.name} has {file.tell():,} bytes instead of {offset:,}")
         file.truncate(offset)
         file.write(data)
-        _sync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,10 +39,6 @@ def sync_folder(folder: Path) -> None:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        _sync(handle)
+        os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sync(handle: int) -> None:
-    os.fsync(handle)
