@@ -209,7 +209,8 @@ def train(
             weights.measure_again(model)  # this process now holds its shards of them
         technique.prepare(denoiser, text)
         run.info = replace(run.info, prediction=denoiser.prediction, names=technique.layer_names())
-        trainer = _Trainer(technique, models, dataset, denoiser, positions, offload, context)
+        timesteps = timestep_sampler(denoiser, config.timestep_sampling, config.loss_weighting)
+        trainer = _Trainer(technique, models, dataset, denoiser, positions, timesteps, offload, context)
         result = _train_folds(trainer, run)
     weights.check()
     return result
@@ -233,26 +234,26 @@ def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What the trainings (folds) of one run share. positions: see `MicroBatchLoss`."""
+    """What the trainings (folds) of one run share. positions, timesteps: see `MicroBatchLoss`."""
 
     technique: Technique[Any]
     models: Models
     dataset: EncodedDataset
     denoiser: ComfyDenoiser
     positions: Sequence[int]
+    timesteps: TimestepSampler
     offload: OffloadPlan
     context: RunContext
 
     def train_fold(self, fold: Fold) -> dict[str, Tensor]:
         """Run one training, from its start or from its saved state; returns what was learned."""
-        technique, config = self.technique, self.technique.request.train
+        technique = self.technique
         trainable = technique.new_trainable()
         # Only the parameters are read here, so the learning rate has no effect.
         trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
         fold.run.info = replace(fold.run.info, trained=trained)
-        timesteps = timestep_sampler(self.denoiser, config.timestep_sampling, config.loss_weighting)
         loss = MicroBatchLoss(
-            technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, timesteps
+            technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, self.timesteps
         )
         task = TrainingTask(
             trainable,

@@ -91,12 +91,12 @@ def match(model, clip, lora: NamedLora) -> Matched:
         if not adapts(parts):
             found.unmatched.append(layer)
             continue
-        side = next((side for side in sides if side.key_of(layer) is not None), None)
+        keys = ((side, side.key_of(layer)) for side in sides)
+        side, key = next((pair for pair in keys if pair[1] is not None), (None, None))
         if side is None:
             text = is_text_encoder(common_name(layer, unet_names()))
             (found.no_clip if text and clip is None else found.unmatched).append(layer)
             continue
-        key = side.key_of(layer)
         check_shape(layer, parts, Target.of(key, side.shapes), lora, model.model)
         side.add(key, layer)
     for side in sides:

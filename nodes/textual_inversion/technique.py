@@ -19,6 +19,7 @@ from ...training.images import ImageSet, passes
 from ...training.measure import StepCost, format_duration
 from ...training.objective import denoising_loss
 from ...training.record import Run
+from ..bridge.dataset.captions import CaptionConditioning
 from ..bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
 from ..bridge.dataset.pictures import encode_pictures
@@ -77,7 +78,7 @@ class TextualInversionTechnique:
         # Set by `prepare` and, while a word is attached, by `attached`.
         self._denoiser: ComfyDenoiser
         self._text: TrainableTextEncoder
-        self._clip_with_word: Any = None
+        self._prompts: CaptionConditioning
 
     def settings(self) -> dict[str, Any]:
         return self.request.settings()
@@ -117,11 +118,12 @@ class TextualInversionTechnique:
     @contextmanager
     def attached(self, trainable: PseudoWord) -> Iterator[None]:
         vectors = {key: partial(trainable.vectors.__getitem__, key) for key in self.start}
-        self._clip_with_word = clip_with_pseudo_word(self._models.clip, self.request.name, vectors)
+        clip = clip_with_pseudo_word(self._models.clip, self.request.name, vectors)
+        self._prompts = CaptionConditioning(self._denoiser, self._dataset.pictures, clip, self._text, encoded={})
         try:
             yield
         finally:
-            self._clip_with_word = None
+            del self._prompts
 
     def loss(self, batch: Batch) -> Tensor:
         denoiser, pictures, request = self._denoiser, self._dataset.pictures, self.request
@@ -130,19 +132,7 @@ class TextualInversionTechnique:
             prompt_for(request.template, pictures.items[index].caption, word, batch.seed, batch.number, position)
             for position, index in zip(batch.sample_positions, batch.indices, strict=True)
         ]
-        encoded = self._text.encode(prompts, self._clip_with_word)
-        conditioning = join_conds(
-            [
-                model_conds(
-                    denoiser.base,
-                    cond,
-                    extra | pictures.model_inputs(index),
-                    pictures.data.latents[index],
-                    denoiser.device,
-                )
-                for index, (cond, extra) in zip(batch.indices, encoded, strict=True)
-            ]
-        )
+        conditioning = self._prompts.of_batch(batch.indices, prompts)
         weighting = request.train.loss_weighting
         sigma = denoiser.sigma(batch.t)
         return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
@@ -150,7 +140,7 @@ class TextualInversionTechnique:
     def sample_conditioning(self) -> tuple[list, list]:
         word = prompt_word(self.request.name)
         prompt = self.request.sample_prompt.replace(WORD, word).strip() or f"a photo of {word}"
-        positive, negative = as_conditioning(self._text.encode([prompt, ""], self._clip_with_word))
+        positive, negative = as_conditioning(self._prompts.encode([prompt, ""]))
         return positive, negative
 
     def frozen_tensors(self) -> Sequence[Tensor]:

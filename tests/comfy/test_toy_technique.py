@@ -1,6 +1,7 @@
 """A technique is one file: this one trains a bias on the output of each cross-attention, and the trainer does the rest.
 
-The first half of this file is all that it takes: a kind of adapter, a request, and the technique.
+The first half of this file is all that it takes: a request and the technique. Its kind of adapter is `BiasAdapter` of
+tests/lib/toy_training.py.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from bespoke.nodes.bridge.runs.samples import as_conditioning
 from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.bridge.trainer import Models, train
 from bespoke.nodes.bridge.training_model.memory_forecast import forecast
-from bespoke.training.adapters import Adapter, AdapterConfig, AdapterSet
-from bespoke.training.adapters.adapter import linear_shape
+from bespoke.training.adapters import AdapterConfig, AdapterSet
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.distributed import StopRequest
@@ -31,32 +31,9 @@ from bespoke.training.optimizers import OPTIMIZERS
 from bespoke.training.record import RunState
 from bespoke.training.timesteps import UniformTimesteps
 from helpers import sprite_set, weights_hash
-from torch import nn
+from toy_training import BiasAdapter
 
 # --- the technique ---------------------------------------------------------------------------------------------------
-
-
-class BiasAdapter(Adapter):
-    """W x + b with W frozen and b [out] trained."""
-
-    KIND = "bias"
-
-    def __init__(self, width: int, device: torch.device):
-        super().__init__()
-        self.diff_b = nn.Parameter(torch.zeros(width, device=device))
-
-    @classmethod
-    def for_layer(cls, name, layer, config, device):
-        return cls(linear_shape(name, layer)[0], device)
-
-    def forward(self, x, output):
-        return output + self.diff_b.to(output.device, output.dtype)
-
-    def delta_weight(self):
-        return None
-
-    def delta_bias(self):
-        return self.diff_b
 
 
 @dataclass(frozen=True)

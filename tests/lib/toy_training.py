@@ -1,9 +1,10 @@
-"""One linear layer with LoRA adapters, and a short config, for tests of adapters and of the loop."""
+"""One linear layer with LoRA adapters, a short config and a second kind of adapter, for tests of training."""
 
 from __future__ import annotations
 
 import torch
-from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
+from bespoke.training.adapters import Adapter, AdapterConfig, AdapterSet, LoraAdapter
+from bespoke.training.adapters.adapter import linear_shape
 from bespoke.training.config import TrainConfig
 from torch import nn
 
@@ -25,3 +26,26 @@ def train_config(**changes) -> TrainConfig:
 def copy_of(trainable) -> dict[str, torch.Tensor]:
     """The state dict as it is now; further steps do not change it."""
     return {name: tensor.clone() for name, tensor in trainable.state_dict().items()}
+
+
+class BiasAdapter(Adapter):
+    """A bias per layer and nothing else (BitFit, Ben Zaken et al. 2022, arXiv 2106.10199)."""
+
+    KIND = "bias"
+
+    def __init__(self, out_features, device):
+        super().__init__()
+        self.diff_b = nn.Parameter(torch.zeros(out_features, device=device))
+
+    @classmethod
+    def for_layer(cls, name, layer, config, device):
+        return cls(linear_shape(name, layer)[0], device)
+
+    def forward(self, x, output):
+        return output + self.diff_b.to(output.device, output.dtype)
+
+    def delta_weight(self):
+        return None
+
+    def delta_bias(self):
+        return self.diff_b

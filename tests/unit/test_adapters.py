@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-from bespoke.training.adapters import ADAPTERS, Adapter, AdapterConfig, AdapterSet, LoraAdapter
-from bespoke.training.adapters.adapter import linear_shape
+from bespoke.training.adapters import ADAPTERS, AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.errors import InputError
 from bespoke.training.layer_names.parts import UNKNOWN, layers_of
 from bespoke.training.loop import Training
 from torch import nn
-from toy_training import NAME, copy_of, one_layer, train_config
+from toy_training import NAME, BiasAdapter, copy_of, one_layer, train_config
 
 CPU = torch.device("cpu")
 
@@ -180,29 +179,6 @@ def test_other_layers_and_empty_targets_are_refused():
 
 
 # --- another kind ---------------------------------------------------------------------------------------------------
-
-
-class BiasAdapter(Adapter):
-    """A bias per layer and nothing else (BitFit, Ben Zaken et al. 2022, arXiv 2106.10199)."""
-
-    KIND = "bias"
-
-    def __init__(self, out_features, device):
-        super().__init__()
-        self.diff_b = nn.Parameter(torch.zeros(out_features, device=device))
-
-    @classmethod
-    def for_layer(cls, name, layer, config, device):
-        return cls(linear_shape(name, layer)[0], device)
-
-    def forward(self, x, output):
-        return output + self.diff_b.to(output.device, output.dtype)
-
-    def delta_weight(self):
-        return None
-
-    def delta_bias(self):
-        return self.diff_b
 
 
 def test_a_bias_only_adapter_trains_through_the_same_loop():
