@@ -18,17 +18,39 @@ function termsOf(pattern) {
 }
 
 /**
+ * Whether the whole text fits a pattern in which `*` stands for any text. In linear time, as an expression with many
+ * `.*` is not: each piece between two stars is looked for from where the one before ended.
+ * @param {string} pattern
+ * @param {string} text
+ */
+function globMatches(pattern, text) {
+  const pieces = pattern.split("*");
+  const first = pieces[0], last = pieces[pieces.length - 1];
+  if (pieces.length === 1) return text === pattern;
+  if (text.length < first.length + last.length || !text.startsWith(first) || !text.endsWith(last)) return false;
+  let position = first.length;
+  const inside = text.slice(0, text.length - last.length);
+  for (const piece of pieces.slice(1, -1)) {
+    const found = inside.indexOf(piece, position);
+    if (found < 0) return false;
+    position = found + piece.length;
+  }
+  return true;
+}
+
+/**
  * Whether a term's name means a block: the name itself, a block inside it, `*` for any text, or a range such as `up.0-2`.
  * @param {string} term
  * @param {string[]} names every name of the block
  */
 function matches(term, names) {
-  const [, stem, low, high] = term.match(/^(.*?)(\d+)-(\d+)$/) ?? [null, term];
-  const literal = stem.replace(/[.+?^${}()|[\]\\]/g, "\\$&").replaceAll("*", ".*");
-  const expression = new RegExp(`^${literal}${low === undefined ? "(?:\\..*)?" : "(\\d+)"}$`);
+  const range = term.match(/(?<!\d)(\d{1,9})-(\d{1,9})$/);
+  if (!range) return names.some((name) => globMatches(term, name) || globMatches(`${term}.*`, name));
+  const stem = term.slice(0, range.index);
   return names.some((name) => {
-    const found = name.match(expression);
-    return found && (low === undefined || (Number(low) <= Number(found[1]) && Number(found[1]) <= Number(high)));
+    const number = name.match(/(?<!\d)\d{1,9}$/);
+    if (!number || !globMatches(stem, name.slice(0, number.index))) return false;
+    return Number(range[1]) <= Number(number[0]) && Number(number[0]) <= Number(range[2]);
   });
 }
 

@@ -53,7 +53,16 @@ const MOST_SETTINGS = 80;
  * @property {Score[]} held_out
  * @property {Sample[]} samples
  */
-/** @typedef {{ unchanged?: false, runs: RunRecord[], total: number, page: number, pages: number, stamp: string }} RunPage */
+/**
+ * @typedef {object} RunPage
+ * @property {false} [unchanged]
+ * @property {RunRecord[]} runs
+ * @property {number} total
+ * @property {number} page
+ * @property {number} pages
+ * @property {string} stamp
+ * @property {string[]} unread ids of runs whose record cannot be read
+ */
 
 /**
  * The number, or null where it is no finite number.
@@ -208,5 +217,6 @@ export function readPage(json) {
     page: count(json?.page),
     pages: count(json?.pages),
     stamp: text(json?.stamp, 100),
+    unread: (Array.isArray(json?.unread) ? json.unread : []).filter(isRunId),
   };
 }

@@ -55,13 +55,15 @@ export function fillTab(root, runs) {
     const turn = ++filling;
     /** @type {RunRecord[]} */
     const shown = [];
+    /** @type {string[]} */
+    let unread = [];
     let total = 0;
     let all = 1;
     try {
       for (let page = 0; page < Math.min(pages, all); page++) {
         const found = await runs.list(page, search.value.trim());
         if (turn !== filling) return; // a later call has begun
-        [total, all] = [found.total, found.pages];
+        [total, all, unread] = [found.total, found.pages, found.unread];
         shown.push(...found.runs);
       }
     } catch (error) {
@@ -72,7 +74,7 @@ export function fillTab(root, runs) {
     shownPages = pages;
     more.hidden = all <= pages;
     if (!search.value) search.hidden = total < SEARCH_FROM;
-    setText(note, noteOf(shown.length, total));
+    setText(note, noteOf(shown.length, total, unread));
     note.hidden = !note.textContent;
     arrange(shown);
   }
@@ -80,10 +82,13 @@ export function fillTab(root, runs) {
   /**
    * @param {number} shown
    * @param {number} total
+   * @param {string[]} unread
    */
-  function noteOf(shown, total) {
-    if (!total) return t(search.value ? "runs.none.found" : "runs.none");
-    return shown < total ? t("runs.more", { shown, all: total }) : "";
+  function noteOf(shown, total, unread) {
+    const broken = unread.length ? t("runs.records.unread", { ids: unread.join(", ") }) : "";
+    const none = t(search.value ? "runs.none.found" : "runs.none");
+    const count = !total ? none : shown < total ? t("runs.more", { shown, all: total }) : "";
+    return [count, broken].filter(Boolean).join(" ");
   }
 
   /**

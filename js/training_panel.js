@@ -218,7 +218,10 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
     setText(average.value, finiteLoss(run.live ? run.average : lastAverage));
     score.element.hidden = !heldOut.length;
     if (!best) return;
-    setText(score.value, `${loss(heldOut[heldOut.length - 1][1])} (${t("best.at", { loss: loss(best[1]), step: best[0] })})`);
+    // The score of step 0 is the base model's: no result of this training.
+    const noneBetter = best[0] === 0 && heldOut.length > 1;
+    const lowest = t(noneBetter ? "best.none" : "best.at", { loss: loss(best[1]), step: best[0] });
+    setText(score.value, `${loss(heldOut[heldOut.length - 1][1])} (${lowest})`);
   }
 
   /**

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .config import RANGES
 from .plain_json import read_json
 
 OptimizerState = dict[int, dict[str, Tensor | float | None]]  # by the index of the parameter, then by name
+
+
+MOST_STEPS = int(RANGES["steps"][1])
+
+
+class UnusableState(ValueError):
+    """A saved state that no run can go on from. The message is the reason, without the name of a file."""
 
 
 @dataclass
@@ -20,6 +30,7 @@ class State:
 
     trained: the state dict of what is trained. optimizer: the optimiser's `state_dict()["state"]`. best: the state
     dict with the lowest validation loss, `best_loss` at `best_step`. average: that of `ParameterAverage`, or empty.
+    scored_step: the step whose validation was the last one; None in a state of version 0.1.
     """
 
     step: int
@@ -29,6 +40,7 @@ class State:
     best_loss: float = float("inf")
     best_step: int = 0
     average: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    scored_step: int | None = None
 
 
 def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -43,24 +55,96 @@ def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
                 tensors[f"optimizer/{index}/{name}"] = value.detach().to("cpu", copy=True)
             elif value is not None:
                 numbers.setdefault(str(index), {})[name] = value
-    meta = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step, "optimizer": numbers}
+    meta: dict[str, Any] = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
+    meta |= {"optimizer": numbers, "scored_step": state.scored_step}
     return tensors, {"bespoke.state": json.dumps(meta)}
 
 
 def unpack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> State:
-    """The state that `pack` wrote. Raises `KeyError` or `ValueError` for other files."""
-    meta = read_json(metadata["bespoke.state"])
-    state = State(int(meta["step"]), {}, {}, best_loss=float(meta["best_loss"]), best_step=int(meta["best_step"]))
+    """The state that `pack` wrote. Raises `UnusableState` for other files."""
+    try:
+        return _unpack(tensors, read_json(metadata["bespoke.state"]))
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UnusableState(f"it is no state of a training ({type(error).__name__}: {error})") from error
+
+
+def _unpack(tensors: Mapping[str, Tensor], meta: Any) -> State:
+    state = State(
+        _whole_number(meta["step"]),
+        {},
+        {},
+        best_loss=float(meta["best_loss"]),
+        best_step=_whole_number(meta["best_step"]),
+        scored_step=None if meta.get("scored_step") is None else _whole_number(meta["scored_step"]),
+    )
+    parts = {"trained": state.trained, "best": state.best, "average": state.average}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
         if part == "optimizer":
             index, _, name = name.partition("/")
             state.optimizer.setdefault(int(index), {})[name] = tensor
         else:
-            getattr(state, part)[name] = tensor
+            parts[part][name] = tensor
     for index, values in meta["optimizer"].items():
-        state.optimizer.setdefault(int(index), {}).update(values)
+        state.optimizer.setdefault(int(index), {}).update({name: float(value) for name, value in values.items()})
     return state
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_STEPS:
+        raise ValueError(f"{str(value)[:40]} is no number of steps")
+    return value
+
+
+Shapes = Mapping[str, tuple[int, ...]]  # {name of a tensor: its shape}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    """{name: shape} of tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_state(state: State, trained: Shapes, optimizer: Sequence[Shapes], average: Shapes) -> None:
+    """Raise `UnusableState` where a training cannot go on from a state: other tensors, or numbers that are not finite.
+
+    trained: of the trainable's `state_dict`. optimizer: of what the optimiser keeps for each parameter, see
+    `optimizers.state_shapes`. average: of `ParameterAverage`.
+    """
+    _check_tensors("trained tensors", state.trained, trained)
+    if state.best:
+        _check_tensors("best tensors", state.best, trained)
+    if sorted(state.optimizer) != list(range(len(optimizer))):
+        raise UnusableState(
+            f"it holds the optimiser's state of {len(state.optimizer)} parameters, and {len(optimizer)} are trained"
+        )
+    for index, wanted in enumerate(optimizer):
+        values = state.optimizer[index]
+        _check_tensors("optimiser", {k: v for k, v in values.items() if isinstance(v, Tensor)}, wanted)
+    _check_tensors("averages", state.average, average)
+    if state.step < 1 or max(state.best_step, state.scored_step or 0) > state.step or math.isnan(state.best_loss):
+        raise UnusableState(
+            f"its numbers contradict each other: step {state.step}, the best is step {state.best_step} with a loss of "
+            f"{state.best_loss:g}"
+        )
+
+
+def _check_tensors(what: str, found: Mapping[str, Tensor], wanted: Shapes) -> None:
+    if found.keys() != wanted.keys():
+        name = min(found.keys() ^ wanted.keys())
+        raise UnusableState(f"its {what} are of another training: {name} is only in one of the two")
+    for name, tensor in found.items():
+        if tuple(tensor.shape) != tuple(wanted[name]):
+            raise UnusableState(
+                f"its {what} are of another training: {name} is {tuple(tensor.shape)} in it, and "
+                f"{tuple(wanted[name])} here"
+            )
+    _check_finite(what, found)
+
+
+def _check_finite(what: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UnusableState(f"its {what} hold numbers that are not finite, in {name}")
 
 
 def copy_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,18 +6,18 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .average import ParameterAverage
-from .checkpoint import State, copy_state, optimizer_state, restore_optimizer
+from .checkpoint import State, check_state, copy_state, optimizer_state, restore_optimizer, shapes_of
 from .config import TrainConfig
 from .distributed import World
 from .errors import InputError
-from .optimizers import Group, check_gradients, clip_gradient, make_lr_schedule, make_optimizer
+from .optimizers import Group, check_gradients, clip_gradient, make_lr_schedule, make_optimizer, state_shapes
 from .tensors import backward, divide
 
 # Gradients of half-precision models are of the order of 1e-6, where fp16 has few bits or none: the backward pass runs
@@ -79,7 +79,8 @@ class Training:
     trainable: what is trained. loss: (number of the micro-batch, counted over the whole run) -> the mean loss of that
     micro-batch, a scalar with a graph; one process of several returns its share of that mean, or None where it has no
     sample. validation_loss: computes the loss on the validation batches, the same in every process; None is no
-    validation. state: to resume from. until: a step to stop at, on the learning-rate schedule of the whole run.
+    validation. state: to resume from, see `restore`. until: a step to stop at, on the learning-rate schedule of the
+    whole run.
     world: the processes that train together.
     """
 
@@ -103,8 +104,13 @@ class Training:
         self.steps_done, self.last_step = 0, config.steps if until is None else min(until, config.steps)
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_step = math.inf, 0
+        # The step whose parameters are updated and which was not yielded, as its validation failed; else None.
+        self.unrecorded: Step | None = None
+        self.is_updating = False  # within the optimiser's step: what is trained may be of neither step
+        self._scored_step: int | None = 0
+        self._scored_late = False
         if state is not None:
-            self._restore(state)
+            self.restore(state)
 
     def __iter__(self) -> Iterator[Step]:
         """Train up to the last step, or until the validation loss has not improved for the config's patience.
@@ -112,6 +118,8 @@ class Training:
         Yields after each step. Raises `NotANumber` before a bad gradient reaches the parameters, and `InputError` at
         the first step when a gradient is missing or all are zero, since nothing would be learned.
         """
+        if self._scored_late and self._patience_is_over():
+            return
         started = time.monotonic()
         while self.steps_done < self.last_step:
             loss = self._compute_gradients()
@@ -119,27 +127,32 @@ class Training:
             self._check_step(loss, grad_norm)
             learning_rate = self._schedule.get_last_lr()[0]
             self._update_parameters()
-            validation_loss = self._validate() if self._is_validation_step() else None
-            yield Step(
-                self.steps_done,
-                self.last_step,
-                loss,
-                float(learning_rate),
-                grad_norm,
-                time.monotonic() - started,
-                validation_loss,
-                best=validation_loss is not None and self.best_step == self.steps_done,
-            )
-            if validation_loss is not None and self._patience_is_over():
+            seconds = time.monotonic() - started
+            self.unrecorded = Step(self.steps_done, self.last_step, loss, float(learning_rate), grad_norm, seconds)
+            yield self._scored(self.unrecorded, started)
+            if self._scored_step == self.steps_done and self._patience_is_over():
                 return
 
     def initial_validation_loss(self) -> float | None:
         """The validation loss before the first step; None when resumed or without validation."""
         return self._validate() if self.validation_loss is not None and self.steps_done == 0 else None
 
+    def score_missing_step(self) -> float | None:
+        """The validation loss after the last step of a resumed run, where the run ended before that was computed.
+
+        None where nothing is missing.
+        """
+        missing = self._scored_step is not None and self._scored_step < self.steps_done and self._is_validation_step()
+        self._scored_late = missing
+        return self._validate() if missing else None
+
     def result(self) -> dict[str, Tensor]:
-        """The state with the lowest validation loss if the config keeps the best, else the last; see `current`."""
-        if self.config.keep == "best" and self.best:
+        """The state with the lowest validation loss if the config keeps the best, else the last; see `current`.
+
+        The last also where no step had a lower loss than the start: the start is no result, since nothing is learned
+        there (a LoRA of zeros). A state that was saved by an earlier version may hold the start as the best.
+        """
+        if self.config.keep == "best" and self.best and self.best_step > 0:
             return self.best
         return self.current()
 
@@ -158,14 +171,18 @@ class Training:
             self.best_loss,
             self.best_step,
             self.average.state_dict(),
+            self._scored_step,
         )
 
-    def _restore(self, state: State) -> None:
+    def restore(self, state: State) -> None:
+        """Go on from a saved state. Raises `UnusableState`, before anything is changed, where that is not possible."""
+        trained, average = (shapes_of(each) for each in (self.trainable.state_dict(), self.average.state_dict()))
+        check_state(state, trained, state_shapes(self.config.optimizer, self.parameters), average)
         self.trainable.load_state_dict(state.trained)
         restore_optimizer(self._optimizer, state.optimizer)
         self.average.load_state_dict(state.average)
         self.steps_done, self.best, self.best_loss = state.step, state.best, state.best_loss
-        self.best_step = state.best_step
+        self.best_step, self._scored_step = state.best_step, state.scored_step
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the schedule warns as it did not see the optimiser's earlier steps
             for _ in range(state.step):
@@ -200,12 +217,23 @@ class Training:
             )
 
     def _update_parameters(self) -> None:
+        self.is_updating = True
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._schedule.step()
         self.trainable.after_step()
         self.steps_done += 1
         self.average.update(self.steps_done)
+        self.is_updating = False
+
+    def _scored(self, step: Step, started: float) -> Step:
+        """The step with its validation, where it has one. It counts as recorded from now on."""
+        if self._is_validation_step():
+            loss = self._validate()
+            seconds, best = time.monotonic() - started, self.best_step == self.steps_done
+            step = replace(step, seconds=seconds, validation_loss=loss, best=best)
+        self.unrecorded = None
+        return step
 
     def _is_validation_step(self) -> bool:
         if self.validation_loss is None:
@@ -213,13 +241,17 @@ class Training:
         return self.steps_done == self.last_step or self.steps_done % max(1, self.config.validate_every) == 0
 
     def _validate(self) -> float:
-        """The validation loss (with `ema` of the average); remembers the state if it is the lowest."""
+        """The validation loss (with `ema` of the average); remembers the state if it is the lowest.
+
+        Of the start only the loss is remembered, see `result`.
+        """
         assert self.validation_loss is not None
         with torch.no_grad(), self.average.applied():
             loss = self.validation_loss()
             if loss < self.best_loss:
-                self.best, self.best_loss = copy_state(self.trainable.state_dict()), loss
-                self.best_step = self.steps_done
+                self.best = copy_state(self.trainable.state_dict()) if self.steps_done else {}
+                self.best_loss, self.best_step = loss, self.steps_done
+        self._scored_step = self.steps_done
         return loss
 
     def _patience_is_over(self) -> bool:

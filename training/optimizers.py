@@ -72,6 +72,24 @@ def make_optimizer(name: str, groups: Sequence[Group], learning_rate: float) -> 
     return OPTIMIZERS[name].make([{"params": parameters, "lr": rate} for parameters, rate in groups], learning_rate)
 
 
+def state_shapes(name: str, parameters: Sequence[nn.Parameter]) -> list[dict[str, tuple[int, ...]]]:
+    """The shapes of the tensors that the optimiser keeps for each parameter after a step: {name: shape} for each.
+
+    Found by a step on zeros, once for each shape of parameter.
+    """
+    known: dict[tuple[int, ...], dict[str, tuple[int, ...]]] = {}
+    for parameter in parameters:
+        shape = tuple(parameter.shape)
+        if shape not in known:
+            probe = nn.Parameter(torch.zeros(shape))
+            probe.grad = torch.zeros(shape)
+            optimizer = make_optimizer(name, [([probe], 0.0)], 0.0)
+            optimizer.step()
+            kept: dict[str, Any] = optimizer.state[probe]
+            known[shape] = {key: tuple(value.shape) for key, value in kept.items() if isinstance(value, Tensor)}
+    return [known[tuple(parameter.shape)] for parameter in parameters]
+
+
 def make_lr_schedule(name: str, optimizer: Optimizer, steps: int, warmup_steps: int) -> LRScheduler:
     """The learning rate over `steps`: a linear rise over `warmup_steps`, then `name` of `LR_SCHEDULES`.
 

@@ -91,7 +91,8 @@ class Run:
 
     losses: of each step, the first at index 0. held_out: (step, loss) on the fixed grid, step 0 before anything is
     learned. samples: (step, file in the run's folder). seconds: spent on steps, over all sittings. folds: how many
-    trainings without some of the pictures (cross-validation) decided when to stop; held_out is then their mean.
+    trainings without some of the pictures (cross-validation) decided when to stop; held_out is then their mean. notes:
+    what the user must know of how the run went, a sentence each.
     """
 
     info: RunInfo
@@ -101,6 +102,12 @@ class Run:
     seconds: float = 0.0
     state: RunState = RunState.RUNNING
     folds: int = 0
+    notes: list[str] = field(default_factory=list[str])
+
+    def note(self, sentence: str) -> None:
+        """Add a note, once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     @property
     def id(self) -> str:
@@ -113,6 +120,17 @@ class Run:
         return min(
             (point for point in self.held_out if math.isfinite(point[1])), key=lambda point: point[1], default=None
         )
+
+    @property
+    def best_after_start(self) -> tuple[int, float] | None:
+        """(step, loss) of the lowest held-out loss after the first step; None where no finite one is known."""
+        later = (point for point in self.held_out if point[0] > 0 and math.isfinite(point[1]))
+        return min(later, key=lambda point: point[1], default=None)
+
+    @property
+    def no_step_improved(self) -> bool:
+        """Whether held-out losses after the first step are known, and none is lower than the one before it."""
+        return self.best is not None and self.best[0] == 0 and self.best_after_start is not None
 
     def quarters(self) -> tuple[float, float]:
         """The mean loss over the first and the last quarter of the steps whose loss is known.
@@ -145,7 +163,7 @@ class Run:
         self.losses = losses + [math.nan] * (step - len(losses))
         if earlier is None:
             return
-        self.seconds = earlier.seconds
+        self.seconds, self.notes = earlier.seconds, list(earlier.notes)
         self.samples = [(at, name) for at, name in earlier.samples if at <= step]
         if held_out:
             self.held_out = [(at, loss) for at, loss in earlier.held_out if at <= step]
@@ -179,6 +197,7 @@ class Run:
                 seconds,
                 RunState(values.get("state", RunState.RUNNING)),
                 folds,
+                [str(note) for note in values.get("notes", [])],
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error

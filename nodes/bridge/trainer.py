@@ -39,7 +39,7 @@ from .runs.cross_validation import Fold, final_fold, validation_folds, was_finis
 from .runs.run_training import run_training
 from .runs.samples import sampler_for
 from .runs.task import TrainingTask
-from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training
+from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training, wider_precision
 from .training_model.memory_forecast import StepMemory
 from .training_model.offload import OffloadPlan, plan_offload
 from .training_model.text_encoder import TrainableTextEncoder, prepare_text_encoder
@@ -265,6 +265,7 @@ class _Trainer:
             resume=technique.request.resume,
             describe_start=partial(self._describe_start, fold),
             draw_sample=self._sample_drawer(fold),
+            precision_advice=wider_precision(self.denoiser.base, self.denoiser.compute),
             frozen=[
                 *self.denoiser.base.parameters(),
                 *self.dataset.pictures.data.latents,

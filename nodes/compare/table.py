@@ -59,9 +59,13 @@ def _file(run: Run) -> str:
 
 def _held_out(run: Run) -> str:
     best = run.best
-    if not run.held_out or best is None:
+    if not run.held_out:
         return "not measured"
+    if best is None:
+        return "not a number at any step"
     first = run.held_out[0]
+    if run.no_step_improved:
+        return f"{best[1]:.4f} at the start, no step lower"
     if first[0] == 0 and best[0] > 0:
         return f"{first[1]:.4f} to {best[1]:.4f} ({best[1] / first[1] - 1:+.0%}) at step {best[0]}"
     return f"{best[1]:.4f} at step {best[0]}"

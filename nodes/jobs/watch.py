@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import safetensors.torch
 from PIL import Image
 from tqdm import tqdm
 
-from ...training.checkpoint import State, pack, unpack
+from ...training.checkpoint import State, UnusableState, pack, unpack
 from ...training.distributed import World
 from ...training.record import Run, RunState
 from ..bridge.runs.store import RunStore
@@ -92,9 +93,17 @@ class SharedStore:
         return self._own.folder
 
     def state(self) -> State | None:
-        data = b""
-        if self._writes and (state := self._own.state()) is not None:
-            data = safetensors.torch.save(*pack(state))
+        data, problem = b"", ""
+        if self._writes:
+            try:
+                state = self._own.state()
+            except UnusableState as error:
+                problem = str(error)
+            else:
+                data = b"" if state is None else safetensors.torch.save(*pack(state))
+        problem = self._world.broadcast(problem.encode()).decode()
+        if problem:
+            raise UnusableState(problem)
         data = self._world.broadcast(data)
         return unpack(safetensors.torch.load(data), _metadata(data)) if data else None
 
@@ -102,6 +111,10 @@ class SharedStore:
         run = self._own.record() if self._writes else None
         text = self._world.broadcast(run.to_json().encode() if run is not None else b"")
         return Run.from_json(text.decode()) if text else None
+
+    def losses(self, count: int) -> list[float]:
+        own = self._own.losses(count) if self._writes else []
+        return list(array("d", self._world.broadcast(array("d", own).tobytes())))
 
     def save(self, state: State, run: Run) -> None:
         if self._writes:
@@ -111,12 +124,15 @@ class SharedStore:
         if self._writes:
             self._own.save_record(run)
 
+    def save_end(self, state: RunState) -> None:
+        if self._writes:
+            self._own.save_end(state)
+
     def save_sample(self, step: int, picture: Image.Image) -> str:
         return self._own.save_sample(step, picture)
 
-    def set_aside(self) -> None:
-        if self._writes:
-            self._own.set_aside()
+    def set_aside(self) -> str:
+        return self._own.set_aside() if self._writes else ""
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,13 +44,18 @@ def metadata(
             "bespoke.base_hash": run.info.base_hash,
             "bespoke.clip_skip": run.info.clip_skip,
             "bespoke.template": run.info.settings.get("template"),
-            "bespoke.held_out": json.dumps(run.held_out) if run.held_out else None,
+            "bespoke.held_out": _curve(run) if run.held_out else None,
             "bespoke.settings": json.dumps(run.info.settings),
         }
     for key, value in (("prompt", prompt), ("workflow", workflow)):
         if value is not None:
             meta[key] = json.dumps(value)
     return {key: str(value) for key, value in meta.items() if value not in (None, "")}
+
+
+def _curve(run: Run) -> str:
+    """The held-out curve as JSON; a loss that is not finite is null."""
+    return json.dumps([(step, loss if math.isfinite(loss) else None) for step, loss in run.held_out])
 
 
 def as_file(

@@ -24,7 +24,7 @@ from ..bridge.dataset.conditioning import encode_prompts, join_conds, model_cond
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
 from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
-from ..bridge.runs.report import describe_held_out
+from ..bridge.runs.report import describe_held_out, describe_notes
 from ..bridge.runs.samples import as_conditioning
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
@@ -168,7 +168,7 @@ class TextualInversionTechnique:
             f"pictures was seen about {passes(run.info.images, len(losses), config.images_per_step):.0f} times.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
-        lines += describe_held_out(run, config)
+        lines += describe_held_out(run, config) + describe_notes(run)
         for key, vectors in learned.items():
             tokenizer, table = self.encoders[key][0], self.vocabularies[key]
             moved = (vectors - self.start[key]).norm(dim=-1).mean()

@@ -140,7 +140,16 @@ def test_a_run_whose_held_out_losses_are_not_finite(run_node):
     """All are NaN where the training diverged, so none is the best."""
     run = make_run("lora-0123456789ac", "lora", {}, "sd15", 12, losses=[0.2], held_out=[(0, float("nan"))])
     _, report = compare(run_node, runs=[run])
-    assert report.splitlines()[1].endswith("not measured")
+    assert report.splitlines()[1].endswith("not a number at any step")
+
+
+def test_a_run_in_which_no_step_was_better_than_the_start(run_node):
+    """The lowest loss at step 0 is that of the base, so it is no result of the run."""
+    run = make_run(
+        "lora-0123456789ac", "lora", {}, "sd15", 12, losses=[0.2] * 20, held_out=[(0, 0.25), (10, 0.25), (20, 0.3)]
+    )
+    _, report = compare(run_node, runs=[run])
+    assert report.splitlines()[1].endswith("0.2500 at the start, no step lower")
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,25 @@ def test_a_fold_equals_a_training_on_its_pictures(models, run_node):
     assert fold_records(run)[0].losses == loss["loss"]
 
 
-@pytest.mark.parametrize(("keep", "until"), [("best", 10), ("last", 20)])
-def test_the_last_training_stops_at_the_best_mean_step(keep, until):
-    folds, curves = (
-        [],
-        iter([[(0, 9.0), (10, 5.0), (20, 1.0)], [(0, 9.0), (10, 3.0), (20, 8.0)], [(0, 9.0), (10, 4.0), (20, 7.0)]]),
-    )
+FALLING = [(0, 9.0), (10, 5.0), (20, 1.0)], [(0, 9.0), (10, 3.0), (20, 8.0)], [(0, 9.0), (10, 4.0), (20, 7.0)]
+RISING = [(0, 1.0), (10, 2.0), (20, 3.0)], [(0, 2.0), (10, 1.0), (20, 3.0)], [(0, 1.0), (10, 4.0), (20, 5.0)]
+PATIENT = [(0, 1.0), (10, 2.0)], [(0, 2.0), (10, 3.0), (20, 1.0)], [(0, 1.0), (10, 4.0)]  # two stopped at step 10
+
+
+@pytest.mark.parametrize(
+    ("folds_curves", "mean", "keep", "until"),
+    [
+        (FALLING, [9.0, 4.0, 16 / 3], "best", 10),
+        (FALLING, [9.0, 4.0, 16 / 3], "last", 20),
+        (RISING, [4 / 3, 7 / 3, 11 / 3], "best", 20),
+        (RISING, [4 / 3, 7 / 3, 11 / 3], "last", 20),
+        (PATIENT, [4 / 3, 3.0], "best", 10),
+    ],
+)
+def test_the_last_training_stops_at_the_best_mean_step(folds_curves, mean, keep, until):
+    """The means are by hand. Of RISING and PATIENT step 0 is lowest, which is no result: the last training goes as far
+    as the others did."""
+    folds, curves = [], iter(folds_curves)
 
     def train_fold(fold):
         folds.append(fold)
@@ -112,7 +125,7 @@ def test_the_last_training_stops_at_the_best_mean_step(keep, until):
     result = trainer._train_folds(shared, run)
     assert result.run is run
     assert result.learned["step"] == until
-    assert run.held_out == [(0, 9.0), (10, 4.0), (20, pytest.approx(16 / 3))]
+    assert run.held_out == [(10 * i, pytest.approx(value)) for i, value in enumerate(mean)]
     assert [fold.config.save_every for fold in folds] == [0, 0, 0, 5]
     assert [list(fold.held_out) for fold in folds] == [[2], [1], [0], []]
     assert len({fold.run.id for fold in folds}) == 4

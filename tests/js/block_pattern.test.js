@@ -30,6 +30,19 @@ test("ranges include both ends", () => {
   assert.deepEqual([0, 1, 3, 4].map((i) => strengthOf("single.1-3:2", row(`single.${i}`))), [0, 2, 2, 0]);
 });
 
+test("a star is any text, also none, and a range after it is of the whole number", () => {
+  assert.equal(strengthOf("*.1:2", row("down.1")), 2);
+  assert.equal(strengthOf("d*n.*1:2", row("down.11")), 2);
+  assert.equal(strengthOf("down.*1:2", row("down.12")), 0);
+  assert.deepEqual([2, 12, 21].map((i) => strengthOf("*1-3:2", row(`up.${i}`))), [2, 0, 0]);
+});
+
+test("many stars are matched in linear time", () => {
+  // An expression with as many `.*` would not come to an end.
+  assert.equal(strengthOf(`${"*a".repeat(2000)}x`, row("a".repeat(3000))), 0);
+  assert.equal(strengthOf(`${"*a".repeat(2000)}:2`, row("a".repeat(3000))), 2);
+});
+
 test("layers with different strengths have none in common", () => {
   assert.equal(strengthOf("up.1:0.5, up.2:0.5", row("up.1", "up.2")), 0.5);
   assert.equal(strengthOf("up.1:0.5, up.2:0.25", row("up.1", "up.2")), null);

@@ -97,7 +97,8 @@ test("a record is read with gaps, limits and defaults", () => {
 
 test("a page of the list", () => {
   assert.deepEqual(readPage({ unchanged: true, runs: [] }), { unchanged: true });
-  assert.deepEqual(readPage(null), { runs: [], total: 0, page: 0, pages: 0, stamp: "" });
+  assert.deepEqual(readPage(null), { runs: [], total: 0, page: 0, pages: 0, stamp: "", unread: [] });
   const page = readPage({ runs: [{ id: ID }, { id: "no id" }, null], total: 2, page: 0, pages: 1, stamp: "s" });
   assert.deepEqual([page.runs.map(({ id }) => id), page.total, page.pages, page.stamp], [[ID], 2, 1, "s"]);
+  assert.deepEqual(readPage({ unread: [ID, "<b>", 7] }).unread, [ID]);
 });

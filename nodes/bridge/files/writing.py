@@ -12,6 +12,7 @@ from pathlib import Path
 
 import folder_paths
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ....training.errors import InputError
@@ -20,6 +21,13 @@ NO_FOLDER_OPTION = "(no folder yet)"  # the widget's only choice where the input
 TEMPORARY_PREFIX = ".bespoke-"  # of the names of files that are being written
 STALE_SECONDS = 3600  # a temporary file of this age is left over: no file takes as long to write
 _FORBIDDEN_CHARACTERS = re.compile(r'[\x00-\x1f<>:"|?*]')
+
+
+def reason_of(error: Exception) -> str:
+    """An error in words without a path: the system's reason of an `OSError`, else the error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
@@ -45,14 +53,18 @@ def models_folder(kind: str) -> Path:
 def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], overwrite: bool) -> None:
     """Write a file under a temporary name and rename it, so that a reader sees the whole file or none.
 
-    Raises `FileExistsError` when the path exists and `overwrite` is False, also when it appeared meanwhile.
+    Raises `FileExistsError` when the path exists and `overwrite` is False, also when it appeared meanwhile, and
+    `OSError` where it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_files(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=".part")
     os.close(handle)
     try:
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=metadata)
+        try:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=metadata)
+        except SafetensorError as error:  # what the library makes of a full disk
+            raise OSError(str(error)) from error
         os.chmod(temporary, 0o644)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())  # the name must not refer to an empty file, even after a power cut

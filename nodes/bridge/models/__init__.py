@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ....training.errors import InputError
+from ....training.layer_names.glob import check_pattern, glob_matches
 from . import flux, lumina, qwen, sd3, unet, wan
 from .family import Family
 from .layers import is_linear
@@ -83,24 +84,26 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
     if targets == "custom":
-        pattern = _custom_pattern(custom)
+        patterns = _custom_patterns(custom)
+        found = {name: layer for name, layer in linear.items() if any(glob_matches(one, name) for one in patterns)}
     elif family is not None:
         pattern = family.patterns[targets]
+        found = {name: layer for name, layer in linear.items() if re.fullmatch(pattern, name)}
     else:
         raise InputError(
             f"the layers of a {type(diffusion_model).__name__} are not known by name here; "
             "set targets to 'custom' and name them, for example '*attn.qkv'"
         )
-    found = {name: layer for name, layer in linear.items() if re.fullmatch(pattern, name)}
     if not found:
         some = ", ".join(list(linear)[:: max(1, len(linear) // 4)][:4])
         raise InputError(f"no linear layer matches {custom or targets!r}; this model's layers are named like {some}")
     return found
 
 
-def _custom_pattern(custom: str) -> str:
-    """Comma-separated patterns with `*` as one regular expression. Raises `InputError` where there are none."""
+def _custom_patterns(custom: str) -> list[str]:
+    """Comma-separated patterns with `*`. Raises `InputError` where there are none."""
+    check_pattern("custom_targets", custom)
     parts = [part.strip() for part in custom.split(",") if part.strip()]
     if not parts:
         raise InputError("targets is 'custom' and custom_targets is empty; write patterns such as '*attn2.to_k'")
-    return "|".join(re.escape(part).replace(r"\*", ".*") for part in parts)
+    return parts

@@ -63,12 +63,15 @@ def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequenc
     """The training whose result is the run's result.
 
     folds: the finished trainings of `validation_folds`. With them, and with `keep` "best", it stops at the step where
-    their mean loss on the left-out pictures was lowest.
+    their mean loss on the left-out pictures was lowest. Where no step was better than the start it goes as far as they
+    went, as `Training.result` keeps the last state then: stopping at step 0 would give a LoRA of zeros.
     """
     if not folds:
         return Fold(run, config, pictures.training_indices, pictures.held_out_indices)
     run.folds, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
-    until = run.best[0] if config.keep == "best" and run.best is not None else config.steps
+    until = config.steps
+    if config.keep == "best" and run.best is not None:
+        until = run.best[0] or run.held_out[-1][0] or config.steps
     prefix = f"training {len(folds) + 1} of {len(folds) + 1}, on all pictures, to step {until}: "
     return Fold(run, config, pictures.training_indices, [], until, prefix)
 

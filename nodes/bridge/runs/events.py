@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -46,7 +47,8 @@ class RunDisplay:
 
     def validation(self, step: int, loss: float, best: bool) -> None:
         """The held-out pictures were scored."""
-        self._send("validation", {"step": step, "loss": loss, "best": best})
+        # A page cannot read the JSON of NaN or infinity; `addHeldOut` of js/curve.js leaves null out.
+        self._send("validation", {"step": step, "loss": loss if math.isfinite(loss) else None, "best": best})
 
     def sample(self, step: int, name: str) -> None:
         """A sample image is drawn: its file in the run's folder, which the panel on the node fetches."""

@@ -37,22 +37,24 @@ def _is_in_place_write(error: BaseException, context: RunContext) -> bool:
     return "modified by an inplace operation" in str(error)
 
 
-def _not_a_number(error: BaseException, steps: int) -> Exception:
-    return InputError(f"{error}; what was learned before it is kept. Lower the learning rate, or choose precision fp32")
+def _not_a_number(error: BaseException, steps: int, precision_advice: str) -> Exception:
+    kept = "what was learned before it is kept" if steps else "nothing was learned before it"
+    advice = " or ".join(filter(None, ["lower the learning rate", precision_advice]))
+    return InputError(f"{error}; {kept}; {advice}")
 
 
-def _out_of_memory(error: BaseException, steps: int) -> Exception:
+def _out_of_memory(error: BaseException, steps: int, precision_advice: str) -> Exception:
     return InputError(
         f"the memory is full after {steps} steps, which are kept; lower batch_size or the pictures' resolution, or "
         "switch gradient_checkpointing on"
     )
 
 
-def _peer_lost(error: BaseException, steps: int) -> Exception:
+def _peer_lost(error: BaseException, steps: int, precision_advice: str) -> Exception:
     return PeerLost(f"another process ended or did not answer in time ({str(error).splitlines()[0]})")
 
 
-def _in_place_write(error: BaseException, steps: int) -> Exception:
+def _in_place_write(error: BaseException, steps: int, precision_advice: str) -> Exception:
     return InputError(
         "this model, or a patch on the wire before the trainer, overwrites values that a gradient needs, so it cannot "
         "be trained here; take the patch off, or use a model of a family that is known"
@@ -64,15 +66,15 @@ class Failure:
     """What happens to a run after an exception of `kind` for which `applies` is true.
 
     state: the run's state afterwards. last_step: whether the state after the last step is saved. saves_file: whether
-    what was learned is also written as a file. message: (exception, steps done) -> the exception that is raised
-    instead; None raises it as it is.
+    what was learned is also written as a file. message: (exception, steps done, `TrainingTask.precision_advice`) -> the
+    exception that is raised instead; None raises it as it is.
     """
 
     kind: type[BaseException]
     state: RunState
     last_step: LastStep = LastStep.SAVED
     saves_file: bool = False
-    message: Callable[[BaseException, int], Exception] | None = None
+    message: Callable[[BaseException, int, str], Exception] | None = None
     applies: Callable[[BaseException, RunContext], bool] = _is_any
 
 

@@ -39,10 +39,14 @@ class Listed:
 
 @dataclass(frozen=True)
 class Listing:
-    """All runs at one moment, newest first, and of equal time by id. stamp: differs when any summary does."""
+    """All runs at one moment, newest first, and of equal time by id.
+
+    stamp: differs when any summary does. unread: the ids of the folders whose record cannot be read.
+    """
 
     runs: tuple[Listed, ...]
     stamp: str
+    unread: tuple[str, ...] = ()
 
     def summaries(self, search: str = "") -> list[Summary]:
         """Those in which every word of `search` occurs, whatever its case."""
@@ -58,7 +62,7 @@ class RunIndex:
         self._lock = threading.Lock()
         # By the folder of runs and the run's id; only the record's state where it is no record of a run.
         self._known: dict[tuple[str, str], Listed | FileState] = {}
-        self._listing = _listing([])
+        self._listing = _listing([], [])
 
     def look(self) -> Listing:
         """The runs as they are on disk now. Safe from any thread."""
@@ -73,7 +77,8 @@ class RunIndex:
                     known[key] = found
             if known != self._known:
                 self._known = known
-                self._listing = _listing([run for run in known.values() if isinstance(run, Listed)])
+                runs = [run for run in known.values() if isinstance(run, Listed)]
+                self._listing = _listing(runs, [key[1] for key, run in known.items() if not isinstance(run, Listed)])
             return self._listing
 
 
@@ -87,9 +92,11 @@ def _read(store: RunStore, record: FileState) -> Listed | FileState | None:
         return None
 
 
-def _listing(runs: list[Listed]) -> Listing:
+def _listing(runs: list[Listed], unread: list[str]) -> Listing:
     runs.sort(key=lambda run: (-run.summary.started, run.summary.id))
-    return Listing(tuple(runs), hashlib.blake2b(b"".join(run.digest for run in runs), digest_size=8).hexdigest())
+    unread.sort()
+    content = b"".join([*(run.digest for run in runs), *(name.encode() for name in unread)])
+    return Listing(tuple(runs), hashlib.blake2b(content, digest_size=8).hexdigest(), tuple(unread))
 
 
 def _shown(value: str | float | bool) -> str:

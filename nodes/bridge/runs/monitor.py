@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from ....training.errors import InputError
 from ....training.loop import Step, Training
 from ....training.measure import measure_step
 from ....training.record import RunState
+from ..files.writing import reason_of
 from .context import Display, RunContext, Store
 from .failures import Failure, LastStep
 from .task import TrainingTask
@@ -27,42 +33,68 @@ class RunMonitor:
     """
 
     def __init__(
-        self, task: TrainingTask, training: Training, display: Display, store: Store, context: RunContext
+        self,
+        task: TrainingTask,
+        training: Training,
+        display: Display,
+        store: Store,
+        context: RunContext,
+        broke_off: bool = False,
     ) -> None:
+        """broke_off: whether an earlier training of the run broke off, perhaps before all was done after a step."""
         self._task, self._training, self._display = task, training, display
-        self._store, self._context = store, context
+        self._store, self._context, self._broke_off = store, context, broke_off
         self._mean_loss: float | None = None
         self._seconds_before, self._first_step = task.run.seconds, training.steps_done
         self._last_save = time.monotonic()
 
     def start(self) -> None:
-        """Measure a step and show the line before the first step; validate the untrained model and draw a sample."""
+        """Measure a step and show the line before the first step; validate the untrained model and draw a sample.
+
+        Of a resumed run, make up for the validation and the sample of its last step, where it broke off before them.
+        """
         task, training = self._task, self._training
-        if training.steps_done >= training.last_step:
-            return
-        first = training.steps_done * task.config.gradient_accumulation
-        cost = measure_step(lambda: task.loss(first), task.frozen, training.parameters)
-        resumed = f"; goes on from step {training.steps_done}" if training.steps_done else ""
-        self._display.start(task.describe_start(cost) + resumed)
-        loss = training.initial_validation_loss()
-        if loss is not None:
-            task.run.held_out.append((0, loss))
-            self._display.validation(0, loss, True)
-        if training.steps_done == 0 and task.config.sample_every:
-            self._draw_sample(0)
+        if training.steps_done < training.last_step:
+            first = training.steps_done * task.config.gradient_accumulation
+            cost = measure_step(lambda: task.loss(first), task.frozen, training.parameters)
+            resumed = f"; goes on from step {training.steps_done}" if training.steps_done else ""
+            self._display.start(task.describe_start(cost) + resumed)
+        if training.steps_done:
+            self._make_up()
+        else:
+            self._start_anew()
         self._last_save = time.monotonic()
+
+    def _start_anew(self) -> None:
+        loss = self._training.initial_validation_loss()
+        if loss is not None:
+            _check_initial_loss(loss, self._task.precision_advice)
+            self._add_validation(0, loss, True)
+        if self._task.config.sample_every:
+            self._draw_sample(0)
+
+    def _make_up(self) -> None:
+        step, training = self._training.steps_done, self._training
+        loss = training.score_missing_step()
+        if loss is not None:
+            self._add_validation(step, loss, training.best_step == step)
+        drawn = any(at == step for at, _ in self._task.run.samples)
+        if self._broke_off and _is_due(self._task.config.sample_every, step) and not drawn:
+            self._draw_sample(step)
+
+    def _add_validation(self, step: int, loss: float, best: bool) -> None:
+        self._task.run.held_out.append((step, loss))
+        self._display.validation(step, loss, best)
 
     def record(self, step: Step) -> None:
         """Append a step to the record and show it."""
-        run, count = self._task.run, step.step - self._first_step
-        run.losses.append(step.loss)
-        run.seconds = self._seconds_before + step.seconds
+        count = step.step - self._first_step
+        self._add_loss(step)
         # A plain mean over the first 1 / (1 - LOSS_AVERAGE) steps, so that the first value has no larger weight.
         keep = min(LOSS_AVERAGE, (count - 1) / count)
         self._mean_loss = step.loss if self._mean_loss is None else keep * self._mean_loss + (1 - keep) * step.loss
         if step.validation_loss is not None:
-            run.held_out.append((step.step, step.validation_loss))
-            self._display.validation(step.step, step.validation_loss, step.best)
+            self._add_validation(step.step, step.validation_loss, step.best)
         self._display.step(
             {
                 "step": step.step,
@@ -82,44 +114,73 @@ class RunMonitor:
         if _is_due(config.sample_every, step):
             self._draw_sample(step)
         if _is_due(config.save_every, step):
-            self._save_file()
+            self._try("the file of a step", self._save_file)
         if _is_due(config.save_every, step) or time.monotonic() - self._last_save > AUTOSAVE_SECONDS:
-            self._store.save(self._training.state(), self._task.run)
+            self._try("the state to go on from", lambda: self._store.save(self._training.state(), self._task.run))
             self._last_save = time.monotonic()
+
+    def _try(self, what: str, write: Callable[[], object]) -> bool:
+        """Write something that the training can do without. A failure is noted in the record; returns success."""
+        try:
+            write()
+        except OSError as error:
+            run, step = self._task.run, self._training.steps_done
+            run.note(f"{what} could not be written ({reason_of(error)}; first at step {step}); free space on that disk")
+            logging.exception("Bespoke: %s could not be written", what)
+            return False
+        return True
 
     def end(self, failure: Failure | None) -> None:
         """Save the state, write a file where `failure` says so, and show the end.
 
         failure: None where the loop ended without an exception, after the last step or early.
 
-        A run whose last state cannot be saved is shown as failed, and the error is raised.
+        Where the state cannot be saved, what was learned is written as a file too, and a note in the record says so.
         """
         run, training = self._task.run, self._training
+        if training.unrecorded is not None:  # its validation failed
+            self._add_loss(training.unrecorded)
         last_step = LastStep.SAVED if failure is None else failure.last_step
-        if last_step is LastStep.SAVED_IF_RECORDED:
-            last_step = LastStep.SAVED if len(run.losses) == training.steps_done else LastStep.DISCARDED
+        if training.is_updating or (last_step is LastStep.SAVED_IF_RECORDED and len(run.losses) < training.steps_done):
+            last_step = LastStep.DISCARDED
         try:
-            try:
-                if not training.steps_done:
-                    self._store.save_record(run)
-                elif last_step is LastStep.SAVED:
-                    self._store.save(training.state(), run)
-            except Exception:
-                run.state = RunState.FAILED
-                raise
-            if failure is not None and failure.saves_file and training.steps_done:
-                self._save_file_after(failure)
+            saved = self._save_end(last_step)
+            if training.steps_done and (not saved or (failure is not None and failure.saves_file)):
+                self._save_file_at_end(failure)
         finally:
             self._display.end(run.state)
 
-    def _save_file_after(self, failure: Failure) -> None:
+    def _save_end(self, last_step: LastStep) -> bool:
+        """Save the last state and the record. Where that fails, the record alone says that the run has failed."""
+        run, training = self._task.run, self._training
+
+        def save() -> None:
+            if not training.steps_done:
+                self._store.save_record(run)
+            elif last_step is LastStep.DISCARDED:
+                self._store.save_end(run.state)
+            else:
+                self._store.save(training.state(), run)
+
+        if self._try("the end of the run", save):
+            return True
+        run.state = RunState.FAILED
+        with contextlib.suppress(OSError):  # it needs less room than the state
+            self._store.save_end(run.state)
+        return False
+
+    def _save_file_at_end(self, failure: Failure | None) -> None:
         try:
-            self._save_file()
+            self._try("the file of a step", self._save_file)
         except Exception:
-            if failure.state is not RunState.FAILED:
+            if failure is None or failure.state is not RunState.FAILED:
                 raise
             # The failure itself is the error that the user must read.
             logging.exception("Bespoke: what was learned before the failure could not be written as a file")
+
+    def _add_loss(self, step: Step) -> None:
+        self._task.run.losses.append(step.loss)
+        self._task.run.seconds = self._seconds_before + step.seconds
 
     def _save_file(self) -> None:
         self._context.save(self._training.steps_done, self._training.current(), self._task.run)
@@ -129,9 +190,22 @@ class RunMonitor:
             return
         with self._training.average.applied():
             picture = self._task.draw_sample()
+        self._try("a sample image", lambda: self._save_sample(step, picture))
+
+    def _save_sample(self, step: int, picture: Image.Image) -> None:
         name = self._store.save_sample(step, picture)
         self._task.run.samples.append((step, name))
         self._display.sample(step, name)
+
+
+def _check_initial_loss(loss: float, precision_advice: str) -> None:
+    """Raise `InputError` where the held-out loss is not finite before anything is trained."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the held-out loss is {loss:g} before the first step, so the base model gives no numbers for the held-out "
+            "pictures; check that the model draws pictures with KSampler, take nodes between it and the trainer off"
+            f"{', or ' if precision_advice else ''}{precision_advice}"
+        )
 
 
 def _is_due(every: int, step: int) -> bool:

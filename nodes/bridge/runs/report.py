@@ -2,27 +2,68 @@
 
 from __future__ import annotations
 
+import math
+
 from ....training.config import TrainConfig
-from ....training.record import Run
+from ....training.record import TOLERATED_RISE, Run
+
+
+def describe_notes(run: Run) -> list[str]:
+    """What the user must know of how the run went: what could not be saved, a state that was set aside."""
+    return [f"{note[0].upper()}{note[1:]}." for note in run.notes]
 
 
 def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
-    """The held-out curve in words, a line each: its lowest point, where over-fitting began, which step was kept."""
-    if run.best is None:
+    """The held-out curve in words, a line each: its lowest point, where over-fitting began, which step was kept.
+
+    Also, where it applies: that no step scored better than the start, and losses that are not finite. Empty without
+    held-out pictures.
+    """
+    if not run.held_out:
         return []
+    bad = [step for step, loss in run.held_out if not math.isfinite(loss)]
+    lines = []
+    if bad:
+        lines.append(
+            f"The held-out loss was not a number at {len(bad)} of {len(run.held_out)} validations, first at step "
+            f"{bad[0]}: the model's numbers overflow there. Lower the learning rate (it was {config.learning_rate:g})."
+        )
+    if run.best is None:
+        return lines
     step, loss = run.best
     first = run.held_out[0]
-    lines = [
+    curve = (
         f"Held-out loss {first[1]:.4f} at step {first[0]}, lowest {loss:.4f} at step {step}, "
         f"{run.held_out[-1][1]:.4f} at the end."
-    ]
+    )
     if run.folds:
-        lines[0] = (
+        curve = (
             f"{run.folds} trainings, each without {config.validation} other pictures, said when to stop; then all "
-            f"{run.info.images} were trained on. Of those left out: {lines[0]}"
+            f"{run.info.images} were trained on. Of those left out: {curve}"
         )
+    lines.append(curve)
+    if run.no_step_improved:
+        return [*lines, _no_better_step(run, config)]
     since = run.over_fitting_since()
-    if since is not None:
+    if since is not None and since > 0:
         lines.append(f"From step {since} on it only rose: that is over-fitting, so fewer steps would do.")
-    lines.append(f"Kept: {'step ' + str(step) if config.keep == 'best' else 'the last step'}.")
+    # Step 0 is no result: where the training ended before the next validation, the last step is kept.
+    lines.append(f"Kept: {'step ' + str(step) if config.keep == 'best' and step > 0 else 'the last step'}.")
     return lines
+
+
+def _no_better_step(run: Run, config: TrainConfig) -> str:
+    """That no step was better than the start, what was kept, and what to change."""
+    assert run.best is not None
+    assert run.best_after_start is not None
+    (_, before), (step, lowest), last = run.best, run.best_after_start, run.held_out[-1][1]
+    if not last <= TOLERATED_RISE * before:  # also where it is no number
+        advice = f"Try a lower learning_rate (it was {config.learning_rate:g})"
+    else:
+        advice = f"The loss hardly moved: try a higher learning_rate (it was {config.learning_rate:g}) or more steps"
+    return (
+        f"NO STEP WAS BETTER than the start on the held-out pictures: {before:.4f} before the training, {lowest:.4f} "
+        f"at best after it (step {step}). Kept: the last step, {len(run.losses)}, as the start has learned nothing. "
+        f"It may be worse than no training: compare images with and without it. {advice}, captions that name what "
+        "differs from picture to picture, or more pictures of the same thing."
+    )

@@ -56,7 +56,8 @@ def register(server: HasRoutes) -> None:
 def list_runs(query: Mapping[str, str]) -> dict:
     """A page of the summaries in which all words of `search` occur, newest first; `page` counts from 0.
 
-    Answers {"runs", "total", "page", "pages", "stamp"}, or {"stamp", "unchanged"} where `stamp` is the present one.
+    Answers {"runs", "total", "page", "pages", "stamp", "unread"}, or {"stamp", "unchanged"} where `stamp` is the
+    present one. unread: the ids of runs whose record cannot be read.
     Raises `InputError` where `page` is no number.
     """
     page, listing = _page(query.get("page", "0")), RUNS.look()
@@ -64,7 +65,14 @@ def list_runs(query: Mapping[str, str]) -> dict:
         return {"stamp": listing.stamp, "unchanged": True}
     found = listing.summaries(query.get("search", ""))
     runs = [vars(summary) for summary in found[page * PAGE : (page + 1) * PAGE]]
-    return {"runs": runs, "total": len(found), "page": page, "pages": -(-len(found) // PAGE), "stamp": listing.stamp}
+    return {
+        "runs": runs,
+        "total": len(found),
+        "page": page,
+        "pages": -(-len(found) // PAGE),
+        "stamp": listing.stamp,
+        "unread": list(listing.unread[:PAGE]),
+    }
 
 
 def _page(text: str) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import replace
 
 import comfy.model_management
 from torch import Tensor
 
-from ....training.checkpoint import State
+from ....training.checkpoint import State, UnusableState
 from ....training.distributed import StopRequest
-from ....training.loop import Training
-from ....training.record import RunState
-from .context import RunContext, Store
+from ....training.errors import InputError
+from ....training.loop import NotANumber, Training
+from ....training.record import Run, RunState
+from ..files.writing import reason_of
+from .context import Display, RunContext, Store
 from .failures import failure_of
 from .graph import keep_graph
 from .monitor import RunMonitor
@@ -26,14 +30,13 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
     """
     run, store = task.run, context.store(task.run.id)
     context.stop_request(run.id)  # discard a request to an earlier training of this run
-    state = _restore(task, store)
-    training = Training(task.trainable, task.loss, task.config, task.validation_loss, state, task.until, context.world)
+    training = Training(task.trainable, task.loss, task.config, task.validation_loss, None, task.until, context.world)
+    broke_off = _restore(task, training, store)
     if run.state is RunState.KEPT:  # set by `_restore`: the run ended early before, and there is nothing to train
         return _load_result(training)
     display = context.display(run.id, training.last_step)
-    run.info = replace(run.info, node=str(display.node_id or ""), workflow=keep_graph(store.folder))
-    store.save_record(run)  # the page can show it from now on
-    monitor = RunMonitor(task, training, display, store, context)
+    _save_first_record(run, display, store)
+    monitor = RunMonitor(task, training, display, store, context, broke_off)
     failure, stop = None, StopRequest.CONTINUE
     try:
         monitor.start()  # runs one forward and backward pass to measure it
@@ -45,6 +48,7 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
                 raise comfy.model_management.InterruptProcessingException
             if stop == StopRequest.FINISH:
                 break
+        _check_held_out(task)
         # `config.patience` ends the loop early too; that run is KEPT as well.
         finished = training.steps_done >= training.last_step and stop != StopRequest.FINISH
         run.state = RunState.FINISHED if finished else RunState.KEPT
@@ -53,35 +57,80 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
         run.state = failure.state
         if failure.message is None:
             raise
-        raise failure.message(error, training.steps_done) from error
+        raise failure.message(error, training.steps_done, task.precision_advice) from error
     finally:
         monitor.end(failure)
     return _load_result(training)
 
 
-def _restore(task: TrainingTask, store: Store) -> State | None:
-    """The state to resume from, or None; the run's record takes over the earlier progress.
+def _restore(task: TrainingTask, training: Training, store: Store) -> bool:
+    """Go on from the saved state, if there is one; the run's record takes over the earlier progress.
 
-    The run's state is KEPT afterwards where an earlier training of it ended early and no more steps are requested: the
-    same request gives the same result. Otherwise it is RUNNING.
+    Returns whether the earlier training broke off: it was interrupted or failed, or its process ended. The run's state
+    is KEPT afterwards where an earlier training of it ended early and no more steps are requested: the same request
+    gives the same result. Otherwise it is RUNNING. A state that cannot be used is set aside, with a note in the record.
     """
-    run, last = task.run, task.config.steps if task.until is None else task.until
+    run, last = task.run, training.last_step
     run.state = RunState.RUNNING
     if not task.resume:
         store.set_aside()
-        return None
-    state, earlier = store.state(), store.record()
-    if state is not None and state.step > last:  # fewer steps are requested than are done
-        store.set_aside()
-        return None
-    if state is None:
-        return None
+        return False
+    try:
+        state, earlier = store.state(), store.record()
+        if state is None:
+            return False
+        if state.step > last:  # fewer steps are requested than are done
+            store.set_aside()
+            return False
+        training.restore(state)
+    except UnusableState as error:
+        aside = store.set_aside()
+        run.note(
+            f"the state of an earlier training could not be used, since {error}; it is kept in the folder "
+            f"{aside or 'that was set aside'}, and the run began anew"
+        )
+        logging.warning("Bespoke: %s", run.notes[-1])
+        return False
+    if earlier is None:
+        earlier = _without_record(run, state, store)
     run.restore_progress(earlier, state.step, held_out=task.validation_loss is not None)
-    if earlier is not None and earlier.state is RunState.KEPT:
+    if earlier.state is RunState.KEPT:
         steps = earlier.info.settings.get("steps")
         if isinstance(steps, (int, float)) and task.config.steps <= steps:
             run.info, run.state = replace(run.info, settings={**run.info.settings, "steps": steps}), RunState.KEPT
-    return state
+    return earlier.state not in (RunState.KEPT, RunState.FINISHED)
+
+
+def _without_record(run: Run, state: State, store: Store) -> Run:
+    """The progress of an earlier training whose record is lost, from its state and its losses."""
+    scores = [(state.best_step, state.best_loss)] if math.isfinite(state.best_loss) else []
+    note = (
+        "the record of the earlier training could not be read; its samples, its time and all but the lowest of its "
+        "held-out losses are missing"
+    )
+    return Run(run.info, store.losses(state.step), scores, state=RunState.INTERRUPTED, notes=[note])
+
+
+def _save_first_record(run: Run, display: Display, store: Store) -> None:
+    """Save the record, so that the page can show the run. Raises `InputError` where nothing can be written."""
+    try:
+        run.info = replace(run.info, node=str(display.node_id or ""), workflow=keep_graph(store.folder))
+        store.save_record(run)
+    except OSError as error:
+        raise InputError(
+            f"the run cannot be saved in bespoke/runs of ComfyUI's user directory ({reason_of(error)}), so it could "
+            "not be resumed; free space there, or allow writing, and queue again"
+        ) from error
+
+
+def _check_held_out(task: TrainingTask) -> None:
+    """Raise `NotANumber` where the held-out pictures were scored after the start and no loss is finite.
+
+    The result would give no picture. A later sitting of the same run, with no step left, ends in the same way.
+    """
+    later = [loss for step, loss in task.run.held_out if step > 0]
+    if task.validation_loss is not None and later and not any(map(math.isfinite, later)):
+        raise NotANumber(f"the held-out loss was not a number at any of {len(later)} validations after the start")
 
 
 def _load_result(training: Training) -> dict[str, Tensor]:

@@ -18,11 +18,11 @@ import folder_paths
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ....training.checkpoint import State, pack, unpack
+from ....training.checkpoint import State, UnusableState, pack, unpack
 from ....training.plain_json import read_json
-from ....training.record import Run, Summary, summary_of
+from ....training.record import Run, RunState, Summary, summary_of
 from ..files.reading import read_text
-from ..files.writing import write_safetensors, write_text
+from ..files.writing import reason_of, write_safetensors, write_text
 from .durable import replace_text, sync_folder
 from .loss_file import LOSSES, LossFile, same_start
 from .record_file import RECORD, STATE_NAME, SavedRecord, state_name
@@ -129,6 +129,11 @@ class RunStore:
         run.losses = losses + [math.nan] * missing
         return run
 
+    def losses(self, count: int) -> list[float]:
+        """The first `count` losses, or as many as can be read, without the record."""
+        with _files_lock:
+            return LossFile(self.folder).read(count)
+
     def _read_record(self) -> SavedRecord | None:
         try:
             return SavedRecord.from_json(read_text(self.folder / RECORD, LARGEST_RECORD))
@@ -171,7 +176,10 @@ class RunStore:
         return summary
 
     def state(self) -> State | None:
-        """The state that belongs to the record, or None when there is none that can be read."""
+        """The state that belongs to the record, or None where none was saved.
+
+        Raises `UnusableState` for one that cannot be read.
+        """
         name = self._state_file()
         if not name:
             return None
@@ -182,9 +190,8 @@ class RunStore:
                 return unpack({key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata() or {})  # noqa: SIM118
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            logging.warning("Bespoke: %s cannot be read (%s); the run begins anew", path.name, error)
-            return None
+        except (SafetensorError, OSError) as error:
+            raise UnusableState(f"{path.name} cannot be read: {reason_of(error)}") from error
 
     def _state_file(self) -> str:
         """The name of the state in the record; where no record can be read, that of the state of the most steps."""
@@ -224,6 +231,14 @@ class RunStore:
         with _files_lock:
             self._write_losses(run)
         self._write_record(run, name)
+
+    def save_end(self, state: RunState) -> None:
+        """Change the state in the record only: the run goes on from the save before."""
+        with _files_lock:
+            saved = self._read_record()
+            if saved is not None:
+                saved.run.state = state
+                replace_text(self.folder / RECORD, saved.to_json())
 
     def _write_losses(self, run: Run) -> None:
         """Write `run.losses` to losses.jsonl; the caller holds `_files_lock`.
@@ -277,11 +292,14 @@ class RunStore:
         path = self.folder / SAMPLES / name
         return path if _SAMPLE.fullmatch(name) and path.is_file() else None
 
-    def set_aside(self) -> None:
-        """Rename the run's folder, so that the run starts anew and nothing that was trained is lost."""
+    def set_aside(self) -> str:
+        """Rename the run's folder, so that the run starts anew and nothing that was trained is lost; the new name, or
+        "" where there is no folder."""
         self._last = None
         if not self.folder.is_dir():
-            return
+            return ""
         stamp = f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
         names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))  # twice in one second
-        self.folder.rename(next(path for path in map(self.folder.with_name, names) if not path.exists()))
+        aside = next(path for path in map(self.folder.with_name, names) if not path.exists())
+        self.folder.rename(aside)
+        return aside.name

@@ -26,6 +26,8 @@ class TrainingTask:
     resume: whether an earlier state of the run is continued; otherwise it is set aside.
     describe_start: the line before the first step, from the measured cost of a step.
     draw_sample: draws one image with the model as it is now; None where none is drawn.
+    precision_advice: what to change against numbers that overflow, to end an error text; "" where the model computes
+    in float32 already.
     frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
     """
 
@@ -38,4 +40,5 @@ class TrainingTask:
     resume: bool
     describe_start: Callable[[StepCost], str]
     draw_sample: Callable[[], Image.Image] | None = None
+    precision_advice: str = ""
     frozen: Sequence[Tensor] = ()

@@ -138,6 +138,19 @@ def compute_type(base: comfy.model_base.BaseModel, device: torch.device, precisi
     return None if wanted == own else wanted
 
 
+def wider_precision(base: comfy.model_base.BaseModel, compute: torch.dtype | None) -> str:
+    """What to change, so that fewer numbers overflow; "" where matrices are multiplied in float32 or float64 already.
+
+    compute: what `compute_type` gave.
+    """
+    own = base.get_dtype_inference()
+    if (compute or own) in (torch.float32, torch.float64):
+        return ""
+    if own in (torch.float32, torch.float64):
+        return "choose precision fp32"
+    return "start ComfyUI with --force-fp32 and choose precision fp32"
+
+
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

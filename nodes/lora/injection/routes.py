@@ -14,10 +14,9 @@ from ....training.layer_names.parts import layers_of
 from ....training.layer_names.spelling import common_name
 from ...bridge.models.names import unet_names
 from ...bridge.web import SHOWN_ON_THE_NODE, HasRoutes, json_answer
+from .. import kinds
 from ..file_input import file_in_loras
 from ..files import read_lora
-from ..kinds import factors
-from ..lowrank import norm
 
 REST = "rest"  # the column of what has no projection's strength: feed-forward, convolutions, q, k and v in one
 
@@ -78,6 +77,6 @@ def _names(name: str, block: str) -> tuple[str, ...]:
 
 def _square(layer: str, parts) -> float:
     try:
-        return norm(factors(layer, parts)) ** 2
+        return kinds.norm(layer, parts) ** 2
     except InputError:
         return math.nan

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 
 from ....training.errors import InputError
 from ....training.layer_names.blocks import PROJECTIONS, block_names, block_order, projection_of
+from ....training.layer_names.glob import check_pattern, glob_matches
 from ..wording import listed
+
+_RANGE = re.compile(r"(?:.*[^0-9])?([0-9]{1,9})-([0-9]{1,9})")
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -24,19 +28,26 @@ class Term:
 
         `up` matches `up.0`, `up.1`, ...; `up.1-3` matches `up.1` to `up.3`; `*` matches anything.
         """
-        span = re.fullmatch(r"(.*?)(\d+)-(\d+)", self.pattern)
-        expression = re.escape(span[1] if span else self.pattern).replace(r"\*", ".*")
-        expression += r"(\d+)" if span else r"(?:\..*)?"
-        found = [found for name in names if (found := re.fullmatch(expression, name))]
-        return any(span is None or int(span[2]) <= int(one[1]) <= int(span[3]) for one in found)
+        span = _RANGE.fullmatch(self.pattern)
+        if span is None:
+            return any(glob_matches(self.pattern, name) or glob_matches(f"{self.pattern}.*", name) for name in names)
+        stem = self.pattern[: span.start(1)]
+        numbered = (_NUMBERED.fullmatch(name) for name in names)
+        return any(
+            glob_matches(stem, found[1]) and int(span[1]) <= int(found[2]) <= int(span[2])
+            for found in numbered
+            if found
+        )
 
 
 def parse_blocks(text: str) -> tuple[Term, ...]:
     """The terms of a pattern such as `down.1, mid, up.*:0.5`; none for an empty text.
 
     A term is a block's name with `*` for anything, and after a colon a strength, else 1. Of two terms that fit one
-    block the later counts. Raises `InputError` for a strength that is no number.
+    block the later counts. Raises `InputError` for a strength that is no number and for a text of more than
+    `MAX_PATTERN` characters.
     """
+    check_pattern("blocks", text)
     terms = []
     for part in re.split(r"[,;\n]", text):
         pattern, colon, strength = (piece.strip() for piece in part.partition(":"))

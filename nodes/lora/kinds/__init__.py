@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from ....training.errors import InputError
@@ -15,6 +18,8 @@ from .loha import LOHA
 from .lokr import LOKR
 from .lora import LORA
 from .oft import BOFT, OFT
+
+T = TypeVar("T")
 
 KINDS: tuple[AdapterKind, ...] = (LORA, LOHA, LOKR, OFT, BOFT, GLORA, DORA, FULL)
 # A layer is named after the first of these: DoRA has another kind's parts, and everything is `FULL` at last.
@@ -48,18 +53,9 @@ def factors(layer: str, parts: Parts) -> Factors:
     """A layer's delta in two factors, exactly. Raises `InputError` for a kind whose delta depends on the base's weight,
     such as DoRA and OFT, for parts that do not fit together, and for numbers too large to be a LoRA's.
     """
-    kind = kind_of(parts)
-    if kind.factors is None or NEW_SHAPE in parts or SET_WEIGHT in parts:
-        what = kind.name if kind.factors is None else "a replacement of the weight"
-        raise InputError(
-            f"{layer} is {what}, which depends on the base's own weights and cannot be summed before they are known; "
-            "inject that LoRA by a node of its own"
-        )
-    try:
-        made = kind.factors({name: tensor.detach().to("cpu", torch.float32) for name, tensor in parts.items()})
-    except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
-        raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error
+    kind = _known_without_base(layer, parts)
+    assert kind.factors is not None
+    made = _computed(kind.factors, layer, parts)
     # What overflows is infinite, and refused with the rest.
     largest = max(float(made.up.norm()), float(made.down.norm()))
     if not largest < TOO_LARGE:
@@ -67,3 +63,34 @@ def factors(layer: str, parts: Parts) -> Factors:
             f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved"
         )
     return made
+
+
+def norm(layer: str, parts: Parts) -> float:
+    """The Frobenius norm of a layer's delta, in memory that the file's size bounds.
+
+    Raises `InputError` as `factors` does, and for a delta that takes more than `norms.MAX_WORK`.
+    """
+    kind = _known_without_base(layer, parts)
+    assert kind.norm is not None
+    return _computed(kind.norm, layer, parts)
+
+
+def _known_without_base(layer: str, parts: Parts) -> AdapterKind:
+    """The layer's kind. Raises `InputError` where its delta depends on the base's weight."""
+    kind = kind_of(parts)
+    if kind.factors is None or NEW_SHAPE in parts or SET_WEIGHT in parts:
+        what = kind.name if kind.factors is None else "a replacement of the weight"
+        raise InputError(
+            f"{layer} is {what}, which depends on the base's own weights and cannot be summed before they are known; "
+            "inject that LoRA by a node of its own"
+        )
+    return kind
+
+
+def _computed(function: Callable[[Parts], T], layer: str, parts: Parts) -> T:
+    """A kind's function of the parts in float32 on the CPU. Raises `InputError` for parts that do not fit together."""
+    try:
+        return function({name: tensor.detach().to("cpu", torch.float32) for name, tensor in parts.items()})
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in parts.items())
+        raise InputError(f"the parts of {layer} do not fit together ({shapes}); the file is damaged") from error

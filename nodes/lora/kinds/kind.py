@@ -43,6 +43,7 @@ class AdapterKind:
     rank: the parts whose first axis is the rank that alpha is divided by, the first one that is there counts.
     shape: (out, in * kernel) of the delta from the parts' shapes, None where any weight would do, zeros where the
     parts contradict each other. factors: the delta in two factors; None where it depends on the base's weight.
+    norm: the delta's Frobenius norm without its factors, for a kind that has factors.
     """
 
     name: str
@@ -55,6 +56,7 @@ class AdapterKind:
     rank: tuple[str, ...] = ()
     shape: Callable[[Parts], Shape | None] = unknown_shape
     factors: Callable[[Parts], Factors] | None = None
+    norm: Callable[[Parts], float] | None = None
 
 
 def scale(parts: Parts, rank: int) -> float:

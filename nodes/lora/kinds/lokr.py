@@ -9,6 +9,7 @@ import torch
 from ....training.layer_names.parts import LOKR_T2, LOKR_W1, LOKR_W1_A, LOKR_W1_B, LOKR_W2, LOKR_W2_A, LOKR_W2_B
 from ..lowrank import Factors
 from .kind import AdapterKind, Pair, Parts, scale
+from .norms import product_norm, tensor_norm, tucker_norm
 
 _PARTS = (LOKR_W1, LOKR_W1_A, LOKR_W1_B, LOKR_W2, LOKR_W2_A, LOKR_W2_B, LOKR_T2)
 
@@ -57,6 +58,21 @@ def _factors(parts: Parts) -> Factors:
     return Factors(up * strength, down, kernel)
 
 
+def _norm(parts: Parts) -> float:
+    """|kron(W1, W2)| = |W1| |W2|."""
+    strength = 1.0
+    if LOKR_W1 in parts:
+        first = tensor_norm(parts[LOKR_W1])
+    else:
+        first = product_norm(parts[LOKR_W1_A], parts[LOKR_W1_B])
+        strength = scale(parts, parts[LOKR_W1_B].shape[0])
+    if LOKR_W2 in parts:
+        return abs(strength) * first * tensor_norm(parts[LOKR_W2])
+    left, right = parts[LOKR_W2_A], parts[LOKR_W2_B].flatten(1)
+    second = tucker_norm(parts[LOKR_T2], left, right) if LOKR_T2 in parts else product_norm(left, right)
+    return abs(scale(parts, right.shape[0])) * first * second
+
+
 LOKR = AdapterKind(
     "LoKr",
     found=lambda parts: any(part in parts for part in _PARTS),
@@ -73,4 +89,5 @@ LOKR = AdapterKind(
     rank=(LOKR_W2_B, LOKR_W1_B),
     shape=_shape,
     factors=_factors,
+    norm=_norm,
 )

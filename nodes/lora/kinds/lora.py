@@ -9,6 +9,7 @@ import torch
 from ....training.layer_names.parts import DOWN, MID, UP
 from ..lowrank import Factors
 from .kind import AdapterKind, Pair, Parts, scale
+from .norms import product_norm, tucker_norm
 
 
 def _shape(parts: Parts) -> tuple[int, int]:
@@ -26,6 +27,12 @@ def _factors(parts: Parts) -> Factors:
     return Factors(up.flatten(1) * strength, down.flatten(1), kernel)
 
 
+def _norm(parts: Parts) -> float:
+    up, down = parts[UP].flatten(1), parts[DOWN].flatten(1)
+    norm = product_norm(up, down) if MID not in parts else tucker_norm(parts[MID], up.t(), down)
+    return abs(scale(parts, down.shape[0])) * norm
+
+
 LORA = AdapterKind(
     "LoRA",
     found=lambda parts: UP in parts,
@@ -35,4 +42,5 @@ LORA = AdapterKind(
     rank=(DOWN,),
     shape=_shape,
     factors=_factors,
+    norm=_norm,
 )

@@ -22,7 +22,7 @@ from ...bridge.dataset.conditioning import encode_prompts, join_conds, model_con
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.models import check_trainable, file_names, target_layers
-from ...bridge.runs.report import describe_held_out
+from ...bridge.runs.report import describe_held_out, describe_notes
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
@@ -192,7 +192,7 @@ class LoraTechnique:
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
             "the noise levels and pictures that were drawn.",
         ]
-        lines += describe_held_out(run, config)
+        lines += describe_held_out(run, config) + describe_notes(run)
         if seen > 400:
             lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
         if run.info.trigger:
