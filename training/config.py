@@ -74,7 +74,8 @@ class TrainConfig:
     prior_weight: the weight of the loss on prior-preservation images; that on training images has 1.
     validation: the number of held-out images, which are scored and not trained on; 0 is off.
     patience: validations without a new lowest loss after which the run stops; 0 is without end.
-    save_every: steps between saves of the result; 0 saves only at the end and when stopped.
+    save_every: steps between files of the result so far; 0 writes one only where the run is interrupted or fails. The
+    state to resume from is saved in any case.
     sample_every: steps between sample images; 0 is none.
     keep: whether the result is the state with the lowest validation loss ("best") or the last.
 

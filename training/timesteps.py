@@ -124,6 +124,40 @@ class ImportanceSampling:
         return (1 / self.density[cell]).float()
 
 
+class LimitedTimesteps:
+    """The part of another distribution that lies in `low` <= t < `high`, so that equal t stay equally likely.
+
+    With weights, the expectation of the loss is that of uniform timesteps in this range.
+    """
+
+    def __init__(self, sampler: TimestepSampler, low: float, high: float) -> None:
+        """low, high: in 0..1."""
+        self._sampler, self.low, self.high = sampler, low, high
+        self._first, self._last = (_uniform_of(sampler, t) for t in (low, high))
+
+    def sample(self, uniform: Tensor) -> Tensor:
+        t = self._sampler.sample(self._first + (self._last - self._first) * uniform)
+        return t.clamp(self.low, self.high * (1 - 2**-24))  # rounding must not leave the range
+
+    def weight(self, t: Tensor) -> Tensor | None:
+        weight = self._sampler.weight(t)
+        return None if weight is None else weight * ((self._last - self._first) / (self.high - self.low))
+
+
+def _uniform_of(sampler: TimestepSampler, t: float) -> float:
+    """The uniform draw that a sampler maps to `t`, by bisection: `sample` is monotonic and has no inverse here."""
+    if t <= 0 or t >= 1:
+        return float(t >= 1)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if sampler.sample(torch.tensor([middle], dtype=torch.float64)).item() < t:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
 # The trainers' widget lists these names. Each makes its sampler from the model and the loss weighting.
 TIMESTEP_SAMPLERS: dict[str, Callable[[Denoiser, str], TimestepSampler]] = {
     "importance": ImportanceSampling.of,
@@ -133,11 +167,14 @@ TIMESTEP_SAMPLERS: dict[str, Callable[[Denoiser, str], TimestepSampler]] = {
 }
 
 
-def timestep_sampler(denoiser: Denoiser, name: str, weighting: str = "none") -> TimestepSampler:
+def timestep_sampler(
+    denoiser: Denoiser, name: str, weighting: str = "none", limits: tuple[float, float] = (0.0, 1.0)
+) -> TimestepSampler:
     """The sampler `name` of `TIMESTEP_SAMPLERS` for a model. weighting: one of `objective.LOSS_WEIGHTINGS`.
 
-    Raises `ValueError` for another name.
+    limits: the timesteps to draw from, see `LimitedTimesteps`. Raises `ValueError` for another name.
     """
     if name not in TIMESTEP_SAMPLERS:
         raise ValueError(f"no timestep sampling {name!r}; choose one of {', '.join(TIMESTEP_SAMPLERS)}")
-    return TIMESTEP_SAMPLERS[name](denoiser, weighting)
+    sampler = TIMESTEP_SAMPLERS[name](denoiser, weighting)
+    return sampler if limits == (0.0, 1.0) else LimitedTimesteps(sampler, *limits)

@@ -17,13 +17,19 @@ _CHUNK = 2**22  # values summed at a time: a sum in a wider dtype makes a copy i
 
 def base_name(model) -> str:
     """The name of the file that the MODEL was loaded from, or the model's class where ComfyUI does not know it."""
+    path = base_path(model)
+    return type(model.model).__name__ if path is None else path.name
+
+
+def base_path(model) -> Path | None:
+    """The file that the MODEL was loaded from, or None where ComfyUI does not know it."""
     loader = getattr(model, "cached_patcher_init", None)
     if loader and loader[1]:
         path = loader[1][0]
         path = path[0] if isinstance(path, (list, tuple)) and path else path
         if isinstance(path, (str, Path)):
-            return Path(path).name
-    return type(model.model).__name__
+            return Path(path)
+    return None
 
 
 def base_tensors(patcher) -> Iterator[tuple[str, torch.Tensor]]:

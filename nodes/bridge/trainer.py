@@ -31,9 +31,10 @@ from ...training.measure import StepCost
 from ...training.record import Run
 from ...training.run_identity import defaults_of
 from ...training.timesteps import TimestepSampler, timestep_sampler
-from ...training.validation import validation_batches, validation_scorer
+from ...training.validation import TIMESTEPS, validation_batches, validation_scorer
 from . import identity
 from .dataset.encoded import EncodedDataset
+from .models.experts import noise_range
 from .runs.context import RunContext
 from .runs.cross_validation import Fold, final_fold, validation_folds, was_finished_by_user
 from .runs.run_training import run_training
@@ -209,8 +210,10 @@ def train(
             weights.measure_again(model)  # this process now holds its shards of them
         technique.prepare(denoiser, text)
         run.info = replace(run.info, prediction=denoiser.prediction, names=technique.layer_names())
-        timesteps = timestep_sampler(denoiser, config.timestep_sampling, config.loss_weighting)
-        trainer = _Trainer(technique, models, dataset, denoiser, positions, timesteps, offload, context)
+        levels = noise_range(model.model.diffusion_model, identity.base_path(model))
+        limits = (0.0, 1.0) if levels.is_whole else denoiser.timesteps_between(levels.low, levels.high)
+        timesteps = timestep_sampler(denoiser, config.timestep_sampling, config.loss_weighting, limits)
+        trainer = _Trainer(technique, models, dataset, denoiser, positions, timesteps, limits, offload, context)
         result = _train_folds(trainer, run)
     weights.check()
     return result
@@ -234,7 +237,10 @@ def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What the trainings (folds) of one run share. positions, timesteps: see `MicroBatchLoss`."""
+    """What the trainings (folds) of one run share.
+
+    positions, timesteps: see `MicroBatchLoss`. limits: the range of t that is trained on and scored.
+    """
 
     technique: Technique[Any]
     models: Models
@@ -242,6 +248,7 @@ class _Trainer:
     denoiser: ComfyDenoiser
     positions: Sequence[int]
     timesteps: TimestepSampler
+    limits: tuple[float, float]
     offload: OffloadPlan
     context: RunContext
 
@@ -282,7 +289,9 @@ class _Trainer:
         """A function that computes the loss on the held-out pictures; None without them."""
         if not fold.held_out:
             return None
-        batches = validation_batches(self.dataset.pictures.data, fold.held_out, self.denoiser.device)
+        low, high = self.limits
+        timesteps = [low + (high - low) * t for t in TIMESTEPS]
+        batches = validation_batches(self.dataset.pictures.data, fold.held_out, self.denoiser.device, timesteps)
         return validation_scorer(batches, self.technique.loss, self.context.world)
 
     def _sample_drawer(self, fold: Fold) -> Callable[[], Image.Image] | None:

@@ -55,8 +55,8 @@ TOOLTIPS = {
     "precision": "What the frozen models compute in. What is trained is float32 always.",
     "gradient_checkpointing": "Computes each block anew in the backward pass: much less memory, about a third slower.",
     "save_every": (
-        "Steps between files written on the way. 0 writes none; the state to go on from is saved every half minute all "
-        "the same."
+        "Steps between files written on the way. 0 writes one only where the run is interrupted or fails. The state to "
+        "go on from is saved every half minute in any case."
     ),
     "sample_every": (
         "Steps between sample images, drawn with the sampler settings of this graph's KSampler and a fixed seed. 0 "

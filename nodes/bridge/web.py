@@ -5,20 +5,24 @@ A route's function takes plain values and returns what `json` can write. What it
 * `RequestRefused`: its own status, such as `NOT_FOUND`.
 * `InputError`, and other errors that the route names: 400, or the status that the route gives.
 * anything else: 500, by aiohttp.
+
+A body is read by `post_answer` and checked by `read_object`, so that no body can cause a 500.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from ...training.errors import InputError
+from ...training.plain_json import read_json
 
 OK, BAD_REQUEST, NOT_FOUND, CONFLICT = 200, 400, 404, 409
+LARGEST_BODY = 1_000_000  # bytes
 # For a route whose error is drawn on the node: the browser's console reports every other status as an error of the
 # page, and a workflow that names a missing file, or a value out of range while it is typed, is none.
 SHOWN_ON_THE_NODE = OK
@@ -57,7 +61,65 @@ async def json_answer(
     except RequestRefused as refused:
         return error_answer(refused.status, str(refused))
     except (InputError, *errors) as error:
-        return error_answer(error_status, str(error))
+        # The text of an `OSError` has the server's path.
+        message = error.strerror if isinstance(error, OSError) else None
+        return error_answer(error_status, message or str(error))
+
+
+async def post_answer(
+    request: web.Request, function: Callable[[bytes], object], errors: tuple[type[Exception], ...] = ()
+) -> web.Response:
+    """`json_answer` of a function of the request's body. A body of more than `LARGEST_BODY` bytes is refused."""
+    size = request.content_length or 0
+    if size <= LARGEST_BODY:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:  # one without a length, beyond the server's own limit
+            size = LARGEST_BODY + 1
+        else:
+            return await json_answer(function, body, errors=errors)
+    return error_answer(BAD_REQUEST, f"the body has {size:,} bytes or more; send at most {LARGEST_BODY:,}")
+
+
+def read_object(body: bytes, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """The JSON object of a body, with a value of the given type for each of the names; others are kept.
+
+    Raises `InputError` for everything else: another encoding than UTF-8, no JSON, no object, a name that is missing, a
+    value of another type, text with half of a surrogate pair.
+    """
+    if len(body) > LARGEST_BODY:
+        raise InputError(f"the body has {len(body):,} bytes; send at most {LARGEST_BODY:,}")
+    try:
+        values = read_json(body.decode("utf-8"))
+    except ValueError as error:
+        raise InputError(f"the body is no JSON ({error}); send an object") from error
+    if not isinstance(values, dict):
+        *most, last = kinds
+        names = f"{', '.join(most)} and {last}" if most else last
+        raise InputError(f"the body is {kind_of(values)}; send an object with {names}")
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is {kind_of(value)}; give {_KINDS[kind]}")
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            raise InputError(f"{name} holds half of a surrogate pair, which is no character; give text")
+    return values
+
+
+_KINDS = {
+    type(None): "missing",
+    str: "a text",
+    list: "a list",
+    dict: "an object",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+}
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value in words."""
+    return _KINDS[type(value)]
 
 
 def error_answer(status: int, message: str) -> web.Response:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...training.errors import InputError
 from .sizes import size_of
 
+# Formats of other packages, which are used where they are installed: {Pillow's name: (package, what registers it)}.
+PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 200_000_000  # a larger picture is refused before it is decoded
 # What is decoded. Others that Pillow knows are drawings, documents or rarities; EPS would start another program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO", "DDS", "QOI")
@@ -21,8 +26,8 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, str]:
     """([H, W, 3] uint8, alpha [H, W] in 0..1 or None, a note or "").
 
     Applies the EXIF rotation, lays transparency on white, converts CMYK and 16 bits to 8-bit RGB, and takes the first
-    frame of an animation, which the note says. Raises `InputError` for a file that is no picture, is cut off or is too
-    large to decode.
+    frame of an animation, which the note says; also how numbers that are no 8 bits were scaled. Raises `InputError` for
+    a file that is no picture, is cut off or is too large to decode; the text has no path.
     """
     try:
         with Image.open(path, formats=_formats()) as opened:
@@ -32,11 +37,13 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, str]:
             frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
             picture = ImageOps.exif_transpose(opened)
             picture.load()
-        return *_as_rgb(picture), f"animated, the first of {frames} frames is used" if frames > 1 else ""
+        picture, scaled = _eight_bits(picture)
+        notes = [f"animated, the first of {frames} frames is used"] if frames > 1 else []
+        return *_as_rgb(picture), ", ".join([*notes, scaled] if scaled else notes)
     except InputError:
         raise
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on a malformed file
-        raise InputError(f"is no picture that can be read ({type(error).__name__}: {error})") from error
+        raise InputError(_why_unreadable(path, error)) from error
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> torch.Tensor:
@@ -52,13 +59,45 @@ def read_mask(path: Path, size: tuple[int, int]) -> torch.Tensor:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # an older Pillow knows fewer
+    for name, (package, register) in PLUGINS.items():
+        if name not in Image.OPEN and importlib.util.find_spec(package):
+            module = importlib.import_module(package)  # pillow_jxl registers itself
+            if register:
+                getattr(module, register)()
+    return tuple(name for name in (*FORMATS, *PLUGINS) if name in Image.OPEN)  # an older Pillow knows fewer
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """The reason and what to do, without the path that Pillow's messages have."""
+    kind = _phone_format(path)
+    if kind:
+        package = PLUGINS[kind][0].replace("_", "-").replace("pillow-jxl", "pillow-jxl-plugin")
+        shown = "HEIC" if kind == "HEIF" else kind
+        if kind not in Image.OPEN:
+            return (
+                f"is a {shown} picture, which Pillow cannot read by itself; convert it to PNG or JPEG, or install the "
+                f"Python package {package} for ComfyUI and start it again"
+            )
+    if isinstance(error, UnidentifiedImageError):
+        return "is no picture that can be read; its content has no format that is known here"
+    text = str(error).replace(str(path), path.name)
+    return f"is no picture that can be read ({type(error).__name__}: {text})"
+
+
+def _phone_format(path: Path) -> str:
+    """ "HEIF" or "JXL" for a file that begins as one (ISO/IEC 23008-12, 18181-2), whatever its name; else ""."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:
+        return ""
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+        return "HEIF"
+    return "JXL" if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")) else ""
 
 
 def _as_rgb(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
     """([H, W, 3] uint8, alpha [H, W] in 0..1 or None), transparency laid on white."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _eight_bits(picture)
     alpha = None
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -68,10 +107,21 @@ def _as_rgb(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
     return torch.from_numpy(np.array(picture.convert("RGB"))), alpha
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A 16-bit or float greyscale picture as 8 bits; Pillow's own conversion clips instead of scaling."""
+def _eight_bits(picture: Image.Image) -> tuple[Image.Image, str]:
+    """(the picture with 8 bits, a note or ""): a greyscale picture of 16 or 32 bits or of floats is scaled.
+
+    White is 65535 for integers and 1 for floats. Where the values go beyond it, white is 255 or 65535 for floats that
+    fit, else the largest value; the note says so. Pillow's own conversion clips instead of scaling.
+    """
+    if not picture.mode.startswith("I") and picture.mode != "F":
+        return picture, ""
     values = np.asarray(picture, np.float64)
     if not np.isfinite(values).all():
         raise InputError("holds numbers that are not finite")
-    top = 65535.0 if picture.mode.startswith("I") else max(float(values.max()), 1e-9)
-    return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    low, high = float(values.min()), float(values.max())
+    whites = (65535.0,) if picture.mode.startswith("I") else (1.0, 255.0, 65535.0)
+    white = next((top for top in whites if high <= top), high)
+    scaled = Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
+    if white == whites[0] and low >= 0:
+        return scaled, ""
+    return scaled, f"its numbers go from {low:g} to {high:g}: 0 is taken as black and {white:g} as white"

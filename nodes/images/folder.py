@@ -13,15 +13,14 @@ from ...training.errors import InputError
 from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions import CAPTIONS, caption_of
 from .decode import read_mask, read_picture
+from .left_out import CAPTION_FILES, OTHER_FILES, left_out
 from .quality import listed, remarks
 from .sizes import SMALLEST_SIDE, crop_offset, fit, size_of, target_size
+from .text_files import CaptionFiles, doubled_captions, is_caption, match_captions, read_caption_files
 
 MASKS = ("none", "alpha", "*-mask.png")
 MASK_SUFFIX = "-mask"
 LARGEST_RESOLUTION = 4096  # px
-CAPTION_FILES = {".txt", ".caption"}
-# Files that lie in training folders without being pictures: caches and settings of trainers and file managers.
-OTHER_FILES = {".npz", ".json", ".jsonl", ".toml", ".yaml", ".safetensors", ".db", ".ini"}
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,11 @@ class _Findings:
     uncaptioned: list[str] = field(default_factory=list)
     unmasked: list[str] = field(default_factory=list)
     small: list[str] = field(default_factory=list)
+    captions: CaptionFiles = field(default_factory=CaptionFiles)
 
     def notes(self, request: FolderRequest) -> list[str]:
         """One note for each picture or kind of finding."""
-        notes = list(self.noted)
+        notes = [*self.noted, *self.captions.notes, *left_out(request.folder, request.captions, self.captions)]
         if self.uncaptioned:
             caption = request.trigger.strip()
             notes.append(
@@ -94,7 +94,7 @@ def read_folder(request: FolderRequest) -> ImageSet:
         raise InputError(f"the folder {folder.name!r} is not there; make it under ComfyUI's input folder")
     paths = pictures_in(folder)
     wrong = _captions_without_picture(folder, paths)
-    pictures, findings = [], _Findings()
+    pictures, findings = [], _Findings(captions=_caption_files(request))
     for path in paths:
         try:
             pictures.append(_read_item(path, request, findings))
@@ -106,7 +106,8 @@ def read_folder(request: FolderRequest) -> ImageSet:
             + "; ".join(wrong)
         )
     if not pictures:
-        raise InputError(f"the folder {folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it")
+        text = f"the folder {folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it"
+        raise InputError(" ".join([text, *left_out(folder, request.captions, findings.captions)]))
     notes = findings.notes(request) + remarks([item.name for item in pictures], [item.pixels for item in pictures])
     items = [copy for item in pictures for copy in ((item, mirrored(item)) if request.flip else (item,))]
     items = items * request.repeats
@@ -125,7 +126,8 @@ def _read_item(path: Path, request: FolderRequest, findings: _Findings) -> Train
         raise InputError(f"{path.name} is {original[1]}x{original[0]} px; a side needs {SMALLEST_SIDE} or more")
     mask = _mask_of(path, alpha, original, request, findings)
     try:
-        caption, missing = caption_of(path, request.captions, request.template, request.trigger.strip())
+        text = findings.captions.text_of(path)
+        caption, missing = caption_of(path, request.captions, request.template, request.trigger.strip(), text)
     except OSError as error:
         raise InputError(f"{path.name} has a caption file that cannot be read ({error})") from error
     if missing:
@@ -175,12 +177,21 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def _captions_without_picture(folder: Path, pictures: Iterable[Path]) -> list[str]:
-    stems = {path.stem for path in pictures}
+    captions = [path for path in sorted(folder.iterdir()) if is_caption(path)]
+    used = set(match_captions(pictures, captions).values())
+    doubles = doubled_captions(captions, used)  # `left_out` names them
     return [
         f"{path.name} is a caption without a picture of that name"
-        for path in sorted(folder.glob("*.txt"))
-        if path.stem not in stems
+        for path in captions
+        if path not in used and path not in doubles
     ]
+
+
+def _caption_files(request: FolderRequest) -> CaptionFiles:
+    """The caption files of a folder; none are read where the captions come from elsewhere."""
+    if request.captions != "text files":
+        return CaptionFiles()
+    return read_caption_files(pictures_in(request.folder), filter(is_caption, request.folder.iterdir()))
 
 
 def mirrored(item: TrainingImage) -> TrainingImage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
@@ -11,32 +10,38 @@ from aiohttp import web
 
 from ...training.errors import InputError
 from ..bridge.files.writing import resolve_inside, write_text
-from ..bridge.web import HasRoutes, json_answer
-from .captions import read_caption
+from ..bridge.web import HasRoutes, json_answer, post_answer, read_object
 from .folder import pictures_in
+from .text_files import is_caption, match_captions, read_caption_files
 
 MOST_PICTURES = 2000  # in one answer
 LONGEST_CAPTION = 20_000  # characters
+LONGEST_FOLDER = 80, 240  # characters, and bytes of UTF-8, of the name of a folder that is made here
 
 
 def register(server: HasRoutes) -> None:
     """Add the routes to ComfyUI's server."""
 
-    async def answer(function: Callable[..., dict], *args: str) -> web.Response:
-        return await json_answer(function, *args, errors=(OSError, TypeError, KeyError))
-
     @server.routes.get("/bespoke/folder")
     async def show(request: web.Request) -> web.Response:
-        return await answer(contents, request.query.get("name", ""))
+        return await json_answer(contents, request.query.get("name", ""), errors=(OSError,))
 
     @server.routes.post("/bespoke/folder")
     async def make(request: web.Request) -> web.Response:
-        return await answer(new_folder, str((await request.json())["name"]))
+        return await post_answer(request, _make_folder, errors=(OSError,))
 
     @server.routes.post("/bespoke/folder/caption")
     async def caption(request: web.Request) -> web.Response:
-        body = await request.json()
-        return await answer(write_caption, str(body["folder"]), str(body["file"]), str(body["caption"]))
+        return await post_answer(request, _write_caption, errors=(OSError,))
+
+
+def _make_folder(body: bytes) -> dict:
+    return new_folder(read_object(body, {"name": str})["name"])
+
+
+def _write_caption(body: bytes) -> dict:
+    values = read_object(body, {"folder": str, "file": str, "caption": str})
+    return write_caption(values["folder"], values["file"], values["caption"])
 
 
 def contents(name: str) -> dict:
@@ -48,8 +53,11 @@ def contents(name: str) -> dict:
     folder = _folder(name)
     if not folder.is_dir():
         return {"folder": name, "pictures": [], "missing": f"the folder {name!r} is not there; choose another"}
+    paths = pictures_in(folder)
+    captions = read_caption_files(paths, filter(is_caption, folder.iterdir()))
     pictures = [
-        {"file": path.name, "caption": _read(path.with_suffix(".txt"))} for path in pictures_in(folder)[:MOST_PICTURES]
+        {"file": path.name, "caption": captions.texts[path][:LONGEST_CAPTION] if path in captions.texts else None}
+        for path in paths[:MOST_PICTURES]
     ]
     return {"folder": name, "pictures": pictures}
 
@@ -59,7 +67,10 @@ def new_folder(wanted_name: str) -> dict:
 
     Letters that are not for file names become "_"; a number is added to a name that is taken.
     """
-    name = re.sub(r"[^\w -]+", "_", wanted_name, flags=re.UNICODE).strip(" ._")[:80] or "pictures"
+    name = re.sub(r"[^\w -]+", "_", wanted_name, flags=re.UNICODE).strip(" ._")
+    # Room for the number, and no character cut in two.
+    characters, size = LONGEST_FOLDER
+    name = name[:characters].encode()[:size].decode("utf-8", "ignore").strip(" ._") or "pictures"
     for number in range(1, 1000):
         candidate = name if number == 1 else f"{name}_{number}"
         try:
@@ -80,7 +91,9 @@ def write_caption(folder: str, file: str, caption: str) -> dict:
     picture = resolve_inside(_folder(folder), file)
     if picture.parent != _folder(folder) or not picture.is_file() or picture.suffix.lower() == ".txt":
         raise InputError(f"{file!r} is no picture in {folder!r}")
-    path, text = picture.with_suffix(".txt"), " ".join(caption.split())
+    captions = filter(is_caption, picture.parent.iterdir())
+    path = match_captions([picture], captions).get(picture, picture.with_suffix(".txt"))
+    text = " ".join(caption.split())
     if not text:
         path.unlink(missing_ok=True)
         return {"caption": ""}
@@ -90,10 +103,3 @@ def write_caption(folder: str, file: str, caption: str) -> dict:
 
 def _folder(name: str) -> Path:
     return resolve_inside(Path(folder_paths.get_input_directory()), name)
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return read_caption(path)[:LONGEST_CAPTION]
-    except OSError:
-        return None

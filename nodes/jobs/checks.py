@@ -35,7 +35,8 @@ def check_job(job: Job, request: Any, processes: int, shard: bool) -> None:
     """Raise `InputError` for settings that the job's data or `processes` processes cannot serve. shard: `--shard`."""
     technique = job_technique(job.technique)
     technique.check_result(job.result)
-    writing.resolve_inside(job.folder, Path(str(job.result.get("name") or job.folder.name)).name)
+    name = Path(str(job.result.get("name") or job.folder.name)).name
+    writing.resolve_inside(job.folder, name, writing.NUMBERED.format(1))
     technique.check_request(request, job.dataset(request.train))
     if shard:
         _check_sharding(job, request.train, processes)

@@ -83,7 +83,8 @@ def export_job(wanted: Path, contents: JobContents) -> tuple[Path, str]:
 
 def resolve_job_folder(folder: str) -> Path:
     """The path of a job in ComfyUI's output folder. Raises `InputError` for a name that leads out of that folder."""
-    return storage.resolve_inside(Path(folder_paths.get_output_directory()), folder)
+    # The job's result is named after the folder.
+    return storage.resolve_inside(Path(folder_paths.get_output_directory()), folder, storage.NUMBERED.format(1))
 
 
 def _report(path: Path, contents: JobContents, size: int) -> str:

@@ -258,7 +258,7 @@ def _read_settings(folder: Path) -> tuple[Tables, str]:
     """The tables and the text of job.toml."""
     path = folder / SETTINGS
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")  # an editor may have written a mark
         tables = read_toml(text)
     except FileNotFoundError:
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from ...training.errors import InputError
+from ..bridge.files.names import check_length
 
 _ALLOWED = re.compile(r"[\w./-]+")
 
@@ -35,6 +36,7 @@ def check_name(name: str) -> str:
         raise InputError(f"{shown} is a number, and a prompt would read it as a weight; add a letter")
     if name.lower().endswith((".safetensors", ".pt", ".bin")):
         raise InputError(f"{shown} has a file's ending; leave it off")
+    check_length(name, ".safetensors")
     return name
 
 

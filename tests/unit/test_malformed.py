@@ -146,7 +146,7 @@ def good() -> dict[str, tuple[bytes, object]]:
         "sixteen.tif": (encoded(Image.fromarray(wide), "TIFF"), one_colour(200, 200, 200)),
         "float.tif": (
             encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0.5, np.float32)), "TIFF"),
-            one_colour(255, 255, 255),
+            one_colour(128, 128, 128, tolerance=0),
         ),
         "palette.png": (encoded(palette), like(palette)),
         "palette-alpha.png": (encoded(clear, transparency=0), one_colour(255, 255, 255)),

@@ -175,6 +175,30 @@ def test_every_timestep_sampling_is_compared_with_its_law():
 
 
 @pytest.mark.parametrize(("sampling", "law"), LAWS.items(), ids=LAWS)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.4), (0.3, 0.8), (0.7, 1.0)])
+def test_a_part_of_the_timesteps_keeps_its_law(sampling, law, low, high):
+    """The cumulative distribution within the part is (F(t) - F(low)) / (F(high) - F(low)) of the whole one, F."""
+    timesteps = timestep_sampler(Schedule("epsilon"), sampling, limits=(low, high))
+    uniform = (torch.arange(2000) + 0.5) / 2000
+    t = timesteps.sample(uniform)
+    assert low <= float(t.min()) < float(t.max()) < high
+    ends = law(torch.tensor([low, high], dtype=torch.float64))
+    expected = (law(t.double()) - ends[0]) / (ends[1] - ends[0])
+    assert (expected - uniform).abs().max() < 1e-4
+    assert timesteps.weight(t) is None
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.2, 0.9), (0.9, 1.0)])
+def test_importance_sampling_of_a_part_leaves_the_mean_of_the_part_as_it_is(low, high):
+    """The mean of t^2 over low..high is (high^3 - low^3) / (3 (high - low)); weighted draws must have it."""
+    timesteps = timestep_sampler(Schedule("epsilon"), "importance", limits=(low, high))
+    t = timesteps.sample((torch.arange(200_000) + 0.5) / 200_000)
+    assert low <= float(t.min()) < float(t.max()) < high
+    mean = float((timesteps.weight(t).double() * t.double() ** 2).mean())
+    assert mean == pytest.approx((high**3 - low**3) / (3 * (high - low)), rel=2e-3)
+
+
+@pytest.mark.parametrize(("sampling", "law"), LAWS.items(), ids=LAWS)
 def test_timestep_histogram_matches_its_law(sampling, law):
     """The cumulative distribution of 16,000 draws against the closed form; a Kolmogorov distance of .01 is expected."""
     data = LatentSet([torch.randn(1, 4, 4, 4)], [None])

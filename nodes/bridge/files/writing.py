@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import folder_paths
@@ -16,9 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ....training.errors import InputError
+from .names import check_length
 
 NO_FOLDER_OPTION = "(no folder yet)"  # the widget's only choice where the input folder has no subfolder
 TEMPORARY_PREFIX = ".bespoke-"  # of the names of files that are being written
+LONGEST_PATH = 4000  # bytes of UTF-8
+NUMBERED = "_{:05}.safetensors"  # the end of the files of `write_numbered`
 STALE_SECONDS = 3600  # a temporary file of this age is left over: no file takes as long to write
 _FORBIDDEN_CHARACTERS = re.compile(r'[\x00-\x1f<>:"|?*]')
 
@@ -30,13 +34,19 @@ def reason_of(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def resolve_inside(folder: Path, name: str) -> Path:
-    """`folder / name`, resolved. Raises `InputError` where that is not below `folder` or no valid file name."""
+def resolve_inside(folder: Path, name: str, ending: str = "") -> Path:
+    """`folder / name`, resolved. Raises `InputError` where that is not below `folder` or no valid file name.
+
+    ending: what will be put behind the name; it counts in the name's length.
+    """
     if name == NO_FOLDER_OPTION:
         raise InputError("ComfyUI's input folder holds no folder yet; make one there and put pictures into it")
     if not name or name != name.strip() or _FORBIDDEN_CHARACTERS.search(name):
         raise InputError(f"the name {name!r} cannot be a file's; use letters, digits, '-', '_' and '/' for a subfolder")
+    check_length(name, ending)
     base = folder.resolve()
+    if len(f"{base}/{name}{ending}".encode()) > LONGEST_PATH:
+        raise InputError(f"the name {name[:40]!r}... has {len(name):,} characters; give a shorter one")
     path = (base / name.replace("\\", "/")).resolve()
     if path == base or base not in path.parents:
         raise InputError(f"the name {name!r} leads out of {folder.name!r}; give a name without '..' or a leading '/'")
@@ -77,11 +87,31 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
 
 
 def _remove_stale_files(folder: Path) -> None:
-    """Remove the unfinished files of processes that were killed."""
-    for temporary in folder.glob(f"{TEMPORARY_PREFIX}*.part"):
-        with contextlib.suppress(OSError):  # another process may remove it at the same time
-            if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
-                temporary.unlink()
+    """Remove the unfinished files of processes that were killed, also those of sample images of version 0.1."""
+    for pattern in (f"{TEMPORARY_PREFIX}*.part", ".[0-9][0-9][0-9][0-9][0-9][0-9]*.png.part"):
+        for temporary in folder.glob(pattern):
+            with contextlib.suppress(OSError):  # another process may remove it at the same time
+                if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
+                    temporary.unlink()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write to, which replaces `path` at the end of the block; an exception removes it instead.
+
+    A reader sees the whole old or the whole new file. What a killed process leaves behind is removed by a later write
+    into the same folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_files(path.parent)
+    # The name's hash, since the name itself may have the greatest length already.
+    name = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{name}-{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str, synced: bool = False) -> None:
@@ -89,17 +119,11 @@ def write_text(path: Path, text: str, synced: bool = False) -> None:
 
     synced: the text is on the disk before it replaces the old one. `runs.durable.replace_text` also syncs the folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}.part")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            if synced:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        if synced:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _rename_if_free(temporary: Path, path: Path) -> None:
@@ -120,10 +144,10 @@ def write_numbered(kind: str, prefix: str, write: Callable[[Path], None]) -> str
 
 def write_numbered_in(folder: Path, prefix: str, write: Callable[[Path], None]) -> str:
     """`write_numbered` in any folder; gives the name relative to it."""
-    stem = resolve_inside(folder, prefix)
+    stem = resolve_inside(folder, prefix, NUMBERED.format(1))
     number = 1
     while True:
-        path = stem.with_name(f"{stem.name}_{number:05}.safetensors")
+        path = stem.with_name(stem.name + NUMBERED.format(number))
         if not path.exists():
             try:
                 write(path)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....training.errors import InputError
-from ....training.plain_json import read_json
 from ....training.record import Summary, plain_value
 from ....training.run_identity import NOT_IDENTITY
+from ..web import kind_of, read_object
 
-LARGEST_BODY = 1_000_000  # bytes
 TOLERANCE = 1e-9  # relative, as widgets round numbers in their own way
 
 
@@ -35,37 +34,12 @@ class NodeRequest:
     @classmethod
     def from_json(cls, body: bytes) -> NodeRequest:
         """The request that the page sends. Raises `InputError` for anything else."""
-        if len(body) > LARGEST_BODY:
-            raise InputError(f"the body has {len(body):,} bytes; send at most {LARGEST_BODY:,}")
-        try:
-            values = read_json(body.decode("utf-8"))
-        except ValueError as error:
-            raise InputError(f"the body is no JSON ({error}); send an object") from error
-        if not isinstance(values, dict):
-            raise InputError(f"the body is {_kind(values)}; send an object with technique, workflow, paths and request")
-        for name, kind in (("technique", str), ("workflow", str), ("paths", list), ("request", dict)):
-            if not isinstance(values.get(name), kind):
-                raise InputError(f"{name} is {_kind(values.get(name))}; give {_KINDS[kind]}")
+        values = read_object(body, {"technique": str, "workflow": str, "paths": list, "request": dict})
         wrong = [path for path in values["paths"] if not isinstance(path, str)]
         if wrong:
-            raise InputError(f"one of paths is {_kind(wrong[0])}; give texts like '1:2'")
+            raise InputError(f"one of paths is {kind_of(wrong[0])}; give texts like '1:2'")
         request = {name: plain_value(value) for name, value in values["request"].items()}
         return cls(values["technique"], values["workflow"], frozenset(values["paths"]), request)
-
-
-_KINDS = {
-    type(None): "missing",
-    str: "a text",
-    list: "a list",
-    dict: "an object",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-}
-
-
-def _kind(value: Any) -> str:
-    return _KINDS[type(value)]
 
 
 def find_run(runs: Sequence[Summary], wanted: NodeRequest) -> tuple[Summary | None, bool]:

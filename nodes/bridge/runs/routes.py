@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ....training.errors import InputError
 from ....training.record import Run
-from ..web import CONFLICT, NOT_FOUND, HasRoutes, JsonText, RequestRefused, error_answer, json_answer
+from ..web import CONFLICT, NOT_FOUND, HasRoutes, JsonText, RequestRefused, error_answer, json_answer, post_answer
 from .graph import files_of, kept_graph
 from .index import PAGE, RunIndex
 from .match import NodeRequest, find_run
@@ -26,7 +26,7 @@ def register(server: HasRoutes) -> None:
 
     @server.routes.post("/bespoke/runs/match")
     async def match(request: web.Request) -> web.Response:
-        return await json_answer(match_run, await request.read())
+        return await post_answer(request, match_run)
 
     @server.routes.get("/bespoke/runs/{id}")
     async def run(request: web.Request) -> web.Response:

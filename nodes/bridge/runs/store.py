@@ -22,7 +22,7 @@ from ....training.checkpoint import State, UnusableState, pack, unpack
 from ....training.plain_json import read_json
 from ....training.record import Run, RunState, Summary, summary_of
 from ..files.reading import read_text
-from ..files.writing import reason_of, write_safetensors, write_text
+from ..files.writing import reason_of, replacing, write_safetensors, write_text
 from .durable import replace_text, sync_folder
 from .loss_file import LOSSES, LossFile, same_start
 from .record_file import RECORD, STATE_NAME, SavedRecord, state_name
@@ -279,12 +279,9 @@ class RunStore:
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
         """Write a sample image. Returns its file name, which `sample_path` takes."""
-        folder = self.folder / SAMPLES
-        folder.mkdir(parents=True, exist_ok=True)
         name = f"{step:06}.png"
-        temporary = folder / f".{name}.part"
-        picture.save(temporary, "PNG")
-        temporary.replace(folder / name)
+        with replacing(self.folder / SAMPLES / name) as temporary:
+            picture.save(temporary, "PNG")
         return name
 
     def sample_path(self, name: str) -> Path | None:

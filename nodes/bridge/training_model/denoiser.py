@@ -82,6 +82,22 @@ class ComfyDenoiser:
         index = (t.to(self.device) * len(self._sigmas)).long().clamp(0, len(self._sigmas) - 1)
         return self._sigmas[index]
 
+    def timesteps_between(self, low: float, high: float) -> tuple[float, float]:
+        """(from, to) in 0..1: the timesteps t whose noise levels are `low` <= sigma < `high`, or <= 1 where that is 1.
+
+        Raises `InputError` where there are none.
+        """
+        sigmas = self._sigmas.cpu()
+        edges = torch.searchsorted(sigmas, torch.tensor([low, high], dtype=sigmas.dtype)).tolist()
+        first = edges[0]
+        last = len(sigmas) if high >= 1 else edges[1]
+        if first >= last:
+            raise InputError(
+                f"the model's noise levels go from {sigmas[0]:g} to {sigmas[-1]:g}, and it is trained on those from "
+                f"{low:g} to {high:g} only; take the node away that changes its sampling"
+            )
+        return first / len(sigmas), last / len(sigmas)
+
     def add_noise(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         """`latent` [B, C, ...] with `noise` of the same shape, at the noise levels `sigma` [B]."""
         return self.base.model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), noise, latent)

@@ -21,7 +21,9 @@ from ...bridge.dataset.captions import CaptionConditioning
 from ...bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
+from ...bridge.identity import base_path
 from ...bridge.models import check_trainable, file_names, target_layers
+from ...bridge.models.experts import noise_range
 from ...bridge.runs.report import describe_held_out, describe_notes
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
@@ -193,6 +195,10 @@ class LoraTechnique:
             "the noise levels and pictures that were drawn.",
         ]
         lines += describe_held_out(run, config) + describe_notes(run)
+        model = self._models.model
+        levels = noise_range(model.model.diffusion_model, base_path(model))
+        if levels.note:
+            lines.append(levels.note)
         if seen > 400:
             lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
         if run.info.trigger:

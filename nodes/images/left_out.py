@@ -1,0 +1,97 @@
+"""What lies in a folder of pictures and is not used, counted by reason for the report."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from .quality import listed
+from .text_files import CaptionFiles, is_caption, look_alike
+
+CAPTION_FILES = {".txt", ".caption"}
+# Files that lie in training folders without being pictures: caches and settings of trainers and file managers.
+OTHER_FILES = {".npz", ".json", ".jsonl", ".toml", ".yaml", ".safetensors", ".db", ".ini"}
+TABLE = "metadata.jsonl"  # of captions, as Hugging Face's data sets have it
+PICTURES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".jp2"),
+    *(".qoi", ".heic", ".heif", ".jxl"),
+}
+MOST_SEEN = 20_000  # files of subfolders that are counted
+
+
+def left_out(folder: Path, source: str, captions: CaptionFiles) -> list[str]:
+    """Notes on everything in the folder that is not used, one a reason.
+
+    source: where captions come from, one of `captions.CAPTIONS`. captions: the caption files as they were read. Masks
+    are not among them.
+    """
+    entries = sorted(folder.iterdir(), key=lambda path: path.name.lower())
+    hidden = [path for path in entries if path.name.startswith(".")]
+    shown = [path for path in entries if not path.name.startswith(".")]
+    files = [path for path in shown if path.is_file()]
+    folders = [path for path in shown if path.is_dir()]
+    odd = [path.name for path in shown if not path.is_file() and not path.is_dir()]
+    notes = [*_subfolder_notes(folders), *_caption_notes(files, source, captions), *look_alike(files)]
+    others = [path for path in files if path.suffix.lower() in OTHER_FILES and path.name.lower() != TABLE]
+    kinds = Counter(path.suffix.lower() for path in others)
+    if kinds:
+        notes.append(f"Passed over, as they are no pictures: {_counted(kinds)}.")
+    if hidden:
+        notes.append(f"Passed over, as their names begin with a dot: {listed([path.name for path in hidden])}.")
+    if odd:
+        notes.append(f"Passed over, as they are broken links or no files: {listed(odd)}.")
+    return notes
+
+
+def _subfolder_notes(folders: list[Path]) -> list[str]:
+    if not folders:
+        return []
+    counts = {path.name: _pictures_below(path) for path in folders}
+    full = [f"{name} ({count})" for name, count in counts.items() if count]
+    empty = [name for name, count in counts.items() if not count]
+    notes = []
+    if full:
+        notes.append(
+            f"NOT READ: {sum(counts.values())} pictures in subfolders: {listed(full)}. Only the folder itself is read; "
+            "move them into it, or choose the subfolder."
+        )
+    if empty:
+        notes.append(f"Passed over: subfolders without pictures: {listed(empty)}.")
+    return notes
+
+
+def _pictures_below(folder: Path) -> int:
+    """How many pictures a folder holds by their endings, with all below it; at most `MOST_SEEN` files are looked at."""
+    seen = pictures = 0
+    for _, _, names in os.walk(folder):
+        pictures += sum(os.path.splitext(name)[1].lower() in PICTURES for name in names if not name.startswith("."))
+        seen += len(names)
+        if seen > MOST_SEEN:
+            break
+    return pictures
+
+
+def _caption_notes(files: list[Path], source: str, captions: CaptionFiles) -> list[str]:
+    notes = []
+    others = [path.name for path in files if path.suffix.lower() == ".caption"]
+    if others:
+        notes.append(
+            f"NOT READ: {len(others)} .caption files: {listed(others)}. Captions are read from .txt files; rename them."
+        )
+    tables = [path.name for path in files if path.name.lower() == TABLE]
+    if tables:
+        notes.append(
+            f"NOT READ: captions in {listed(tables)}. Captions are read from a .txt file of each picture's name."
+        )
+    texts = [path.name for path in files if is_caption(path)]
+    if texts and source != "text files":
+        notes.append(f"Passed over: {len(texts)} .txt files, as captions is {source!r}.")
+    if captions.unused:
+        doubles = listed([path.name for path in captions.unused])
+        notes.append(f"NOT READ: {doubles}, as the same picture has another caption file.")
+    return notes
+
+
+def _counted(kinds: Counter[str]) -> str:
+    return ", ".join(f"{count} {ending}" for ending, count in kinds.most_common())

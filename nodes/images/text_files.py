@@ -1,0 +1,153 @@
+"""The caption files of a folder: which belongs to which picture, and their texts."""
+
+from __future__ import annotations
+
+import errno
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .encodings import NAMES, Decision, decide, mark_of
+from .quality import listed
+
+CAPTION_ENDING = ".txt"  # in any case
+LONGEST_FILE = 1_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class CaptionFiles:
+    """The caption files of a folder.
+
+    texts: {picture: its caption in one line}; a picture without a file is not in it. used: {picture: its file}.
+    unused: files of pictures that another file belongs to. errors: {file: why it cannot be read}.
+    notes: for the report, which encodings were taken and what was lost, shared or alike.
+    """
+
+    texts: Mapping[Path, str] = field(default_factory=dict)
+    used: Mapping[Path, Path] = field(default_factory=dict)
+    unused: tuple[Path, ...] = ()
+    errors: Mapping[Path, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def text_of(self, picture: Path) -> str:
+        """The caption of a picture, "" without a file. Raises `OSError` where its file cannot be read."""
+        error = self.errors.get(self.used.get(picture, picture))
+        if error is not None:
+            raise OSError(error)
+        return self.texts.get(picture, "")
+
+
+def read_caption_files(pictures: Iterable[Path], captions: Iterable[Path]) -> CaptionFiles:
+    """Match the caption files to pictures and decode them together, see `encodings.decide`.
+
+    pictures, captions: of one folder. A file belongs to a picture of the same
+    name before the ending, also where the two spell it in different Unicode forms (NFC and NFD, as macOS and other
+    systems write "e" with an accent).
+    """
+    captions = list(captions)
+    used = match_captions(pictures, captions)
+    contents, errors = {}, {}
+    for path in sorted(set(used.values())):
+        try:
+            contents[path] = _read(path)
+        except OSError as error:
+            errors[path] = error.strerror or type(error).__name__
+    decisions = dict(zip(contents, decide(list(contents.values())), strict=True))
+    decoded = {path: decode(data, decisions[path]) for path, data in contents.items()}
+    lost = [f"{path.name} ({count})" for path, (_, count) in decoded.items() if count]
+    notes = [*_encoding_notes(decisions), *_sharing_notes(used)]
+    if lost:
+        notes.append(
+            f"Characters that no encoding has, shown as \ufffd: {listed(lost)}. Save these files as UTF-8 again."
+        )
+    return CaptionFiles(
+        {picture: decoded[path][0] for picture, path in used.items() if path in decoded},
+        used,
+        doubled_captions(captions, set(used.values())),
+        errors,
+        tuple(notes),
+    )
+
+
+def is_caption(path: Path) -> bool:
+    """Whether a path is a caption file by its name, and is there."""
+    return path.suffix.lower() == CAPTION_ENDING and not path.name.startswith(".") and path.is_file()
+
+
+def match_captions(pictures: Iterable[Path], captions: Iterable[Path]) -> dict[Path, Path]:
+    """{picture: its caption file}. The exact name wins, with ".txt" before ".TXT", then one in another Unicode form."""
+    by_stem: dict[str, list[Path]] = {}
+    for path in sorted(captions, key=lambda path: path.name):
+        by_stem.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
+    found = {}
+    for picture in pictures:
+        stem = picture.stem
+        named = by_stem.get(unicodedata.normalize("NFC", stem), [])
+        if named:
+            found[picture] = min(named, key=lambda path: (path.stem != stem, path.suffix != CAPTION_ENDING))
+    return found
+
+
+def doubled_captions(captions: Iterable[Path], used: set[Path]) -> tuple[Path, ...]:
+    """The caption files that are not used, since their pictures have others: "a.TXT" beside "a.txt"."""
+    stems = {unicodedata.normalize("NFC", path.stem) for path in used}
+    return tuple(path for path in captions if path not in used and unicodedata.normalize("NFC", path.stem) in stems)
+
+
+def look_alike(paths: Iterable[Path]) -> list[str]:
+    """Notes on files whose names differ only in their Unicode form, so that they look the same."""
+    by_name: dict[str, list[str]] = {}
+    for path in paths:
+        by_name.setdefault(unicodedata.normalize("NFC", path.name), []).append(path.name)
+    twice = [f"{name} ({len(names)} times)" for name, names in sorted(by_name.items()) if len(names) > 1]
+    if not twice:
+        return []
+    return [f"Names that look the same and differ in their Unicode form (NFC, NFD): {listed(twice)}. Rename one."]
+
+
+def decode(data: bytes, decision: Decision) -> tuple[str, int]:
+    """(the text in one line, how many characters could not be read). Control characters become blanks."""
+    mark = mark_of(data)
+    data = data[mark[1] :] if mark is not None else data
+    try:
+        text, lost = data.decode(decision.encoding), 0
+    except UnicodeDecodeError:
+        text = data.decode(decision.encoding, "replace")
+        lost = text.count("\ufffd")
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split()), lost
+
+
+def _read(path: Path) -> bytes:
+    """Raises `OSError` also for a file that is far too large for a caption."""
+    size = path.stat().st_size
+    if size > LONGEST_FILE:
+        raise OSError(errno.EFBIG, f"has {size:,} bytes, and a caption at most {LONGEST_FILE:,}")
+    return path.read_bytes()
+
+
+def _encoding_notes(decisions: Mapping[Path, Decision]) -> list[str]:
+    """Which encodings the files have; a note only where one is not UTF-8."""
+    counts = Counter(NAMES[decision.encoding] for decision in decisions.values())
+    others = [path.name for path, decision in decisions.items() if decision.encoding != "utf-8"]
+    if not others:
+        return []
+    kinds = ", ".join(f"{count} as {name}" for name, count in counts.most_common())
+    notes = [f"Caption files: {kinds}. Not UTF-8: {listed(others)}. Check these captions on the preview."]
+    guessed = [path.name for path, decision in decisions.items() if decision.guessed]
+    if guessed:
+        notes.append(
+            f"The encoding of {listed(guessed)} is a guess, since the package charset-normalizer, which comes with "
+            "ComfyUI, is not installed. Install it, or save the files as UTF-8."
+        )
+    return notes
+
+
+def _sharing_notes(used: Mapping[Path, Path]) -> list[str]:
+    pictures_of: dict[Path, list[str]] = {}
+    for picture, path in used.items():
+        pictures_of.setdefault(path, []).append(picture.name)
+    shared = [f"{' and '.join(names)} ({path.name})" for path, names in pictures_of.items() if len(names) > 1]
+    return [f"One caption file for several pictures: {listed(shared)}."] if shared else []
