@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .batch_order import batch_indices, draw_counts
 from .config import TrainConfig
-from .randomness import batch_indices, generator, noise, stratified_uniform
+from .randomness import generator, noise, stratified_uniform
 from .tensors import to_list
 from .timesteps import TimestepSampler
 
@@ -58,6 +59,11 @@ class LatentSet:
         for index in indices:
             by_shape[tuple(self.latents[index].shape)].append(index)
         return list(by_shape.values())
+
+    def draw_counts(self, config: TrainConfig, steps: int, among: Sequence[int]) -> Counter[int]:
+        """{index: how often the first `steps` steps of a training on `among` draw that image}, exactly."""
+        micros = steps * config.gradient_accumulation
+        return draw_counts(self.buckets(among), config.batch_size, config.seed, micros)
 
     def batch(
         self,

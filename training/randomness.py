@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 import torch
 
-from .tensors import to_list
-
 
 def generator(seed: int | str, *path: int | str) -> torch.Generator:
     """A CPU generator for one named draw: `generator(seed, "noise", micro, position)`.
@@ -43,19 +41,3 @@ def stratified_uniform(seed: int | str, micro: int, count: int) -> torch.Tensor:
     draw = generator(seed, "timestep", micro)
     strata = torch.randperm(count, generator=draw)
     return (strata + torch.rand(count, generator=draw)) / count
-
-
-def batch_indices(buckets: Sequence[Sequence[int]], count: int, seed: int | str, micro: int) -> list[int]:
-    """The `count` indices of a micro-batch, all from one of `buckets`.
-
-    buckets: indices that may share a batch (images of one size). An index may occur more than once (repeats).
-    An epoch goes through every bucket in shuffled order and fills the last batch of a bucket from its beginning, so
-    every image is drawn at least once and at most `count - 1` images twice.
-    """
-    batches_of = [-(-len(bucket) // count) for bucket in buckets]  # of one epoch
-    epoch, position = divmod(micro, sum(batches_of))
-    starts = [(g, b) for g, batches in enumerate(batches_of) for b in range(batches)]  # (bucket, batch in it)
-    g, b = starts[int(torch.randperm(len(starts), generator=generator(seed, "batches", epoch))[position])]
-    bucket = buckets[g]
-    order = to_list(torch.randperm(len(bucket), generator=generator(seed, "images", epoch, g)))
-    return [bucket[order[(b * count + i) % len(bucket)]] for i in range(count)]

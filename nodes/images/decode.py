@@ -47,13 +47,17 @@ def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, str]:
 
 
 def read_mask(path: Path, size: tuple[int, int]) -> torch.Tensor:
-    """[H, W] in 0..1: the mean of a mask file's channels. Raises `InputError` unless it has `size` (height, width)."""
-    pixels, _, _ = read_picture(path)
+    """[H, W] in 0..1: the mean of a mask file's channels, transparency laid on black, so that only white counts.
+
+    Raises `InputError` unless it has `size` (height, width).
+    """
+    pixels, alpha, _ = read_picture(path)
     if size_of(pixels) != size:
         raise InputError(
             f"is {pixels.shape[1]}x{pixels.shape[0]} px and its picture {size[1]}x{size[0]}; make them equal"
         )
-    return pixels.float().mean(-1) / 255
+    brightness = pixels.float().mean(-1) / 255
+    return brightness if alpha is None else (brightness + alpha - 1).clamp(0, 1)  # `pixels` lies on white
 
 
 @functools.cache

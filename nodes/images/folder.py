@@ -7,19 +7,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from ...training.errors import InputError
 from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions import CAPTIONS, caption_of
-from .decode import read_mask, read_picture
+from .decode import read_picture
 from .left_out import CAPTION_FILES, OTHER_FILES, left_out
+from .masks import MASKS, FolderMasks, has_name_of_mask, without_black_masks
 from .quality import listed, remarks
-from .sizes import SMALLEST_SIDE, crop_offset, fit, size_of, target_size
+from .sizes import (
+    BUCKET_STEP,
+    BUCKET_STEPS,
+    LEAST_KEPT,
+    SMALL_STEP,
+    SMALLEST_SIDE,
+    crop_offset,
+    fit,
+    kept,
+    size_of,
+    target_size,
+)
 from .text_files import CaptionFiles, doubled_captions, is_caption, match_captions, read_caption_files
 
-MASKS = ("none", "alpha", "*-mask.png")
-MASK_SUFFIX = "-mask"
 LARGEST_RESOLUTION = 4096  # px
 
 
@@ -29,8 +37,8 @@ class FolderRequest:
 
     captions: one of `CAPTIONS`, with `template` for the last. trigger: a word put before captions that lack it.
     resolution: px, the side of the square whose area a picture may have at most. bucket: keep aspect ratios. flip: add
-    mirrored copies. repeats: how often each picture stands in the set. masks: one of `MASKS`. Raises `InputError` for a
-    value out of range.
+    mirrored copies. repeats: how often each picture stands in the set. masks: one of `MASKS`. bucket_step: px, the step
+    between the sides of buckets; see `target_size`. Raises `InputError` for a value out of range.
     """
 
     folder: Path
@@ -42,6 +50,7 @@ class FolderRequest:
     flip: bool = False
     repeats: int = 1
     masks: str = "none"
+    bucket_step: int = BUCKET_STEP
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
@@ -52,6 +61,9 @@ class FolderRequest:
             raise InputError(f"resolution is {self.resolution}; give {SMALLEST_SIDE} to {LARGEST_RESOLUTION} pixels")
         if self.repeats < 1:
             raise InputError(f"repeats is {self.repeats}; give 1 or more")
+        low, high = BUCKET_STEPS
+        if not low <= self.bucket_step <= high or self.bucket_step % SMALL_STEP:
+            raise InputError(f"bucket_step is {self.bucket_step}; give a multiple of {SMALL_STEP} from {low} to {high}")
 
 
 @dataclass
@@ -60,7 +72,7 @@ class _Findings:
 
     noted: list[str] = field(default_factory=list)  # "name: note"
     uncaptioned: list[str] = field(default_factory=list)
-    unmasked: list[str] = field(default_factory=list)
+    cropped: list[str] = field(default_factory=list)
     small: list[str] = field(default_factory=list)
     captions: CaptionFiles = field(default_factory=CaptionFiles)
 
@@ -73,8 +85,8 @@ class _Findings:
                 f"No caption: {listed(self.uncaptioned)}; "
                 + (f"only {caption!r} is said of them." if caption else "the prompt is empty for them.")
             )
-        if self.unmasked:
-            notes.append(f"No {MASK_SUFFIX}.png: {listed(self.unmasked)}; the whole picture counts.")
+        if self.cropped:
+            notes.append(f"Cropped by more than a fifth: {listed(self.cropped)}; no bucket is closer to their shape.")
         if self.small:
             notes.append(
                 f"Small: {listed(self.small)}; less than half of the {request.resolution}x{request.resolution} px "
@@ -92,12 +104,12 @@ def read_folder(request: FolderRequest) -> ImageSet:
     folder = request.folder
     if not folder.is_dir():
         raise InputError(f"the folder {folder.name!r} is not there; make it under ComfyUI's input folder")
-    paths = pictures_in(folder)
-    wrong = _captions_without_picture(folder, paths)
+    masks = FolderMasks(request.masks, files_in(folder), pictures_in(folder))
+    wrong = _captions_without_picture(folder, masks.pictures + masks.captioned)
     pictures, findings = [], _Findings(captions=_caption_files(request))
-    for path in paths:
+    for path in masks.pictures:
         try:
-            pictures.append(_read_item(path, request, findings))
+            pictures.append(_read_item(path, request, masks, findings))
         except InputError as error:
             wrong.append(str(error))
     if wrong:
@@ -107,24 +119,27 @@ def read_folder(request: FolderRequest) -> ImageSet:
         )
     if not pictures:
         text = f"the folder {folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it"
-        raise InputError(" ".join([text, *left_out(folder, request.captions, findings.captions)]))
-    notes = findings.notes(request) + remarks([item.name for item in pictures], [item.pixels for item in pictures])
+        notes = masks.notes() + left_out(folder, request.captions, findings.captions)
+        raise InputError(" ".join([f"{text}.", *notes]) if notes else text)
+    pictures, black = without_black_masks(pictures)
+    notes = findings.notes(request) + masks.notes() + black
+    notes += remarks([item.name for item in pictures], [item.pixels for item in pictures])
     items = [copy for item in pictures for copy in ((item, mirrored(item)) if request.flip else (item,))]
     items = items * request.repeats
     return ImageSet(tuple(items), request.trigger.strip(), fingerprint(items), tuple(notes))
 
 
-def _read_item(path: Path, request: FolderRequest, findings: _Findings) -> TrainingImage:
+def _read_item(path: Path, request: FolderRequest, masks: FolderMasks, findings: _Findings) -> TrainingImage:
     """One picture with its caption and mask at the size it is trained at. Raises `InputError` with the file's name."""
     try:
         pixels, alpha, note = read_picture(path)
     except InputError as error:
         raise InputError(f"{path.name} {error}") from error
     original = size_of(pixels)
-    height, width = target_size(*original, request.resolution, request.bucket)
+    height, width = target_size(*original, request.resolution, request.bucket, request.bucket_step)
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"{path.name} is {original[1]}x{original[0]} px; a side needs {SMALLEST_SIDE} or more")
-    mask = _mask_of(path, alpha, original, request, findings)
+    mask = masks.of(path, alpha, original)
     try:
         text = findings.captions.text_of(path)
         caption, missing = caption_of(path, request.captions, request.template, request.trigger.strip(), text)
@@ -134,6 +149,9 @@ def _read_item(path: Path, request: FolderRequest, findings: _Findings) -> Train
         findings.uncaptioned.append(path.name)
     if note:
         findings.noted.append(f"{path.name}: {note}")
+    share = kept(*original, height, width)
+    if request.bucket and share < LEAST_KEPT:
+        findings.cropped.append(f"{path.name} ({share:.0%} of {original[1]}x{original[0]} px is kept)")
     if original[0] * original[1] < request.resolution**2 / 2:
         findings.small.append(f"{path.name} ({original[1]}x{original[0]} px)")
     return TrainingImage(
@@ -146,33 +164,20 @@ def _read_item(path: Path, request: FolderRequest, findings: _Findings) -> Train
     )
 
 
-def _mask_of(
-    path: Path, alpha: Tensor | None, size: tuple[int, int], request: FolderRequest, findings: _Findings
-) -> Tensor | None:
-    """The mask [H, W] in 0..1 of a picture of `size` (height, width), or None where all of it counts."""
-    if request.masks == "alpha":
-        return alpha
-    if request.masks == "none":
-        return None
-    mask_path = path.with_name(f"{path.stem}{MASK_SUFFIX}.png")
-    if not mask_path.is_file():
-        findings.unmasked.append(path.name)
-        return None
-    try:
-        return read_mask(mask_path, size)
-    except InputError as error:
-        raise InputError(f"{mask_path.name} {error}") from error
-
-
 def pictures_in(folder: Path) -> list[Path]:
-    """The folder's files that should be pictures, in the order of names: no captions, masks, caches or settings."""
+    """The folder's files that should be pictures, in the order of names: no captions, masks, caches or settings.
+
+    A file that is named as a mask is one, unless it has a caption file of its own.
+    """
+    return [path for path in files_in(folder) if not has_name_of_mask(path)]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The folder's pictures and masks, in the order of names."""
     return [
         path
         for path in sorted(folder.iterdir(), key=lambda p: p.name.lower())
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.suffix.lower() not in OTHER_FILES | CAPTION_FILES
-        and not path.stem.endswith(MASK_SUFFIX)
+        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in OTHER_FILES | CAPTION_FILES
     ]
 
 

@@ -12,9 +12,10 @@ from ..bridge.files.writing import NO_FOLDER_OPTION, resolve_inside
 from ..bridge.types import Images
 from .batch import image_set
 from .captions import CAPTIONS
-from .folder import LARGEST_RESOLUTION, MASKS, FolderRequest, hash_files, read_folder
+from .folder import LARGEST_RESOLUTION, FolderRequest, hash_files, read_folder
+from .masks import MASKS
 from .sheet import contact_sheet, describe
-from .sizes import SMALLEST_SIDE
+from .sizes import BUCKET_STEP, BUCKET_STEPS, SMALL_STEP, SMALLEST_SIDE
 
 
 def _folders() -> list[str]:
@@ -114,6 +115,19 @@ class ImageFolder(io.ComfyNode):
                         "NAME-mask.png shows in white."
                     ),
                 ),
+                io.Int.Input(
+                    "bucket_step",
+                    default=BUCKET_STEP,
+                    min=BUCKET_STEPS[0],
+                    max=BUCKET_STEPS[1],
+                    step=SMALL_STEP,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Pixels: the sides of buckets are multiples of it. A smaller step crops less and gives more "
+                        "sizes, so fewer pictures of one size to share a batch."
+                    ),
+                ),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -131,11 +145,8 @@ class ImageFolder(io.ComfyNode):
         )
 
     @classmethod
-    def _request(
-        cls, folder, captions, template, trigger, resolution, bucket=True, flip=False, repeats=1, masks="none"
-    ):
-        path = resolve_inside(Path(folder_paths.get_input_directory()), folder)
-        return FolderRequest(path, captions, template, trigger, resolution, bucket, flip, repeats, masks)
+    def _request(cls, folder, **settings):
+        return FolderRequest(resolve_inside(Path(folder_paths.get_input_directory()), folder), **settings)
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
@@ -177,7 +188,12 @@ class ImageBatch(io.ComfyNode):
                     tooltip="A word that stands for what is learned; put before every caption that lacks it.",
                 ),
                 io.Mask.Input(
-                    "masks", optional=True, tooltip="White counts in the loss. One for all pictures, or one each."
+                    "masks",
+                    optional=True,
+                    tooltip=(
+                        "White counts in the loss. One for all pictures, or one each. A picture whose mask is black is "
+                        "left out."
+                    ),
                 ),
             ],
             outputs=[

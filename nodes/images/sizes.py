@@ -2,33 +2,81 @@
 
 from __future__ import annotations
 
-import math
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 SMALLEST_SIDE = 64  # px; a smaller picture has too little to learn from
-LARGE_STEP, SMALL_STEP, LARGE = 64, 8, 256  # px: sides of LARGE and more are multiples of LARGE_STEP
+BUCKET_STEPS = (8, 128)  # px: the smallest and largest step between the sides of buckets
+BUCKET_STEP = 64  # px, the default
+SMALL_STEP, LARGE = 8, 256  # px: where the step is too coarse, sides below LARGE are multiples of SMALL_STEP
+LEAST_AREA = 0.8  # of the area that may be had: a bucket of less wastes detail
+LEAST_KEPT = 0.8  # of a picture's area: the report names a picture of which less is kept
+
+Sides = int | np.ndarray
 
 
-def target_size(height: int, width: int, resolution: int, bucket: bool) -> tuple[int, int]:
+@lru_cache(maxsize=4096)
+def target_size(height: int, width: int, resolution: int, bucket: bool, step: int = BUCKET_STEP) -> tuple[int, int]:
     """(height, width) in px that a picture is trained at: never enlarged, area at most resolution squared.
 
-    With `bucket` the aspect ratio is kept to the nearest step, without it the middle square is taken. Sides are
-    multiples of 64 px, of 8 px below 256 px.
+    With `bucket`, of all sizes in multiples of `step` with 80 to 100 % of that area the one that keeps most of the
+    picture (see `kept`); of equal ones the largest, then the highest. Where there is none, as the picture is small or
+    very long, or where the resolution is 256 or less, sides below 256 px are multiples of 8 px, and of the largest area
+    that can be had at least 80 % is taken. Without `bucket` it is the middle square: a side in multiples of `step`, of
+    8 px below 256 px.
+
+    height, width: of the picture, px. A picture with a side below `SMALLEST_SIDE` gets that side as it is.
     """
-    if bucket:
-        scale = min(1.0, resolution / math.sqrt(height * width))
-        sides = (height * scale, width * scale)
-    else:
-        sides = (min(resolution, height, width),) * 2
+    if min(height, width) < SMALLEST_SIDE:
+        return height, width
+    if not bucket:
+        side = min(resolution, height, width)
+        unit = step if side >= LARGE else SMALL_STEP
+        side = max(side // unit * unit, SMALLEST_SIDE)
+        return side, side
+    whole = resolution**2
+    if resolution > LARGE:
+        best = _best_size(height, width, whole, step, small=False)
+        if best is not None and best[0] * best[1] >= LEAST_AREA * whole:
+            return best
+    best = _best_size(height, width, whole, step, small=True)
+    assert best is not None  # SMALLEST_SIDE squared fits in any picture and resolution
+    return best
 
-    def floor_to_step(side: float) -> int:
-        step = LARGE_STEP if side >= LARGE else SMALL_STEP
-        return int(side + 1e-6) // step * step
 
-    return floor_to_step(sides[0]), floor_to_step(sides[1])
+def _best_size(height: int, width: int, whole: int, step: int, small: bool) -> tuple[int, int] | None:
+    """See `target_size`. whole: the largest area, px. small: whether sides below `LARGE` are multiples of 8 px."""
+    longest = whole // SMALLEST_SIDE
+    heights, widths = (_sides(min(side, longest), step, small) for side in (height, width))
+    h, w = (grid.ravel() for grid in np.meshgrid(heights, widths, indexing="ij"))
+    area = h * w
+    if not (area <= whole).any():
+        return None
+    largest = int(area[area <= whole].max())
+    least = LEAST_AREA * (whole if largest >= LEAST_AREA * whole else largest)
+    fits = (area >= least) & (area <= whole)
+    h, w, area = h[fits], w[fits], area[fits]
+    best = np.lexsort((h, area, kept(height, width, h, w)))[-1]
+    return int(h[best]), int(w[best])
+
+
+def _sides(most: int, step: int, small: bool) -> np.ndarray:
+    """The sides from `SMALLEST_SIDE` to `most` px that a bucket may have."""
+    coarse = np.arange(step, most + 1, step)
+    if not small:
+        return coarse[coarse >= SMALLEST_SIDE]
+    fine = np.arange(SMALLEST_SIDE, min(most, LARGE - 1) + 1, SMALL_STEP)
+    return np.concatenate([fine, coarse[coarse >= LARGE]])
+
+
+def kept(height: int, width: int, target_height: Sides, target_width: Sides) -> Any:
+    """The share of a picture's area, 0..1, that is left when it is scaled to cover the target and cropped."""
+    ours, theirs = height * target_width, width * target_height
+    return np.minimum(ours, theirs) / np.maximum(ours, theirs)
 
 
 def fit(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ from ..bridge.dataset.conditioning import encode_prompts, join_conds, model_cond
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
 from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
-from ..bridge.runs.report import describe_held_out, describe_notes
+from ..bridge.runs.report import describe_draws, describe_held_out, describe_notes
 from ..bridge.runs.samples import as_conditioning
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
@@ -164,8 +164,8 @@ class TextualInversionTechnique:
         lines = [
             f"{prompt_word(request.name)}: {run.info.trained:,} numbers, {run.info.trained * 4 / 1e3:.0f} KB; "
             "0 weights changed (hash equal).",
-            f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; each of {run.info.images} "
-            f"pictures was seen about {passes(run.info.images, len(losses), config.images_per_step):.0f} times.",
+            f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; "
+            f"{describe_draws(self._dataset.pictures, run, config)}.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
         lines += describe_held_out(run, config) + describe_notes(run)

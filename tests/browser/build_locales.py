@@ -155,6 +155,7 @@ INPUTS = {
     "trigger": ("触发词", "トリガー語", "mot déclencheur", "palabra clave"),
     "resolution": ("分辨率", "解像度", "résolution", "resolución"),
     "bucket": ("按比例分桶", "縦横比を保つ", "garder les proportions", "conservar proporciones"),
+    "bucket_step": ("分桶步长（像素）", "サイズの刻み（px）", "pas des tailles (px)", "paso de tamaños (px)"),
     "flip": ("镜像", "左右反転", "miroir", "espejo"),
     "repeats": ("重复", "繰り返し", "répétitions", "repeticiones"),
     "name": ("名称", "名前", "nom", "nombre"),

@@ -1,5 +1,7 @@
 """Cross-validation of sets of fewer than ten pictures: folds decide when to stop, then all pictures are trained on."""
 
+from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -10,6 +12,7 @@ import torch
 from bespoke.nodes.bridge import trainer
 from bespoke.nodes.bridge.dataset.pictures import Pictures
 from bespoke.nodes.bridge.runs.index import RunIndex
+from bespoke.nodes.bridge.runs.report import describe_draws
 from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
@@ -197,3 +200,40 @@ def test_cross_validation_of_a_word(models, run_node):
     assert run.folds == 3
     assert [step for step, _ in run.held_out] == [0, 10]
     assert run.info.images == 4
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_the_report_counts_the_draws(models, run_node, monkeypatch, steps):
+    """Two squares and a wide picture at batch 4: three steps are 12 draws, 4 of each. Held against what was drawn."""
+    drawn = {}
+    batch_of = LatentSet.batch
+
+    def noted(*args, **kwargs):
+        batch = batch_of(*args, **kwargs)
+        drawn[batch.number] = batch.indices  # the first is drawn twice, once to measure a step
+        return batch
+
+    items = sprite_set(2, 3, side=64, colour="teal").items
+    wide = replace(items[2], pixels=torch.cat([items[2].pixels] * 2, 1))
+    monkeypatch.setattr(LatentSet, "batch", noted)
+    _, _, _, _, report, _ = train(
+        run_node, models, images=image_set([*items[:2], wide]), validation=0, steps=steps, batch_size=4, seed=1
+    )
+    counts = Counter(sum(drawn.values(), []))
+    assert sum(counts.values()) == 4 * steps
+    least, most = min(counts.values()), max(counts.values())
+    assert (least, most) == (8, 8) if steps == 6 else least < most
+    times = f"{least} times" if least == most else f"{least} to {most} times"
+    assert f"each of 3 pictures was seen {times}." in report
+
+
+def test_the_draws_of_a_fold_are_those_of_its_pictures():
+    """Four pictures and a mirrored copy at batch 1. A run that the user has finished in a fold has its pictures."""
+    items = [SimpleNamespace(name=name) for name in ("a", "b", "b (mirrored)", "c", "d")]
+    data = LatentSet([torch.zeros(1, 4, 8, 8)] * 5, [None] * 5)
+    pictures = Pictures(items, data, [0, 1, 2, 3, 4], [], [], [([0, 1, 2], [3]), ([3, 4], [0])])
+    config = TrainConfig(20, 1e-3, 1, 0)
+    run = Run(RunInfo("lora-0123456789ab", "lora", {}, "base", 4), losses=[0.0] * 15)
+    assert describe_draws(pictures, run, config) == "each of 4 pictures was seen 3 to 6 times"
+    folded = Run(RunInfo("lora-0123456789ab", "lora", {"rotation": "2 of 2"}, "base", 2), losses=[0.0] * 15)
+    assert describe_draws(pictures, folded, config) == "each of 2 pictures was seen 7 to 8 times"

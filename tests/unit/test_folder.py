@@ -6,7 +6,7 @@ import torch
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.folder import FolderRequest, hash_files, read_folder
 from bespoke.nodes.images.sheet import contact_sheet, describe
-from bespoke.nodes.images.sizes import target_size
+from bespoke.nodes.images.sizes import kept, target_size
 from bespoke.training.errors import InputError
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
@@ -176,6 +176,130 @@ def test_mask_files(folder):
         read(folder, captions="file names", masks="*-mask.png")
 
 
+def left_half(mode, on, off):
+    """A picture of 96x80 px whose left half is `on` and whose right half is `off`."""
+    image = Image.new(mode, (96, 80), off)
+    image.paste(on, (0, 0, 48, 80))
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        left_half("L", 255, 0),
+        left_half("1", 1, 0),
+        left_half("RGB", (255, 255, 255), (0, 0, 0)),
+        left_half("RGBA", (255, 255, 255, 255), (0, 0, 0, 255)),
+        left_half("RGBA", (255, 255, 255, 255), (0, 0, 0, 0)),
+        left_half("RGBA", (255, 255, 255, 255), (255, 255, 255, 0)),
+        left_half("RGBA", (255, 255, 255, 255), (0, 0, 0, 0)).quantize(),
+        left_half("LA", (255, 255), (255, 0)),
+        Image.fromarray(np.repeat(np.where(np.arange(96) < 48, 65535, 0)[None], 80, 0).astype(np.uint16)),
+    ],
+    ids=["L", "1", "RGB", "RGBA", "transparent black", "transparent white", "palette", "LA", "16 bits"],
+)
+def test_white_counts_in_every_kind_of_mask_file(folder, mask):
+    """What is seen as white on black counts: the left half, whatever lies under transparency."""
+    picture().save(folder / "a.png")
+    mask.save(folder / "a-mask.png")
+    (item,) = read(folder, captions="file names", masks="*-mask.png").items
+    assert item.mask[:, :46].min() == 1
+    assert item.mask[:, 50:].max() == 0
+
+
+def test_half_transparent_white_counts_half(folder):
+    """Brightness times alpha: 255 at alpha 128 is 128/255, grey 100 at alpha 255 is 100/255."""
+    picture().save(folder / "a.png")
+    left_half("RGBA", (255, 255, 255, 128), (100, 100, 100, 255)).save(folder / "a-mask.png")
+    (item,) = read(folder, captions="file names", masks="*-mask.png").items
+    assert item.mask[40, 10] == pytest.approx(128 / 255, abs=1e-6)
+    assert item.mask[40, 80] == pytest.approx(100 / 255, abs=1e-6)
+
+
+def test_pictures_without_alpha_are_named(folder):
+    left_half("RGBA", (255, 0, 0, 255), (0, 0, 0, 0)).save(folder / "cut_out.png")
+    scene(1, 96, 80).save(folder / "whole.png")
+    images = read(folder, captions="file names", masks="alpha")
+    assert "No alpha: whole.png; the whole picture counts." in images.notes
+    assert [item.mask is None for item in images.items] == [False, True]
+    assert "No alpha" not in describe(read(folder, captions="file names"))
+
+
+def test_a_picture_with_a_black_mask_is_left_out_and_named(folder):
+    """Of such a picture nothing counts: the loss and its gradient are zero."""
+    scene(1, 96, 80).save(folder / "a.png")
+    scene(2, 96, 80).save(folder / "b.png")
+    Image.new("L", (96, 80), 255).save(folder / "a-mask.png")
+    Image.new("RGBA", (96, 80), (0, 0, 0, 0)).save(folder / "b-mask.png")
+    images = read(folder, captions="file names", masks="*-mask.png", flip=True, repeats=2)
+    assert {item.name for item in images.items} == {"a.png", "a.png (mirrored)"}
+    assert "Left out: b.png; the mask is black everywhere, so nothing of it would be learned." in images.notes
+    Image.new("L", (96, 80), 0).save(folder / "a-mask.png")
+    with pytest.raises(
+        InputError, match=r"masks of all pictures are black .*\(a.png, b.png\).*paint what counts white"
+    ):
+        read(folder, captions="file names", masks="*-mask.png")
+
+
+def test_a_mask_that_is_cropped_away_is_black(folder):
+    """White at the left end alone of a picture of which the middle square is taken."""
+    scene(1, 400, 100).save(folder / "a.png")
+    scene(2, 100, 100).save(folder / "b.png")
+    mask = Image.new("L", (400, 100), 0)
+    mask.paste(255, (0, 0, 20, 100))
+    mask.save(folder / "a-mask.png")
+    images = read(folder, captions="file names", masks="*-mask.png", bucket=False)
+    assert [item.name for item in images.items] == ["b.png"]
+    assert any(note.startswith("Left out: a.png; the mask is black") for note in images.notes)
+    assert len(read(folder, captions="file names", masks="*-mask.png").items) == 2
+
+
+def test_onetrainers_masks_are_masks(folder):
+    picture().save(folder / "a.png")
+    left_half("L", 255, 0).save(folder / "a-masklabel.png")
+    (item,) = read(folder, captions="file names", masks="*-mask.png").items
+    assert item.name == "a.png"
+    assert item.mask[:, :46].min() == 1
+    assert item.mask[:, 50:].max() == 0
+    images = read(folder, captions="file names")
+    assert [item.name for item in images.items] == ["a.png"]
+    (note,) = [note for note in images.notes if note.startswith("Left out: a-masklabel.png; named as a mask.")]
+    assert "choose masks *-mask.png" in note
+
+
+@pytest.mark.parametrize("name", ["iron-mask.png", "iron-mask.jpg", "iron-masklabel.webp", "IRON-MASK.PNG"])
+@pytest.mark.parametrize("masks", ["none", "alpha", "*-mask.png"])
+def test_a_picture_that_is_named_as_a_mask(folder, name, masks):
+    """With a caption of its own it is a picture; without one it is left out and named."""
+    scene(1, 96, 80).save(folder / "a.png")
+    scene(2, 96, 80).save(folder / name)
+    images = read(folder, captions="file names", masks=masks)
+    assert [item.name for item in images.items] == ["a.png"]
+    (note,) = [note for note in images.notes if note.startswith(f"Left out: {name}; named as a mask.")]
+    assert "give it a caption in a .txt of its name" in note
+    (folder / name).with_suffix(".txt").write_text("a man in an iron mask")
+    images = read(folder, masks=masks)
+    assert {item.name: item.caption for item in images.items} == {"a.png": "", name: "a man in an iron mask"}
+    assert "Left out" not in describe(images)
+    (folder / "a.png").unlink()
+    (folder / name).with_suffix(".txt").unlink()
+    with pytest.raises(InputError, match=f"holds no picture; .*Left out: {name}"):
+        read(folder, masks=masks)
+
+
+def test_a_mask_with_a_caption_is_the_mask_of_its_picture(folder):
+    """Programs that write captions write one for every file. Where masks are asked for, the mask is one."""
+    picture().save(folder / "a.png")
+    left_half("L", 255, 0).save(folder / "a-mask.png")
+    for stem in ("a", "a-mask"):
+        (folder / f"{stem}.txt").write_text(f"caption of {stem}")
+    images = read(folder, masks="*-mask.png")
+    assert [(item.name, item.caption) for item in images.items] == [("a.png", "caption of a")]
+    assert images.items[0].mask.mean() == pytest.approx(0.5, abs=0.02)
+    assert "Masks with a caption: a-mask.png; used as masks, and the captions are not used." in images.notes
+    assert [item.name for item in read(folder).items] == ["a-mask.png", "a.png"]
+
+
 @pytest.mark.parametrize(
     ("size", "bucket", "expected"),
     [
@@ -189,6 +313,87 @@ def test_mask_files(folder):
 )
 def test_sizes(size, bucket, expected):
     assert target_size(*size, 512, bucket) == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected", "share"),
+    [
+        (3024, 4032, (448, 576), 0.964),
+        (1000, 1002, (512, 512), 0.998),
+        (1001, 1000, (512, 512), 0.999),
+        (512, 513, (512, 512), 0.998),
+        (640, 480, (576, 448), 0.964),
+        (1920, 1080, (640, 384), 0.9375),
+    ],
+)
+def test_the_bucket_keeps_most_of_the_picture(width, height, expected, share):
+    """(width, height) of buckets at 512, by hand: 448/576 is .778 and 3024/4032 .75, so .75/.778 of it is kept."""
+    assert target_size(height, width, 512, True) == expected[::-1]
+    assert float(kept(height, width, *expected[::-1])) == pytest.approx(share, abs=5e-4)
+
+
+@pytest.mark.parametrize("step", [8, 32, 64, 128])
+@pytest.mark.parametrize("resolution", [320, 512, 1024])
+def test_no_other_bucket_keeps_more(resolution, step):
+    """Held against every size of the step with 80 to 100 % of the area, for pictures of random shapes."""
+    draw = np.random.default_rng(step)
+    sides = np.arange(step, resolution**2 // 64 + 1, step)
+    sides = sides[sides >= 64]
+    h, w = (grid.ravel() for grid in np.meshgrid(sides, sides, indexing="ij"))
+    right_area = (h * w <= resolution**2) & (h * w >= 0.8 * resolution**2)
+    h, w = h[right_area], w[right_area]
+    found = 0
+    for area, ratio in zip(draw.uniform(0.7, 12, 60), np.exp(draw.uniform(-1.2, 1.2, 60)), strict=True):
+        height, width = (round(resolution * (area * r) ** 0.5) for r in (ratio, 1 / ratio))
+        fits = (h <= height) & (w <= width)
+        size = target_size(height, width, resolution, True, step)
+        assert size[0] <= height
+        assert size[1] <= width
+        if not fits.any():
+            continue
+        scale = np.maximum(h[fits] / height, w[fits] / width)
+        best = (h[fits] * w[fits] / (height * width * scale**2)).max()  # of the picture, scaled to cover
+        own = max(size[0] / height, size[1] / width)
+        assert size[0] * size[1] / (height * width * own**2) == pytest.approx(best, abs=1e-9)
+        assert 0.8 * resolution**2 <= size[0] * size[1] <= resolution**2
+        assert size[0] % step == size[1] % step == 0
+        found += 1
+    assert found >= 30
+
+
+@pytest.mark.parametrize("resolution", [64, 128, 256, 512])
+def test_small_and_long_pictures_get_a_size_within_them(resolution):
+    """Where no bucket of the step fits: sides in multiples of 8 px, or of 64 px from 256 px on, never enlarged."""
+    draw = np.random.default_rng(0)
+    for height, width in [*draw.integers(64, 400, (100, 2)).tolist(), [64, 3000], [3000, 70]]:
+        size = target_size(height, width, resolution, True)
+        assert all(64 <= side <= own for side, own in zip(size, (height, width), strict=True))
+        assert all(side % (64 if side >= 256 else 8) == 0 for side in size)
+        assert size[0] * size[1] <= resolution**2
+        assert target_size(height, width, resolution, True) == target_size(width, height, resolution, True)[::-1] or (
+            height == width
+        )
+
+
+def test_a_finer_step_and_its_limits(folder):
+    assert target_size(4032, 3024, 512, True, 16) == (576, 432)  # 3:4, all of it
+    scene(1, 640, 480).save(folder / "a.png")
+    assert read(folder).items[0].pixels.shape == (448, 576, 3)
+    assert read(folder, bucket_step=8).items[0].pixels.shape[0] / 480 == pytest.approx(
+        read(folder, bucket_step=8).items[0].pixels.shape[1] / 640, rel=0.01
+    )
+    for wrong in (0, 4, 50, 136):
+        with pytest.raises(InputError, match=f"bucket_step is {wrong}; give a multiple of 8 from 8 to 128"):
+            read(folder, bucket_step=wrong)
+
+
+def test_pictures_of_which_much_is_cropped_are_named(folder):
+    """2600x65 px at resolution 128: 256x64 is the longest bucket, and 256/64 of 2600/65 is a tenth."""
+    scene(1, 2600, 65).save(folder / "long.png")
+    scene(2, 640, 480).save(folder / "b.png")
+    (note,) = [note for note in read(folder, resolution=128).notes if note.startswith("Cropped")]
+    assert "long.png (10% of 2600x65 px is kept)" in note
+    assert "b.png" not in note
 
 
 def test_flip_repeats_and_fingerprint(folder):
@@ -229,3 +434,60 @@ def test_image_batches():
         image_set(images, "a\nb\nc")
     with pytest.raises(InputError, match="masks are 9x9"):
         image_set(images, "", masks=torch.ones(1, 9, 9))
+
+
+def test_masks_of_every_shape_are_cropped_as_the_picture_is():
+    """70x66 px are cropped to 64x64 at (3, 1). Each pixel of the mask has its own value."""
+    masks = torch.rand(2, 70, 66)
+    images = torch.rand(2, 70, 66, 3)
+    for given in (masks, masks[:, None], masks[..., None]):
+        for item, mask in zip(image_set(images, "", masks=given).items, masks, strict=True):
+            assert torch.equal(item.mask, mask[3:67, 1:65])
+    for given in (masks[0], masks[:1], masks[:1, None], masks[0, ..., None][None]):
+        assert all(torch.equal(item.mask, masks[0, 3:67, 1:65]) for item in image_set(images, "", masks=given).items)
+    one = image_set(images[:1], "", masks=masks[0] > 0.5).items[0].mask
+    assert torch.equal(one, (masks[0] > 0.5)[3:67, 1:65].float())
+    # As many images as rows of a mask: its shape says what it is.
+    square = torch.rand(1, 1, 64, 64)
+    assert torch.equal(image_set(torch.rand(1, 64, 64, 3), "", masks=square).items[0].mask, square[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "error"),
+    [
+        ((3, 70, 66), "3 masks for 2 images"),
+        ((3, 1, 70, 66), "3 masks for 2 images"),
+        ((2, 66, 70), "masks are 70x66 px and the images 66x70"),
+        ((2, 1, 66, 70), r"the shape \[2, 1, 66, 70\]; give \[B, H, W\]"),
+        ((2, 3, 70, 66), r"the shape \[2, 3, 70, 66\]"),
+        ((2, 70, 66, 3), r"the shape \[2, 70, 66, 3\]"),
+        ((70,), r"the shape \[70\]"),
+    ],
+)
+def test_masks_of_a_wrong_shape_are_refused(shape, error):
+    with pytest.raises(InputError, match=error):
+        image_set(torch.rand(2, 70, 66, 3), "", masks=torch.rand(shape))
+
+
+def test_a_batch_leaves_out_what_a_black_mask_hides():
+    images, masks = torch.rand(3, 64, 64, 3), torch.ones(3, 64, 64)
+    masks[1] = 0
+    made = image_set(images, "one\ntwo\nthree", masks=masks)
+    assert [(item.name, item.caption) for item in made.items] == [("image 1", "one"), ("image 3", "three")]
+    assert "Left out: image 2; the mask is black everywhere, so nothing of it would be learned." in made.notes
+    with pytest.raises(InputError, match="masks of all pictures are black"):
+        image_set(images, "", masks=torch.zeros(1, 64, 64))
+
+
+def test_numbers_that_are_no_pictures_are_refused():
+    images = torch.rand(2, 64, 64, 3)
+    images[1, 3, 4, 0] = torch.nan
+    with pytest.raises(InputError, match="images hold numbers that are not finite"):
+        image_set(images, "")
+    with pytest.raises(InputError, match="masks hold numbers that are not finite"):
+        image_set(images[:1], "", masks=torch.full((64, 64), torch.inf))
+    with pytest.raises(InputError, match=r"images have the shape \[2, 64, 64, 2\]; give \[B, H, W, C\]"):
+        image_set(images[..., :2], "")
+    alpha = torch.cat([torch.rand(1, 64, 64, 3), torch.full((1, 64, 64, 1), 0.5)], -1)
+    assert any("alpha channel, which is not used" in note for note in image_set(alpha, "").notes)
+    assert not any("alpha" in note for note in image_set(alpha, "", masks=torch.ones(64, 64)).notes)

@@ -15,7 +15,7 @@ from bespoke.training.objective import (
     prediction_weight,
     signal_to_noise,
 )
-from bespoke.training.randomness import batch_indices, noise, stratified_uniform
+from bespoke.training.randomness import noise, stratified_uniform
 from bespoke.training.timesteps import TIMESTEP_SAMPLERS, ImportanceSampling, UniformTimesteps, timestep_sampler
 
 
@@ -104,18 +104,6 @@ def test_noise_is_a_pure_function_of_seed_step_and_position():
     many = torch.cat([noise(5, step, 0, (64,)) for step in range(500)])
     assert abs(many.mean()) < 0.02
     assert abs(many.std() - 1) < 0.02
-
-
-def test_an_epoch_shows_every_image_and_no_batch_mixes_buckets():
-    buckets = [[0, 1, 2, 3, 4, 5, 6], [7, 8], [9, 9, 10]]
-    batches = 2 + 1 + 1
-    for epoch in range(5):
-        drawn = [batch_indices(buckets, 4, 11, epoch * batches + b) for b in range(batches)]
-        assert all(len(batch) == 4 for batch in drawn)
-        assert all(any(set(batch) <= set(group) for group in buckets) for batch in drawn)
-        assert set(sum(drawn, [])) == set(range(11))
-    assert batch_indices(buckets, 4, 11, 3) == batch_indices(buckets, 4, 11, 3)
-    assert [batch_indices(buckets, 4, 11, i) for i in range(4)] != [batch_indices(buckets, 4, 12, i) for i in range(4)]
 
 
 def test_batches_group_by_latent_shape_and_drop_captions_at_the_given_rate():

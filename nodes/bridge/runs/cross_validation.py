@@ -59,6 +59,14 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
         yield Fold(Run(info), quiet, training_indices, held_out, prefix=prefix)
 
 
+def training_indices_of(pictures: Pictures, run: Run) -> Sequence[int]:
+    """The pictures that a run of `validation_folds` or `final_fold` trains on: positions in `Pictures.items`."""
+    rotation = run.info.settings.get("rotation")
+    if rotation is None:
+        return pictures.training_indices
+    return pictures.folds[int(str(rotation).split()[0]) - 1][0]
+
+
 def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequence[Fold]) -> Fold:
     """The training whose result is the run's result.
 

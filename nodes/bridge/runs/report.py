@@ -5,7 +5,23 @@ from __future__ import annotations
 import math
 
 from ....training.config import TrainConfig
+from ....training.images import by_picture
 from ....training.record import TOLERATED_RISE, Run
+from ..dataset.pictures import Pictures
+from .cross_validation import training_indices_of
+
+
+def describe_draws(pictures: Pictures, run: Run, config: TrainConfig) -> str:
+    """How often the steps of a run have drawn each picture, its copies together: "each of 20 pictures was seen 24
+    times". The counts are exact, of the order of this version.
+    """
+    indices = training_indices_of(pictures, run)
+    draws = pictures.data.draw_counts(config, len(run.losses), indices)
+    copies = by_picture(pictures.items[i] for i in indices)
+    counts = [sum(draws[indices[i]] for i in own) for own in copies]
+    least, most = min(counts), max(counts)
+    times = f"{least} times" if least == most else f"{least} to {most} times"
+    return f"each of {len(copies)} pictures was seen {times}"
 
 
 def describe_notes(run: Run) -> list[str]:

@@ -24,7 +24,7 @@ from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.identity import base_path
 from ...bridge.models import check_trainable, file_names, target_layers
 from ...bridge.models.experts import noise_range
-from ...bridge.runs.report import describe_held_out, describe_notes
+from ...bridge.runs.report import describe_draws, describe_held_out, describe_notes
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
@@ -189,7 +189,7 @@ class LoraTechnique:
             f"{run.info.trained:,} numbers trained, 0 of the model's own changed.",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
             f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
-            f"each of {run.info.images} pictures was seen about {seen:.0f} times. The learning rate was "
+            f"{describe_draws(self._dataset.pictures, run, config)}. The learning rate was "
             f"{config.learning_rate:g} at most, for the factor that started at zero {UP_RATE:g} times that.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
             "the noise levels and pictures that were drawn.",

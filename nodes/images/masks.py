@@ -1,0 +1,113 @@
+"""Masks of a training set: which files of a folder are masks, and pictures of which nothing would count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ...training.errors import InputError
+from ...training.images import TrainingImage
+from .decode import read_mask
+from .quality import listed
+
+MASKS = ("none", "alpha", "*-mask.png")
+IN_FILES = MASKS[2]
+SUFFIXES = ("-mask", "-masklabel")  # the second is OneTrainer's
+
+
+def has_name_of_mask(path: Path) -> bool:
+    """Whether a file is named as the mask of another, and has no caption file, with which it would be a picture."""
+    return path.stem.lower().endswith(SUFFIXES) and not path.with_suffix(".txt").is_file()
+
+
+@dataclass
+class FolderMasks:
+    """The masks of a folder's pictures.
+
+    masks: one of `MASKS`. files: the folder's files. pictures: those that are pictures; with masks in files, those that
+    are the mask of another are taken out. captioned: masks with a caption file, which is not used.
+    """
+
+    masks: str
+    files: Sequence[Path]
+    pictures: list[Path]
+    captioned: list[Path] = field(default_factory=list)
+    _without: list[str] = field(default_factory=list)  # pictures without a mask
+    _of: dict[Path, Path] = field(default_factory=dict)  # {picture: its mask file}
+
+    def __post_init__(self) -> None:
+        if self.masks != IN_FILES:
+            return
+        by_name = {path.name.lower(): path for path in self.files} | {path.name: path for path in self.files}
+        for picture in self.pictures:
+            names = [f"{picture.stem}{suffix}.png" for suffix in SUFFIXES]
+            found = [by_name[n] for name in names for n in (name, name.lower()) if n in by_name]
+            if found:
+                self._of[picture] = found[0]
+        used = set(self._of.values())
+        self.captioned = [path for path in self.pictures if path in used]
+        self.pictures = [path for path in self.pictures if path not in used]
+
+    def of(self, picture: Path, alpha: Tensor | None, size: tuple[int, int]) -> Tensor | None:
+        """The mask [H, W] in 0..1 of a picture of `size` (height, width), or None where all of it counts.
+
+        alpha: the picture's own, [H, W] in 0..1. Raises `InputError` for a mask file that cannot be used.
+        """
+        if self.masks == "none":
+            return None
+        if self.masks == "alpha":
+            if alpha is None:
+                self._without.append(picture.name)
+            return alpha
+        path = self._of.get(picture)
+        if path is None:
+            self._without.append(picture.name)
+            return None
+        try:
+            return read_mask(path, size)
+        except InputError as error:
+            raise InputError(f"{path.name} {error}") from error
+
+    def notes(self) -> list[str]:
+        """What the report says: pictures without a mask, and files that are named as masks and not used."""
+        notes = []
+        if self._without:
+            what = "No alpha" if self.masks == "alpha" else f"No {SUFFIXES[0]}.png"
+            notes.append(f"{what}: {listed(self._without)}; the whole picture counts.")
+        if self.captioned:
+            names = listed([path.name for path in self.captioned])
+            notes.append(f"Masks with a caption: {names}; used as masks, and the captions are not used.")
+        used = {path for picture, path in self._of.items() if picture in self.pictures}
+        left = [path.name for path in self.files if has_name_of_mask(path) and path not in used]
+        if left:
+            mend = (
+                "a mask is a .png beside a picture of its name"
+                if self.masks == IN_FILES
+                else f"choose masks {IN_FILES} to use them as masks"
+            )
+            notes.append(
+                f"Left out: {listed(left)}; named as a mask. To train on one, give it a caption in a .txt of its name; "
+                f"{mend}."
+            )
+        return notes
+
+
+def without_black_masks(items: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[str]]:
+    """(the items of which something counts in the loss, a note that names the others).
+
+    A picture whose mask is 0 everywhere has no gradient: its steps would teach nothing. Raises `InputError` where no
+    picture is left.
+    """
+    black = [item.name for item in items if item.mask is not None and not bool(item.mask.any())]
+    if not black:
+        return list(items), []
+    if len(black) == len(items):
+        raise InputError(
+            f"the masks of all pictures are black where they are trained on ({listed(black)}), so nothing would be "
+            "learned; paint what counts white, or invert the masks"
+        )
+    kept = [item for item in items if item.mask is None or bool(item.mask.any())]
+    return kept, [f"Left out: {listed(black)}; the mask is black everywhere, so nothing of it would be learned."]
