@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ...training.errors import InputError
+from .assignment import Layout, assign, pool
 
 COVERAGES = ("any", "area")
 GROW_MIN, GROW_MAX = -256, 256  # px
@@ -65,26 +66,51 @@ class Grid:
 
     @classmethod
     def of(cls, rows: int, columns: int, cell: int, height: int, width: int) -> Grid:
-        """The grid of a latent in a picture of `height` x `width` px, or in one of whole cells where those disagree."""
+        """The grid of a latent in a picture, from the size of a mask, `height` x `width` px.
+
+        A mask that would leave as many cells has the picture's size. For another size see `picture_size`.
+        """
         if height // cell != rows or width // cell != columns:
-            height, width = rows * cell, columns * cell
+            height, width = picture_size(rows, columns, cell, height, width)
         return cls(rows, columns, cell, height, width)
 
 
-def clean(mask: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
-    """(the mask as [N, H, W] fp32 in 0..1 on the CPU, notes on what was done).
+def picture_size(rows: int, columns: int, cell: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of the picture in px, of which a mask of another size, `height` x `width` px, is a scaled copy.
 
-    mask: [H, W], [N, H, W] or [N, 1, H, W]. Values from `OPAQUE` on become 1, up to `FAINT` become 0. Raises
-    `InputError` for another shape or values that are not numbers.
+    The VAE leaves rows * cell of rows * cell to rows * cell + cell - 1 px, and so on. Of the sizes with exactly the
+    mask's proportions: whole cells if they are among them, else the only one there is. Otherwise whole cells.
     """
+    whole = (rows * cell, columns * cell)
+    fitting = [
+        (high, high * width // height)
+        for high in range(whole[0], whole[0] + cell)
+        if high * width % height == 0 and whole[1] <= high * width // height < whole[1] + cell
+    ]
+    return whole if whole in fitting or len(fitting) != 1 else fitting[0]
+
+
+def stacked(mask: torch.Tensor) -> torch.Tensor:
+    """A mask [H, W], [N, H, W] or [N, 1, H, W] as [N, H, W]. Raises `InputError` for another shape and for none."""
     given = tuple(mask.shape)
     if mask.ndim == 2:
         mask = mask[None]
     elif mask.ndim == 4 and mask.shape[1] == 1:
         mask = mask[:, 0]
-    if mask.ndim != 3 or mask.numel() == 0:
+    if 0 in given:
+        raise InputError(f"the mask holds nothing (its shape is {list(given)}); a detector found nothing there")
+    if mask.ndim != 3:
         raise InputError(f"the mask has the shape {list(given)}; give [masks, height, width]")
-    mask = mask.detach().to("cpu", torch.float32)
+    return mask
+
+
+def clean(mask: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
+    """(the mask as [N, H, W] fp32 in 0..1 on the CPU, notes on what was done).
+
+    mask: see `stacked`. Values from `OPAQUE` on become 1, up to `FAINT` become 0. Raises `InputError` for another
+    shape or values that are not numbers.
+    """
+    mask = stacked(mask).detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(mask).all()):
         raise InputError("the mask holds values that are not numbers; make it again")
     notes = []
@@ -220,73 +246,71 @@ def to_picture(cells: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class CellMask:
-    """A mask in pixels and in cells."""
+    """The masks that are used, in pixels and in cells: M of them, see `assignment.assign`."""
 
-    user: torch.Tensor  # [N, H, W] the user's mask, cleaned and fitted
-    shaped: torch.Tensor  # [N, H, W] the same, grown and feathered
-    cells: torch.Tensor  # [N, rows, columns]
+    user: torch.Tensor  # [M, H, W] the user's mask, cleaned and fitted
+    shaped: torch.Tensor  # [M, H, W] the same, grown and feathered
+    cells: torch.Tensor  # [M, rows, columns]
     grid: Grid
     notes: tuple[str, ...]
 
 
-def shape_mask(mask: torch.Tensor, rows: int, columns: int, cell: int, settings: MaskSettings) -> CellMask:
+def shape_mask(
+    mask: torch.Tensor, rows: int, columns: int, cell: int, settings: MaskSettings, layout: Layout | None = None
+) -> CellMask:
     """Clean a mask, fit it to the picture, grow, feather and pool it for `rows` x `columns` cells of `cell` px.
 
-    mask: see `clean`, which also raises the errors.
+    mask: see `clean`. layout: what the latent holds, one picture if not given. Raises the errors of `clean` and
+    `assign`.
     """
-    mask, notes = clean(mask)
+    mask = stacked(mask)
+    assigned = assign(mask.shape[0], layout or Layout())
+    members = assigned.members
+    kept = sorted({i for group in members for i in group})  # without those of frames that the VAE drops
+    mask, notes = clean(mask[kept])
+    members = tuple(tuple(kept.index(i) for i in group) for group in members)
+    if assigned.note:
+        notes.insert(0, assigned.note)
+    if assigned.unite:
+        mask, members = mask.amax(0, keepdim=True), ((0,),)
+    grid = Grid.of(rows, columns, cell, *mask.shape[-2:])
+    mask = _fitted(mask, grid, settings.coverage, notes)
+    shaped = feather(grow(mask, settings.grow), settings.feather)
+    own = to_cells(shaped, grid, settings.coverage)
+    cells = pool(own, members, settings.coverage)
+    if black := _black_in_open_groups(own, members):
+        notes.append(
+            f"{black} frames with a black mask share a latent frame with others and may change with them. To keep "
+            "them, give Restore Unmasked a mask for each frame instead of latent_mask."
+        )
+    # Lifted last: a mean over a group of frames may be lower than its members.
+    cells = floor(cells, settings.min_strength)
+    return CellMask(pool(mask, members, "any"), pool(shaped, members, settings.coverage), cells, grid, tuple(notes))
+
+
+def _black_in_open_groups(cells: torch.Tensor, members: tuple[tuple[int, ...], ...]) -> int:
+    """How many of the masks [N, rows, columns] are 0 everywhere while another of their members is not."""
+    touched = (cells > 0.0).flatten(1).any(1).tolist()
+    groups = [[touched[i] for i in group] for group in members]
+    return sum(group.count(False) for group in groups if any(group))
+
+
+def _fitted(mask: torch.Tensor, grid: Grid, coverage: str, notes: list[str]) -> torch.Tensor:
+    """The mask [N, h, w] at the picture's size; what was done is added to `notes`."""
     height, width = mask.shape[-2:]
-    grid = Grid.of(rows, columns, cell, height, width)
+    kept_height, kept_width = grid.rows * grid.cell, grid.columns * grid.cell
     if (grid.height, grid.width) != (height, width):
         notes.append(
             f"The mask is {width}x{height} px and the picture {grid.width}x{grid.height} px: it was stretched to fit."
         )
-        mask = resize(mask, grid.height, grid.width, settings.coverage)
-    elif height != rows * cell or width != columns * cell:
+        if height * grid.width != width * grid.height:
+            notes.append(
+                "Their proportions differ. If the VAE cropped the picture, the mask lies up to "
+                f"{grid.cell - 1} px off: give it at the picture's own size."
+            )
+    if (grid.height, grid.width) != (kept_height, kept_width):
         notes.append(
-            f"The picture is {width}x{height} px, not whole {cell} px cells: "
-            f"the VAE crops it to {columns * cell}x{rows * cell} px, and the cropped border is kept."
+            f"The picture is {grid.width}x{grid.height} px, not whole {grid.cell} px cells: "
+            f"the VAE crops it to {kept_width}x{kept_height} px, and the cropped border is kept."
         )
-    shaped = feather(grow(mask, settings.grow), settings.feather)
-    cells = floor(to_cells(shaped, grid, settings.coverage), settings.min_strength)
-    return CellMask(mask, shaped, cells, grid, tuple(notes))
-
-
-def to_latent(
-    cells: torch.Tensor, shape: tuple[int, ...], temporal: int, coverage: str
-) -> tuple[torch.Tensor, list[str]]:
-    """(the noise mask of a latent, notes): [N, rows, columns] -> [B, 1, rows, columns] or [B, 1, T, rows, columns].
-
-    shape: the latent's, [B, C, rows, columns] or [B, C, T, rows, columns]. temporal: picture frames to a latent frame.
-    One mask is used for all pictures, B masks one each. For a single video, T masks are one for each latent frame, and
-    (T - 1) * temporal + 1 one for each picture frame. Masks of another number are repeated, cut or spread, with a
-    note. The whole shape is made here, since core's resizing folds a batch of masks for a 5-D latent into time.
-    """
-    notes: list[str] = []
-    batch = shape[0]
-    if len(shape) == 4:
-        return _to_count(cells, batch, notes)[:, None], notes
-    frames = shape[2]
-    if cells.shape[0] > 1 and batch == 1:
-        return _to_frames(cells, frames, temporal, coverage, notes)[None, None], notes
-    cells = _to_count(cells, batch, notes)
-    return cells[:, None, None].expand(-1, -1, frames, -1, -1).contiguous(), notes
-
-
-def _to_frames(cells: torch.Tensor, frames: int, temporal: int, coverage: str, notes: list[str]) -> torch.Tensor:
-    """[N, rows, columns] -> [frames, rows, columns] for the latent frames of one video."""
-    count = cells.shape[0]
-    if count == frames:
-        return cells
-    if count == (frames - 1) * temporal + 1:  # one for each picture frame: the first alone, then groups
-        groups = [cells[:1], *cells[1:].split(temporal)]
-        return torch.stack([group.amax(0) if coverage == "any" else group.mean(0) for group in groups])
-    notes.append(f"{count} masks for {frames} latent frames: spread over them in order.")
-    return cells[[min(count - 1, i * count // frames) for i in range(frames)]]
-
-
-def _to_count(cells: torch.Tensor, count: int, notes: list[str]) -> torch.Tensor:
-    if cells.shape[0] not in (1, count):
-        did = "repeated in order" if cells.shape[0] < count else "the rest are not used"
-        notes.append(f"{cells.shape[0]} masks for {count} latents: {did}.")
-    return cells[[i % cells.shape[0] for i in range(count)]]
+    return resize(mask, grid.height, grid.width, coverage)

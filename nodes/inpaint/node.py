@@ -12,6 +12,7 @@ from comfy_api.latest import io, ui
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
 from ..bridge.sampling import fitting_latent, is_blank
+from .assignment import CHUNKED, Layout, to_frames, to_latent
 from .blend import (
     BIAS_MAX,
     BIAS_MIN,
@@ -34,7 +35,6 @@ from .mask import (
     CellMask,
     MaskSettings,
     shape_mask,
-    to_latent,
     to_picture,
 )
 from .preview import MOST, draw, picture_of
@@ -215,19 +215,21 @@ class LatentMaskBlend(io.ComfyNode):
             )
         latent_format = model.get_model_object("latent_format")
         rows, columns = picture_latent.shape[-2:]
-        shaped = shape_mask(mask, rows, columns, latent_format.spacial_downscale_ratio, settings)
-        cells, grid, temporal = shaped.cells, shaped.grid, latent_format.temporal_downscale_ratio
-        noise_mask, notes = to_latent(cells, tuple(picture_latent.shape), temporal, coverage)
+        chunk = CHUNKED.get(type(latent_format).__name__, 0)
+        layout = Layout.of(tuple(picture_latent.shape), latent_format.temporal_downscale_ratio, chunk)
+        shaped = shape_mask(mask, rows, columns, latent_format.spacial_downscale_ratio, settings, layout)
+        cells, grid = shaped.cells, shaped.grid
+        noise_mask = to_latent(cells, layout, picture_latent.ndim)
         kind, reason = (blend, "as chosen") if blend != "auto" else choose(cells, model)
         original = _clean_original(latent, samples)
         patched = patch(model, Blend(kind, bias, original, preservation))
         shown_latent = _shown_latent(picture_latent, len(cells))
         preview = draw(shaped, picture_of(shown_latent, latent_format, grid.height, grid.width))
-        report = _report(shaped, kind, reason, model, [*notes, *_notes_on(latent, samples, cells)])
+        report = _report(shaped, layout, kind, reason, model, _notes_on(latent, samples, cells))
         return io.NodeOutput(
             patched,
             {**latent, "noise_mask": noise_mask, ORIGINAL: original},
-            to_picture(cells, grid),
+            to_frames(to_picture(cells, grid), layout),
             preview,
             report,
             ui=ui.PreviewImage(preview, cls=cls),  # also shown on the node, whether or not `preview` is connected
@@ -236,6 +238,8 @@ class LatentMaskBlend(io.ComfyNode):
 
 def _shown_latent(latent: torch.Tensor, count: int) -> torch.Tensor:
     """The latents that the previews of `count` masks show: one each where there are as many, else the first."""
+    if latent.ndim == 5 and count == latent.shape[0] * latent.shape[2] > latent.shape[0]:
+        return latent[: -(-MOST // latent.shape[2])].movedim(2, 1).flatten(0, 1)[:MOST, :, None]  # each frame
     return latent[: min(count, MOST)] if latent.shape[0] == count else latent[:1]
 
 
@@ -267,18 +271,29 @@ def _notes_on(latent: Mapping[str, Any], samples, cells: torch.Tensor) -> list[s
     return notes
 
 
-def _report(shaped: CellMask, kind: str, reason: str, model, notes: list[str]) -> str:
+def _report(shaped: CellMask, layout: Layout, kind: str, reason: str, model, notes: list[str]) -> str:
     cells = shaped.cells
     touched, full = int((cells > 0).sum()), int((cells >= 1).sum())
     lines = [f"Blend: {kind} ({reason})."]
     if kind != "re-inject" and has_own_inpaint_noise(model):
         lines.append("This model keeps masked latents in a way of its own, which is used outside the mask.")
     lines.append(
-        f"{touched} of {cells.numel()} latent cells may change ({touched / cells.numel():.1%}): {full} fully, "
-        f"{touched - full} partly."
+        f"{touched} of {cells.numel()} latent cells may change ({touched / cells.numel():.1%})"
+        f"{_where(len(cells), layout)}: {full} fully, {touched - full} partly."
     )
     if touched == 0:
         lines.append("The mask is empty: a sampler returns the original and does not call the model.")
     elif full == cells.numel():
         lines.append("The mask covers everything: the same as no mask.")
+    elif empty := int((cells == 0).flatten(1).all(1).sum()):
+        lines.append(f"{empty} of the {len(cells)} masks are empty: nothing changes there.")
     return "\n".join([*lines, *shaped.notes, *notes])
+
+
+def _where(used: int, layout: Layout) -> str:
+    """What the counted cells of `used` masks are of: "" for one picture."""
+    if used == layout.count * layout.latent_frames:
+        return "" if used == 1 else f" in {used} {'latent frames' if layout.is_video else 'pictures'}"
+    if used == layout.count:
+        return f" in {used} videos, the same in each frame" if used > 1 else " in each latent frame"
+    return f" in each {'latent frame' if layout.is_video else 'picture'}"

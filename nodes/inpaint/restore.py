@@ -6,7 +6,7 @@ from the original, which makes them equal bit for bit, after any number of round
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,12 @@ FEATHER_MIN, FEATHER_MAX = 0, 256  # px
 FEATHER = 8  # px: hides the change of the pixels at the border by encoding and decoding
 RING = 8  # px: width of the ring outside the mask on which colours are compared
 FINEST = 8  # px: colour differences finer than this are detail, not a shift
-MOST_CROP = 64  # px: no VAE crops this much of a height or width
+MOST_CROP = 64  # px: a picture smaller by more is not tried as a part of the original
+CELLS = (4, 8, 16, 32)  # px: the cells of ComfyUI's VAEs, to whole ones of which they crop a picture
+GROUPS = (4, 6, 8)  # frames to a latent frame of ComfyUI's video VAEs, which drop the frames that fill no group
+# How much nearer the outside must be to the original to decide against what the size says. Below 1, since resizing also
+# smooths the error of encoding and decoding.
+NEARER = 0.7
 
 
 @dataclass(frozen=True)
@@ -56,32 +61,28 @@ def restore(
 ) -> tuple[torch.Tensor, Audit, list[str]]:
     """(the original outside the mask and the generated picture inside [B, H, W, C], the result's audit, notes).
 
-    original: [B or 1, H, W, C] in 0..1. generated: [B or 1, h, w, c]. mask: [B or 1, H, W] in 0..1; another size is
-    stretched. Raises `InputError` for other shapes or batches that do not fit each other.
+    original: [N, H, W, C] in 0..1, N a divisor of B. generated: [B or 1, h, w, c], or the frames that a video VAE left
+    of B. mask: [B or N or 1, H, W] in 0..1, or [.., h, w]; another size is stretched. Several masks for one picture are
+    united. Raises `InputError` for other shapes or batches that do not fit each other.
     """
     original = _picture(original, "original")
     generated = _picture(generated, "generated")
     mask, notes = clean(mask)
-    height, width = original.shape[1:3]
-    if tuple(mask.shape[1:]) != (height, width):
-        notes.append(
-            f"The mask is {mask.shape[2]}x{mask.shape[1]} px and the original {width}x{height} px: it was "
-            "stretched to fit."
-        )
-        mask = resize(mask, height, width)
-
-    batch = max(original.shape[0], generated.shape[0])
-    original, generated = _to_batch(original, batch, "originals"), _to_batch(generated, batch, "generated pictures")
-    mask = _to_batch(mask, batch, "masks")
-    outside = mask == 0.0
+    original, generated, mask, frames = _paired(original, generated, mask, notes)
+    batch = original.shape[0]
     if broken := int((~torch.isfinite(generated)).any(-1).sum()):
         notes.append(
             f"{broken} px of the generated picture are not numbers; inside the mask they stay so. "
             "Look to the sampler or the VAE: often it computes in a type that is too small."
         )
-    fitted, inside_frame = fit_generated(generated, original, notes)
-    mask = mask * inside_frame
-
+    placed = place(original[:frames], generated, mask[:frames])
+    notes += placed.notes
+    fitted, outside, mask = placed.generated, placed.mask == 0.0, placed.mask * placed.frame
+    if frames < batch:  # the frames that the VAE dropped stay as they are
+        dropped = original[frames:]
+        fitted = torch.cat((fitted, dropped))
+        outside = torch.cat((outside, outside.new_ones(dropped.shape[:3])))
+        mask = torch.cat((mask, mask.new_zeros(dropped.shape[:3])))
     before = audit(original, fitted, outside)
     notes.append(
         f"As decoded, {before.changed} of {before.outside} px outside the mask differed, by up to {before.largest:.4f}."
@@ -107,45 +108,152 @@ def _picture(image: torch.Tensor, name: str) -> torch.Tensor:
     return image.to("cpu", torch.float32)
 
 
+def _paired(
+    original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor, notes: list[str]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """(original [B, ...], generated [F, ...], mask [B, ...], F): each with its picture; F < B if a VAE dropped frames.
+
+    What was done is added to `notes`.
+    """
+    originals, made = original.shape[0], generated.shape[0]
+    batch = max(originals, made)
+    frames = made if 1 < made < originals and drops_frames(originals, made) else batch
+    if frames < batch:
+        notes.append(
+            f"{batch} originals and {made} generated pictures: taken for a video of which the VAE dropped the last "
+            f"{batch - frames} frames, which stay the original's."
+        )
+    if 1 < originals < batch and batch % originals == 0:
+        notes.append(f"{originals} originals for {batch} pictures: repeated in order.")
+        original = _repeated(original, batch)
+        if mask.shape[0] == originals:
+            mask = _repeated(mask, batch)
+    if batch == 1 and mask.shape[0] > 1:
+        notes.append(f"{mask.shape[0]} masks for one picture: they were united.")
+        mask = mask.amax(0, keepdim=True)
+    if frames < batch and mask.shape[0] == frames:
+        mask = torch.cat((mask, mask.new_zeros((batch - frames, *mask.shape[1:]))))
+    original = _to_batch(original, batch, "originals")
+    return original, _to_batch(generated, frames, "generated pictures"), _to_batch(mask, batch, "masks"), frames
+
+
+def drops_frames(given: int, left: int) -> bool:
+    """Whether a video VAE leaves `left` of `given` frames: one and as many whole groups of 4, 6 or 8 as there are."""
+    return any((given - 1) // group * group + 1 == left for group in GROUPS)
+
+
+def _repeated(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    return tensor.repeat(batch // tensor.shape[0], *[1] * (tensor.ndim - 1))
+
+
 def _to_batch(tensor: torch.Tensor, batch: int, what: str) -> torch.Tensor:
     if tensor.shape[0] not in (1, batch):
         raise InputError(f"{tensor.shape[0]} {what} for {batch} pictures; give one, or {batch}")
     return tensor.expand(batch, *tensor.shape[1:])
 
 
-def fit_generated(
-    generated: torch.Tensor, original: torch.Tensor, notes: list[str]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(the generated picture at the original's size [B, H, W, C], 1 where it has pixels and else 0 [B, H, W]).
+@dataclass(frozen=True)
+class Placed:
+    """A generated picture and a mask at the original's size."""
 
-    A VAE centre-crops to whole cells, so a picture smaller by less than `MOST_CROP` is placed in the middle of the
-    original. Any other size is resized. What was done is added to `notes`.
+    generated: torch.Tensor  # [B, H, W, C]; the original's pixels where it has none
+    mask: torch.Tensor  # [B, H, W]
+    frame: torch.Tensor  # [B, H, W], 1 where the generated picture has pixels, else 0
+    error: float  # mean difference from the original outside the mask, inf where there is nothing to compare
+    notes: tuple[str, ...] = ()
+
+
+def place(original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor) -> Placed:
+    """The generated picture [B, h, w, C] and the mask [B, .., ..] where they belong on the original [B, H, W, C].
+
+    A VAE crops to whole cells at the middle, so a picture of such a size is laid there, and any other is resized. Where
+    both are possible, the outside decides against this if the other agrees much better with the original.
     """
-    height, width, channels = original.shape[1:]
+    size = height, width = original.shape[1], original.shape[2]
     h, w = generated.shape[1:3]
-    if generated.shape[-1] != channels:
-        if generated.shape[-1] == 1:
-            generated = generated.expand(-1, -1, -1, min(channels, 3))
-        elif channels == 1:
-            generated = generated[..., :3].mean(-1, keepdim=True)
-    cropped = 0 <= height - h < MOST_CROP and 0 <= width - w < MOST_CROP
-    if not cropped:
-        notes.append(f"The generated picture is {w}x{h} px and the original {width}x{height} px: it was resized.")
-        generated = F.interpolate(generated.movedim(-1, 1), (height, width), mode="bicubic", antialias=True).movedim(
-            1, -1
-        )
-        generated, h, w = generated.clamp(0.0, 1.0), height, width
-    elif (h, w) != (height, width):
-        notes.append(
-            f"The generated picture is {w}x{h} px, the VAE's crop of {width}x{height} px: the cropped border is "
-            "the original's."
-        )
+    generated = _with_channels(generated, original.shape[-1])
+    if (h, w) == size:
+        return _placed(original, generated, *_mask_at(mask, size, None), (0, 0))
+    sizes = f"The generated picture is {w}x{h} px and the original {width}x{height} px"
+    scaled = F.interpolate(generated.movedim(-1, 1), size, mode="bicubic", antialias=True).movedim(1, -1)
+    resized = _placed(
+        original, scaled.clamp(0.0, 1.0), *_mask_at(mask, size, None), (0, 0), f"{sizes}: it was resized."
+    )
+    if not (0 <= height - h < MOST_CROP and 0 <= width - w < MOST_CROP):
+        return resized
     top, left = (height - h) // 2, (width - w) // 2
+    where = f"it was laid {left} px from the left and {top} px from the top, and the cropped border is the original's."
+    as_vae = is_crop(size, (h, w))
+    if as_vae:
+        sizes = f"The generated picture is {w}x{h} px, the VAE's crop of {width}x{height} px by its size"
+    else:
+        sizes += ", of which its outside shows the middle"
+    crop = _placed(original, generated, *_mask_at(mask, size, (h, w)), (top, left), f"{sizes}: {where}")
+    if as_vae and resized.error < NEARER * crop.error:
+        note = "Outside the mask it agrees with the whole original, not with the VAE's crop of it."
+        return replace(resized, notes=(*resized.notes, note))
+    return crop if as_vae or crop.error < NEARER * resized.error else resized
+
+
+def is_crop(size: tuple[int, int], cropped: tuple[int, int]) -> bool:
+    """Whether a VAE leaves `cropped` px of a picture of `size` (height, width): whole cells, and less than one less."""
+    return any(tuple(side // cell * cell for side in size) == cropped for cell in CELLS)
+
+
+def _with_channels(generated: torch.Tensor, channels: int) -> torch.Tensor:
+    if generated.shape[-1] == channels:
+        return generated
+    if generated.shape[-1] == 1:
+        return generated.expand(-1, -1, -1, min(channels, 3))
+    return generated[..., :3].mean(-1, keepdim=True) if channels == 1 else generated
+
+
+def _mask_at(
+    mask: torch.Tensor, size: tuple[int, int], cropped: tuple[int, int] | None
+) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """(the mask [B, H, W] at `size` (height, width), notes).
+
+    cropped: the size of a picture that is laid into the middle, else None. A mask of that size is laid with it, and
+    one with only its proportions is stretched to it.
+    """
+    given = (mask.shape[1], mask.shape[2])
+    if given == size:
+        return mask, ()
+    with_crop = cropped is not None and (given == cropped or (_alike(given, cropped) and not _alike(given, size)))
+    height, width = cropped if cropped is not None and with_crop else size
+    note = (
+        f"The mask is {given[1]}x{given[0]} px and the {'generated picture' if with_crop else 'original'} "
+        f"{width}x{height} px: it was stretched to fit."
+    )
+    fitted = resize(mask, height, width)
+    if with_crop:
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        fitted = F.pad(fitted, (left, size[1] - width - left, top, size[0] - height - top))
+    return fitted, () if given == cropped else (note,)
+
+
+def _alike(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[0] * b[1] == a[1] * b[0]
+
+
+def _placed(
+    original: torch.Tensor,
+    generated: torch.Tensor,
+    mask: torch.Tensor,
+    notes: tuple[str, ...],
+    corner: tuple[int, int],
+    note: str = "",
+) -> Placed:
+    """The generated picture [B, h, w, c] laid on the original with its upper left pixel at `corner` (top, left)."""
+    (top, left), (h, w) = corner, generated.shape[1:3]
     fitted, frame = original.clone(), original.new_zeros(original.shape[:3])
-    shared = min(channels, generated.shape[-1])  # an alpha channel that only the original has stays
+    shared = min(original.shape[-1], generated.shape[-1])  # an alpha channel that only the original has stays
     fitted[:, top : top + h, left : left + w, :shared] = generated[..., :shared]
     frame[:, top : top + h, left : left + w] = 1.0
-    return fitted, frame
+    difference = (fitted - original).abs().amax(-1)
+    compared = (mask == 0.0) & (frame > 0.0) & torch.isfinite(difference)
+    error = float(difference[compared].mean()) if bool(compared.any()) else torch.inf
+    return Placed(fitted, mask, frame, error, (*notes, *([note] if note else ())))
 
 
 def ramp_inward(inside: torch.Tensor, pixels: int) -> torch.Tensor:

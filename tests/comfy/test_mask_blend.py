@@ -387,20 +387,211 @@ def test_each_of_a_batch_of_videos_is_masked_by_its_own_mask(run_node, field, bl
     masks = torch.zeros(2, 128, 128)
     masks[0, :, :40], masks[1, :, 100:] = 1.0, 1.0
 
-    def denoise(y, sigma):
-        return (
-            field.denoise(y.movedim(2, 1).flatten(0, 1), sigma.flatten()[:1].view(1, 1, 1, 1))
-            .unflatten(0, (2, 3))
-            .movedim(1, 2)
-        )
-
-    wrapped = analytic.wrap(denoise, "flow", latent_format=comfy.latent_formats.Wan21())
     model, masked, *_ = run_node(
-        "BespokeLatentMaskBlend", model=wrapped, latent=latent, mask=masks, feather=0, blend=blend
+        "BespokeLatentMaskBlend", model=wan(field), latent=latent, mask=masks, feather=0, blend=blend
     )
     assert masked["noise_mask"].shape == (2, 1, 3, 16, 16)
     changed = (ksample(model, masked, steps=3) != frames).any(1).float()  # [B, T, H, W]
     assert torch.equal(changed, torch.nn.functional.max_pool2d(masks, 8)[:, None].expand(-1, 3, -1, -1))
+
+
+def masked_by(run_node, model, samples, masks, **options):
+    """The node's outputs as (model, LATENT, latent_mask, preview, report), without a feather."""
+    return run_node(
+        "BespokeLatentMaskBlend", model=model, latent={"samples": samples}, mask=masks, feather=0, **options
+    )
+
+
+def test_several_masks_of_one_picture_are_united_and_counted_so(run_node, field, latent):
+    """Two masks, the first black and the second white on the left half: 128 of 256 cells by hand.
+
+    Core takes the first of a batch of masks for one latent, so nothing would change.
+    """
+    masks = torch.zeros(2, 128, 128)
+    masks[1, :, :64] = 1.0
+    model, masked, latent_mask, preview, report = masked_by(run_node, wrap(field), latent["samples"], masks)
+    changed = (ksample(model, masked) != latent["samples"]).any(1).float()  # [1, 16, 16]
+    assert int(changed.sum()) == 128
+    assert masked["noise_mask"].shape == (1, 1, 16, 16)
+    assert torch.equal(latent_mask, masks[1:])
+    assert torch.equal(changed, torch.nn.functional.max_pool2d(latent_mask, 8))
+    assert len(preview) == 1
+    assert "128 of 256 latent cells may change (50.0%): 128 fully, 0 partly." in report
+    assert "2 masks for one picture: they were united." in report
+
+
+def test_masks_repeated_in_order_are_what_is_sampled_counted_shown_and_restored(run_node, field):
+    """Two masks for four pictures, grey in the first: 64 + 128 cells, twice."""
+    samples = field.sample(4, 4, seed=5) / 0.18215
+    masks = torch.zeros(2, 128, 128)
+    masks[0, :, :32], masks[1, :, 64:] = 0.5, 1.0
+    model, masked, latent_mask, preview, report = masked_by(run_node, wrap(field), samples, masks)
+    assert report.startswith("Blend: differential (the mask is soft")
+    assert "384 of 1024 latent cells may change (37.5%) in 4 pictures: 256 fully, 128 partly." in report
+    assert "2 masks for 4 latents: repeated in order." in report
+    assert torch.equal(latent_mask, (masks > 0).float().repeat(2, 1, 1))
+    assert len(preview) == 4
+    changed = (ksample(model, masked) != samples).any(1).float()
+    assert torch.equal(changed, torch.nn.functional.max_pool2d(latent_mask, 8))
+    pictures = torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    image, _, outside = run_node(
+        "BespokeRestoreUnmasked", original=pictures, generated=1.0 - pictures, mask=latent_mask, feather=0
+    )
+    assert outside == 0
+    assert torch.equal((image != pictures).any(-1).float(), latent_mask)
+
+
+def test_auto_chooses_by_the_masks_that_are_used(run_node, field, latent):
+    """A soft mask under a white one, and a soft mask of frames that the VAE drops, are not used."""
+    white_and_grey = torch.ones(2, 128, 128)
+    white_and_grey[1] = 0.5
+    white_and_grey[:, :, 64:] = 0.0
+    report = masked_by(run_node, wrap(field), latent["samples"], white_and_grey)[4]
+    assert report.startswith("Blend: re-inject (the mask is hard).")
+    frames = torch.zeros(10, 128, 128)
+    frames[:9, :, :64], frames[9] = 1.0, 0.5
+    report = masked_by(run_node, wan(field), field.sample(3, 16, seed=5).movedim(0, 1)[None], frames)[4]
+    assert report.startswith("Blend: re-inject (the mask is hard).")
+
+
+def test_masks_that_fit_no_picture_are_refused_before_the_sampling(run_node, field):
+    samples = field.sample(2, 4, seed=5)
+    with pytest.raises(ValueError, match="Bespoke Latent Mask Blend: 3 masks for 2 pictures; give one for all or 2"):
+        masked_by(run_node, wrap(field), samples, torch.ones(3, 128, 128))
+
+
+def wan(field):
+    """A flow model of the field with Wan's latent format: four picture frames to a latent frame."""
+
+    def denoise(y, sigma):
+        frames = field.denoise(y.movedim(2, 1).flatten(0, 1), sigma.flatten()[:1].view(1, 1, 1, 1))
+        return frames.unflatten(0, (y.shape[0], y.shape[2])).movedim(1, 2)
+
+    return analytic.wrap(denoise, "flow", latent_format=comfy.latent_formats.Wan21())
+
+
+def moving(count, size=128):
+    """`count` masks of a bar 8 px wide that moves by 8 px a frame."""
+    masks = torch.zeros(count, size, size)
+    for i in range(count):
+        masks[i, :, 8 * i : 8 * i + 8] = 1.0
+    return masks
+
+
+def changed_columns(result, samples):
+    """The columns of cells that differ, for each latent frame of each video."""
+    changed = (result != samples).any(1).any(-2)  # [B, T, columns]
+    return [frame.nonzero().flatten().tolist() for frame in changed.flatten(0, 1)]
+
+
+GROUPS_OF_NINE = [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+@pytest.mark.parametrize("count", [9, 10, 12])
+def test_a_video_may_change_where_the_masks_of_its_frames_are(run_node, field, count):
+    """9 usable frames: 1, 4 and 4 of them share a latent frame, which covers the union of their masks."""
+    samples = field.sample(3, 16, seed=5).movedim(0, 1)[None]
+    model, masked, latent_mask, preview, report = masked_by(run_node, wan(field), samples, moving(count))
+    assert changed_columns(ksample(model, masked, steps=3), samples) == GROUPS_OF_NINE
+    assert "144 of 768 latent cells may change (18.8%) in 3 latent frames: 144 fully, 0 partly." in report
+    assert len(preview) == 3
+    # Decoded, a latent frame is its group of pictures, and each of them may change wherever it may.
+    assert latent_mask.shape == (9, 128, 128)
+    covered = [frame.any(0).nonzero().flatten().tolist() for frame in latent_mask]
+    pixels = [[x for c in columns for x in range(8 * c, 8 * c + 8)] for columns in GROUPS_OF_NINE]
+    assert covered == [pixels[0], *[pixels[1]] * 4, *[pixels[2]] * 4]
+
+
+def test_two_videos_keep_their_masks_apart_from_the_node_to_the_restored_picture(run_node, field):
+    samples = field.sample(6, 16, seed=5).unflatten(0, (2, 3)).movedim(1, 2)
+    masks = torch.cat((moving(9), moving(9).flip(2)))  # the second from the right
+    model, masked, latent_mask, preview, _ = masked_by(run_node, wan(field), samples, masks)
+    mirrored = [[15 - c for c in reversed(columns)] for columns in GROUPS_OF_NINE]
+    assert changed_columns(ksample(model, masked, steps=3), samples) == GROUPS_OF_NINE + mirrored
+    assert (len(latent_mask), len(preview)) == (18, 6)
+    pictures = torch.rand(18, 128, 128, 3, generator=torch.Generator().manual_seed(0))  # as the VAE decodes both
+    image, _, outside = run_node(
+        "BespokeRestoreUnmasked", original=pictures, generated=1.0 - pictures, mask=latent_mask, feather=0
+    )
+    assert outside == 0
+    assert torch.equal((image != pictures).any(-1).float(), latent_mask)
+
+
+@pytest.mark.parametrize("video", [False, True], ids=["pictures", "video"])
+def test_what_repeat_latent_batch_makes_of_it_is_restored_in_its_order(run_node, field, video):
+    """Two pictures, or a video of 9 frames, twice: the masks and the originals follow in core's order, a, b, a, b."""
+    if video:
+        model, samples, masks = wan(field), field.sample(3, 16, seed=5).movedim(0, 1)[None], moving(9)
+    else:
+        model, samples, masks = wrap(field), field.sample(2, 4, seed=5), moving(2)
+    model, masked, latent_mask, *_ = masked_by(run_node, model, samples, masks)
+    (twice,) = run_node("RepeatLatentBatch", samples=masked, amount=2)
+    result = ksample(model, twice, steps=3)
+    assert torch.equal(*(result != samples.repeat(2, *[1] * (samples.ndim - 1))).any(1).chunk(2))
+    originals = torch.rand(len(masks), 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    generated = torch.rand(2 * len(masks), 128, 128, 3, generator=torch.Generator().manual_seed(1))
+    image, _, outside = run_node(
+        "BespokeRestoreUnmasked", original=originals, generated=generated, mask=latent_mask, feather=0
+    )
+    assert outside == 0
+    inside = latent_mask.repeat(2, 1, 1)[..., None] > 0
+    assert torch.equal(image, torch.where(inside, generated, originals.repeat(2, 1, 1, 1)))
+
+
+def test_masks_that_fit_no_frames_are_refused_before_the_sampling(run_node, field):
+    samples = field.sample(3, 16, seed=5).movedim(0, 1)[None]
+    text = "Bespoke Latent Mask Blend: 7 masks are given for one video of 3 latent frames .9 picture frames.; give 1, 3"
+    with pytest.raises(ValueError, match=text):
+        masked_by(run_node, wan(field), samples, moving(7))
+
+
+def test_the_frames_of_a_latent_frame_are_as_cores_vaes_say(comfyui):
+    """The oracle is Wan's own encoder in ComfyUI, small and with random weights: which frames does each latent see?"""
+    from bespoke.nodes.inpaint.assignment import Layout
+    from comfy.ldm.wan.vae import WanVAE
+
+    torch.manual_seed(0)
+    encoder = WanVAE(dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        for count in (9, 10, 12):
+            video = torch.rand(1, 3, count, 16, 16)
+            before = encoder.encode(video)
+            assert torch.isfinite(before).all()
+            layout = Layout.of(tuple(before.shape), comfy.latent_formats.Wan21.temporal_downscale_ratio)
+            assert (layout.frames, layout.latent_frames) == (9, 3)
+            firsts = []  # the first latent frame that a frame changes
+            for frame in range(count):
+                other = video.clone()
+                other[:, :, frame] = torch.rand(1, 3, 16, 16)
+                differs = (encoder.encode(other) != before).any(1).flatten(2).any(-1)[0]
+                firsts.append(int(differs.int().argmax()) if differs.any() else None)
+            assert firsts == [0, 1, 1, 1, 1, 2, 2, 2, 2] + [None] * (count - 9)
+
+
+# --- The VAE's crop ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", [4, 8, 16, 32])
+def test_the_vaes_crop_is_where_the_nodes_take_it_to_be(comfyui, cell):
+    """The oracle is core's `vae_encode_crop_pixels`, for every size of two to three cells."""
+    from types import SimpleNamespace
+
+    import comfy.sd
+    from bespoke.nodes.inpaint.mask import Grid
+    from bespoke.nodes.inpaint.restore import is_crop
+
+    core = SimpleNamespace(
+        crop_input=True, spacial_compression_encode=lambda: cell, output_channels=3, pad_channel_value=None
+    )
+    for height in range(2 * cell, 3 * cell + 1):
+        width = 5 * cell - height + 1  # so that both sides go through all remainders
+        places = torch.arange(height * width, dtype=torch.float32).view(1, height, width, 1).expand(-1, -1, -1, 3)
+        kept = comfy.sd.VAE.vae_encode_crop_pixels(core, places)
+        grid = Grid.of(kept.shape[1] // cell, kept.shape[2] // cell, cell, height, width)
+        assert float(kept[0, 0, 0, 0]) == grid.top * width + grid.left
+        assert is_crop((height, width), tuple(kept.shape[1:3]))
 
 
 # --- With other nodes --------------------------------------------------------------------------------------------
@@ -735,3 +926,24 @@ def test_pixels_outside_the_composite_mask_are_the_originals_after_ten_rounds(ru
         assert torch.equal(image[0][outside], original[0][outside]), f"round {turn + 1}"
         assert not torch.equal(image, before)
     assert "Restored: 0 of" in report
+
+
+@pytest.mark.parametrize("scale", [1, 2], ids=["mask of its size", "mask of twice its size"])
+@pytest.mark.parametrize(("height", "width"), [(61, 77), (127, 65), (71, 64)])
+def test_a_picture_that_the_vae_crops_is_repainted_where_it_was_painted(run_node, vae, height, width, scale):
+    """The painted square of 20 px is repainted, and nothing more than one cell (7 px) beyond it."""
+    original = torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(2))
+    painted = torch.zeros(1, height, width)
+    painted[:, 20:40, 20:40] = 1.0
+    (encoded,) = run_node("VAEEncode", pixels=original, vae=vae)
+    mask = painted.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    model = wrap(analytic.Field(height // 8, width // 8, "natural"))
+    model, masked, latent_mask, *_ = masked_by(run_node, model, encoded["samples"], mask)
+    (decoded,) = run_node("VAEDecode", vae=vae, samples={"samples": ksample(model, masked)})
+    image, _, changed_outside = run_node(
+        "BespokeRestoreUnmasked", original=original, generated=decoded, mask=latent_mask, feather=0
+    )
+    assert (image.shape, changed_outside) == (original.shape, 0)
+    changed = (image != original).any(-1).float()
+    assert bool((changed >= painted).all())
+    assert bool((changed <= torch.nn.functional.max_pool2d(painted, 15, 1, 7)).all())

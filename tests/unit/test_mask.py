@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from bespoke.nodes.inpaint.assignment import Layout, to_frames, to_latent
 from bespoke.nodes.inpaint.mask import (
     Grid,
     MaskSettings,
@@ -11,9 +12,9 @@ from bespoke.nodes.inpaint.mask import (
     floor,
     grow,
     looks_inverted,
+    picture_size,
     shape_mask,
     to_cells,
-    to_latent,
     to_picture,
 )
 from bespoke.training.errors import InputError
@@ -223,42 +224,253 @@ def test_a_mask_of_the_wrong_size_is_fitted_and_reported():
 # --- Batches and videos ---------------------------------------------------------------------------------------------
 
 
-def each(count, rows=2, columns=3):
+def each(count, rows=16, columns=24):
+    """`count` masks; the i-th, counted from 1, is i / count everywhere."""
     return torch.arange(1.0, count + 1).view(-1, 1, 1).expand(-1, rows, columns) / count
 
 
+def used(count, shape, coverage="any", temporal=4, chunk=0, **settings):
+    """(the noise mask of a latent, latent_mask, notes) of `each(count)`, for 2 x 3 cells of 8 px."""
+    layout = Layout.of(shape, temporal, chunk)
+    shaped = shape_mask(each(count), 2, 3, 8, MaskSettings(coverage=coverage, **settings), layout)
+    notes = [note for note in shaped.notes if " masks for " in note]
+    noise_mask = to_latent(shaped.cells, layout, len(shape))
+    return noise_mask, to_frames(to_picture(shaped.cells, shaped.grid), layout), notes
+
+
+def first_cells(noise_mask):
+    """One value of each picture or latent frame, in order, where all cells of each are equal."""
+    frames = noise_mask[:, 0].flatten(0, -3)
+    assert torch.equal(frames, frames[:, :1, :1].expand_as(frames))
+    return frames[:, 0, 0].tolist()
+
+
+PICTURES, VIDEO = (3, 4, 2, 3), (1, 16, 3, 2, 3)
+
+
 def test_one_mask_for_all_or_one_for_each():
-    one, notes = to_latent(each(1), (3, 4, 2, 3), 1, "any")
-    assert one.shape == (3, 1, 2, 3)
-    assert notes == []
-    three, notes = to_latent(each(3), (3, 4, 2, 3), 1, "any")
-    assert torch.equal(three[:, 0], each(3))
-    assert notes == []
+    one, shown, notes = used(1, PICTURES)
+    assert (one.shape, shown.shape, notes) == ((3, 1, 2, 3), (1, 16, 24), [])
+    three, shown, notes = used(3, PICTURES)
+    assert first_cells(three) == pytest.approx([1 / 3, 2 / 3, 1])
+    assert (shown.shape, notes) == ((3, 16, 24), [])
 
 
-def test_other_counts_are_repeated_or_cut_and_reported():
-    cut, notes = to_latent(each(5), (2, 4, 2, 3), 1, "any")
-    assert torch.equal(cut[:, 0], each(5)[:2])
-    assert notes == ["5 masks for 2 latents: the rest are not used."]
-    again, notes = to_latent(each(2), (3, 4, 2, 3), 1, "any")
-    assert torch.equal(again[:, 0], each(2)[[0, 1, 0]])
-    assert notes == ["2 masks for 3 latents: repeated in order."]
+def test_masks_are_repeated_in_order_for_more_pictures():
+    """As core's `repeat_to_batch_size` does with a noise mask, and `RepeatLatentBatch` with the pictures."""
+    again, shown, notes = used(2, PICTURES)
+    assert first_cells(again) == [0.5, 1.0, 0.5]
+    assert (shown.shape, notes) == ((3, 16, 24), ["2 masks for 3 latents: repeated in order."])
+
+
+def test_more_masks_than_pictures_are_refused():
+    with pytest.raises(InputError, match="5 masks for 2 pictures; give one for all or 2, one each"):
+        used(5, (2, 4, 2, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 3), (1, 16, 1, 2, 3)], ids=["4-D", "5-D, as Qwen-Image"])
+def test_several_masks_of_one_picture_are_united(shape):
+    """The union by hand: four detections, of which the first touches cell (0, 0) and the last cell (1, 2)."""
+    masks = torch.zeros(4, 16, 24)
+    masks[0, 3, 5] = masks[1, 3, 5] = 0.5
+    masks[3, 15, 23] = 1.0
+    layout = Layout.of(shape, 4)
+    shaped = shape_mask(masks, 2, 3, 8, MaskSettings(), layout)
+    assert shaped.cells.tolist() == [[[0.5, 0.0, 0.0], [0.0, 0.0, 1.0]]]
+    assert torch.equal(shaped.user, masks.amax(0, keepdim=True))
+    assert shaped.notes[0] == "4 masks for one picture: they were united."
+    assert to_latent(shaped.cells, layout, len(shape)).shape == (1, 1, *shape[2:])
+
+
+def test_united_masks_are_feathered_as_one():
+    halves = torch.zeros(2, 16, 64)
+    halves[0, :, :20], halves[1, :, 20:40] = 1.0, 1.0
+    both = halves.amax(0, keepdim=True)
+    settings = MaskSettings(grow=-3, feather=12)
+    # Each half alone would shrink at the seam between them, which is no edge.
+    assert torch.equal(shape_mask(halves, 2, 8, 8, settings).shaped, shape_mask(both, 2, 8, 8, settings).shaped)
 
 
 def test_a_batch_of_videos_gets_a_mask_each_over_all_frames():
-    masks, _ = to_latent(each(3), (3, 16, 5, 2, 3), 4, "any")
+    masks, shown, _ = used(3, (3, 16, 5, 2, 3))
     assert masks.shape == (3, 1, 5, 2, 3)
-    assert torch.equal(masks[:, 0], each(3)[:, None].expand(-1, 5, -1, -1))
+    assert first_cells(masks) == pytest.approx([i / 3 for i in (1, 2, 3) for _ in range(5)])
+    assert shown.shape == (3 * 17, 16, 24)  # decoded, 5 latent frames are 17 pictures
 
 
-def test_one_video_gets_a_mask_a_frame():
-    latent_frames, _ = to_latent(each(3), (1, 16, 3, 2, 3), 4, "any")
-    assert torch.equal(latent_frames[0, 0], each(3))
-    # 9 picture frames are 3 latent frames: the first alone, then four each.
-    largest, notes = to_latent(each(9), (1, 16, 3, 2, 3), 4, "any")
-    assert largest[0, 0, :, 0, 0].tolist() == pytest.approx([1 / 9, 5 / 9, 1.0])
-    mean, _ = to_latent(each(9), (1, 16, 3, 2, 3), 4, "area")
-    assert mean[0, 0, :, 0, 0].tolist() == pytest.approx([1 / 9, 3.5 / 9, 7.5 / 9])
-    assert notes == []
-    _, notes = to_latent(each(6), (1, 16, 3, 2, 3), 4, "any")
-    assert notes == ["6 masks for 3 latent frames: spread over them in order."]
+def test_one_video_gets_a_mask_a_latent_frame():
+    masks, shown, notes = used(3, VIDEO)
+    assert first_cells(masks) == pytest.approx([1 / 3, 2 / 3, 1])
+    assert (shown.shape, notes) == ((9, 16, 24), [])
+
+
+@pytest.mark.parametrize("count", [9, 10, 11, 12])
+def test_one_video_gets_the_masks_of_its_groups_of_frames(count):
+    """9 to 12 frames are 3 latent frames, of frames 1, 2 to 5 and 6 to 9; the VAE drops the others (Wan: 4n + 1)."""
+    largest, shown, notes = used(count, VIDEO)
+    assert first_cells(largest) == pytest.approx([1 / count, 5 / count, 9 / count])
+    mean, *_ = used(count, VIDEO, "area")
+    assert first_cells(mean) == pytest.approx([1 / count, 3.5 / count, 7.5 / count])
+    assert shown.shape == (9, 16, 24)
+    dropped = f"{count} masks for a video of 9 usable frames: those of dropped frames are not used."
+    assert notes == ([] if count == 9 else [dropped])
+
+
+@pytest.mark.parametrize("count", [2, 4, 6, 8, 13])
+def test_other_numbers_of_masks_for_a_video_are_refused(count):
+    text = rf"{count} masks are given for one video of 3 latent frames \(9 picture frames\); give 1, 3, 9 "
+    with pytest.raises(InputError, match=text):
+        used(count, VIDEO)
+
+
+@pytest.mark.parametrize(
+    ("count", "indices"),
+    [
+        (1, [0] * 6),
+        (2, [0] * 3 + [1] * 3),
+        (3, [0, 1, 2] * 2),  # the latent frames of one video, for both
+        (6, [0, 1, 2, 3, 4, 5]),  # the latent frames of both
+        (9, [0, 4, 8] * 2),  # the picture frames of one: the last of a group has the largest value
+        (18, [0, 4, 8, 9, 13, 17]),  # the picture frames of both
+        (24, [0, 4, 8, 12, 16, 20]),  # the same with three more each, which the VAE drops
+    ],
+)
+def test_two_videos(count, indices):
+    masks, shown, _ = used(count, (2, 16, 3, 2, 3))
+    assert masks.shape == (2, 1, 3, 2, 3)
+    assert first_cells(masks) == pytest.approx([(i + 1) / count for i in indices])
+    assert len(shown) == (1 if count == 1 else 18)
+
+
+def test_numbers_for_videos_that_mean_nothing_or_two_things_are_refused():
+    with pytest.raises(InputError, match="5 masks are given for 2 videos of 3 latent frames"):
+        used(5, (2, 16, 3, 2, 3))
+    # 9 for 3 videos of 3 latent frames: all latent frames, or the 9 picture frames of one?
+    with pytest.raises(InputError, match="9 masks are given for 3 videos .* can be read in two ways"):
+        used(9, (3, 16, 3, 2, 3))
+
+
+def test_a_latent_mask_covers_what_each_frame_of_the_video_may_change():
+    """One dot moves by a cell a frame, so group 2 to 5 covers four cells in each of its frames: 1 + 4 * 4 + 4 * 4."""
+    masks = torch.zeros(9, 8, 72)
+    for frame in range(9):
+        masks[frame, 4, 8 * frame + 4] = 1.0
+    layout = Layout.of((1, 16, 3, 1, 9), 4)
+    shaped = shape_mask(masks, 1, 9, 8, MaskSettings(), layout)
+    shown = to_frames(to_picture(shaped.cells, shaped.grid), layout)
+    assert int(shown.sum()) == (1 + 4 * 4 + 4 * 4) * 64
+    assert [int(frame.sum()) // 64 for frame in shown] == [1, 4, 4, 4, 4, 4, 4, 4, 4]
+    assert bool((shown >= masks).all())
+
+
+def test_frames_that_are_to_be_kept_and_share_a_latent_frame_are_named():
+    """30 of 33 frames black: latent frame 8 holds the frames 30 to 33, so the last of the 30 may change."""
+    masks = torch.ones(33, 16, 24)
+    masks[:30] = 0.0
+    layout = Layout.of((1, 16, 9, 2, 3), 4)
+    shaped = shape_mask(masks, 2, 3, 8, MaskSettings(), layout)
+    assert (
+        to_frames(to_picture(shaped.cells, shaped.grid), layout).flatten(1).any(1).tolist() == [False] * 29 + [True] * 4
+    )
+    assert shaped.notes[-1].startswith("1 frames with a black mask share a latent frame with others and may change")
+    masks[29] = 1.0
+    assert not any("black mask" in note for note in shape_mask(masks, 2, 3, 8, MaskSettings(), layout).notes)
+
+
+def test_min_strength_is_the_least_value_of_a_group_too():
+    mean, *_ = used(9, VIDEO, "area", min_strength=0.9)
+    assert first_cells(mean) == pytest.approx([0.9, 0.9, 0.9])
+
+
+def test_the_frames_of_a_vae_that_packs_chunks():
+    """MiniMax H3: 17 frames are 5 latent frames, of 1 and four times 4 frames; 22 frames are 7 of them."""
+    layout = Layout.of((1, 24, 7, 2, 3), 4, 5)
+    assert layout.groups == (1, 4, 4, 4, 4, 1, 4)
+    masks, shown, _ = used(22, (1, 24, 7, 2, 3), chunk=5)
+    assert first_cells(masks) == pytest.approx([n / 22 for n in (1, 5, 9, 13, 17, 18, 22)])
+    assert len(shown) == 22
+
+
+@pytest.mark.parametrize(("temporal", "frames", "latent_frames"), [(4, 81, 21), (6, 25, 5), (8, 97, 13), (1, 7, 7)])
+def test_the_frames_of_other_vaes(temporal, frames, latent_frames):
+    """Wan 81 -> 21, Mochi 25 -> 5, LTX 97 -> 13, as their VAEs' `downscale_ratio` gives; 1 packs nothing."""
+    assert Layout.of((1, 16, latent_frames, 2, 3), temporal).frames == frames
+
+
+def test_random_counts_give_the_union_of_what_each_latent_frame_holds():
+    """Every accepted mask pixel of a frame opens the cell of its latent frame, and no other cell is open."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    seen = 0
+    for _ in range(60):
+        videos, latent_frames, temporal = draw(1, 3), draw(1, 4), (1, 4, 8)[draw(0, 2)]
+        frames = (latent_frames - 1) * temporal + 1
+        count = videos * frames
+        masks = (torch.rand(count, 16, 24, generator=generator) > 0.995).float()
+        layout = Layout.of((videos, 4, latent_frames, 2, 3), temporal)
+        try:
+            shaped = shape_mask(masks, 2, 3, 8, MaskSettings(), layout)
+        except InputError as error:
+            assert "two ways" in str(error)  # noqa: PT017
+            continue
+        wanted = torch.zeros(videos, latent_frames, 2, 3)
+        for i, y, x in masks.nonzero().tolist():
+            frame = i % frames
+            wanted[i // frames, -(-frame // temporal), y // 8, x // 8] = 1.0
+        assert torch.equal(to_latent(shaped.cells, layout, 5)[:, 0], wanted)
+        shown = to_frames(to_picture(shaped.cells, shaped.grid), layout).expand(count, -1, -1)
+        assert bool((shown >= masks).all())
+        seen += 1
+    assert seen > 40
+
+
+# --- The picture's size ---------------------------------------------------------------------------------------------
+
+
+def test_a_mask_of_twice_the_pictures_size_lies_where_the_picture_does():
+    """77 x 61 px, of which the VAE keeps 72 x 56 from (2, 2). Pixel (2y, 2x) of the mask is pixel (y, x)."""
+    for y, x in ((2, 2), (9, 9), (10, 10), (40, 33), (73, 57)):
+        mask = torch.zeros(1, 154, 122)
+        mask[0, 2 * y, 2 * x] = 1.0
+        shaped = shape_mask(mask, 9, 7, 8, MaskSettings())
+        assert shaped.cells[0].nonzero().tolist() == [[(y - 2) // 8, (x - 2) // 8]], (y, x)
+        assert (shaped.grid.height, shaped.grid.width) == (77, 61)
+    assert shaped.notes == (
+        "The mask is 122x154 px and the picture 61x77 px: it was stretched to fit.",
+        "The picture is 61x77 px, not whole 8 px cells: the VAE crops it to 56x72 px, and the cropped border is kept.",
+    )
+
+
+def test_the_size_of_a_picture_from_a_mask_of_its_proportions():
+    # 1920 x 1080 in cells of 32 px leaves 1920 x 1056; half of it is 960 x 540.
+    assert picture_size(33, 60, 32, 540, 960) == (1080, 1920)
+    assert picture_size(33, 60, 32, 1056 // 2, 960) == (1056, 1920)  # whole cells where they fit
+    assert picture_size(8, 8, 8, 1000, 900) == (64, 64)  # no size of these cells has its proportions
+    assert picture_size(9, 12, 8, 150, 200) == (72, 96)  # 75 x 100 would fit too
+    note = shape_mask(square(), 9, 7, 8, MaskSettings()).notes[1]
+    assert note.endswith("the mask lies up to 7 px off: give it at the picture's own size.")
+
+
+def test_random_sizes_of_pictures_and_masks():
+    """A dot in a mask of k times the picture's size opens the cell of its pixel, if the size can be told."""
+    generator = torch.Generator().manual_seed(5)
+    told = 0
+    for _ in range(300):
+        cell = (8, 16, 32)[int(torch.randint(3, (), generator=generator))]
+        height, width = (int(n) for n in torch.randint(cell, 5 * cell, (2,), generator=generator))
+        k = int(torch.randint(1, 4, (), generator=generator))
+        rows, columns = height // cell, width // cell
+        y = height % cell // 2 + int(torch.randint(rows * cell, (), generator=generator))
+        x = width % cell // 2 + int(torch.randint(columns * cell, (), generator=generator))
+        if k > 1 and picture_size(rows, columns, cell, k * height, k * width) != (height, width):
+            continue
+        mask = torch.zeros(1, k * height, k * width)
+        mask[0, k * y, k * x] = 1.0
+        cells = shape_mask(mask, rows, columns, cell, MaskSettings()).cells[0]
+        wanted = [(y - height % cell // 2) // cell, (x - width % cell // 2) // cell]
+        assert cells.nonzero().tolist() == [wanted]
+        told += 1
+    assert told > 200

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from bespoke.nodes.inpaint.restore import (
+    CELLS,
     RestoreSettings,
     audit,
+    drops_frames,
+    is_crop,
     ramp_inward,
     restore,
 )
@@ -153,6 +156,118 @@ def test_a_vae_crop_is_centred_and_the_border_kept():
     assert after.changed == 0
 
 
+def test_a_crop_leaves_whole_cells_and_takes_less_than_one():
+    # 1080 rows: cells of 8 px take none of them, of 16 px 8, of 32 px 24. 1024 rows are a smaller picture.
+    assert is_crop((1080, 1920), (1072, 1920))
+    assert is_crop((1080, 1920), (1056, 1920))
+    assert not is_crop((1080, 1920), (1024, 1920))
+    assert not is_crop((1080, 1920), (1040, 1920))
+    # Both sides by the same cell: 1056 is cells of 32 px, which leave 1888 of 1919 and not 1912.
+    assert is_crop((1080, 1919), (1056, 1888))
+    assert not is_crop((1080, 1919), (1056, 1912))
+    assert not is_crop((48, 64), (56, 64))
+
+
+def test_every_crop_is_one_and_no_other_size_is():
+    """By hand for all sides up to 100: what is left is the largest multiple of a cell of 4, 8, 16 or 32 px."""
+    for side in range(32, 100):
+        lefts = {left for left in range(1, side + 1) if is_crop((side, 64), (left, 64))}
+        assert lefts == {side - side % cell for cell in CELLS}
+
+
+def dots(height, width, step=9):
+    """A picture of which no part is like another: its pixel (y, x) has the value of its place."""
+    y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    return torch.stack((y / height, x / width, ((y * step + x) % 7) / 7), -1)[None]
+
+
+def test_a_smaller_picture_is_resized_and_not_displaced():
+    """1080 rows made 1024: laid into the middle, the row 1002 would show what belongs 22 px lower."""
+    original = dots(1080, 64)
+    generated = torch.nn.functional.interpolate(original.movedim(-1, 1), (1024, 64), mode="area").movedim(1, -1)
+    mask = torch.zeros(1, 1080, 64)
+    mask[:, 1000:1010] = 1.0
+    image, after, notes = run(original, generated, mask)
+    assert after.changed == 0
+    assert (image - original)[0, 1000:1010, :, 0].abs().max() < 1 / 1080  # the row is right to less than a pixel
+    assert notes[0] == "The generated picture is 64x1024 px and the original 64x1080 px: it was resized."
+    assert not any("crop" in note for note in notes)
+
+
+@pytest.mark.parametrize("left", [1072, 1056])
+def test_a_picture_of_a_crops_size_lies_where_its_outside_fits(left):
+    original = dots(1080, 64)
+    top = (1080 - left) // 2
+    mask = torch.zeros(1, 1080, 64)
+    mask[:, 900:950] = 1.0
+    noise = 0.02 * (picture(3, height=left, width=64) - 0.5)  # of encoding and decoding
+    cropped = original[:, top : top + left] + noise
+    image, _, notes = run(original, cropped, mask)
+    assert torch.equal(image[:, 900:950], cropped[:, 900 - top : 950 - top])
+    assert f"it was laid 0 px from the left and {top} px from the top" in notes[0]
+    scaled = torch.nn.functional.interpolate(original.movedim(-1, 1), (left, 64), mode="area").movedim(1, -1) + noise
+    image, _, notes = run(original, scaled, mask)
+    assert (image - original)[0, 900:950, :, 0].abs().max() < 0.02
+    assert notes[1] == "Outside the mask it agrees with the whole original, not with the VAE's crop of it."
+
+
+def test_a_crop_of_another_size_is_laid_where_its_outside_fits():
+    """The middle 1024 of 1080 rows, as a user's own node crops them: the outside alone can tell."""
+    original, mask = dots(1080, 64), torch.zeros(1, 1080, 64)
+    mask[:, 900:950] = 1.0
+    cropped = original[:, 28:1052] + 0.02 * (picture(3, height=1024, width=64) - 0.5)
+    image, after, notes = run(original, cropped, mask)
+    assert torch.equal(image[:, 900:950], cropped[:, 872:922])
+    assert after.changed == 0
+    assert "of which its outside shows the middle: it was laid 0 px from the left and 28 px from the top" in notes[0]
+
+
+def test_a_mask_of_the_generated_pictures_size_lies_where_the_picture_does():
+    """77 x 61 px, of which the VAE leaves 72 x 56 from (2, 2): pixel (y, x) of both belongs at (y + 2, x + 2)."""
+    original, generated = picture(0, height=77, width=61), picture(1, height=72, width=56)
+    for y, x in ((0, 0), (71, 55), (13, 40)):
+        mask = torch.zeros(1, 72, 56)
+        mask[0, y, x] = 1.0
+        image, after, notes = run(original, generated, mask)
+        assert (image != original).any(-1)[0].nonzero().tolist() == [[y + 2, x + 2]]
+        assert torch.equal(image[0, y + 2, x + 2], generated[0, y, x])
+        assert (after.changed, after.outside) == (0, 77 * 61 - 1)
+        assert not any("stretched" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("size", "place"),
+    [((154, 122), lambda y, x: (2 * y, 2 * x)), ((144, 112), lambda y, x: (2 * (y - 2), 2 * (x - 2)))],
+    ids=["twice the original", "twice the generated"],
+)
+def test_a_mask_of_twice_the_size_lies_where_its_picture_does(size, place):
+    original, generated = picture(0, height=77, width=61), picture(1, height=72, width=56)
+    for y, x in ((2, 2), (73, 57), (30, 20)):
+        mask = torch.zeros(1, *size)
+        mask[(0, *place(y, x))] = 1.0
+        image, *_ = run(original, generated, mask)
+        assert (image != original).any(-1)[0].nonzero().tolist() == [[y, x]]
+
+
+def test_random_crops_put_every_pixel_where_it_was():
+    """For random sizes, cells and masks: inside the generated pixel of the place, outside the original's."""
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(60):
+        cell = CELLS[int(torch.randint(4, (), generator=generator))]
+        height, width = (int(n) for n in torch.randint(2 * cell, 4 * cell, (2,), generator=generator))
+        h, w = height // cell * cell, width // cell * cell
+        top, left = height % cell // 2, width % cell // 2
+        original = torch.rand(1, height, width, 3, generator=generator)
+        generated = original[:, top : top + h, left : left + w] + 0.1 * torch.rand(1, h, w, 3, generator=generator)
+        mask = (torch.rand(1, height, width, generator=generator) > 0.5).float()
+        image, after, _ = run(original, generated, mask)
+        wanted = original.clone()
+        wanted[:, top : top + h, left : left + w] = generated
+        wanted = torch.where(mask[..., None] > 0, wanted, original)
+        assert torch.equal(image, wanted)
+        assert (after.changed, after.outside) == (0, int((mask == 0).sum()))
+
+
 def test_another_size_is_resized_and_reported():
     image, after, notes = run(picture(0), picture(1, height=192, width=256), square())
     assert image.shape == (1, 48, 64, 3)
@@ -166,6 +281,42 @@ def test_one_original_serves_a_batch_and_an_alpha_channel_stays():
     assert image.shape == (3, 48, 64, 4)
     assert torch.equal(image[..., 3], original[..., 3].expand(3, -1, -1))
     assert after.outside == 3 * 2688
+
+
+def test_several_masks_for_one_picture_are_united():
+    masks = torch.zeros(3, 48, 64)
+    masks[0, :8], masks[2, 40:] = 1.0, 1.0
+    image, after, notes = run(picture(0), picture(1), masks)
+    assert torch.equal(image[:, :8], picture(1)[:, :8])
+    assert torch.equal(image[:, 40:], picture(1)[:, 40:])
+    assert torch.equal(image[:, 8:40], picture(0)[:, 8:40])
+    assert (after.changed, notes[0]) == (0, "3 masks for one picture: they were united.")
+
+
+def test_originals_that_divide_the_pictures_are_repeated_in_order():
+    """As RepeatLatentBatch repeats their latents: a, b, a, b."""
+    masks = torch.zeros(2, 48, 64)
+    masks[0, :8], masks[1, 40:] = 1.0, 1.0
+    for given in (masks, masks.repeat(2, 1, 1)):
+        image, after, notes = run(picture(0, batch=2), picture(1, batch=4), given)
+        wanted = torch.where(
+            masks.repeat(2, 1, 1)[..., None] > 0, picture(1, batch=4), picture(0, batch=2).repeat(2, 1, 1, 1)
+        )
+        assert torch.equal(image, wanted)
+        assert (after.changed, notes[0]) == (0, "2 originals for 4 pictures: repeated in order.")
+
+
+def test_frames_that_a_video_vae_drops_stay_the_originals():
+    """12 frames, of which Wan's VAE leaves 9."""
+    original, generated = picture(0, batch=12), picture(1, batch=9)
+    for masks in (torch.ones(12, 48, 64), torch.ones(9, 48, 64), torch.ones(1, 48, 64)):
+        image, after, notes = run(original, generated, masks)
+        assert torch.equal(image, torch.cat((generated, original[9:])))
+        assert after.changed == 0
+        assert notes[0].startswith("12 originals and 9 generated pictures: taken for a video")
+    assert [n for n in range(1, 20) if drops_frames(n, 9)] == [9, 10, 11, 12, 13, 14, 15, 16]  # groups of 4, or of 8
+    with pytest.raises(InputError, match="8 generated pictures for 12 pictures; give one, or 12"):
+        run(original, picture(1, batch=8), torch.ones(1, 48, 64))
 
 
 def test_batches_that_do_not_fit_are_refused():
