@@ -10,11 +10,13 @@ level, x the sampler's state, D(x, sigma) the model's prediction of the clean la
 `noised` is the model's own `scale_latent_inpaint`: sigma n + L for epsilon and v prediction, sigma n + (1 - sigma) L
 for flow, and the clean L for some video models. Re-inject is Blended Latent Diffusion (Avrahami et al. 2023, arXiv
 2206.02779) and what core does with a noise mask. Differential is Differential Diffusion (Levin & Fried 2023, arXiv
-2306.00950), except that a place where m is 0 is always kept. Where a run goes on from a latent that holds noise, the
-first stage's start is not known, so the share is of the model's whole schedule.
+2306.00950), except that a place where m is 0 is always kept. The share is of the schedule from the sigma at which the
+first stage of a run began. Of a run that goes on from a state of unknown make, it is of the model's whole schedule.
+n is the first stage's, too: where 0 < m < 1 a later state does not tell it.
 
 `patch` adds one wrapper, `OUTER_SAMPLE`, which adds the others for one run and removes them afterwards. So a patched
-model holds no state of a run, and runs cannot disturb each other.
+model holds no state of a run, and runs cannot disturb each other. What a later stage has to know of an earlier one is
+found by the content of the latent that it gets (`stages`, `start`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,8 @@ from comfy.patcher_extension import WrappersMP
 
 from ...training.errors import InputError
 from .noise_levels import noise_that_gives, noise_to_signal, schedule_left
+from .stages import STORE
+from .start import Start, chained, find_start, fresh, is_soft
 
 KEY = "bespoke_latent_mask_blend"
 BLENDS = ("auto", "re-inject", "prediction", "differential")
@@ -70,6 +74,11 @@ class Blend:
 def has_own_inpaint_noise(model) -> bool:
     """Whether the model of a ModelPatcher has a `scale_latent_inpaint` of its own; most of those add no noise."""
     return getattr(type(model.model), "scale_latent_inpaint", None) is not BaseModel.scale_latent_inpaint
+
+
+def uses_noise(blend: Blend, model: BaseModel) -> bool:
+    """Whether the model's input outside the mask is made from the original and the noise that a run began with."""
+    return blend.kind == "re-inject" or type(model).scale_latent_inpaint is not BaseModel.scale_latent_inpaint
 
 
 def takes_denoise_mask(scale_latent_inpaint: Callable) -> bool:
@@ -117,26 +126,36 @@ def _outer_sample(
     left for another stage.
     """
     leaves_noise = float(sigmas[-1]) > 0.0  # read now: uni_pc writes 0.001 over the last of the sigmas that it gets
-    sigmas = sigmas.clone()
+    given_sigmas, sigmas = sigmas, sigmas.clone()
 
     def run(latent, mask):
         return executor(noise, latent, sampler, sigmas, mask, callback, disable_pbar, seed, **others)
 
     if denoise_mask is None or bool((denoise_mask == 1).all()):
-        return run(latent_image, None)
-    resumed = _resumed_from(blend.original, latent_image, noise, sigmas)
-    original = latent_image if resumed is None else resumed
+        start = chained(latent_image, noise, given_sigmas)
+        out = run(latent_image, None)
+        if start is not None or not leaves_noise:
+            start = start or fresh(latent_image, given_sigmas)
+            STORE.add(out, start.original, start.first, None, finished=not leaves_noise)
+        return out
+    model = executor.class_obj.model_patcher
+    needs_noise = uses_noise(blend, model.model)
+    start = find_start(blend.original, latent_image, noise, given_sigmas, denoise_mask, model, needs_noise)
+    original = start.original
     if not bool((denoise_mask > 0).any()):
         logging.info(
             "Bespoke Latent Mask Blend: the mask is empty; the original is returned and the model is not called."
         )
         return original.to(torch.float32).clone()
-    with _added_wrappers(executor.class_obj, _Run(blend, start=None if resumed is None else latent_image)):
+    blended = _Run(blend, start, latent_image)
+    with _added_wrappers(executor.class_obj, blended):
         out = run(original, denoise_mask)
-    if leaves_noise:
-        return out  # outside the mask, too: the next stage restores the original there
-    # Samplers that stop short of 0 and the latent format's scaling both change the original by rounding or more.
-    return torch.where(denoise_mask.to(out.device) > 0, out, original.to(out.device, out.dtype))
+    if not leaves_noise:
+        # Samplers that stop short of 0 and the latent format's scaling both change the original by rounding or more.
+        out = torch.where(denoise_mask.to(out.device) > 0, out, original.to(out.device, out.dtype))
+    # Noise is left outside the mask, too: the next stage restores the original there.
+    STORE.add(out, original, start.first, blended.kept_noise if leaves_noise else None, finished=not leaves_noise)
+    return out
 
 
 @contextmanager
@@ -153,18 +172,6 @@ def _added_wrappers(guider, run: _Run) -> Iterator[None]:
     finally:
         for kind, earlier in before.items():
             wrappers.pop(kind, None) if earlier is None else wrappers.update({kind: earlier})
-
-
-def _resumed_from(original, latent_image, noise, sigmas) -> torch.Tensor | None:
-    """The clean original if a run adds no noise and its latent is another one, so holds noise; else None."""
-    if original is None or float(sigmas[0]) <= 0.0 or bool(torch.count_nonzero(noise)):
-        return None
-    batch, count = latent_image.shape[0], original.shape[0]
-    if original.shape[1:] != latent_image.shape[1:] or batch % count:
-        return None
-    original = original.to(latent_image.device, latent_image.dtype)
-    original = original.repeat(batch // count, *[1] * (original.ndim - 1))
-    return None if torch.equal(original, latent_image) else original
 
 
 @dataclass(frozen=True)
@@ -191,11 +198,19 @@ class _Sampling:
 
 
 class _Run:
-    """The blend of one run, from `_outer_sample`. start: the latent that still holds noise, or None."""
+    """The blend of one run, from `_outer_sample`. latent: what the run gets, which holds noise if `start` goes on."""
 
-    def __init__(self, blend: Blend, start: torch.Tensor | None):
-        self.blend, self.start = blend, start
+    def __init__(self, blend: Blend, start: Start, latent: torch.Tensor):
+        self.blend, self.start, self.latent = blend, start, latent
         self._sampling: _Sampling | None = None
+
+    @property
+    def kept_noise(self) -> torch.Tensor | None:
+        """The first stage's noise [B, ...], if a later stage needs it and will not find it in its state."""
+        sampling = self._sampling
+        if sampling is None or not uses_noise(self.blend, sampling.model) or not is_soft(sampling.mask):
+            return None
+        return sampling.noise
 
     def sampler_sample(
         self,
@@ -212,13 +227,16 @@ class _Run:
         """The `SAMPLER_SAMPLE` wrapper: keeps mask, original and noise, and gives the sampler no mask."""
         model, sigma = guider.inner_model, sigmas[0]
         sampler = executor.class_obj
+        goes_on = self.start.goes_on
         from_noise = bool(sampler.max_denoise(guider, sigmas)) if hasattr(sampler, "max_denoise") else False
-        start = latent_image if self.start is None else model.process_latent_in(self.start.to(latent_image))
-        state = model.model_sampling.noise_scaling(sigma, noise.clone(), start, from_noise)
+        state = latent_image if not goes_on else model.process_latent_in(self.latent.to(latent_image))
+        state = model.model_sampling.noise_scaling(sigma, noise.clone(), state, from_noise)
         # From full noise, epsilon and v start at sqrt(1 + sigma^2) n; the latent outside has to stay on that path.
         kept_noise = noise_that_gives(model.model_sampling, sigma, state, latent_image, False)
-        if self.start is not None:
+        if goes_on:
             noise = noise_that_gives(model.model_sampling, sigma, state, latent_image, from_noise)
+            firsts = zip(kept_noise, self.start.noise, strict=True)
+            kept_noise = torch.stack([n if first is None else first.to(n) for n, first in firsts])
         self._sampling = _Sampling(model, guider, sigmas, denoise_mask, latent_image, kept_noise)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, None, disable_pbar)
 
@@ -245,8 +263,9 @@ class _Run:
             power = self.blend.preservation * noise_to_signal(model_sampling, level) ** self.blend.bias
             mask = mask ** power.nan_to_num(0.0, torch.inf)  # 0 times flow's infinite ratio at sigma 1 is 0
         if self.blend.kind == "differential":
-            first = run.sigmas[:1] if self.start is None else model_sampling.sigma_max.reshape(1)
-            mask = (mask >= schedule_left(model_sampling, level, first.to(level))).to(mask.dtype)
+            highest = float(model_sampling.sigma_max)
+            first = level.new_tensor([highest if first is None else first for first in self.start.first])
+            mask = (mask >= schedule_left(model_sampling, level, first)).to(mask.dtype)
         others = model_options.get("denoise_mask_function")
         if others is not None:
             mask = others(sigma, mask, extra_options={"model": run.guider, "sigmas": run.sigmas})

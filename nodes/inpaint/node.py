@@ -13,6 +13,7 @@ from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
 from ..bridge.sampling import fitting_latent, is_blank
 from .assignment import CHUNKED, Layout, to_frames, to_latent
+from .background import background_notes
 from .blend import (
     BIAS_MAX,
     BIAS_MIN,
@@ -38,6 +39,7 @@ from .mask import (
     to_picture,
 )
 from .preview import MOST, draw, picture_of
+from .start import clean_of
 
 ORIGINAL = "bespoke_original"  # key of the clean latent in a LATENT, for the node of a later stage
 
@@ -225,7 +227,8 @@ class LatentMaskBlend(io.ComfyNode):
         patched = patch(model, Blend(kind, bias, original, preservation))
         shown_latent = _shown_latent(picture_latent, len(cells))
         preview = draw(shaped, picture_of(shown_latent, latent_format, grid.height, grid.width))
-        report = _report(shaped, layout, kind, reason, model, _notes_on(latent, samples, cells))
+        notes = [*background_notes(shaped), *_notes_on(latent, samples, cells)]
+        report = _report(shaped, layout, kind, reason, model, notes)
         return io.NodeOutput(
             patched,
             {**latent, "noise_mask": noise_mask, ORIGINAL: original},
@@ -244,14 +247,19 @@ def _shown_latent(latent: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _clean_original(latent: Mapping[str, Any], samples) -> torch.Tensor:
-    """The latent without noise: the one that an earlier stage's node kept, if `latent` is its unfinished result.
+    """The latent without noise: the one that an earlier stage kept, if `latent` is its unfinished result.
 
-    A finished result equals the kept latent wherever its noise mask is 0. Without such a place it is taken for
+    A blended model's results are known by their content, in any order of a batch. For others the latent's own key
+    counts: a finished result equals the kept latent wherever its noise mask is 0. Without such a place it is taken for
     unfinished, which does no harm: only a run that adds no noise uses the kept latent.
     """
     flat = comfy.utils.pack_latents(samples.unbind())[0] if samples.is_nested else samples
+    return clean_of(flat, _kept(latent, flat, samples.is_nested))
+
+
+def _kept(latent: Mapping[str, Any], flat: torch.Tensor, nested: bool) -> torch.Tensor:
     kept = latent.get(ORIGINAL)
-    if kept is None or kept.shape != flat.shape or samples.is_nested or "noise_mask" not in latent:
+    if kept is None or kept.shape != flat.shape or nested or "noise_mask" not in latent:
         return flat
     outside = comfy.utils.reshape_mask(latent["noise_mask"], flat.shape) == 0
     finished = bool(outside.any()) and torch.equal(flat[outside], kept.to(flat)[outside])

@@ -179,6 +179,24 @@ def test_notes_on_the_latent(run_node, field, latent):
     assert "The latent is empty" not in report(empty, torch.ones(1, 128, 128))
 
 
+def test_a_background_that_is_not_black_is_named_with_its_value_and_its_cells(run_node, field, latent):
+    """8 of 255 is 0.031. 7 x 7 of the 16 x 16 cells touch the white square, so the rest opens 256 - 49 of them."""
+
+    def report(mask, latent=latent):
+        return run_node("BespokeLatentMaskBlend", model=wrap(field), latent=latent, mask=mask, feather=0)[4]
+
+    grey = picture_mask().clamp(min=8 / 255)
+    assert "The mask's background is not black: it is 0.031 (8 of 255) and opens 207 of 256 latent cells" in report(
+        grey
+    )
+    both = {"samples": latent["samples"].repeat(2, 1, 1, 1)}
+    assert "The background of 1 of 2 masks is not black" in report(torch.cat((picture_mask(), grey)), both)
+    noisy = picture_mask() + (picture_mask() == 0) * torch.randint(0, 9, (1, 128, 128)) / 255
+    assert "is not black" in report(noisy)  # as JPEG leaves it
+    for right in (picture_mask(), picture_mask().clamp(min=5 / 255), soft_mask(), torch.full((1, 128, 128), 0.5)):
+        assert "is not black" not in report(right)
+
+
 def test_channels_that_do_not_fit_and_a_latent_without_values_are_errors(run_node, field):
     for shape, text in (
         ((1, 16, 16, 16), "latent has 16 channels and this model's latents have 4"),
@@ -656,6 +674,31 @@ def test_cores_differential_diffusion_works_without_its_leak(run_node, field, la
         "BespokeLatentMaskBlend", model=wrap(field), latent=latent, mask=mask, blend="differential", feather=0
     )
     assert torch.allclose(both, ksample(ours, masked, scheduler="karras"), atol=1e-5)  # its function is called
+
+
+def test_cores_ddim_draws_other_noise_outside_and_this_node_keeps_the_runs(run_node, field, latent):
+    """The oracle is the run's own noise: outside the mask the model's input is the original plus sigma times it."""
+    mask = picture_mask()
+
+    def noise_outside(model, masked, sampler):
+        network = model.model.diffusion_model
+        network.keep_inputs, network.inputs = True, []
+        ksample(model, masked, sampler, denoise=0.5)
+        outside = (torch.nn.functional.max_pool2d(mask[:, None], 8) == 0).expand_as(latent["samples"])
+        clean = model.model.process_latent_in(latent["samples"])
+        return torch.stack([((x - clean) / sigma)[outside] for sigma, x in network.inputs]), outside
+
+    drawn = comfy.sample.prepare_noise(latent["samples"], 11)
+    core, (model, masked, *_) = (
+        wrap(field),
+        run_node("BespokeLatentMaskBlend", model=wrap(field), latent=latent, mask=mask, blend="re-inject", feather=0),
+    )
+    for sampler in ("euler", "ddim"):
+        ours, outside = noise_outside(model, masked, sampler)
+        assert torch.allclose(ours, drawn[outside].expand_as(ours), atol=1e-4)
+        cores, _ = noise_outside(core, masked, sampler)
+        assert torch.allclose(cores, drawn[outside].expand_as(cores), atol=1e-4) == (sampler == "euler")
+    assert float((cores - drawn[outside]).std()) == pytest.approx(2**0.5, rel=0.1)  # independent of the run's
 
 
 def test_other_wrappers_stay_and_ours_is_removed(run_node, field, latent):
