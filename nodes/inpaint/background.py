@@ -24,6 +24,6 @@ def background_notes(shaped: CellMask) -> list[str]:
     which = "The mask's background" if len(grey) == 1 else f"The background of {int(grey.sum())} of {len(grey)} masks"
     return [
         f"{which} is not black: it is up to {value:.3f} ({value * 255:.0f} of 255) and opens {int(counts[grey].sum())} "
-        f"of {cells.numel()} latent cells, which may change, too. Make it black, for example with core's ThresholdMask, "
-        "or with the levels of the picture that the mask comes from."
+        f"of {cells.numel()} latent cells, which may change, too. Make it black, for example with core's "
+        "ThresholdMask, or with the levels of the picture that the mask comes from."
     ]

@@ -24,6 +24,7 @@ GROUPS = (4, 6, 8)  # frames to a latent frame of ComfyUI's video VAEs, which dr
 # How much nearer the outside must be to the original to decide against what the size says. Below 1, since resizing also
 # smooths the error of encoding and decoding.
 NEARER = 0.7
+COMPARED = 256  # px: fewer outside the mask decide nothing
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,12 @@ class Placed:
     generated: torch.Tensor  # [B, H, W, C]; the original's pixels where it has none
     mask: torch.Tensor  # [B, H, W]
     frame: torch.Tensor  # [B, H, W], 1 where the generated picture has pixels, else 0
-    error: float  # mean difference from the original outside the mask, inf where there is nothing to compare
+    error: float | None  # mean difference from the original outside the mask, None if too little lies there
     notes: tuple[str, ...] = ()
+
+    def is_much_nearer(self, other: Placed) -> bool:
+        """Whether the outside agrees so much better with the original than if placed like `other` that it decides."""
+        return self.error is not None and other.error is not None and self.error < NEARER * other.error
 
 
 def place(original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor) -> Placed:
@@ -189,10 +194,10 @@ def place(original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor) -
     else:
         sizes += ", of which its outside shows the middle"
     crop = _placed(original, generated, *_mask_at(mask, size, (h, w)), (top, left), f"{sizes}: {where}")
-    if as_vae and resized.error < NEARER * crop.error:
+    if as_vae and resized.is_much_nearer(crop):
         note = "Outside the mask it agrees with the whole original, not with the VAE's crop of it."
         return replace(resized, notes=(*resized.notes, note))
-    return crop if as_vae or crop.error < NEARER * resized.error else resized
+    return crop if as_vae or crop.is_much_nearer(resized) else resized
 
 
 def is_crop(size: tuple[int, int], cropped: tuple[int, int]) -> bool:
@@ -252,7 +257,7 @@ def _placed(
     frame[:, top : top + h, left : left + w] = 1.0
     difference = (fitted - original).abs().amax(-1)
     compared = (mask == 0.0) & (frame > 0.0) & torch.isfinite(difference)
-    error = float(difference[compared].mean()) if bool(compared.any()) else torch.inf
+    error = float(difference[compared].mean()) if int(compared.sum()) >= COMPARED else None
     return Placed(fitted, mask, frame, error, (*notes, *([note] if note else ())))
 
 

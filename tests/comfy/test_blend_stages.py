@@ -8,6 +8,7 @@ import itertools
 
 import analytic
 import comfy.latent_formats
+import comfy.nested_tensor
 import comfy.sampler_helpers
 import matrix
 import nodes
@@ -369,6 +370,38 @@ def test_a_batch_of_videos_is_picked_and_repeated_between_stages(run_node, field
         result = ksample(model, batch, first=4, noise=False)["samples"]
         assert outside_error(result, videos["samples"][indices], masked["noise_mask"][indices]) == 0.0
         assert largest(result - one[indices], videos) < 1e-4
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+def test_a_nested_latent_in_two_stages(run_node, field, latent, blend):
+    """Two parts in one latent, as a video and its sound: ComfyUI samples them packed as [B, 1, values]."""
+    parts = [latent["samples"], field.sample(COUNT, 2, seed=9)]
+    nested = {"samples": comfy.nested_tensor.NestedTensor(parts)}
+    wrapped = analytic.wrap(lambda y, sigma: y / (1 + sigma**2), "flow")
+    options = {**MASKS["grey"], "blend": blend}
+    model, masked, *_ = run_node("BespokeLatentMaskBlend", model=wrapped, latent=nested, **options)
+    none = analytic.conditioning()
+    (guider,) = run_node("BasicGuider", model=model, conditioning=none)
+    (sampler,) = run_node("KSamplerSelect", sampler_name="euler")
+    sigmas = torch.linspace(0.75, 0, 9)
+    noise = comfy.nested_tensor.NestedTensor(
+        [torch.randn(part.shape, generator=torch.Generator().manual_seed(1)) for part in parts]
+    )
+    zeros = comfy.nested_tensor.NestedTensor([torch.zeros_like(part) for part in parts])
+
+    def sample(samples, noise, sigmas):
+        with torch.inference_mode():
+            return guider.sample(noise, samples, sampler, sigmas, denoise_mask=masked["noise_mask"])
+
+    one = sample(nested["samples"], noise, sigmas)
+    half = sample(nested["samples"], noise, sigmas[:4])
+    order = [3, 1, 0, 2]
+    picked = comfy.nested_tensor.NestedTensor([part[order] for part in half.unbind()])
+    masked["noise_mask"] = masked["noise_mask"][order]
+    two = sample(picked, zeros, sigmas[3:])
+    for first, second in zip(one.unbind(), two.unbind(), strict=True):
+        assert float((second - first[order]).abs().max() / first.std()) < 1e-4
+    assert outside_error(two.unbind()[0], parts[0][order], masked["noise_mask"]) == 0.0
 
 
 # --- Memory ----------------------------------------------------------------------------------------------------------

@@ -211,6 +211,17 @@ def test_a_picture_of_a_crops_size_lies_where_its_outside_fits(left):
     assert notes[1] == "Outside the mask it agrees with the whole original, not with the VAE's crop of it."
 
 
+def test_a_few_pixels_outside_decide_nothing():
+    """Three rows of 64 px are too few to tell the placement from chance, so the size decides; five are enough."""
+    original = dots(1080, 64)
+    generated = torch.nn.functional.interpolate(original.movedim(-1, 1), (1056, 64), mode="area").movedim(1, -1)
+    for rows, decided in ((3, False), (5, True)):
+        mask = torch.ones(1, 1080, 64)
+        mask[:, 900 : 900 + rows] = 0.0
+        _, _, notes = run(original, generated, mask)
+        assert any("agrees with the whole original" in note for note in notes) is decided
+
+
 def test_a_crop_of_another_size_is_laid_where_its_outside_fits():
     """The middle 1024 of 1080 rows, as a user's own node crops them: the outside alone can tell."""
     original, mask = dots(1080, 64), torch.zeros(1, 1080, 64)

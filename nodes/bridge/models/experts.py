@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from torch import nn
-
 from . import wan
 
 BOUNDARY = 0.875  # of Wan 2.2 T2V A14B
@@ -40,7 +38,7 @@ class NoiseRange:
         return self.low <= 0 and self.high >= 1
 
 
-def noise_range(diffusion_model: nn.Module | Any, path: PurePath | None) -> NoiseRange:
+def noise_range(diffusion_model: Any, path: PurePath | None) -> NoiseRange:
     """The noise levels of a model. path: the file that it was loaded from, None where ComfyUI does not know it."""
     if not wan.fits(diffusion_model):
         return NoiseRange()
