@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .captions import LITERAL, as_prompt
 from .errors import InputError
 
 MIRRORED = " (mirrored)"  # the end of the name of a mirrored copy
@@ -19,6 +20,7 @@ class TrainingImage:
 
     original: (height, width) in px before it was scaled, None where it was not. crop: (top, left), the px of the
     scaled picture that were cropped. SDXL is conditioned on both (Podell et al. 2023, arXiv 2307.01952, section 2.2).
+    caption_syntax: one of `captions.CAPTION_SYNTAXES`, whether the caption is text or a prompt.
     """
 
     name: str
@@ -27,11 +29,17 @@ class TrainingImage:
     mask: Tensor | None = None
     original: tuple[int, int] | None = None
     crop: tuple[int, int] = (0, 0)
+    caption_syntax: str = LITERAL
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that a training encodes for the caption."""
+        return as_prompt(self.caption, self.caption_syntax)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The value of a `BESPOKE_IMAGES` wire. fingerprint: a hash of every pixel, caption and mask.
+    """The value of a `BESPOKE_IMAGES` wire. fingerprint: a hash of every pixel, prompt and mask.
 
     notes: remarks for the report. Raises `InputError` without a picture.
     """
@@ -44,6 +52,11 @@ class ImageSet:
     def __post_init__(self) -> None:
         if not self.items:
             raise InputError("the training set is empty; give it at least one picture")
+
+    @property
+    def trigger_prompt(self) -> str:
+        """What a user writes in a prompt to say the trigger as the captions say it."""
+        return as_prompt(self.trigger, self.items[0].caption_syntax)
 
     def by_size(self) -> list[list[int]]:
         """Indices grouped by height and width; a batch has one size. The largest group is first."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ...training.captions import CAPTION_SYNTAXES, LITERAL
+from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
 from .captions import with_trigger
@@ -13,15 +15,22 @@ from .quality import remarks
 from .sizes import SMALLEST_SIDE
 
 
-def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: torch.Tensor | None = None) -> ImageSet:
+def image_set(
+    images: torch.Tensor,
+    captions: str,
+    trigger: str = "",
+    masks: torch.Tensor | None = None,
+    caption_syntax: str = LITERAL,
+) -> ImageSet:
     """The training set of an IMAGE batch.
 
     images: [B, H, W, C] in 0..1, C of 1, 3 or 4. captions: one a line, or one line for all. trigger: a word put before
     captions that lack it. masks: in 0..1, [B or 1, H, W], also with a channel ([B, 1, H, W], [B, H, W, 1]) or without
-    the first dimension; or None. Sides are cropped at the middle to multiples of 8 px. A picture whose mask is 0
-    everywhere is left out. Raises `InputError` for an empty batch, sides below 64 px, captions or masks of another
-    number or size, and numbers that are not finite.
+    the first dimension; or None. caption_syntax: one of `CAPTION_SYNTAXES`. Sides are cropped at the middle to
+    multiples of 8 px. A picture whose mask is 0 everywhere is left out. Raises `InputError` for an empty batch, sides
+    below 64 px, captions or masks of another number or size, and numbers that are not finite.
     """
+    check_choice("caption_syntax", caption_syntax, CAPTION_SYNTAXES)
     images = _checked(images)
     count = images.shape[0]
     lines = [line.strip() for line in captions.splitlines() if line.strip()] or [""]
@@ -43,7 +52,9 @@ def image_set(images: torch.Tensor, captions: str, trigger: str = "", masks: tor
         if pixels.shape[-1] == 1:
             pixels = pixels.expand(-1, -1, 3)
         mask = None if masks is None else masks[i % masks.shape[0], rows, columns].float().clamp(0, 1).cpu().clone()
-        items.append(TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, original, (top, left)))
+        items.append(
+            TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, original, (top, left), caption_syntax)
+        )
     items, notes = without_black_masks(items)
     if masks is None and images.shape[-1] == 4 and bool((images[..., 3] < 1).any()):
         notes.append("The images have an alpha channel, which is not used; wire a mask in if only a part should count.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...training.captions import says
+
 CAPTIONS = ("text files", "file names", "template")
 
 
@@ -11,11 +13,12 @@ def caption_of(path: Path, source: str, template: str, trigger: str, file_text: 
     """(the caption of a picture, whether its text file is missing or empty).
 
     source: one of `CAPTIONS`. template: {trigger} and {name} are filled in. trigger: put before a caption that lacks
-    it. file_text: the text of the picture's caption file, see `text_files`.
+    it, and before a template's without {trigger}. file_text: the text of the picture's caption file, see `text_files`.
     """
     if source == "template":
         # Only these two names: a template is a user's text, not a format string.
-        return template.replace("{trigger}", trigger).replace("{name}", _words_of(path)).strip(), False
+        text = template.replace("{trigger}", trigger).replace("{name}", _words_of(path)).strip()
+        return text if "{trigger}" in template else with_trigger(text, trigger), False
     missing = False
     if source == "file names":
         text = _words_of(path).strip()
@@ -26,8 +29,11 @@ def caption_of(path: Path, source: str, template: str, trigger: str, file_text: 
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """The caption, with "trigger, " before it where the trigger word is given and the caption lacks it."""
-    if not trigger or trigger in caption:
+    """The caption, with "trigger, " before it where the trigger word is given and the caption does not say it.
+
+    See `training.captions.says`: whole words count, in any case.
+    """
+    if not trigger or says(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 

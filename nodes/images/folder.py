@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ...training.captions import CAPTION_SYNTAXES, LITERAL
+from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions import CAPTIONS, caption_of
@@ -38,7 +40,8 @@ class FolderRequest:
     captions: one of `CAPTIONS`, with `template` for the last. trigger: a word put before captions that lack it.
     resolution: px, the side of the square whose area a picture may have at most. bucket: keep aspect ratios. flip: add
     mirrored copies. repeats: how often each picture stands in the set. masks: one of `MASKS`. bucket_step: px, the step
-    between the sides of buckets; see `target_size`. Raises `InputError` for a value out of range.
+    between the sides of buckets; see `target_size`. caption_syntax: one of `CAPTION_SYNTAXES`. Raises `InputError` for
+    a value out of range.
     """
 
     folder: Path
@@ -51,12 +54,14 @@ class FolderRequest:
     repeats: int = 1
     masks: str = "none"
     bucket_step: int = BUCKET_STEP
+    caption_syntax: str = LITERAL
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
             raise InputError(f"captions is {self.captions!r}; choose one of {', '.join(CAPTIONS)}")
         if self.masks not in MASKS:
             raise InputError(f"masks is {self.masks!r}; choose one of {', '.join(MASKS)}")
+        check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
         if not SMALLEST_SIDE <= self.resolution <= LARGEST_RESOLUTION:
             raise InputError(f"resolution is {self.resolution}; give {SMALLEST_SIDE} to {LARGEST_RESOLUTION} pixels")
         if self.repeats < 1:
@@ -161,6 +166,7 @@ def _read_item(path: Path, request: FolderRequest, masks: FolderMasks, findings:
         None if mask is None else fit(mask, height, width),
         original,
         crop_offset(original, height, width),
+        request.caption_syntax,
     )
 
 
@@ -226,7 +232,7 @@ def fingerprint(items: Iterable[TrainingImage]) -> str:
     """A hash of all that a training sees of the pictures."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(f"{tuple(item.pixels.shape)}\0{item.caption}\0{item.original}{item.crop}".encode())
+        digest.update(f"{tuple(item.pixels.shape)}\0{item.prompt}\0{item.original}{item.crop}".encode())
         digest.update(item.pixels.contiguous().numpy().tobytes())
         if item.mask is not None:
             digest.update(item.mask.contiguous().numpy().tobytes())

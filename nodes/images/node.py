@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ..bridge.errors import name_node_in_errors
 from ..bridge.files.writing import NO_FOLDER_OPTION, resolve_inside
 from ..bridge.types import Images
@@ -16,6 +17,22 @@ from .folder import LARGEST_RESOLUTION, FolderRequest, hash_files, read_folder
 from .masks import MASKS
 from .sheet import contact_sheet, describe
 from .sizes import BUCKET_STEP, BUCKET_STEPS, SMALL_STEP, SMALLEST_SIDE
+
+TRIGGER_RULE = "It is put before every caption that does not say it as a word of its own; case does not matter."
+
+
+def _caption_syntax() -> io.Combo.Input:
+    return io.Combo.Input(
+        "caption_syntax",
+        options=list(CAPTION_SYNTAXES),
+        default=LITERAL,
+        optional=True,
+        advanced=True,
+        tooltip=(
+            "literal: brackets in captions are text, as in the tag saber (fate). prompt: they are emphasis, as in a "
+            "prompt: (red:1.4). embedding:name works in both."
+        ),
+    )
 
 
 def _folders() -> list[str]:
@@ -59,10 +76,7 @@ class ImageFolder(io.ComfyNode):
                 io.String.Input(
                     "trigger",
                     default="",
-                    tooltip=(
-                        "A word that stands for what is learned. It is put before every caption that lacks it; write "
-                        "it in prompts later."
-                    ),
+                    tooltip=("A word that stands for what is learned; write it in prompts later. " + TRIGGER_RULE),
                 ),
                 io.Int.Input(
                     "resolution",
@@ -128,6 +142,7 @@ class ImageFolder(io.ComfyNode):
                         "sizes, so fewer pictures of one size to share a batch."
                     ),
                 ),
+                _caption_syntax(),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -185,7 +200,7 @@ class ImageBatch(io.ComfyNode):
                 io.String.Input(
                     "trigger",
                     default="",
-                    tooltip="A word that stands for what is learned; put before every caption that lacks it.",
+                    tooltip="A word that stands for what is learned. " + TRIGGER_RULE,
                 ),
                 io.Mask.Input(
                     "masks",
@@ -195,6 +210,7 @@ class ImageBatch(io.ComfyNode):
                         "left out."
                     ),
                 ),
+                _caption_syntax(),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -206,6 +222,6 @@ class ImageBatch(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, images, captions, trigger, masks=None) -> io.NodeOutput:
-        images = image_set(images, captions, trigger, masks)
+    def execute(cls, images, captions, trigger, masks=None, caption_syntax=LITERAL) -> io.NodeOutput:
+        images = image_set(images, captions, trigger, masks, caption_syntax)
         return io.NodeOutput(images, describe(images))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from ...training.captions import PROMPT, has_brackets, has_weights
 from ...training.images import ImageSet, passes
 from ..bridge.drawing.fonts import drawable
 from ..bridge.drawing.image import scaled_size, tensor_of
@@ -39,6 +40,25 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
     return tensor_of(sheet)
 
 
+def _bracket_notes(images: ImageSet) -> list[str]:
+    """What the brackets of the captions mean, and in how many pictures' captions they are."""
+    items = [images.items[copies[0]] for copies in images.copies()]
+    with_brackets = [item for item in items if has_brackets(item.caption, item.caption_syntax)]
+    if not with_brackets:
+        return []
+    count = f"{len(with_brackets)} of {len(items)} captions hold brackets"
+    if with_brackets[0].caption_syntax == PROMPT:
+        return [
+            f"{count}, which are read as emphasis; for tags such as saber (fate), where they are text, set "
+            "caption_syntax to literal."
+        ]
+    weighted = sum(has_weights(item.caption) for item in with_brackets)
+    note = f"{count}, which are read as text."
+    if weighted:
+        note += f" {weighted} as (red:1.4): if these are meant as prompt weights, set caption_syntax to prompt."
+    return [note]
+
+
 def describe(images: ImageSet) -> str:
     """The report of a set: how many pictures, their sizes and captions, and the notes from reading them."""
     sizes = [
@@ -62,7 +82,11 @@ def describe(images: ImageSet) -> str:
             f"{min(captions - {''}, key=lambda text: (len(text), text))!r}."
         )
     if images.trigger:
-        lines.append(f"Trigger word: {images.trigger}.")
+        prompt = images.trigger_prompt
+        lines.append(
+            f"Trigger word: {images.trigger}." + (f" In prompts write {prompt}." if prompt != images.trigger else "")
+        )
+    lines += _bracket_notes(images)
     if any(item.mask is not None for item in images.items):
         lines.append("Masks: only what they let through counts in the loss.")
     lines.append(

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...training.captions import PROMPT
 from ...training.config import TrainConfig
 from ...training.data import LatentSet
 from ...training.errors import InputError
@@ -213,16 +214,19 @@ def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str
 
 
 def _encode_picture(item: TrainingImage) -> dict[str, Any]:
-    """All fields of a picture but its pixels and mask, and its size (height, width) in px."""
-    known = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in ("pixels", "mask")}
-    return known | {"size": list(item.pixels.shape[:2])}
+    """All fields of a picture but its pixels and mask, and its size (height, width) in px.
+
+    The caption is written as the prompt that it stands for: what a training encodes, whatever `caption_syntax` was.
+    """
+    known = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in ("pixels", "mask", "caption_syntax")}
+    return known | {"caption": item.prompt, "size": list(item.pixels.shape[:2])}
 
 
 def _decode_picture(encoded: dict[str, Any]) -> TrainingImage:
     """The picture that `_encode_picture` encoded, with pixels [H, W, 0]: it has the size and no content."""
     size = encoded.pop("size")
     known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in encoded.items()}
-    return TrainingImage(pixels=torch.empty(*size, 0), **known)
+    return TrainingImage(pixels=torch.empty(*size, 0), caption_syntax=PROMPT, **known)
 
 
 def read_job(folder: Path) -> Job:

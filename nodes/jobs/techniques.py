@@ -58,7 +58,7 @@ def _check_lora_prompts(request: LoraRequest, dataset: EncodedDataset) -> None:
     if request.train_text_encoder:
         return
     pictures = dataset.pictures
-    missing = sorted({*pictures.captions, sample_prompt(pictures, request)} - set(dataset.prompts))
+    missing = sorted({*pictures.prompts, sample_prompt(pictures, request)} - set(dataset.prompts))
     if missing:
         raise InputError(
             f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings"

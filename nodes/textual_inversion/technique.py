@@ -129,7 +129,7 @@ class TextualInversionTechnique:
         denoiser, pictures, request = self._denoiser, self._dataset.pictures, self.request
         word = prompt_word(request.name)
         prompts = [
-            prompt_for(request.template, pictures.items[index].caption, word, batch.seed, batch.number, position)
+            prompt_for(request.template, pictures.items[index].prompt, word, batch.seed, batch.number, position)
             for position, index in zip(batch.sample_positions, batch.indices, strict=True)
         ]
         conditioning = self._prompts.of_batch(batch.indices, prompts)

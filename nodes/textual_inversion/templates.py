@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ...training.captions import WORD
 from ...training.errors import InputError
 from ...training.images import TrainingImage
 from ...training.randomness import generator
 
 TEMPLATES = ("object", "style", "captions")
-WORD = "{word}"
 
 OBJECT = (
     "a photo of a {word}",
@@ -54,8 +54,9 @@ def check_captions(items: Sequence[TrainingImage]) -> None:
 def prompt_for(template: str, caption: str, word: str, seed: int | str, number: int, position: int) -> str:
     """The prompt of one sample.
 
-    template: one of `TEMPLATES`. caption: used by the template "captions". word: replaces `WORD`. The sentence depends
-    on seed, number (of the batch) and position (of the sample in it) only, so a resumed run draws the same ones.
+    template: one of `TEMPLATES`. caption: used by the template "captions", a `TrainingImage.prompt`. word: replaces
+    `WORD`. The sentence depends on seed, number (of the batch) and position (of the sample in it) only, so a resumed
+    run draws the same ones.
     """
     if template == "captions":
         sentence = caption

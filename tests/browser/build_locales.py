@@ -151,6 +151,7 @@ INPUTS = {
     "match_color": ("匹配颜色", "色を合わせる", "accorder la couleur", "igualar color"),
     "folder": ("文件夹", "フォルダー", "dossier", "carpeta"),
     "captions": ("描述", "キャプション", "légendes", "descripciones"),
+    "caption_syntax": ("描述语法", "キャプションの書式", "syntaxe des légendes", "sintaxis de las descripciones"),
     "template": ("模板", "テンプレート", "modèle de texte", "plantilla"),
     "trigger": ("触发词", "トリガー語", "mot déclencheur", "palabra clave"),
     "resolution": ("分辨率", "解像度", "résolution", "resolución"),

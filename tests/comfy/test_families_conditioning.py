@@ -63,7 +63,7 @@ def prompts_of(models, denoiser, images) -> tuple:
     model, clip, vae = models
     pictures = encode_pictures(vae, model.model, CONFIG, images)
     return pictures, CaptionConditioning(
-        denoiser, pictures, clip, None, conditioning.encode_prompts(clip, pictures.captions)
+        denoiser, pictures, clip, None, conditioning.encode_prompts(clip, pictures.prompts)
     )
 
 

@@ -59,7 +59,7 @@ class BiasTechnique:
             images.fingerprint,
             digest_of_models(models.model, models.clip, models.vae),
             describe_models(models.model, models.clip, images),
-            encode_prompts(models.clip, pictures.captions),
+            encode_prompts(models.clip, pictures.prompts),
         )
 
     def settings(self):

@@ -50,7 +50,7 @@ def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:
         "base_hash": identity.checksum(model),
         "architecture": architecture(model.model),
         "clip_skip": str(clip.layer_idx or ""),
-        "trigger": images.trigger,
+        "trigger": images.trigger_prompt,
         "tags": tag_frequency(item.caption for item in images.items),
         "resolution": common_resolution(images),
     }

@@ -74,9 +74,9 @@ class Pictures:
         return max(self.training_indices, key=lambda i: self.data.latents[i].numel())
 
     @property
-    def captions(self) -> list[str]:
-        """Every caption that a training may need, the empty prompt too, sorted."""
-        return sorted({item.caption for item in self.items} | {""})
+    def prompts(self) -> list[str]:
+        """The prompt of every caption, and the empty prompt, sorted."""
+        return sorted({item.prompt for item in self.items} | {""})
 
 
 def encode_pictures(

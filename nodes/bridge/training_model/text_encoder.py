@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Protocol, cast
@@ -22,8 +22,8 @@ from ..models.layers import is_linear
 from .autograd_views import autocast_for, autograd_view, check_reloadable
 from .pseudo_word import is_clip_model
 
+Encoded = tuple[Tensor, dict[str, Any]]  # context [1, tokens, width], the further fields of a CONDITIONING
 _SHARED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # weights of these are shared with the user's CLIP
-ATTENTION = r".*encoder\.layers\.\d+\.self_attn\.(q_proj|k_proj|v_proj|out_proj)"
 
 
 class _ClipModel(Protocol):
@@ -45,9 +45,10 @@ class TrainableTextEncoder:
     ):
         self._clip, self.model, self._device, self._autocast = clip, model, device, autocast
 
-    def encode(self, prompts: Sequence[str], tokenizer) -> list[tuple[Tensor, dict[str, Any]]]:
-        """[(context [1, tokens, width], {"pooled_output": [1, width] or None})] for each prompt, with a graph.
+    def encode(self, prompts: Sequence[str], tokenizer) -> list[Encoded]:
+        """[(context [1, tokens, width], {"pooled_output": [1, width] or None, ...})] for each prompt, with a graph.
 
+        Prompt weights, embeddings and clip skip act as in ComfyUI's own encoding.
         tokenizer: the CLIP that tokenizes; it may know pseudo-words that the user's does not.
         """
         model = cast(_ClipModel, self.model)
@@ -59,18 +60,32 @@ class TrainableTextEncoder:
         with self._autocast():
             if isinstance(model, comfy.sd1_clip.SD1ClipModel):
                 return _encode_chunks(getattr(model, model.clip), [t[model.clip_name] for t in tokens])
-            return [
-                (cond, {"pooled_output": pooled})
-                for cond, pooled in (model.encode_token_weights(t)[:2] for t in tokens)
-            ]
+            return [_with_fields(*model.encode_token_weights(t)) for t in tokens]
 
 
-def _encode_chunks(encoder, prompts: list[list[list[tuple]]]) -> list[tuple[Tensor, dict[str, Any]]]:
-    """All 77-token chunks of all prompts in one call of the encoder. The tokens' weights are ignored: prompts here have
-    none."""
+def _with_fields(cond: Tensor, pooled: Tensor | None, further: Mapping[str, Any] | None = None) -> Encoded:
+    """What `encode_token_weights` returns, with its fields named as ComfyUI's CONDITIONING names them."""
+    return cond, {"pooled_output": pooled, **(further or {})}
+
+
+def _encode_chunks(encoder, prompts: list[list[list[tuple]]]) -> list[Encoded]:
+    """All 77-token chunks of all prompts in one call of the encoder.
+
+    prompts: the (token, weight) pairs of each chunk of each prompt. A token of weight w is encoded as ComfyUI does it:
+    as w (z - e) + e, with its encoding z and the encoding e of the empty prompt at the same place.
+    """
+    weights = torch.tensor([[weight for _, weight in chunk] for chunks in prompts for chunk in chunks])  # [rows, 77]
     rows = [[token for token, _ in chunk] for chunks in prompts for chunk in chunks]
-    context, pooled = encoder.encode(rows)[:2]
-    out: list[tuple[Tensor, dict[str, Any]]] = []
+    weighted = bool((weights != 1).any())
+    if weighted:
+        rows.append(comfy.sd1_clip.gen_empty_tokens(encoder.special_tokens, weights.shape[1]))
+    context, pooled = encoder.encode(rows)[:2]  # [rows, 77, width], [rows, width]
+    if weighted:
+        context, empty = context[:-1], context[-1]
+        factor = weights.to(context)[..., None]  # [rows, 77, 1]
+        # A weight of 1 leaves the encoding as it is, to the bit.
+        context = torch.where(factor == 1, context, factor * (context - empty) + empty)
+    out: list[Encoded] = []
     start = 0
     for chunks in prompts:
         part = context[start : start + len(chunks)]  # [chunks, 77, width]

@@ -49,7 +49,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)
     pictures = encode_pictures(vae, model.model, request.train, data.images, data.validation, data.prior)
-    prompts = {*pictures.captions, sample_prompt(pictures, request)}
+    prompts = {*pictures.prompts, sample_prompt(pictures, request)}
     return EncodedDataset(
         pictures,
         fingerprint=data.fingerprint(),
@@ -61,8 +61,8 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
 
 
 def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
-    """The prompt of the sample images: the request's, or the first picture's caption."""
-    return request.sample_prompt.strip() or pictures.items[0].caption
+    """The prompt of the sample images: the request's, or that of the first picture's caption."""
+    return request.sample_prompt.strip() or pictures.items[0].prompt
 
 
 class LoraTechnique:
@@ -89,9 +89,9 @@ class LoraTechnique:
         """From the largest picture and its caption. A trained text encoder's own part is not in it."""
         request, base, pictures = self.request, self._models.model.model, self._dataset.pictures
         index = pictures.largest_index()
-        caption, latent = pictures.items[index].caption, pictures.data.latents[index]
-        encoded = self._dataset.prompts or encode_prompts(self._models.clip, [caption])
-        one = model_conds(base, *encoded[caption], latent, torch.device("cpu"))
+        prompt, latent = pictures.items[index].prompt, pictures.data.latents[index]
+        encoded = self._dataset.prompts or encode_prompts(self._models.clip, [prompt])
+        one = model_conds(base, *encoded[prompt], latent, torch.device("cpu"))
         layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
         config, made = AdapterConfig(request.rank, request.alpha, seed=0), list[AdapterSet]()
 
@@ -149,8 +149,8 @@ class LoraTechnique:
 
     def loss(self, batch: Batch) -> Tensor:
         denoiser, items = self._denoiser, self._dataset.pictures.items
-        captions = ["" if i < 0 else items[i].caption for i in batch.caption_indices]  # -1 is a dropped caption
-        conditioning = self._captions.of_batch(batch.indices, captions)
+        prompts = ["" if i < 0 else items[i].prompt for i in batch.caption_indices]  # -1 is a dropped caption
+        conditioning = self._captions.of_batch(batch.indices, prompts)
         weighting = self.request.train.loss_weighting
         sigma = denoiser.sigma(batch.t)
         return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
