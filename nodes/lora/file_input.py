@@ -9,6 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ...training.errors import InputError
+from ..bridge.files.listing import not_listed, safetensors_in
 from .files import as_named_lora, read_lora
 from .named_lora import NamedLora
 
@@ -17,7 +18,7 @@ NONE = "none"  # the choice of no file
 
 def lora_choices() -> list[str]:
     """The options of the widget."""
-    return [NONE, *folder_paths.get_filename_list("loras")]
+    return [NONE, *safetensors_in("loras")]
 
 
 def file_in_loras(name: str) -> Path:
@@ -31,7 +32,7 @@ def file_in_loras(name: str) -> Path:
 def read_chosen(lora_name: str) -> NamedLora:
     """The file that is chosen in the widget. Raises `InputError` for none, and for a file that is no LoRA."""
     if not lora_name or lora_name == NONE:
-        raise InputError("no LoRA is chosen; choose a file in lora_name or wire a lora in")
+        raise InputError("no LoRA is chosen; choose a file in lora_name or wire a lora in" + not_listed("loras"))
     return read_lora(file_in_loras(lora_name))
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.formats import DTYPES, from_diffusers, metadata, to_format
-from ...training.layer_names.parts import ALPHA, DOWN, is_peft_magnitude, layers_of
-from ...training.layer_names.spelling import alpha_settings, with_text_model
+from ...training.layer_names.foreign import foreign_kind
+from ...training.layer_names.parts import ALPHA, DOWN, is_peft_magnitude, layers_of, split_key
+from ...training.layer_names.spelling import alpha_settings, program_names, with_text_model
 from ...training.plain_json import read_json
 from ...training.record import Run
 from ..bridge.files import writing as storage
@@ -60,6 +61,12 @@ def read_lora(path: Path) -> NamedLora:
 
 def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, str]) -> NamedLora:
     """Any program's LoRA under the key names that ComfyUI maps, with its alphas, and with parts that fit together."""
+    if found := foreign_kind(tensors):
+        kind, key = found
+        raise InputError(
+            f"{name} is {kind} ({key}), which is not applied here; merge it into its base with the program that wrote "
+            "it and extract a LoRA from that, or fetch a LoRA, LoHa, LoKr or OFT of it"
+        )
     try:
         # PEFT keeps a convolution's magnitude as [1, out, 1, 1], the others as [out, 1, 1, 1].
         tensors = {key: t.transpose(0, 1) if is_peft_magnitude(key) and t.ndim > 2 else t for key, t in tensors.items()}
@@ -67,7 +74,7 @@ def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, 
         converted = {with_text_model(key): tensor for key, tensor in converted.items()}
     except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted
         raise InputError(f"{name} lacks {error}; the file is damaged") from error
-    lora = NamedLora(converted, name, meta)
+    lora = NamedLora(converted, name, meta, program_names(split_key(key)[0] for key in tensors))
     _add_alphas(lora)
     check_parts(lora, name)
     return lora

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.lora
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...training.errors import InputError
 from ...training.layer_names.parts import ALPHA, DOWN, UP, adapts, layers_of
-from ...training.layer_names.spelling import TEXT_PREFIX, candidates, common_name, is_text_encoder
+from ...training.layer_names.spelling import TEXT_PREFIX, common_name, is_text_encoder
 from ..bridge.models.names import unet_names
 from .bases import base_of_file, base_of_model
 from .files import as_named_lora
 from .fit import Target, check_adapter, check_shape, check_two_factors
+from .keys import Keys, keys_of
 from .named_lora import NamedLora
 from .patch import Patch
+from .whole import check_whole
 from .wording import listed
 
 
@@ -37,40 +38,20 @@ class Matched:
     no_clip: list[str] = field(default_factory=list)
 
 
-_known: weakref.WeakKeyDictionary[nn.Module, tuple[dict, dict]] = weakref.WeakKeyDictionary()
-
-
-def keys_and_shapes(module: nn.Module, is_clip: bool) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """({a file's layer name: the weight's key}, {key: shape}) of a base model or a text encoder.
-
-    Cached until the module is freed.
-    """
-    if module not in _known:
-        names = comfy.lora.model_lora_keys_clip if is_clip else comfy.lora.model_lora_keys_unet
-        # Quantised kinds keep packed numbers in their state dict, of another shape than the weight they stand for.
-        logical = {name: tuple(tensor.shape) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-        shapes = {key: logical.get(key, tuple(tensor.shape)) for key, tensor in module.state_dict().items()}
-        _known[module] = names(module, {}), shapes
-    return _known[module]
-
-
 @dataclass
 class _Side:
     """The base model or the text encoder, while the weights that a LoRA's layers belong to are found in it."""
 
-    names: dict[str, Any]  # {a file's layer name: the weight's key, see `Patch.key`}
-    shapes: dict[str, tuple[int, ...]]  # {key: shape}
+    keys: Keys
     patches: list[Patch]
+    parts: dict[str, str] = field(default_factory=dict)  # {the file's layer: the part of a weight that it is}
     # [{weight's key: the file's layer}]. A file may have a layer in two spellings: both count, the second in another
     # round.
     rounds: list[dict[Any, str]] = field(default_factory=list)
 
-    def key_of(self, layer: str) -> Any:
-        """The key of the weight that a file's layer belongs to; None where it belongs to none."""
-        return next((self.names[name] for name in candidates(layer) if name in self.names), None)
-
-    def add(self, key: Any, layer: str) -> None:
+    def add(self, key: Any, part: str, layer: str) -> None:
         """Note that the file's layer belongs to the weight `key`, in the first round that has no layer for it."""
+        self.parts[layer] = part
         for taken in self.rounds:
             if key not in taken:
                 taken[key] = layer
@@ -84,21 +65,21 @@ def match(model, clip, lora: NamedLora) -> Matched:
     Raises `InputError` when no layer belongs to a weight of them, or one does not fit its weight.
     """
     found = Matched()
-    sides = [_Side(*keys_and_shapes(model.model, is_clip=False), found.model)]
+    sides = [_Side(keys_of(model.model, is_clip=False), found.model)]
     if clip is not None:
-        sides.append(_Side(*keys_and_shapes(clip.cond_stage_model, is_clip=True), found.clip))
+        sides.append(_Side(keys_of(clip.cond_stage_model, is_clip=True), found.clip))
     for layer, parts in layers_of(lora).items():
         if not adapts(parts):
             found.unmatched.append(layer)
             continue
-        keys = ((side, side.key_of(layer)) for side in sides)
-        side, key = next((pair for pair in keys if pair[1] is not None), (None, None))
-        if side is None:
+        places = ((side, side.keys.find(layer)) for side in sides)
+        side, place = next((pair for pair in places if pair[1] is not None), (None, None))
+        if side is None or place is None:
             text = is_text_encoder(common_name(layer, unet_names()))
             (found.no_clip if text and clip is None else found.unmatched).append(layer)
             continue
-        check_shape(layer, parts, Target.of(key, side.shapes), lora, model.model)
-        side.add(key, layer)
+        check_shape(layer, parts, Target.of(place[0], side.keys.shapes), lora, model.model)
+        side.add(*place, layer)
     for side in sides:
         _load(side, lora)
     if not found.model and not found.clip:
@@ -111,9 +92,10 @@ def _load(side: _Side, lora: NamedLora) -> None:
     for layers in side.rounds:
         to_load = {layer: key for key, layer in layers.items()}
         for key, adapter in comfy.lora.load_lora(lora, to_load, log_missing=False).items():
-            patch = Patch(key, adapter, layers.get(key, str(key)))
-            if patch.weight in side.shapes:  # false for a bias that the file has and the model does not
-                check_adapter(patch, side.shapes[patch.weight], lora)
+            layer = layers.get(key, str(key))
+            patch = Patch(key, adapter, layer, side.parts.get(layer, ""))
+            if patch.weight in side.keys.shapes:  # false for a bias that the file has and the model does not
+                check_adapter(patch, side.keys.shapes[patch.weight], lora)
                 side.patches.append(patch)
 
 
@@ -122,7 +104,9 @@ def starting_factors(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tenso
 
     Raises `InputError` for other kinds of adapter, for a LoRA of another model, and where one layer has two names.
     """
-    found, out = match(model, clip, as_named_lora(lora)), {}
+    named, out = as_named_lora(lora), {}
+    found = match(model, clip, named)
+    check_found(found, named, model, "start from another LoRA: a training would go on from a part of it")
     for prefix, patches in (("", found.model), (TEXT_PREFIX, found.clip)):
         for patch in patches:
             check_two_factors(patch)
@@ -136,6 +120,16 @@ def starting_factors(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tenso
             out[layer + UP], out[layer + DOWN] = up, down
             out[layer + ALPHA] = torch.tensor(float(down.shape[0] if alpha is None else alpha))
     return out
+
+
+def check_found(found: Matched, lora: NamedLora, model, mend: str) -> None:
+    """Raise `InputError` where the layers without a place hold too much of the LoRA, see `check_whole`.
+
+    mend: what else to do than to wire in the right base, for the error.
+    """
+    made, ours = base_of_file(lora), base_of_model(model.model)
+    why = f"The file was made for {made} and this model is {ours}; " if made and made != ours else f"This is {ours}; "
+    check_whole(lora, found.unmatched, found.no_clip, why, f"wire in the base it was trained on, or {mend}")
 
 
 def _wrong_base(model, lora: NamedLora, found: Matched) -> str:

@@ -8,8 +8,11 @@ from torch import Tensor
 
 
 class NamedLora(dict[str, Tensor]):
-    """A LORA_MODEL, {key: tensor}, that knows its file's name and metadata. To ComfyUI's own nodes it is a dict."""
+    """A LORA_MODEL, {key: tensor}, that knows its file's name and metadata. To ComfyUI's own nodes it is a dict.
 
-    def __init__(self, tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, str]):
+    programs: the programs whose names the file's layers had, in words; "" where it is no file.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, str], programs: str = ""):
         super().__init__(tensors)
-        self.name, self.meta = name, dict(meta)
+        self.name, self.meta, self.programs = name, dict(meta), programs

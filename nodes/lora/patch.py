@@ -18,12 +18,14 @@ class Patch:
 
     key: the weight's key in the state dict. For a part of a weight (key, (axis, start, length)), in some families with
     a third item, the function that ComfyUI applies to the change.
-    adapter: ComfyUI's adapter, or a tuple such as ("diff", (tensor,)). layer: the file's name of the layer.
+    adapter: ComfyUI's adapter, or a tuple such as ("diff", (tensor,)). layer: the file's name of the layer. part: of a
+    part of a weight its own name, as `diffusion_model.layers.0.attention.to_q`; "" where it is not known.
     """
 
     key: Any
     adapter: Any
     layer: str
+    part: str = ""
 
     @property
     def weight(self) -> str:

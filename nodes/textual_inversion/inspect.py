@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +39,44 @@ class Neighbour:
     words: tuple[tuple[str, float], ...]
 
 
-def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(vectors by encoder, metadata) of an embedding file, read as ComfyUI reads it.
+def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """(vectors by encoder, metadata, notes) of an embedding file, read as ComfyUI reads it for each encoder.
 
-    A file without a known encoder's key holds one tensor, which belongs to the CLIP's first encoder. Raises
-    `InputError` for a file that cannot be read.
+    A tensor that is as wide as no word of its encoder is left out, as ComfyUI does, and noted; where all are, they are
+    given as they are. Raises `InputError` for a file that cannot be read.
     """
     tensors, meta = read_safetensors(path, "embedding", LARGEST)
-    parts = clip_encoders(clip)
-    known = {key: tensor for key, tensor in tensors.items() if key in parts}
-    if not known:
-        known = {next(iter(parts)): next(iter(tensors.values()))}
-    return known, meta
+    found = {key: vectors_for(key, tensors, path.name) for key in clip_encoders(clip)}
+    widths = {key: embedding_table(model).shape[1] for key, (_, model) in clip_encoders(clip).items()}
+    fits = {key: tensor for key, tensor in found.items() if tensor.ndim and tensor.shape[-1] == widths[key]}
+    notes = [
+        f"{key}: the file's tensor is {tuple(tensor.shape)} and the words have {widths[key]} numbers, so a prompt says "
+        "nothing there, in ComfyUI too."
+        for key, tensor in found.items()
+        if fits and key not in fits
+    ]
+    return fits or found, meta, notes
+
+
+def vectors_for(key: str, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of a file that ComfyUI takes for the encoder `key`, by the rule of `load_embed` in its `sd1_clip.py`.
+
+    In this order: the encoder's own key; the tensors of a bundle, `bundle_emb.<word>.string_to_param.*`, put together,
+    else `bundle_emb.<word>.<key>`; the file's first tensor. name: the file's, for the error.
+    """
+    if "string_to_param" in tensors:
+        raise InputError(f"{name} has a tensor where ComfyUI looks for a list of them; fetch it again")
+    if key in tensors:
+        return tensors[key]
+    for ending in (".string_to_param.*", f".{key}"):
+        bundle = [tensor for k, tensor in tensors.items() if k.startswith("bundle_emb.") and k.endswith(ending)]
+        if bundle and len({(tensor.ndim, *tensor.shape[1:]) for tensor in bundle}) > 1:
+            raise InputError(
+                f"{name} has words of different widths in its bundle; take them out into files of their own"
+            )
+        if bundle:
+            return torch.cat(bundle, dim=0)
+    return next(iter(tensors.values()))
 
 
 def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]:
@@ -97,8 +123,8 @@ def neighbours(vectors: Mapping[str, Tensor], clip) -> list[Neighbour]:
     return found
 
 
-def describe(name: str, near: list[Neighbour], meta: Mapping[str, str]) -> str:
-    """The report of an embedding: each vector's length and nearest words."""
+def describe(name: str, near: list[Neighbour], meta: Mapping[str, str], notes: Sequence[str] = ()) -> str:
+    """The report of an embedding: each vector's length and nearest words. notes: more lines, after the vectors."""
     lines = [f"{name}: {len(near)} vector{'s' if len(near) != 1 else ''}."]
     for one in near:
         words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in one.words)
@@ -106,6 +132,7 @@ def describe(name: str, near: list[Neighbour], meta: Mapping[str, str]) -> str:
             f"{one.key} vector {one.place + 1}: length {one.length:.3f} ({one.length / one.median:.1f} x the "
             f"vocabulary's median), nearest to {words}."
         )
+    lines += notes
     if any(one.length > LONG * one.median for one in near):
         lines.append("A vector this long drowns the rest of a prompt; train with a norm_limit, or for fewer steps.")
     if meta.get("ss_sd_model_name"):

@@ -16,6 +16,7 @@ from ...training.embedding import INITS
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
 from ..bridge.files import writing as storage
+from ..bridge.files.listing import not_listed, safetensors_in
 from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
@@ -296,9 +297,10 @@ class InspectEmbedding(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that the word was learned for."),
                 io.Combo.Input(
                     "embedding_name",
-                    options=[NONE, *folder_paths.get_filename_list("embeddings")],
+                    options=[NONE, *safetensors_in("embeddings")],
                     tooltip=(
-                        "A .safetensors file in ComfyUI's embeddings folder. Not used when an embedding is wired in."
+                        "A .safetensors file in ComfyUI's embeddings folder; others are not opened and not listed. Not "
+                        "used when an embedding is wired in."
                     ),
                 ),
                 Embedding.Input("embedding", optional=True, tooltip="A word on the wire; it wins over embedding_name."),
@@ -326,16 +328,19 @@ class InspectEmbedding(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, clip, embedding_name, embedding=None) -> io.NodeOutput:
         if embedding is not None:
-            name, vectors, meta = "the word on the wire", embedding, {}
+            name, vectors, meta, notes = "the word on the wire", embedding, {}, []
         elif not embedding_name or embedding_name == NONE:
-            raise InputError("no embedding is chosen; choose a file in embedding_name or wire an embedding in")
+            raise InputError(
+                "no embedding is chosen; choose a file in embedding_name or wire an embedding in"
+                + not_listed("embeddings")
+            )
         else:
             path = folder_paths.get_full_path("embeddings", embedding_name)
             if path is None:
                 raise InputError(f"{embedding_name!r} is not in ComfyUI's embeddings folder; choose another one")
             name = embedding_name
-            vectors, meta = read_embedding(Path(path), clip)
+            vectors, meta, notes = read_embedding(Path(path), clip)
         near = neighbours(fitting(name, vectors, clip), clip)
         return io.NodeOutput(
-            describe(name, near, meta), plot(name, near), ui={"bespoke_words": [asdict(one) for one in near]}
+            describe(name, near, meta, notes), plot(name, near), ui={"bespoke_words": [asdict(one) for one in near]}
         )

@@ -125,6 +125,7 @@ INPUTS = {
     "start_percent": ("开始比例", "開始割合", "début (part)", "inicio (parte)"),
     "end_percent": ("结束比例", "終了割合", "fin (part)", "fin (parte)"),
     "keyframes": ("关键帧", "キーフレーム", "images clés", "fotogramas clave"),
+    "partial": ("部分应用", "一部でも適用", "partiel", "parcial"),
     "mode": ("方式", "方式", "mode", "modo"),
     "loras": ("LoRA 列表", "LoRA の一覧", "LoRA à additionner", "LoRA que se suman"),
     "strengths": ("强度", "強度", "forces", "fuerzas"),

@@ -59,6 +59,36 @@ def test_a_text_encoder_layer_has_one_common_name(name, common, block):
 
 
 @pytest.mark.parametrize(
+    ("layer", "program"),
+    [
+        ("lora_unet_down_blocks_0_attentions_0_proj_in", "kohya (diffusers' layer names)"),
+        ("lora_unet_layers_3_attention_to_q", "kohya (diffusers' layer names)"),
+        ("lora_unet_input_blocks_4_1_proj_in", "kohya (the checkpoint's layer names)"),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1", "kohya"),
+        ("oft_unet_input_blocks_4_1_proj_in", "kohya (OFT)"),
+        ("unet.down_blocks.0.attentions.0.proj_in", "diffusers"),
+        ("unet.down_blocks.0.attentions.0.attn1.processor.to_q", "diffusers"),
+        ("transformer.transformer_blocks.0.attn.to_q", "diffusers"),
+        ("text_encoder.text_model.encoder.layers.0.mlp.fc1", "diffusers"),
+        ("transformer_blocks.0.attn.to_q", "diffusers, without a prefix"),
+        ("base_model.model.down_blocks.0.attentions.0.proj_in", "PEFT"),
+        ("unet.base_model.model.down_blocks.0.attentions.0.proj_in", "PEFT"),
+        ("lycoris_input_blocks_4_1_proj_in", "LyCORIS"),
+        ("lora_transformer_layers_0_attention_to_q", "OneTrainer"),
+        ("diffusion_model.layers.0.attention.qkv", "ComfyUI"),
+        ("blocks.0.self_attn.q", "names of its own"),
+    ],
+)
+def test_the_program_of_a_name(layer, program):
+    assert spelling.program_names([layer]) == program
+
+
+def test_the_text_encoders_names_do_not_count_beside_kohyas_others():
+    layers = ["lora_te_text_model_encoder_layers_0_mlp_fc1"] * 3 + ["lora_unet_mid_block_attentions_0_proj_in"]
+    assert spelling.program_names(layers) == "kohya (diffusers' layer names)"
+
+
+@pytest.mark.parametrize(
     ("ending", "part"),
     [
         (".lora_up.weight", parts.UP),

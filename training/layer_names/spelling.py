@@ -2,6 +2,7 @@
 
     ComfyUI     diffusion_model.input_blocks.4.1.attn2.to_k      text_encoders.clip_l.transformer.text_model...
     kohya       lora_unet_input_blocks_4_1_attn2_to_k            lora_te1_text_model_encoder_layers_0_...
+                oft_unet_ in files of its own OFT
     diffusers   unet.down_blocks.1.attn2.to_k, transformer....   text_encoder.text_model.encoder.layers.0....
     PEFT        base_model.model. before diffusers' name
     LyCORIS     lycoris_ before kohya's name
@@ -22,6 +23,8 @@ UNET_PREFIX = "unet."  # diffusers' for a U-Net
 TRANSFORMER_PREFIX = "transformer."  # diffusers' for a transformer
 _KOHYA_TEXT, _DIFFUSERS_TEXT = "lora_te", "text_encoder"
 _PEFT, _LYCORIS, _ONETRAINER = "base_model.model.", "lycoris_", "lora_transformer_"
+_KOHYA_OFT = "oft_unet_"
+_KOHYA_AS_DIFFUSERS = "kohya (diffusers' layer names)"
 
 _UNET_BLOCKS = re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding)\b")
 _TEXT_ENCODER = re.compile(rf"({_DIFFUSERS_TEXT}(?:_\d)?)\.")
@@ -42,11 +45,16 @@ _CANDIDATES = (COMFY_PREFIX, TRANSFORMER_PREFIX, _PEFT, TEXT_PREFIX, "")
 _PROGRAMS = tuple(
     (re.compile(pattern), program)
     for pattern, program in (
-        (rf"{KOHYA_PREFIX}(down|up|mid)_block", "kohya (diffusers' layer names)"),
-        (rf"{KOHYA_PREFIX}|{_KOHYA_TEXT}", "kohya (the checkpoint's layer names)"),
-        (rf"{re.escape(COMFY_PREFIX)}|{re.escape(TEXT_PREFIX)}", "ComfyUI"),
-        (rf"{re.escape(TRANSFORMER_PREFIX)}|{_DIFFUSERS_TEXT}", "diffusers"),
+        (rf"{KOHYA_PREFIX}(?:(down|up|mid)_block|conv_in|conv_out|.*_attention_to_[qkvo])", _KOHYA_AS_DIFFUSERS),
+        (KOHYA_PREFIX, "kohya (the checkpoint's layer names)"),
+        (_KOHYA_TEXT, "kohya"),
+        (_KOHYA_OFT, "kohya (OFT)"),
+        (_ONETRAINER, "OneTrainer"),
         (_LYCORIS, "LyCORIS"),
+        (rf"{re.escape(COMFY_PREFIX)}|{re.escape(TEXT_PREFIX)}", "ComfyUI"),
+        (rf"(?:{re.escape(UNET_PREFIX)})?{re.escape(_PEFT)}", "PEFT"),
+        (rf"{re.escape(TRANSFORMER_PREFIX)}|{re.escape(UNET_PREFIX)}|{_DIFFUSERS_TEXT}", "diffusers"),
+        (rf"{_UNET_BLOCKS.pattern}|(?:single_)?transformer_blocks\.", "diffusers, without a prefix"),
     )
 )
 
@@ -92,8 +100,10 @@ def comfy_known_name(layer: str) -> str:
     """diffusers' and PEFT's name of a layer, old or modern, as one that ComfyUI maps; other names as they are.
 
     `unet.<module>`, `base_model.model.<module>` and `unet.<module>.processor.to_k` -> `lora_unet_<module>`; a text
-    encoder's likewise -> `text_encoder.<module>`.
+    encoder's likewise -> `text_encoder.<module>`. kohya's OFT, `oft_unet_<module>` -> `lora_unet_<module>`.
     """
+    if layer.startswith(_KOHYA_OFT):
+        return KOHYA_PREFIX + layer.removeprefix(_KOHYA_OFT)
     encoder, rest = "", layer
     if found := _TEXT_ENCODER.match(layer):
         encoder, rest = found[1], layer[found.end() :]
@@ -133,11 +143,13 @@ def alpha_settings(layer: str) -> tuple[str, str]:
 
 
 def program_names(layers: Iterable[str]) -> str:
-    """The programs whose names the layers have, the two commonest. Layers as `comfy_known_name` gives them."""
+    """The programs whose names the layers have, the two commonest. layers: as the file spells them."""
     counts = Counter(
         next((program for pattern, program in _PROGRAMS if pattern.match(layer)), "names of its own")
         for layer in layers
     )
+    if any(program.startswith("kohya (") for program in counts):  # the text encoders' names are the same in all cases
+        del counts["kohya"]
     return " and ".join(program for program, _ in counts.most_common(2))
 
 

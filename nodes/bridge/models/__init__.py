@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ....training.errors import InputError
+from ....training.layer_names.dialects import Place, places
 from ....training.layer_names.glob import check_pattern, glob_matches
 from . import flux, lumina, qwen, sd3, unet, wan
 from .family import Family
@@ -64,6 +65,15 @@ def file_names(base) -> dict[str, dict]:
     """{layer: {"kohya": ..., "diffusers": ...}} for a model of a known family, otherwise {}."""
     family = family_of(base.diffusion_model)
     return family.file_names(base) if family else {}
+
+
+def layer_places(base, rows: Mapping[str, int]) -> dict[str, Place]:
+    """Where the names of LoRA files belong, by `dialects.readings`. rows: see `places`.
+
+    A model of an unknown family has its own names alone.
+    """
+    family = family_of(base.diffusion_model)
+    return places(rows, family.aliases(base) if family else (), base.model_config.unet_config)
 
 
 def architecture(base) -> str:

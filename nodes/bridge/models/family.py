@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ....training.layer_names.aliases import Aliases
+
 
 @dataclass(frozen=True)
 class Family:
@@ -23,7 +25,8 @@ class Family:
     architecture: base -> its name in the model specification, or "". overwritten_input: the layers whose input the
     model changes in place. unused_layers: the names of layers whose output is not used. default_conds: conditioning of
     a training besides its prompts. is_inpainting: base -> whether it also reads a masked picture. untrainable_reason:
-    base -> why it cannot be trained on pictures and prompts, or "".
+    base -> why it cannot be trained on pictures and prompts, or "". aliases: base -> other programs' names of its
+    layers, where they are not its own.
     """
 
     name: str
@@ -38,3 +41,4 @@ class Family:
     default_conds: Mapping[str, Any] = field(default_factory=dict)
     is_inpainting: Callable[[Any], bool] = lambda _: False
     untrainable_reason: Callable[[Any], str] = lambda _: ""
+    aliases: Callable[[Any], Aliases] = lambda _: ()

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from ....training.layer_names import aliases
 from .family import Family
 from .names import by_program
 
@@ -133,6 +134,7 @@ FLUX = Family(
     default_conds=GUIDANCE,
     is_inpainting=is_inpainting,
     untrainable_reason=untrainable_reason,
+    aliases=lambda _: aliases.FLUX,
 )
 FLUX2 = Family(
     "Flux 2",
@@ -143,7 +145,16 @@ FLUX2 = Family(
     file_names,
     overwritten_input=overwritten_input,
     default_conds=GUIDANCE,
+    aliases=lambda _: aliases.FLUX2,
 )
 CHROMA = Family(
-    "Chroma", is_chroma, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, lambda _: "chroma", overwritten_input
+    "Chroma",
+    is_chroma,
+    PATTERNS,
+    CROSS_ATTENTION_LAYERS,
+    blocks,
+    file_names,
+    lambda _: "chroma",
+    overwritten_input,
+    aliases=lambda _: aliases.CHROMA,
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from ....training.layer_names import aliases
 from .family import Family
 from .names import by_program
 
@@ -55,4 +56,13 @@ def architecture(base) -> str:
     return "lumina-2" if type(base.model_config) is known.Lumina2 else ""
 
 
-FAMILY = Family("Z-Image, Lumina 2", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names, architecture)
+FAMILY = Family(
+    "Z-Image, Lumina 2",
+    fits,
+    PATTERNS,
+    CROSS_ATTENTION_LAYERS,
+    blocks,
+    file_names,
+    architecture,
+    aliases=lambda _: aliases.LUMINA,
+)

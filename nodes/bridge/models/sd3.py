@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ....training.layer_names import aliases
 from .family import Family
 from .names import by_program
 
@@ -42,4 +43,12 @@ def file_names(base) -> dict[str, dict]:
     return by_program(base, comfy.utils.mmdit_to_diffusers(base.model_config.unet_config))
 
 
-FAMILY = Family("SD3", fits, PATTERNS, CROSS_ATTENTION_LAYERS, blocks, file_names)
+FAMILY = Family(
+    "SD3",
+    fits,
+    PATTERNS,
+    CROSS_ATTENTION_LAYERS,
+    blocks,
+    file_names,
+    aliases=lambda base: aliases.sd3(len(base.diffusion_model.joint_blocks)),
+)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ....training.layer_names.aliases import Alias
 from ....training.layer_names.spelling import unet_forms
 from .family import Family
 
@@ -49,6 +50,17 @@ def file_names(base) -> dict[str, dict[str, str]]:
     return names
 
 
+def aliases(base) -> list[Alias]:
+    """diffusers' names of the layers, by ComfyUI's table."""
+    import comfy.utils
+
+    return [
+        Alias(own.removesuffix(".weight"), theirs.removesuffix(".weight"))
+        for theirs, own in comfy.utils.unet_to_diffusers(base.model_config.unet_config).items()
+        if theirs.endswith(".weight")
+    ]
+
+
 def architecture(base) -> str:
     """The base's name in Stability's model specification, or "" where it has none."""
     import comfy.model_base
@@ -90,4 +102,5 @@ FAMILY = Family(
     architecture,
     is_inpainting=is_inpainting,
     untrainable_reason=untrainable_reason,
+    aliases=aliases,
 )

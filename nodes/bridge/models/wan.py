@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ....training.layer_names import aliases
 from ....training.layer_names.spelling import COMFY_PREFIX
 from .family import Family
 from .names import as_they_are
@@ -61,4 +62,5 @@ FAMILY = Family(
     file_names,
     lambda _: "wan2.1",
     untrainable_reason=untrainable_reason,
+    aliases=lambda _: aliases.WAN,
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import posixpath
+import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any, TypeGuard, cast
@@ -53,16 +55,18 @@ def token_ids(tokenizer, text: str) -> list[int]:
 def clip_with_pseudo_word(clip, name: str, vectors: Mapping[str, MakeVectors]):
     """A clone of the CLIP in which `embedding:name` stands for `vectors`, without a file.
 
-    vectors: for each encoder, by its embedding key. Only this clone and its clones know the word: the tokenizers are
-    copied and the user's are not changed.
+    vectors: for each encoder, by its embedding key. The others get the first of them, as from a file, and ComfyUI
+    leaves out vectors of another width. Only this clone and its clones know the word: the tokenizers are copied and the
+    user's are not changed.
     """
     out = clip.clone()
     out.tokenizer = copy.copy(clip.tokenizer)
+    first = next(iter(vectors.values()))
     for attribute, tokenizer in list(vars(clip.tokenizer).items()):
-        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) and tokenizer.embedding_key in vectors:
+        if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer):
             copied = copy.copy(tokenizer)
             vars(copied)["_try_get_embedding"] = partial(
-                _get_embedding, name, vectors[tokenizer.embedding_key], tokenizer._try_get_embedding
+                _get_embedding, name, vectors.get(tokenizer.embedding_key, first), tokenizer._try_get_embedding
             )
             if copied.embedding_directory is None:
                 copied.embedding_directory = []  # ComfyUI reads `embedding:` only where there is a folder for it
@@ -73,24 +77,29 @@ def clip_with_pseudo_word(clip, name: str, vectors: Mapping[str, MakeVectors]):
 def _get_embedding(name: str, vectors: MakeVectors, original: Callable[[str], Any], text: str) -> tuple:
     """Replaces `SDTokenizer._try_get_embedding`: (vectors, the name found, the rest of the text).
 
-    text: what follows `embedding:` in the prompt. original: the method for all other names. Older versions of ComfyUI
-    expect no name in the result.
+    The word is found where ComfyUI finds a file of that name: up to a `[` or `<`, without commas around it, with
+    `.safetensors` and `/` behind it. text: what follows `embedding:` in the prompt. original: the method for all
+    other names. Older versions of ComfyUI expect no name in the result.
     """
     first, *rest = text.split()
-    word = first.strip(",")
-    if word != name:
-        return original(text)
     leftover = " ".join(rest)
-    found = (first,) if _lookup_returns_name() else ()
+    if _lookup()[1] and (cut := re.search(r"[<\[]", first)):
+        leftover = first[cut.start() :] + (f" {leftover}" if leftover else "")
+        first = first[: cut.start()]
+    word = first.strip(",")
+    if not word or posixpath.normpath(word).removesuffix(".safetensors") != posixpath.normpath(name):
+        return original(text)
+    found = (first,) if _lookup()[0] else ()
     return vectors(), *found, leftover if word == first else f"{first[len(word) :]} {leftover}"
 
 
 @cache
-def _lookup_returns_name() -> bool:
-    """Whether this ComfyUI's `_try_get_embedding` gives three values, the name among them, and not two."""
+def _lookup() -> tuple[bool, bool]:
+    """Whether this ComfyUI's `_try_get_embedding` gives three values, the name among them, and not two; whether a name
+    ends at a bracket."""
 
     class NoFolders:
         embedding_directory, embedding_size, embedding_key = (), 1, "clip_l"
 
-    result = comfy.sd1_clip.SDTokenizer._try_get_embedding(cast(comfy.sd1_clip.SDTokenizer, NoFolders), "word")
-    return len(result) == 3
+    result = comfy.sd1_clip.SDTokenizer._try_get_embedding(cast(comfy.sd1_clip.SDTokenizer, NoFolders), "word[x")
+    return len(result) == 3, result[-1] != ""

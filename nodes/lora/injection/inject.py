@@ -14,7 +14,8 @@ from comfy.weight_adapter import LoRAAdapter, OFTAdapter
 from ....training.errors import InputError
 from ....training.layer_names.blocks import fused_rows, projection_of
 from ....training.layer_names.spelling import COMFY_PREFIX
-from ..match import describe_unmatched, keys_and_shapes, match
+from ..keys import keys_of
+from ..match import check_found, describe_unmatched, match
 from ..named_lora import NamedLora
 from ..patch import Patch
 from ..wording import listed
@@ -31,7 +32,8 @@ class Request:
     """How a LoRA is injected.
 
     mode: "merge" lets ComfyUI add it to the weights when the model is loaded. "bypass" computes it at each call of a
-    layer, where the layer allows that. A `timing` that changes between steps needs "bypass" and implies it.
+    layer, where the layer allows that. A `timing` that changes between steps needs "bypass" and implies it. partial:
+    whether a LoRA that has no place here for much of itself is applied all the same.
     """
 
     strength_model: float = 1.0
@@ -39,6 +41,7 @@ class Request:
     scope: Scope = field(default_factory=Scope)
     timing: Timing = field(default_factory=Timing)
     mode: str = MODES[0]
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -57,10 +60,12 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
     Raises `InputError`, with nothing changed, where the LoRA does not fit the model or the scope names no block of it.
     """
     found = match(model, clip, lora)
+    if not request.partial:
+        check_found(found, lora, model, "switch partial on to apply the rest of it")
     unet_config = getattr(model.model.model_config, "unet_config", None)
     scope = request.scope
     if scope.blocks:
-        _, shapes = keys_and_shapes(model.model, is_clip=False)
+        shapes = keys_of(model.model, is_clip=False).shapes
         scope.check((key for key in shapes if key.startswith(COMFY_PREFIX)), unet_config)
     of_model = [
         (request.strength_model * scope.strength(_layer(patch), unet_config), _scale_rows(patch, scope, unet_config))
@@ -88,9 +93,9 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
 def _layer(patch: Patch) -> str:
     """The layer's name for the scope: the weight's key without ".weight".
 
-    Where the patch changes a part of a fused weight: the file's own name, which says which projection the part is.
+    Where the patch changes a part of a fused weight: the part's name, which says which projection it is.
     """
-    return patch.weight.removesuffix(".weight") if patch.whole else patch.layer
+    return patch.part or (patch.layer if patch.offset else patch.weight.removesuffix(".weight"))
 
 
 def _scale_rows(patch: Patch, scope: Scope, unet_config) -> Patch:

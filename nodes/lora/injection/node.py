@@ -171,6 +171,15 @@ class InjectLora(io.ComfyNode):
                     ),
                     **advanced,
                 ),
+                io.Boolean.Input(
+                    "partial",
+                    default=False,
+                    tooltip=(
+                        "Off refuses a LoRA of which more than 5 % (of its squared change) has no place in this model. "
+                        "On applies the rest of it, and the report names what is left out."
+                    ),
+                    **advanced,
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA."),
@@ -211,10 +220,11 @@ class InjectLora(io.ComfyNode):
         end_percent=1.0,
         keyframes="",
         mode=MODES[0],
+        partial=False,
     ) -> io.NodeOutput:
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
-        request = Request(strength_model, strength_clip, scope, timing, mode)
+        request = Request(strength_model, strength_clip, scope, timing, mode, partial)
         named_lora = wired_or_chosen(lora_name, lora)
         new_model, new_clip, report = inject(model, clip, named_lora, request)
         return io.NodeOutput(new_model, new_clip, f"{describe(named_lora)}\n{report}", trigger_words(named_lora.meta))

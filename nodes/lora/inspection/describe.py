@@ -27,7 +27,7 @@ def describe(lora: NamedLora) -> str:
     words = trigger_words(lora.meta)
     lines = [
         f"{lora.name}: {len(layers)} layers ({what}), rank {', '.join(map(str, ranks)) or 'none'}, {size:,} numbers.",
-        f"Names: {program_names(layers)}. "
+        f"Names: {lora.programs or program_names(layers)}. "
         f"Base: {base_of_file(lora) or 'not said, and not to be told from the layers'}.",
         *_alpha(layers),
         *_where([common_name(layer, unet_names()) for layer in layers]),

@@ -1,0 +1,66 @@
+"""Whether a model has a place for a LoRA as a whole: one that is applied in part is another LoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+from ...training.errors import InputError
+from ...training.layer_names.parts import DIFF, DORA_SCALE, NEW_SHAPE, adapts, layers_of
+from . import kinds, lowrank
+from .kinds.full import OF_BIAS, OF_WEIGHT
+from .kinds.kind import Parts
+from .named_lora import NamedLora
+from .wording import listed
+
+MOST = 0.05  # of the squared change, without a place
+
+
+def check_whole(lora: NamedLora, unmatched: Collection[str], no_clip: Collection[str], why: str, mend: str) -> None:
+    """Raise `InputError` where the layers without a place hold more than `MOST` of the LoRA's squared change.
+
+    unmatched: layers of the file without a place. no_clip: layers that do not count. why: what is known of the file's
+    base, and mend: what to do, for the error.
+    """
+    left = [layer for layer in unmatched if adapts(layers_of(lora)[layer])]
+    share = share_of(lora, set(left), no_clip) if left else 0.0
+    if share > MOST:
+        count = sum(adapts(parts) and layer not in no_clip for layer, parts in layers_of(lora).items())
+        raise InputError(
+            f"{len(left)} of {count} layers of {lora.name} have no place here and hold {share:.0%} of its squared "
+            f"change, such as {listed(left, 3)}. {why}{mend}"
+        )
+
+
+def share_of(lora: NamedLora, some: Collection[str], leave_out: Collection[str] = ()) -> float:
+    """The share of `some` layers in the LoRA's squared change, the sum of the squared Frobenius norms of its deltas.
+
+    leave_out: layers that do not count. A layer whose delta depends on the base's weights counts as the mean of the
+    others, or 1 where there is none.
+    """
+    sizes = {
+        layer: squared_change(layer, parts)
+        for layer, parts in layers_of(lora).items()
+        if layer not in leave_out and adapts(parts)
+    }
+    known = [size for size in sizes.values() if size is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    filled = {layer: mean if size is None else size for layer, size in sizes.items()}
+    whole = math.fsum(filled.values())
+    return math.fsum(size for layer, size in filled.items() if layer in some) / whole if whole else 0.0
+
+
+def squared_change(layer: str, parts: Parts) -> float | None:
+    """The squared Frobenius norm of a layer's delta, its bias' included; None where it depends on the base's weights.
+
+    DoRA counts by the delta before its scaling.
+    """
+    own = [part for part in (*OF_BIAS, *OF_WEIGHT) if part in parts and (part != DIFF or parts[part].ndim < 2)]
+    size = sum(float(parts[part].detach().double().square().sum()) for part in own)
+    rest = {part: tensor for part, tensor in parts.items() if part not in (*own, DORA_SCALE, NEW_SHAPE)}
+    if not adapts(rest):
+        return size
+    try:
+        return size + lowrank.norm(kinds.factors(layer, rest)) ** 2
+    except InputError:
+        return None
