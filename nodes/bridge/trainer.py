@@ -37,6 +37,7 @@ from .dataset.encoded import EncodedDataset
 from .models.experts import noise_range
 from .runs.context import RunContext
 from .runs.cross_validation import Fold, final_fold, validation_folds, was_finished_by_user
+from .runs.report import describe_unread
 from .runs.run_training import run_training
 from .runs.samples import sampler_for
 from .runs.task import TrainingTask
@@ -189,7 +190,8 @@ def train(
     """
     context, request = context or RunContext(), technique.request
     config, model = request.train, models.model
-    run = dataset.new_run(technique.name, technique.settings(), defaults_of(TrainConfig, type(request)))
+    defaults = defaults_of(TrainConfig, type(request))
+    run = dataset.new_run(technique.name, technique.settings(), defaults, lambda run_id: context.store(run_id).record())
     positions = context.world.share(config.batch_size)  # in each global batch, those of this process
     compute = compute_type(model.model, model.load_device, request.precision)
     offload = OffloadPlan()
@@ -283,7 +285,10 @@ class _Trainer:
             return run_training(task, self.context)
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
-        return fold.prefix + self.technique.describe_start(fold.run, cost, fold.steps) + self.offload.summary
+        not_resumed = "; " + "; ".join(describe_unread(self.dataset.unread)) if self.dataset.unread else ""
+        return (
+            fold.prefix + self.technique.describe_start(fold.run, cost, fold.steps) + self.offload.summary + not_resumed
+        )
 
     def _validation_loss(self, fold: Fold) -> Callable[[], float] | None:
         """A function that computes the loss on the held-out pictures; None without them."""

@@ -13,10 +13,11 @@ import folder_paths
 from ...training.errors import InputError
 from ..bridge.files import writing as storage
 from ..bridge.trainer import Models
+from ..bridge.wire.table import CLIP, VAE, is_set
 from .job import ExportedModel, JobContents, write_job
 from .source import source_of
 from .techniques import needed_models
-from .wire import export_changes
+from .wire import check_exportable, export_changes
 
 
 def export_models(models: Models, technique: str, settings: Mapping[str, Any]) -> dict[str, ExportedModel]:
@@ -32,20 +33,18 @@ def export_models(models: Models, technique: str, settings: Mapping[str, Any]) -
         elif role == "clip":
             out[role] = ExportedModel(source_of(models.clip.patcher, role), *_export_clip_changes(models.clip))
         else:
+            check_exportable(models.vae, VAE, role)
             source = source_of(models.vae.patcher, role)
             out[role] = ExportedModel(source, *export_changes(models.vae.patcher, role))
-            if out[role].changes["patches"]:
+            if any(map(is_set, out[role].changes.values())):  # a job loads the VAE as it is in its file
                 raise InputError(
-                    "the vae on the wire carries patches of another node, which cannot go into a job; take it off"
+                    "the vae on the wire carries changes of another node, which cannot go into a job; take it off"
                 )
     return out
 
 
 def _export_clip_changes(clip: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    if clip.apply_hooks_to_conds is not None or clip.use_clip_schedule:
-        raise InputError(
-            "the clip on the wire carries hooks of another node, which cannot go into a job; take that node off"
-        )
+    check_exportable(clip, CLIP, "clip")
     # `clip_with_pseudo_word` gives a tokenizer this attribute.
     if any(
         "_try_get_embedding" in vars(tokenizer)
@@ -101,6 +100,8 @@ def _report(path: Path, contents: JobContents, size: int) -> str:
         )
         count = len(model.changes["patches"])
         lines.append(f"- {role}: {files} from the {source.loader} loader, {count} weights changed on the wire")
+        if model.changes.get("left_out"):
+            lines.append(f"  without {', '.join(model.changes['left_out'])}, which only a sampler reads")
     command = Path(__file__).with_name("command.py")
     lines += [
         f"Train it here or on another machine with ComfyUI and this pack ({contents.technique}):",

@@ -15,30 +15,20 @@ from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 
 from ...training.errors import InputError
+from ..bridge.wire.table import PATCHER, Role, Row, carried, is_set
 
 SAMPLING = "model_sampling"
 _ADAPTERS: dict[str, type[Any]] = {kind.__name__: kind for kind in comfy.weight_adapter.adapters}
-# Attributes of a patcher that hold code of another node, and what the error calls them.
-_NOT_EXPORTABLE = {
-    "injections": "a path beside its weights (such as Bespoke Inject LoRA's mode bypass; mode merge can be exported)",
-    "wrappers": "a wrapper of another node",
-    "callbacks": "a callback of another node",
-    "hook_patches": "hooks of another node",
-    "additional_models": "a further model of another node",
-    "weight_wrapper_patches": "a weight wrapper of another node",
-    "attachments": "an attachment of another node",
-}
 
 
 def export_changes(patcher: Any, role: str, for_samples: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(changes, tensors): what was changed on a patcher, as JSON that refers to the tensors by name.
 
     role: "model", "clip" or "vae". for_samples: whether sample images are drawn with the patcher. Raises `InputError`
-    for a change that is neither JSON nor a tensor, nor an adapter or noise schedule of ComfyUI.
+    for a change that is neither JSON nor a tensor, nor an adapter or noise schedule of ComfyUI. What only a sampler
+    reads is not needed for training: its names are in changes["left_out"].
     """
-    for attribute, name in _NOT_EXPORTABLE.items():
-        if _is_set(getattr(patcher, attribute, None)):
-            raise InputError(f"the {role} on the wire carries {name}, which cannot go into a job; take that node off")
+    check_exportable(patcher, PATCHER, role)
     options = dict(patcher.model_options)
     transformer_options = options.pop("transformer_options", {})
     if for_samples and options:
@@ -51,9 +41,19 @@ def export_changes(patcher: Any, role: str, for_samples: bool = False) -> tuple[
     changes = {
         "patches": [[key, [encode(patch) for patch in patches]] for key, patches in patcher.patches.items()],
         "objects": {name: _encode_object(name, value, encode) for name, value in patcher.object_patches.items()},
-        "options": {name: encode(value) for name, value in transformer_options.items() if _is_set(value)},
+        "options": {name: encode(value) for name, value in transformer_options.items() if is_set(value)},
+        "left_out": sorted(name for name, value in options.items() if is_set(value)),
     }
     return changes, tensors
+
+
+def check_exportable(thing: Any, table: Mapping[str, Row], role: str) -> None:
+    """Raise `InputError` for what is set on a patcher, CLIP or VAE and that a job does not carry."""
+    for name, row, _ in carried(thing, table):
+        if row is not None and (row.exported or row.role is Role.LOADED):
+            continue
+        words = f"{name}, which this version of Bespoke does not know and" if row is None else f"{row.words}, which"
+        raise InputError(f"the {role} on the wire carries {words} cannot go into a job; take that node off")
 
 
 def apply_changes(patcher: Any, changes: Mapping[str, Any], tensors: Mapping[str, Tensor], role: str) -> Any:
@@ -89,15 +89,6 @@ def _apply(patcher: Any, changes: Mapping[str, Any], tensors: Mapping[str, Tenso
         name: _decode(value, tensors) for name, value in changes["options"].items()
     }
     return out
-
-
-def _is_set(value: Any) -> bool:
-    """Whether a value is, or contains at any depth, something else than None."""
-    if isinstance(value, Mapping):
-        return any(map(_is_set, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_set, value))
-    return value is not None
 
 
 class _Encoder:

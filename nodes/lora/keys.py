@@ -55,7 +55,7 @@ def swapped_halves(change: Tensor) -> Tensor:
 _known: weakref.WeakKeyDictionary[nn.Module, Keys] = weakref.WeakKeyDictionary()
 
 
-def keys_of(module: nn.Module, is_clip: bool) -> Keys:
+def keys_of(module: Any, is_clip: bool) -> Keys:
     """The weights of a base model or a text encoder. Cached until the module is freed."""
     if module not in _known:
         # Quantised kinds keep packed numbers in their state dict, of another shape than the weight they stand for.

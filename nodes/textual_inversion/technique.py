@@ -21,10 +21,10 @@ from ...training.objective import denoising_loss
 from ...training.record import Run
 from ..bridge.dataset.captions import CaptionConditioning
 from ..bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
-from ..bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
+from ..bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
-from ..bridge.runs.report import describe_draws, describe_held_out, describe_notes
+from ..bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_unread
 from ..bridge.runs.samples import as_conditioning
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
@@ -51,7 +51,8 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     pictures = encode_pictures(vae, model.model, request.train, images)
     # The file's metadata names the kind of embedding as its architecture, and a word is learned at any resolution.
     fields = describe_models(model, clip, images) | {"architecture": "", "resolution": ""}
-    return EncodedDataset(pictures, images.fingerprint, digest_of_models(model, clip, vae), fields)
+    models_fields = identify_models(model, clip, vae)
+    return EncodedDataset(pictures, images.fingerprint, run_fields=fields, **models_fields)
 
 
 class TextualInversionTechnique:
@@ -169,6 +170,7 @@ class TextualInversionTechnique:
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
         lines += describe_held_out(run, config) + describe_notes(run)
+        lines += describe_unread(self._dataset.unread)
         for key, vectors in learned.items():
             tokenizer, table = self.encoders[key][0], self.vocabularies[key]
             moved = (vectors - self.start[key]).norm(dim=-1).mean()

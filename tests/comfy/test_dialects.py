@@ -179,3 +179,33 @@ def test_a_file_of_musubis_z_image_changes_the_rows_of_the_fused_weight(comfyui,
     out = model.model.diffusion_model.layers[0].attention.out.weight
     changed = injected.patch_weight_to_device(key + "out.weight", return_weight=True) - out
     assert (changed - parts["to_out_0"]).norm() < 1e-5 * parts["to_out_0"].norm()
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", "lycoris_"])
+def test_parts_of_a_fused_weight_are_in_its_block_and_have_their_projection(comfyui, run_node, prefix):
+    """Flux under diffusers' names: `blocks` and `key` reach q, k and v, which are a third each of the fused weight."""
+    model = families.made("flux")[0]
+    width, generator = model.model.diffusion_model.double_blocks[0].img_attn.qkv.in_features, torch.Generator()
+    lora, parts = {}, []
+    for layer in ("to_q", "to_k", "to_v"):
+        for block in (0, 1):
+            name = f"{prefix}transformer_blocks.{block}.attn.{layer}"
+            name = name.replace(".", "_") if prefix == "lycoris_" else name
+            up, down = (torch.randn(*shape, generator=generator) for shape in ((width, 2), (2, width)))
+            lora |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}
+            parts += [up @ down] if block == 1 else []
+    injected, *_ = run_node(
+        "BespokeInjectLora",
+        model=model,
+        lora_name="none",
+        strength_model=1.0,
+        lora=lora,
+        key=0.5,
+        blocks="double_blocks.1",
+    )
+    weights = [f"diffusion_model.double_blocks.{block}.img_attn.qkv.weight" for block in (0, 1)]
+    state = model.model.state_dict()
+    changes = [injected.patch_weight_to_device(key, return_weight=True) - state[key] for key in weights]
+    assert changes[0].norm() == 0
+    expected = torch.cat([parts[0], 0.5 * parts[1], parts[2]])
+    assert (changes[1] - expected).norm() < 1e-5 * expected.norm()

@@ -14,7 +14,7 @@ import tiny
 import torch
 from bespoke.nodes.bridge.dataset.captions import CaptionConditioning
 from bespoke.nodes.bridge.dataset.conditioning import encode_prompts, model_conds
-from bespoke.nodes.bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
+from bespoke.nodes.bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from bespoke.nodes.bridge.dataset.pictures import encode_pictures
 from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.bridge.runs.context import RunContext
@@ -57,9 +57,9 @@ class BiasTechnique:
         self.dataset = EncodedDataset(
             pictures,
             images.fingerprint,
-            digest_of_models(models.model, models.clip, models.vae),
-            describe_models(models.model, models.clip, images),
-            encode_prompts(models.clip, pictures.prompts),
+            run_fields=describe_models(models.model, models.clip, images),
+            prompts=encode_prompts(models.clip, pictures.prompts),
+            **identify_models(models.model, models.clip, models.vae),
         )
 
     def settings(self):

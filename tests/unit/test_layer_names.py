@@ -59,6 +59,25 @@ def test_a_text_encoder_layer_has_one_common_name(name, common, block):
 
 
 @pytest.mark.parametrize(
+    ("layer", "row", "column"),
+    [
+        ("lora_unet_layers_3_attention_to_q", "layers.3", "self query"),
+        ("lora_transformer_layers_3_attention_to_out_0", "layers.3", "self out"),
+        ("lora_unet_layers_3_attention_qkv", "layers.3", "fused qkv"),
+        ("lora_unet_layers_3_feed_forward_w1", "layers.3", "feed-forward"),
+        ("lycoris_blocks_7_attn2_to_k", "blocks.7", "cross key"),
+        ("lora_unet_blocks_7_cross_attn_k", "blocks.7", "cross key"),
+        ("lora_unet_blocks_7_ffn_0", "blocks.7", "feed-forward"),
+        ("lora_unet_double_blocks_2_img_attn_qkv", "double_blocks.2", "fused qkv"),
+        ("lora_unet_double_blocks_2_txt_mlp_0", "double_blocks.2", "feed-forward"),
+        ("lora_transformer_transformer_blocks_5_attn_add_k_proj", "transformer_blocks.5", "cross key"),
+    ],
+)
+def test_a_name_with_underscores_has_its_place_in_an_overview(layer, row, column):
+    assert place(spelling.common_name(layer, TABLE)) == (row, column)
+
+
+@pytest.mark.parametrize(
     ("layer", "program"),
     [
         ("lora_unet_down_blocks_0_attentions_0_proj_in", "kohya (diffusers' layer names)"),

@@ -32,6 +32,11 @@ _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_o
 _ANY_TEXT = re.compile(
     rf"{_KOHYA_TEXT}(\d?)_|{_DIFFUSERS_TEXT}(?:_(\d))?\.|{re.escape(TEXT_PREFIX)}clip_([lgh])\.transformer\."
 )
+# Modules whose layers kohya writes behind an underscore.
+_MODULES = re.compile(
+    r"(?<=\.)(self_attn|cross_attn|img_attn|txt_attn|attention|attn\d?|feed_forward|ffn|ff|ff_context|img_mlp|txt_mlp|mlp)_"
+    r"(?!norm)"
+)
 _UNDERSCORED = re.compile(f"^({KOHYA_PREFIX}|{_LYCORIS}|{_ONETRAINER})")
 # transformers 5 has no `text_model` around CLIP's layers.
 _BARE_TEXT_LAYERS = (
@@ -185,7 +190,10 @@ def common_name(layer: str, unet: Mapping[str, str]) -> str:
     name = _UNDERSCORED.sub("", layer)
     if name == layer:
         return COMFY_PREFIX + layer.removeprefix(TRANSFORMER_PREFIX) if layer.startswith(TRANSFORMER_PREFIX) else layer
-    return unet.get(name) or COMFY_PREFIX + re.sub(r"_(\d+)_", r".\1.", name)
+    if name in unet:
+        return unet[name]
+    dotted = re.sub(r"_(\d+)_", r".\1.", name)
+    return COMFY_PREFIX + re.sub(r"_(\d+)$", r".\1", _MODULES.sub(r"\1.", dotted))
 
 
 def is_text_encoder(name: str) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..wire.reading import Reading
+
 MAX_BYTES = 256 * 2**20  # of tensors in one cache
 
 
@@ -21,6 +23,11 @@ def digest(*parts: str | bytes) -> str:
     return out.hexdigest()
 
 
+def key_of(reading: Reading, *parts: str | bytes) -> str | None:
+    """The key of what a model makes of the parts; None where the model cannot be compared, so that nothing is kept."""
+    return None if reading.unread else digest(reading.text, *parts)
+
+
 class ContentCache:
     """The least recently used values are dropped first. Values are tensors or nested dicts, lists and tuples of them.
 
@@ -31,8 +38,10 @@ class ContentCache:
         self.max_bytes, self.size = max_bytes, 0
         self._entries: OrderedDict[str, tuple[Any, int]] = OrderedDict()  # key -> (value, bytes)
 
-    def get(self, key: str, make: Callable[[], Any]) -> Any:
-        """The value of `key`, made now where it is not kept."""
+    def get(self, key: str | None, make: Callable[[], Any]) -> Any:
+        """The value of `key`, made now where it is not kept. With None it is always made and not kept."""
+        if key is None:
+            return make()
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key][0]

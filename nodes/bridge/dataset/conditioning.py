@@ -80,13 +80,13 @@ def encode_prompt(clip, text: str) -> tuple[Tensor, dict[str, Any]]:
 
 
 def encode_prompts(clip, texts: Iterable[str]) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-    """`encode_prompt` of each text, cached."""
+    """`encode_prompt` of each text, cached where the CLIP can be compared with others."""
     clip_identity = identity.of_clip(clip)
 
     def encode(text: str) -> tuple[Tensor, dict[str, Any]]:
         if "embedding:" in text:  # its meaning may change with a file
             return encode_prompt(clip, text)
-        return cache.prompt_cache.get(cache.digest(clip_identity, text), lambda: encode_prompt(clip, text))
+        return cache.prompt_cache.get(cache.key_of(clip_identity, text), lambda: encode_prompt(clip, text))
 
     with torch.inference_mode(False), torch.no_grad():
         return {text: encode(text) for text in texts}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ class EncodedDataset:
     pictures: latents, masks and captions, divided into training, held-out and prior pictures.
     fingerprint: a hash of all pictures and captions, and of the LoRA that the training starts from.
     models_digest: a hash of the models as they are on the wire.
+    digest_in_0_1: the hash that version 0.1 made of them; "" where it did not read all that the wires carry.
+    unread: what the wires carry that cannot be compared; with any of it, no other run has the same `models_digest`.
     run_fields: fields of the run's record that describe models and pictures.
     prompts: prompt -> (context [1, tokens, width], further fields); empty where the text encoder runs in each step.
     start: the LoRA that the training starts from, in ComfyUI's layer names.
@@ -35,10 +37,29 @@ class EncodedDataset:
     run_fields: Mapping[str, Any]
     prompts: Mapping[str, tuple[Tensor, dict[str, Any]]] = field(default_factory=dict)
     start: Mapping[str, Tensor] | None = None
+    digest_in_0_1: str = ""
+    unread: tuple[str, ...] = ()
 
-    def new_run(self, technique: str, settings: dict[str, Any], defaults: Mapping[str, Any]) -> Run:
-        """The record of a run on this set, before its first step. defaults: see `run_id`."""
-        name = run_id(technique, settings, self.fingerprint, self.models_digest, defaults)
+    def new_run(
+        self,
+        technique: str,
+        settings: dict[str, Any],
+        defaults: Mapping[str, Any],
+        saved: Callable[[str], Run | None] = lambda run_id: None,
+    ) -> Run:
+        """The record of a run on this set, before its first step. defaults: see `run_id`.
+
+        saved: the record that was saved under an id, or None. A run that version 0.1 saved keeps its id, if its base
+        has the same checksum.
+        """
+        name, in_0_1 = (
+            run_id(technique, settings, self.fingerprint, models, defaults) if models else ""
+            for models in (self.models_digest, self.digest_in_0_1)
+        )
+        if in_0_1 and saved(name) is None:
+            earlier = saved(in_0_1)
+            if earlier is not None and earlier.info.base_hash == self.run_fields["base_hash"]:
+                name = in_0_1
         images = self.pictures.count_pictures(self.pictures.training_indices)
         return Run(RunInfo(name, technique, settings, images=images, **self.run_fields))
 
@@ -47,7 +68,7 @@ def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:
     """The fields of a run's record that describe its models and pictures."""
     return {
         "base": identity.base_name(model),
-        "base_hash": identity.checksum(model),
+        "base_hash": identity.base_checksum(model),
         "architecture": architecture(model.model),
         "clip_skip": str(clip.layer_idx or ""),
         "trigger": images.trigger_prompt,
@@ -56,6 +77,12 @@ def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:
     }
 
 
-def digest_of_models(model, clip, vae) -> str:
-    """A short hash of the three models with all that other nodes changed on them; see `identity.of_models`."""
-    return cache.digest(identity.of_models(model, clip, vae))
+def identify_models(model, clip, vae) -> dict[str, Any]:
+    """The fields of `EncodedDataset` that tell the three models, with all that other nodes changed on them, apart."""
+    reading = identity.of_models(model, clip, vae)
+    in_0_1 = identity.of_models_in_0_1(model, clip, vae, reading)
+    return {
+        "models_digest": cache.digest(reading.text),
+        "digest_in_0_1": cache.digest(in_0_1) if in_0_1 else "",
+        "unread": reading.unread,
+    }

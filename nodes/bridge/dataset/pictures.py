@@ -148,7 +148,7 @@ def _encode_latents(vae, base: comfy.model_base.BaseModel, items: list[TrainingI
     vae_identity, out = identity.of_vae(vae), []
     for item in items:
         pixels = item.pixels.contiguous()
-        key = cache.digest(
+        key = cache.key_of(
             vae_identity, type(base.latent_format).__name__, str(tuple(pixels.shape)), pixels.numpy().tobytes()
         )
 

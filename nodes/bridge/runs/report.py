@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from ....training.config import TrainConfig
 from ....training.images import by_picture
@@ -83,3 +84,8 @@ def _no_better_step(run: Run, config: TrainConfig) -> str:
         f"It may be worse than no training: compare images with and without it. {advice}, captions that name what "
         "differs from picture to picture, or more pictures of the same thing."
     )
+
+
+def describe_unread(unread: Sequence[str]) -> list[str]:
+    """A line for each thing on the wires that cannot be compared, so that the run is resumed by no other."""
+    return [f"{each[0].upper()}{each[1:]}, which cannot be compared; this run cannot be resumed." for each in unread]

@@ -19,12 +19,12 @@ from ....training.objective import denoising_loss
 from ....training.record import Run
 from ...bridge.dataset.captions import CaptionConditioning
 from ...bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
-from ...bridge.dataset.encoded import EncodedDataset, describe_models, digest_of_models
+from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.identity import base_path
 from ...bridge.models import check_trainable, file_names, target_layers
 from ...bridge.models.experts import noise_range
-from ...bridge.runs.report import describe_draws, describe_held_out, describe_notes
+from ...bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_unread
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
@@ -53,10 +53,10 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     return EncodedDataset(
         pictures,
         fingerprint=data.fingerprint(),
-        models_digest=digest_of_models(model, clip, vae),
         run_fields=describe_models(model, clip, data.images),
         prompts={} if request.train_text_encoder else encode_prompts(clip, prompts),
         start=starting_factors(data.start, model, clip) if data.start else None,
+        **identify_models(model, clip, vae),
     )
 
 
@@ -201,6 +201,7 @@ class LoraTechnique:
             lines.append(levels.note)
         if seen > 400:
             lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
+        lines += describe_unread(self._dataset.unread)
         if run.info.trigger:
             lines.append(f"Call it with: {run.info.trigger}")
         return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""The weights of a loaded model: read without other clones' patches, and told apart by a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ....training.measure import plain_tensors
+
+INTEGER_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 2**22  # values summed at a time: a sum in a wider dtype makes a copy in that dtype
+_SAMPLED = 64  # values of a sampled tensor
+
+_checksums: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()  # model -> (sample, checksum)
+
+
+def base_tensors(patcher: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of every parameter and buffer as it was loaded from its file, and of each part of a quantised one.
+
+    Clones share one set of weights, and ComfyUI leaves the patches of the last clone that ran in them until another one
+    is loaded. The weights without patches are in the backup, and the modules that an object patch has replaced in
+    `object_patches_backup`; the clones share both.
+    """
+    replaced = {
+        f"{name}.": module for name, module in patcher.object_patches_backup.items() if isinstance(module, nn.Module)
+    }
+    for name, tensor in (*patcher.model.named_parameters(), *patcher.model.named_buffers()):
+        if name.startswith("model_sampling.") or name.startswith(tuple(replaced)):
+            continue  # the noise schedule is no weight, and it may be another clone's
+        backup = patcher.backup.get(name)
+        for part in plain_tensors(tensor if backup is None else backup.weight):
+            yield name, part
+    for prefix, module in sorted(replaced.items()):
+        if prefix == "model_sampling.":
+            continue
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            backup = patcher.backup.get(prefix + name)
+            for part in plain_tensors(tensor if backup is None else backup.weight):
+                yield prefix + name, part
+
+
+def checksum(patcher: Any) -> str:
+    """A hash over every parameter and buffer of the base, as 16 hexadecimal digits, computed now.
+
+    Of each one the sum of its bits as integers, computed on its own device.
+    """
+    out = hashlib.blake2b(digest_size=8)
+    for name, tensor in base_tensors(patcher):
+        to_local = getattr(tensor, "to_local", None)
+        local: Tensor = tensor if to_local is None else to_local()  # this process's shard of a DTensor
+        bits = local.detach().contiguous().reshape(-1).view(INTEGER_TYPES[tensor.element_size()])
+        total = sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(_CHUNK))
+        out.update(f"{name}{tuple(tensor.shape)}{total}".encode())
+    return out.hexdigest()
+
+
+def loaded_checksum(patcher: Any) -> str:
+    """`checksum` of the loaded model, computed once for all clones of it.
+
+    It is computed again where a sample of the weights (the first values of every sixteenth tensor) has changed.
+    """
+    sample = sample_of_weights(base_tensors(patcher))
+    known = _checksums.get(patcher.model)
+    if known is None or known[0] != sample:
+        known = sample, checksum(patcher)
+        _checksums[patcher.model] = known
+    return known[1]
+
+
+def sample_of_weights(tensors: Iterator[tuple[str, Tensor]]) -> str:
+    """Every shape, and the first values of every sixteenth tensor, as text."""
+    found = list(tensors)
+    parts = [f"{[tuple(t.shape) for _, t in found]}"]
+    parts += [f"{name}{sample_of_tensor(tensor)}" for name, tensor in found[::16]]
+    return "|".join(parts)
+
+
+def sample_of_tensor(tensor: Tensor) -> str:
+    """Shape, dtype and the sum of the bits of the first values as integers.
+
+    The same on every device, unlike a sum of floats, whose order differs.
+    """
+    bits = tensor.detach().flatten()[:_SAMPLED].contiguous().view(INTEGER_TYPES[tensor.element_size()])
+    return f"{tuple(tensor.shape)}{tensor.dtype}{int(bits.sum(dtype=torch.int64))}"
