@@ -16,17 +16,18 @@ from torch import Tensor
 
 from ...training.errors import InputError
 from ..bridge.wire.table import PATCHER, Role, Row, carried, is_set
+from ..lora.base_adapters import BASE_ADAPTERS
 
 SAMPLING = "model_sampling"
-_ADAPTERS: dict[str, type[Any]] = {kind.__name__: kind for kind in comfy.weight_adapter.adapters}
+_ADAPTERS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*comfy.weight_adapter.adapters, *BASE_ADAPTERS)}
 
 
 def export_changes(patcher: Any, role: str, for_samples: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(changes, tensors): what was changed on a patcher, as JSON that refers to the tensors by name.
 
     role: "model", "clip" or "vae". for_samples: whether sample images are drawn with the patcher. Raises `InputError`
-    for a change that is neither JSON nor a tensor, nor an adapter or noise schedule of ComfyUI. What only a sampler
-    reads is not needed for training: its names are in changes["left_out"].
+    for a change that is neither JSON nor a tensor, nor an adapter or noise schedule of ComfyUI or this pack. What only
+    a sampler reads is not needed for training: its names are in changes["left_out"].
     """
     check_exportable(patcher, PATCHER, role)
     options = dict(patcher.model_options)

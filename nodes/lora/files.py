@@ -13,14 +13,28 @@ from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.formats import DTYPES, from_diffusers, metadata, to_format
 from ...training.layer_names.foreign import foreign_kind
-from ...training.layer_names.parts import ALPHA, DOWN, is_peft_magnitude, layers_of, split_key
-from ...training.layer_names.spelling import alpha_settings, program_names, with_text_model
-from ...training.plain_json import read_json
+from ...training.layer_names.parts import (
+    ALPHA,
+    DIFF_BIAS,
+    DOWN,
+    HADA_W1_A,
+    LOKR_W1,
+    LOKR_W1_A,
+    PEFT_UP_BIAS,
+    is_peft_magnitude,
+    layers_of,
+    split_key,
+)
+from ...training.layer_names.spelling import program_names, with_text_model
 from ...training.record import Run
 from ..bridge.files import writing as storage
-from ..bridge.files.reading import read_safetensors
+from ..bridge.files.reading import read_safetensors, read_text
 from .fit import check_parts
+from .kinds.kind import scale
 from .named_lora import NamedLora
+from .peft_config import CONFIG_FILE, CONFIG_OF, METADATA, PeftConfig
+
+MOST_CONFIG_BYTES = 4 * 2**20  # of PEFT's `adapter_config.json`
 
 
 def as_file(
@@ -56,6 +70,15 @@ def save_on_the_way(folder: Path, step: int, lora: Mapping[str, Tensor], run: Ru
 def read_lora(path: Path) -> NamedLora:
     """A LoRA file under ComfyUI's key names. Raises `InputError` for what is damaged, hostile or no LoRA."""
     tensors, meta = read_safetensors(path, "LoRA")
+    config = path.with_name(CONFIG_FILE)
+    if path.name == CONFIG_OF and METADATA not in meta and config.is_file():
+        try:
+            meta = {**meta, METADATA: read_text(config, MOST_CONFIG_BYTES)}
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{CONFIG_FILE} beside {path.name} cannot be read; fetch both again, or rename the LoRA to use it "
+                "without its settings"
+            ) from error
     return in_comfy_names(tensors, path.name, meta)
 
 
@@ -70,13 +93,14 @@ def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, 
     try:
         # PEFT keeps a convolution's magnitude as [1, out, 1, 1], the others as [out, 1, 1, 1].
         tensors = {key: t.transpose(0, 1) if is_peft_magnitude(key) and t.ndim > 2 else t for key, t in tensors.items()}
+        tensors |= _scaled_by_settings(tensors, PeftConfig(name, meta))
         converted = from_diffusers(comfy.lora_convert.convert_lora(dict(tensors)))
         converted = {with_text_model(key): tensor for key, tensor in converted.items()}
     except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted
         raise InputError(f"{name} lacks {error}; the file is damaged") from error
     lora = NamedLora(converted, name, meta, program_names(split_key(key)[0] for key in tensors))
-    _add_alphas(lora)
     check_parts(lora, name)
+    _fold_biases(lora)
     return lora
 
 
@@ -89,15 +113,38 @@ def as_named_lora(lora: Mapping[str, Tensor]) -> NamedLora:
     return in_comfy_names(lora, "the LoRA on the wire", {})
 
 
-def _add_alphas(lora: NamedLora) -> None:
-    # diffusers writes alpha into the metadata: {"unet.r": 4, "unet.lora_alpha": 8, "text_encoder.r": ...}.
-    try:
-        settings = read_json(lora.meta.get("lora_adapter_metadata", "{}"))
-    except ValueError:
-        return
-    if not isinstance(settings, dict):
-        return
-    for layer, parts in list(layers_of(lora).items()):
-        alpha = next((settings[entry] for entry in alpha_settings(layer) if entry in settings), None)
-        if DOWN in parts and ALPHA not in parts and isinstance(alpha, int | float):
-            lora[layer + ALPHA] = torch.tensor(float(alpha))
+def _scaled_by_settings(tensors: Mapping[str, Tensor], config: PeftConfig) -> dict[str, Tensor]:
+    """What PEFT's settings add or change, by key, under the file's own names: the alphas of LoRA's layers that have
+    none, and the first factor of LoHa and LoKr times their scale.
+    """
+    found: dict[str, Tensor] = {}
+    for layer, parts in layers_of(tensors).items():
+        if ALPHA in parts:
+            continue
+        first = next((part for part in (HADA_W1_A, LOKR_W1, LOKR_W1_A) if part in parts), None)
+        if DOWN in parts and parts[DOWN].ndim:
+            alpha = config.alpha(layer, parts[DOWN].shape[0])
+            if alpha is not None:
+                found[layer + ALPHA] = torch.tensor(alpha)
+        elif first is not None and (scale_of_layer := config.lycoris_scale(layer)) != 1.0:
+            found[layer + first] = parts[first].float() * scale_of_layer
+    return found
+
+
+def _fold_biases(lora: NamedLora) -> None:
+    """Replace PEFT's bias of the up factor by the change of the layer's bias that it is: scale * bias.
+
+    ComfyUI's own nodes read the change and do not know the other.
+    """
+    for layer, parts in layers_of(lora).items():
+        if PEFT_UP_BIAS not in parts:
+            continue
+        change = parts[PEFT_UP_BIAS].float() * scale(parts, parts[DOWN].shape[0])
+        other = parts.get(DIFF_BIAS)
+        if other is not None and other.shape != change.shape:
+            raise InputError(
+                f"{lora.name}: {layer} has two changes of its bias, of the shapes {tuple(change.shape)} and "
+                f"{tuple(other.shape)}; the file is damaged, fetch it again"
+            )
+        del lora[layer + PEFT_UP_BIAS]
+        lora[layer + DIFF_BIAS] = change if other is None else change + other

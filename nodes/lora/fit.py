@@ -18,7 +18,7 @@ from typing import Any
 
 import comfy.lora
 import torch
-from comfy.weight_adapter import BOFTAdapter, OFTAdapter, WeightAdapterBase
+from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
 from ...training.errors import InputError
@@ -33,7 +33,6 @@ from .named_lora import NamedLora
 from .patch import Patch
 
 LARGER = 64  # times that a LoRA may make a layer larger; those that do so for a wider input double it
-_BY_VALUE = (OFTAdapter, BOFTAdapter)  # their arithmetic takes a norm, which needs numbers
 
 
 # --- a file by itself ------------------------------------------------------------------------------------------------
@@ -106,11 +105,12 @@ def _multiply(parts: Parts, pair: Pair) -> bool:
 class Target:
     """The shapes of the weight and the bias that a layer changes.
 
-    out, inner: [out, in * kernel] of the weight, or of the part of it that is changed. bias: None where there is none.
+    out, inner: [out, in * kernel] of the weight, or of the part of it that is changed. bias: of a layer without one,
+    the shape that it would have.
     """
 
     weight: tuple[int, ...]
-    bias: tuple[int, ...] | None
+    bias: tuple[int, ...]
     out: int
     inner: int
 
@@ -121,9 +121,10 @@ class Target:
         weight = shapes[name]
         out, inner = weight[0] if weight else 1, prod(weight[1:])
         if part is None:
-            return cls(weight, shapes.get(name[: -len("weight")] + "bias"), out, inner)
+            return cls(weight, shapes.get(name[: -len("weight")] + "bias", (out,)), out, inner)
         axis, _, length = part
-        return cls(weight, None, length if axis == 0 else out, inner)
+        out = length if axis == 0 else out
+        return cls(weight, (out,), out, inner)
 
 
 def check_shape(layer: str, parts: Parts, target: Target, lora: NamedLora, base) -> None:
@@ -139,7 +140,7 @@ def check_shape(layer: str, parts: Parts, target: Target, lora: NamedLora, base)
 
     for wanted, own_shape in ((target.weight, OF_WEIGHT), (target.bias, OF_BIAS)):
         for part in own_shape:
-            if part in parts and wanted is not None and tuple(parts[part].shape) != wanted:
+            if part in parts and tuple(parts[part].shape) != wanted:
                 raise misfit(tuple(parts[part].shape), wanted)
     if NEW_SHAPE in parts:  # a LoRA that means to change the layer's shape
         return
@@ -181,7 +182,7 @@ def fits(patch: Patch, shape: Sequence[int]) -> bool:
     adapter = patch.adapter
     if not isinstance(adapter, WeightAdapterBase) or patch.two_factors:
         return True
-    weight = torch.zeros(tuple(shape), device="cpu" if isinstance(adapter, _BY_VALUE) else "meta")
+    weight = torch.zeros(tuple(shape), device="meta")
     changes: list[Tensor] = []
 
     def note(change: Tensor) -> Tensor:  # core calls this on what it is about to add

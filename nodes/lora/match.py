@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from ...training.errors import InputError
-from ...training.layer_names.parts import ALPHA, DOWN, UP, adapts, layers_of
+from ...training.layer_names.parts import ALPHA, DOWN, UP, WHOLE_BIAS, adapts, layers_of, split_key
 from ...training.layer_names.spelling import TEXT_PREFIX, common_name, is_text_encoder
 from ..bridge.models.names import unet_names
+from .base_adapters import TargetAdapter, as_defined
 from .bases import base_of_file, base_of_model
 from .files import as_named_lora
 from .fit import Target, check_adapter, check_shape, check_two_factors
 from .keys import Keys, keys_of
+from .kinds.full import OF_BIAS
 from .named_lora import NamedLora
 from .patch import Patch
 from .whole import check_whole
@@ -88,15 +90,46 @@ def match(model, clip, lora: NamedLora) -> Matched:
 
 
 def _load(side: _Side, lora: NamedLora) -> None:
-    """Let ComfyUI load the layers of `side.rounds`, and add them to `side.patches`."""
+    """Let ComfyUI load the layers of `side.rounds`, and add them to `side.patches`.
+
+    Changes of biases are not left to ComfyUI, which drops those of a part of a weight and of a layer without a bias.
+    """
+    weights = {key: tensor for key, tensor in lora.items() if split_key(key)[1] not in OF_BIAS}
+    parts = layers_of(lora)
     for layers in side.rounds:
         to_load = {layer: key for key, layer in layers.items()}
-        for key, adapter in comfy.lora.load_lora(lora, to_load, log_missing=False).items():
-            layer = layers.get(key, str(key))
-            patch = Patch(key, adapter, layer, side.parts.get(layer, ""))
-            if patch.weight in side.keys.shapes:  # false for a bias that the file has and the model does not
-                check_adapter(patch, side.keys.shapes[patch.weight], lora)
-                side.patches.append(patch)
+        for key, adapter in comfy.lora.load_lora(weights, to_load, log_missing=False).items():
+            layer = layers[key]
+            patch = Patch(key, as_defined(adapter), layer, side.parts.get(layer, ""))
+            check_adapter(patch, side.keys.shapes[patch.weight], lora)
+            side.patches.append(patch)
+        for layer, key in to_load.items():
+            biases = {part: parts[layer][part] for part in OF_BIAS if part in parts[layer]}
+            side.patches += [
+                Patch(
+                    bias_of(key, layer, lora.name),
+                    TargetAdapter(set(), (bias,)) if part == WHOLE_BIAS else ("diff", (bias,)),
+                    layer,
+                    side.parts.get(layer, ""),
+                )
+                for part, bias in biases.items()
+            ]
+
+
+def bias_of(key: Any, layer: str, file: str) -> Any:
+    """The key of the bias that belongs to the weight `key`, see `Patch.key`; of a part of a weight, the same part.
+
+    The layer need not have one. Raises `InputError` for a parameter that is no weight of a layer.
+    """
+    name, *rest = (key,) if isinstance(key, str) else key
+    if not name.endswith(".weight"):
+        raise InputError(
+            f"{file} changes the bias of {layer}, which is a parameter without one; remove that part from the file"
+        )
+    name = name.removesuffix("weight") + "bias"
+    if rest and rest[0] is not None and rest[0][0] != 0:  # a part along the inputs: its bias is the whole one
+        rest = []
+    return (name, *rest) if rest else name
 
 
 def starting_factors(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:

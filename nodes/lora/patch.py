@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,16 @@ class Patch:
     @property
     def offset(self) -> Offset | None:
         return None if self.whole else self.key[1]
+
+    @property
+    def row_order(self) -> Callable[[Tensor], Tensor] | None:
+        """The function that brings the change's rows into the model's order; None where they are in it."""
+        return None if self.whole or len(self.key) < 3 else self.key[2]
+
+    @property
+    def bias_change(self) -> Tensor | None:
+        """What is added to a bias; None for a patch of a weight."""
+        return self.adapter[1][0] if self.weight.endswith(".bias") and isinstance(self.adapter, tuple) else None
 
     @property
     def new_shape(self) -> Sequence[int] | None:

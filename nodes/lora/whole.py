@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from ...training.errors import InputError
 from ...training.layer_names.parts import DIFF, DORA_SCALE, NEW_SHAPE, adapts, layers_of
-from . import kinds, lowrank
+from . import kinds
 from .kinds.full import OF_BIAS, OF_WEIGHT
 from .kinds.kind import Parts
 from .named_lora import NamedLora
@@ -61,6 +61,6 @@ def squared_change(layer: str, parts: Parts) -> float | None:
     if not adapts(rest):
         return size
     try:
-        return size + lowrank.norm(kinds.factors(layer, rest)) ** 2
+        return size + kinds.norm(layer, rest) ** 2
     except InputError:
         return None

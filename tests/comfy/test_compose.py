@@ -383,8 +383,7 @@ def test_the_base_is_compared_bare_while_a_lora_is_merged_into_it(run_node, mode
 
 
 def test_dora_and_oft_are_measured_with_the_model(model, layers):
-    import comfy.lora
-
+    """DoRA's change by the paper's equation 5, m V / |V| - W with V = W + up down and the norm of each row."""
     (name, (rows, columns)), (other, (height, _)), *_ = layers.items()
     at = f"diffusion_model.{name}"
     lora = NamedLora(
@@ -403,8 +402,8 @@ def test_dora_and_oft_are_measured_with_the_model(model, layers):
     assert heatmap.picture("mixed", without_model).size[0] > 300
     found, _ = inspect(lora, model)
     base = bare(model)[f"{at}.weight"]
-    (adapter,) = comfy.lora.load_lora(lora, {at: "w"}).values()
-    change = comfy.lora.calculate_weight([(1.0, adapter, 1.0, None, None)], base.clone(), "w") - base
+    changed = base + lora[f"{at}.lora_up.weight"] @ lora[f"{at}.lora_down.weight"]
+    change = lora[f"{at}.dora_scale"] * changed / changed.norm(dim=1, keepdim=True) - base
     dora = next(one for one in found if one.kind == "DoRA")
     assert dora.norm == pytest.approx(float(change.norm()), rel=1e-3)
     assert dora.spectrum[:3] == pytest.approx(torch.linalg.svdvals(change)[:3].tolist(), rel=1e-3)

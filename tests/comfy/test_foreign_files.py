@@ -1,5 +1,7 @@
-"""LoRA files written by other programs' code: each changes the model as core's LoraLoader does.
+"""LoRA files written by other programs' code: each changes the whole model as core's LoraLoader does, or where core
+computes another weight than LyCORIS, as the weights do that LyCORIS' own loader makes of the file.
 
+`test_foreign_strengths.py` compares single layers with PEFT's and LyCORIS' own modules, for every kind.
 The files are made with diffusers and PEFT, and with LyCORIS, on their own small networks with ComfyUI's layer shapes
 and random factors. Where core does not map a file's names, it gets the same numbers under names that it maps, converted
 by diffusers' code.
@@ -8,6 +10,7 @@ by diffusers' code.
 import logging
 import re
 
+import foreign
 import pytest
 import safetensors.torch
 import tiny
@@ -71,13 +74,47 @@ def old_names(tensors):
     }
 
 
+LYCORIS_LOADER = "LyCORIS"
+
+
+def with_lycoris(model, clip, lora_name):
+    """(model, clip) whose weights are those of LyCORIS' `make_module` and `get_merged_weight` for the file."""
+    import comfy.lora
+    import comfy.utils
+    import folder_paths
+    from lycoris.modules import get_module, make_module
+
+    tensors = safetensors.torch.load_file(folder_paths.get_full_path("loras", lora_name))
+    layers = {key.split(".")[0] for key in tensors}
+    model, clip = model.clone(), clip.clone()
+    sides = (
+        (model, comfy.lora.model_lora_keys_unet(model.model, {})),
+        (clip.patcher, comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})),
+    )
+    for patcher, names in sides:
+        for layer in layers & names.keys():
+            bare = foreign.plain(comfy.utils.get_attr(patcher.model, names[layer].removesuffix(".weight")))
+            module = make_module(*get_module(tensors, layer), layer, bare)
+            with torch.no_grad():
+                weight = module.get_merged_weight(shape=bare.weight.shape, device="cpu")[0]
+            patcher.add_patches({names[layer]: ("set", (weight,))})
+        layers -= names.keys()
+    assert not layers
+    return model, clip
+
+
 @pytest.fixture(scope="module")
 def outputs(run_node, bases):
-    """outputs(kind, loader, **inputs) -> (the model's output, the text encoder's), through a loader node."""
+    """outputs(kind, loader, **inputs) -> (the model's output, the text encoder's), through a loader node.
+
+    With the loader `LYCORIS_LOADER`, with the weights of LyCORIS' own loader.
+    """
 
     def predict(kind, node, **inputs):
         model, clip = bases[kind]
-        if node is not None:
+        if node == LYCORIS_LOADER:
+            model, clip = with_lycoris(model, clip, **inputs)
+        elif node is not None:
             model, clip, *_ = run_node(node, model=model, clip=clip, strength_model=1.0, strength_clip=1.0, **inputs)
         return tiny.predict(model, context=XL_CONTEXT if kind == "sdxl" else tiny.CONTEXT), tiny.encode(clip)
 
@@ -86,16 +123,16 @@ def outputs(run_node, bases):
 
 @pytest.fixture(scope="module")
 def same(outputs, loras, run_node, bases):
-    """same(kind, ours, theirs, text): our node on file `ours` gives the outputs of core's LoraLoader on `theirs`."""
+    """same(kind, ours, theirs, text, loader): our node on file `ours` gives the outputs of the loader on `theirs`."""
 
-    def check(kind, ours, theirs, text=True):
+    def check(kind, ours, theirs, text=True, loader="LoraLoader"):
         bare = outputs(kind, None)
-        core = outputs(kind, "LoraLoader", lora_name=theirs)
+        core = outputs(kind, loader, lora_name=theirs)
         for mode in ("merge", "bypass"):
             mine = outputs(kind, "BespokeInjectLora", lora_name=ours, mode=mode)
             for i in range(1 + text):
                 movement = float((core[i] - bare[i]).abs().max())
-                assert movement > 1e-3, "core did not apply the file"
+                assert movement > 1e-3, "the other loader did not apply the file"
                 assert float((mine[i] - core[i]).abs().max()) <= 1e-3 * movement, (mode, ("model", "text encoder")[i])
         model, clip = bases[kind]
         return run_node("BespokeInjectLora", model=model, clip=clip, lora_name=ours, strength_model=1.0)[2]
@@ -269,6 +306,8 @@ MORE = {
     "loha-dora": {"algo": "loha", "dora_wd": True},
     "lokr-dora": {"algo": "lokr", "factor": 4, "dora_wd": True},
 }
+# Kinds of which core computes another weight than LyCORIS, or none (it cannot multiply LoKr's Tucker factors).
+NOT_AS_CORE = ("oft", "dora", "lokr-both", "oft-constrained", "loha-dora", "lokr-dora")
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +356,7 @@ def lycoris(kind, name, settings, lycoris_file, same, loras):
     ours, text = lycoris_file(kind, name, settings)
     tensors = safetensors.torch.load_file(loras / ours)
     theirs = save(loras, f"core-{ours}", old_names(tensors))
-    report = same(kind, ours, theirs, text)
+    report = same(kind, ours, theirs, text, LYCORIS_LOADER if name in NOT_AS_CORE else "LoraLoader")
     assert "matched nothing" not in report, report
     return report
 

@@ -168,9 +168,9 @@ def hostile_files(folder, canary):
     put("lokr", "wire in the base it was trained on", attn2__to_q__lokr_w1=torch.ones(3, 3))
     put("lokr-deep", "cannot be put together", attn2__to_q__lokr_w2_b=torch.ones(2, tiny.WIDTH // 4, 1))
     put(
-        "boft-bare",
+        "boft-deep",  # more stages than rows that could be mixed
         "cannot be put together",
-        attn2__to_out__0__oft_blocks=torch.zeros(1, 4, tiny.WIDTH // 4, tiny.WIDTH // 4),
+        attn2__to_out__0__oft_blocks=torch.zeros(9, 4, tiny.WIDTH // 4, tiny.WIDTH // 4),
     )
     put("reshape", "cannot be put together", attn1__to_q__reshape_weight=torch.ones(2, 2))
     put("enormous", "cannot be put together", attn1__to_q__reshape_weight=torch.tensor([2**20, 2**20]))

@@ -31,13 +31,15 @@ DIFF, SET_WEIGHT, NORM_WEIGHT = ".diff", ".set_weight", ".w_norm"  # of the weig
 DIFF_BIAS, NORM_BIAS = ".diff_b", ".b_norm"  # of the bias' own shape
 
 PEFT_UP, PEFT_DOWN = ".lora_B.weight", ".lora_A.weight"
+PEFT_UP_BIAS = ".lora_B.bias"  # PEFT's `lora_bias`: a bias of the up factor, which the layer's scale multiplies
+WHOLE_BIAS = ".base_layer.bias"  # the whole bias after the training, of PEFT's `bias="all"` and `bias="lora_only"`
 
 UNKNOWN = ""  # the part of a key that is none of a LoRA
 
 # `UP`, `DOWN` and `DORA_SCALE` have other spellings, which the patterns below match. All others end a key as they are.
 _AS_THEY_ARE = (
     *(ALPHA, DORA_SCALE, MID, NEW_SHAPE),
-    *(DIFF, DIFF_BIAS, SET_WEIGHT, NORM_WEIGHT, NORM_BIAS),
+    *(DIFF, DIFF_BIAS, SET_WEIGHT, NORM_WEIGHT, NORM_BIAS, WHOLE_BIAS),
     *(RESCALE, OFT_BLOCKS),
     *(HADA_W1_A, HADA_W1_B, HADA_W2_A, HADA_W2_B, HADA_T1, HADA_T2),
     *(LOKR_W1, LOKR_W2, LOKR_W1_A, LOKR_W1_B, LOKR_W2_A, LOKR_W2_B, LOKR_T2),
@@ -47,7 +49,7 @@ _LOW_RANK = re.compile(
     r"(?:[._]lora[._](?P<name>up|down)"  # kohya; diffusers' attention processors
     r"|\.lora_(?P<letter>[AB])(?:\.[\w-]+)??"  # PEFT, with or without an adapter's name
     r"|\.lora_linear_layer\.(?P<old>up|down))"  # old diffusers
-    r"(?:\.weight)?"
+    r"(?:\.(?P<kind>weight|bias))?"
 )
 _PEFT_MAGNITUDE = ".lora_magnitude_vector"
 _MAGNITUDE = re.compile(re.escape(_PEFT_MAGNITUDE) + r"(?:\.[\w-]+)??(?:\.weight)?")
@@ -67,6 +69,8 @@ def split_key(key: str) -> tuple[str, str]:
     if at > 0:
         if found := _LOW_RANK.fullmatch(key, at):
             up = (found["name"] or found["letter"] or found["old"]) in ("up", "B")
+            if found["kind"] == "bias":  # no program writes one of the down factor
+                return (key[:at], PEFT_UP_BIAS) if up else (key, UNKNOWN)
             return key[:at], UP if up else DOWN
         if _MAGNITUDE.fullmatch(key, at):
             return key[:at], DORA_SCALE

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 COMFY_PREFIX = "diffusion_model."
 TEXT_PREFIX = "text_encoders."  # ComfyUI's own name for a text encoder's layer is this and the layer's
@@ -141,10 +141,22 @@ def candidates(layer: str) -> Iterator[str]:
         yield prefix + bare
 
 
-def alpha_settings(layer: str) -> tuple[str, str]:
-    """The entries of diffusers' `lora_adapter_metadata` that may hold a layer's alpha, the first one first."""
-    component = layer.split(".")[0] if layer.startswith(_DIFFUSERS_TEXT) else UNET_PREFIX.removesuffix(".")
-    return f"{component}.lora_alpha", f"{TRANSFORMER_PREFIX}lora_alpha"
+def peft_module(layer: str, components: Collection[str]) -> tuple[str | None, str]:
+    """(the component whose settings count for a layer, the layer's name in PEFT's model).
+
+    components: those that a file has PEFT's settings of, such as `unet` or `text_encoder_2`; "" is the one without a
+    name. A layer that begins with none of them has the nameless one's settings, and one of a diffusion model else those
+    of `unet` or `transformer`; None where there are none for it.
+    """
+    own = max((c for c in components if c and layer.startswith(f"{c}.")), key=len, default=None)
+    if own is not None:
+        return own, layer[len(own) + 1 :]
+    text = layer.startswith((_DIFFUSERS_TEXT, _KOHYA_TEXT)) or "text_model." in layer
+    names = ("",) if text else ("", *(prefix.removesuffix(".") for prefix in (UNET_PREFIX, TRANSFORMER_PREFIX)))
+    module = layer
+    for prefix in (_PEFT, COMFY_PREFIX, UNET_PREFIX, TRANSFORMER_PREFIX):
+        module = module.removeprefix(prefix)
+    return next((name for name in names if name in components), None), module
 
 
 def program_names(layers: Iterable[str]) -> str:

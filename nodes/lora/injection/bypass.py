@@ -26,6 +26,7 @@ from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..base_adapters import in_order
 from ..patch import Patch
 from .timing import Timing
 
@@ -41,8 +42,15 @@ class Share:
 
 def can_bypass(module: nn.Module | None, patch: Patch) -> bool:
     """Whether the patch can be computed at each call: by a hook, or in the layer's list of weight functions."""
+    if lacks_bias(module, patch):
+        return patch.bias_change is not None and isinstance(module, nn.Linear | Convolution)
     has_functions = patch.weight.endswith((".weight", ".bias")) and hasattr(module, _function_list(patch.weight))
     return patch.new_shape is None and (_hookable_layer(module, patch) is not None or has_functions)
+
+
+def lacks_bias(module: nn.Module | None, patch: Patch) -> bool:
+    """Whether the patch changes the bias of a layer that has none."""
+    return patch.weight.endswith(".bias") and getattr(module, "bias", None) is None
 
 
 def module_of(model: nn.Module, weight: str) -> nn.Module | None:
@@ -105,7 +113,12 @@ class _Injection:
         for strength, patch in self.patches:
             module = module_of(patcher.model, patch.weight)
             layer = _hookable_layer(module, patch)
-            if layer is not None:
+            bias = patch.bias_change
+            if bias is not None and isinstance(module, nn.Linear | Convolution) and module.bias is None:
+                added = _bias_of_output(module, patch, strength * bias.float()).to(patcher.load_device)
+                hook = partial(_add_bias, added, share)
+                self.undo.append(module.register_forward_hook(hook).remove)
+            elif layer is not None:
                 hook = _low_rank_hook(layer, patch, strength, share, patcher)
                 self.undo.append(layer.register_forward_hook(hook, with_kwargs=True).remove)
             else:
@@ -213,21 +226,57 @@ def _convolution(up, down, mid, scale, share, module, args, kwargs, out):
     return torch.add(out, convolve(hidden, up.to(x.dtype)), alpha=scale * share.now)
 
 
+def _bias_of_output(module: nn.Linear | Convolution, patch: Patch, bias: Tensor) -> Tensor:
+    """What the patch's bias adds to the layer's output: [out], of a convolution [out, 1, ...]."""
+    if patch.row_order is not None:
+        bias = patch.row_order(bias)
+    rows = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    full = torch.zeros(rows)
+    _, start, length = patch.offset or (0, 0, rows)
+    full[start : start + length] = bias
+    return full if isinstance(module, nn.Linear) else full.reshape(-1, *[1] * len(module.kernel_size))
+
+
+def _add_bias(bias: Tensor, share: Share, _module, _args, out: Tensor) -> Tensor | None:
+    """A forward hook: out + share * bias, for a layer without a bias. None leaves the output as it is."""
+    return None if share.now == 0.0 else out + (share.now * bias).to(out.device, out.dtype)
+
+
+class _WeightFunction:
+    """Computes a layer's weight or bias at each call, for all injections that act on it.
+
+    They share one such object, so that an adapter that reads the weight sees it without the others' changes. A LoRA
+    that is merged into the weight is part of it.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.entries: list[tuple[float, Patch, Share]] = []
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """weight: ComfyUI's copy for this call, which may be changed in place."""
+        patches = [
+            (strength * share.now, patch.adapter, 1.0, patch.offset, patch.row_order)
+            for strength, patch, share in self.entries
+            if share.now != 0.0
+        ]
+        return comfy.lora.calculate_weight(in_order(patches), weight, self.key, intermediate_dtype=weight.dtype)
+
+
 def _add_weight_function(module: nn.Module | None, patch: Patch, strength: float, share: Share) -> Callable[[], None]:
     """Let the layer compute its weight with ComfyUI's adapter at each call. Returns a function that undoes this."""
     name = _function_list(patch.weight)
-    function = None if patch.whole or len(patch.key) < 3 else patch.key[2]
-
-    def patched(weight: Tensor) -> Tensor:
-        """weight: ComfyUI's copy for this call, which may be changed in place."""
-        if share.now == 0.0:
-            return weight
-        one = (strength * share.now, patch.adapter, 1.0, patch.offset, function)
-        return comfy.lora.calculate_weight([one], weight, patch.weight, intermediate_dtype=weight.dtype)
-
-    setattr(module, name, [*getattr(module, name), patched])
+    functions = getattr(module, name)
+    ours = next((f for f in functions if isinstance(f, _WeightFunction)), None)
+    if ours is None:
+        ours = _WeightFunction(patch.weight)
+        setattr(module, name, [*functions, ours])
+    entry = (strength, patch, share)
+    ours.entries.append(entry)
 
     def undo() -> None:
-        setattr(module, name, [f for f in getattr(module, name) if f is not patched])
+        ours.entries = [one for one in ours.entries if one is not entry]
+        if not ours.entries:
+            setattr(module, name, [f for f in getattr(module, name) if f is not ours])
 
     return undo

@@ -9,17 +9,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from comfy.weight_adapter import LoRAAdapter, OFTAdapter
+from comfy.weight_adapter import LoRAAdapter
 
 from ....training.errors import InputError
 from ....training.layer_names.blocks import fused_rows, projection_of
 from ....training.layer_names.spelling import COMFY_PREFIX
+from ..base_adapters import in_order
 from ..keys import keys_of
 from ..match import check_found, describe_unmatched, match
 from ..named_lora import NamedLora
 from ..patch import Patch
 from ..wording import listed
-from .bypass import add_injection, can_bypass, module_of
+from .bypass import add_injection, can_bypass, lacks_bias, module_of
 from .scope import Scope
 from .timing import Timing
 
@@ -79,23 +80,27 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
     new_model, new_clip = model.clone(), None
     bypass = request.mode == "bypass"
     merged, at_call = _apply(new_model, of_model, request.timing, bypass or not request.timing.always)
+    given = _given_bias(new_model, of_model)
     if clip is not None:
         new_clip = clip.clone()
+        given += _given_bias(new_clip.patcher, of_clip)
         clip_merged, clip_at_call = _apply(new_clip.patcher, of_clip, Timing(), bypass)
         merged, at_call = merged + clip_merged, at_call + clip_at_call
     report = [_applied(of_model, of_clip, merged, at_call)]
     report += [f"Blocks: {line}." for line in scope.matched((_layer(p) for p in found.model), unet_config)]
     report += _remarks(request, found.model, of_model, of_clip, merged)
+    report += given
     report += describe_unmatched(found, lora, model)
     return new_model, new_clip, "\n".join(report)
 
 
 def _layer(patch: Patch) -> str:
-    """The layer's name for the scope: the weight's key without ".weight".
+    """The layer's name for the scope: the key of its weight or bias without ".weight" or ".bias".
 
     Where the patch changes a part of a fused weight: the part's name, which says which projection it is.
     """
-    return patch.part or (patch.layer if patch.offset else patch.weight.removesuffix(".weight"))
+    whole = patch.weight.removesuffix(".weight").removesuffix(".bias")
+    return patch.part or (patch.layer if patch.offset else whole)
 
 
 def _scale_rows(patch: Patch, scope: Scope, unet_config) -> Patch:
@@ -104,21 +109,24 @@ def _scale_rows(patch: Patch, scope: Scope, unet_config) -> Patch:
     Other patches are returned as they are, also those whose rows cannot be told apart.
     """
     strengths = scope.rows(_layer(patch))
-    if strengths is None or not patch.low_rank:
+    bias = patch.bias_change
+    if strengths is None or not (patch.low_rank or bias is not None):
         return patch
-    up, *rest = patch.adapter.weights
+    up, *rest = patch.adapter.weights if bias is None else (bias,)
     rows = fused_rows(up.shape[0], unet_config)
     if rows is None:
         return patch
     factor = torch.tensor(strengths, dtype=up.dtype).repeat_interleave(torch.tensor(rows))
     scaled = up * factor.reshape(-1, *[1] * (up.ndim - 1))
-    return replace(patch, adapter=LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)))
+    adapter = LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)) if bias is None else ("diff", (scaled,))
+    return replace(patch, adapter=adapter)
 
 
 def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int, int]:
     """Add the patches to `clone`, a new ModelPatcher: (number merged, number computed at each call).
 
-    bypass: whether patches are computed at each call where they can be; the others are merged.
+    bypass: whether patches are computed at each call where they can be; the others are merged. The bias of a layer that
+    has none of its own is computed at each call in any case. Raises `InputError` where that cannot be.
     """
     # `ModelPatcher.clone` copies `is_injected` from a model in use, and ComfyUI would skip the injection added below.
     clone.is_injected = False
@@ -126,24 +134,41 @@ def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int,
     merged: Weighted = []
     for strength, patch in patches:
         if strength != 0.0:
-            computed = bypass and can_bypass(module_of(clone.model, patch.weight), patch)
-            (at_call if computed else merged).append((strength, patch))
+            module = module_of(clone.model, patch.weight)
+            possible = can_bypass(module, patch)
+            if lacks_bias(module, patch):
+                if not possible:
+                    raise InputError(
+                        f"{patch.layer} has a bias in the LoRA and none in the model, a {type(module).__name__}, which "
+                        "cannot be given one; use the model in a format that ComfyUI loads itself"
+                    )
+                at_call.append((strength, patch))
+            else:
+                (at_call if bypass and possible else merged).append((strength, patch))
     if merged and not timing.always:
         raise InputError(
             f"{merged[0][1].layer} changes the weight itself and cannot come and go between steps; "
             "set start_percent to 0, end_percent to 1 and leave keyframes empty"
         )
-    # {(strength, round): {key: adapter}}, each for one call of `add_patches`. A file may have a layer in two spellings:
-    # these are two patches of one key, the second in another round.
-    groups: dict[tuple[float, int], dict] = defaultdict(dict)
-    for strength, patch in merged:
-        number = next(n for n in range(len(merged)) if patch.key not in groups.get((strength, n), {}))
-        groups[strength, number][patch.key] = patch.adapter
-    for (strength, _), group in groups.items():
-        clone.add_patches(group, strength)
+    _merge(clone, merged)
     if at_call:
         add_injection(clone, at_call, timing)
     return len(merged), len(at_call)
+
+
+def _merge(clone, patches: Weighted) -> None:
+    """Add the patches to those that ComfyUI merges into the clone's weights."""
+    # {(strength, round): {key: adapter}}, each for one call of `add_patches`. A file may have a layer in two spellings:
+    # these are two patches of one key, the second in another round.
+    groups: dict[tuple[float, int], dict] = defaultdict(dict)
+    for strength, patch in patches:
+        number = next(n for n in range(len(patches)) if patch.key not in groups.get((strength, n), {}))
+        groups[strength, number][patch.key] = patch.adapter
+    for (strength, _), group in groups.items():
+        clone.add_patches(group, strength)
+    for weight in {patch.weight for _, patch in patches}:
+        if weight in clone.patches:
+            clone.patches[weight] = in_order(clone.patches[weight])
 
 
 def _applied(of_model: Weighted, of_clip: Weighted, merged: int, at_call: int) -> str:
@@ -169,19 +194,29 @@ def _remarks(request: Request, found: Sequence[Patch], of_model: Weighted, of_cl
         lines += _timing_remarks(request, of_clip)
     if request.mode == "bypass" and merged:
         lines.append("What has no path of its own and no layer that could compute it at the call is merged.")
-    slow = [p for strength, p in of_model if strength and not p.low_rank]
+    slow = [p for strength, p in of_model if strength and not p.low_rank and not p.weight.endswith(".bias")]
     if slow and at_call:
         lines.append(
             f"{len(slow)} layers are no two plain factors; their weight is made anew at every call, which is "
             "slower than merging."
         )
-    if any(isinstance(p.adapter, OFTAdapter) and strength not in (0.0, 1.0) for strength, p in of_model):
-        lines.append("OFT: ComfyUI's adapter acts by the square of the strength.")
-    inseparable = [p for p in found if request.scope.rows(_layer(p)) and not p.low_rank]
+    inseparable = [
+        p for p in found if request.scope.rows(_layer(p)) and not p.low_rank and not p.weight.endswith(".bias")
+    ]
     if inseparable:
         names = listed([p.layer for p in inseparable], 3)
         lines.append(f"query, key and value are one layer here and cannot be told apart in {names}.")
     return lines
+
+
+def _given_bias(patcher, patches: Weighted) -> list[str]:
+    """The remark on layers without a bias that the LoRA gives one."""
+    count = sum(strength != 0.0 and lacks_bias(module_of(patcher.model, p.weight), p) for strength, p in patches)
+    if not count:
+        return []
+    if count == 1:
+        return ["1 layer has no bias of its own: the LoRA's is added to its output at each call."]
+    return [f"{count} layers have no bias of their own: the LoRA's is added to their output at each call."]
 
 
 def _timing_remarks(request: Request, of_clip: Weighted) -> list[str]:

@@ -30,6 +30,7 @@ def describe(lora: NamedLora) -> str:
         f"Names: {lora.programs or program_names(layers)}. "
         f"Base: {base_of_file(lora) or 'not said, and not to be told from the layers'}.",
         *_alpha(layers),
+        *_core(layers),
         *_where([common_name(layer, unet_names()) for layer in layers]),
         f"Trigger words: {words}." if words else "The file names no trigger words.",
     ]
@@ -65,3 +66,15 @@ def _alpha(layers: Mapping[str, Parts]) -> list[str]:
         some = "No alpha in the file" if without == len(scaled) else f"{without} layers have no alpha"
         lines.append(f"{some}: there it acts at strength 1, not at 1/rank.")
     return lines
+
+
+def _core(layers: Mapping[str, Parts]) -> list[str]:
+    """What ComfyUI's own nodes compute otherwise."""
+    counts = Counter(kinds.kind_of(parts).name for parts in layers.values() if kinds.core_differs(parts))
+    if not counts:
+        return []
+    what = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    return [
+        f"ComfyUI's own LoRA nodes make other weights of {what} layers than the program that wrote them; "
+        "Bespoke Inject LoRA makes the same."
+    ]

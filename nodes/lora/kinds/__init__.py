@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from ....training.errors import InputError
-from ....training.layer_names.parts import NEW_SHAPE, SET_WEIGHT
+from ....training.layer_names.parts import ALPHA, DORA_SCALE, LOKR_T2, NEW_SHAPE, RESCALE, SET_WEIGHT, WHOLE_BIAS
 from ..lowrank import TOO_LARGE, Factors
 from .dora import DORA
 from .full import FULL
@@ -33,6 +33,21 @@ MATRICES = frozenset(part for kind in KINDS for part in kind.matrices)
 def kind_of(parts: Parts) -> AdapterKind:
     """The kind of adapter that a layer's parts are."""
     return next(kind for kind in _BY_NAME if kind.found(parts))
+
+
+def core_differs(parts: Parts) -> bool:
+    """Whether ComfyUI's own nodes make another weight of these parts than the program that defines them.
+
+    They take DoRA's norm of W instead of W + dW along the output axis, OFT's constraint without the number of outputs,
+    no `rescale` of OFT's, cannot multiply LoKr with a Tucker core, and do not know PEFT's whole bias.
+    """
+    magnitude = parts.get(DORA_SCALE)
+    if magnitude is not None and magnitude.shape[0] > 1:
+        return True
+    if kind_of(parts) in (OFT, BOFT):
+        constrained = ALPHA in parts and float(parts[ALPHA]) > 0
+        return constrained or (RESCALE in parts and kind_of(parts) is OFT)
+    return LOKR_T2 in parts or WHOLE_BIAS in parts
 
 
 def rank_of(parts: Parts) -> int | None:
@@ -78,8 +93,8 @@ def norm(layer: str, parts: Parts) -> float:
 def _known_without_base(layer: str, parts: Parts) -> AdapterKind:
     """The layer's kind. Raises `InputError` where its delta depends on the base's weight."""
     kind = kind_of(parts)
-    if kind.factors is None or NEW_SHAPE in parts or SET_WEIGHT in parts:
-        what = kind.name if kind.factors is None else "a replacement of the weight"
+    if kind.factors is None or not parts.keys().isdisjoint((NEW_SHAPE, SET_WEIGHT, WHOLE_BIAS)):
+        what = kind.name if kind.factors is None else "a replacement of the weight or the bias"
         raise InputError(
             f"{layer} is {what}, which depends on the base's own weights and cannot be summed before they are known; "
             "inject that LoRA by a node of its own"

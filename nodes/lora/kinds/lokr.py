@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import torch
+from torch import Tensor
 
 from ....training.layer_names.parts import LOKR_T2, LOKR_W1, LOKR_W1_A, LOKR_W1_B, LOKR_W2, LOKR_W2_A, LOKR_W2_B
 from ..lowrank import Factors
@@ -71,6 +72,11 @@ def _norm(parts: Parts) -> float:
     left, right = parts[LOKR_W2_A], parts[LOKR_W2_B].flatten(1)
     second = tucker_norm(parts[LOKR_T2], left, right) if LOKR_T2 in parts else product_norm(left, right)
     return abs(scale(parts, right.shape[0])) * first * second
+
+
+def rebuilt_tucker(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """[out, in, *kernel] of a Tucker core [rank, rank, *kernel], left [rank, out] and right [rank, in]."""
+    return torch.einsum("pq...,po,qi->oi...", core, left, right)
 
 
 LOKR = AdapterKind(

@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from ....training.layer_names.parts import DOWN, MID, UP
+from ....training.layer_names.parts import DOWN, MID, PEFT_UP_BIAS, UP
 from ..lowrank import Factors
 from .kind import AdapterKind, Pair, Parts, scale
 from .norms import product_norm, tucker_norm
@@ -37,7 +37,7 @@ LORA = AdapterKind(
     "LoRA",
     found=lambda parts: UP in parts,
     matrices=(UP, DOWN, MID),
-    needs={UP: (DOWN,), DOWN: (UP,), MID: (DOWN, UP)},
+    needs={UP: (DOWN,), DOWN: (UP,), MID: (DOWN, UP), PEFT_UP_BIAS: (UP, DOWN)},
     pairs=(Pair(UP, DOWN, between=MID),),
     rank=(DOWN,),
     shape=_shape,
