@@ -265,6 +265,10 @@ class _Run:
         if self.blend.kind == "differential":
             highest = float(model_sampling.sigma_max)
             first = level.new_tensor([highest if first is None else first for first in self.start.first])
+            if bool((first == first[0]).all()):
+                first = first[:1]
+            else:
+                level = level.expand(len(first), *level.shape[1:])
             mask = (mask >= schedule_left(model_sampling, level, first)).to(mask.dtype)
         others = model_options.get("denoise_mask_function")
         if others is not None:

@@ -49,7 +49,10 @@ class _StoredRun:
         self.digests: list[bytes] = []
         self.had_noise = noise is not None
         self._weak = None if finished else weakref.ref(original)
-        self.held: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None) if finished else (original, noise)
+        self.held: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        if not finished:
+            # With `--gpu-only` latents lie on the device, whose memory is not for keeping them.
+            self.held = (original if original.device.type == "cpu" else original.cpu(), noise)
 
     @property
     def bytes(self) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NoReturn
 
 import torch
@@ -82,7 +83,7 @@ def find_start(
         return fresh(latent, sigmas)
     state = _state(latent, mask, sigma, model)
     if given is not None:
-        given = given.to(latent.device, latent.dtype)
+        given = given.to(latent.device)
     found: list[_Found] = []
     for i, sample in enumerate(known):
         needed = needs_noise and is_soft(state.mask[i])
@@ -162,9 +163,11 @@ def fresh(latent: torch.Tensor, sigmas: torch.Tensor) -> Start:
 def _start(latent: torch.Tensor, found: Sequence[_Found]) -> Start:
     tensors, indices, first, noise = zip(*found, strict=True)
     if all(tensor is tensors[0] for tensor in tensors) and indices == tuple(range(tensors[0].shape[0])):
-        original = tensors[0].to(latent.device, latent.dtype)  # the same object where it can be: no copy is held
+        original = tensors[0].to(latent.device)  # the same object where it can be: no copy is held
     else:
-        original = torch.stack([tensor[index].to(latent) for tensor, index in zip(tensors, indices, strict=True)])
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        rows = [tensor[index].to(latent.device, dtype) for tensor, index in zip(tensors, indices, strict=True)]
+        original = torch.stack(rows)
     return Start(original, original is not latent, first, noise)
 
 
@@ -187,7 +190,7 @@ def _guess(state: _State, i: int, given: torch.Tensor | None) -> tuple[torch.Ten
         _refuse_noise(state, i, outside)
         return itself
     in_order = i % given.shape[0] if latent.shape[0] % given.shape[0] == 0 else None
-    if in_order is not None and torch.equal(given[in_order], latent[i]):
+    if in_order is not None and torch.equal(given[in_order].to(latent.dtype), latent[i]):
         _refuse_noise(state, i, outside)
         return itself
     originals, y = state.scaled(given), state.scaled(latent[i : i + 1])[0]
@@ -252,9 +255,8 @@ def _is_noised(state: _State, x: torch.Tensor, clean: torch.Tensor, mask: torch.
     if len(inside) < 2:
         return True
     here, there = (float((part**2).mean() ** 0.5) if len(part) else 1.0 for part in (inside, outside))
-    error = (
-        0.5 / len(inside) + 0.5 / max(len(outside), 1) * bool(len(outside))
-    ) ** 0.5  # of the ratio, for white noise
+    # The ratio's standard error for white noise.
+    error = (0.5 / len(inside) + (0.5 / len(outside) if len(outside) else 0.0)) ** 0.5
     return abs(here / max(there, 1e-9) - 1.0) < 4 * error + 0.02
 
 

@@ -355,3 +355,36 @@ def test_the_report_says_where_core_differs(errors, make):
     assert "ComfyUI's own LoRA nodes" not in errors(make("LyCORIS", "OFT", LINEAR))[1]
     for kind in (("PEFT", "DoRA"), ("LyCORIS", "OFT, rescaled"), ("LyCORIS", "OFT, constrained")):
         assert "ComfyUI's own LoRA nodes" in errors(make(*kind, LINEAR))[1], kind
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_bias_of_a_part_of_a_fused_layer(run_node, flux, mode):
+    """diffusers' to_k is the middle third of Flux' qkv: its output gets alpha / rank * bias = 3 / 2 * bias there."""
+    import comfy.model_management
+    from bespoke.nodes.lora.files import in_comfy_names
+
+    model = flux[0]
+    layer = foreign.layer_of(model.model.diffusion_model, "double_blocks.0.img_attn.qkv")
+    width = layer.out_features // 3
+    at = "transformer.transformer_blocks.0.attn.to_k.lora_"
+    bias = torch.linspace(1, 2, width)
+    tensors = {
+        f"{at}B.bias": bias,
+        f"{at}A.weight": torch.zeros(2, layer.in_features),
+        f"{at}B.weight": torch.ones(width, 2),
+    }
+    x = torch.randn(2, 5, layer.in_features)
+    outputs = []
+    for lora in (None, in_comfy_names(tensors, "file", {"transformer.lora_alpha": "3"})):
+        out = (
+            model
+            if lora is None
+            else run_node("BespokeInjectLora", model=model, lora=lora, lora_name="none", strength_model=1.0, mode=mode)[
+                0
+            ]
+        )
+        comfy.model_management.load_models_gpu([out])
+        with torch.inference_mode():
+            outputs.append(layer(x).clone())
+    change = torch.cat((torch.zeros(width), 1.5 * bias, torch.zeros(width)))
+    assert torch.allclose(outputs[1] - outputs[0], change.expand_as(outputs[0]), atol=1e-5)
