@@ -29,6 +29,7 @@ LONGEST_FIRST = (
     "tests/comfy/test_memory.py",
     "tests/comfy/test_small_model.py",
     "tests/comfy/test_foreign_files.py",
+    "tests/comfy/test_foreign_strengths.py",
     "tests/comfy/test_weights.py",
     "tests/comfy/test_inject_scope.py",
     "tests/comfy/test_jobs.py",

@@ -88,8 +88,8 @@ def find_start(
     for i, sample in enumerate(known):
         needed = needs_noise and is_soft(state.mask[i])
         if sample is not None and not sample.finished:
-            kept = sample.original is not None
-            original, index = (sample.original, sample.index) if kept else _guess(state, i, given)
+            kept = sample.original
+            original, index = _guess(state, i, given) if kept is None else (kept, sample.index)
             if original is latent and not bool((state.mask[i] >= 1).all()):
                 _refuse_unknown(i, len(latent))
             needed = needed and not adds_noise  # else the noise of this run counts, which the state tells

@@ -185,6 +185,29 @@ def test_a_node_between_the_stages_finds_the_originals_of_any_batch(run_node, fi
             assert largest(result - one[list(indices)], latent) < 1e-4, name
 
 
+@pytest.mark.parametrize("blend", BLENDS)
+def test_pictures_whose_first_stages_began_at_other_noise_levels_in_one_batch(run_node, field, latent, blend):
+    model, masked, *_ = run_node(
+        "BespokeLatentMaskBlend", model=wrap(field), latent=latent, **MASKS["grey"], blend=blend
+    )
+    ones = [ksample(model, masked, first=first)["samples"] for first in (0, 2)]
+    halves = [pick(ksample(model, masked, first=first, last=4), i) for i, first in enumerate((0, 2))]
+    (joined,) = run_node("LatentBatch", samples1=halves[0], samples2=halves[1])
+    joined = {**joined, "noise_mask": torch.cat([half["noise_mask"] for half in halves])}
+    two = ksample(model, joined, first=4, noise=False)["samples"]
+    for i in range(2):
+        assert largest(two[i] - ones[i][i], latent) < 1e-4
+
+
+def test_a_second_stage_that_adds_noise_keeps_the_original_too(run_node, field, latent):
+    """The latent outside the mask holds the first stage's noise, which is no picture to keep."""
+    for masks, options in MASKS.items():
+        model, masked, *_ = run_node("BespokeLatentMaskBlend", model=wrap(field), latent=latent, **options)
+        half = pick(ksample(model, masked, last=4), 1, 2)
+        result = ksample(model, half, first=4)["samples"]
+        assert outside_error(result, latent["samples"][1:3], half["noise_mask"]) == 0.0, masks
+
+
 def test_three_stages_and_one_without_a_mask_in_the_middle(run_node, field, latent):
     for blend, masks in itertools.product(BLENDS, MASKS):
         options = {**MASKS[masks], "blend": blend}

@@ -34,6 +34,22 @@ def test_patches_of_another_clone_do_not_count(model):
     assert (identity.checksum(model), identity.of_patcher(model)) == before
 
 
+def test_a_replaced_module_of_another_clone_does_not_count(model):
+    """The module that an object patch replaces is in the model while the clone is loaded."""
+    import comfy.model_management
+
+    before = identity.checksum(model), identity.of_patcher(model)
+    clone = model.clone()
+    layer = model.get_model_object("diffusion_model.middle_block")
+    clone.add_object_patch("diffusion_model.middle_block", torch.nn.Sequential(torch.nn.Identity(), *layer[1:]))
+    comfy.model_management.load_models_gpu([clone], force_full_load=True)
+    assert isinstance(model.model.diffusion_model.middle_block[0], torch.nn.Identity)
+    assert (identity.checksum(model), identity.of_patcher(model)) == before
+    assert identity.of_patcher(clone) != before[1]
+    comfy.model_management.load_models_gpu([model], force_full_load=True)
+    assert (identity.checksum(model), identity.of_patcher(model)) == before
+
+
 def test_patches_on_the_wire_count(model):
     names = {identity.of_patcher(one) for one in (model, patched(model), patched(model, 0.02))}
     assert len(names) == 3

@@ -20,7 +20,7 @@ from torch import nn
 from .origin import Unreadable, class_origin, is_known, short_module
 from .table import CLIP, PATCHER, VAE, Role, Row, carried
 from .values import Reader, digest, state_of
-from .weights import loaded_checksum
+from .weights import base_modules, loaded_checksum
 
 _SIMPLE = (bool, int, float, str, torch.dtype, enum.Enum)
 
@@ -85,8 +85,8 @@ class _Wire:
 
     def add_patcher(self, patcher: Any) -> None:
         self.add("kind", lambda: class_origin(type(patcher)) and "", "a patcher of another node")
-        self.parts += [f"base={_kind(patcher.model)} {loaded_checksum(patcher)}"]
-        self.add("settings", lambda: _settings(patcher.model, self.reader), "another program's function in its model")
+        self.parts += [f"base={_kind(patcher)} {loaded_checksum(patcher)}"]
+        self.add("settings", lambda: _settings(patcher, self.reader), "another program's function in its model")
         self.add_table(patcher, PATCHER)
         if hasattr(patcher.model, "model_sampling"):
             sampling = patcher.get_model_object("model_sampling")
@@ -157,15 +157,17 @@ def _special(value: Any, reader: Reader) -> str | None:
     return None
 
 
-def _kind(module: nn.Module) -> str:
+def _kind(patcher: Any) -> str:
     """The classes of a model and its layers: the same weights compute otherwise in other classes (fp8, for example)."""
-    names = [f"{name} {type(each).__module__}.{type(each).__qualname__}" for name, each in module.named_modules()]
-    return f"{type(module).__module__}.{type(module).__qualname__} {digest('|'.join(names))}"
+    names = [f"{name} {type(each).__module__}.{type(each).__qualname__}" for name, each in base_modules(patcher)]
+    kind = type(patcher.model)
+    return f"{kind.__module__}.{kind.__qualname__} {digest('|'.join(names))}"
 
 
-def _settings(model: nn.Module, reader: Reader) -> str:
+def _settings(patcher: Any, reader: Reader) -> str:
     """The plain settings of a model and its text encoders. Raises `Unreadable` for a replaced method of any layer."""
-    for each in model.modules():
+    model: nn.Module = patcher.model
+    for _, each in base_modules(patcher):
         for name, value in vars(each).items():
             replaced = callable(value) and isinstance(value, _FUNCTIONS) and hasattr(type(each), name)
             if replaced and not is_known(value):

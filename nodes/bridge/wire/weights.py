@@ -26,22 +26,34 @@ def base_tensors(patcher: Any) -> Iterator[tuple[str, Tensor]]:
     is loaded. The weights without patches are in the backup, and the modules that an object patch has replaced in
     `object_patches_backup`; the clones share both.
     """
-    replaced = {
-        f"{name}.": module for name, module in patcher.object_patches_backup.items() if isinstance(module, nn.Module)
-    }
-    for name, tensor in (*patcher.model.named_parameters(), *patcher.model.named_buffers()):
-        if name.startswith("model_sampling.") or name.startswith(tuple(replaced)):
-            continue  # the noise schedule is no weight, and it may be another clone's
-        backup = patcher.backup.get(name)
-        for part in plain_tensors(tensor if backup is None else backup.weight):
-            yield name, part
-    for prefix, module in sorted(replaced.items()):
-        if prefix == "model_sampling.":
-            continue
-        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-            backup = patcher.backup.get(prefix + name)
+    for which in ("named_parameters", "named_buffers"):
+        for name, tensor in _named(patcher, which):
+            if name.startswith("model_sampling."):
+                continue  # the noise schedule: not a weight, and it may be another clone's
+            backup = patcher.backup.get(name)
             for part in plain_tensors(tensor if backup is None else backup.weight):
-                yield prefix + name, part
+                yield name, part
+
+
+def base_modules(patcher: Any) -> Iterator[tuple[str, nn.Module]]:
+    """The model's `named_modules`, with the modules that object patches of a loaded clone have replaced."""
+    replaced = {name: each for name, each in patcher.object_patches_backup.items() if isinstance(each, nn.Module)}
+    inside = tuple(f"{name}." for name in replaced)
+    for place, module in patcher.model.named_modules():
+        if place in replaced:
+            yield from replaced[place].named_modules(prefix=place)
+        elif not place.startswith(inside):
+            yield place, module
+
+
+def _named(patcher: Any, which: str) -> Iterator[tuple[str, Tensor]]:
+    """The base's `named_parameters` or `named_buffers`, in their order."""
+    seen: set[int] = set()
+    for place, module in base_modules(patcher):
+        for name, tensor in getattr(module, which)(place, recurse=False):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield name, tensor
 
 
 def checksum(patcher: Any) -> str:
