@@ -25,6 +25,7 @@ from bespoke.nodes.bridge.wire.values import Reader
 from bespoke.nodes.jobs.wire import check_exportable, export_changes
 from bespoke.training.errors import InputError
 from helpers import sprite_set
+from safetensors.torch import save_file
 
 
 @pytest.fixture(scope="module")
@@ -157,15 +158,44 @@ def test_a_hypernetwork_at_another_strength_is_another_run(run_node, comfyui, ru
     wire_nodes.write_files(comfyui)
     ids, losses = [], []
     for strength in (1.0, 0.3, 1.0):
-        # Outside of inference mode, in which the loader's weights have no backward pass.
-        loader = nodes.NODE_CLASS_MAPPINGS["HypernetworkLoader"]
-        (model,) = loader.execute(small[0], "wire-1.pt", strength).args
+        (model,) = run_node("HypernetworkLoader", model=small[0], hypernetwork_name="wire-1.pt", strength=strength)
         _, _, loss, run, *_ = run_node("BespokeTrainLora", **request(small, model=model))
         ids.append(run.id)
         losses.append(loss["loss"])
     assert ids[0] == ids[2] != ids[1]
     assert losses[0] == losses[2] != losses[1]
     assert len(list(runs.iterdir())) == 2
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["hypernetwork", "LoRA in bypass"])
+def test_what_a_node_made_in_inference_mode_lets_gradients_through(run_node, comfyui, small, kind, checkpointing):
+    """The same thing made outside of inference mode, where autograd can save its tensors, trains to the same bits."""
+    wire_nodes.use(False)
+    wire_nodes.write_files(comfyui)
+    if kind == "hypernetwork":
+        name, inputs = "HypernetworkLoader", {"hypernetwork_name": "wire-1.pt", "strength": 1.0}
+    else:
+        lora = tiny.random_lora(tiny.linear_layers(small[0]), 4)
+        save_file(
+            {key: tensor.float() for key, tensor in lora.items()}, comfyui / "models" / "loras" / "beside.safetensors"
+        )
+        name, inputs = "LoraLoaderBypassModelOnly", {"lora_name": "beside.safetensors", "strength_model": 1.0}
+    (inside,) = run_node(name, model=small[0], **inputs)
+    with torch.inference_mode(False):
+        node = nodes.NODE_CLASS_MAPPINGS[name]
+        call = node.execute if hasattr(node, "execute") else getattr(node(), node.FUNCTION)
+        outside = call(model=small[0], **inputs)
+        (outside,) = outside if isinstance(outside, tuple) else outside.args
+    loras = [
+        run_node(
+            "BespokeTrainLora",
+            **request(small, model=model, resume=False, gradient_checkpointing=checkpointing, steps=2),
+        )[1]
+        for model in (inside, outside, small[0])
+    ]
+    assert all(torch.equal(loras[0][key], loras[1][key]) for key in loras[0])
+    assert not all(torch.equal(loras[0][key], loras[2][key]) for key in loras[0])
 
 
 def test_tokenizer_options_count_for_the_prompt_cache_and_the_run(run_node, flux):

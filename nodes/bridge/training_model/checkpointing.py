@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,22 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def checkpointed(blocks: Iterable[nn.Module], in_place: bool = False) -> Iterator[None]:
+def checkpointed(
+    blocks: Iterable[nn.Module],
+    in_place: bool = False,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[None]:
     """Within the block, each of `blocks` saves only its inputs and is computed again in the backward pass.
 
-    in_place: the blocks add to their inputs; each pass then works on a copy of the saved inputs.
+    in_place: the blocks add to their inputs; each pass then works on a copy of the saved inputs. context: makes the
+    context of the second pass; the first one is in the caller's.
     """
     wrapped = list(blocks)
     before = [vars(block).get("forward") for block in wrapped]  # another pack may have put one there
     try:
         for block in wrapped:
             forward = partial(_with_cloned_inputs, block.forward) if in_place else block.forward
-            block.forward = partial(_forward, forward)
+            block.forward = partial(_forward, forward, context)
         yield
     finally:
         for block, own in zip(wrapped, before, strict=True):
@@ -31,12 +36,17 @@ def checkpointed(blocks: Iterable[nn.Module], in_place: bool = False) -> Iterato
                 block.forward = own
 
 
-def _forward(forward: Callable[..., Any], *args, **kwargs):
+def _forward(forward: Callable[..., Any], context: Callable[[], AbstractContextManager[Any]], *args, **kwargs):
     # ComfyUI counts blocks in the options that it passes on: the second pass must see what the first one saw.
     args = [dict(value) if isinstance(value, dict) else value for value in args]
     kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
     # A partial, since `checkpoint` would take some names, such as a block's `debug`, as its own.
-    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False)
+    contexts = partial(_contexts, context)
+    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(context: Callable[[], AbstractContextManager[Any]]):
+    return nullcontext(), context()
 
 
 def _with_cloned_inputs(forward: Callable[..., Any], *args, **kwargs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .checkpointing import checkpointed
 from .frozen_linear import frozen_layers
 from .in_place import clone_layer_inputs
+from .inference_tensors import normal_tensors
 
 _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.EPS: "epsilon",
@@ -56,7 +57,7 @@ class ComfyDenoiser:
 
     patcher: the clone of the user's MODEL that is trained on. autocast: makes the context of the compute dtype. reload:
     the functions that bring the weights to the device, as many as are to be there, and prepare them for autograd.
-    compute: the dtype that matrices are multiplied in, or None for the model's own.
+    compute: the dtype that matrices are multiplied in, or None for the model's own. normal: see `normal_tensors`.
     """
 
     prediction: Prediction
@@ -68,10 +69,11 @@ class ComfyDenoiser:
         autocast: Callable[[], AbstractContextManager[Any]],
         reload: Sequence[Callable[[], None]],
         compute: torch.dtype | None = None,
+        normal: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         base, device = patcher.model, patcher.load_device
         self.patcher, self.base, self.device, self.autocast = patcher, base, device, autocast
-        self.compute = compute
+        self.compute, self._normal = compute, normal
         self.prediction = prediction_of(base.model_sampling)
         self._transformer_options, self._reload = transformer_options, reload
         # The training schedule as a table: discrete models have one noise level per timestep, flow models a fine grid.
@@ -111,7 +113,7 @@ class ComfyDenoiser:
             parts = [self.denoise(noisy[rows], sigma[rows], conds) for rows, conds in conditioning.by_length]
             order = torch.tensor([row for rows, _ in conditioning.by_length for row in rows])
             return torch.cat(parts)[order.argsort().to(noisy.device)]
-        with self.autocast():
+        with self.autocast(), self._normal():
             return self.base.apply_model(
                 noisy, sigma, transformer_options=self._transformer_options, **conditioning.tensors()
             )
@@ -199,6 +201,7 @@ def prepare_for_training(
         in_place = layers_with_overwritten_input(base.diffusion_model)
         options = _transformer_options(patcher)
         compute = compute_type(base, device, precision)
+        normal = normal_tensors(patcher)
         was_training = comfy.model_management.in_training
         comfy.model_management.in_training = True
         try:
@@ -207,10 +210,10 @@ def prepare_for_training(
                 frozen_layers(base, compute) as freeze,
                 autograd_views(base, device, compute) as make_views,
                 clone_layer_inputs(in_place),
-                checkpointed(blocks, bool(in_place)),
+                checkpointed(blocks, bool(in_place), normal),
             ):
                 reload = (partial(_load, patcher, leave_free), freeze, make_views)
-                yield ComfyDenoiser(patcher, options, autocast_for(device, compute), reload, compute)
+                yield ComfyDenoiser(patcher, options, autocast_for(device, compute), reload, compute, normal)
         finally:
             comfy.model_management.in_training = was_training
             patcher.cleanup()
