@@ -49,7 +49,9 @@ export function judge(widgets, listed, named) {
   const differ = pairs.some(({ widget, value }) => byName.some((one) => one.widget.name === widget.name && !isSame(value, one.value)));
   if (byName.length && byName.every(({ widget, value }) => fits(widget, value))) {
     const values = byName.map(({ value }) => value);
-    const isMove = misfits.length > 1 || (byName.length === widgets.length && lacksOne(listed, values));
+    // A later version may have put further widgets after the last one that the file knows.
+    const areFirst = byName.every(({ widget }, i) => widget.name === widgets[i].name);
+    const isMove = misfits.length > 1 || (areFirst && lacksOne(listed, values));
     return differ && isMove ? "moved" : "right";
   }
   const wrongByName = differ && byName.some(hasWrongKind);

@@ -48,6 +48,14 @@ test("one misfit is a sign where the list equals the names without one value", (
   assert.equal(judge(open, ["y", null], { folder: "x", mode: "b" }), "right"); // "y" is not the mode
 });
 
+test("a widget that a later version put behind the others is no part of what was saved", () => {
+  const open = [{ name: "folder", kind: "string", choices: ["x"] }, { name: "mode", kind: "string", choices: ["a", "b"] }];
+  const later = [...open, { name: "partial", kind: "boolean", choices: null }];
+  assert.equal(judge(later, ["b", null], { folder: "x", mode: "b" }), "moved");
+  assert.equal(judge(later, ["x", "b"], { folder: "x", mode: "b" }), "right");
+  assert.equal(judge(later, ["y", null], { folder: "x", mode: "b" }), "right");
+});
+
 test("an empty list has no value", () => {
   const empty = [{ name: "lora_name", kind: "string", choices: [] }];
   assert.equal(judge(empty, [null], undefined), "right");
