@@ -41,6 +41,8 @@ _LOADERS = {
     "load_clip_model_patcher": _Loader("text encoders", "text_encoders", 3),
     "load_vae_patcher": _Loader("vae", "vae", None),
 }
+# The dtypes that a job can name, by their names: nothing else is looked up in torch.
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 FOLDERS = {loader.name: loader.folder for loader in _LOADERS.values()}
 
 
@@ -80,6 +82,8 @@ class Source:
             raise InputError(f"the job's [{role}] lacks {error}; export the job again") from error
         if found.loader not in FOLDERS or len(found.files) != len(found.sha256) or not found.files:
             raise InputError(f"the job's [{role}] names no file that can be loaded; export the job again")
+        if found.dtype is not None and found.dtype not in DTYPES:
+            raise InputError(f"the job's [{role}] names the dtype {str(found.dtype)[:40]!r}; export the job again")
         return found
 
 
@@ -178,7 +182,7 @@ def _find_file(kind: str, name: str, sha256: str, role: str, further: Sequence[P
 def load_source(source: Source, paths: Sequence[Path], role: str) -> Any:
     """The MODEL, CLIP or VAE of a source, loaded from `paths` by ComfyUI's own loader."""
     first, embeddings = str(paths[0]), folder_paths.get_folder_paths("embeddings")
-    options = {} if source.dtype is None else {"dtype": getattr(torch, source.dtype)}
+    options = {} if source.dtype is None else {"dtype": DTYPES[source.dtype]}
     if source.loader == "checkpoint":
         index = ("model", "clip", "vae").index(role)
         loaded = comfy.sd.load_checkpoint_guess_config(

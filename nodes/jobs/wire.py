@@ -17,6 +17,7 @@ from torch import Tensor
 from ...training.errors import InputError
 from ..bridge.wire.table import PATCHER, Role, Row, carried, is_set
 from ..lora.base_adapters import BASE_ADAPTERS
+from .source import DTYPES
 
 SAMPLING = "model_sampling"
 _ADAPTERS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*comfy.weight_adapter.adapters, *BASE_ADAPTERS)}
@@ -129,7 +130,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "tensor":
         return tensors[inner]
     if kind == "dtype":
-        return getattr(torch, inner)
+        return DTYPES[inner]
     if kind == "dict":
         return {key: _decode(item, tensors) for key, item in inner.items()}
     return {"list": list, "tuple": tuple}[kind](_decode(item, tensors) for item in inner)

@@ -22,7 +22,8 @@ from bespoke.nodes.bridge.wire import weights
 from bespoke.nodes.bridge.wire.origin import Unreadable
 from bespoke.nodes.bridge.wire.table import CLIP, PATCHER, VAE, Role
 from bespoke.nodes.bridge.wire.values import Reader
-from bespoke.nodes.jobs.wire import check_exportable, export_changes
+from bespoke.nodes.jobs.source import FOLDERS, Source
+from bespoke.nodes.jobs.wire import _decode, check_exportable, export_changes
 from bespoke.training.errors import InputError
 from helpers import sprite_set
 from safetensors.torch import save_file
@@ -300,3 +301,14 @@ def test_values_are_read_by_content(monkeypatch):
 def test_what_cannot_be_compared_is_refused(value):
     with pytest.raises(Unreadable):
         Reader().read(value)
+
+
+@pytest.mark.parametrize("name", ["load", "ops", "float", "__class__", "", "float32.__reduce__"])
+def test_a_job_names_dtypes_only(comfyui, name):
+    """Other names of torch, or none, are refused: a job's files may come from anywhere."""
+    with pytest.raises(KeyError):
+        _decode({"dtype": name}, {})
+    table = {"loader": next(iter(FOLDERS)), "files": ["a"], "sha256": ["0"], "dtype": name}
+    with pytest.raises(InputError, match=r"the job's \[model\] names the dtype"):
+        Source.from_table(table, "model")
+    assert _decode({"dtype": "float8_e4m3fn"}, {}) is torch.float8_e4m3fn

@@ -1,6 +1,7 @@
 """Reading the header of a safetensors file, also of damaged files."""
 
 import json
+import os
 import struct
 
 import pytest
@@ -11,6 +12,8 @@ from bespoke.nodes.bridge.files.headers import (
     read_metadata,
     read_small_tensors,
 )
+from bespoke.nodes.bridge.files.reading import read_safetensors
+from bespoke.training.errors import InputError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -84,3 +87,15 @@ def test_a_missing_file_and_missing_data_are_errors(tmp_path):
     assert read_header(path)["a"]["shape"] == [2]
     with pytest.raises(SafetensorError):
         read_small_tensors(path, 4)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of other systems")
+def test_a_named_pipe_is_refused_and_does_not_keep_its_reader_waiting(tmp_path):
+    pipe = tmp_path / "pipe.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"pipe\.safetensors is no regular file"):
+        read_header(pipe)
+    with pytest.raises(InputError, match=r"pipe\.safetensors is no regular file"):
+        read_safetensors(pipe, "LoRA")
+    with pytest.raises((ValueError, OSError)):
+        read_header(tmp_path)

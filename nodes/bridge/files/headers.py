@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,22 @@ from safetensors import safe_open
 from torch import Tensor
 
 MAX_HEADER_BYTES = 25_000_000  # far more than any real file's
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file opened for reading. Raises `OSError` where that fails, and `ValueError` where it is no regular file.
+
+    A named pipe, which would keep its reader waiting, a device and a folder are no regular files.
+    """
+    file = open(path, "rb", opener=_open_nonblocking)  # noqa: SIM115 (it is returned open)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{Path(path).name} is no regular file")
+    return file
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a named pipe would wait for a writer
 
 
 def header_length(file: BinaryIO) -> int:
@@ -25,7 +42,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises `OSError` when the file cannot be read, and `ValueError` when it has no valid header or one of more than
     `MAX_HEADER_BYTES`.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         length = header_length(file)
         if length > min(MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size):
             raise ValueError(f"{path} claims a header of {length:,} bytes")

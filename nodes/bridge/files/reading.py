@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ....training.errors import InputError
-from .headers import MAX_HEADER_BYTES, header_length
+from .headers import MAX_HEADER_BYTES, header_length, open_regular
 
 
 def read_safetensors(path: Path, kind: str, max_bytes: int | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -29,7 +28,7 @@ def read_safetensors(path: Path, kind: str, max_bytes: int | None = None) -> tup
         size = path.stat().st_size
         if max_bytes is not None and size > max_bytes:
             raise InputError(f"{path.name} has {size:,} bytes, far more than any {kind}; choose another file")
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             length = header_length(file)
         if length > min(MAX_HEADER_BYTES, size):
             raise InputError(f"{path.name} says its header has {length:,} bytes, so it is damaged or no {kind}")
@@ -53,17 +52,11 @@ def read_text(path: str | Path, max_bytes: int) -> str:
 
     Raises `OSError` when the file cannot be read, and `ValueError` when it is larger, not UTF-8 or not a regular file.
     """
-    with open(path, "rb", opener=_open_nonblocking) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is no regular file")
-        if status.st_size > max_bytes:
-            raise ValueError(f"{path} has {status.st_size:,} bytes; at most {max_bytes:,} are read")
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise ValueError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read")
         return file.read().decode("utf-8")
-
-
-def _open_nonblocking(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a named pipe would wait for a writer
 
 
 def _all_finite(tensor: Tensor) -> bool:
