@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .layer_names.parts import ALPHA, DORA_SCALE, DOWN, PEFT_DOWN, PEFT_UP, layer_and_part, split_key
+from .layer_names.parts import (
+    ALPHA,
+    DORA_SCALE,
+    DOWN,
+    PEFT_DOWN,
+    PEFT_UP,
+    adapts,
+    layer_and_part,
+    layers_of,
+    split_key,
+)
 from .layer_names.spelling import comfy_known_name, kohya_fallback
 from .plain_json import read_json
 from .record import Run
@@ -85,15 +95,29 @@ def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     `unet.<module>.lora_A.weight`, `base_model.model.<module>.lora_A.weight`,
     `unet.<module>.processor.to_k_lora.down.weight` -> `lora_unet_<module>.lora_down.weight`; a text encoder's
-    likewise -> `text_encoder.<module>.lora_down.weight`. DoRA's magnitude [out] becomes `.dora_scale` [out, 1].
+    likewise -> `text_encoder.<module>.lora_down.weight`. DoRA's magnitude [out] becomes `.dora_scale` [out, 1]. Where
+    a file has a layer under two names that would become one, the second stays as it is, so that both count.
     """
     out: dict[str, Tensor] = {}
+    names = _known_names(layers_of(tensors))
     for key, tensor in tensors.items():
         layer, part = split_key(key)
         if part == DORA_SCALE and tensor.ndim == 1:
             tensor = tensor[:, None]
-        out[comfy_known_name(layer) + part] = tensor
+        out[names[layer] + part] = tensor
     return out
+
+
+def _known_names(layers: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
+    """{a file's layer: a name that ComfyUI maps}, no two layers that change something under one name."""
+    known = {layer: comfy_known_name(layer) for layer in layers}
+    # A name that is a layer's own is not given to another one.
+    owners = {name: layer for layer, name in known.items() if name == layer and adapts(layers[layer])}
+    names: dict[str, str] = {}
+    for layer, name in known.items():
+        owner = owners.setdefault(name, layer) if adapts(layers[layer]) else layer
+        names[layer] = name if owner == layer else layer
+    return names
 
 
 def metadata(

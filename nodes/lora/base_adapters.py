@@ -120,6 +120,17 @@ class TargetAdapter(BaseAdapter):
         return strength * (cast_to_device(self.weights[0], base.device, torch.float32) - base)
 
 
+class RowsAdapter(BaseAdapter):
+    """Another adapter whose change has a factor for each row. weights: (the adapter, the factors [out])."""
+
+    name = "rows"
+
+    def change(self, base: Tensor, strength: float) -> Tensor:
+        inner, factors = self.weights
+        factors = cast_to_device(factors, base.device, torch.float32).reshape(-1, *[1] * (base.ndim - 1))
+        return factors * (_changed_by(inner, base, strength) - base)
+
+
 class SumAdapter(BaseAdapter):
     """Several adapters of one weight, each of which sees the weight without the others.
 
@@ -137,11 +148,18 @@ class SumAdapter(BaseAdapter):
         return out
 
 
-BASE_ADAPTERS: tuple[type[BaseAdapter], ...] = (DoraAdapter, RotationAdapter, GloraAdapter, TargetAdapter, SumAdapter)
+BASE_ADAPTERS: tuple[type[BaseAdapter], ...] = (
+    DoraAdapter,
+    RotationAdapter,
+    GloraAdapter,
+    TargetAdapter,
+    RowsAdapter,
+    SumAdapter,
+)
 
 
-def _changed_by(adapter: WeightAdapterBase, base: Tensor) -> Tensor:
-    return comfy.lora.calculate_weight([(1.0, adapter, 1.0, None, None)], base.clone(), "")
+def _changed_by(adapter: Any, base: Tensor, strength: float = 1.0) -> Tensor:
+    return comfy.lora.calculate_weight([(strength, adapter, 1.0, None, None)], base.clone(), "")
 
 
 def as_defined(adapter: Any) -> Any:
@@ -192,7 +210,7 @@ def in_order(patches: list[tuple]) -> list[tuple]:
     A patch that makes another base comes before them: another model's weights, or one that scales or replaces the
     weight.
     """
-    first = max((i + 1 for i, patch in enumerate(patches) if _makes_base(patch)), default=0)
+    first = max((i + 1 for i, patch in enumerate(patches) if makes_base(patch)), default=0)
     own: list[tuple] = []
     others: list[tuple] = []
     for patch in patches[first:]:
@@ -211,7 +229,7 @@ def in_order(patches: list[tuple]) -> list[tuple]:
     return [*patches[:first], *own, *others]
 
 
-def _makes_base(patch: tuple) -> bool:
+def makes_base(patch: tuple) -> bool:
     """Whether a patch is part of the base: a merge of two models, or a replaced weight."""
     _, value, strength_model, *_ = patch
     return (

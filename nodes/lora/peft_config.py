@@ -26,7 +26,11 @@ METADATA = "lora_adapter_metadata"
 CONFIG_FILE, CONFIG_OF = "adapter_config.json", "adapter_model.safetensors"
 _ALPHA, _RSLORA, _PATTERN = "lora_alpha", "use_rslora", "alpha_pattern"
 _TYPE, _LYCORIS_ALPHA, _RANK, _RANK_PATTERN = "peft_type", "alpha", "r", "rank_pattern"
-_FIELDS = (_ALPHA, _RSLORA, _PATTERN, _TYPE, _LYCORIS_ALPHA, _RANK, _RANK_PATTERN)
+_START = "init_lora_weights"
+_FIELDS = (_ALPHA, _RSLORA, _PATTERN, _TYPE, _LYCORIS_ALPHA, _RANK, _RANK_PATTERN, _START)
+# Starts with which PEFT takes the first factors out of the base's weights, or quantises these: the file's factors
+# belong to that other base. `path_initial_model_for_weight_conversion` writes factors for the base as it was.
+_OTHER_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 _LYCORIS_TYPES = ("LOHA", "LOKR")
 _Patterns = list[tuple[NamePattern, float]]  # in the file's order
 
@@ -94,6 +98,13 @@ class PeftConfig:
         return otherwise
 
     def _read(self, fields: Mapping[str, Any]) -> _Component:
+        start = str(fields.get(_START)).lower()
+        if start.startswith(_OTHER_BASE):
+            raise InputError(
+                f"{self.name} was trained with PEFT's {_START} {start!r}, which changes the base's weights too; save "
+                "it again with path_initial_model_for_weight_conversion, or merge it into its base with PEFT and "
+                "extract a LoRA from that"
+            )
         lycoris = fields.get(_TYPE) in _LYCORIS_TYPES
         return _Component(
             lycoris,
@@ -106,6 +117,11 @@ class PeftConfig:
 
     def _patterns(self, field: str, value: Any) -> _Patterns:
         found: _Patterns = []
+        if isinstance(value, str) and value not in ("", "None"):
+            raise InputError(
+                f"{self.name}: {field} in its header is no JSON ({value[:80]!r}); "
+                "write it there as JSON, with double quotes"
+            )
         for key, entry in value.items() if isinstance(value, dict) else ():
             number = _number(entry)
             if number is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ...training.errors import InputError
 from ...training.layer_names.parts import DIFF, DORA_SCALE, NEW_SHAPE, adapts, layers_of
@@ -22,14 +22,32 @@ def check_whole(lora: NamedLora, unmatched: Collection[str], no_clip: Collection
     unmatched: layers of the file without a place. no_clip: layers that do not count. why: what is known of the file's
     base, and mend: what to do, for the error.
     """
-    left = [layer for layer in unmatched if adapts(layers_of(lora)[layer])]
-    share = share_of(lora, set(left), no_clip) if left else 0.0
+    layers = {layer: parts for layer, parts in layers_of(lora).items() if layer not in no_clip and adapts(parts)}
+    left = {layer: layers[layer] for layer in unmatched if layer in layers}
+    if not left or _surely_small(left, layers):
+        return
+    share = share_of(lora, left, no_clip)
     if share > MOST:
-        count = sum(adapts(parts) and layer not in no_clip for layer, parts in layers_of(lora).items())
+        count = len(layers)
         raise InputError(
             f"{len(left)} of {count} layers of {lora.name} have no place here and hold {share:.0%} of its squared "
-            f"change, such as {listed(left, 3)}. {why}{mend}"
+            f"change, such as {listed(list(left), 3)}. {why}{mend}"
         )
+
+
+def _surely_small(some: Mapping[str, Parts], layers: Mapping[str, Parts]) -> bool:
+    """Whether `some` of the layers hold at most `MOST` of the squared change, as far as that is plain from a part of
+    the others: the norms of all layers of a large LoHa take a minute, and a usual file lacks a place for a few only.
+    """
+    sizes = [squared_change(layer, parts) for layer, parts in some.items()]
+    size, others = math.fsum(one for one in sizes if one is not None), 0.0
+    if None in sizes:  # such a layer counts as the mean of all others
+        return False
+    for layer, parts in layers.items():
+        if size <= MOST * (size + others):
+            return True
+        others += 0.0 if layer in some else squared_change(layer, parts) or 0.0
+    return size <= MOST * (size + others)
 
 
 def share_of(lora: NamedLora, some: Collection[str], leave_out: Collection[str] = ()) -> float:

@@ -173,6 +173,47 @@ def test_kinds_and_spellings_of_one_layer_are_merged(run_node, model):
     assert max_difference(tiny.predict(inject(run_node, model, lora)), expected) < 1e-4 * max_difference(expected, base)
 
 
+@pytest.mark.parametrize("mode", ["merge", "bypass"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_layer_under_two_names_in_one_file_counts_twice(run_node, model, mode, reverse):
+    """By hand: the sum of two files that are joined to one. kohya's alpha is not that of PEFT's factors, which had
+    kohya's name after loading and took its place.
+    """
+    module = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0"
+    kohya, theirs, width = f"lora_unet_{module.replace('.', '_')}", f"unet.{module}", tiny.WIDTH
+    first = {
+        f"{kohya}.lora_up.weight": randn(width, 2, seed=1),
+        f"{kohya}.lora_down.weight": randn(2, width, seed=2),
+        f"{kohya}.alpha": torch.tensor(0.5),
+    }
+    second = {
+        f"{theirs}.lora_A.weight": randn(3, width, seed=3),
+        f"{theirs}.lora_B.weight": randn(width, 3, seed=4),
+    }
+    both = second | first if reverse else first | second
+    base = tiny.predict(model)
+    expected = tiny.predict(inject(run_node, inject(run_node, model, first), second))
+    inputs = {"model": model, "lora_name": "none", "lora": both, "strength_model": 1.0, "mode": mode}
+    movement = max_difference(expected, base)
+    assert movement > 1e-2
+    assert max_difference(tiny.predict(run_node("BespokeInjectLora", **inputs)[0]), expected) < 1e-4 * movement
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_copy_in_another_dialect_is_the_same_layer(run_node, sd3, order):
+    """A LoRA and its copy with kohya's underscores have the cosine 1, and the sum has each layer once."""
+    layers = tiny.linear_layers(sd3[0])
+    lora = tiny.random_lora(layers)
+    copy = {
+        "lora_unet_" + layer.removeprefix("diffusion_model.").replace(".", "_") + part: tensor
+        for layer, parts in layers_of(lora).items()
+        for part, tensor in parts.items()
+    }
+    total, report, _ = compose(run_node, [(lora, copy)[i] for i in order])
+    assert len(layers_of(total)) == len(layers)
+    assert "cosine 1.00" in report
+
+
 def test_text_encoders_of_both_kinds_add_up(run_node, model):
     encoder = tiny.clip(two=True)
     width, files = tiny.CONTEXT, []

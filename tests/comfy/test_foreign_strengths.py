@@ -202,6 +202,33 @@ def test_patterns_that_are_refused_name_the_file(pattern, words):
         in_comfy_names(tensors, "theirs.safetensors", meta)
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_a_file_for_another_base_is_refused(errors, make, bare_unet, folder, start):
+    """PEFT takes the first factors out of the base's weights: on the base itself the file is 0.6 to 0.9 off PEFT's
+    output. What PEFT writes with `path_initial_model_for_weight_conversion` is for the base as it was.
+    """
+    made = foreign.by_peft(bare_unet, folder / start, LINEAR, init_lora_weights=start)
+    with pytest.raises(ValueError, match=f"PEFT's init_lora_weights '{start}'.*path_initial_model_for_weight"):
+        errors(made)
+    under_header = foreign.under_header(made.path, folder / f"{start}.safetensors", "unet.", True)
+    with pytest.raises(ValueError, match="which changes the base's weights too"):
+        errors(made, under_header)
+    converted = foreign.by_peft(bare_unet, folder / f"{start}-converted", LINEAR, convert=True, init_lora_weights=start)
+    assert errors(converted)[0] <= MOST_ERROR
+
+
+def test_a_pattern_that_is_no_json_is_refused():
+    """Python's own text of a dict, `{'to_k': 4}`, was passed over: to_k had the alpha of the others."""
+    from bespoke.nodes.lora.files import in_comfy_names
+
+    tensors = {"x.to_k.lora_A.weight": torch.ones(2, 3), "x.to_k.lora_B.weight": torch.ones(3, 2)}
+    with pytest.raises(ValueError, match=r"theirs\.safetensors: alpha_pattern in its header is no JSON"):
+        in_comfy_names(tensors, "theirs.safetensors", {"lora_alpha": "8", "alpha_pattern": "{'to_k': 4}"})
+    for empty in ("", "None", "null", "{}"):
+        lora = in_comfy_names(tensors, "theirs.safetensors", {"lora_alpha": "8", "alpha_pattern": empty})
+        assert float(lora["x.to_k.alpha"]) == 8
+
+
 def test_a_bias_is_no_weight_whatever_the_order_of_the_file(errors, make, bare_unet, folder):
     """`lora_B.bias` before and after `lora_B.weight`; a layer without a bias, in both modes and in a range of steps."""
     made = make("PEFT", "bias", LINEAR)

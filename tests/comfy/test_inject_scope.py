@@ -1,5 +1,7 @@
 """Scopes of a LoRA: blocks, projections, ranges of steps for every scheduler and keyframes, merged and in bypass."""
 
+import itertools
+
 import pytest
 import tiny
 import torch
@@ -290,3 +292,98 @@ def test_bad_scopes_are_named(inject, inputs, words):
     with pytest.raises(ValueError, match="^Bespoke Inject LoRA: ") as error:
         inject(**inputs)
     assert words in str(error.value)
+
+
+FUSED = "double_blocks.0.img_attn.qkv"
+
+
+def fused_loras(weight):
+    """LoRAs of Flux's fused layer that are no two plain factors."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = weight.shape
+
+    def noise(*shape):
+        return 0.1 * torch.randn(*shape, generator=generator)
+
+    name = f"diffusion_model.{FUSED}"
+    factors = {f"{name}.lora_up.weight": noise(rows, 4), f"{name}.lora_down.weight": noise(4, columns)}
+    return {
+        "LoKr": {f"{name}.lokr_w1": noise(4, 4), f"{name}.lokr_w2": noise(rows // 4, columns // 4)},
+        "DoRA": {**factors, f"{name}.dora_scale": 1.1 * weight.norm(dim=1, keepdim=True)},
+        "OFT": {f"{name}.oft_blocks": noise(rows // 8, 8, 8)},
+        "full": {f"{name}.diff": noise(rows, columns), f"{name}.diff_b": noise(rows)},
+    }
+
+
+@pytest.mark.parametrize("mode", ["merge", "bypass"])
+@pytest.mark.parametrize("kind", ["LoKr", "DoRA", "OFT", "full"])
+@pytest.mark.parametrize("strengths", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.0, 1.0, 1.0), (0.0, 2.0, -1.0)])
+def test_projections_of_a_fused_layer_in_every_kind(run_node, flux, mode, kind, strengths):
+    """By hand: query, key and value are a third of the rows each, so the output's change is that of the whole LoRA
+    times the strength of its third. The report said that they cannot be told apart, and all three were applied whole.
+    """
+    import comfy.model_management
+
+    model = flux[0]
+    layer = model.model.diffusion_model.get_submodule(FUSED)
+    lora = fused_loras(layer.weight.detach())[kind]
+    x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
+
+    def output(at):
+        comfy.model_management.load_models_gpu([at])
+        with torch.inference_mode():
+            return layer(x).clone()
+
+    def change(**scope):
+        inputs = {"model": model, "lora_name": "none", "lora": lora, "strength_model": 1.0, "mode": mode}
+        patched, _, report, _ = run_node("BespokeInjectLora", **inputs, **scope)
+        assert "told apart" not in report
+        return output(patched) - bare
+
+    bare = output(model)
+    whole = change()
+    wanted = whole * torch.tensor(strengths).repeat_interleave(layer.out_features // 3)
+    got = change(**dict(zip(("query", "key", "value"), strengths, strict=True)))
+    output(model)
+    assert whole.norm() > 0.01 * bare.norm()
+    assert (got - wanted).norm() < 1e-5 * whole.norm()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("modes", list(itertools.product(("merge", "bypass"), repeat=3)))
+def test_each_lora_reads_the_base_in_every_mixture_of_modes(run_node, flux, order, modes):
+    """By hand: the sum of what a LoRA, a DoRA and a rotation add to the bare weight. In bypass, DoRA and rotation read
+    the weight with the LoRAs that were merged into it, up to 28 % of the movement off.
+    """
+    import comfy.model_management
+
+    model = flux[0]
+    layer = model.model.diffusion_model.get_submodule(FUSED)
+    comfy.model_management.load_models_gpu([model])
+    weight = layer.weight.detach().clone()
+    kinds, strengths = fused_loras(weight), (0.7, 0.8, 0.5)
+    up, down, magnitude = kinds["DoRA"].values()
+    rotation = next(iter(kinds["OFT"].values()))
+    name = f"diffusion_model.{FUSED}"
+    plain = {f"{name}.lora_up.weight": up.flip(0), f"{name}.lora_down.weight": down}
+    changed = weight + up @ down
+    skew, one = rotation - rotation.transpose(1, 2), torch.eye(rotation.shape[-1])
+    turns = torch.block_diag(*((one + skew) @ torch.linalg.inv(one - skew)).transpose(1, 2))
+    changes = (
+        up.flip(0) @ down,
+        magnitude * changed / changed.norm(dim=1, keepdim=True) - weight,
+        turns @ weight - weight,
+    )
+    wanted = sum(strength * change for strength, change in zip(strengths, changes, strict=True))
+    at = model
+    for i in order:
+        lora = (plain, kinds["DoRA"], kinds["OFT"])[i]
+        inputs = {"lora_name": "none", "lora": lora, "strength_model": strengths[i], "mode": modes[i]}
+        at = run_node("BespokeInjectLora", model=at, **inputs)[0]
+    x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        bare = layer(x).clone()
+        comfy.model_management.load_models_gpu([at])
+        got = layer(x).clone() - bare
+        comfy.model_management.load_models_gpu([model])
+    assert (got - x @ wanted.t()).norm() < 1e-5 * (x @ wanted.t()).norm()

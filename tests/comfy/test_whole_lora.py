@@ -6,6 +6,7 @@ Oracle: arithmetic by hand. Each layer's factors are `size` in one cell, so that
 import pytest
 import tiny
 import torch
+from bespoke.nodes.lora import whole
 from bespoke.nodes.lora.files import in_comfy_names
 from bespoke.nodes.lora.match import starting_factors
 from bespoke.nodes.lora.whole import share_of, squared_change
@@ -57,6 +58,20 @@ def test_shares_by_hand(comfyui):
     rotation = {f"{ALSO}.oft_blocks": torch.ones(4, 8, 8)}
     lora = in_comfy_names(layer(OURS, 3.0) | rotation | layer(NOWHERE, 1.0), "a", {})
     assert share_of(lora, {ALSO}) == pytest.approx(5 / 15)
+
+
+def test_few_norms_are_computed_where_a_part_of_them_decides(comfyui, monkeypatch):
+    """Counted by hand: 0.1^2 is at most 5 % of what it makes with the first layer's 1, so the others are not needed."""
+    names = [f"lora_unet_down_blocks_{i}_attentions_0_transformer_blocks_0_attn2_to_k" for i in range(50)]
+    lora = in_comfy_names({key: t for name in names for key, t in layer(name, 1.0).items()}, "a", {})
+    lora = in_comfy_names({**lora, **layer(NOWHERE, 0.1)}, "a", {})
+    computed = []
+    norm = whole.kinds.norm
+    monkeypatch.setattr(whole.kinds, "norm", lambda name, parts: computed.append(name) or norm(name, parts))
+    whole.check_whole(lora, [NOWHERE], [], "", "")
+    assert len(computed) == 2
+    with pytest.raises(InputError, match="3 of 51 layers .* 6% of its squared change"):
+        whole.check_whole(lora, names[:3], [], "", "")
 
 
 @pytest.mark.parametrize("partial", [False, True])

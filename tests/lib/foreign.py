@@ -99,19 +99,26 @@ def by_peft(
 ) -> Foreign:
     """`save_pretrained` of PEFT, with `adapter_config.json` beside it. order: -1 writes the tensors in reverse.
 
-    settings: of `LoraConfig`, or with kind = "LoHa" or "LoKr" of those configurations.
+    settings: of `LoraConfig`, or with kind = "LoHa" or "LoKr" of those configurations. convert: let PEFT write factors
+    for the base as it was before its `init_lora_weights` changed it.
     """
     import peft
 
     tree = _Tree({name: plain(layer_of(unet, name)) for name in layers})
     kind = settings.pop("kind", "LoRA")
+    convert = settings.pop("convert", False)
     start = {"lora_alpha": 3, "init_lora_weights": False} if kind == "LoRA" else {"alpha": 3, "init_weights": False}
     config = {"LoRA": peft.LoraConfig, "LoHa": peft.LoHaConfig, "LoKr": peft.LoKrConfig}[kind]
     model = peft.get_peft_model(tree, config(**({"r": 4, "target_modules": list(layers)} | start | settings)))
+    first = folder / "start"
+    if convert:
+        model.peft_config["default"].init_lora_weights = True
+        model.save_pretrained(first)
+        model.peft_config["default"].init_lora_weights = settings["init_lora_weights"]
     # With `bias="all"` the layers' own biases are trained too.
     wanted = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     _randomise(wanted, 5, size)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **({"path_initial_model_for_weight_conversion": str(first)} if convert else {}))
     path = folder / "adapter_model.safetensors"
     if order < 0:
         _reverse(path)

@@ -59,6 +59,13 @@ def readings(name: str) -> Iterator[str]:
         bare = bare[found.end() :]
 
 
+def flat_name(name: str) -> str:
+    """A file's name for a layer without any prefix and with underscores: the same for all dialects of one naming."""
+    while found := _PREFIX.match(name):
+        name = name[found.end() :]
+    return _flat(name)
+
+
 def _spellings(bare: str) -> Iterator[str]:
     # diffusers' attention processors: `attn2.processor.to_out` for the layer `attn2.to_out.0`.
     flat = _flat(bare).replace("_processor_", "_")

@@ -14,6 +14,7 @@ from torch import Tensor
 from ....training.errors import InputError
 from ....training.formats import trigger_words
 from ....training.layer_names.blocks import place
+from ....training.layer_names.dialects import flat_name
 from ....training.layer_names.parts import ALPHA, DIFF, DIFF_BIAS, DOWN, NORM_BIAS, NORM_WEIGHT, UP, adapts, layers_of
 from ....training.layer_names.spelling import common_name
 from ...bridge.models.names import unet_names
@@ -65,16 +66,19 @@ def parse_strengths(text: str, count: int) -> list[float]:
 class _Terms:
     """What the LoRAs have, strengths included, by each layer's common name.
 
+    names: the first common name by its `flat_name`, since a name with underscores does not tell all of its dots.
     titles: the first file's own name for the layer. deltas: [(the LoRA's number, its delta)]. vectors: sums of biases
     and norms by key.
     """
 
+    names: dict[str, str] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     deltas: dict[str, list[tuple[int, Factors]]] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
 
     def add_layer(self, number: int, layer: str, parts: Parts, strength: float) -> None:
         name = common_name(layer, unet_names())
+        name = self.names.setdefault(flat_name(name), name)
         vectors = [part for part in (*_VECTORS, DIFF) if part in parts and (part != DIFF or parts[part].ndim < 2)]
         for part in vectors:
             key = self.titles.setdefault(name, layer) + part

@@ -26,7 +26,7 @@ from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..base_adapters import in_order
+from ..base_adapters import BaseAdapter, in_order
 from ..patch import Patch
 from .timing import Timing
 
@@ -89,6 +89,18 @@ def add_injection(patcher, patches: Sequence[tuple[float, Patch]], timing: Timin
     injection = _Injection(patches, timing)
     callbacks = PatcherInjection(inject=injection.inject, eject=injection.eject)
     patcher.set_injections(f"bespoke_lora_{uuid.uuid4().hex}", [callbacks])
+
+
+def weights_read_at_call(patcher) -> set[str]:
+    """The weights that LoRAs injected before read at each call, see `base_adapters`; nothing may be merged there."""
+    owners = [getattr(one.inject, "__self__", None) for group in patcher.injections.values() for one in group]
+    return {
+        patch.weight
+        for owner in owners
+        if isinstance(owner, _Injection)
+        for _, patch in owner.patches
+        if isinstance(patch.adapter, BaseAdapter)
+    }
 
 
 class _Injection:
@@ -245,8 +257,8 @@ def _add_bias(bias: Tensor, share: Share, _module, _args, out: Tensor) -> Tensor
 class _WeightFunction:
     """Computes a layer's weight or bias at each call, for all injections that act on it.
 
-    They share one such object, so that an adapter that reads the weight sees it without the others' changes. A LoRA
-    that is merged into the weight is part of it.
+    They share one such object, so that an adapter that reads the weight sees it without the others' changes. What is
+    merged into the weight is part of it.
     """
 
     def __init__(self, key: str) -> None:

@@ -14,13 +14,13 @@ from comfy.weight_adapter import LoRAAdapter
 from ....training.errors import InputError
 from ....training.layer_names.blocks import fused_rows, projection_of
 from ....training.layer_names.spelling import COMFY_PREFIX
-from ..base_adapters import in_order
+from ..base_adapters import BaseAdapter, RowsAdapter, in_order, makes_base
 from ..keys import keys_of
 from ..match import check_found, describe_unmatched, match
 from ..named_lora import NamedLora
 from ..patch import Patch
 from ..wording import listed
-from .bypass import add_injection, can_bypass, lacks_bias, module_of
+from .bypass import add_injection, can_bypass, lacks_bias, module_of, weights_read_at_call
 from .scope import Scope
 from .timing import Timing
 
@@ -65,11 +65,14 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
         check_found(found, lora, model, "switch partial on to apply the rest of it")
     unet_config = getattr(model.model.model_config, "unet_config", None)
     scope = request.scope
+    shapes = keys_of(model.model, is_clip=False).shapes
     if scope.blocks:
-        shapes = keys_of(model.model, is_clip=False).shapes
         scope.check((key for key in shapes if key.startswith(COMFY_PREFIX)), unet_config)
     of_model = [
-        (request.strength_model * scope.strength(_layer(patch), unet_config), _scale_rows(patch, scope, unet_config))
+        (
+            request.strength_model * scope.strength(_layer(patch), unet_config),
+            _scale_rows(patch, scope, unet_config, shapes.get(patch.weight)),
+        )
         for patch in found.model
     ]
     # Blocks are those of the diffusion model: a text encoder's layers have strengths by projection only.
@@ -103,33 +106,47 @@ def _layer(patch: Patch) -> str:
     return patch.part or (patch.layer if patch.offset else whole)
 
 
-def _scale_rows(patch: Patch, scope: Scope, unet_config) -> Patch:
+def _scale_rows(patch: Patch, scope: Scope, unet_config, shape: tuple[int, ...] | None) -> Patch:
     """For a layer that holds query, key and value: the patch with the rows of each scaled by its strength.
 
-    Other patches are returned as they are, also those whose rows cannot be told apart.
+    shape: the weight's, or None for a bias that the layer does not have. Other patches are returned as they are, also
+    those whose rows cannot be told apart.
     """
     strengths = scope.rows(_layer(patch))
     bias = patch.bias_change
-    if strengths is None or not (patch.low_rank or bias is not None):
+    if strengths is None:
         return patch
-    up, *rest = patch.adapter.weights if bias is None else (bias,)
-    rows = fused_rows(up.shape[0], unet_config)
-    if rows is None:
+    if patch.low_rank or bias is not None:
+        up, *rest = patch.adapter.weights if bias is None else (bias,)
+        factors = _row_factors(strengths, up.shape[0], unet_config)
+        if factors is None:
+            return patch
+        scaled = up * factors.to(up.dtype).reshape(-1, *[1] * (up.ndim - 1))
+        adapter = LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)) if bias is None else ("diff", (scaled,))
+        return replace(patch, adapter=adapter)
+    if shape is None or patch.new_shape is not None or (patch.offset is not None and patch.offset[0] != 0):
         return patch
-    factor = torch.tensor(strengths, dtype=up.dtype).repeat_interleave(torch.tensor(rows))
-    scaled = up * factor.reshape(-1, *[1] * (up.ndim - 1))
-    adapter = LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)) if bias is None else ("diff", (scaled,))
-    return replace(patch, adapter=adapter)
+    factors = _row_factors(strengths, shape[0] if patch.offset is None else patch.offset[2], unet_config)
+    keys = getattr(patch.adapter, "loaded_keys", set())
+    return patch if factors is None else replace(patch, adapter=RowsAdapter(keys, (patch.adapter, factors)))
+
+
+def _row_factors(strengths: tuple[float, float, float], count: int, unet_config) -> torch.Tensor | None:
+    """The factor of each of `count` rows; None where query, key and value cannot be told apart."""
+    rows = fused_rows(count, unet_config)
+    return None if rows is None else torch.tensor(strengths).repeat_interleave(torch.tensor(rows))
 
 
 def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int, int]:
     """Add the patches to `clone`, a new ModelPatcher: (number merged, number computed at each call).
 
-    bypass: whether patches are computed at each call where they can be; the others are merged. The bias of a layer that
-    has none of its own is computed at each call in any case. Raises `InputError` where that cannot be.
+    bypass: whether patches are computed at each call where they can be; the others are merged. `_at_each_call` has the
+    exceptions. The bias of a layer that has none of its own is computed at each call in any case. Raises
+    `InputError` where that cannot be.
     """
     # `ModelPatcher.clone` copies `is_injected` from a model in use, and ComfyUI would skip the injection added below.
     clone.is_injected = False
+    read_at_call = weights_read_at_call(clone)
     at_call: Weighted = []
     merged: Weighted = []
     for strength, patch in patches:
@@ -144,7 +161,8 @@ def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int,
                     )
                 at_call.append((strength, patch))
             else:
-                (at_call if bypass and possible else merged).append((strength, patch))
+                now = possible and _at_each_call(clone, patch, timing, bypass or patch.weight in read_at_call)
+                (at_call if now else merged).append((strength, patch))
     if merged and not timing.always:
         raise InputError(
             f"{merged[0][1].layer} changes the weight itself and cannot come and go between steps; "
@@ -154,6 +172,16 @@ def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int,
     if at_call:
         add_injection(clone, at_call, timing)
     return len(merged), len(at_call)
+
+
+def _at_each_call(clone, patch: Patch, timing: Timing, wanted: bool) -> bool:
+    """Whether a patch that can be computed at each call is. wanted: unless its place is among the merged ones.
+
+    An adapter that reads the base's weight must not see the patches of other nodes in it. So it is merged beside those
+    that are merged already, and nothing is merged under one that is computed at each call.
+    """
+    others = (one for one in clone.patches.get(patch.weight, ()) if not makes_base(one))
+    return wanted and not (isinstance(patch.adapter, BaseAdapter) and timing.always and any(others))
 
 
 def _merge(clone, patches: Weighted) -> None:
@@ -193,7 +221,10 @@ def _remarks(request: Request, found: Sequence[Patch], of_model: Weighted, of_cl
     if not request.timing.always:
         lines += _timing_remarks(request, of_clip)
     if request.mode == "bypass" and merged:
-        lines.append("What has no path of its own and no layer that could compute it at the call is merged.")
+        lines.append(
+            "What has no path of its own and no layer that could compute it at the call is merged, and a DoRA, "
+            "OFT or GLoRA where other LoRAs are merged."
+        )
     slow = [p for strength, p in of_model if strength and not p.low_rank and not p.weight.endswith(".bias")]
     if slow and at_call:
         lines.append(
@@ -201,7 +232,7 @@ def _remarks(request: Request, found: Sequence[Patch], of_model: Weighted, of_cl
             "slower than merging."
         )
     inseparable = [
-        p for p in found if request.scope.rows(_layer(p)) and not p.low_rank and not p.weight.endswith(".bias")
+        p for p, (_, scaled) in zip(found, of_model, strict=True) if scaled is p and request.scope.rows(_layer(p))
     ]
     if inseparable:
         names = listed([p.layer for p in inseparable], 3)
