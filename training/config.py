@@ -50,7 +50,11 @@ def check_range(name: str, value: float) -> None:
     """Raise `InputError` unless `value` is a number within `RANGES[name]`."""
     low, high = RANGES[name]
     if (isinstance(value, float) and not math.isfinite(value)) or not low <= value <= high:
-        raise InputError(f"{name} is {value}; give a number from {low:g} to {high:g}")
+        raise InputError(f"{name} is {value}; give a number from {_shown(low)} to {_shown(high)}")
+
+
+def _shown(limit: float) -> str:
+    return f"{int(limit):,}" if limit == int(limit) else f"{limit:g}"
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

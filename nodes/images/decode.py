@@ -18,6 +18,7 @@ from .sizes import size_of
 PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 200_000_000  # a larger picture is refused before it is decoded
+HIGHLIGHTS = 16.0  # lights of a float picture in 0..1 may go beyond 1 up to this; one in 0..255 would be black there
 # What is decoded. Others that Pillow knows are drawings, documents or rarities; EPS would start another program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO", "DDS", "QOI")
 
@@ -76,7 +77,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     kind = _phone_format(path)
     if kind:
         package = PLUGINS[kind][0].replace("_", "-").replace("pillow-jxl", "pillow-jxl-plugin")
-        shown = "HEIC" if kind == "HEIF" else kind
+        shown = {"HEIF": "HEIC", "JXL": "JPEG XL"}[kind]
         if kind not in Image.OPEN:
             return (
                 f"is a {shown} picture, which Pillow cannot read by itself; convert it to PNG or JPEG, or install the "
@@ -114,7 +115,8 @@ def _as_rgb(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
 def _eight_bits(picture: Image.Image) -> tuple[Image.Image, str]:
     """(the picture with 8 bits, a note or ""): a greyscale picture of 16 or 32 bits or of floats is scaled.
 
-    White is 65535 for integers and 1 for floats. Where the values go beyond it, white is 255 or 65535 for floats that
+    White is 65535 for integers and 1 for floats. Floats up to `HIGHLIGHTS` keep that white, and what is brighter is
+    cut, as in a picture with a high dynamic range. Where the values go further, white is 255 or 65535 for floats that
     fit, else the largest value; the note says so. Pillow's own conversion clips instead of scaling.
     """
     if not picture.mode.startswith("I") and picture.mode != "F":
@@ -124,8 +126,8 @@ def _eight_bits(picture: Image.Image) -> tuple[Image.Image, str]:
         raise InputError("holds numbers that are not finite")
     low, high = float(values.min()), float(values.max())
     whites = (65535.0,) if picture.mode.startswith("I") else (1.0, 255.0, 65535.0)
-    white = next((top for top in whites if high <= top), high)
+    white = whites[0] if picture.mode == "F" and high <= HIGHLIGHTS else next((w for w in whites if high <= w), high)
     scaled = Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
-    if white == whites[0] and low >= 0:
+    if white == whites[0] and low >= 0 and high <= white:
         return scaled, ""
     return scaled, f"its numbers go from {low:g} to {high:g}: 0 is taken as black and {white:g} as white"

@@ -93,6 +93,7 @@ NAMES = {
     "euc_jp": "EUC-JP",
 } | {f"cp{number}": f"Windows-{number}" for number in (874, *range(1250, 1258))}
 _CLOSE = 0.05  # encodings whose share of implausible characters differs by less are decided by charset-normalizer
+_MIXED = 0.05  # from this share of implausible characters on, files of one encoding may be of several
 _WORD = re.compile(r"[^\W\d_]+")
 _SYMBOL_IN_WORD = re.compile(r"(?<=[^\W\d_])[^\w\s\x00-\x7f’‘·‑­](?=[^\W\d_])")
 _LONELY = re.compile(r"(?<![^\x00-\x7f])[^\x00-\x7f](?![^\x00-\x7f])")  # not beside another of its kind
@@ -172,7 +173,11 @@ def _common_share(data: bytes, encoding: str) -> float:
 
 
 def _groups(files: list[bytes]) -> Iterator[tuple[list[int], Decision]]:
-    """(indices, their encoding): one group where one encoding fits all files, else one for each that is needed."""
+    """(indices, their encoding): one group where one encoding fits all files, else one for each that is needed.
+
+    KOI8-R and a few others fit any bytes. Where text is implausible in such an encoding and files are plausible each in
+    its own, the folder was put together from several, and each file is decided alone.
+    """
     left = list(range(len(files)))
     while left:
         fits = {name: [i for i in left if _decodes(files[i], name)] for name in _CANDIDATES}
@@ -180,8 +185,27 @@ def _groups(files: list[bytes]) -> Iterator[tuple[list[int], Decision]]:
         if not most:
             return
         group, names = _best_group({name: fits[name] for name in fits if len(fits[name]) == most}, files)
-        yield group, _choose(names, [files[i] for i in group])
+        members = [files[i] for i in group]
+        decision = _choose(names, members)
+        alone = [_alone(data) for data in members]
+        badness = _badness(decision.encoding, members)
+        if badness > _MIXED and _total_badness(alone, members) < badness / 2:
+            yield from (([i], each) for i, each in zip(group, alone, strict=True))
+        else:
+            yield group, decision
         left = [i for i in left if i not in group]
+
+
+def _alone(data: bytes) -> Decision:
+    return _choose([name for name in _CANDIDATES if _decodes(data, name)], [data])
+
+
+def _total_badness(decisions: Sequence[Decision], files: Sequence[bytes]) -> float:
+    """The mean of the files' `_badness`, each in its own encoding and by its number of characters beyond ASCII."""
+    pairs = list(zip((decision.encoding for decision in decisions), files, strict=True))
+    counts = [sum(ord(character) > 127 for character in data.decode(name)) for name, data in pairs]
+    bad = sum(count * _badness(name, [data]) for count, (name, data) in zip(counts, pairs, strict=True))
+    return bad / max(1, sum(counts))
 
 
 def _best_group(fits: dict[str, list[int]], files: list[bytes]) -> tuple[list[int], list[str]]:

@@ -14,7 +14,7 @@ from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions import CAPTIONS, caption_of
 from .decode import read_picture
 from .left_out import CAPTION_FILES, OTHER_FILES, left_out
-from .masks import MASKS, FolderMasks, has_name_of_mask, without_black_masks
+from .masks import MASKS, FolderMasks, without_black_masks, without_masks
 from .quality import listed, remarks
 from .sizes import (
     BUCKET_STEP,
@@ -91,7 +91,10 @@ class _Findings:
                 + (f"only {caption!r} is said of them." if caption else "the prompt is empty for them.")
             )
         if self.cropped:
-            notes.append(f"Cropped by more than a fifth: {listed(self.cropped)}; no bucket is closer to their shape.")
+            finer = " A smaller bucket_step may keep more." if request.bucket_step > SMALL_STEP else ""
+            notes.append(
+                f"Cropped by more than a fifth: {listed(self.cropped)}; no bucket is closer to their shape.{finer}"
+            )
         if self.small:
             notes.append(
                 f"Small: {listed(self.small)}; less than half of the {request.resolution}x{request.resolution} px "
@@ -175,7 +178,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
     A file that is named as a mask is one, unless it has a caption file of its own.
     """
-    return [path for path in files_in(folder) if not has_name_of_mask(path)]
+    return without_masks(files_in(folder), folder.iterdir())
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from .quality import listed
+from .quality import counted, listed
 from .text_files import CaptionFiles, is_caption, look_alike
 
 CAPTION_FILES = {".txt", ".caption"}
@@ -53,8 +53,8 @@ def _subfolder_notes(folders: list[Path]) -> list[str]:
     notes = []
     if full:
         notes.append(
-            f"NOT READ: {sum(counts.values())} pictures in subfolders: {listed(full)}. Only the folder itself is read; "
-            "move them into it, or choose the subfolder."
+            f"NOT READ: {counted(sum(counts.values()), 'picture')} in subfolders: {listed(full)}. Only the folder "
+            "itself is read; move the pictures into it, or choose the subfolder."
         )
     if empty:
         notes.append(f"Passed over: subfolders without pictures: {listed(empty)}.")
@@ -77,7 +77,8 @@ def _caption_notes(files: list[Path], source: str, captions: CaptionFiles) -> li
     others = [path.name for path in files if path.suffix.lower() == ".caption"]
     if others:
         notes.append(
-            f"NOT READ: {len(others)} .caption files: {listed(others)}. Captions are read from .txt files; rename them."
+            f"NOT READ: {counted(len(others), '.caption file')}: {listed(others)}. Captions are read from .txt files: "
+            "give them that ending."
         )
     tables = [path.name for path in files if path.name.lower() == TABLE]
     if tables:
@@ -86,7 +87,7 @@ def _caption_notes(files: list[Path], source: str, captions: CaptionFiles) -> li
         )
     texts = [path.name for path in files if is_caption(path)]
     if texts and source != "text files":
-        notes.append(f"Passed over: {len(texts)} .txt files, as captions is {source!r}.")
+        notes.append(f"Passed over: {counted(len(texts), '.txt file')}, as captions is {source!r}.")
     if captions.unused:
         doubles = listed([path.name for path in captions.unused])
         notes.append(f"NOT READ: {doubles}, as the same picture has another caption file.")

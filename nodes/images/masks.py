@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,15 +13,21 @@ from ...training.errors import InputError
 from ...training.images import TrainingImage
 from .decode import read_mask
 from .quality import listed
+from .text_files import is_caption
 
 MASKS = ("none", "alpha", "*-mask.png")
 IN_FILES = MASKS[2]
 SUFFIXES = ("-mask", "-masklabel")  # the second is OneTrainer's
 
 
-def has_name_of_mask(path: Path) -> bool:
-    """Whether a file is named as the mask of another, and has no caption file, with which it would be a picture."""
-    return path.stem.lower().endswith(SUFFIXES) and not path.with_suffix(".txt").is_file()
+def without_masks(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
+    """The files that are no masks by their names. A file with a caption file of its own among `others` is a picture."""
+    captioned = {unicodedata.normalize("NFC", path.stem) for path in others if is_caption(path)}
+    return [path for path in files if not _has_name_of_mask(path, captioned)]
+
+
+def _has_name_of_mask(path: Path, captioned: Collection[str]) -> bool:
+    return path.stem.lower().endswith(SUFFIXES) and unicodedata.normalize("NFC", path.stem) not in captioned
 
 
 @dataclass
@@ -81,12 +88,12 @@ class FolderMasks:
             names = listed([path.name for path in self.captioned])
             notes.append(f"Masks with a caption: {names}; used as masks, and the captions are not used.")
         used = {path for picture, path in self._of.items() if picture in self.pictures}
-        left = [path.name for path in self.files if has_name_of_mask(path) and path not in used]
+        left = [path.name for path in self.files if path not in used and path not in self.pictures]
         if left:
             mend = (
                 "a mask is a .png beside a picture of its name"
                 if self.masks == IN_FILES
-                else f"choose masks {IN_FILES} to use them as masks"
+                else f"with masks {IN_FILES} it is a mask, if it is a .png beside a picture of its name"
             )
             notes.append(
                 f"Left out: {listed(left)}; named as a mask. To train on one, give it a caption in a .txt of its name; "

@@ -77,6 +77,11 @@ def remarks(names: Sequence[str], pictures: Sequence[Tensor]) -> list[str]:
     return lines
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 picture" or "2 pictures"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def listed(names: Sequence[str], most: int = 10) -> str:
     """The names separated by commas: the first `most`, and how many more there are."""
     shown = ", ".join(names[:most])

@@ -12,6 +12,7 @@ from ..bridge.drawing.fonts import drawable
 from ..bridge.drawing.image import scaled_size, tensor_of
 from ..bridge.drawing.palette import INK, NO_CAPTION, PAPER
 from ..bridge.drawing.text_layout import fit_lines
+from .quality import counted
 
 THUMB, TEXT, GAP = 192, 54, 12  # px
 MOST = 60  # pictures on a sheet
@@ -46,7 +47,8 @@ def _bracket_notes(images: ImageSet) -> list[str]:
     with_brackets = [item for item in items if has_brackets(item.caption, item.caption_syntax)]
     if not with_brackets:
         return []
-    count = f"{len(with_brackets)} of {len(items)} captions hold brackets"
+    some = len(with_brackets)
+    count = f"{some} of {len(items)} captions {'holds' if some == 1 else 'hold'} brackets"
     if with_brackets[0].caption_syntax == PROMPT:
         return [
             f"{count}, which are read as emphasis; for tags such as saber (fate), where they are text, set "
@@ -55,7 +57,10 @@ def _bracket_notes(images: ImageSet) -> list[str]:
     weighted = sum(has_weights(item.caption) for item in with_brackets)
     note = f"{count}, which are read as text."
     if weighted:
-        note += f" {weighted} as (red:1.4): if these are meant as prompt weights, set caption_syntax to prompt."
+        note += (
+            f" {weighted} of them with a number, as in (red:1.4): if this is meant as a prompt weight, set "
+            "caption_syntax to prompt."
+        )
     return [note]
 
 
@@ -69,16 +74,16 @@ def describe(images: ImageSet) -> str:
     captions = {item.caption for item in images.items}
     distinct, copies = len(images.copies()), len(images.items)
     count = (
-        f"{distinct} pictures"
+        counted(distinct, "picture")
         if copies == distinct
-        else f"{distinct} pictures, {copies} with mirrored and repeated ones"
+        else f"{counted(distinct, 'picture')}, {copies} with mirrored and repeated ones"
     )
     lines = [f"{count}: {', '.join(sizes)}."]
     if captions == {""}:
         lines.append("No captions: the model will learn the pictures for an empty prompt.")
     else:
         lines.append(
-            f"{len(captions)} different captions, for example "
+            f"{counted(len(captions), 'different caption')}, for example "
             f"{min(captions - {''}, key=lambda text: (len(text), text))!r}."
         )
     if images.trigger:

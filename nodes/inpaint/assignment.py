@@ -83,7 +83,7 @@ def assign(given: int, layout: Layout) -> Assignment:
         return Assignment((tuple(range(given)),), True, f"{given} masks for one picture: they were united.")
     if given <= layout.count:
         members = tuple((i % given,) for i in range(layout.count))
-        what = "videos" if layout.is_video else "latents"
+        what = "videos" if layout.is_video else "pictures"
         repeated = f"{given} masks for {layout.count} {what}: repeated in order."
         return Assignment(members, note="" if given == layout.count else repeated)
     if not layout.is_video:

@@ -294,7 +294,7 @@ def _report(shaped: CellMask, layout: Layout, kind: str, reason: str, model, not
     elif full == cells.numel():
         lines.append("The mask covers everything: the same as no mask.")
     elif empty := int((cells == 0).flatten(1).all(1).sum()):
-        lines.append(f"{empty} of the {len(cells)} masks are empty: nothing changes there.")
+        lines.append(f"Empty masks: {empty} of {len(cells)}. Nothing changes there.")
     return "\n".join([*lines, *shaped.notes, *notes])
 
 

@@ -121,8 +121,8 @@ def _paired(
     frames = made if 1 < made < originals and drops_frames(originals, made) else batch
     if frames < batch:
         notes.append(
-            f"{batch} originals and {made} generated pictures: taken for a video of which the VAE dropped the last "
-            f"{batch - frames} frames, which stay the original's."
+            f"{batch} originals and {made} generated pictures: taken for a video of which the VAE dropped frames "
+            f"at the end ({batch - frames}), which stay the original's."
         )
     if 1 < originals < batch and batch % originals == 0:
         notes.append(f"{originals} originals for {batch} pictures: repeated in order.")
@@ -192,7 +192,7 @@ def place(original: torch.Tensor, generated: torch.Tensor, mask: torch.Tensor) -
     if as_vae:
         sizes = f"The generated picture is {w}x{h} px, the VAE's crop of {width}x{height} px by its size"
     else:
-        sizes += ", of which its outside shows the middle"
+        sizes += ", and outside the mask it agrees with the original's middle"
     crop = _placed(original, generated, *_mask_at(mask, size, (h, w)), (top, left), f"{sizes}: {where}")
     if as_vae and resized.is_much_nearer(crop):
         note = "Outside the mask it agrees with the whole original, not with the VAE's crop of it."

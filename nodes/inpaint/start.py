@@ -9,7 +9,7 @@ q at the first sigma (1 and sigma, or 1 - sigma and sigma for flow):
     -log p(x | L) = sum (x - s L)^2 / (2 q^2) + const        for noise of variance 1
 
 A difference of `DECISIVE` or more between two candidates decides. The mean of L is a candidate, too: a state that is
-nearer to it than to L was not made from L.
+nearer to it than to L was not made from L, unless it is L's inversion.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ DECISIVE = 20.0  # nats: a likelihood ratio of 5e8
 MOST_DETAIL = 1.2  # above a picture's `noise_estimate`: the whole deviation of most models' latents is about 1
 EQUAL = 1e-3  # kept cells differ by less than this share of the noise: the latent holds none there
 STRONG = 1.3  # the residual's root mean square, in the noise's scale, from which it is not noise alone
+MOST_RESIDUAL = 2.0  # the same, from which no candidate is the original, whatever else speaks for it
 NODE = "Bespoke Latent Mask Blend"
 
 
@@ -229,12 +230,18 @@ def _likeliest(state: _State, i: int, x: torch.Tensor, originals: torch.Tensor, 
         _refuse_unknown(i, len(state.latent))
     original = originals[chosen]
     distance = _distance(state, x, original, outside)
+    count = int(outside.sum()) / 2  # the distance that noise alone has
+    if distance > MOST_RESIDUAL**2 * count + DECISIVE:
+        return None
     blank = original.mean(dim=tuple(range(1, x.ndim)), keepdim=True).expand_as(x)
     if distance - _distance(state, x, blank, outside) < DECISIVE:
         return chosen
-    # In its place a latent may be an inverted one: its noise has the right strength, and is no independent draw.
-    strong = distance > STRONG**2 * int(outside.sum()) / 2
-    return None if in_order is None or strong or _has_no_noise(state, i, outside) else chosen
+    if chosen != in_order or _has_no_noise(state, i, outside):
+        return None
+    # In its place a latent may be an inverted one: its noise is no independent draw, and no stronger. Noise on another
+    # picture has the square of both pictures on top.
+    signal = float((state.signal * (original - blank))[outside].double().square().sum() / (2 * state.level**2))
+    return None if distance > min(STRONG**2 * count, count + signal / 2) else chosen
 
 
 def _decides(originals: torch.Tensor, distances: Sequence[float], best: int) -> bool:

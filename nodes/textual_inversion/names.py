@@ -20,7 +20,8 @@ def check_name(name: str) -> str:
     if not _ALLOWED.fullmatch(name):
         bad = sorted({c for c in name if not _ALLOWED.fullmatch(c)})
         raise InputError(
-            f"{shown} holds {' '.join(bad)}, which prompts read as something else; use letters, digits, '-' and '_'"
+            f"{shown} holds {' and '.join(map(repr, bad))}, which prompts read as something else; use letters, digits, "
+            "'-' and '_'"
         )
     if name.startswith(("/", ".")) or ".." in name or "//" in name:
         raise InputError(f"{shown} leads out of the embeddings folder; give a name without '..' or a leading '/'")

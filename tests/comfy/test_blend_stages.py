@@ -285,6 +285,46 @@ def test_noise_of_an_unknown_origin_is_refused_with_the_reason(run_node, large_f
         ksample(second, again, first=4, noise=False)
 
 
+@pytest.mark.parametrize("change", ["another batch", "flipped"])
+@pytest.mark.parametrize(("kind", "split"), [("epsilon", 2), ("epsilon", 4), ("flow", 2), ("flow", 4), ("flow", 6)])
+def test_no_original_of_the_batch_is_taken_for_a_state_that_none_of_them_explains(
+    run_node, large_field, large, kind, split, change
+):
+    """The oracle is that the states were made from none of the node's pictures. At much noise one of the others in the
+    batch was decisively nearer than the one in its place, by chance, and its pixels came outside the mask.
+    """
+    model, masked, *_ = run_node(
+        "BespokeLatentMaskBlend", model=wrap(large_field, kind), latent=large, **LARGE["hard"], blend="prediction"
+    )
+    if change == "flipped":
+        half = ksample(model, masked, last=split)
+        (half,) = run_node("LatentFlip", samples=half, flip_method="y-axis: horizontally")
+    else:
+        others = {"samples": large_field.sample(COUNT, 4, seed=77) / 0.18215}
+        half = {**masked, "samples": plain_half(large_field, others, kind, last=split)["samples"]}
+    with pytest.raises(ValueError, match="holds an earlier stage's noise"):
+        ksample(model, half, first=split, noise=False)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow"])
+def test_an_inverted_latent_keeps_the_picture_that_it_was_inverted_from(run_node, large_field, large, kind):
+    """Its noise is no independent draw: it was computed from the picture, by a run upwards without the node."""
+    plain = wrap(large_field, kind)
+    (sigmas,) = run_node("BasicScheduler", model=plain, scheduler="normal", steps=STEPS, denoise=1.0)
+    (guider,) = run_node("BasicGuider", model=plain, conditioning=analytic.conditioning())
+    (nothing,), (euler,) = run_node("DisableNoise"), run_node("KSamplerSelect", sampler_name="euler")
+    model, masked, *_ = run_node(
+        "BespokeLatentMaskBlend", model=wrap(large_field, kind), latent=large, **LARGE["hard"], blend="prediction"
+    )
+    for split in (1, 3, 6):
+        upwards = torch.linspace(1e-3, float(sigmas[split]), 31)
+        noised, _ = run_node(
+            "SamplerCustomAdvanced", noise=nothing, guider=guider, sampler=euler, sigmas=upwards, latent_image=large
+        )
+        result = ksample(model, {**masked, "samples": noised["samples"]}, first=split, noise=False)["samples"]
+        assert outside_error(result, large["samples"], masked["noise_mask"]) == 0.0
+
+
 def test_a_clean_latent_of_another_picture_keeps_itself(run_node, large_field, large):
     """A noise-free pass over a clean latent, with the model of another picture's node: the latent is the original.
 

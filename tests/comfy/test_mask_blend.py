@@ -444,7 +444,7 @@ def test_masks_repeated_in_order_are_what_is_sampled_counted_shown_and_restored(
     model, masked, latent_mask, preview, report = masked_by(run_node, wrap(field), samples, masks)
     assert report.startswith("Blend: differential (the mask is soft")
     assert "384 of 1024 latent cells may change (37.5%) in 4 pictures: 256 fully, 128 partly." in report
-    assert "2 masks for 4 latents: repeated in order." in report
+    assert "2 masks for 4 pictures: repeated in order." in report
     assert torch.equal(latent_mask, (masks > 0).float().repeat(2, 1, 1))
     assert len(preview) == 4
     changed = (ksample(model, masked) != samples).any(1).float()

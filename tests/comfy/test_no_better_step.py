@@ -79,6 +79,23 @@ def test_the_last_step_is_kept_where_none_is_better(models, run_node, scores, pi
     assert "fewer steps" not in report
 
 
+@pytest.mark.parametrize("rate", [0.0, 1e-2])
+def test_a_lora_of_zeros_is_said(models, run_node, rate):
+    """At learning rate 0 no number moves, so the factors that start at zero stay there."""
+    _, lora, _, _, report, _ = train(run_node, models, steps=2, validation=0, learning_rate=rate)
+    assert ("NOTHING WAS LEARNED" in report) == (moved(lora) == 0.0) == (rate == 0.0)
+
+
+@pytest.mark.parametrize(("end", "said"), [(0.99995, True), (0.9998, False)])
+@pytest.mark.parametrize("pictures", [6, 12])
+def test_a_gain_that_is_none_is_said(models, run_node, scores, pictures, end, said):
+    """By hand: 5e-5 and 2e-4 of the start's loss, on both sides of `LEAST_GAIN`."""
+    scores(1.0, 1.0, end)
+    report = train(run_node, models, pictures)[4]
+    assert ("That is less than 0.01% lower than at the start: hardly anything was learned." in report) == said
+    assert "NO STEP WAS BETTER" not in report
+
+
 def test_the_best_step_is_kept_where_one_is_better(models, run_node, scores):
     scores(1.0, 0.5, 2.0)
     _, best, _, _, report, _ = train(run_node, models)

@@ -109,6 +109,29 @@ def test_two_encodings_in_a_folder(tmp_path):
     assert "1 as GBK, 1 as UTF-8" in report
 
 
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"cp932": "赤い犬が走っています", "cp1252": "a “quoted” café"},
+        {"cp1251": "собака на траве", "cp1252": "a “quoted” café"},
+        {"gb18030": "中文的说明文字", "cp1252": "une forêt très verte"},
+        {
+            "cp1251": "собака на траве",
+            "cp932": "赤い犬が走っています",
+            "cp1252": "“café” über",
+            "gb18030": "中文的说明文字",
+        },
+    ],
+    ids=lambda texts: " ".join(texts),
+)
+def test_a_folder_that_was_put_together_from_several(tmp_path, texts):
+    """KOI8-R and Thai fit any bytes, and all files came out as noise in one of them. The oracle is what was encoded."""
+    captions, report = captions_of(tmp_path, [text.encode(encoding) for encoding, text in texts.items()])
+    assert captions == list(texts.values())
+    assert "KOI8-R" not in report
+    assert "Windows-874" not in report
+
+
 def test_without_charset_normalizer_a_guess_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(encodings, "charset_normalizer", None)
     captions, report = captions_of(tmp_path, [text.encode("cp1252") for text in SETS["French"][1]])

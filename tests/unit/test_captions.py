@@ -149,7 +149,7 @@ def test_reports_count_captions_with_brackets(tmp_path):
         Image.new("RGB", (64, 64), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(caption)
     text = describe(read_folder(FolderRequest(tmp_path, flip=True, repeats=2)))
-    assert "3 of 4 captions hold brackets, which are read as text. 1 as (red:1.4): if these are meant" in text
+    assert "3 of 4 captions hold brackets, which are read as text. 1 of them with a number, as in (red:1.4): if" in text
     text = describe(read_folder(FolderRequest(tmp_path, caption_syntax="prompt")))
     assert "2 of 4 captions hold brackets, which are read as emphasis" in text
     text = describe(read_folder(FolderRequest(tmp_path, captions="template", template="a circle")))

@@ -264,7 +264,7 @@ def test_onetrainers_masks_are_masks(folder):
     images = read(folder, captions="file names")
     assert [item.name for item in images.items] == ["a.png"]
     (note,) = [note for note in images.notes if note.startswith("Left out: a-masklabel.png; named as a mask.")]
-    assert "choose masks *-mask.png" in note
+    assert "with masks *-mask.png it is a mask, if it is a .png beside a picture of its name" in note
 
 
 @pytest.mark.parametrize("name", ["iron-mask.png", "iron-mask.jpg", "iron-masklabel.webp", "IRON-MASK.PNG"])
@@ -298,6 +298,17 @@ def test_a_mask_with_a_caption_is_the_mask_of_its_picture(folder):
     assert images.items[0].mask.mean() == pytest.approx(0.5, abs=0.02)
     assert "Masks with a caption: a-mask.png; used as masks, and the captions are not used." in images.notes
     assert [item.name for item in read(folder).items] == ["a-mask.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "caption"), [("iron-mask", "iron-mask.TXT"), ("caf\u0065\u0301-mask", "caf\u00e9-mask.txt")]
+)
+def test_every_caption_file_that_is_found_makes_a_file_named_as_a_mask_a_picture(folder, stem, caption):
+    """By an ending in capitals, and in the other Unicode form of an accent (NFD and NFC)."""
+    picture().save(folder / f"{stem}.png")
+    (folder / caption).write_text("a man in a mask")
+    (item,) = read(folder).items
+    assert item.caption == "a man in a mask"
 
 
 @pytest.mark.parametrize(

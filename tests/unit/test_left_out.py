@@ -46,12 +46,12 @@ def test_each_reason_is_counted(folder):
     text = report(folder)
     assert "NOT READ: 2 pictures in subfolders: 10_dog (2). Only the folder itself is read" in text
     assert "Passed over: subfolders without pictures: empty." in text
-    assert "NOT READ: 1 .caption files: a.caption." in text
+    assert "NOT READ: 1 .caption file: a.caption." in text
     assert "NOT READ: captions in metadata.jsonl." in text
     assert "Passed over, as they are no pictures: 2 .npz, 1 .json." in text
     assert "Passed over, as their names begin with a dot: ._a.png, .DS_Store." in text
     assert "Passed over, as they are broken links or no files: gone.png." in text
-    assert "1 .txt files, as captions is 'file names'" in report(folder, captions="file names")
+    assert "1 .txt file, as captions is 'file names'" in report(folder, captions="file names")
 
 
 def test_a_clean_folder_has_no_such_notes(folder):
@@ -64,7 +64,7 @@ def test_a_clean_folder_has_no_such_notes(folder):
 
 def test_pictures_in_subfolders_alone_are_named_in_the_error(folder):
     draw(folder / "10_dog" / "b.png")
-    with pytest.raises(InputError, match=r"holds no picture; .* NOT READ: 1 pictures in subfolders: 10_dog \(1\)"):
+    with pytest.raises(InputError, match=r"holds no picture; .* NOT READ: 1 picture in subfolders: 10_dog \(1\)"):
         read_folder(FolderRequest(folder))
 
 
@@ -121,8 +121,8 @@ JXL = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 99
     [
         ("phone.heic", HEIC, "HEIC", "pillow-heif"),
         ("phone.jpg", HEIC, "HEIC", "pillow-heif"),
-        ("new.jxl", JXL, "JXL", "pillow-jxl-plugin"),
-        ("bare.jxl", b"\xff\x0a" + b"\0" * 99, "JXL", "pillow-jxl-plugin"),
+        ("new.jxl", JXL, "JPEG XL", "pillow-jxl-plugin"),
+        ("bare.jxl", b"\xff\x0a" + b"\0" * 99, "JPEG XL", "pillow-jxl-plugin"),
     ],
 )
 def test_pictures_of_phones_say_what_to_do(folder, name, data, kind, package):
@@ -191,6 +191,17 @@ def test_float_pictures(folder, low, high, grey, note):
     assert images.items[0].pixels[40, 40].tolist() == [grey] * 3
     assert any(note in line for line in images.notes)
     assert bool(note) == any("is taken as black" in line for line in images.notes)
+
+
+def test_lights_of_a_float_picture_are_cut_and_the_rest_keeps_its_brightness(folder):
+    """0.5 is a middle grey, 128 of 255, whatever the brightest light is (by hand); 255 as white would make it 1."""
+    values = np.full((80, 96), 0.5, np.float32)
+    values[:, 0] = 3.0
+    Image.fromarray(values).save(folder / "a.tif")
+    images = read_folder(FolderRequest(folder))
+    assert images.items[0].pixels[40, 40].tolist() == [128] * 3
+    assert images.items[0].pixels[40, 0].tolist() == [255] * 3
+    assert "a.tif: its numbers go from 0.5 to 3: 0 is taken as black and 1 as white" in images.notes
 
 
 def test_integers_beyond_16_bits_are_scaled_and_said(folder):

@@ -260,7 +260,7 @@ def test_masks_are_repeated_in_order_for_more_pictures():
     """As core's `repeat_to_batch_size` does with a noise mask, and `RepeatLatentBatch` with the pictures."""
     again, shown, notes = used(2, PICTURES)
     assert first_cells(again) == [0.5, 1.0, 0.5]
-    assert (shown.shape, notes) == ((3, 16, 24), ["2 masks for 3 latents: repeated in order."])
+    assert (shown.shape, notes) == ((3, 16, 24), ["2 masks for 3 pictures: repeated in order."])
 
 
 def test_more_masks_than_pictures_are_refused():

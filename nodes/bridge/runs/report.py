@@ -11,6 +11,8 @@ from ....training.record import TOLERATED_RISE, Run
 from ..dataset.pictures import Pictures
 from .cross_validation import training_indices_of
 
+LEAST_GAIN = 1e-4  # of the start's held-out loss; with less, a result cannot be told from the start
+
 
 def describe_draws(pictures: Pictures, run: Run, config: TrainConfig) -> str:
     """How often the steps of a run have drawn each picture, its copies together: "each of 20 pictures was seen 24
@@ -54,13 +56,20 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
         f"{run.held_out[-1][1]:.4f} at the end."
     )
     if run.folds:
-        curve = (
-            f"{run.folds} trainings, each without {config.validation} other pictures, said when to stop; then all "
-            f"{run.info.images} were trained on. Of those left out: {curve}"
+        trainings = (
+            f"1 training, without {config.validation} of the pictures,"
+            if run.folds == 1
+            else f"{run.folds} trainings, each without {config.validation} other pictures,"
         )
+        curve = f"{trainings} said when to stop; then all {run.info.images} were trained on. Of those left out: {curve}"
     lines.append(curve)
     if run.no_step_improved:
         return [*lines, _no_better_step(run, config)]
+    if step > 0 and first[1] - loss < LEAST_GAIN * first[1]:
+        lines.append(
+            f"That is less than {LEAST_GAIN:.2%} lower than at the start: hardly anything was learned. Try a higher "
+            f"learning_rate (it was {config.learning_rate:g}) or more steps."
+        )
     since = run.over_fitting_since()
     if since is not None and since > 0:
         lines.append(f"From step {since} on it only rose: that is over-fitting, so fewer steps would do.")

@@ -194,6 +194,11 @@ class LoraTechnique:
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
             "the noise levels and pictures that were drawn.",
         ]
+        if not any(bool(part.any()) for name, part in learned.items() if "lora_up" in name):
+            lines.append(
+                "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
+                f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."
+            )
         lines += describe_held_out(run, config) + describe_notes(run)
         model = self._models.model
         levels = noise_range(model.model.diffusion_model, base_path(model))
