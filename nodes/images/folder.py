@@ -14,7 +14,7 @@ from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions import CAPTIONS, caption_of
 from .decode import read_picture
 from .left_out import CAPTION_FILES, OTHER_FILES, left_out
-from .masks import MASKS, FolderMasks, without_black_masks, without_masks
+from .masks import MASKS, FolderMasks, without_black_masks, without_companions
 from .quality import listed, remarks
 from .sizes import (
     BUCKET_STEP,
@@ -176,9 +176,9 @@ def _read_item(path: Path, request: FolderRequest, masks: FolderMasks, findings:
 def pictures_in(folder: Path) -> list[Path]:
     """The folder's files that should be pictures, in the order of names: no captions, masks, caches or settings.
 
-    A file that is named as a mask is one, unless it has a caption file of its own.
+    A file that is named as a mask is one, unless it has a caption file of its own; see `without_companions`.
     """
-    return without_masks(files_in(folder), folder.iterdir())
+    return without_companions(files_in(folder), filter(is_caption, folder.iterdir()))
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,29 +12,30 @@ from ...training.errors import InputError
 from ...training.images import TrainingImage
 from .decode import read_mask
 from .quality import listed
-from .text_files import is_caption
+from .text_files import match_captions
 
 MASKS = ("none", "alpha", "*-mask.png")
 IN_FILES = MASKS[2]
 SUFFIXES = ("-mask", "-masklabel")  # the second is OneTrainer's
+CONDITION = "-condlabel"  # OneTrainer's name of a conditioning image, which no training here takes
 
 
-def without_masks(files: Iterable[Path], others: Iterable[Path]) -> list[Path]:
-    """The files that are no masks by their names. A file with a caption file of its own among `others` is a picture."""
-    captioned = {unicodedata.normalize("NFC", path.stem) for path in others if is_caption(path)}
-    return [path for path in files if not _has_name_of_mask(path, captioned)]
+def without_companions(files: Sequence[Path], captions: Iterable[Path]) -> list[Path]:
+    """The files that are pictures: those that are not named as the mask or conditioning image of another.
 
-
-def _has_name_of_mask(path: Path, captioned: Collection[str]) -> bool:
-    return path.stem.lower().endswith(SUFFIXES) and unicodedata.normalize("NFC", path.stem) not in captioned
+    A file with such a name is a picture if it has a caption file. captions: the folder's caption files.
+    """
+    named = [path for path in files if path.stem.lower().endswith((*SUFFIXES, CONDITION))]
+    companions = set(named) - set(match_captions(named, captions))
+    return [path for path in files if path not in companions]
 
 
 @dataclass
 class FolderMasks:
     """The masks of a folder's pictures.
 
-    masks: one of `MASKS`. files: the folder's files. pictures: those that are pictures; with masks in files, those that
-    are the mask of another are taken out. captioned: masks with a caption file, which is not used.
+    masks: one of `MASKS`. files: the folder's files. pictures: `without_companions` of them; with masks in files, those
+    that are the mask of another are taken out. captioned: masks with a caption file, which is not used.
     """
 
     masks: str
@@ -44,8 +44,11 @@ class FolderMasks:
     captioned: list[Path] = field(default_factory=list)
     _without: list[str] = field(default_factory=list)  # pictures without a mask
     _of: dict[Path, Path] = field(default_factory=dict)  # {picture: its mask file}
+    _companions: list[Path] = field(default_factory=list)  # files that are no pictures by their names
 
     def __post_init__(self) -> None:
+        pictures = set(self.pictures)
+        self._companions = [path for path in self.files if path not in pictures]
         if self.masks != IN_FILES:
             return
         by_name = {path.name.lower(): path for path in self.files} | {path.name: path for path in self.files}
@@ -87,17 +90,25 @@ class FolderMasks:
         if self.captioned:
             names = listed([path.name for path in self.captioned])
             notes.append(f"Masks with a caption: {names}; used as masks, and the captions are not used.")
+        return [*notes, *self._left_out()]
+
+    def _left_out(self) -> list[str]:
         used = {path for picture, path in self._of.items() if picture in self.pictures}
-        left = [path.name for path in self.files if path not in used and path not in self.pictures]
-        if left:
+        left = [path for path in self._companions if path not in used]
+        conditions = [path.name for path in left if path.stem.lower().endswith(CONDITION)]
+        masks = [path.name for path in left if path.name not in conditions]
+        train = "To train on one, give it a caption in a .txt of its name"
+        notes = []
+        if masks:
             mend = (
                 "a mask is a .png beside a picture of its name"
                 if self.masks == IN_FILES
                 else f"with masks {IN_FILES} it is a mask, if it is a .png beside a picture of its name"
             )
+            notes.append(f"Left out: {listed(masks)}; named as a mask. {train}; {mend}.")
+        if conditions:
             notes.append(
-                f"Left out: {listed(left)}; named as a mask. To train on one, give it a caption in a .txt of its name; "
-                f"{mend}."
+                f"Left out: {listed(conditions)}; named as OneTrainer's conditioning image, which is not used. {train}."
             )
         return notes
 

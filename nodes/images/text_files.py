@@ -43,9 +43,8 @@ class CaptionFiles:
 def read_caption_files(pictures: Iterable[Path], captions: Iterable[Path]) -> CaptionFiles:
     """Match the caption files to pictures and decode them together, see `encodings.decide`.
 
-    pictures, captions: of one folder. A file belongs to a picture of the same
-    name before the ending, also where the two spell it in different Unicode forms (NFC and NFD, as macOS and other
-    systems write "e" with an accent).
+    pictures, captions: of one folder. A file belongs to a picture of the same name before the ending, also where the
+    two spell it in different Unicode forms (NFC and NFD, as macOS and other systems write "e" with an accent).
     """
     captions = list(captions)
     used = match_captions(pictures, captions)

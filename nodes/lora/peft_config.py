@@ -139,7 +139,8 @@ class PeftConfig:
 def _fields(meta: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """{component: {field: value}}; the component "" has the fields without a prefix."""
     found: dict[str, dict[str, Any]] = {}
-    for key, value in (*((key, _value(text)) for key, text in meta.items()), *_json_entries(meta.get(METADATA))):
+    entries = ((key, _value(text)) for key, text in meta.items() if key.rpartition(".")[2] in _FIELDS)
+    for key, value in (*entries, *_json_entries(meta.get(METADATA))):
         component, _, name = key.rpartition(".")
         if name in _FIELDS:
             found.setdefault(component, {})[name] = value

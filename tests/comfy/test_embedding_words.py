@@ -3,6 +3,9 @@
 ComfyUI is the oracle here: it defines what `embedding:name` in a prompt means.
 """
 
+import inspect
+
+import comfy.sd1_clip
 import pytest
 import safetensors.torch
 import tiny
@@ -28,6 +31,7 @@ SPELLINGS = (
     "embedding:[my/cat",
     "aembedding:my/cat",
 )
+BRACKETS = 3  # of these have a bracket behind the name
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,9 @@ def test_a_word_on_the_wire_is_a_file_of_that_name(two, run_node, tmp_path, keys
         expected = tiny.encode(from_file, text)
         assert torch.equal(tiny.encode(applied, text), expected), text
         used += not torch.equal(expected, tiny.encode(bare, text))
-    assert used == len(SPELLINGS) - 4  # the last four are no word of that name
+    # The last four are no word of that name. ComfyUI 0.24 does not end a name at a bracket.
+    ends_at_bracket = "[<" in inspect.getsource(comfy.sd1_clip.SDTokenizer._try_get_embedding)
+    assert used == len(SPELLINGS) - 4 - (0 if ends_at_bracket else BRACKETS)
     # A file of the same name loses, also for an encoder that the word on the wire has nothing for.
     safetensors.torch.save_file(vectors(1), tmp_path / "without" / "other.safetensors")
     applied, prompt_word = run_node("BespokeApplyEmbedding", clip=bare, embedding=word, name="other")

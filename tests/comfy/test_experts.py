@@ -108,7 +108,7 @@ def test_training_and_validation_stay_in_the_experts_part(run_node, name, low, h
     assert len(sigmas) >= 16 + 2 * 10
     assert low <= min(sigmas)
     assert max(sigmas) <= high
-    assert ("expert" in report) == (name != "wan2.1_t2v_14B")
+    assert ("Wan 2.2's" in report) == (name != "wan2.1_t2v_14B")
     if name == "wan2.1_t2v_14B":  # the levels of both
         assert min(sigmas) < 0.7
         assert max(sigmas) > 0.95

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from bespoke.training.batch_order import batch_indices
 from bespoke.training.images import TrainingImage
-from bespoke.training.randomness import batch_indices, noise, stratified_uniform
+from bespoke.training.randomness import noise, stratified_uniform
 from helpers import image_set
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook

@@ -6,18 +6,19 @@ from bespoke.nodes.bridge.training_model.checkpointing import checkpointed
 
 
 class Block(torch.nn.Module):
-    """`debug`, `early_stop` and `determinism_check` are names of arguments of `torch.utils.checkpoint` too."""
+    """Its arguments have names that `torch.utils.checkpoint` (`debug`, `early_stop`, `determinism_check`) and this
+    pack's functions (`context`) have too."""
 
-    def forward(self, x, scale, debug=0.0, early_stop=0.0, determinism_check="", options=None):
+    def forward(self, x, scale, debug=0.0, early_stop=0.0, determinism_check="", context=0.0, options=None):
         if options is not None:
             options["calls"] = options.get("calls", 0) + 1
-        return (x * scale).sin() + debug * x + early_stop * x**2 + len(determinism_check) * x**3
+        return (x * scale).sin() + debug * x + early_stop * x**2 + len(determinism_check) * x**3 + context
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_blocks_arguments_reach_the_block(in_place):
     block, gradients = Block(), []
-    arguments = dict(scale=torch.tensor(0.7), debug=2.0, early_stop=3.0, determinism_check="four")
+    arguments = dict(scale=torch.tensor(0.7), debug=2.0, early_stop=3.0, determinism_check="four", context=5.0)
     for blocks in ([], [block]):
         x = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
         with checkpointed(blocks, in_place):

@@ -267,6 +267,28 @@ def test_onetrainers_masks_are_masks(folder):
     assert "with masks *-mask.png it is a mask, if it is a .png beside a picture of its name" in note
 
 
+@pytest.mark.parametrize("masks", ["none", "alpha", "*-mask.png"])
+def test_onetrainers_conditioning_image_is_no_picture(folder, masks):
+    """OneTrainer leaves `-masklabel` and `-condlabel` files out of the pictures (`DataLoaderText2ImageMixin.py`)."""
+    picture().save(folder / "a.png")
+    picture().save(folder / "a-condlabel.png")
+    images = read(folder, captions="file names", masks=masks)
+    assert [item.name for item in images.items] == ["a.png"]
+    (note,) = [note for note in images.notes if note.startswith("Left out: ")]
+    assert note.startswith("Left out: a-condlabel.png; named as OneTrainer's conditioning image")
+    (folder / "a-condlabel.txt").write_text("a red wall")
+    (folder / "a.txt").write_text("another")
+    assert [item.name for item in read(folder, masks=masks).items] == ["a-condlabel.png", "a.png"]
+
+
+@pytest.mark.parametrize(("name", "caption"), [("b-mask", "b-mask.TXT"), ("caf\u00e9-mask", "cafe\u0301-mask.txt")])
+def test_any_caption_file_makes_a_picture_of_a_file_named_as_a_mask(folder, name, caption):
+    """The rule is that of every other picture: any case of ".txt", and any Unicode form of the name."""
+    picture().save(folder / f"{name}.png")
+    (folder / caption).write_text("the mask of a fox")
+    assert [item.caption for item in read(folder).items] == ["the mask of a fox"]
+
+
 @pytest.mark.parametrize("name", ["iron-mask.png", "iron-mask.jpg", "iron-masklabel.webp", "IRON-MASK.PNG"])
 @pytest.mark.parametrize("masks", ["none", "alpha", "*-mask.png"])
 def test_a_picture_that_is_named_as_a_mask(folder, name, masks):

@@ -39,8 +39,8 @@ class Store(Protocol):
     """Where a run is saved: its folder (`store.RunStore`), for several processes through `jobs.watch.SharedStore`.
 
     `state` and `record` return what was saved, or None; `state` raises `UnusableState` for what cannot be read.
-    `losses` returns the first losses, as many as can be read without the record. `save`
-    writes both together, so they belong to the same step. `save_record` writes the record alone, `save_end` only the
+    `losses` returns the first losses, as many as can be read without the record. `save` writes state and record
+    together, so they belong to the same step. `save_record` writes the record alone, `save_end` only changes the run's
     state in it. `save_sample` returns the name of the image file. `set_aside` renames what was saved, so that the run
     starts anew, and returns the new name.
     """

@@ -36,7 +36,7 @@ def checkpointed(
                 block.forward = own
 
 
-def _forward(forward: Callable[..., Any], context: Callable[[], AbstractContextManager[Any]], *args, **kwargs):
+def _forward(forward: Callable[..., Any], context: Callable[[], AbstractContextManager[Any]], /, *args, **kwargs):
     # ComfyUI counts blocks in the options that it passes on: the second pass must see what the first one saw.
     args = [dict(value) if isinstance(value, dict) else value for value in args]
     kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
@@ -49,7 +49,7 @@ def _contexts(context: Callable[[], AbstractContextManager[Any]]):
     return nullcontext(), context()
 
 
-def _with_cloned_inputs(forward: Callable[..., Any], *args, **kwargs):
+def _with_cloned_inputs(forward: Callable[..., Any], /, *args, **kwargs):
     return forward(*map(_clone, args), **{name: _clone(value) for name, value in kwargs.items()})
 
 
