@@ -5,7 +5,6 @@ A layer's delta is up @ down with up [out, R] and down [R, in * kernel], the str
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,11 +57,6 @@ def inner_products(terms: Sequence[Factors], whole: Factors | None = None) -> Te
     owner = torch.repeat_interleave(torch.arange(len(terms)), torch.tensor([t.rank for t in terms]))
     sums = torch.zeros(len(terms), whole.rank, dtype=torch.float64).index_add_(0, owner, product)
     return torch.zeros(len(terms), len(terms), dtype=torch.float64).index_add_(1, owner, sums)
-
-
-def norm(delta: Factors) -> float:
-    """The Frobenius norm."""
-    return math.sqrt(max(float(inner_products([delta])), 0.0))
 
 
 def _reduced(delta: Factors) -> tuple[Tensor, Tensor, Tensor]:

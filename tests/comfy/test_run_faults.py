@@ -21,27 +21,11 @@ from bespoke.training.embedding import PseudoWord
 from bespoke.training.errors import InputError
 from bespoke.training.record import Run, RunInfo, RunState
 from PIL import Image
+from run_records import Shown
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 ID, STEPS = "lora-000000000001", 12
-
-
-class Shown:
-    """A display that remembers how the run ended."""
-
-    node_id = None
-
-    def __init__(self):
-        self.ends = []
-
-    def start(self, text): ...
-    def step(self, values): ...
-    def validation(self, step, loss, best): ...
-    def sample(self, step, name): ...
-
-    def end(self, state, files=()):
-        self.ends.append(state)
 
 
 class Faults:

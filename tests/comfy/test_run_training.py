@@ -12,25 +12,9 @@ from bespoke.training.config import TrainConfig
 from bespoke.training.distributed import StopRequest
 from bespoke.training.embedding import PseudoWord
 from bespoke.training.record import Run, RunInfo, RunState
+from run_records import Shown
 
 ID = "lora-000000000001"
-
-
-class Shown:
-    """A display that remembers how the run ended."""
-
-    node_id = None
-
-    def __init__(self):
-        self.ends = []
-
-    def start(self, text): ...
-    def step(self, values): ...
-    def validation(self, step, loss, best): ...
-    def sample(self, step, name): ...
-
-    def end(self, state, files=()):
-        self.ends.append(state)
 
 
 def train(folder, steps=4, stop_at=0, store=RunStore, shown=None):

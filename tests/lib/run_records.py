@@ -30,3 +30,20 @@ def losses_of(folder: Path) -> list[float | None]:
     count = json.loads((folder / "record.json").read_text())["steps_done"]
     lines = (folder / "losses.jsonl").read_text().splitlines() if count else []
     return [json.loads(line) for line in lines[:count]]
+
+
+class Shown:
+    """A display that remembers how the run ended."""
+
+    node_id = None
+
+    def __init__(self):
+        self.ends = []
+
+    def start(self, text): ...
+    def step(self, values): ...
+    def validation(self, step, loss, best): ...
+    def sample(self, step, name): ...
+
+    def end(self, state, files=()):
+        self.ends.append(state)

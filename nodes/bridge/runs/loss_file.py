@@ -12,13 +12,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ....training.config import RANGES
+from ....training.checkpoint import MOST_STEPS
 from ..files.reading import read_text
 from .durable import write_after
 
 LOSSES = "losses.jsonl"
 WIDTH = 25  # bytes of a line: the longest float64 has 24 characters
-MOST_STEPS = int(RANGES["steps"][1])
 LARGEST = 2 * WIDTH * MOST_STEPS  # bytes
 
 

@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ....training.checkpoint import MOST_STEPS
 from ....training.plain_json import read_json
 from ....training.record import Run
-from .loss_file import MOST_STEPS, LossFile
+from .loss_file import LossFile
 
 RECORD = "record.json"
 STATE_0_1 = "state.safetensors"  # the one state of a folder of version 0.1

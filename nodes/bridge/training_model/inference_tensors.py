@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..wire.table import is_set
+
 
 class _NormalTensors(TorchFunctionMode):
     """Within it, each torch function gets a copy that autograd can save in the place of an inference tensor.
@@ -53,14 +55,6 @@ def normal_tensors(patcher: Any) -> Callable[[], AbstractContextManager[Any]]:
     """
     options = dict(patcher.model_options)
     options |= options.pop("transformer_options", {})
-    has_code = any(_is_set(value) for value in (options, patcher.injections, patcher.wrappers, patcher.hook_patches))
+    has_code = is_set((options, patcher.injections, patcher.wrappers, patcher.hook_patches))
     copies: dict[int, tuple[Tensor, Tensor]] = {}
     return (lambda: _NormalTensors(copies)) if has_code else contextlib.nullcontext
-
-
-def _is_set(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_is_set, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_is_set, value))
-    return value is not None
