@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .bridge.runs import routes as run_routes
+from .bridge.runs.shutdown import end_runs_at_exit
 from .compare.node import Compare
 from .images import routes as image_routes
 from .images.node import ImageBatch, ImageFolder
@@ -26,6 +27,7 @@ class BespokeExtension(ComfyExtension):
         from server import PromptServer
 
         if getattr(PromptServer, "instance", None) is not None:
+            end_runs_at_exit()
             run_routes.register(PromptServer.instance)
             image_routes.register(PromptServer.instance)
             schedule_routes.register(PromptServer.instance)

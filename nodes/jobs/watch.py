@@ -10,6 +10,7 @@ import math
 import time
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,9 @@ class SharedStore:
     @property
     def folder(self) -> Path:
         return self._own.folder
+
+    def owned(self) -> AbstractContextManager[None]:
+        return nullcontext()  # `lock.lock_folder` holds the whole job folder
 
     def state(self) -> State | None:
         data, problem = b"", ""

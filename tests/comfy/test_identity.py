@@ -93,3 +93,33 @@ def test_the_noise_schedule_counts(model):
     )
     assert len({identity.of_patcher(one) for one in (model, shifted, v)}) == 3
     assert identity.checksum(shifted) == identity.checksum(model)  # the weights are the same
+
+
+@pytest.mark.parametrize(("two", "part"), [(False, "clip_l"), (True, "clip_l")], ids=["SD1.5", "SDXL"])
+def test_a_weight_that_no_file_has_and_no_output_needs_does_not_count(comfyui, two, part):
+    """Files of SD1.5 and SDXL lack CLIP-L's projection; ComfyUI leaves what was in the memory, new at every start.
+
+    Oracle: the encoding, which is bit-equal whatever stands there.
+    """
+    clip = tiny.clip(two)
+    weights = dict(clip.patcher.model.named_parameters())
+    projection = weights[f"{part}.transformer.text_projection.weight"]
+
+    def encoded():
+        tokens = clip.tokenize("a red circle")
+        cond, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
+        return cond, pooled
+
+    texts, checksums, encodings = set(), set(), []
+    for value in (0.0, 1.0, float("nan")):
+        with torch.no_grad():
+            projection.fill_(value)
+        texts.add(identity.of_clip(clip).text)
+        checksums.add(identity.checksum(clip.patcher))
+        encodings.append(encoded())
+    assert len(texts) == len(checksums) == 1
+    assert all(torch.equal(a, b) for one in encodings[1:] for a, b in zip(one, encodings[0], strict=True))
+    used = weights["clip_g.transformer.text_projection.weight"] if two else next(iter(weights.values()))
+    with torch.no_grad():
+        used += 1
+    assert identity.checksum(clip.patcher) not in checksums

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,9 @@ NO_FOLDER_OPTION = "(no folder yet)"  # the widget's only choice where the input
 TEMPORARY_PREFIX = ".bespoke-"  # of the names of files that are being written
 LONGEST_PATH = 4000  # bytes of UTF-8
 NUMBERED = "_{:05}.safetensors"  # the end of the files of `write_numbered`
+# What fsync answers where a file system does not have it, for files or for folders.
+NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+BUSY_SECONDS = 1.0
 STALE_SECONDS = 3600  # a temporary file of this age is left over: no file takes as long to write
 _FORBIDDEN_CHARACTERS = re.compile(r'[\x00-\x1f<>:"|?*]')
 
@@ -75,11 +80,12 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=metadata)
         except SafetensorError as error:  # what the library makes of a full disk
             raise OSError(str(error)) from error
-        os.chmod(temporary, 0o644)
+        with contextlib.suppress(OSError):  # SMB, FAT and some mounts have no modes; the file is as readable as others
+            os.chmod(temporary, 0o644)
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # the name must not refer to an empty file, even after a power cut
+            sync(file.fileno())  # the name must not refer to an empty file, even after a power cut
         if overwrite:
-            os.replace(temporary, path)
+            replace(temporary, path)
         else:
             _rename_if_free(Path(temporary), path)
     finally:
@@ -106,10 +112,11 @@ def replacing(path: Path) -> Iterator[Path]:
     _remove_stale_files(path.parent)
     # The name's hash, since the name itself may have the greatest length already.
     name = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{name}-{os.getpid()}.part")
+    # Processes of two machines may have one number.
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{name}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield temporary
-        temporary.replace(path)
+        replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -123,7 +130,40 @@ def write_text(path: Path, text: str, synced: bool = False) -> None:
         file.write(text)
         if synced:
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
+
+
+def sync(handle: int) -> None:
+    """Bring an open file or folder to the disk, where the file system can do that; some network drives cannot.
+
+    Raises `OSError` where it can and fails, as on a full disk.
+    """
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+
+
+def replace(source: str | Path, path: str | Path) -> None:
+    """`os.replace`, tried for up to `BUSY_SECONDS` where another program has the file open.
+
+    On Windows and SMB a virus scanner, an indexer or a reader keeps a new or an old file from being renamed for some
+    milliseconds; that is a `PermissionError`. Raises it where it lasts.
+    """
+    _while_busy(lambda: os.replace(source, path))
+
+
+def _while_busy(rename: Callable[[], None]) -> None:
+    ends, pause = time.monotonic() + BUSY_SECONDS, 0.01
+    while True:
+        try:
+            return rename()
+        except PermissionError:
+            if time.monotonic() + pause > ends:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 0.2)
 
 
 def _rename_if_free(temporary: Path, path: Path) -> None:
@@ -132,9 +172,25 @@ def _rename_if_free(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
+        _rename_reserved(temporary, path)
+
+
+def _rename_reserved(temporary: Path, path: Path) -> None:
+    """Rename a file to a free name that no other process takes meanwhile, without hard links.
+
+    The name is reserved by a file that only one process can create. One that a killed process leaves behind is removed
+    as other temporary files are; until then the name counts as taken.
+    """
+    name = hashlib.sha256(path.name.casefold().encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    reserved = path.with_name(f"{TEMPORARY_PREFIX}{name}-name.part")
+    os.close(os.open(reserved, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    try:
         if path.exists():
-            raise FileExistsError(path) from None
-        os.rename(temporary, path)
+            raise FileExistsError(path)
+        _while_busy(lambda: os.rename(temporary, path))
+    finally:
+        with contextlib.suppress(OSError):
+            reserved.unlink()
 
 
 def write_numbered(kind: str, prefix: str, write: Callable[[Path], None]) -> str:

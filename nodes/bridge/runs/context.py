@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,8 @@ class Display(Protocol):
 class Store(Protocol):
     """Where a run is saved: its folder (`store.RunStore`), for several processes through `jobs.watch.SharedStore`.
 
+    `owned` gives a context in which no other server trains the run; it raises `InputError` where one does.
+
     `state` and `record` return what was saved, or None; `state` raises `UnusableState` for what cannot be read.
     `losses` returns the first losses, as many as can be read without the record. `save` writes state and record
     together, so they belong to the same step. `save_record` writes the record alone, `save_end` only changes the run's
@@ -48,6 +51,7 @@ class Store(Protocol):
     @property
     def folder(self) -> Path: ...
 
+    def owned(self) -> AbstractContextManager[None]: ...
     def record(self) -> Run | None: ...
     def losses(self, count: int) -> list[float]: ...
     def state(self) -> State | None: ...

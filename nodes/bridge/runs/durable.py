@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from ..files.writing import write_text
+from ..files.writing import NO_SYNC, sync, write_text
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -30,15 +31,23 @@ def write_after(path: Path, offset: int, data: bytes) -> None:
         file.truncate(offset)
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can do that for a folder (Windows cannot)."""
+    """Bring the names in a folder to the disk, where the system can do that for a folder.
+
+    Windows cannot, nor can some network drives: they refuse to open a folder, or to sync it.
+    """
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in NO_SYNC | {errno.EACCES, errno.EPERM, errno.EISDIR}:
+            return
+        raise
+    try:
+        sync(handle)
     finally:
         os.close(handle)

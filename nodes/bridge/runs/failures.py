@@ -14,6 +14,7 @@ from ....training.errors import InputError
 from ....training.loop import NotANumber
 from ....training.record import RunState
 from .context import RunContext
+from .lease import LeaseLost
 
 
 class LastStep(Enum):
@@ -80,6 +81,7 @@ class Failure:
 
 # The first row that matches is used.
 FAILURES = (
+    Failure(LeaseLost, RunState.INTERRUPTED, LastStep.DISCARDED),  # another server trains the run and has its state
     Failure(NotANumber, RunState.FAILED, saves_file=True, message=_not_a_number),
     Failure(torch.OutOfMemoryError, RunState.FAILED, saves_file=True, message=_out_of_memory),
     Failure(PeerLost, RunState.INTERRUPTED, LastStep.SAVED_IF_RECORDED),

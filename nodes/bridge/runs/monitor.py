@@ -20,6 +20,7 @@ from ....training.record import RunState
 from ..files.writing import reason_of
 from .context import Display, RunContext, Store
 from .failures import Failure, LastStep
+from .lease import LeaseLost
 from .task import TrainingTask
 
 LOSS_AVERAGE = 0.98  # share that the shown mean of the loss keeps per step: about the last fifty steps
@@ -147,6 +148,9 @@ class RunMonitor:
             saved = self._save_end(last_step)
             if training.steps_done and (not saved or (failure is not None and failure.saves_file)):
                 self._save_file_at_end(failure)
+        except LeaseLost:
+            run.state = RunState.INTERRUPTED
+            raise
         finally:
             self._display.end(run.state)
 

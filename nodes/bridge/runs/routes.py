@@ -11,6 +11,7 @@ from ....training.record import Run
 from ..web import CONFLICT, NOT_FOUND, HasRoutes, JsonText, RequestRefused, error_answer, json_answer, post_answer
 from .graph import files_of, kept_graph
 from .index import PAGE, RunIndex
+from .lease import is_held_here, owner_of, request_finish_elsewhere
 from .match import NodeRequest, find_run
 from .store import RunStore, request_finish
 
@@ -119,12 +120,22 @@ def files_of_run(run_id: str) -> dict[str, list[str]]:
 def finish_run(run_id: str) -> dict:
     """Ask a running training to finish: {"id", "finish"}. It does so after its present step, see `run_training`.
 
-    Raises `RequestRefused` where the record of this id does not say that it is running.
+    One that another server trains is asked too, through a file. Raises `RequestRefused` where the record of this id
+    does not say that it is running, and where no process trains it, as its server was ended.
     """
     run = _record(run_id)
     if run.state != "running":
         raise RequestRefused(CONFLICT, f"the run is {run.state}, so there is nothing to finish")
-    request_finish(run.id)
+    if is_held_here(run.id):
+        request_finish(run.id)
+    else:
+        lease = RunStore(run.id).lease_path
+        if owner_of(lease) is None:
+            raise RequestRefused(
+                CONFLICT,
+                "the run broke off, so there is nothing to finish; queue it again to go on from what was saved",
+            )
+        request_finish_elsewhere(lease)
     return {"id": run.id, "finish": "requested"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from dataclasses import replace
@@ -26,9 +27,20 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
     """Train to the last step, or until the user asks to finish; returns what was learned.
 
     An interruption saves the state and is raised; the same request resumes from it. Processes that train together must
-    all call this; all get the same result. `failures.FAILURES` says what other exceptions do.
+    all call this; all get the same result. `failures.FAILURES` says what other exceptions do. Raises `InputError` where
+    another server trains this run now.
     """
-    run, store = task.run, context.store(task.run.id)
+    store = context.store(task.run.id)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.owned())
+        except OSError as error:
+            raise _not_saved(error) from error
+        return _train(task, context, store)
+
+
+def _train(task: TrainingTask, context: RunContext, store: Store) -> dict[str, Tensor]:
+    run = task.run
     context.stop_request(run.id)  # discard a request to an earlier training of this run
     training = Training(task.trainable, task.loss, task.config, task.validation_loss, None, task.until, context.world)
     broke_off = _restore(task, training, store)
@@ -117,10 +129,14 @@ def _save_first_record(run: Run, display: Display, store: Store) -> None:
         run.info = replace(run.info, node=str(display.node_id or ""), workflow=keep_graph(store.folder))
         store.save_record(run)
     except OSError as error:
-        raise InputError(
-            f"the run cannot be saved in bespoke/runs of ComfyUI's user directory ({reason_of(error)}), so it could "
-            "not be resumed; free space there, or allow writing, and queue again"
-        ) from error
+        raise _not_saved(error) from error
+
+
+def _not_saved(error: OSError) -> InputError:
+    return InputError(
+        f"the run cannot be saved in bespoke/runs of ComfyUI's user directory ({reason_of(error)}), so it could "
+        "not be resumed; free space there, or allow writing, and queue again"
+    )
 
 
 def _check_held_out(task: TrainingTask) -> None:

@@ -24,6 +24,7 @@ from ....training.record import Run, RunState, Summary, summary_of
 from ..files.reading import read_text
 from ..files.writing import reason_of, replacing, write_safetensors, write_text
 from .durable import replace_text, sync_folder
+from .lease import Lease, LeaseLost, hold
 from .loss_file import LOSSES, LossFile, same_start
 from .record_file import RECORD, STATE_NAME, SavedRecord, state_name
 
@@ -112,6 +113,28 @@ class RunStore:
             raise ValueError(f"{run_id!r} is no run's id")
         self.folder = (runs_folder() if among is None else among) / run_id
         self._last: _LastSave | None = None
+        self._lease: Lease | None = None
+
+    @property
+    def lease_path(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.lease")
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """A context in which no other process trains this run. In it, what saves raises `LeaseLost` where one does so
+        all the same, as this process did not answer for long.
+
+        Raises `InputError` where another process trains the run now, and `OSError` where nothing can be written.
+        """
+        with hold(self.lease_path, lambda: request_finish(self.folder.name)) as self._lease:
+            try:
+                yield
+            finally:
+                self._lease = None
+
+    def _check_owned(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
 
     def record(self) -> Run | None:
         """The run as it was saved last, with its losses; None where there is none that can be read.
@@ -213,6 +236,7 @@ class RunStore:
         The record completes the save. Killed before it, the run goes on from the save before. The time that this takes
         does not depend on the number of losses, as long as `run.losses` stays the same list and only grows.
         """
+        self._check_owned()
         tensors, metadata = pack(state)
         name = state_name(state.step)
         with _files_lock:
@@ -227,13 +251,19 @@ class RunStore:
 
     def save_record(self, run: Run) -> None:
         """Save the run without a state; the state that was saved before stays the one to go on from."""
+        self._check_owned()
         name = self._state_file()
         with _files_lock:
             self._write_losses(run)
         self._write_record(run, name)
 
     def save_end(self, state: RunState) -> None:
-        """Change the state in the record only: the run goes on from the save before."""
+        """Change the state in the record only: the run goes on from the save before. Where another process trains the
+        run now, the record is its own and stays."""
+        try:
+            self._check_owned()
+        except LeaseLost:
+            return
         with _files_lock:
             saved = self._read_record()
             if saved is not None:
@@ -279,6 +309,7 @@ class RunStore:
 
     def save_sample(self, step: int, picture: Image.Image) -> str:
         """Write a sample image. Returns its file name, which `sample_path` takes."""
+        self._check_owned()
         name = f"{step:06}.png"
         with replacing(self.folder / SAMPLES / name) as temporary:
             picture.save(temporary, "PNG")
@@ -292,6 +323,7 @@ class RunStore:
     def set_aside(self) -> str:
         """Rename the run's folder, so that the run starts anew and nothing that was trained is lost; the new name, or
         "" where there is no folder."""
+        self._check_owned()
         self._last = None
         if not self.folder.is_dir():
             return ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import comfy.sdxl_clip
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from ....training.measure import plain_tensors
 
 INTEGER_TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**22  # values summed at a time: a sum in a wider dtype makes a copy in that dtype
+PROJECTION = "text_projection.weight"
 _SAMPLED = 64  # values of a sampled tensor
 
 _checksums: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()  # model -> (sample, checksum)
@@ -59,16 +61,37 @@ def _named(patcher: Any, which: str) -> Iterator[tuple[str, Tensor]]:
 def checksum(patcher: Any) -> str:
     """A hash over every parameter and buffer of the base, as 16 hexadecimal digits, computed now.
 
-    Of each one the sum of its bits as integers, computed on its own device.
+    Of each one the sum of its bits as integers, computed on its own device. Without `never_used`.
     """
     out = hashlib.blake2b(digest_size=8)
+    left_out = never_used(patcher)
     for name, tensor in base_tensors(patcher):
+        if name in left_out:
+            continue
         to_local = getattr(tensor, "to_local", None)
         local: Tensor = tensor if to_local is None else to_local()  # this process's shard of a DTensor
         bits = local.detach().contiguous().reshape(-1).view(INTEGER_TYPES[tensor.element_size()])
         total = sum(int(chunk.sum(dtype=torch.int64)) for chunk in bits.split(_CHUNK))
         out.update(f"{name}{tuple(tensor.shape)}{total}".encode())
     return out.hexdigest()
+
+
+def never_used(patcher: Any) -> set[str]:
+    """The names of weights that no output depends on: a CLIP text encoder's projection where ComfyUI takes the vector
+    before it, or none.
+
+    Files of SD1.5 and SDXL do not have it for CLIP-L. ComfyUI then leaves its memory as it was, so that the numbers
+    differ after every start, and a run would not be found again by its models.
+    """
+    names: set[str] = set()
+    for place, module in patcher.model.named_modules():
+        start = f"{place}." if place else ""
+        options = getattr(module, "options_default", ())  # of comfy.sd1_clip.SDClipModel: layer, index, projected
+        if isinstance(options, tuple) and len(options) == 3 and options[2] is False:
+            names.add(f"{start}transformer.{PROJECTION}")
+        if isinstance(module, comfy.sdxl_clip.SDXLClipModel):  # its pooled vector is that of clip_g
+            names.add(f"{start}clip_l.transformer.{PROJECTION}")
+    return names
 
 
 def loaded_checksum(patcher: Any) -> str:
