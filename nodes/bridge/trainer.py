@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import comfy.model_management
 import torch
 from PIL import Image
 from torch import Tensor
@@ -297,7 +298,12 @@ class _Trainer:
         low, high = self.limits
         timesteps = [low + (high - low) * t for t in TIMESTEPS]
         batches = validation_batches(self.dataset.pictures.data, fold.held_out, self.denoiser.device, timesteps)
-        return validation_scorer(batches, self.technique.loss, self.context.world)
+
+        def loss(batch: Batch) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            return self.technique.loss(batch)
+
+        return validation_scorer(batches, loss, self.context.world)
 
     def _sample_drawer(self, fold: Fold) -> Callable[[], Image.Image] | None:
         """A function that draws a sample image; None where none is drawn, as in all processes but the first."""

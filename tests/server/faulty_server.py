@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 PACK = Path(__file__).resolve().parent / "fault_pack"
+PHASES = Path(__file__).resolve().parents[1] / "lib" / "phases.py"
 PREFIX = "faulty"
 SETTINGS = {
     "targets": "cross-attention",
@@ -43,13 +44,14 @@ def make_base(base: Path, checkpoint: Path) -> Path:
     """A base directory with this pack, the fault pack, the small model and a folder "set" of small pictures."""
     base = host.prepare_base(base, checkpoint)
     shutil.copytree(PACK, base / "custom_nodes" / "fault_pack", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PHASES, base / "custom_nodes" / "fault_pack" / "phases.py")
     folder = base / "input" / "set"
     folder.mkdir()
     draw = np.random.default_rng(0)
     for number in range(PICTURES):
         picture = draw.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(picture).save(folder / f"{number:02}.png")
-        (folder / f"{number:02}.txt").write_text(f"a red circle {number}\n")
+        (folder / f"{number:02}.txt").write_text(f"a {('red', 'blue', 'teal')[number % 3]} circle\n")
     return base
 
 
@@ -75,9 +77,12 @@ def prompt(prefix: str = PREFIX, **changes) -> dict:
 class FaultyServer(host.Host):
     """A `host.Host` of `make_base` with one thread."""
 
-    def __init__(self, base: Path, port: int | None = None):
-        options = ("--cpu", "--disable-api-nodes", "--whitelist-custom-nodes", host.PACK, "fault_pack")
-        super().__init__(base, port, options)
+    def __init__(self, base: Path, name: str = "one"):
+        """name: differs for servers that share a base directory at the same time."""
+        options = ["--cpu", "--disable-api-nodes", "--whitelist-custom-nodes", host.PACK, "fault_pack"]
+        options += ["--temp-directory", str(base / f"temp-{name}"), "--database-url", f"sqlite:///{base / name}.db"]
+        super().__init__(base, options=tuple(options))
+        self.console = self.base / f"console-{name}.log"
 
     def start(self, seconds: float = 600) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -121,6 +126,12 @@ class FaultyServer(host.Host):
         while not self.get("/faults")["held"]:
             assert time.monotonic() < end, f"the moment did not come:\n{self.tail()}"
             time.sleep(0.02)
+
+
+def records_in(base: Path) -> list[dict]:
+    """The records of all runs, oldest first."""
+    records = [json.loads(path.read_text()) for path in runs_in(base).glob("lora-*/record.json")]
+    return sorted(records, key=lambda record: record["started"])
 
 
 def runs_in(base: Path) -> Path:

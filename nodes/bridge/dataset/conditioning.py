@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.conds
 import comfy.model_base
+import comfy.model_management
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -84,6 +85,7 @@ def encode_prompts(clip, texts: Iterable[str]) -> dict[str, tuple[Tensor, dict[s
     clip_identity = identity.of_clip(clip)
 
     def encode(text: str) -> tuple[Tensor, dict[str, Any]]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         if "embedding:" in text:  # its meaning may change with a file
             return encode_prompt(clip, text)
         return cache.prompt_cache.get(cache.key_of(clip_identity, text), lambda: encode_prompt(clip, text))

@@ -11,7 +11,7 @@ from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 
-from ....training.record import Summary
+from ....training.record import RunState, Summary
 from .store import FileState, RunStore, records_in, runs_folder
 
 PAGE = 100  # runs in one answer
@@ -71,7 +71,7 @@ class RunIndex:
             for run_id, record in records_in(folder):
                 key = (str(folder), run_id)
                 found = self._known.get(key)
-                if found is None or record != (found.record if isinstance(found, Listed) else found):
+                if found is None or not _is_present(found, record):
                     found = _read(RunStore(run_id, folder), record)
                 if found is not None:
                     known[key] = found
@@ -80,6 +80,14 @@ class RunIndex:
                 runs = [run for run in known.values() if isinstance(run, Listed)]
                 self._listing = _listing(runs, [key[1] for key, run in known.items() if not isinstance(run, Listed)])
             return self._listing
+
+
+def _is_present(found: Listed | FileState, record: FileState) -> bool:
+    """Whether what is known of a run was read from this record. A running one is read again each time: on network
+    drives all files may have one inode, and times of two seconds, so that a later record of it may look the same."""
+    if not isinstance(found, Listed):
+        return found == record
+    return found.record == record and found.summary.state is not RunState.RUNNING
 
 
 def _read(store: RunStore, record: FileState) -> Listed | FileState | None:

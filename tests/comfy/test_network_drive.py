@@ -1,0 +1,253 @@
+"""A user folder on a network drive: every call to the disk of a run fails once or for ever, and drives that lack much.
+
+No drive is needed: the functions of `os` that a run uses answer as such drives do.
+"""
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from bespoke.nodes.bridge.files import writing
+from bespoke.nodes.bridge.runs import durable, monitor
+from bespoke.nodes.bridge.runs.index import RunIndex
+from bespoke.nodes.bridge.runs.store import RunStore
+from bespoke.training.errors import InputError
+from bespoke.training.record import RunState
+from safetensors import safe_open
+from small_run import ID, Faults, check_resumed, saved, train
+
+STEPS = 4
+CALLS = ("open", "replace", "rename", "link", "unlink", "mkdir", "fsync", "chmod", "scandir")
+ERRORS = (errno.ENOTSUP, errno.EACCES, errno.ESTALE, errno.EIO)
+
+
+class Drive:
+    """Makes calls of `os` that name a path below `folder`, or a handle, fail with `error`: number `at` alone, or all
+    from there on."""
+
+    def __init__(self, folder, at=0, error=errno.EIO, forever=False):
+        self.folder, self.at, self.error, self.forever, self.calls = str(folder), at, error, forever, 0
+
+    def install(self, monkeypatch):
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
+        return self
+
+    def wrap(self, name, original):
+        def call(path, *args, **kwargs):
+            if name == "fsync" or str(path).startswith(self.folder):
+                self.calls += 1
+                if self.calls == self.at or (self.forever and self.calls > self.at > 0):
+                    raise OSError(self.error, os.strerror(self.error), str(path))
+            return original(path, *args, **kwargs)
+
+        return call
+
+
+@pytest.fixture(autouse=True)
+def frequent_saves(monkeypatch):
+    monkeypatch.setattr(monitor, "AUTOSAVE_SECONDS", -1.0)
+    monkeypatch.setattr(writing, "BUSY_SECONDS", 0.0)
+
+
+def run_on(folder, monkeypatch, **fault):
+    """(drive, the sentence that ended the run or ""). A raw `OSError` ends the test."""
+    with monkeypatch.context() as broken:
+        drive = Drive(folder, **fault).install(broken)
+        try:
+            train(folder, Faults(), steps=STEPS)
+        except InputError as error:
+            return drive, str(error)
+        return drive, ""
+
+
+def check_files(folder):
+    """Every file of the run that is there can be read as a whole."""
+    for path in (folder / ID).rglob("*.safetensors"):
+        if not path.name.startswith("."):
+            with safe_open(path, "pt") as file:
+                assert [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118 (it is no dict)
+    for path in (folder / ID).glob("record.json"):
+        assert saved(folder)["state"] in ("running", "finished", "failed", "interrupted")
+
+
+def fail_everywhere(tmp_path, monkeypatch, error, forever, every):
+    """Fail each `every`-th call of a run; returns (calls, finished, ended with a sentence)."""
+    quiet = pytest.MonkeyPatch()
+    whole = *train(tmp_path / "whole", Faults(), steps=STEPS), {}
+    drive, _ = run_on(tmp_path / "count", monkeypatch)
+    finished = sentences = 0
+    with quiet.context() as fast:
+        fast.setattr(os, "fsync", lambda handle: None)
+        for at in range(1, drive.calls + 1, every):
+            folder = tmp_path / f"{at}"
+            _, sentence = run_on(folder, monkeypatch, at=at, error=error, forever=forever)
+            assert str(folder) not in sentence
+            check_files(folder)
+            check_resumed(folder, whole, steps=STEPS)
+            finished, sentences = finished + (not sentence), sentences + bool(sentence)
+    return drive.calls, finished, sentences
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forever", [False, True])
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_any_call_to_the_drive_may_fail(comfyui, tmp_path, monkeypatch, error, forever):
+    calls, finished, sentences = fail_everywhere(tmp_path, monkeypatch, error, forever, every=1)
+    print(
+        f"\n{errno.errorcode[error]} {'from then on' if forever else 'once'} at each of {calls} calls: {finished} runs "
+        f"finished, {sentences} ended with a sentence, all resumed to the same bits"
+    )
+    assert finished > sentences or forever
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES], ids=errno.errorcode.get)
+def test_every_eleventh_call_to_the_drive_may_fail(comfyui, tmp_path, monkeypatch, error):
+    calls, finished, sentences = fail_everywhere(tmp_path, monkeypatch, error, False, every=11)
+    assert calls > 50
+    assert finished > sentences
+
+
+def refuse(number):
+    def call(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+class Poor:
+    """A drive without sync, hard links and modes, whose files are busy at each first attempt, whose inodes are all
+    equal and whose times have two seconds."""
+
+    def __init__(self, monkeypatch, folder):
+        self.folder, self.busy, self.refused = str(folder), set(), 0
+        for name in ("fsync", "link", "chmod", "utime"):
+            monkeypatch.setattr(os, name, refuse(errno.ENOTSUP))
+        for name in ("replace", "rename"):
+            monkeypatch.setattr(os, name, self.busy_once(getattr(os, name)))
+        monkeypatch.setattr(os, "stat", self.coarse(os.stat))
+        monkeypatch.setattr(os, "open", self.no_folders(os.open))
+
+    def busy_once(self, original):
+        def call(source, target, **kwargs):
+            if os.path.exists(target) and str(source) not in self.busy:
+                self.busy.add(str(source))
+                self.refused += 1
+                raise PermissionError(errno.EACCES, "Permission denied")
+            time.sleep(0.001)
+            return original(source, target, **kwargs)
+
+        return call
+
+    def coarse(self, original):
+        def call(path, **kwargs):
+            found = original(path, **kwargs)
+            if not str(path).startswith(self.folder):
+                return found
+            values = list(found)
+            values[1] = 7  # inode
+            seconds = int(found.st_mtime) // 2 * 2
+            more = {"st_mtime": float(seconds), "st_mtime_ns": seconds * 10**9}
+            return os.stat_result(values, more)
+
+        return call
+
+    def no_folders(self, original):
+        def call(path, *args, **kwargs):
+            if str(path).startswith(self.folder) and os.path.isdir(path):
+                raise PermissionError(errno.EACCES, "Permission denied")
+            return original(path, *args, **kwargs)
+
+        return call
+
+
+def test_a_poor_drive_keeps_runs_and_the_list_is_up_to_date(comfyui, tmp_path, monkeypatch):
+    whole = *train(tmp_path / "whole", Faults(), steps=STEPS), {}
+    folder = tmp_path / "poor"
+    index, seen = RunIndex(lambda: folder), []
+    monkeypatch.setattr(writing, "BUSY_SECONDS", 1.0)
+    with monkeypatch.context() as poor:
+        drive = Poor(poor, folder)
+        save = RunStore.save
+
+        def save_and_look(store, state, run):
+            save(store, state, run)
+            seen.append((state.step, index.look().runs[0].summary.steps_done))
+
+        poor.setattr(RunStore, "save", save_and_look)
+        learned, run, shown = train(folder, Faults(), steps=STEPS)
+        assert index.look().runs[0].summary.state == "finished"
+        assert not writing.NO_SYNC.isdisjoint({errno.ENOTSUP})
+    assert drive.refused > STEPS
+    assert all(step == listed for step, listed in seen)
+    assert len(seen) >= STEPS
+    assert run.notes == []
+    assert shown.ends == [RunState.FINISHED]
+    assert all(torch.equal(learned[name], whole[0][name]) for name in learned)
+    assert sorted(path.name for path in folder.iterdir()) == [ID]
+    assert not list(folder.rglob("*.part"))
+
+
+def test_numbered_files_without_hard_links_are_never_overwritten(comfyui, tmp_path, monkeypatch):
+    """Eight writers at once save under one prefix, as two servers on one drive may."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+
+    def save(number):
+        def write(path):
+            tensors = {"number": torch.full((1000,), float(number))}
+            writing.write_safetensors(path, tensors, {}, overwrite=False)
+
+        return writing.write_numbered_in(tmp_path, "lora", write)
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(save, range(40)))
+    assert len(set(names)) == 40
+    for number, name in enumerate(names):
+        with safe_open(tmp_path / name, "pt") as file:
+            assert file.get_tensor("number")[0] == number
+    assert len(list(tmp_path.iterdir())) == 40
+
+
+@pytest.mark.parametrize("seconds", [0.3, 5.0])
+def test_a_busy_file_is_tried_again_for_a_second(comfyui, tmp_path, monkeypatch, seconds):
+    """As on Windows and SMB while a virus scanner reads a new file."""
+    monkeypatch.setattr(writing, "BUSY_SECONDS", 1.0)
+    original, ends = os.replace, time.monotonic() + seconds
+
+    def replace(source, target):
+        if time.monotonic() < ends:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    path = tmp_path / "text"
+    path.write_text("old")
+    if seconds < 1:
+        writing.write_text(path, "new")
+        assert path.read_text() == "new"
+    else:
+        before = time.monotonic()
+        with pytest.raises(PermissionError):
+            writing.write_text(path, "new")
+        assert time.monotonic() - before < 2
+        assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_sync_that_fails_is_an_error(comfyui, tmp_path, monkeypatch, number):
+    monkeypatch.setattr(os, "fsync", refuse(number))
+    with pytest.raises(OSError, match=os.strerror(number)):
+        durable.replace_text(tmp_path / "text", "new")
+
+
+def test_names_differ_by_more_than_case(comfyui):
+    """Drives of Windows and macOS take "A" and "a" as one name."""
+    store = RunStore(ID, Path("runs"))
+    names = [store.folder.name, store.lease_path.name, "record.json", "losses.jsonl", "summary.json", "graph.json"]
+    assert all(name == name.lower() for name in names)
