@@ -251,3 +251,64 @@ def test_names_differ_by_more_than_case(comfyui):
     store = RunStore(ID, Path("runs"))
     names = [store.folder.name, store.lease_path.name, "record.json", "losses.jsonl", "summary.json", "graph.json"]
     assert all(name == name.lower() for name in names)
+
+
+def test_a_clock_that_is_hours_off_removes_no_unfinished_file_of_another(comfyui, tmp_path, monkeypatch):
+    """A clock that jumps ahead, or a drive whose clock is behind. A file that is older than the new one goes."""
+    new, old = tmp_path / ".bespoke-new.part", tmp_path / ".bespoke-old.part"
+    for path in (new, old):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 100_000)
+    writing.write_text(tmp_path / "text", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [new.name, "text"]
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_a_clock_that_jumps_changes_no_result(comfyui, tmp_path, monkeypatch, hours):
+    """In the middle of the run, in either direction. Times of a run are sums of seconds that no clock can turn back."""
+    whole = *train(tmp_path / "whole", Faults(), steps=STEPS), {}
+    real, calls = time.time, [0]
+
+    def jumping():
+        calls[0] += 1
+        return real() + (hours * 3600 if calls[0] > 2 else 0)
+
+    monkeypatch.setattr(time, "time", jumping)
+    learned, run, shown = train(tmp_path / "run", Faults(), steps=STEPS)
+    assert all(torch.equal(learned[name], whole[0][name]) for name in learned)
+    assert (run.losses, run.held_out, shown.ends) == (whole[1].losses, whole[1].held_out, [RunState.FINISHED])
+    assert 0 <= run.seconds < 60
+
+
+def test_runs_of_one_second_are_set_aside_under_different_names(comfyui, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-120000")
+    for _ in range(3):
+        (tmp_path / ID).mkdir()
+        RunStore(ID, tmp_path).set_aside()
+    names = [f"{ID}.20260101-120000{end}" for end in ("", "-2", "-3")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [
+        (errno.ENOSPC, "free space on that disk"),  # also of a full table of inodes
+        (errno.ENAMETOOLONG, "choose a shorter name"),
+        (errno.EROFS, "allow ComfyUI to write there"),
+        (errno.ESTALE, "check the disk or the connection to it"),
+    ],
+)
+def test_a_lora_that_cannot_be_saved_is_said_with_the_mend_and_no_path(run_node, monkeypatch, number, mend):
+    def refuse(*_, dir, **__):
+        raise OSError(number, os.strerror(number), f"{dir}/.bespoke-x.part")
+
+    monkeypatch.setattr(writing.tempfile, "mkstemp", refuse)
+    layer = "diffusion_model.input_blocks.1.1.proj_in"
+    lora = {f"{layer}.lora_up.weight": torch.ones(4, 2), f"{layer}.lora_down.weight": torch.ones(2, 4)}
+    with pytest.raises(InputError) as error:
+        run_node("BespokeSaveLora", lora=lora, filename_prefix="refused", dtype="fp32")
+    assert str(error.value).startswith("Bespoke Save LoRA: reading or writing failed (")
+    assert mend in str(error.value)
+    assert "/" not in str(error.value)

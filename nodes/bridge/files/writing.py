@@ -72,10 +72,10 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
     `OSError` where it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_files(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=TEMPORARY_PREFIX, suffix=".part")
     os.close(handle)
     try:
+        _remove_stale_files(Path(temporary))
         try:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary, metadata=metadata)
         except SafetensorError as error:  # what the library makes of a full disk
@@ -92,13 +92,19 @@ def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: di
         Path(temporary).unlink(missing_ok=True)
 
 
-def _remove_stale_files(folder: Path) -> None:
-    """Remove the unfinished files of processes that were killed, also those of sample images of version 0.1."""
-    for pattern in (f"{TEMPORARY_PREFIX}*.part", ".[0-9][0-9][0-9][0-9][0-9][0-9]*.png.part"):
-        for temporary in folder.glob(pattern):
-            with contextlib.suppress(OSError):  # another process may remove it at the same time
-                if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
-                    temporary.unlink()
+def _remove_stale_files(new: Path) -> None:
+    """Remove the unfinished files of processes that were killed, also those of sample images of version 0.1.
+
+    new: a file that was just written beside them. Its time is compared with theirs, since the clock of a network drive
+    may be hours off this machine's.
+    """
+    with contextlib.suppress(OSError):
+        now = new.stat().st_mtime
+        for pattern in (f"{TEMPORARY_PREFIX}*.part", ".[0-9][0-9][0-9][0-9][0-9][0-9]*.png.part"):
+            for temporary in new.parent.glob(pattern):
+                with contextlib.suppress(OSError):  # another process may remove it at the same time
+                    if now - temporary.stat().st_mtime > STALE_SECONDS:
+                        temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -109,13 +115,13 @@ def replacing(path: Path) -> Iterator[Path]:
     into the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_files(path.parent)
     # The name's hash, since the name itself may have the greatest length already.
     name = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     # Processes of two machines may have one number.
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{name}-{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield temporary
+        _remove_stale_files(temporary)
         replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
