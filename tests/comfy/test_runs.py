@@ -362,7 +362,7 @@ def test_the_stamp_changes_with_any_summary_and_with_nothing_else(runs):
 
 
 def test_lists_read_each_summary_once(runs):
-    run = numbered_run(1, losses=[0.5] * 5000, held_out=[(10, 0.5)])
+    run = numbered_run(1, losses=[0.5] * 5000, held_out=[(10, 0.5)], state=RunState.FINISHED)
     save(run)
     record, index = RunStore(run.id).folder / "record.json", RunIndex()
 
