@@ -40,7 +40,7 @@ from ..files.writing import sync
 BEAT_SECONDS, LAPSE_SECONDS = 5.0, 30.0
 _WIDTH = 12  # digits of the beat, which stands before the rest of the file, so that it is overwritten in place
 _LARGEST = 10_000  # bytes
-_held: set[str] = set()  # the run ids of the leases that this process holds
+_held: set[str] = set()  # the paths of the leases that this process holds or waits for
 _changed = threading.Condition()
 
 
@@ -132,7 +132,7 @@ class Lease:
         the write that follows meets the same disk."""
         with contextlib.suppress(OSError):
             found = _read(self.path)
-            if found is None:  # removed by somebody
+            if found is None and not self._stop.is_set():  # removed by somebody
                 _create(self.path, self.owner)
             self._lost = self._lost or (found is not None and found[1] is not None and found[1] != self.owner)
         if self._lost:
@@ -143,7 +143,7 @@ class Lease:
 
     def release(self) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(BEAT_SECONDS)  # no longer: the drive may not answer
         for _ in range(5):  # on Windows a file that is being read cannot be removed
             try:
                 found = _read(self.path)
@@ -171,24 +171,31 @@ def hold(path: Path, on_finish: Callable[[], None]) -> Iterator[Lease]:
 
     Raises `InputError` where another process holds it, and `OSError` where it cannot be written.
     """
-    me = Owner(
-        machine(), os.getpid(), _started(os.getpid()) or "", platform.node() or "this machine", secrets.token_hex(8)
-    )
+    process, host = os.getpid(), platform.node() or "a machine without a name"
+    me = Owner(machine(), process, _started(process) or "", host, secrets.token_hex(8))
+    with _changed:
+        if str(path) in _held:
+            raise _is_trained(path, me)
+        _held.add(str(path))
+    try:
+        lease = _acquire(path, me, on_finish)
+        try:
+            yield lease
+        finally:
+            lease.release()
+    finally:
+        with _changed:
+            _held.discard(str(path))
+            _changed.notify_all()
+
+
+def _acquire(path: Path, owner: Owner, on_finish: Callable[[], None]) -> Lease:
     path.parent.mkdir(parents=True, exist_ok=True)
-    while not _create(path, me):
+    while not _create(path, owner):
         _wait_until_abandoned(path)
-    lease = Lease(path, me, on_finish)
     with contextlib.suppress(OSError):
         _finish_file(path).unlink(missing_ok=True)  # of an earlier training
-    with _changed:
-        _held.add(path.stem)
-    try:
-        yield lease
-    finally:
-        lease.release()
-        with _changed:
-            _held.discard(path.stem)
-            _changed.notify_all()
+    return Lease(path, owner, on_finish)
 
 
 def owner_of(path: Path) -> Owner | None:
@@ -197,14 +204,16 @@ def owner_of(path: Path) -> Owner | None:
         found = _read(path)
     except OSError:
         return None
-    if found is None or found[1] is None or (found[1].is_here and not found[1].is_alive):
-        return None
-    return found[1]
+    owner = None if found is None else found[1]
+    if owner is None or not owner.is_here:
+        return owner
+    alive = is_held_here(path) if owner.process == os.getpid() else owner.is_alive
+    return owner if alive else None
 
 
-def is_held_here(run_id: str) -> bool:
-    """Whether this process trains the run now."""
-    return run_id in _held
+def is_held_here(path: Path) -> bool:
+    """Whether this process trains the run of this lease now."""
+    return str(path) in _held
 
 
 def holds_any() -> bool:
@@ -272,9 +281,9 @@ def _wait_until_abandoned(path: Path) -> None:
     while (now := _read(path)) is not None:
         owner = now[1]
         if owner is not None and owner.is_here:
-            if owner.is_alive:
+            if owner.is_alive and owner.process != os.getpid():
                 raise _is_trained(path, owner)
-            return _remove(path, now)
+            return _remove(path, now)  # also one of this process that could not be removed
         if first is not None and now != first:
             if owner is None:  # it was being written
                 first, ends = now, time.monotonic() + LAPSE_SECONDS

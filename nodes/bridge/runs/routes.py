@@ -126,10 +126,10 @@ def finish_run(run_id: str) -> dict:
     run = _record(run_id)
     if run.state != "running":
         raise RequestRefused(CONFLICT, f"the run is {run.state}, so there is nothing to finish")
-    if is_held_here(run.id):
+    lease = RunStore(run.id).lease_path
+    if is_held_here(lease):
         request_finish(run.id)
     else:
-        lease = RunStore(run.id).lease_path
         if owner_of(lease) is None:
             raise RequestRefused(
                 CONFLICT,
