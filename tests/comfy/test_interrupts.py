@@ -102,7 +102,7 @@ def interrupt_everywhere(train, runs, kind, every=1):
             assert equal(again, whole), (phase, at)
             assert list(runs.glob("*.lease")) == []
             ended, done = ended + (broken is None), done + (broken is not None)
-        print(f"{phase:>11}: {ended:3} interrupted, {done:2} had ended, all resumed to the same bits")
+        print(f"{phase:>11}: {ended:3} interrupted, {done:2} had ended, all resumed to the same bits", flush=True)
 
 
 @pytest.mark.slow
