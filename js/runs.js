@@ -336,7 +336,7 @@ export function createRuns() {
      * Ask the run to stop after its present step and to save what it has learned. It ends with the event "end".
      * @param {string} id
      */
-    finish: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/finish`, { method: "POST" }),
+    finish: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/finish`, jsonPost({})),
     /**
      * Interrupt the prompt that trains this run, and no other.
      * @param {Run} run

@@ -6,7 +6,8 @@ A route's function takes plain values and returns what `json` can write. What it
 * `InputError`, and other errors that the route names: 400, or the status that the route gives.
 * anything else: 500, by aiohttp.
 
-A body is read by `post_answer` and checked by `read_object`, so that no body can cause a 500.
+A POST request goes through `post_answer`, which asks for JSON; `read_object` checks its body, so that none can cause a
+500.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from aiohttp import web
 from ...training.errors import InputError
 from ...training.plain_json import read_json
 
-OK, BAD_REQUEST, NOT_FOUND, CONFLICT = 200, 400, 404, 409
+OK, BAD_REQUEST, NOT_FOUND, CONFLICT, UNSUPPORTED_MEDIA_TYPE = 200, 400, 404, 409, 415
+JSON = "application/json"  # the content type of every POST request
 LARGEST_BODY = 1_000_000  # bytes
 # For a route whose error is drawn on the node: the browser's console reports every other status as an error of the
 # page, and a workflow that names a missing file, or a value out of range while it is typed, is none.
@@ -69,7 +71,20 @@ async def json_answer(
 async def post_answer(
     request: web.Request, function: Callable[[bytes], object], errors: tuple[type[Exception], ...] = ()
 ) -> web.Response:
-    """`json_answer` of a function of the request's body. A body of more than `LARGEST_BODY` bytes is refused."""
+    """`json_answer` of a function of the request's body. A body of more than `LARGEST_BODY` bytes is refused.
+
+    The content type must be `JSON`, whether there is a body or not. A form or a script of another site can send other
+    types without the server's consent (the Fetch standard, "CORS-safelisted request-header"); for this
+    one the browser asks first, and ComfyUI consents only with `--enable-cors-header`. By itself, ComfyUI refuses what
+    the header `Sec-Fetch-Site` calls cross-site, and a foreign `Origin` where `Host` is this computer's own (server.py,
+    `create_origin_only_middleware`). Neither stops a browser without that header, on a server that has a name.
+    """
+    if request.content_type != JSON:
+        given = request.headers.get("Content-Type", "")
+        return error_answer(
+            UNSUPPORTED_MEDIA_TYPE,
+            f"the request's content type is {given[:100] or 'missing'!r}; send the header Content-Type: {JSON}",
+        )
     size = request.content_length or 0
     if size <= LARGEST_BODY:
         try:

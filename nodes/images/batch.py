@@ -11,7 +11,7 @@ from ...training.images import ImageSet, TrainingImage
 from .captions import with_trigger
 from .folder import fingerprint
 from .masks import without_black_masks
-from .quality import remarks
+from .quality import remarks, traits_of
 from .sizes import SMALLEST_SIDE
 
 
@@ -58,7 +58,7 @@ def image_set(
     items, notes = without_black_masks(items)
     if masks is None and images.shape[-1] == 4 and bool((images[..., 3] < 1).any()):
         notes.append("The images have an alpha channel, which is not used; wire a mask in if only a part should count.")
-    notes += remarks([item.name for item in items], [item.pixels for item in items])
+    notes += remarks([item.name for item in items], [traits_of(item.pixels) for item in items])
     return ImageSet(tuple(items), trigger.strip(), fingerprint(items), tuple(notes))
 
 

@@ -2,63 +2,124 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ...training.errors import InputError
-from .sizes import size_of
+from ..bridge.files.headers import open_regular
+from .bands import Rows, Size, Upright, bands, shrunk, shrunk_whole
+from .limits import MOST_PIXELS, check_file, check_scans, frames_of, memory_of
 
 # Formats of other packages, which are used where they are installed: {Pillow's name: (package, what registers it)}.
 PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-MAX_PIXELS = 200_000_000  # a larger picture is refused before it is decoded
-HIGHLIGHTS = 16.0  # lights of a float picture in 0..1 may go beyond 1 up to this; one in 0..255 would be black there
 # What is decoded. Others that Pillow knows are drawings, documents or rarities; EPS would start another program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO", "DDS", "QOI")
 
+Room = Callable[[int], AbstractContextManager[object]]  # waits until so many bytes may be taken
 
-def read_picture(path: Path) -> tuple[torch.Tensor, torch.Tensor | None, str]:
-    """([H, W, 3] uint8, alpha [H, W] in 0..1 or None, a note or "").
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as it is trained on. pixels: [h, w, 3] uint8. alpha: [h, w] in 0..1, None without transparency or where
+    it was not asked for. original: (height, width) of the file, in px. note: for the report, or ""."""
+
+    pixels: torch.Tensor
+    alpha: torch.Tensor | None
+    original: Size
+    note: str
+
+
+def read_picture(
+    path: Path, target: Callable[[int, int], Size], with_alpha: bool = False, room: Room = contextlib.nullcontext
+) -> Picture:
+    """A picture, scaled to cover a size and cropped at the middle (Lanczos).
+
+    target: gives that (height, width) in px for the file's; it may raise `InputError`. room: is entered for the memory
+    that decoding takes, in bytes. At its full size the picture is held once, as Pillow decodes it, besides one to three
+    of its channels; see
+    `limits.memory_of`.
 
     Applies the EXIF rotation, lays transparency on white, converts CMYK and 16 bits to 8-bit RGB, and takes the first
     frame of an animation, which the note says; also how numbers that are no 8 bits were scaled. Raises `InputError` for
     a file that is no picture, is cut off or is too large to decode; the text has no path.
     """
+    with _decoded(path, room) as (upright, frames):
+        size = upright.height, upright.width
+        wanted = target(*size)
+        alpha = None
+        if with_alpha and upright.has_alpha:
+            alpha = torch.from_numpy(shrunk(upright.alpha, 1, size, wanted).astype(np.float32) / 255)
+        plain = upright.plain
+        rgb = shrunk(upright.on_white, 3, size, wanted) if plain is None else shrunk_whole(plain, wanted)
+        pixels = torch.from_numpy(rgb)
+        notes = [f"animated, {frames} is used"] if frames else []
+        return Picture(pixels, alpha, size, ", ".join([*notes, upright.note] if upright.note else notes))
+
+
+def read_mask(path: Path, size: Size, target: Size, room: Room = contextlib.nullcontext) -> torch.Tensor:
+    """`target` in 0..1: the mean of a mask file's channels, transparency laid on black, so that only white counts.
+
+    size: of the picture, which the mask must have. Raises `InputError` unless it does.
+    """
+    with _decoded(path, room) as (upright, _):
+        if (upright.height, upright.width) != size:
+            raise InputError(
+                f"is {upright.width}x{upright.height} px and its picture {size[1]}x{size[0]}; make them equal"
+            )
+        rows = _brightness(upright)
+        if target == size:
+            return torch.cat([rows(*band) for band in bands(*size)])
+        return torch.from_numpy(shrunk(_rounded(rows), 1, size, target).astype(np.float32) / 255)
+
+
+def _brightness(upright: Upright) -> Callable[[int, int], torch.Tensor]:
+    """(first row, row behind the last) -> the values of a mask, [rows, W] in 0..1."""
+
+    def rows(first: int, last: int) -> torch.Tensor:
+        brightness = torch.from_numpy(np.array(upright.on_white(first, last))).float().mean(-1) / 255
+        if not upright.has_alpha:
+            return brightness
+        alpha = torch.from_numpy(np.asarray(upright.alpha(first, last), np.float32) / 255)
+        return (brightness + alpha - 1).clamp(0, 1)  # the brightness is that on white
+
+    return rows
+
+
+def _rounded(rows: Callable[[int, int], torch.Tensor]) -> Rows:
+    return lambda first, last: Image.fromarray((rows(first, last).numpy() * 255).round().astype(np.uint8))
+
+
+@contextlib.contextmanager
+def _decoded(path: Path, room: Room) -> Iterator[tuple[Upright, str]]:
+    """The decoded picture and what `frames_of` says. Raises `InputError` for whatever Pillow raises."""
     try:
-        with Image.open(path, formats=_formats()) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise InputError(f"has {opened.width}x{opened.height} px, which is more than {MAX_PIXELS:,}")
-            # A phone's MPO holds other views of the same moment behind the picture.
-            frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
-            picture = ImageOps.exif_transpose(opened)
-            picture.load()
-        picture, scaled = _eight_bits(picture)
-        notes = [f"animated, the first of {frames} frames is used"] if frames > 1 else []
-        return *_as_rgb(picture), ", ".join([*notes, scaled] if scaled else notes)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            check_file(file, size)
+            with Image.open(file, formats=_formats()) as opened:
+                check_scans(file, opened)
+                needed, frames = memory_of(opened, size), frames_of(opened, size)
+                with room(needed):
+                    opened.load()
+                    yield Upright(opened), frames
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"has more than {MOST_PIXELS:,} pixels, or than Pillow allows; make it smaller") from error
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on a malformed file
         raise InputError(_why_unreadable(path, error)) from error
-
-
-def read_mask(path: Path, size: tuple[int, int]) -> torch.Tensor:
-    """[H, W] in 0..1: the mean of a mask file's channels, transparency laid on black, so that only white counts.
-
-    Raises `InputError` unless it has `size` (height, width).
-    """
-    pixels, alpha, _ = read_picture(path)
-    if size_of(pixels) != size:
-        raise InputError(
-            f"is {pixels.shape[1]}x{pixels.shape[0]} px and its picture {size[1]}x{size[0]}; make them equal"
-        )
-    brightness = pixels.float().mean(-1) / 255
-    return brightness if alpha is None else (brightness + alpha - 1).clamp(0, 1)  # `pixels` lies on white
 
 
 @functools.cache
@@ -92,42 +153,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 def _phone_format(path: Path) -> str:
     """ "HEIF" or "JXL" for a file that begins as one (ISO/IEC 23008-12, 18181-2), whatever its name; else ""."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(16)
-    except OSError:
+    except (OSError, ValueError):
         return ""
     if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
         return "HEIF"
     return "JXL" if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")) else ""
-
-
-def _as_rgb(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """([H, W, 3] uint8, alpha [H, W] in 0..1 or None), transparency laid on white."""
-    alpha = None
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        alpha = torch.from_numpy(np.asarray(picture.getchannel("A"), np.float32) / 255)
-        ground = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(ground, picture)
-    return torch.from_numpy(np.array(picture.convert("RGB"))), alpha
-
-
-def _eight_bits(picture: Image.Image) -> tuple[Image.Image, str]:
-    """(the picture with 8 bits, a note or ""): a greyscale picture of 16 or 32 bits or of floats is scaled.
-
-    White is 65535 for integers and 1 for floats. Floats up to `HIGHLIGHTS` keep that white, and what is brighter is
-    cut, as in a picture with a high dynamic range. Where the values go further, white is 255 or 65535 for floats that
-    fit, else the largest value; the note says so. Pillow's own conversion clips instead of scaling.
-    """
-    if not picture.mode.startswith("I") and picture.mode != "F":
-        return picture, ""
-    values = np.asarray(picture, np.float64)
-    if not np.isfinite(values).all():
-        raise InputError("holds numbers that are not finite")
-    low, high = float(values.min()), float(values.max())
-    whites = (65535.0,) if picture.mode.startswith("I") else (1.0, 255.0, 65535.0)
-    white = whites[0] if picture.mode == "F" and high <= HIGHLIGHTS else next((w for w in whites if high <= w), high)
-    scaled = Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
-    if white == whites[0] and low >= 0 and high <= white:
-        return scaled, ""
-    return scaled, f"its numbers go from {low:g} to {high:g}: 0 is taken as black and {white:g} as white"

@@ -12,10 +12,11 @@ from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions import CAPTIONS, caption_of
-from .decode import read_picture
 from .left_out import CAPTION_FILES, OTHER_FILES, left_out
+from .listing import entries_of
 from .masks import MASKS, FolderMasks, without_black_masks, without_companions
 from .quality import listed, remarks
+from .reading import PictureFile, Progress, ReadPicture, read_pictures
 from .sizes import (
     BUCKET_STEP,
     BUCKET_STEPS,
@@ -23,7 +24,6 @@ from .sizes import (
     SMALL_STEP,
     SMALLEST_SIDE,
     crop_offset,
-    fit,
     kept,
     size_of,
     target_size,
@@ -70,6 +70,18 @@ class FolderRequest:
         if not low <= self.bucket_step <= high or self.bucket_step % SMALL_STEP:
             raise InputError(f"bucket_step is {self.bucket_step}; give a multiple of {SMALL_STEP} from {low} to {high}")
 
+    @property
+    def shape(self) -> tuple[int, bool, int]:
+        """All that `target` depends on."""
+        return self.resolution, self.bucket, self.bucket_step
+
+    def target(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture is trained at, see `target_size`. Raises `InputError` for one too small."""
+        size = target_size(height, width, self.resolution, self.bucket, self.bucket_step)
+        if min(size) < SMALLEST_SIDE:
+            raise InputError(f"is {width}x{height} px; a side needs {SMALLEST_SIDE} or more")
+        return size
+
 
 @dataclass
 class _Findings:
@@ -103,23 +115,34 @@ class _Findings:
         return notes
 
 
-def read_folder(request: FolderRequest) -> ImageSet:
+def _no_progress(done: int, of: int) -> None:
+    """The progress of a reading that nobody watches."""
+
+
+def read_folder(request: FolderRequest, progress: Progress = _no_progress) -> ImageSet:
     """Read and prepare every picture of the folder, in the order of file names.
 
-    Raises `InputError` that lists everything wrong at once: files that are no pictures, captions without a picture,
-    pictures that are too small.
+    progress: see `reading.read_pictures`. Raises `InputError` that lists everything wrong at once: files that are no
+    pictures, captions without a picture, pictures that are too small.
     """
     folder = request.folder
     if not folder.is_dir():
         raise InputError(f"the folder {folder.name!r} is not there; make it under ComfyUI's input folder")
     masks = FolderMasks(request.masks, files_in(folder), pictures_in(folder))
     wrong = _captions_without_picture(folder, masks.pictures + masks.captioned)
-    pictures, findings = [], _Findings(captions=_caption_files(request))
-    for path in masks.pictures:
+    pictures, traits, findings = [], [], _Findings(captions=_caption_files(request))
+    files = [PictureFile(path, masks.of(path), request.masks == "alpha") for path in masks.pictures]
+    for path, read in zip(masks.pictures, read_pictures(files, request.target, request.shape, progress), strict=True):
         try:
-            pictures.append(_read_item(path, request, masks, findings))
+            if isinstance(read, InputError):
+                raise read
+            pictures.append(_item(path, read, request, findings))
         except InputError as error:
             wrong.append(str(error))
+            continue
+        traits.append(read.traits)
+        if read.mask is None:
+            masks.note_missing(path)
     if wrong:
         raise InputError(
             f"{len(wrong)} of the files in {folder.name!r} cannot be used; move them out of the folder or mend them: "
@@ -129,25 +152,18 @@ def read_folder(request: FolderRequest) -> ImageSet:
         text = f"the folder {folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it"
         notes = masks.notes() + left_out(folder, request.captions, findings.captions)
         raise InputError(" ".join([f"{text}.", *notes]) if notes else text)
+    measured = dict(zip(map(id, pictures), traits, strict=True))
     pictures, black = without_black_masks(pictures)
     notes = findings.notes(request) + masks.notes() + black
-    notes += remarks([item.name for item in pictures], [item.pixels for item in pictures])
+    notes += remarks([item.name for item in pictures], [measured[id(item)] for item in pictures])
     items = [copy for item in pictures for copy in ((item, mirrored(item)) if request.flip else (item,))]
     items = items * request.repeats
     return ImageSet(tuple(items), request.trigger.strip(), fingerprint(items), tuple(notes))
 
 
-def _read_item(path: Path, request: FolderRequest, masks: FolderMasks, findings: _Findings) -> TrainingImage:
-    """One picture with its caption and mask at the size it is trained at. Raises `InputError` with the file's name."""
-    try:
-        pixels, alpha, note = read_picture(path)
-    except InputError as error:
-        raise InputError(f"{path.name} {error}") from error
-    original = size_of(pixels)
-    height, width = target_size(*original, request.resolution, request.bucket, request.bucket_step)
-    if min(height, width) < SMALLEST_SIDE:
-        raise InputError(f"{path.name} is {original[1]}x{original[0]} px; a side needs {SMALLEST_SIDE} or more")
-    mask = masks.of(path, alpha, original)
+def _item(path: Path, read: ReadPicture, request: FolderRequest, findings: _Findings) -> TrainingImage:
+    """A picture that was read, with its caption. Raises `InputError` with the file's name."""
+    original, (height, width) = read.picture.original, size_of(read.picture.pixels)
     try:
         text = findings.captions.text_of(path)
         caption, missing = caption_of(path, request.captions, request.template, request.trigger.strip(), text)
@@ -155,8 +171,8 @@ def _read_item(path: Path, request: FolderRequest, masks: FolderMasks, findings:
         raise InputError(f"{path.name} has a caption file that cannot be read ({error})") from error
     if missing:
         findings.uncaptioned.append(path.name)
-    if note:
-        findings.noted.append(f"{path.name}: {note}")
+    if read.picture.note:
+        findings.noted.append(f"{path.name}: {read.picture.note}")
     share = kept(*original, height, width)
     if request.bucket and share < LEAST_KEPT:
         findings.cropped.append(f"{path.name} ({share:.0%} of {original[1]}x{original[0]} px is kept)")
@@ -164,9 +180,9 @@ def _read_item(path: Path, request: FolderRequest, masks: FolderMasks, findings:
         findings.small.append(f"{path.name} ({original[1]}x{original[0]} px)")
     return TrainingImage(
         path.name,
-        fit(pixels, height, width),
+        read.picture.pixels,
         caption,
-        None if mask is None else fit(mask, height, width),
+        read.mask,
         original,
         crop_offset(original, height, width),
         request.caption_syntax,
@@ -178,20 +194,20 @@ def pictures_in(folder: Path) -> list[Path]:
 
     A file that is named as a mask is one, unless it has a caption file of its own; see `without_companions`.
     """
-    return without_companions(files_in(folder), filter(is_caption, folder.iterdir()))
+    return without_companions(files_in(folder), filter(is_caption, entries_of(folder)))
 
 
 def files_in(folder: Path) -> list[Path]:
     """The folder's pictures and masks, in the order of names."""
     return [
         path
-        for path in sorted(folder.iterdir(), key=lambda p: p.name.lower())
+        for path in sorted(entries_of(folder), key=lambda p: p.name.lower())
         if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in OTHER_FILES | CAPTION_FILES
     ]
 
 
 def _captions_without_picture(folder: Path, pictures: Iterable[Path]) -> list[str]:
-    captions = [path for path in sorted(folder.iterdir()) if is_caption(path)]
+    captions = [path for path in sorted(entries_of(folder)) if is_caption(path)]
     used = set(match_captions(pictures, captions).values())
     doubles = doubled_captions(captions, used)  # `left_out` names them
     return [
@@ -205,7 +221,7 @@ def _caption_files(request: FolderRequest) -> CaptionFiles:
     """The caption files of a folder; none are read where the captions come from elsewhere."""
     if request.captions != "text files":
         return CaptionFiles()
-    return read_caption_files(pictures_in(request.folder), filter(is_caption, request.folder.iterdir()))
+    return read_caption_files(pictures_in(request.folder), filter(is_caption, entries_of(request.folder)))
 
 
 def mirrored(item: TrainingImage) -> TrainingImage:
@@ -214,29 +230,12 @@ def mirrored(item: TrainingImage) -> TrainingImage:
     return replace(item, name=item.name + MIRRORED, pixels=item.pixels.flip(1), mask=mask)
 
 
-def hash_files(folder: Path) -> str:
-    """A hash of every file's name and bytes: a changed caption or picture changes it."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_file():
-            digest.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + _hash_file(path))
-    return digest.hexdigest()
-
-
-def _hash_file(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:  # in pieces: a file may be larger than the memory
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.digest()
-
-
 def fingerprint(items: Iterable[TrainingImage]) -> str:
     """A hash of all that a training sees of the pictures."""
     digest = hashlib.sha256()
     for item in items:
         digest.update(f"{tuple(item.pixels.shape)}\0{item.prompt}\0{item.original}{item.crop}".encode())
-        digest.update(item.pixels.contiguous().numpy().tobytes())
+        digest.update(item.pixels.contiguous().numpy())
         if item.mask is not None:
-            digest.update(item.mask.contiguous().numpy().tobytes())
+            digest.update(item.mask.contiguous().numpy())
     return digest.hexdigest()

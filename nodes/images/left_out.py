@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from collections import Counter
 from pathlib import Path
 
+from .listing import entries_of
 from .quality import counted, listed
 from .text_files import CaptionFiles, is_caption, look_alike
 
@@ -17,7 +20,7 @@ PICTURES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".jp2"),
     *(".qoi", ".heic", ".heif", ".jxl"),
 }
-MOST_SEEN = 20_000  # files of subfolders that are counted
+MOST_SEEN = 20_000  # entries of all subfolders together that are looked at
 
 
 def left_out(folder: Path, source: str, captions: CaptionFiles) -> list[str]:
@@ -26,7 +29,7 @@ def left_out(folder: Path, source: str, captions: CaptionFiles) -> list[str]:
     source: where captions come from, one of `captions.CAPTIONS`. captions: the caption files as they were read. Masks
     are not among them.
     """
-    entries = sorted(folder.iterdir(), key=lambda path: path.name.lower())
+    entries = sorted(entries_of(folder), key=lambda path: path.name.lower())
     hidden = [path for path in entries if path.name.startswith(".")]
     shown = [path for path in entries if not path.name.startswith(".")]
     files = [path for path in shown if path.is_file()]
@@ -47,29 +50,40 @@ def left_out(folder: Path, source: str, captions: CaptionFiles) -> list[str]:
 def _subfolder_notes(folders: list[Path]) -> list[str]:
     if not folders:
         return []
-    counts = {path.name: _pictures_below(path) for path in folders}
+    counts, seen = {}, 0
+    for path in folders:
+        counts[path.name], looked_at = _pictures_below(path, MOST_SEEN - seen)
+        seen += looked_at
     full = [f"{name} ({count})" for name, count in counts.items() if count]
     empty = [name for name, count in counts.items() if not count]
+    more = " or more" if seen >= MOST_SEEN else ""
     notes = []
     if full:
         notes.append(
-            f"NOT READ: {counted(sum(counts.values()), 'picture')} in subfolders: {listed(full)}. Only the folder "
-            "itself is read; move the pictures into it, or choose the subfolder."
+            f"NOT READ: {counted(sum(counts.values()), 'picture')}{more} in subfolders: {listed(full)}. Only the "
+            "folder itself is read; move the pictures into it, or choose the subfolder."
         )
-    if empty:
+    if empty and not more:
         notes.append(f"Passed over: subfolders without pictures: {listed(empty)}.")
     return notes
 
 
-def _pictures_below(folder: Path) -> int:
-    """How many pictures a folder holds by their endings, with all below it; at most `MOST_SEEN` files are looked at."""
+def _pictures_below(folder: Path, most: int) -> tuple[int, int]:
+    """(how many pictures a folder holds by their endings, with all below it; how many entries were looked at).
+
+    most: entries that are looked at. Links to folders are not followed, so a loop of them has an end.
+    """
     seen = pictures = 0
-    for _, _, names in os.walk(folder):
-        pictures += sum(os.path.splitext(name)[1].lower() in PICTURES for name in names if not name.startswith("."))
-        seen += len(names)
-        if seen > MOST_SEEN:
-            break
-    return pictures
+    folders = [str(folder)]
+    while folders and seen < most:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in itertools.islice(entries, most - seen):
+                seen += 1
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif not entry.name.startswith("."):
+                    pictures += os.path.splitext(entry.name)[1].lower() in PICTURES
+    return pictures, seen
 
 
 def _caption_notes(files: list[Path], source: str, captions: CaptionFiles) -> list[str]:

@@ -6,11 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from ...training.errors import InputError
 from ...training.images import TrainingImage
-from .decode import read_mask
 from .quality import listed
 from .text_files import match_captions
 
@@ -61,25 +58,14 @@ class FolderMasks:
         self.captioned = [path for path in self.pictures if path in used]
         self.pictures = [path for path in self.pictures if path not in used]
 
-    def of(self, picture: Path, alpha: Tensor | None, size: tuple[int, int]) -> Tensor | None:
-        """The mask [H, W] in 0..1 of a picture of `size` (height, width), or None where all of it counts.
+    def of(self, picture: Path) -> Path | None:
+        """The mask file of a picture, or None where it has none."""
+        return self._of.get(picture)
 
-        alpha: the picture's own, [H, W] in 0..1. Raises `InputError` for a mask file that cannot be used.
-        """
-        if self.masks == "none":
-            return None
-        if self.masks == "alpha":
-            if alpha is None:
-                self._without.append(picture.name)
-            return alpha
-        path = self._of.get(picture)
-        if path is None:
+    def note_missing(self, picture: Path) -> None:
+        """Say in the report that a picture has no mask, where masks are asked for."""
+        if self.masks != "none":
             self._without.append(picture.name)
-            return None
-        try:
-            return read_mask(path, size)
-        except InputError as error:
-            raise InputError(f"{path.name} {error}") from error
 
     def notes(self) -> list[str]:
         """What the report says: pictures without a mask, and files that are named as masks and not used."""

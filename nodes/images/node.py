@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import comfy.model_management
+import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
@@ -13,8 +15,10 @@ from ..bridge.files.writing import NO_FOLDER_OPTION, resolve_inside
 from ..bridge.types import Images
 from .batch import image_set
 from .captions import CAPTIONS
-from .folder import LARGEST_RESOLUTION, FolderRequest, hash_files, read_folder
+from .folder import LARGEST_RESOLUTION, FolderRequest, read_folder
+from .hashing import hash_files
 from .masks import MASKS
+from .reading import Progress
 from .sheet import contact_sheet, describe
 from .sizes import BUCKET_STEP, BUCKET_STEPS, SMALL_STEP, SMALLEST_SIDE
 
@@ -37,6 +41,17 @@ def _caption_syntax() -> io.Combo.Input:
 
 def _folders() -> list[str]:
     return folder_paths.get_input_subfolders() or [NO_FOLDER_OPTION]
+
+
+def _shown_progress() -> Progress:
+    """Shows the progress on the node, and raises ComfyUI's exception where the user has cancelled the prompt."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def show(done: int, of: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, max(1, of))
+
+    return show
 
 
 class ImageFolder(io.ComfyNode):
@@ -166,14 +181,16 @@ class ImageFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
         try:
-            return hash_files(resolve_inside(Path(folder_paths.get_input_directory()), folder))
+            # ComfyUI takes what is raised here for a warning; it sees an interrupt before the node runs.
+            path = resolve_inside(Path(folder_paths.get_input_directory()), folder)
+            return hash_files(path, comfy.model_management.processing_interrupted) or float("nan")
         except (ValueError, OSError) as error:
             return str(error)
 
     @classmethod
     @name_node_in_errors
     def execute(cls, **inputs) -> io.NodeOutput:
-        images = read_folder(cls._request(**inputs))
+        images = read_folder(cls._request(**inputs), _shown_progress())
         return io.NodeOutput(images, contact_sheet(images), describe(images))
 
 

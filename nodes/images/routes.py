@@ -12,6 +12,7 @@ from ...training.errors import InputError
 from ..bridge.files.writing import resolve_inside, write_text
 from ..bridge.web import HasRoutes, json_answer, post_answer, read_object
 from .folder import pictures_in
+from .listing import entries_of
 from .text_files import is_caption, match_captions, read_caption_files
 
 MOST_PICTURES = 2000  # in one answer
@@ -54,7 +55,7 @@ def contents(name: str) -> dict:
     if not folder.is_dir():
         return {"folder": name, "pictures": [], "missing": f"the folder {name!r} is not there; choose another"}
     paths = pictures_in(folder)
-    captions = read_caption_files(paths, filter(is_caption, folder.iterdir()))
+    captions = read_caption_files(paths, filter(is_caption, entries_of(folder)))
     pictures = [
         {"file": path.name, "caption": captions.texts[path][:LONGEST_CAPTION] if path in captions.texts else None}
         for path in paths[:MOST_PICTURES]
@@ -91,7 +92,7 @@ def write_caption(folder: str, file: str, caption: str) -> dict:
     picture = resolve_inside(_folder(folder), file)
     if picture.parent != _folder(folder) or not picture.is_file() or picture.suffix.lower() == ".txt":
         raise InputError(f"{file!r} is no picture in {folder!r}")
-    captions = filter(is_caption, picture.parent.iterdir())
+    captions = filter(is_caption, entries_of(picture.parent))
     path = match_captions([picture], captions).get(picture, picture.with_suffix(".txt"))
     text = " ".join(caption.split())
     if not text:

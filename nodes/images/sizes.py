@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 SMALLEST_SIDE = 64  # px; a smaller picture has too little to learn from
 BUCKET_STEPS = (8, 128)  # px: the smallest and largest step between the sides of buckets
@@ -79,21 +78,8 @@ def kept(height: int, width: int, target_height: Sides, target_width: Sides) -> 
     return np.minimum(ours, theirs) / np.maximum(ours, theirs)
 
 
-def fit(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Scale down to cover height x width and crop the middle (Lanczos).
-
-    pixels: a picture [H, W, 3] uint8 or a mask [H, W] in 0..1; gives the same kind.
-    """
-    if tuple(pixels.shape[:2]) == (height, width):
-        return pixels
-    is_mask = pixels.ndim == 2
-    values = (pixels.numpy() * 255).round().astype(np.uint8) if is_mask else pixels.numpy()
-    fitted = np.array(ImageOps.fit(Image.fromarray(values), (width, height), Image.Resampling.LANCZOS))
-    return torch.from_numpy(fitted.astype(np.float32) / 255 if is_mask else fitted)
-
-
 def crop_offset(original: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    """(top, left) in px of the scaled picture that `fit` crops away. original: (height, width)."""
+    """(top, left) in px of the scaled picture that `bands.shrunk` crops away. original: (height, width)."""
     scale = max(height / original[0], width / original[1])
     return round((original[0] * scale - height) / 2), round((original[1] * scale - width) / 2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..bridge.files.headers import open_regular
 from .encodings import NAMES, Decision, decide, mark_of
 from .quality import listed
 
@@ -121,10 +123,14 @@ def decode(data: bytes, decision: Decision) -> tuple[str, int]:
 
 def _read(path: Path) -> bytes:
     """Raises `OSError` also for a file that is far too large for a caption."""
-    size = path.stat().st_size
-    if size > LONGEST_FILE:
-        raise OSError(errno.EFBIG, f"has {size:,} bytes, and a caption at most {LONGEST_FILE:,}")
-    return path.read_bytes()
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LONGEST_FILE:
+                raise OSError(errno.EFBIG, f"has {size:,} bytes, and a caption at most {LONGEST_FILE:,}")
+            return file.read(LONGEST_FILE)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "is no regular file") from error
 
 
 def _encoding_notes(decisions: Mapping[Path, Decision]) -> list[str]:

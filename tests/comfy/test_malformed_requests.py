@@ -17,6 +17,7 @@ from bespoke.nodes.images import routes
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from PIL import Image
 
+AS_JSON = {"Content-Type": "application/json"}
 PACK = Path(routes.__file__).parents[2]
 BODIES = {
     "empty": b"",
@@ -84,19 +85,56 @@ def check(answers, requests, base):
 def test_malformed_bodies(all_routes, comfyui):
     paths = paths_of(all_routes, "POST")
     assert {"/bespoke/folder", "/bespoke/folder/caption", "/bespoke/runs/match"} <= set(paths)
-    requests = [("POST", path, {"data": body}) for path in paths for body in BODIES.values()]
+    requests = [("POST", path, {"data": body, "headers": AS_JSON}) for path in paths for body in BODIES.values()]
     check(ask(all_routes, requests), requests, comfyui)
 
 
 def test_values_of_other_types(all_routes, comfyui):
     whole = {"folder": "x", "file": "x.png", "caption": "", "technique": "", "workflow": "", "paths": [], "request": {}}
     requests = [
-        ("POST", path, {"data": json.dumps(whole | {field: value})})
+        ("POST", path, {"data": json.dumps(whole | {field: value}), "headers": AS_JSON})
         for path in paths_of(all_routes, "POST")
         for field in FIELDS
         for value in ODD_VALUES
     ]
     check(ask(all_routes, requests), requests, comfyui)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},  # as `fetch` without a body
+        {"Content-Type": "text/plain"},  # the three that a form of another site can send
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {"Content-Type": "multipart/form-data; boundary=x"},
+        {"Content-Type": "application/json-patch+json"},
+        {"Content-Type": "text/plain; application/json"},
+    ],
+)
+def test_a_form_of_another_site_cannot_post(all_routes, comfyui, headers, tmp_path, monkeypatch):
+    """Every POST route, also one without a body, answers 415 unless the type is application/json (RFC 9110, 15.5.16),
+    and does nothing.
+    """
+    monkeypatch.setattr(routes.folder_paths, "get_input_directory", lambda: str(tmp_path))
+    paths = paths_of(all_routes, "POST")
+    assert "/bespoke/runs/lora-00000000000f/finish" in paths
+    requests = [
+        ("POST", path, {"data": data, "headers": headers, "skip_auto_headers": ["Content-Type"]})
+        for path in paths
+        for data in (b'{"name": "made", "=": ""}', b"")
+    ]
+    for status, text in ask(all_routes, requests):
+        assert status == 415
+        assert "send the header Content-Type: application/json" in json.loads(text)["error"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
+def test_json_of_every_spelling_is_read(all_routes, comfyui, kind):
+    requests = [
+        ("POST", path, {"data": b"{}", "headers": {"Content-Type": kind}}) for path in paths_of(all_routes, "POST")
+    ]
+    assert {status for status, _ in ask(all_routes, requests)} == {400, 404}  # a name is missing; there is no such run
 
 
 def test_odd_queries(all_routes, comfyui):
@@ -113,12 +151,12 @@ def test_errors_name_the_field_and_the_value(all_routes):
     answers = ask(
         all_routes,
         [
-            ("POST", "/bespoke/folder", {"data": b"{}"}),
-            ("POST", "/bespoke/folder", {"data": b'{"name": 3}'}),
-            ("POST", "/bespoke/folder", {"data": b"[]"}),
-            ("POST", "/bespoke/folder/caption", {"data": b"[]"}),
-            ("POST", "/bespoke/folder/caption", {"data": b'{"folder": "x", "file": "y"}'}),
-            ("POST", "/bespoke/folder", {"data": BODIES["huge"]}),
+            ("POST", "/bespoke/folder", {"data": b"{}", "headers": AS_JSON}),
+            ("POST", "/bespoke/folder", {"data": b'{"name": 3}', "headers": AS_JSON}),
+            ("POST", "/bespoke/folder", {"data": b"[]", "headers": AS_JSON}),
+            ("POST", "/bespoke/folder/caption", {"data": b"[]", "headers": AS_JSON}),
+            ("POST", "/bespoke/folder/caption", {"data": b'{"folder": "x", "file": "y"}', "headers": AS_JSON}),
+            ("POST", "/bespoke/folder", {"data": BODIES["huge"], "headers": AS_JSON}),
             ("GET", "/bespoke/folder", {"params": {"name": "x" * 300}}),
         ],
     )

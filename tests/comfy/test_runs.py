@@ -888,7 +888,7 @@ def test_the_routes_answer(runs):
                 return answer.status, await answer.json()
 
             async def post(path, body):
-                answer = await client.post(path, data=body)
+                answer = await client.post(path, data=body, headers={"Content-Type": "application/json"})
                 return answer.status, await answer.json()
 
             listed = await get("/bespoke/runs", search="kept", page="0")

@@ -199,7 +199,7 @@ def test_three_techniques(run_example):
 
 
 def post(server, path):
-    request = urllib.request.Request(f"{server.url}{path}", data=b"", method="POST")
+    request = urllib.request.Request(f"{server.url}{path}", b"{}", {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 

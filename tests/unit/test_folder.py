@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from bespoke.nodes.images.batch import image_set
-from bespoke.nodes.images.folder import FolderRequest, hash_files, read_folder
+from bespoke.nodes.images.folder import FolderRequest, read_folder
+from bespoke.nodes.images.hashing import hash_files
 from bespoke.nodes.images.sheet import contact_sheet, describe
 from bespoke.nodes.images.sizes import kept, target_size
 from bespoke.training.errors import InputError

@@ -8,7 +8,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from bespoke.nodes.images.folder import FolderRequest, hash_files, read_folder
+from bespoke.nodes.images.folder import FolderRequest, read_folder
+from bespoke.nodes.images.hashing import hash_files
 from bespoke.nodes.images.sheet import contact_sheet, describe
 from bespoke.training.errors import InputError
 from PIL import Image

@@ -52,7 +52,10 @@ def resolve_inside(folder: Path, name: str, ending: str = "") -> Path:
     base = folder.resolve()
     if len(f"{base}/{name}{ending}".encode()) > LONGEST_PATH:
         raise InputError(f"the name {name[:40]!r}... has {len(name):,} characters; give a shorter one")
-    path = (base / name.replace("\\", "/")).resolve()
+    try:
+        path = (base / name.replace("\\", "/")).resolve()
+    except RuntimeError as error:  # of a loop of links, before Python 3.13
+        raise InputError(f"the name {name!r} is a link that leads in a circle; choose another") from error
     if path == base or base not in path.parents:
         raise InputError(f"the name {name!r} leads out of {folder.name!r}; give a name without '..' or a leading '/'")
     return path

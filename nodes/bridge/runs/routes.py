@@ -51,7 +51,7 @@ def register(server: HasRoutes) -> None:
 
     @server.routes.post("/bespoke/runs/{id}/finish")
     async def finish(request: web.Request) -> web.Response:
-        return await json_answer(finish_run, request.match_info["id"])
+        return await post_answer(request, lambda _: finish_run(request.match_info["id"]))
 
 
 def list_runs(query: Mapping[str, str]) -> dict:

@@ -1,0 +1,64 @@
+"""A hash of a training folder, which tells ComfyUI whether to read it again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..bridge.files.headers import open_regular
+from .left_out import OTHER_FILES
+from .limits import MOST_MEMORY
+from .listing import files_of
+from .reading import threads
+from .stamps import Kept, stamp_of
+from .text_files import CAPTION_ENDING, LONGEST_FILE
+
+DIGESTS: Kept[bytes] = Kept(100_000)  # files, each counted as 1
+PIECE = 1 << 20  # bytes
+
+
+def hash_files(folder: Path, stopped: Callable[[], bool] = lambda: False) -> str | None:
+    """A hash of the names of all files and of the bytes of pictures and captions.
+
+    A file that has not changed since it was hashed, see `stamps`, is not read again. Of files that are refused unread,
+    since they are too large, the size counts. stopped: is asked before each file; None is given where it says so.
+    """
+    reading, digest = DIGESTS.new_reading(), hashlib.sha256()
+    paths = files_of(folder) if folder.is_dir() else []
+    stamps = {path: stamp_of(path) for path in paths if _counts(path)}
+    contents = {path: DIGESTS.get(stamp, reading) if stamp else None for path, stamp in stamps.items()}
+    new = [path for path, content in contents.items() if content is None]
+    with ThreadPoolExecutor(threads(), "bespoke-hashes") as pool:
+        hashed = pool.map(lambda path: None if stopped() else _hash_file(path), new)
+        contents |= zip(new, hashed, strict=True)
+    if stopped():
+        return None
+    for path in new:
+        stamp, content = stamps[path], contents[path]
+        if stamp and content and stamp == stamp_of(path):
+            DIGESTS.put(stamp, content, 1, reading)
+    for path in paths:
+        digest.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + (contents.get(path) or b""))
+    return digest.hexdigest()
+
+
+def _counts(path: Path) -> bool:
+    """Whether the content of a file counts, and not only its name."""
+    return not path.name.startswith(".") and path.suffix.lower() not in OTHER_FILES
+
+
+def _hash_file(path: Path) -> bytes:
+    most = LONGEST_FILE if path.suffix.lower() == CAPTION_ENDING else MOST_MEMORY
+    try:
+        size = path.stat().st_size
+        if size > most:
+            return f"{size} bytes".encode()
+        digest = hashlib.sha256()
+        with open_regular(path) as file:
+            while piece := file.read(PIECE):  # in pieces: several files are read at once
+                digest.update(piece)
+    except (OSError, ValueError) as error:  # it cannot be read, or is no regular file any more
+        return type(error).__name__.encode()
+    return digest.digest()
