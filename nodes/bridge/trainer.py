@@ -23,8 +23,9 @@ from typing import Any, Protocol, TypeVar
 import comfy.model_management
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...training.adapters import AdapterSet
 from ...training.config import TrainConfig
 from ...training.data import Batch
 from ...training.loop import Trainable
@@ -42,6 +43,7 @@ from .runs.report import describe_unread
 from .runs.run_training import run_training
 from .runs.samples import sampler_for
 from .runs.task import TrainingTask
+from .training_model.backward_check import check_gradients
 from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training, wider_precision
 from .training_model.memory_forecast import StepMemory
 from .training_model.offload import OffloadPlan, plan_offload
@@ -265,6 +267,8 @@ class _Trainer:
         loss = MicroBatchLoss(
             technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, self.timesteps
         )
+        for sentence in self.denoiser.company.notes():
+            fold.run.note(sentence)
         task = TrainingTask(
             trainable,
             loss,
@@ -275,6 +279,7 @@ class _Trainer:
             resume=technique.request.resume,
             describe_start=partial(self._describe_start, fold),
             draw_sample=self._sample_drawer(fold),
+            check=partial(self._check_gradients, trainable, loss),
             precision_advice=wider_precision(self.denoiser.base, self.denoiser.compute),
             frozen=[
                 *self.denoiser.base.parameters(),
@@ -286,10 +291,21 @@ class _Trainer:
             return run_training(task, self.context)
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
+        by_level = self.denoiser.company.cost()
         not_resumed = "; " + "; ".join(describe_unread(self.dataset.unread)) if self.dataset.unread else ""
         return (
-            fold.prefix + self.technique.describe_start(fold.run, cost, fold.steps) + self.offload.summary + not_resumed
+            fold.prefix
+            + self.technique.describe_start(fold.run, cost, fold.steps)
+            + self.offload.summary
+            + not_resumed
+            + (f"; {by_level}" if by_level else "")
         )
+
+    def _check_gradients(self, trainable: Trainable, loss: Callable[[int], Tensor | None], micro: int) -> None:
+        """Raise `InputError` where the code of other nodes keeps the gradient from what is trained."""
+        denoiser = self.denoiser
+        if denoiser.company.code:
+            check_gradients(partial(loss, micro), _parts(trainable), denoiser.without_code, denoiser.company.code)
 
     def _validation_loss(self, fold: Fold) -> Callable[[], float] | None:
         """A function that computes the loss on the held-out pictures; None without them."""
@@ -314,6 +330,17 @@ class _Trainer:
         return sampler_for(
             self.denoiser, self.models.vae, like, self.context.sampler, self.technique.sample_conditioning
         )
+
+
+def _parts(trainable: Trainable) -> list[tuple[str, list[nn.Parameter]]]:
+    """The parameters of each adapter, or each parameter of another technique, by name; without optional ones."""
+    optional = set(map(id, trainable.optional_parameters))
+    if isinstance(trainable, AdapterSet):
+        named = [(name, list(adapter.parameters())) for name, adapter in trainable.items()]
+    else:
+        every = [parameter for parameters, _ in trainable.parameter_groups(0.0) for parameter in parameters]
+        named = [(f"parameter {number + 1}", [parameter]) for number, parameter in enumerate(every)]
+    return [(name, own) for name, own in named if not any(id(each) in optional for each in own)]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..bridge.models import check_trainable
 from ..bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_unread
 from ..bridge.runs.samples import as_conditioning
 from ..bridge.trainer import Models
-from ..bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
+from ..bridge.training_model.denoiser import ComfyDenoiser, check_wire
 from ..bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
 from ..bridge.training_model.offload import MEMORY_ADVICE
 from ..bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table, token_ids
@@ -43,7 +43,7 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     Raises `InputError`, before anything is encoded, for models or captions that cannot be used.
     """
     model, clip, vae = models.model, models.clip, models.vae
-    check_not_gguf(model)
+    check_wire(model, clip)
     check_trainable(model.model)
     if request.template == "captions":
         check_captions(images.items)

@@ -24,10 +24,16 @@ class ModelConds:
 
     by_length: replaces `conds` where the model cannot batch prompts of several lengths: for each length (positions in
     the batch, their conditioning).
+    parts: the single conditionings that a batch was joined of; empty for one.
     """
 
     conds: dict[str, Any]
     by_length: tuple[tuple[list[int], ModelConds], ...] = ()
+    parts: tuple[ModelConds, ...] = ()
+
+    def of(self, positions: Sequence[int]) -> ModelConds:
+        """The conditioning of some of the batch, as if these had been joined alone."""
+        return join_conds([self.parts[position] for position in positions]) if self.parts else self
 
     def tensors(self) -> dict[str, Any]:
         """The conditioning as keyword arguments of `BaseModel.apply_model`."""
@@ -60,7 +66,8 @@ def join_conds(parts: Sequence[ModelConds]) -> ModelConds:
     if len(positions) > 1:
         return ModelConds({}, tuple((rows, join_conds([parts[i] for i in rows])) for rows in positions.values()))
     joined = comfy.samplers.cond_cat([part.conds for part in parts])
-    return ModelConds({name: type(parts[0].conds[name])(value) for name, value in joined.items()})
+    conds = {name: type(parts[0].conds[name])(value) for name, value in joined.items()}
+    return ModelConds(conds, parts=tuple(parts))
 
 
 def _fixed_shapes(part: ModelConds) -> tuple:

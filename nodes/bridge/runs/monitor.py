@@ -57,6 +57,7 @@ class RunMonitor:
         task, training = self._task, self._training
         if training.steps_done < training.last_step:
             first = training.steps_done * task.config.gradient_accumulation
+            task.check(first)
             cost = measure_step(lambda: task.loss(first), task.frozen, training.parameters)
             resumed = f"; goes on from step {training.steps_done}" if training.steps_done else ""
             self._display.start(task.describe_start(cost) + resumed)

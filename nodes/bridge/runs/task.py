@@ -28,6 +28,7 @@ class TrainingTask:
     draw_sample: draws one image with the model as it is now; None where none is drawn.
     precision_advice: what to change against numbers that overflow, to end an error text; "" where the model computes
     in float32 already.
+    check: called before the first step with the number of its micro-batch; raises `InputError` where it cannot train.
     frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
     """
 
@@ -41,4 +42,5 @@ class TrainingTask:
     describe_start: Callable[[StepCost], str]
     draw_sample: Callable[[], Image.Image] | None = None
     precision_advice: str = ""
+    check: Callable[[int], None] = lambda micro: None
     frozen: Sequence[Tensor] = ()

@@ -7,12 +7,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
-import comfy.patcher_extension
+import comfy.sd
 import torch
 from torch import Tensor
 
@@ -20,11 +19,13 @@ from ....training.errors import InputError
 from ....training.objective import Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
 from ..models import checkpoint_blocks, layers_with_overwritten_input
+from ..wire.company import Company, check_company, company_of
 from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .checkpointing import checkpointed
 from .frozen_linear import frozen_layers
 from .in_place import clone_layer_inputs
 from .inference_tensors import normal_tensors
+from .sampling_call import SamplingCall, frozen_modules
 
 _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.EPS: "epsilon",
@@ -65,7 +66,6 @@ class ComfyDenoiser:
     def __init__(
         self,
         patcher: comfy.model_patcher.ModelPatcher,
-        transformer_options: dict[str, Any],
         autocast: Callable[[], AbstractContextManager[Any]],
         reload: Sequence[Callable[[], None]],
         compute: torch.dtype | None = None,
@@ -75,9 +75,19 @@ class ComfyDenoiser:
         self.patcher, self.base, self.device, self.autocast = patcher, base, device, autocast
         self.compute, self._normal = compute, normal
         self.prediction = prediction_of(base.model_sampling)
-        self._transformer_options, self._reload = transformer_options, reload
+        self._reload = reload
         # The training schedule as a table: discrete models have one noise level per timestep, flow models a fine grid.
         self._sigmas = base.model_sampling.sigmas.detach().float().clone().to(device)  # [T], rising
+        self._call = SamplingCall(patcher, self._sigmas)
+
+    @property
+    def company(self) -> Company:
+        """What other nodes have put on the MODEL."""
+        return self._call.company
+
+    def without_code(self) -> AbstractContextManager[None]:
+        """A context in which the model is called without the patches and wrappers of other nodes."""
+        return self._call.without_code()
 
     def sigma(self, t: Tensor) -> Tensor:
         """The noise levels [B] at timesteps `t` [B] in 0..1 of the training schedule: 0 clean, 1 noise."""
@@ -107,16 +117,15 @@ class ComfyDenoiser:
     def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: ModelConds) -> Tensor:
         """The model's estimate of the clean latent [B, C, ...].
 
-        One call of the model, or one for each length of prompts where the model cannot batch several lengths.
+        One call of the model, or one for each length of prompts where the model cannot batch several lengths, and one
+        for each noise level where code on the wire may read it.
         """
         if conditioning.by_length:
             parts = [self.denoise(noisy[rows], sigma[rows], conds) for rows, conds in conditioning.by_length]
             order = torch.tensor([row for rows, _ in conditioning.by_length for row in rows])
             return torch.cat(parts)[order.argsort().to(noisy.device)]
         with self.autocast(), self._normal():
-            return self.base.apply_model(
-                noisy, sigma, transformer_options=self._transformer_options, **conditioning.tensors()
-            )
+            return self._call(self.base, noisy, sigma, conditioning)
 
     def move_to(self, device: torch.device) -> None:
         """Compute on `device` from now on; the caller has moved the base's weights there."""
@@ -191,7 +200,7 @@ def prepare_for_training(
     the device free, and stream the others layer by layer at each call; None loads all. Raises `InputError` for a model
     whose weights cannot be trained through.
     """
-    check_not_gguf(model)
+    check_wire(model)
     check_reloadable(model, "MODEL", "diffusion model")
     with torch.inference_mode(False), torch.enable_grad():
         patcher = model.clone(disable_dynamic=True)  # evictable weights could change while autograd has saved them
@@ -199,39 +208,40 @@ def prepare_for_training(
         base, device = patcher.model, patcher.load_device
         blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
         in_place = layers_with_overwritten_input(base.diffusion_model)
-        options = _transformer_options(patcher)
         compute = compute_type(base, device, precision)
-        normal = normal_tensors(patcher)
+        normal, held = normal_tensors(patcher), company_of(patcher).modules
         was_training = comfy.model_management.in_training
         comfy.model_management.in_training = True
         try:
             patcher.pre_run()  # runs other packs' callbacks too
             with (
+                frozen_modules(held),
                 frozen_layers(base, compute) as freeze,
                 autograd_views(base, device, compute) as make_views,
                 clone_layer_inputs(in_place),
                 checkpointed(blocks, bool(in_place), normal),
             ):
                 reload = (partial(_load, patcher, leave_free), freeze, make_views)
-                yield ComfyDenoiser(patcher, options, autocast_for(device, compute), reload, compute, normal)
+                yield ComfyDenoiser(patcher, autocast_for(device, compute), reload, compute, normal)
         finally:
             comfy.model_management.in_training = was_training
             patcher.cleanup()
 
 
-def _transformer_options(patcher: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
-    """What the patcher's own sampling would pass to the model, with an attention that has a backward pass."""
-    options = comfy.model_patcher.create_model_options_clone(patcher.model_options)["transformer_options"]
-    options["wrappers"] = comfy.patcher_extension.copy_nested_dicts(patcher.wrappers)
-    options["callbacks"] = comfy.patcher_extension.copy_nested_dicts(patcher.callbacks)
-    options["optimized_attention_override"] = _attention  # the same one for the whole run
-    return options
-
-
 def _load(patcher: comfy.model_patcher.ModelPatcher, leave_free: int | None) -> None:
+    # Further models, which other nodes' code calls; clones for more devices do a sampling's work, not a training's.
+    further = [each for each in patcher.get_nested_additional_models() if not each.is_multigpu_base_clone]
     comfy.model_management.load_models_gpu(
-        [patcher], memory_required=leave_free or 0, force_full_load=leave_free is None
+        [patcher, *further], memory_required=leave_free or 0, force_full_load=leave_free is None
     )
+
+
+def check_wire(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP | None = None) -> None:
+    """Raise `InputError` for a MODEL or CLIP with which a training would be wrong: see `check_not_gguf`,
+    `check_company`.
+    """
+    check_not_gguf(model)
+    check_company(model, clip)
 
 
 def check_not_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
@@ -245,7 +255,3 @@ def check_not_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
             "safetensors file (fp8 is nearly as small) with Load Diffusion Model, train, and use the LoRA on the "
             "GGUF model"
         )
-
-
-def _attention(_default, *args, **kwargs):
-    return comfy.ldm.modules.attention.attention_pytorch(*args, **kwargs)

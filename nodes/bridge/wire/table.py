@@ -1,8 +1,8 @@
 """The table of what a wire can carry: every attribute of ComfyUI's MODEL patcher, CLIP and VAE.
 
-Run identity, caches (`reading`) and job export (`nodes/jobs/wire.py`) read these rows. An attribute that has no row is
-never passed over: where it is set, nothing on the wire can be compared or exported. `tests/comfy/test_wire.py` fails
-where a ComfyUI has an attribute without a row.
+Run identity, caches (`reading`), job export (`nodes/jobs/wire.py`) and training (`company`) read these rows. An
+attribute that has no row is never passed over: where it is set, nothing on the wire can be compared, exported or
+trained with. `tests/comfy/test_wire.py` fails where a ComfyUI has an attribute without a row.
 """
 
 from __future__ import annotations
@@ -26,27 +26,44 @@ class Role(enum.Enum):
     STATE = enum.auto()
 
 
+class InTraining(enum.Enum):
+    """What a training does with something that a wire carries.
+
+    APPLIED: the training's model computes with it, as sampling does. SAMPLING_ONLY: it acts on how a sampler joins or
+    masks the model's predictions, so the samples have it and the training does not; the report says so. NO_EFFECT: it
+    does not change a prediction. REFUSED: a training with it would be wrong, or would leave it out.
+    BY_KEY: a table of its own decides for each of its keys (`company`).
+    """
+
+    APPLIED = enum.auto()
+    SAMPLING_ONLY = enum.auto()
+    NO_EFFECT = enum.auto()
+    REFUSED = enum.auto()
+    BY_KEY = enum.auto()
+
+
 @dataclass(frozen=True)
 class Row:
-    """One attribute. words: what a report calls it.
+    """One attribute. words: what a report calls it. in_training: what a training does with it, where it is set.
 
     unset: a value that counts as not set, besides None, and collections in which nothing is set.
     exported: whether a job carries it. in_0_1: whether version 0.1 read it for a run's identity.
     """
 
     role: Role
-    words: str = ""
+    words: str
+    in_training: InTraining
     unset: Any = None
     exported: bool = False
     in_0_1: bool = False
 
 
-_STATE = Row(Role.STATE)
-_LOADED = Row(Role.LOADED)
+_STATE = Row(Role.STATE, "", InTraining.NO_EFFECT)
+_LOADED = Row(Role.LOADED, "", InTraining.APPLIED)  # a training computes with the same object
 
 
-def _change(words: str, **more: Any) -> Row:
-    return Row(Role.CHANGE, words, **more)
+def _change(words: str, in_training: InTraining = InTraining.APPLIED, **more: Any) -> Row:
+    return Row(Role.CHANGE, words, in_training, **more)
 
 
 def _state(*names: str) -> dict[str, Row]:
@@ -58,14 +75,15 @@ PATCHER: Mapping[str, Row] = {
     "object_patches": _change("replaced objects", exported=True, in_0_1=True),
     # `manual_cast_dtype` among the object patches sets it, and is read and exported.
     "force_cast_weights": _change("a cast of its weights", unset=False, exported=True, in_0_1=True),
-    "model_options": _change("attention, block or sampler patches", exported=True),
+    "model_options": _change("attention, block or sampler patches", InTraining.BY_KEY, exported=True),
     "injections": _change(
         "a path beside its weights (such as Bespoke Inject LoRA's mode bypass; mode merge can be exported)", in_0_1=True
     ),
-    "wrappers": _change("a wrapper of another node"),
-    "callbacks": _change("a callback of another node"),
-    "hook_patches": _change("hooks of another node"),
-    "forced_hooks": _change("hooks of another node"),
+    "wrappers": _change("a wrapper of another node", InTraining.BY_KEY),
+    "callbacks": _change("a callback of another node", InTraining.BY_KEY),
+    # A MODEL's hooks act through a conditioning that names them, and a training's has none.
+    "hook_patches": _change("hooks of another node", InTraining.REFUSED),
+    "forced_hooks": _change("hooks of another node", InTraining.REFUSED),
     "additional_models": _change("a further model of another node"),
     "weight_wrapper_patches": _change("a weight wrapper of another node"),
     "attachments": _change("an attachment of another node"),
@@ -81,8 +99,8 @@ PATCHER: Mapping[str, Row] = {
 CLIP: Mapping[str, Row] = {
     "layer_idx": _change("a clip skip", exported=True, in_0_1=True),
     "tokenizer_options": _change("tokenizer options", exported=True),
-    "apply_hooks_to_conds": _change("hooks of another node"),
-    "use_clip_schedule": _change("a schedule of hooks", unset=False),
+    "apply_hooks_to_conds": _change("hooks of another node", InTraining.REFUSED),
+    "use_clip_schedule": _change("a schedule of hooks", InTraining.REFUSED, unset=False),
     "tokenizer": _LOADED,
     "cond_stage_model": _LOADED,
     "patcher": _STATE,  # read as a patcher

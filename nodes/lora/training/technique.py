@@ -27,7 +27,7 @@ from ...bridge.models.experts import noise_range
 from ...bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_unread
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
-from ...bridge.training_model.denoiser import ComfyDenoiser, check_not_gguf
+from ...bridge.training_model.denoiser import ComfyDenoiser, check_wire
 from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
 from ...bridge.training_model.offload import MEMORY_ADVICE
 from ...bridge.training_model.text_encoder import TrainableTextEncoder, attention_layers
@@ -43,7 +43,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     """
     model, clip, vae = models.model, models.clip, models.vae
     # These are called for their errors only. `LoraTechnique.prepare` looks up the layers of the prepared model.
-    check_not_gguf(model)
+    check_wire(model, clip)
     check_trainable(model.model)
     target_layers(model.model.diffusion_model, request.targets, request.custom_targets)
     if request.train_text_encoder:
