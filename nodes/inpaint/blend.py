@@ -15,7 +15,8 @@ first stage of a run began. Of a run that goes on from a state of unknown make, 
 n is the first stage's, too: where 0 < m < 1 a later state does not tell it.
 
 `patch` adds one wrapper, `OUTER_SAMPLE`, which adds the others for one run and removes them afterwards. So a patched
-model holds no state of a run, and runs cannot disturb each other. What a later stage has to know of an earlier one is
+model holds no state of a run, and runs cannot disturb each other. A guider or sampler of another pack that leaves one
+of them out is refused (`company`). What a later stage has to know of an earlier one is
 found by the content of the latent that it gets (`stages`, `start`).
 """
 
@@ -34,6 +35,7 @@ from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 
 from ...training.errors import InputError
+from .company import MaskGuard, check_guider, check_state, checked_prediction, checked_result, refuse, unguarded
 from .noise_levels import noise_that_gives, noise_to_signal, schedule_left
 from .stages import STORE
 from .start import Start, chained, find_start, fresh, is_soft
@@ -99,9 +101,11 @@ def choose(cells: torch.Tensor, model) -> tuple[str, str]:
 def patch(model, blend: Blend):
     """A clone of a ModelPatcher that applies `blend` when it is sampled with a noise mask.
 
-    It replaces an earlier blend. Wrappers and a denoise-mask function that others set are kept and used.
+    It replaces an earlier blend. Wrappers and a denoise-mask function that others set are kept and used. A sampler that
+    never comes to the wrapper is refused when it uses its mask.
     """
     patched = model.clone()
+    patched.set_model_denoise_mask_function(MaskGuard(patched.model_options.get("denoise_mask_function")))
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, partial(_outer_sample, blend))
     return patched
@@ -138,7 +142,9 @@ def _outer_sample(
             start = start or fresh(latent_image, given_sigmas)
             STORE.add(out, start.original, start.first, None, finished=not leaves_noise)
         return out
-    model = executor.class_obj.model_patcher
+    guider = executor.class_obj
+    check_guider(guider)
+    model = guider.model_patcher
     needs_noise = uses_noise(blend, model.model)
     start = find_start(blend.original, latent_image, noise, given_sigmas, denoise_mask, model, needs_noise)
     original = start.original
@@ -147,9 +153,10 @@ def _outer_sample(
             "Bespoke Latent Mask Blend: the mask is empty; the original is returned and the model is not called."
         )
         return original.to(torch.float32).clone()
-    blended = _Run(blend, start, latent_image)
-    with _added_wrappers(executor.class_obj, blended):
-        out = run(original, denoise_mask)
+    blended = _Run(blend, start, latent_image, denoise_mask)
+    with _added_wrappers(guider, blended):
+        out = checked_result(run(original, denoise_mask), latent_image, guider)
+    blended.check_reached(guider, len(sigmas) - 1)
     if not leaves_noise:
         # Samplers that stop short of 0 and the latent format's scaling both change the original by rounding or more.
         out = torch.where(denoise_mask.to(out.device) > 0, out, original.to(out.device, out.dtype))
@@ -161,8 +168,12 @@ def _outer_sample(
 @contextmanager
 def _added_wrappers(guider, run: _Run) -> Iterator[None]:
     """The wrappers of a run in a guider's model options, which are as before at the end."""
-    wrappers = guider.model_options["transformer_options"].setdefault("wrappers", {})
-    added = {WrappersMP.SAMPLER_SAMPLE: run.sampler_sample, WrappersMP.PREDICT_NOISE: run.predict_noise}
+    wrappers = guider.model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    added = {
+        WrappersMP.SAMPLER_SAMPLE: run.sampler_sample,
+        WrappersMP.PREDICT_NOISE: run.predict_noise,
+        WrappersMP.APPLY_MODEL: run.apply_model,
+    }
     before = {kind: wrappers.get(kind) for kind in added}
     try:
         # The first is the outermost: other packs' wrappers are called by this one and see the model.
@@ -198,11 +209,25 @@ class _Sampling:
 
 
 class _Run:
-    """The blend of one run, from `_outer_sample`. latent: what the run gets, which holds noise if `start` goes on."""
+    """The blend of one run, from `_outer_sample`.
 
-    def __init__(self, blend: Blend, start: Start, latent: torch.Tensor):
-        self.blend, self.start, self.latent = blend, start, latent
+    latent: what the run gets, which holds noise if `start` goes on. mask: [B, ...] as the run gets it.
+    """
+
+    def __init__(self, blend: Blend, start: Start, latent: torch.Tensor, mask: torch.Tensor):
+        self.blend, self.start, self.latent, self.mask = blend, start, latent, mask
         self._sampling: _Sampling | None = None
+        self._predictions, self._predicting = 0, 0
+
+    def check_reached(self, guider: Any, steps: int) -> None:
+        """Refuse a run of `steps` steps in which nothing was blended."""
+        name = type(guider).__name__
+        if self._sampling is None:
+            refuse(f"the guider {name} samples without the wrappers of its samplers, so the blend is missed")
+        if steps > 0 and not self._predictions:
+            refuse(
+                f"the sampler made {steps} steps and asked the guider {name} for no prediction, so nothing was blended"
+            )
 
     @property
     def kept_noise(self) -> torch.Tensor | None:
@@ -221,29 +246,40 @@ class _Run:
         callback,
         noise: torch.Tensor,
         latent_image: torch.Tensor,
-        denoise_mask: torch.Tensor,
+        denoise_mask: torch.Tensor | None,
         disable_pbar=False,
     ):
-        """The `SAMPLER_SAMPLE` wrapper: keeps mask, original and noise, and gives the sampler no mask."""
+        """The `SAMPLER_SAMPLE` wrapper: keeps mask, original and noise, and gives the sampler no mask.
+
+        A guider may sample several times in a run. From the second time on the latent is its own, and the original is
+        the first's.
+        """
         model, sigma = guider.inner_model, sigmas[0]
-        sampler = executor.class_obj
-        goes_on = self.start.goes_on
+        sampler, first = executor.class_obj, self._sampling
+        original = latent_image if first is None else first.original
+        if denoise_mask is None:
+            denoise_mask = self.mask.to(latent_image)
+        goes_on = self.start.goes_on and first is None
         from_noise = bool(sampler.max_denoise(guider, sigmas)) if hasattr(sampler, "max_denoise") else False
         state = latent_image if not goes_on else model.process_latent_in(self.latent.to(latent_image))
         state = model.model_sampling.noise_scaling(sigma, noise.clone(), state, from_noise)
         # From full noise, epsilon and v start at sqrt(1 + sigma^2) n; the latent outside has to stay on that path.
-        kept_noise = noise_that_gives(model.model_sampling, sigma, state, latent_image, False)
+        kept_noise = noise_that_gives(model.model_sampling, sigma, state, original, False)
         if goes_on:
             noise = noise_that_gives(model.model_sampling, sigma, state, latent_image, from_noise)
             firsts = zip(kept_noise, self.start.noise, strict=True)
             kept_noise = torch.stack([n if first is None else first.to(n) for n, first in firsts])
-        self._sampling = _Sampling(model, guider, sigmas, denoise_mask, latent_image, kept_noise)
+        self._sampling = _Sampling(model, guider, sigmas, denoise_mask, original, kept_noise)
         return executor(guider, sigmas, extra_args, callback, noise, latent_image, None, disable_pbar)
 
     def predict_noise(self, executor, x, timestep, model_options=None, seed=None):
         """The `PREDICT_NOISE` wrapper around one prediction of x0, guidance included. timestep: sigma [B]."""
         sampling, model_options = self._sampling, model_options or {}
-        assert sampling is not None  # a sampler predicts inside `sampler_sample`
+        guider = executor.class_obj
+        if sampling is None:
+            refuse(f"the guider {type(guider).__name__} predicts before its sampler is called through the wrappers")
+        check_state(x, sampling.mask)
+        self._predictions += 1
         mask = self._mask_at(sampling, timestep, model_options)
         keep = 1.0 - mask
         if self.blend.kind == "re-inject" or sampling.has_own_inpaint_noise:
@@ -253,7 +289,18 @@ class _Run:
         def blended(prediction: torch.Tensor) -> torch.Tensor:
             return prediction * mask + sampling.original * keep
 
-        return blended(executor(x, timestep, _with_blended_uncond(sampling.guider, model_options, blended), seed))
+        self._predicting += 1
+        try:
+            found = executor(x, timestep, _with_blended_uncond(sampling.guider, model_options, blended), seed)
+        finally:
+            self._predicting -= 1
+        return blended(checked_prediction(guider, found, x))
+
+    def apply_model(self, executor, *args, **kwargs):
+        """The `APPLY_MODEL` wrapper around a call of the model, which has to come from `predict_noise`."""
+        if not self._predicting:
+            refuse("the sampler calls the model past the guider's predictions, so this call is not blended")
+        return executor(*args, **kwargs)
 
     def _mask_at(self, run: _Sampling, sigma: torch.Tensor, model_options: dict) -> torch.Tensor:
         """m at the noise level `sigma` [B], shaped like the latent."""
@@ -270,7 +317,7 @@ class _Run:
             else:
                 level = level.expand(len(first), *level.shape[1:])
             mask = (mask >= schedule_left(model_sampling, level, first)).to(mask.dtype)
-        others = model_options.get("denoise_mask_function")
+        others = unguarded(model_options.get("denoise_mask_function"))
         if others is not None:
             mask = others(sigma, mask, extra_options={"model": run.guider, "sigmas": run.sigmas})
         return mask * (run.mask > 0).to(run.mask.dtype)
@@ -288,7 +335,11 @@ def _with_blended_uncond(guider, model_options: dict, blended: Callable[[torch.T
         return model_options
 
     def with_blended(function):
-        return lambda args: function({**args, "uncond_denoised": blended(args["uncond_denoised"])})
+        def call(args: dict):
+            found = args.get("uncond_denoised")
+            return function(args if found is None else {**args, "uncond_denoised": blended(found)})
+
+        return call
 
     samplers_own = [with_blended(function) for function in functions[own:]]
     return {**model_options, "sampler_post_cfg_function": functions[:own] + samplers_own}

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io, ui
 
 from ...training.errors import InputError
@@ -39,7 +40,7 @@ from .mask import (
     to_picture,
 )
 from .preview import MOST, draw, picture_of
-from .start import clean_of
+from .start import RESIZED, clean_of
 
 ORIGINAL = "bespoke_original"  # key of the clean latent in a LATENT, for the node of a later stage
 
@@ -276,7 +277,26 @@ def _notes_on(latent: Mapping[str, Any], samples, cells: torch.Tensor) -> list[s
             "The latent is empty (all zeros), so outside the mask there is no picture to keep; encode one with VAE "
             "Encode."
         )
+    if _is_resized(latent, samples):
+        notes.append(
+            "The latent was cropped or resized since an earlier Latent Mask Blend. If that stage left noise, the noise "
+            "is kept outside the mask: finish the stage before the size changes."
+        )
     return notes
+
+
+def _is_resized(latent: Mapping[str, Any], samples) -> bool:
+    """Whether the latent has another size than the one kept by an earlier node, and is not that one as a picture."""
+    kept = latent.get(ORIGINAL)
+    if kept is None or samples.is_nested or kept.shape == samples.shape:
+        return False
+    if kept.shape[:-2] != samples.shape[:-2] or "noise_mask" not in latent:
+        return True
+    planes = kept.reshape(1, -1, *kept.shape[-2:]).to(samples)
+    resized = F.interpolate(planes, size=samples.shape[-2:], mode="bilinear").reshape(samples.shape)
+    outside = comfy.utils.reshape_mask(latent["noise_mask"], samples.shape) == 0
+    error = (samples - resized)[outside].square().mean().sqrt()
+    return not bool(error < RESIZED * kept.std())
 
 
 def _report(shaped: CellMask, layout: Layout, kind: str, reason: str, model, notes: list[str]) -> str:

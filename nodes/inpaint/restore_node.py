@@ -27,8 +27,9 @@ class RestoreUnmasked(io.ComfyNode):
                 "stitch",
             ],
             inputs=[
-                io.Image.Input("original", tooltip="The picture before repainting."),
+                # The first of a type is what the page passes on where the node is bypassed.
                 io.Image.Input("generated", tooltip="The decoded picture after repainting."),
+                io.Image.Input("original", tooltip="The picture before repainting."),
                 io.Mask.Input(
                     "mask",
                     tooltip=(
@@ -78,7 +79,7 @@ class RestoreUnmasked(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, original, generated, mask, feather=FEATHER, match_color=0.0) -> io.NodeOutput:
+    def execute(cls, generated, original, mask, feather=FEATHER, match_color=0.0) -> io.NodeOutput:
         image, after, notes = restore(original, generated, mask, RestoreSettings(feather, match_color))
         notes.append(
             f"Restored: {after.changed} of {after.outside} px outside the mask differ, by up to {after.largest:.4f}."

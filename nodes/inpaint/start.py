@@ -27,8 +27,10 @@ from .stages import STORE, Sample
 
 DECISIVE = 20.0  # nats: a likelihood ratio of 5e8
 MOST_DETAIL = 1.2  # above a picture's `noise_estimate`: the whole deviation of most models' latents is about 1
+MOST_DEVIATION = 2.0  # above the deviation of a picture's latent
 EQUAL = 1e-3  # kept cells differ by less than this share of the noise: the latent holds none there
 STRONG = 1.3  # the residual's root mean square, in the noise's scale, from which it is not noise alone
+RESIZED = 0.3  # the same against a resized original, from which it is noise: bilinear upscaling leaves 0.64 of it
 MOST_RESIDUAL = 2.0  # the same, from which no candidate is the original, whatever else speaks for it
 NODE = "Bespoke Latent Mask Blend"
 
@@ -187,8 +189,11 @@ def _guess(state: _State, i: int, given: torch.Tensor | None) -> tuple[torch.Ten
     if bool((mask >= 1).all()):
         return itself
     outside = mask <= 0
-    if given is None or given.shape[1:] != latent.shape[1:]:
+    if given is None:
         _refuse_noise(state, i, outside)
+        return itself
+    if given.shape[1:] != latent.shape[1:]:
+        _refuse_resized(state, i, outside, given)
         return itself
     in_order = i % given.shape[0] if latent.shape[0] % given.shape[0] == 0 else None
     if in_order is not None and torch.equal(given[in_order].to(latent.dtype), latent[i]):
@@ -301,6 +306,39 @@ def _refuse_noise(state: _State, i: int, outside: torch.Tensor) -> None:
         return
     if state.level > MOST_DETAIL or estimate[0] > 0.9 * estimate[1]:
         _refuse_unknown(i, len(state.latent))
+
+
+def _refuse_resized(state: _State, i: int, outside: torch.Tensor, given: torch.Tensor) -> None:
+    """Refuse sample i, which has another size than the node's latents [C, ...], unless it surely holds no noise.
+
+    A crop keeps white noise white. An upscale makes it smooth, as a picture is; then what is left of x without the
+    node's latent at that size tells the noise, or a deviation that no picture has.
+    """
+    x = state.signal * state.scaled(state.latent[i : i + 1])[0]
+    if (
+        _has_no_noise(state, i, outside)
+        and float(x[outside].std()) < max(MOST_DEVIATION * state.signal, RESIZED * state.level)
+        and not any(_is_resized_and_noised(state, x, original, outside) for original in state.scaled(given))
+    ):
+        return
+    sizes = ["x".join(str(size) for size in latent.shape[2:]) for latent in (state.latent, given)]
+    raise InputError(
+        f"{NODE}: latent {i + 1} of {len(state.latent)} has {sizes[0]} cells and goes on without new noise, and the "
+        f"latent of this node has {sizes[1]}: noise of an earlier stage would stay outside the mask; finish that stage "
+        "before the size changes, set this node on the latent of the new size and let its sampler add the noise"
+    )
+
+
+def _is_resized_and_noised(state: _State, x: torch.Tensor, original: torch.Tensor, cells: torch.Tensor) -> bool:
+    """Whether x [...] shows `original`, resized, under an error of `RESIZED` of the noise or more."""
+    if x.ndim < 3 or x.shape[:-2] != original.shape[:-2]:
+        return False
+    planes = original.reshape(1, -1, *original.shape[-2:])
+    resized = F.interpolate(planes, size=x.shape[-2:], mode="bilinear").reshape(x.shape)
+    blank = resized.mean(dim=tuple(range(1, x.ndim)), keepdim=True).expand_as(x)
+    distance = _distance(state, x, resized, cells)
+    shows = _distance(state, x, blank, cells) - distance > 4 * DECISIVE  # neighbours share their noise
+    return shows and distance > RESIZED**2 * int(cells.sum()) / 2
 
 
 def _has_no_noise(state: _State, i: int, outside: torch.Tensor) -> bool:

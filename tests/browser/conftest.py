@@ -77,7 +77,14 @@ def screenshots() -> Path:
     return SCREENSHOTS
 
 
-CORE = ("test_core.py", "test_round_trip.py", "test_repair.py", "test_links.py", "test_blueprint_values.py")
+CORE = (
+    "test_bypass.py",
+    "test_core.py",
+    "test_round_trip.py",
+    "test_repair.py",
+    "test_links.py",
+    "test_blueprint_values.py",
+)
 
 
 def pytest_collection_modifyitems(items):

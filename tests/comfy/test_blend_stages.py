@@ -10,6 +10,7 @@ import analytic
 import comfy.latent_formats
 import comfy.nested_tensor
 import comfy.sampler_helpers
+import comfy.utils
 import matrix
 import nodes
 import pytest
@@ -496,6 +497,73 @@ def test_the_store_holds_few_tensors_and_forgets_the_oldest_runs():
     store.add(results[0], torch.zeros(2, 5000), (1.0, 1.0), None, finished=True)
     assert store.find(results[0])[0].finished
     assert store.find(results[0])[0].original is None
+
+
+# --- Another size between the stages -----------------------------------------------------------------------------
+
+
+class Sizes:
+    """One model for latents of 24, 32 and 64 cells a side."""
+
+    def __init__(self):
+        self.fields = {size: analytic.Field(size, size, "natural") for size in (24, 32, 64)}
+
+    def denoise(self, y, sigma):
+        return self.fields[y.shape[-1]].denoise(y, sigma)
+
+
+def resize(run_node, way, latent):
+    if way == "crop":
+        return run_node("LatentCrop", samples=latent, width=192, height=192, x=32, y=32)[0]
+    return run_node("LatentUpscale", samples=latent, upscale_method=way, width=512, height=512, crop="disabled")[0]
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "flow"])
+@pytest.mark.parametrize("way", ["crop", "nearest-exact", "bilinear", "bicubic"])
+def test_a_noisy_latent_of_another_size_is_refused_at_every_noise_level(run_node, comfyui, kind, way):
+    """Its noise stayed outside the mask: .29 to 7.6 of the latent's deviation where sigma was .34 to 3.5."""
+    sizes = Sizes()
+    clean = {"samples": sizes.fields[32].sample(1, 4, seed=5) / 0.18215}
+    mask = torch.zeros(1, 256, 256)
+    mask[:, 80:160, 90:200] = 1.0
+    base = wrap(sizes, kind)
+    model, masked, *_ = run_node("BespokeLatentMaskBlend", model=base, latent=clean, mask=mask, feather=0)
+    for split in (1, 2, 4, 5, 6, 7):
+        half = resize(run_node, way, ksample(model, masked, last=split))
+        with pytest.raises(ValueError, match=r"(24x24|64x64) cells and goes on without new noise, .* has 32x32"):
+            ksample(model, half, first=split, noise=False)
+        report = run_node("BespokeLatentMaskBlend", model=base, latent=half, mask=mask)[4]
+        assert way != "crop" or "was cropped or resized" in report
+        assert split > 4 or "was cropped or resized" in report  # where the noise is more than a blur of the picture
+
+
+@pytest.mark.parametrize("way", ["crop", "bicubic"])
+def test_a_finished_latent_of_another_size_with_new_noise_is_kept(run_node, comfyui, way):
+    """The mend that the refusal names. Nothing is said of an upscaled picture without noise."""
+    sizes = Sizes()
+    clean = {"samples": sizes.fields[32].sample(1, 4, seed=5) / 0.18215}
+    mask = torch.zeros(1, 256, 256)
+    mask[:, 80:160, 90:200] = 1.0
+    base = wrap(sizes)
+    model, masked, *_ = run_node("BespokeLatentMaskBlend", model=base, latent=clean, mask=mask, feather=0)
+    done = resize(run_node, way, ksample(model, masked))
+    model, again, *_, report = run_node("BespokeLatentMaskBlend", model=base, latent=done, mask=mask, feather=0)
+    assert way == "crop" or "was cropped or resized" not in report
+    result = ksample(model, again, first=4)["samples"]
+    assert outside_error(result, done["samples"], again["noise_mask"]) == 0.0
+
+
+def test_a_clean_latent_of_another_size_keeps_itself(run_node, comfyui):
+    """Sampled without noise from a level that a picture cannot be taken for."""
+    sizes = Sizes()
+    clean = {"samples": sizes.fields[32].sample(1, 4, seed=5) / 0.18215}
+    mask = torch.zeros(1, 256, 256)
+    mask[:, 80:160, 90:200] = 1.0
+    model, masked, *_ = run_node("BespokeLatentMaskBlend", model=wrap(sizes), latent=clean, mask=mask, feather=0)
+    other = {**masked, "samples": sizes.fields[64].sample(1, 4, seed=6) / 0.18215}
+    result = ksample(model, other, first=2, noise=False)["samples"]
+    mask = comfy.utils.reshape_mask(other["noise_mask"], result.shape)
+    assert outside_error(result, other["samples"], mask) == 0.0
 
 
 def forgetful(monkeypatch):

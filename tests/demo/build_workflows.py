@@ -358,7 +358,7 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
 
 def restored(w: Workflow, base: Base, picture, blended, latent, title: str, file: str):
     image = base.decode(latent)
-    node = w.node("BespokeRestoreUnmasked", original=(picture, "IMAGE"), generated=image, mask=(blended, "latent_mask"))
+    node = w.node("BespokeRestoreUnmasked", generated=image, original=(picture, "IMAGE"), mask=(blended, "latent_mask"))
     report(w, node)
     w.column()
     w.node("SaveImage", "the original", 280, images=(picture, "IMAGE"), filename_prefix=f"bespoke/{file}_original")
