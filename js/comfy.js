@@ -11,7 +11,9 @@
 //   app.rootGraph, graph.rootGraph, subgraphs  the outermost graph; the graphs inside nodes, by id
 //   app.canvas.graph, setGraph, selectNode, centerOnNode, setDirty, selectedItems, visible_area
 //   app.loadGraphData, app.reloadNodeDefs      open a workflow; read the lists of files again
+//   api.dispatchCustomEvent                    tell the page and all extensions of an event, as the socket does
 //   api "graphChanged", "reconnected"          the page noticed a change of the graph; the server is back
+//   app.ui.settings "<id>.change"              a setting was changed
 //   node.subgraph, graph.nodes, getNodeById    the graph inside a node; a graph's nodes
 //   subgraph.outputNode.slots[i].getLinks()    what leaves a subgraph
 //   link.origin_id === -10                     a link from outside a subgraph
@@ -108,12 +110,65 @@ export function jsonPost(body) {
 }
 
 /**
- * Call `listener(detail)` on an event of the server's socket or of the page.
+ * Call `listener(detail)` on an event of the server's socket or of the page. Returns the function that ends it.
  * @param {string} name
  * @param {(detail: any) => void} listener the detail is not checked
  */
 export function onEvent(name, listener) {
-  /** @type {EventTarget} */ (api).addEventListener(name, (event) => listener(/** @type {CustomEvent} */ (event).detail));
+  const target = /** @type {EventTarget} */ (api);
+  const react = (/** @type {Event} */ event) => listener(/** @type {CustomEvent} */ (event).detail);
+  target.addEventListener(name, react);
+  return () => target.removeEventListener(name, react);
+}
+
+/**
+ * Call `react()` after the user changed a setting.
+ * @param {string} id
+ * @param {() => void} react
+ */
+export function onSettingChange(id, react) {
+  const settings = /** @type {EventTarget | undefined} */ (/** @type {any} */ (app).ui?.settings);
+  settings?.addEventListener?.(`${id}.change`, react);
+}
+
+/** @type {Set<string>} ids of the workflows whose outputs were shown again */
+const restored = new Set();
+const MOST_HISTORY = 16; // prompts that are looked through
+
+/**
+ * Show again what the nodes of these classes showed when the open workflow ran last, once for each workflow: after a reload
+ * the page has lost it, and the server still has it in its history. The page gets it as when the node ran.
+ * @param {(kind: unknown) => boolean} isWanted
+ */
+export async function restoreOutputs(isWanted) {
+  const id = workflowId();
+  if (!id || restored.has(id)) return;
+  restored.add(id);
+  const history = await fetchJson(`/history?max_items=${MOST_HISTORY}`); // the oldest first
+  /** @type {Map<string, { output: any, prompt_id: string }>} the newest output by path */
+  const found = new Map();
+  for (const [promptId, { prompt, outputs }] of /** @type {[string, any][]} */ (Object.entries(history))) {
+    const [, , items] = Array.isArray(prompt) ? prompt : [];
+    if (workflowOf(prompt) !== id) continue;
+    for (const [path, output] of Object.entries(outputs ?? {})) {
+      const kind = items?.[path]?.class_type;
+      if (isWanted(kind) && classOfPath(path) === kind) found.set(path, { output, prompt_id: promptId });
+    }
+  }
+  if (workflowId() !== id) return; // another workflow was opened meanwhile
+  for (const [path, output] of found) api.dispatchCustomEvent("executed", { node: path, display_node: path, ...output });
+}
+
+/**
+ * The id of the workflow that a prompt of the server's queue or history was made from, "" where it has none.
+ * @param {any} item [number, prompt_id, prompt, extra data, outputs]
+ */
+export const workflowOf = (item) => String(item?.[3]?.extra_pnginfo?.workflow?.id ?? "");
+
+/** @param {string} path */
+function classOfPath(path) {
+  const node = nodeAt(path);
+  return node && classOf(node);
 }
 
 /**
@@ -139,7 +194,11 @@ export const addSidebarTab = (tab) => app.extensionManager.registerSidebarTab(ta
 export function register(options) {
   const extension = /** @type {ComfyExtension} */ (/** @type {unknown} */ (options)); // the types allow ComfyUI's own settings only
   for (const name of ["graphChanged", "reconnected"]) onEvent(name, wakeAll);
-  app.registerExtension({ ...extension, afterConfigureGraph: stopRemovedNodes });
+  const afterConfigureGraph = (/** @type {any[]} */ ...args) => {
+    stopRemovedNodes();
+    return extension.afterConfigureGraph?.(.../** @type {[any, any]} */ (args));
+  };
+  app.registerExtension({ ...extension, afterConfigureGraph });
 }
 
 /** Read the lists of files (LoRAs, embeddings, folders) again. */
@@ -154,6 +213,33 @@ export const openWorkflow = (workflow, name) => app.loadGraphData(workflow, true
 
 /** The id of the open workflow, "" where it has none. */
 export const workflowId = () => app.rootGraph?.id ?? "";
+
+/**
+ * The defaults of a node's widgets, by name, as the server tells them.
+ * @param {string} kind
+ * @returns {Promise<Record<string, unknown>>}
+ */
+export async function defaultsOf(kind) {
+  const { input } = (await fetchJson(`/object_info/${encodeURIComponent(kind)}`))[kind] ?? {};
+  const inputs = /** @type {[string, any[]][]} */ (Object.entries({ ...input?.required, ...input?.optional }));
+  const known = inputs.map(([name, [type, options]]) => [name, options?.default ?? (type === "COMBO" ? options?.options?.[0] : undefined)]);
+  return Object.fromEntries(known.filter(([, value]) => value !== undefined));
+}
+
+/**
+ * Copy a text. Where the page may not write to the clipboard (over plain HTTP), the browser's older command does it.
+ * @param {string} text
+ */
+export async function copyText(text) {
+  if (globalThis.navigator.clipboard) return globalThis.navigator.clipboard.writeText(text);
+  const field = document.createElement("textarea");
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
+  return undefined;
+}
 
 // --- Callbacks of nodes and widgets ----------------------------------------------------------------------------------
 

@@ -63,28 +63,15 @@ export function oncePerFrame(work) {
 }
 
 /**
- * Show a picture large over the page until Escape, a click or the button closes it. Then the focus returns to where it was.
- * @param {string} src
- * @param {string} caption
- * @param {string} close the button's text
+ * Save a text as a file of the browser's downloads.
+ * @param {string} name
+ * @param {string} content
+ * @param {string} type
  */
-export function enlarge(src, caption, close) {
-  const focused = document.activeElement;
-  const onclose = () => {
-    dialog.remove();
-    if (focused instanceof HTMLElement || focused instanceof SVGElement) focused.focus({ preventScroll: true });
-  };
-  /** @type {HTMLDialogElement} */
-  const dialog = el(
-    "dialog",
-    { class: "bespoke-large", "aria-label": caption, onclose, onclick: () => dialog.close() },
-    el("img", { src, alt: caption }),
-    el("p", {}, caption),
-    el("button", { type: "button", class: "bespoke-button", autofocus: true }, close),
-  );
-  document.body.append(dialog);
-  dialog.showModal();
-  return dialog;
+export function download(name, content, type) {
+  const href = URL.createObjectURL(new Blob([content], { type }));
+  el("a", { href, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 10_000); // the browser has begun to read it
 }
 
 /**

@@ -2,23 +2,29 @@
 // Registers the pack with the page. All other modules in this folder have no side effects, because ComfyUI loads each .js
 // file under WEB_DIRECTORY by itself.
 
-import { addSidebarTab, classOf, fetchJson, register, setting } from "./comfy.js";
+import { addSidebarTab, classOf, fetchJson, onSettingChange, register, restoreOutputs, setting } from "./comfy.js";
 import { createCommands } from "./commands.js";
 import { el } from "./dom.js";
 import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
 import { attachLoraDial, LORA_NODES } from "./lora_dial.js";
+import { createPhases } from "./phases.js";
 import { repairMovedValues } from "./repair.js";
 import { createRuns } from "./runs.js";
+import { isTrainer, TRAINERS } from "./run_values.js";
 import { fillTab } from "./runs_tab.js";
 import { dropDefaultsOfBlueprints } from "./saved_values.js";
 import { commandDefinitions, KEYS, MENU, settingDefinitions, settingReader } from "./settings.js";
 import { attachDial, DIAL_NODES } from "./strength_dial.js";
 import { notifyOfRuns } from "./toasts.js";
-import { attachPanel, TRAINERS } from "./training_panel.js";
+import { attachPanel } from "./training_panel.js";
 import { attachWords, WORD_NODE } from "./word_list.js";
 import { setTexts, t } from "./words.js";
 
+/** Nodes whose server-side class sets `has_intermediate_output`: what they show is not in the workflow. */
+const RESTORED = new Set([...Object.keys(TRAINERS), WORD_NODE, "BespokeLatentMaskBlend"]);
+
 const runs = createRuns();
+const phases = createPhases();
 const getSetting = settingReader(setting);
 
 register({
@@ -33,9 +39,19 @@ register({
     await loadTexts();
     notifyOfRuns(runs, getSetting);
   },
+  afterConfigureGraph() {
+    restoreOutputs((kind) => RESTORED.has(String(kind))).catch(() => {}); // without the server there is nothing to show
+  },
   setup() {
     /** @type {(() => void) | null} */
     let removeTab = null;
+    /** @type {HTMLElement | null} */
+    let shownIn = null;
+    onSettingChange("Comfy.Locale", () => {
+      if (!shownIn) return;
+      removeTab?.();
+      removeTab = fillTab(shownIn, runs);
+    });
     addSidebarTab({
       id: "bespoke-runs",
       icon: "pi pi-chart-line",
@@ -43,12 +59,13 @@ register({
       tooltip: t("runs.tip"),
       type: "custom",
       render: (root) => {
+        shownIn = root;
         removeTab?.();
         removeTab = fillTab(root, runs);
       },
       destroy: () => {
         removeTab?.();
-        removeTab = null;
+        removeTab = shownIn = null;
       },
     });
   },
@@ -59,7 +76,7 @@ register({
     if (kind === FOLDER_NODE) attachFolder(node);
     if (kind in LORA_NODES && getSetting("LoraDial")) attachLoraDial(node);
     if (kind === WORD_NODE) attachWords(node);
-    if (kind in TRAINERS) attachPanel(node, runs, getSetting);
+    if (isTrainer(kind)) attachPanel(node, runs, phases, getSetting);
     repairMovedValues(node);
   },
 });

@@ -2,17 +2,21 @@
 // The details of a run in the sidebar's list: its curve, its samples, its settings, and what can be done with it. No side
 // effects.
 
-import { openWorkflow } from "./comfy.js";
+import { copyText, defaultsOf, openWorkflow } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
-import { el, messageOf, setText } from "./dom.js";
+import { askText, confirmed } from "./dialogs.js";
+import { download, el, messageOf, setText } from "./dom.js";
 import { addLora, addWord } from "./insert_nodes.js";
+import { fileNames, nameOf, savedFile, stepsText } from "./run_names.js";
+import { MOST_LABEL, TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
 import { t, time } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
 /** @typedef {import("./run_values.js").RunRecord} RunRecord */
+/** @typedef {[name: string, value: string]} Row */
 
-const SHOWN = /** @type {const} */ (["base", "images", "trigger", "resolution", "prediction", "architecture", "trained"]);
+const SHOWN = /** @type {const} */ (["base", "images", "resolution", "prediction", "architecture", "trained"]);
 
 /**
  * The key of a run's state. The summary is used where the run is not loaded.
@@ -25,18 +29,29 @@ export function stateOf(run, summary) {
 }
 
 /**
- * The details of a run.
+ * The details of a run. They follow it while it goes on.
  * @param {Run} run
  * @param {import("./runs.js").Runs} runs
  */
 export function detail(run, runs) {
   const canvas = el("canvas", { role: "img", "aria-label": t("training") });
-  const samples = samplesStrip(runs.sampleUrl);
+  const samples = samplesStrip(runs);
   const buttons = el("div", { class: "bespoke-buttons" });
-  const settings = el("dl", { class: "bespoke-settings" });
-  const error = el("p", { class: "bespoke-note" });
-  const box = el("section", { class: "bespoke-detail" }, canvas, samples.element, buttons, error, el("h3", {}, t("settings")), settings);
-  let hasFiles = false;
+  const word = el("button", { type: "button", class: "bespoke-trigger", onclick: () => attempt(copyTrigger) });
+  const facts = el("dl", { class: "bespoke-settings" });
+  const changed = el("dl", { class: "bespoke-settings" });
+  const same = el("dl", { class: "bespoke-settings" });
+  const folded = el("details", { class: "bespoke-defaults" }, el("summary", {}, t("settings.default")), same);
+  const error = el("p", { class: "bespoke-note bespoke-error", role: "alert" });
+  const complaint = el("p", { class: "bespoke-note", role: "alert" });
+  const heading = el("h3", {}, t("settings"));
+  const box = el("section", { class: "bespoke-detail" }, canvas, samples.element, word, error, buttons, complaint, facts, heading, changed, folded);
+  /** @type {string[]} that the run saved */
+  let files = [];
+  /** @type {Record<string, unknown>} of the trainer's widgets, by name */
+  let defaults = {};
+  let current = run;
+  let written = ""; // the rows that are shown
 
   /**
    * @param {string} key of the button's text; its tooltip is at key.tip
@@ -48,75 +63,140 @@ export function detail(run, runs) {
   /** @param {() => unknown} action */
   async function attempt(action) {
     try {
-      setText(error, "");
+      setText(complaint, "");
       await action();
     } catch (problem) {
-      setText(error, messageOf(problem));
+      setText(complaint, messageOf(problem));
     }
+    complaint.hidden = !complaint.textContent;
   }
 
-  const openGraph = button("open.graph", async () => openWorkflow(await runs.workflow(run.id), run.record?.technique ?? ""));
-  buttons.append(openGraph);
+  async function copyTrigger() {
+    await copyText(current.record?.trigger ?? "");
+    setText(complaint, t("trigger.copied", { word: current.record?.trigger }));
+  }
+
+  async function saveCurve() {
+    const { name, csv } = await runs.curve(run.id);
+    download(String(name), String(csv), "text/csv");
+  }
+
+  async function rename() {
+    const before = current.record?.label ?? "";
+    const label = await askText(t("rename.ask"), before, t("rename"), MOST_LABEL);
+    if (label !== null && label.trim() !== before) await runs.rename(current, label.trim());
+  }
+
+  async function remove() {
+    const name = current.record ? nameOf(current.record) : run.id;
+    if (await confirmed(t("remove.ask", { name }), t("remove"))) await runs.remove(current);
+  }
+
+  const openGraph = button("open.graph", async () => openWorkflow(await runs.workflow(run.id), current.record?.technique ?? ""));
+  const addLoraButton = button("add.lora", () => addLora(savedFile(loras)));
+  const addWordButton = button("add.word", () => addWord(savedFile(embeddings)));
+  const removeButton = button("remove", remove);
+  buttons.append(addLoraButton, addWordButton, openGraph, button("curve.save", saveCurve), button("rename", rename), removeButton);
+  for (const main of [addLoraButton, addWordButton]) main.classList.add("bespoke-main");
+  addLoraButton.hidden = addWordButton.hidden = complaint.hidden = true;
+  /** @type {string[]} */
+  let loras = [];
+  /** @type {string[]} */
+  let embeddings = [];
 
   /** @param {Run} now */
   function draw(now) {
+    current = now;
     setText(error, now.error || "");
+    error.hidden = !now.error;
+    removeButton.disabled = now.live;
+    write(now);
     if (!canvas.clientWidth) return;
     drawCurves(canvas, [now.curve], { isLive: now.live });
     samples.show(run.id, now.samples);
   }
 
-  if (run.record) for (const [name, value] of rows(run.record)) settings.append(el("dt", {}, name), el("dd", {}, value));
+  /** @param {Run} now */
+  function write(now) {
+    const { record } = now;
+    if (!record) return;
+    const { trigger } = record;
+    word.hidden = !trigger;
+    setText(word, trigger);
+    word.title = t("trigger.copy", { word: trigger });
+    word.setAttribute("aria-label", word.title);
+    const parts = [factsOf(now, record, files), ...settingsOf(record, defaults)];
+    const text = JSON.stringify(parts);
+    if (text === written) return; // rows that are written again cost a layout at each step
+    written = text;
+    [facts, changed, same].forEach((list, i) => list.replaceChildren(...parts[i].map(cell)));
+    heading.hidden = !parts[1].length;
+    folded.hidden = !parts[2].length;
+  }
 
   return {
     box,
     draw,
-    /** Ask the server which files the run saved and offer to insert the newest of each kind into the graph. Asks once. */
+    /** Ask the server which files the run saved, and offer the newest of each kind for the graph. */
     async showFiles() {
-      if (hasFiles) return;
       const found = await runs.files(run.id);
-      const [loras, embeddings] = [fileNames(found.loras), fileNames(found.embeddings)];
-      buttons.replaceChildren(openGraph);
-      if (loras.length) buttons.append(button("add.lora", () => addLora(loras[loras.length - 1])));
-      if (embeddings.length) buttons.append(button("add.word", () => addWord(embeddings[embeddings.length - 1])));
-      const all = [...loras, ...embeddings];
-      if (all.length) settings.append(el("dt", {}, t("files")), el("dd", {}, all.join("\n")));
-      hasFiles = true;
+      [loras, embeddings] = [fileNames(found.loras), fileNames(found.embeddings)];
+      files = [...loras, ...embeddings];
+      addLoraButton.hidden = !loras.length;
+      addWordButton.hidden = !embeddings.length;
+      write(current);
+    },
+    /** Ask the server for the trainer's defaults, so that what differs from them comes first. */
+    async showDefaults() {
+      const kind = Object.keys(TRAINERS).find((name) => TRAINERS[name] === current.record?.technique);
+      if (!kind) return;
+      defaults = await defaultsOf(kind);
+      write(current);
     },
   };
 }
 
-/**
- * The file names in a list of the server, the newest last.
- * @param {unknown} list
- */
-function fileNames(list) {
-  const names = Array.isArray(list) ? list : [];
-  return names.filter((name) => typeof name === "string").sort(bySaving);
+const WIDE = 20; // characters, from which a value has a row of its own
+
+/** @param {Row} row */
+function cell([name, value]) {
+  return el("div", { class: value.length > WIDE && "bespoke-wide" }, el("dt", {}, name), el("dd", { title: value }, value));
 }
 
 /**
- * Order file names: those saved during the run first, then by name, with numbers in their order.
- * @param {string} a
- * @param {string} b
- */
-function bySaving(a, b) {
-  const isFinal = (/** @type {string} */ name) => !(name.startsWith("bespoke/runs/") || name.startsWith("bespoke\\runs\\"));
-  return Number(isFinal(a)) - Number(isFinal(b)) || a.localeCompare(b, "en", { numeric: true });
-}
-
-/**
- * The names and values that are shown of a record.
+ * What is known of the run besides its settings.
+ * @param {Run} run
  * @param {RunRecord} record
+ * @param {string[]} files
  */
-function rows(record) {
-  /** @type {[string, string][]} */
-  const out = [];
+function factsOf(run, record, files) {
+  /** @type {Row[]} */
+  const out = [[t("steps.name"), stepsText(run.step, Math.max(run.live ? run.steps : 0, Number(record.settings.steps) || 0))]];
+  if (run.seconds) out.push([t("duration"), time(run.seconds)]);
   for (const name of SHOWN) {
     const value = record[name];
     if (value) out.push([t(name), typeof value === "number" ? value.toLocaleString("en") : value]);
   }
-  if (record.seconds) out.push([t("duration"), time(record.seconds)]);
-  for (const [name, value] of Object.entries(record.settings)) if (value !== "") out.push([name, String(value)]);
+  if (files.length) out.push([t("files"), files.join("\n")]);
   return out;
 }
+
+/**
+ * The settings that differ from the trainer's defaults, and those that do not. The steps are among the facts.
+ * @param {RunRecord} record
+ * @param {Record<string, unknown>} defaults
+ * @returns {[changed: Row[], same: Row[]]}
+ */
+function settingsOf({ settings }, defaults) {
+  /** @type {[Row[], Row[]]} */
+  const out = [[], []];
+  const isKnown = Object.keys(defaults).length > 0;
+  for (const [name, value] of Object.entries(settings)) {
+    if (name === "steps") continue;
+    // What has no widget is the same for all runs of a version, such as the ratio of LoRA+.
+    const isDefault = isKnown && (!(name in defaults) || defaults[name] === value);
+    out[isDefault ? 1 : 0].push([name, value === "" ? "–" : String(value)]);
+  }
+  return out;
+}
+

@@ -11,6 +11,14 @@ const MOST_POINTS = 20_000; // held-out scores
 const MOST_SAMPLES = 2_000;
 const MOST_TEXT = 300;
 const MOST_SETTINGS = 80;
+const PHASES = ["pictures", "captions", "loading", "measuring", "validation", "sample"];
+export const MOST_LABEL = 80; // characters of a run's name; the server has the same limit
+
+/** @type {Record<string, string>} the technique of each class of trainer node */
+export const TRAINERS = { BespokeTrainLora: "lora", BespokeTrainTextualInversion: "textual inversion" };
+
+/** @param {unknown} type of a node */
+export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRAINERS, type);
 
 /** @typedef {[step: number, file: string]} Sample */
 /** @typedef {[step: number, loss: number]} Score a held-out score */
@@ -29,6 +37,13 @@ const MOST_SETTINGS = 80;
  * @property {number | null} images_per_second
  * @property {number | null} eta_s
  * @property {number | null} memory_mb
+ * @property {number | null} seconds spent on steps
+ */
+/**
+ * What a trainer node does outside its steps. kind: one of the server's phases; "waiting" in the queue; "next" while other
+ * nodes of its prompt run; or "preparing". position: in the queue, from 1, or of the picture or caption; total: how many of
+ * these there are.
+ * @typedef {{ kind: string, position: number, total: number }} Phase
  */
 /**
  * @typedef {object} RunRecord a run's record, or its summary, which has no losses
@@ -52,6 +67,9 @@ const MOST_SETTINGS = 80;
  * @property {Score | null} best
  * @property {Score[]} held_out
  * @property {Sample[]} samples
+ * @property {string} label the name that the user gave it, or ""
+ * @property {string} startLine the line before its first step, or ""
+ * @property {boolean} live whether the server trains it now; false in a summary
  */
 /**
  * @typedef {object} RunPage
@@ -147,7 +165,20 @@ export function readEvent(detail) {
     images_per_second: finite(detail.images_per_second),
     eta_s: finite(detail.eta_s),
     memory_mb: finite(detail.memory_mb),
+    seconds: finite(detail.seconds),
   };
+}
+
+/**
+ * A phase and its node, or null where the event is none.
+ * @param {any} detail
+ * @returns {{ node: string, phase: Phase } | null}
+ */
+export function readPhase(detail) {
+  const node = pathOf(detail?.node_id);
+  if (!node || !PHASES.includes(detail.phase)) return null;
+  const total = step(detail.total) ?? 0;
+  return { node, phase: { kind: detail.phase, position: Math.min(total, (step(detail.done) ?? 0) + 1), total } };
 }
 
 /**
@@ -188,6 +219,9 @@ export function readRecord(json) {
     best: pairs([json.best], 1, finite)[0] ?? null,
     held_out: pairs(json.held_out, MOST_POINTS, finite),
     samples: pairs(json.samples, MOST_SAMPLES, sampleFile),
+    label: text(json.label, MOST_LABEL),
+    startLine: text(json.start_line, 400),
+    live: json.live === true,
   };
 }
 
@@ -211,8 +245,12 @@ function readSettings(settings) {
 export function readPage(json) {
   if (json?.unchanged === true) return { unchanged: true };
   const count = (/** @type {unknown} */ value) => step(value) ?? 0;
+  const live = Array.isArray(json?.live) ? json.live : [];
+  const runs = (Array.isArray(json?.runs) ? json.runs : []).map(readRecord).filter((/** @type {unknown} */ run) => run !== null);
+  // A record that says "running" and is not trained is that of a server that was killed.
+  for (const run of runs) if (run.state === "running" && !live.includes(run.id)) run.state = "cut off";
   return {
-    runs: (Array.isArray(json?.runs) ? json.runs : []).map(readRecord).filter(Boolean),
+    runs,
     total: count(json?.total),
     page: count(json?.page),
     pages: count(json?.pages),

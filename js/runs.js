@@ -4,7 +4,7 @@
 
 import { apiURL, fetchJson, jsonPost, onEvent, request } from "./comfy.js";
 import { Curve, curveOf } from "./curve.js";
-import { isRunId, readEvent, readPage, readRecord, text } from "./run_values.js";
+import { isRunId, isTrainer, readEvent, readPage, readRecord, text } from "./run_values.js";
 import { t } from "./words.js";
 
 const SILENT_MS = 2000; // a run whose record says "running" is checked where no event came for so long
@@ -28,6 +28,7 @@ const SILENT_MS = 2000; // a run whose record says "running" is checked where no
  * @property {number | null} rate images per second
  * @property {number | null} eta seconds to the end
  * @property {number | null} memory MB
+ * @property {number} seconds spent on steps
  * @property {number | null} loss of the last step
  * @property {number | null} average moving average of the loss
  * @property {string} error why it failed, or ""
@@ -35,7 +36,7 @@ const SILENT_MS = 2000; // a run whose record says "running" is checked where no
  * @property {number} lastEventAt ms since the page was opened
  */
 /** @typedef {"start" | "step" | "validation" | "sample" | "end"} EventKind of the server's events */
-/** @typedef {EventKind | "error" | "lost" | "checked" | "record" | "back"} ChangeKind */
+/** @typedef {EventKind | "error" | "lost" | "checked" | "record" | "back" | "renamed" | "removed"} ChangeKind */
 /** @typedef {{ kind: ChangeKind, run: Run | null }} Change run: null where it is about the connection ("back") */
 /**
  * @typedef {object} MatchQuery
@@ -77,6 +78,12 @@ export function createRuns() {
     return done;
   }
 
+  /** Forget the pages of the list, so that the next one is read whole. */
+  function forgetList() {
+    pages.clear();
+    stamp = "";
+  }
+
   /**
    * The run with an id; it is made where it is not known.
    * @param {string} id
@@ -100,6 +107,7 @@ export function createRuns() {
       rate: null,
       eta: null,
       memory: null,
+      seconds: 0,
       loss: null,
       average: null,
       error: "",
@@ -119,6 +127,8 @@ export function createRuns() {
     run.step = run.curve.last;
     run.steps = Math.max(Number(record.settings.steps ?? 0), run.step);
     run.path = record.node || run.path;
+    run.seconds = Math.max(record.seconds, run.live ? run.seconds : 0);
+    run.preflight = record.startLine || run.preflight;
     run.state = record.state;
     return run;
   }
@@ -129,6 +139,7 @@ export function createRuns() {
   const handlers = {
     start(run, event) {
       const isResumed = run.record !== null || run.step > 0;
+      forgetList();
       Object.assign(run, { state: "running", live: true, lost: false, error: "", preflight: event.text, steps: event.steps ?? run.steps });
       if (!isResumed) run.curve = new Curve(run.steps);
       load(run.id, true).catch(() => {}); // the settings, and the curve of the steps before a resume
@@ -145,6 +156,7 @@ export function createRuns() {
       run.rate = event.images_per_second;
       run.eta = event.eta_s;
       run.memory = event.memory_mb;
+      run.seconds = event.seconds ?? run.seconds;
       run.curve.steps = Math.max(run.steps, run.step);
       run.curve.add(event.step, event.loss ?? NaN, event.loss_ema ?? NaN);
     },
@@ -159,6 +171,7 @@ export function createRuns() {
     },
     end(run, event) {
       Object.assign(run, { state: event.state ?? "failed", live: false, lost: false, eta: null });
+      forgetList();
       endedAt = performance.now();
       load(run.id, true).catch(() => {}); // the steps that had no event
     },
@@ -197,6 +210,7 @@ export function createRuns() {
   });
   onEvent("reconnected", () => {
     connected = true;
+    forgetList(); // the server may have been restarted with other runs
     for (const run of runs.values()) if (run.lost || run.live) checkLive(run);
     notify("back", null);
   });
@@ -206,13 +220,13 @@ export function createRuns() {
    * @param {Run} run
    */
   async function checkLive(run) {
+    const since = performance.now();
     try {
-      const isRunning = (await promptOf(run)) !== null;
-      await load(run.id, true);
+      const { record } = await load(run.id, true);
       run.lost = false;
-      if (run.state === "running") {
-        run.live = isRunning;
-        if (!run.live) run.state = "cut off";
+      if (record?.state === "running" && run.lastEventAt < since) {
+        run.live = record.live;
+        run.state = run.live ? "running" : "cut off";
       }
       notify("checked", run);
     } catch {
@@ -229,7 +243,7 @@ export function createRuns() {
     const { queue_running: running } = await fetchJson("/queue"); // [[number, prompt_id, prompt, ...], ...]
     for (const [, id, prompt] of running ?? []) {
       const items = /** @type {[string, any][]} */ (Object.entries(prompt ?? {}));
-      const trainers = items.filter(([, item]) => String(item?.class_type).startsWith("BespokeTrain"));
+      const trainers = items.filter(([, item]) => isTrainer(item?.class_type));
       if (trainers.some(([path]) => !run.path || path === run.path)) return id;
     }
     return null;
@@ -265,7 +279,7 @@ export function createRuns() {
       run.curve.steps = Math.max(run.steps, run.curve.steps);
       run.curve.addTail(curve);
       const byFile = new Map([...run.samples, ...samples].map((sample) => [sample[1], sample]));
-      run.samples = [...byFile.values()];
+      run.samples = [...byFile.values()].sort(([a], [b]) => a - b);
     }
     notify("record", run);
     return run;
@@ -293,6 +307,11 @@ export function createRuns() {
 
   return {
     load,
+    /**
+     * What the page knows of a run, or null.
+     * @param {string} id
+     */
+    known: (id) => runs.get(id) ?? null,
     /** Whether the socket is connected. */
     connected: () => connected,
     /** The run that is running now, or null. */
@@ -333,6 +352,33 @@ export function createRuns() {
      */
     files: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/files`),
     /**
+     * The curve as a table: { name: of a file, csv }.
+     * @param {string} id
+     */
+    curve: (id) => fetchJson(`/bespoke/runs/${encodeURIComponent(id)}/curve`),
+    /**
+     * Give a run another name in lists, "" for none.
+     * @param {Run} run
+     * @param {string} label
+     */
+    async rename(run, label) {
+      const answer = await fetchJson(`/bespoke/runs/${encodeURIComponent(run.id)}/rename`, jsonPost({ label }));
+      if (run.record) run.record.label = text(answer.label);
+      forgetList();
+      notify("renamed", run);
+    },
+    /**
+     * Move a run out of the list. Its files stay in a folder of the server.
+     * @param {Run} run
+     */
+    async remove(run) {
+      await fetchJson(`/bespoke/runs/${encodeURIComponent(run.id)}/remove`, { method: "POST" });
+      runs.delete(run.id);
+      forgetList();
+      endedAt = performance.now(); // the nodes that show it search again
+      notify("removed", run);
+    },
+    /**
      * Ask the run to stop after its present step and to save what it has learned. It ends with the event "end".
      * @param {string} id
      */
@@ -352,6 +398,11 @@ export function createRuns() {
      * @param {string} file
      */
     sampleUrl: (id, file) => apiURL(`/bespoke/runs/${encodeURIComponent(id)}/samples/${encodeURIComponent(file)}`),
+    /**
+     * The address of the training picture that is shown beside samples; not every run has one.
+     * @param {string} id
+     */
+    pictureUrl: (id) => apiURL(`/bespoke/runs/${encodeURIComponent(id)}/picture`),
     /**
      * Call `listener` for every change. Returns the function that ends it.
      * @param {(change: Change) => void} listener

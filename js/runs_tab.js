@@ -2,10 +2,12 @@
 // The sidebar's list of runs: each with its curve, its samples and its settings, and the comparison of two runs. No side
 // effects: index.js registers it.
 
+import { onEvent } from "./comfy.js";
 import { drawCurves, lines } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText } from "./dom.js";
 import { detail, stateOf } from "./run_detail.js";
-import { loss, t } from "./words.js";
+import { fileNames, namesOf, savedFile, stepsText } from "./run_names.js";
+import { language, loss, t } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
 /** @typedef {import("./runs.js").Runs} Runs */
@@ -13,6 +15,7 @@ import { loss, t } from "./words.js";
 /** @typedef {ReturnType<typeof createCard>} Card */
 
 const SEARCH_FROM = 8; // runs, from which the search field is shown
+const RELOADED = new Set(["start", "end", "back", "renamed", "removed"]); // changes after which the list is read
 const TYPED_MS = 250; // without a key, before a search is started
 
 /**
@@ -97,10 +100,11 @@ export function fillTab(root, runs) {
    */
   function arrange(shown) {
     const ids = new Set(shown.map((run) => run.id));
+    const names = namesOf(shown);
     for (const [id, card] of cards) if (!ids.has(id)) remove(id, card);
     shown.forEach((summary, i) => {
       const card = cards.get(summary.id) ?? add(summary);
-      card.update(summary);
+      card.update(summary, names.get(summary.id) ?? "");
       if (list.children[i] !== card.box) list.insertBefore(card.box, list.children[i] ?? null);
     });
   }
@@ -148,15 +152,36 @@ export function fillTab(root, runs) {
   const draw = oncePerFrame(() => {
     for (const card of cards.values()) card.draw();
   });
+  /** @type {Set<string>} runs without a card for which the list was read */
+  const missed = new Set();
+  /** @type {Set<string>} runs to draw in the next frame */
+  const changed = new Set();
+  const drawChanged = oncePerFrame(() => {
+    for (const id of changed) cards.get(id)?.draw();
+    changed.clear();
+  });
   const stopListening = runs.listen(({ kind, run }) => {
-    if (kind === "start" || kind === "end" || kind === "back") fill();
-    else if (run) cards.get(run.id)?.draw();
+    if (RELOADED.has(kind)) fill();
+    else if (run && kind !== "record" && !cards.has(run.id) && !search.value && !missed.has(run.id)) {
+      missed.add(run.id); // a run that began while the page was away
+      fill();
+    }
+    if (!run) return;
+    if (kind === "end") cards.get(run.id)?.showFiles();
+    changed.add(run.id);
+    drawChanged();
+  });
+  const stopFiles = onEvent("executed", (executed) => {
+    // A node saved a file; the event does not name the run.
+    if (!String(executed?.output?.text?.[0] ?? "").startsWith("saved as ")) return;
+    for (const card of cards.values()) card.showFiles();
   });
   const sizes = new ResizeObserver(draw);
   sizes.observe(list);
   fill();
   return () => {
     stopListening();
+    stopFiles();
     clearTimeout(timer);
     inView.disconnect();
     sizes.disconnect();
@@ -172,6 +197,7 @@ export function fillTab(root, runs) {
  */
 function createCard(first, runs, onChoose) {
   let summary = first;
+  let title = "";
   /** @type {Run | null} the run with its curve, once the card was in view */
   let run = null;
   /** @type {ReturnType<typeof detail> | null} the details, once they were opened */
@@ -194,22 +220,26 @@ function createCard(first, runs, onChoose) {
   const row = el("div", { class: "bespoke-row" }, tick, main);
   const box = el("div", { role: "listitem", class: "bespoke-item", "data-id": summary.id }, row, below);
 
-  /** @param {RunRecord} next */
-  function update(next) {
-    summary = next;
-    const word = stateOf(run, summary);
-    box.dataset.state = word;
-    setText(name, nameOf(summary));
+  /**
+   * @param {RunRecord} next
+   * @param {string} [called] the run's name in the list, as before where it is not given
+   */
+  function update(next, called = title) {
+    [summary, title] = [next, called];
+    const now = run ?? runs.known(summary.id);
+    const word = stateOf(now, summary);
+    if (box.dataset.state !== word) box.dataset.state = word;
+    setText(name, title);
     setText(state, t(`state.${word}`));
-    const parts = [startOf(summary), t("steps", { steps: run?.step || summary.steps_done })];
-    const best = run?.curve.best ?? summary.best;
+    const parts = [startOf(summary), stepsOf(now, summary)];
+    const best = now?.curve.best ?? summary.best;
     if (best) parts.push(t("best.loss", { loss: loss(best[1]) }));
     setText(under, parts.filter(Boolean).join(" · "));
   }
 
   function draw() {
-    if (!run) return;
     update(summary);
+    if (!run) return;
     drawCurves(canvas, [run.curve], { small: true, isLive: run.live });
     if (details && !below.hidden) details.draw(run);
   }
@@ -234,7 +264,7 @@ function createCard(first, runs, onChoose) {
       details ??= detail(run, runs);
       below.replaceChildren(details.box);
       draw();
-      await details.showFiles();
+      await Promise.all([details.showFiles(), details.showDefaults()]);
     } catch (error) {
       below.replaceChildren(el("p", { class: "bespoke-note" }, messageOf(error)));
     }
@@ -246,8 +276,12 @@ function createCard(first, runs, onChoose) {
     update,
     /** Load the run and draw its curve. */
     show,
-    /** Draw the run as it is now, where it was loaded. */
+    /** Show the run as it is now. */
     draw,
+    /** Look again for the files that the run saved, where they are shown. */
+    showFiles: () => {
+      if (!below.hidden) details?.showFiles().catch(() => {}); // the next change looks again
+    },
     /** @param {boolean} isChosen whether the run is marked for the comparison */
     choose: (isChosen) => {
       tick.checked = isChosen;
@@ -261,17 +295,17 @@ function createCard(first, runs, onChoose) {
  */
 function startOf({ started }) {
   const date = new Date(started * 1000);
-  return Number.isNaN(date.getTime()) ? "" : date.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+  return Number.isNaN(date.getTime()) ? "" : date.toLocaleString(language(), { dateStyle: "medium", timeStyle: "short" });
 }
 
 /**
- * The title of a run: its technique and the word or trigger that it learned, else the base model.
- * @param {RunRecord} run
+ * "step 20 / 400" while the run goes on, then "20 of 400 steps".
+ * @param {Run | null} run
+ * @param {RunRecord} summary
  */
-function nameOf(run) {
-  const kind = t(`technique.${run.technique}`);
-  const what = String(run.settings.name || run.trigger || run.base).replace(/\.(safetensors|ckpt)$/, "");
-  return what ? `${kind}: ${what}` : kind;
+function stepsOf(run, summary) {
+  if (run?.live) return t("step.of", { step: run.step.toLocaleString("en"), steps: run.steps.toLocaleString("en") });
+  return t("steps", { steps: stepsText(run?.step || summary.steps_done, summary.settings.steps) });
 }
 
 /**
@@ -288,10 +322,10 @@ async function compare(box, ids, runs) {
   const loaded = await Promise.all(ids.map((id) => runs.load(id).catch(() => null)));
   const pair = loaded.flatMap((run) => (run?.record ? [{ record: run.record, curve: run.curve }] : []));
   if (pair.length < ids.length) return box.replaceChildren(el("p", { class: "bespoke-note" }, t("runs.unread", { why: "" })));
-  pair.forEach(({ record }, i) => {
-    const swatch = el("i", { class: "bespoke-swatch", style: `background:${lines(i).average}` });
-    heads[i].append(swatch, nameOf(record));
-  });
+  const records = pair.map(({ record }) => record);
+  const named = namesOf(records, await filesOf(records, runs));
+  const called = records.map(({ id }) => named.get(id) ?? "");
+  heads.forEach((head, i) => head.append(el("i", { class: "bespoke-swatch", style: `background:${lines(i).average}` }), called[i]));
   table.append(el("thead", {}, el("tr", {}, el("th"), ...heads)));
   const [a, b] = pair.map(comparedValues);
   const rows = [...new Set([...Object.keys(a), ...Object.keys(b)])].filter((name) => a[name] !== b[name]);
@@ -299,8 +333,19 @@ async function compare(box, ids, runs) {
   table.append(el("tbody", {}, ...rows.map((name) => el("tr", {}, el("th", { scope: "row" }, name), cell(a[name]), cell(b[name])))));
   const draw = () => drawCurves(canvas, pair.map(({ curve }) => curve));
   draw();
-  canvas.setAttribute("aria-label", pair.map(({ record, curve }) => `${nameOf(record)}: ${loss(curve.lastAverage)}`).join("; "));
+  canvas.setAttribute("aria-label", pair.map(({ curve }, i) => `${called[i]}: ${loss(curve.lastAverage)}`).join("; "));
   new ResizeObserver(draw).observe(canvas);
+}
+
+/**
+ * The file that each run saved, by id, for those that have neither a name nor a trigger.
+ * @param {RunRecord[]} records
+ * @param {Runs} runs
+ */
+async function filesOf(records, runs) {
+  const nameless = records.filter((record) => !record.label && !record.trigger && !record.settings.name);
+  const found = await Promise.all(nameless.map(({ id }) => runs.files(id).catch(() => ({}))));
+  return Object.fromEntries(nameless.map(({ id }, i) => [id, savedFile([...fileNames(found[i].embeddings), ...fileNames(found[i].loras)])]));
 }
 
 /**
@@ -310,6 +355,7 @@ async function compare(box, ids, runs) {
 function comparedValues({ record, curve }) {
   return {
     ...record.settings,
+    steps: stepsText(curve.last, record.settings.steps),
     [t("base")]: record.base,
     [t("images")]: record.images,
     [t("curve.average")]: loss(curve.lastAverage),

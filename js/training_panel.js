@@ -5,32 +5,34 @@
 import { addPanel, classOf, fitNode, onExecuted, onNodeChange, pathsOf, unlinkedValues, whileOnGraph, workflowId } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
+import { TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
 import { loss, memory, rate, t, time } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
+/** @typedef {import("./run_values.js").Phase} Phase */
 /** @typedef {import("./settings.js").GetSetting} GetSetting */
 
 const HEIGHT = { empty: 44, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
 const LABEL_EVERY_MS = 1000; // between two updates of the curve's label
 const COMPLAINT_MS = 6000; // for which the error of a button is shown
+const DURING_RUN = new Set(["validation", "sample"]); // phases between two steps
 const SETTLED_MS = 300; // without a change of the widgets, before a run with these values is searched
-
-/** @type {Record<string, string>} the technique of each class of node */
-export const TRAINERS = { BespokeTrainLora: "lora", BespokeTrainTextualInversion: "textual inversion" };
 
 /**
  * Add the panel to a trainer node.
  * @param {import("./comfy.js").Node} node
  * @param {import("./runs.js").Runs} runs
+ * @param {import("./phases.js").Phases} phases
  * @param {GetSetting} getSetting
  */
-export function attachPanel(node, runs, getSetting) {
+export function attachPanel(node, runs, phases, getSetting) {
   const view = createView({
     getSetting,
     finish: () => act((run) => runs.finish(run.id), "finishing"),
     cancel: () => act((run) => runs.cancel(run), "stopping"),
-    sampleUrl: runs.sampleUrl,
+    runs,
+    repaint: () => paint(),
   });
   /** @type {Run | null} */
   let shown = null;
@@ -42,7 +44,7 @@ export function attachPanel(node, runs, getSetting) {
 
   const paint = oncePerFrame(() => {
     const before = view.height();
-    view.paint(shown, { exact, pending, connected: runs.connected() });
+    view.paint(shown, { exact, pending, connected: runs.connected(), phase: phases.of(pathsOf(node)) });
     if (view.height() > before) fitNode(node);
   });
 
@@ -107,8 +109,14 @@ export function attachPanel(node, runs, getSetting) {
   });
   onNodeChange(node, searchSoon);
   whileOnGraph(node, () => {
+    const stopPhases = phases.listen(paint);
     const stopListening = runs.listen(({ kind, run }) => {
       if (kind === "end" || kind === "back") searchSoon();
+      if (kind === "removed" && run === shown) {
+        shown = null;
+        searchSoon();
+        return paint();
+      }
       if (!run) return paint();
       if (kind === "end") pending = "";
       if (run === shown) paint();
@@ -119,6 +127,7 @@ export function attachPanel(node, runs, getSetting) {
     return () => {
       clearTimeout(timer);
       stopListening();
+      stopPhases();
       sizes.disconnect();
     };
   });
@@ -131,10 +140,11 @@ export function attachPanel(node, runs, getSetting) {
  * @param {object} options
  * @param {() => void} options.finish
  * @param {() => void} options.cancel
- * @param {(id: string, file: string) => string} options.sampleUrl
+ * @param {() => void} options.repaint asks for one more call of `paint`
+ * @param {import("./runs.js").Runs} options.runs
  * @param {GetSetting} options.getSetting
  */
-function createView({ finish, cancel, sampleUrl, getSetting }) {
+function createView({ finish, cancel, repaint, runs, getSetting }) {
   const canvas = el("canvas", { role: "img" });
   const state = el("span", { class: "bespoke-state" });
   const progress = el("span", { class: "bespoke-numbers" });
@@ -146,7 +156,7 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
     legend.append(element);
     return { element, value };
   });
-  const samples = samplesStrip(sampleUrl, { follow: true });
+  const samples = samplesStrip(runs, { follow: true });
   const note = el("p", { class: "bespoke-note" });
   const finishButton = el("button", { type: "button", class: "bespoke-button bespoke-main", onclick: finish, title: t("finish.tip") }, t("finish"));
   const cancelButton = el("button", { type: "button", class: "bespoke-button", onclick: cancel, title: t("cancel.tip") }, t("cancel"));
@@ -158,6 +168,8 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
   stopEvents(box, ["keydown", "pointerdown"]);
 
   let complaint = "";
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let complaintTimer;
   let height = HEIGHT.empty;
   let sampleSize = 0;
   let labelledAt = -Infinity;
@@ -167,21 +179,19 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
   /**
    * Show a run as it is now.
    * @param {Run | null} run
-   * @param {{ exact: boolean, pending: string, connected: boolean }} options
+   * @param {{ exact: boolean, pending: string, connected: boolean, phase: Phase | null }} options
    */
-  function paint(run, { exact, pending, connected }) {
+  function paint(run, { exact, pending, connected, phase }) {
     box.classList.toggle("bespoke-empty", !run);
-    if (!run) {
-      height = HEIGHT.empty;
-      box.style.minHeight = `${height}px`;
-      return setText(note, t("empty"));
-    }
+    const kind = shownKind(run, phase);
+    if (box.dataset.phase !== kind) box.dataset.phase = kind; // setting it makes the browser compute styles
+    if (!run) return paintEmpty(phase);
     // First, while the layout is clean: reading the canvas's size after a change makes the browser compute the layout.
     const singleLosses = getSetting("SingleLosses");
     drawCurves(canvas, [run.curve], { isLive: run.live, singleLosses });
     const word = run.lost || !connected ? "lost" : pending && run.live ? pending : run.state;
     if (box.dataset.state !== word) box.dataset.state = word;
-    setText(state, t(`state.${word}`));
+    setText(state, stateText(word, phase));
     const [first, ...others] = describe(run);
     setText(progress, first);
     setText(numbers, others.join(" · "));
@@ -190,11 +200,34 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
     samples.show(run.id, run.samples);
     buttons.hidden = !run.live || run.lost;
     finishButton.disabled = cancelButton.disabled = Boolean(pending);
-    setText(note, complaint || noteOf(run, word, exact));
+    const isBefore = kind !== "" && !run.live; // the run that is shown is an earlier one
+    setText(note, complaint || (isBefore ? "" : noteOf(run, word, exact)));
+    progress.hidden = isBefore;
     note.hidden = !note.textContent;
     resize(run);
     entries[0].element.hidden = !singleLosses;
-    updateSpoken(run, word);
+    updateSpoken(run, isBefore ? kind : word);
+  }
+
+  /**
+   * The text of the run's state, or of the phase that is shown instead of it.
+   * @param {string} word
+   * @param {Phase | null} phase
+   */
+  function stateText(word, phase) {
+    const isShown = box.dataset.phase && ["lost", "finishing", "stopping"].indexOf(word) < 0;
+    return isShown && phase ? phaseText(phase) : t(`state.${word}`);
+  }
+
+  /** @param {Phase | null} phase */
+  function paintEmpty(phase) {
+    height = HEIGHT.empty;
+    box.style.minHeight = `${height}px`;
+    note.hidden = false;
+    delete box.dataset.state;
+    setText(note, complaint || (phase ? phaseText(phase) : t("empty")));
+    if (phase && phase.kind !== saidWord) setText(spoken, phaseText(phase));
+    saidWord = phase?.kind ?? "";
   }
 
   /**
@@ -228,11 +261,11 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
    * Update the label of the curve, and what a screen reader speaks: at once when the state changes, else at the interval
    * of the settings.
    * @param {Run} run
-   * @param {string} word
+   * @param {string} word the state or the phase that is shown
    */
   function updateSpoken(run, word) {
     const average = `${t("curve.average")} ${entries[1].value.textContent}`;
-    const sentence = `${t(`state.${word}`)}. ${describe(run).join(", ")}. ${average}`;
+    const sentence = `${state.textContent}. ${describe(run).join(", ")}. ${average}`;
     const now = performance.now();
     const isNew = word !== saidWord;
     if (isNew || !run.live || now - labelledAt > LABEL_EVERY_MS) {
@@ -256,11 +289,30 @@ function createView({ finish, cancel, sampleUrl, getSetting }) {
      */
     complain(message) {
       complaint = message;
-      setTimeout(() => {
+      clearTimeout(complaintTimer); // that of an earlier error would end this one early
+      complaintTimer = setTimeout(() => {
         complaint = "";
+        repaint();
       }, COMPLAINT_MS);
     },
   };
+}
+
+/**
+ * The kind of the phase to show beside a run, "" for none: a run that goes on is past its preparations.
+ * @param {Run | null} run
+ * @param {Phase | null} phase
+ */
+function shownKind(run, phase) {
+  return phase && (!run?.live || DURING_RUN.has(phase.kind)) ? phase.kind : "";
+}
+
+/**
+ * What a node does outside its steps, in words.
+ * @param {Phase} phase
+ */
+function phaseText({ kind, position, total }) {
+  return t(`phase.${kind}`, { position, total });
 }
 
 /**

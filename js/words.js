@@ -21,13 +21,16 @@ export function setTexts(all, language) {
   currentLanguage = language;
 }
 
+/** The user's language, as a browser's functions take it. */
+export const language = () => String(currentLanguage() ?? FALLBACK);
+
 /**
  * The text of a key: in the user's language, else in that language without its region, else in English, else the key.
  * @param {string} key
  */
 function textOf(key) {
-  const language = String(currentLanguage() ?? FALLBACK);
-  const found = [language, language.split("-")[0], FALLBACK].map((name) => texts[name]?.bespoke?.[key]);
+  const chosen = language();
+  const found = [chosen, chosen.split("-")[0], FALLBACK].map((name) => texts[name]?.bespoke?.[key]);
   return found.find((text) => typeof text === "string") ?? key;
 }
 

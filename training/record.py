@@ -41,7 +41,7 @@ class RunInfo:
     many pictures are trained on. tags: how often each tag occurs in the captions. architecture: the base's name in the
     model specification. base_hash: a checksum of its weights. trained: how many numbers are trained. names: what files
     call each trained layer, {layer: {format: name}}. node: the trainer's id in the graph, a path inside subgraphs.
-    workflow: the graph's id. started: seconds since 1970.
+    workflow: the graph's id. started: seconds since 1970. label: the name that the user gave the run, or "".
     """
 
     id: str
@@ -61,6 +61,7 @@ class RunInfo:
     node: str = ""
     workflow: str = ""
     started: float = field(default_factory=time.time)
+    label: str = ""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> RunInfo:
@@ -92,7 +93,7 @@ class Run:
     losses: of each step, the first at index 0. held_out: (step, loss) on the fixed grid, step 0 before anything is
     learned. samples: (step, file in the run's folder). seconds: spent on steps, over all sittings. folds: how many
     trainings without some of the pictures (cross-validation) decided when to stop; held_out is then their mean. notes:
-    what the user must know of how the run went, a sentence each.
+    what the user must know of how the run went, a sentence each. start_line: what was shown before the first step.
     """
 
     info: RunInfo
@@ -103,6 +104,7 @@ class Run:
     state: RunState = RunState.RUNNING
     folds: int = 0
     notes: list[str] = field(default_factory=list[str])
+    start_line: str = ""
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -198,6 +200,7 @@ class Run:
                 RunState(values.get("state", RunState.RUNNING)),
                 folds,
                 [str(note) for note in values.get("notes", [])],
+                str(values.get("start_line", "")),
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error
@@ -237,6 +240,7 @@ class Summary:
     architecture: str
     steps_done: int
     best: tuple[int, float] | None
+    label: str = ""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Summary:
@@ -251,7 +255,8 @@ class Summary:
             if best is not None:
                 step, loss = best
                 best = _number(step), _number(loss)
-            return cls(**plain, state=state, settings=settings, best=best)
+            label = _text(values.get("label", ""))  # no summary of an earlier version has one
+            return cls(**plain, state=state, settings=settings, best=best, label=label)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"no summary of a run: {error}") from error
 

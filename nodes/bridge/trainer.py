@@ -39,6 +39,7 @@ from .dataset.encoded import EncodedDataset
 from .models.experts import noise_range
 from .runs.context import RunContext
 from .runs.cross_validation import Fold, final_fold, validation_folds, was_finished_by_user
+from .runs.events import show_phase
 from .runs.report import describe_unread
 from .runs.run_training import run_training
 from .runs.samples import sampler_for
@@ -191,6 +192,7 @@ def train(
     its page. Several processes that train together must all call this. Raises `InputError` for a model or settings that
     cannot be trained; `runs.failures` lists the exceptions of a running training.
     """
+    show_phase("loading")
     context, request = context or RunContext(), technique.request
     config, model = request.train, models.model
     defaults = defaults_of(TrainConfig, type(request))
@@ -286,6 +288,7 @@ class _Trainer:
                 *self.dataset.pictures.data.latents,
                 *technique.frozen_tensors(),
             ],
+            training_picture=self.dataset.pictures.items[0].pixels if fold.config.sample_every else None,
         )
         with technique.attached(trainable):
             return run_training(task, self.context)

@@ -164,6 +164,7 @@ class LatentMaskBlend(io.ComfyNode):
                     ),
                 ),
             ],
+            has_intermediate_output=True,  # what it showed comes again with a cached run
             outputs=[
                 io.Model.Output(
                     display_name="model",

@@ -51,6 +51,9 @@ class JobDisplay:
         self._sent = dict(world.sent)
         self._bar: tqdm | None = None
 
+    def phase(self, name: str) -> None:
+        """Nothing is shown: the terminal says what comes of it."""
+
     def start(self, text: str) -> None:
         self._log.write("start", run_id=self._run_id, steps=self.steps, text=text, processes=self._world.size)
         if self._log.path is not None:

@@ -125,6 +125,7 @@ class TrainTextualInversion(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             search_aliases=["textual inversion", "train embedding", "learn word", "pseudo-word", "concept"],
             inputs=trainer_inputs(),
+            has_intermediate_output=True,  # what it showed comes again with a cached run
             outputs=[
                 io.Clip.Output(
                     "clip", display_name="clip", tooltip="The text encoder, knowing the new word at once, with no file."
@@ -305,6 +306,7 @@ class InspectEmbedding(io.ComfyNode):
                 ),
                 Embedding.Input("embedding", optional=True, tooltip="A word on the wire; it wins over embedding_name."),
             ],
+            has_intermediate_output=True,  # what it showed comes again with a cached run
             outputs=[
                 io.String.Output(
                     "report",

@@ -80,6 +80,7 @@ def screenshots() -> Path:
 CORE = (
     "test_bypass.py",
     "test_core.py",
+    "test_runs_list.py",
     "test_round_trip.py",
     "test_repair.py",
     "test_links.py",

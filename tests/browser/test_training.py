@@ -100,15 +100,18 @@ def test_the_list_of_runs(open_page, server, workflow, screenshots):
     page.tab.wait("document.querySelector('.bespoke-compare tbody')?.innerText.includes('seed')")
     kept = next(run["id"] for run in runs if run["state"] == "kept")
     page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-card').click()")
-    page.tab.wait(f"document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail button').length >= 2")
+    page.tab.wait(f"!!document.querySelector('[data-id=\"{kept}\"] .bespoke-detail .bespoke-main:not([hidden])')")
     page.picture(screenshots / "runs.png")
     before = page.tab.evaluate("app.rootGraph.nodes.length")
     page.tab.evaluate(
-        f"[...document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button')].at(-1).click()"
+        f"document.querySelector('[data-id=\"{kept}\"] .bespoke-detail .bespoke-main:not([hidden])').click()"
     )
     page.tab.wait(f"app.rootGraph.nodes.length === {before} + 1")
     assert page.tab.evaluate(
         f"{page.node('BespokeInjectLora')}.widgets.find((w) => w.name === 'lora_name').value"
     ).startswith("page/50")
-    page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-detail .bespoke-buttons button').click()")
+    page.tab.evaluate(
+        f"[...document.querySelectorAll('[data-id=\"{kept}\"] .bespoke-detail button')]"
+        ".find((b) => b.innerText === 'Open its graph').click()"
+    )
     page.tab.wait(f"!!{page.node('BespokeTrainLora')}")

@@ -262,7 +262,7 @@ def test_the_newest_run_comes_first_and_equal_times_have_one_order(runs):
 
 
 def test_a_list_without_runs_or_without_its_folder(runs):
-    empty = {"runs": [], "total": 0, "page": 0, "pages": 0, "unread": []}
+    empty = {"runs": [], "total": 0, "page": 0, "pages": 0, "unread": [], "live": []}
     empty["stamp"] = routes.list_runs({})["stamp"]
     assert routes.list_runs({}) == empty
     runs.mkdir(parents=True)
@@ -405,6 +405,7 @@ def test_fields_of_a_summary(runs):
         "architecture": "sdxl",
         "steps_done": 3,
         "best": (2, 0.4),
+        "label": "",
     }
     written = json.loads(record.with_name("summary.json").read_text())
     state = record.stat()

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { finite, isRunId, readEvent, readPage, readRecord, text } from "../../js/run_values.js";
+import { finite, isRunId, isTrainer, readEvent, readPage, readPhase, readRecord, text } from "../../js/run_values.js";
 
 const ID = "lora-0123456789ab";
 
@@ -41,6 +41,7 @@ test("the fields of an event are read in their types", () => {
     images_per_second: Infinity,
     eta_s: 12,
     memory_mb: "many",
+    seconds: 61.5,
     unknown: 1,
   });
   assert.deepEqual(event, {
@@ -57,6 +58,7 @@ test("the fields of an event are read in their types", () => {
     images_per_second: null,
     eta_s: 12,
     memory_mb: null,
+    seconds: 61.5,
   });
 });
 
@@ -67,6 +69,19 @@ test("paths, states, steps and file names that cannot be right are left out", ()
   assert.equal(read({ step: 1e9 }).step, 1e9);
   assert.equal(read({ state: "exploded" }).state, null);
   for (const image of ["../a.png", "a/b.png", "a..png", "a.svg", ".png", 1]) assert.equal(read({ image }).image, null, String(image));
+});
+
+test("a phase has a node and a known name, and its position is counted from 1", () => {
+  assert.deepEqual(readPhase({ node_id: "1:2", phase: "pictures", done: 0, total: 12 }), {
+    node: "1:2",
+    phase: { kind: "pictures", position: 1, total: 12 },
+  });
+  assert.deepEqual(readPhase({ node_id: "3", phase: "sample" }).phase, { kind: "sample", position: 0, total: 0 });
+  assert.deepEqual(readPhase({ node_id: "3", phase: "captions", done: 99, total: 5 }).phase.position, 5);
+  for (const wrong of [null, "text", {}, { phase: "sample" }, { node_id: "3", phase: "<b>" }, { node_id: "a/b", phase: "sample" }]) {
+    assert.equal(readPhase(wrong), null);
+  }
+  assert.deepEqual(["BespokeTrainLora", "KSampler", "toString", null].map(isTrainer), [true, false, false, false]);
 });
 
 test("a record is read with gaps, limits and defaults", () => {
@@ -101,4 +116,6 @@ test("a page of the list", () => {
   const page = readPage({ runs: [{ id: ID }, { id: "no id" }, null], total: 2, page: 0, pages: 1, stamp: "s" });
   assert.deepEqual([page.runs.map(({ id }) => id), page.total, page.pages, page.stamp], [[ID], 2, 1, "s"]);
   assert.deepEqual(readPage({ unread: [ID, "<b>", 7] }).unread, [ID]);
+  const running = (live) => readPage({ runs: [{ id: ID, state: "running" }], live }).runs[0].state;
+  assert.deepEqual([running([ID]), running([]), running(null)], ["running", "cut off", "cut off"]);
 });

@@ -400,8 +400,8 @@ def test_every_technique_can_be_a_job_and_has_a_panel():
     assert len(techniques) >= 2
     table = assigned(ast.parse(read("nodes/jobs/techniques.py")))["TECHNIQUES"]
     assert set(techniques) <= names_in(table), "a technique has no row in nodes/jobs/techniques.py"
-    trainers = re.search(r"TRAINERS = \{([^}]*)\}", read("js/training_panel.js"))[1]
-    assert set(techniques.values()) == set(re.findall(r': "([^"]+)"', trainers)), "TRAINERS of js/training_panel.js"
+    trainers = re.search(r"TRAINERS = \{([^}]*)\}", read("js/run_values.js"))[1]
+    assert set(techniques.values()) == set(re.findall(r': "([^"]+)"', trainers)), "TRAINERS of js/run_values.js"
 
 
 def test_every_kind_of_lora_file_is_in_both_tuples():
@@ -458,7 +458,7 @@ def test_every_page_script_is_imported():
     ("check", "path", "old", "new"),
     [
         (test_every_technique_can_be_a_job_and_has_a_panel, "nodes/jobs/techniques.py", "LoraTechnique", "Other"),
-        (test_every_technique_can_be_a_job_and_has_a_panel, "js/training_panel.js", ': "lora"', ': "other"'),
+        (test_every_technique_can_be_a_job_and_has_a_panel, "js/run_values.js", ': "lora"', ': "other"'),
         (test_every_kind_of_lora_file_is_in_both_tuples, "nodes/lora/kinds/__init__.py", "(DORA, OFT", "(OFT"),
         (test_every_kind_of_lora_file_is_in_both_tuples, "nodes/lora/kinds/oft.py", "BOFT = ", "COFT = "),
         (test_every_adapter_kind_is_in_the_table, "training/adapters/lora.py", "class LoraA", "class OtherA"),

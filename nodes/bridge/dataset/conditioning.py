@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import identity
 from ..models import training_conds
+from ..runs.events import with_phase
 from . import cache
 
 
@@ -98,4 +99,7 @@ def encode_prompts(clip, texts: Iterable[str]) -> dict[str, tuple[Tensor, dict[s
         return cache.prompt_cache.get(cache.key_of(clip_identity, text), lambda: encode_prompt(clip, text))
 
     with torch.inference_mode(False), torch.no_grad():
-        return {text: encode(text) for text in texts}
+        all_texts = list(texts)
+        # A single one is that of a memory forecast, when the trainer is past the captions.
+        shown = with_phase("captions", all_texts) if len(all_texts) > 1 else all_texts
+        return {text: encode(text) for text in shown}

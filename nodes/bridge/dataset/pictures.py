@@ -19,6 +19,7 @@ from ....training.validation import MIN_SPLIT, split
 from ....training.validation import folds as make_folds
 from .. import identity
 from ..models import is_inpainting_model
+from ..runs.events import with_phase
 from . import cache
 
 
@@ -147,7 +148,7 @@ def encode_blanks(vae, items: list[TrainingImage]) -> dict[tuple[int, ...], Tens
 def _encode_latents(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) -> list[Tensor]:
     """A latent [1, C, H, W] of each picture, float32 on the CPU, scaled and shifted as the model was trained."""
     vae_identity, out = identity.of_vae(vae), []
-    for item in items:
+    for item in with_phase("pictures", items):
         comfy.model_management.throw_exception_if_processing_interrupted()
         pixels = item.pixels.contiguous()
         key = cache.key_of(

@@ -22,13 +22,14 @@ from .store import RunStore, consume_finish_request
 class Display(Protocol):
     """Where the progress of a run is shown: on the page (`events.RunDisplay`), or in a terminal (`jobs.watch`).
 
-    node_id: the node whose panel shows the run, or None. `step` may raise to stop the training; on the page it does so
-    where the user has cancelled the prompt.
+    node_id: the node whose panel shows the run, or None. `phase` names something of `events.PHASES`. `step` may raise
+    to stop the training; on the page it does so where the user has cancelled the prompt.
     """
 
     @property
     def node_id(self) -> str | None: ...
 
+    def phase(self, name: str) -> None: ...
     def start(self, text: str) -> None: ...
     def step(self, values: dict[str, Any]) -> None: ...
     def validation(self, step: int, loss: float, best: bool) -> None: ...

@@ -1,13 +1,17 @@
 """The progress of a training on the page: ComfyUI's progress bar, and `bespoke.run.*` events to the client that queued
-it."""
+it.
+
+`bespoke.run.phase` tells what takes time before a step or between two steps: see `PHASES`. The page shows it until the
+next event of the run, or until the prompt ends.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, TypeVar
 
 import comfy.model_management
 import comfy.utils
@@ -15,7 +19,11 @@ from comfy_execution.utils import get_executing_context
 
 from ....training.record import RunState
 
-MOST_PER_SECOND = 10  # step events
+T = TypeVar("T")
+
+MOST_PER_SECOND = 10  # step events, and those of an encoding
+# What a phase event names. "pictures" and "captions" come with how many are encoded of how many.
+PHASES = ("pictures", "captions", "loading", "measuring", "validation", "sample")
 
 
 class RunDisplay:
@@ -27,6 +35,10 @@ class RunDisplay:
         self.run_id, self.steps = run_id, steps
         self._bar = comfy.utils.ProgressBar(steps)
         self._last_event = 0.0  # when the last step event was sent, by `time.monotonic`
+
+    def phase(self, name: str) -> None:
+        """Something of `PHASES` begins that takes longer than a step."""
+        self._send("phase", {"phase": name})
 
     def start(self, text: str) -> None:
         """The run begins. text: the line before the first step: what is trained and what it takes."""
@@ -59,12 +71,41 @@ class RunDisplay:
         self._send("end", {"state": state.value, "files": list(files)})
 
     def _send(self, name: str, values: dict[str, Any]) -> None:
-        server = _server()  # never imported from here: a training under torchrun has none
-        if server is None or server.client_id is None:
-            return  # without a client it would go to every open page
-        server.send_sync(
-            f"bespoke.run.{name}", {"node_id": self.node_id, "run_id": self.run_id, **values}, server.client_id
-        )
+        _send_event(name, {"node_id": self.node_id, "run_id": self.run_id, **values})
+
+
+def show_phase(name: str, **values: int) -> None:
+    """Show something of `PHASES` on the node that is executed now, before its run has an id.
+
+    Raises ComfyUI's `InterruptProcessingException` where the user has cancelled the prompt.
+    """
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    context = get_executing_context()
+    if context is not None:
+        _send_event("phase", {"node_id": context.node_id, "phase": name, **values})
+
+
+def with_phase(name: str, items: Collection[T]) -> Iterator[T]:
+    """The items, with a phase event that says how many of them are done, at most `MOST_PER_SECOND` of these.
+
+    Raises as `show_phase`, before each item.
+    """
+    last_event = -math.inf
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - last_event >= 1 / MOST_PER_SECOND:
+            last_event = now
+            show_phase(name, done=done, total=len(items))
+        else:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        yield item
+
+
+def _send_event(name: str, values: dict[str, Any]) -> None:
+    server = _server()  # never imported from here: a training under torchrun has none
+    if server is None or server.client_id is None:
+        return  # without a client it would go to every open page
+    server.send_sync(f"bespoke.run.{name}", values, server.client_id)
 
 
 def _server():

@@ -33,7 +33,15 @@ class Listed:
     def words(self) -> str:
         """What a search looks in, one text a line."""
         run = self.summary
-        texts = [run.technique, run.base, run.trigger, run.state, *run.settings, *map(_shown, run.settings.values())]
+        texts = [
+            run.label,
+            run.technique,
+            run.base,
+            run.trigger,
+            run.state,
+            *run.settings,
+            *map(_shown, run.settings.values()),
+        ]
         return "\n".join(texts).casefold()
 
 

@@ -21,7 +21,9 @@ from ..files.writing import reason_of
 from .context import Display, RunContext, Store
 from .failures import Failure, LastStep
 from .lease import LeaseLost
+from .live import add_live, remove_live
 from .task import TrainingTask
+from .training_picture import keep_training_picture
 
 LOSS_AVERAGE = 0.98  # share that the shown mean of the loss keeps per step: about the last fifty steps
 AUTOSAVE_SECONDS = 30.0  # a killed process loses at most this much, or `save_every` steps
@@ -45,6 +47,8 @@ class RunMonitor:
         """broke_off: whether an earlier training of the run broke off, perhaps before all was done after a step."""
         self._task, self._training, self._display = task, training, display
         self._store, self._context, self._broke_off = store, context, broke_off
+        if training.validation_loss is not None:
+            training.validation_loss = self._in_phase("validation", training.validation_loss)
         self._mean_loss: float | None = None
         self._seconds_before, self._first_step = task.run.seconds, training.steps_done
         self._last_save = time.monotonic()
@@ -52,15 +56,21 @@ class RunMonitor:
     def start(self) -> None:
         """Measure a step and show the line before the first step; validate the untrained model and draw a sample.
 
-        Of a resumed run, make up for the validation and the sample of its last step, where it broke off before them.
+        The record takes the line. Of a resumed run, make up for the validation and the sample of its last step, where
+        it broke off before them.
         """
         task, training = self._task, self._training
+        add_live(task.run)
         if training.steps_done < training.last_step:
             first = training.steps_done * task.config.gradient_accumulation
             task.check(first)
+            self._display.phase("measuring")
             cost = measure_step(lambda: task.loss(first), task.frozen, training.parameters)
             resumed = f"; goes on from step {training.steps_done}" if training.steps_done else ""
-            self._display.start(task.describe_start(cost) + resumed)
+            task.run.start_line = task.describe_start(cost) + resumed
+            self._display.start(task.run.start_line)
+            # A page that is loaded during the run reads the line from the record.
+            self._try("the record", lambda: self._store.save_record(task.run))
         if training.steps_done:
             self._make_up()
         else:
@@ -107,6 +117,7 @@ class RunMonitor:
                 "images_per_second": self._task.config.images_per_step * count / max(step.seconds, 1e-9),
                 "eta_s": step.seconds / count * (step.steps - step.step),
                 "memory_mb": memory_mb(),
+                "seconds": self._task.run.seconds,
             }
         )
 
@@ -153,6 +164,7 @@ class RunMonitor:
             run.state = RunState.INTERRUPTED
             raise
         finally:
+            remove_live(run)
             self._display.end(run.state)
 
     def _save_end(self, last_step: LastStep) -> bool:
@@ -193,11 +205,22 @@ class RunMonitor:
     def _draw_sample(self, step: int) -> None:
         if self._task.draw_sample is None:
             return
+        self._display.phase("sample")
         with self._training.average.applied():
             picture = self._task.draw_sample()
         self._try("a sample image", lambda: self._save_sample(step, picture))
 
+    def _in_phase(self, name: str, work: Callable[[], float]) -> Callable[[], float]:
+        """A function that shows the phase and then does the work."""
+
+        def shown() -> float:
+            self._display.phase(name)
+            return work()
+
+        return shown
+
     def _save_sample(self, step: int, picture: Image.Image) -> None:
+        keep_training_picture(self._store.folder, self._task.training_picture)
         name = self._store.save_sample(step, picture)
         self._task.run.samples.append((step, name))
         self._display.sample(step, name)

@@ -1,17 +1,20 @@
-"""HTTP routes for runs: list them, find the run of a node, read one, its graph and its files, ask one to finish."""
+"""HTTP routes for runs: list them, find the run of a node, read one, its graph, its files and its curve, ask one to
+finish, rename or remove one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import web
 
 from ....training.errors import InputError
-from ....training.record import Run
 from ..web import CONFLICT, NOT_FOUND, HasRoutes, JsonText, RequestRefused, error_answer, json_answer, post_answer
 from .graph import files_of, kept_graph
 from .index import PAGE, RunIndex
 from .lease import is_held_here, owner_of, request_finish_elsewhere
+from .live import is_trained, trained_ids
+from .manage import curve_of_run, found_run, picture_of_run, remove_run, rename_run
 from .match import NodeRequest, find_run
 from .store import RunStore, request_finish
 
@@ -49,16 +52,34 @@ def register(server: HasRoutes) -> None:
             path = None
         return web.FileResponse(path) if path else error_answer(NOT_FOUND, "no such sample")
 
+    @server.routes.get("/bespoke/runs/{id}/picture")
+    async def picture(request: web.Request) -> web.StreamResponse:
+        path = picture_of_run(request.match_info["id"])
+        return web.FileResponse(path) if path else error_answer(NOT_FOUND, "no picture was kept of this run's set")
+
+    @server.routes.get("/bespoke/runs/{id}/curve")
+    async def curve(request: web.Request) -> web.Response:
+        return await json_answer(curve_of_run, request.match_info["id"])
+
     @server.routes.post("/bespoke/runs/{id}/finish")
     async def finish(request: web.Request) -> web.Response:
         return await post_answer(request, lambda _: finish_run(request.match_info["id"]))
+
+    @server.routes.post("/bespoke/runs/{id}/rename")
+    async def rename(request: web.Request) -> web.Response:
+        return await post_answer(request, partial(rename_run, request.match_info["id"]))
+
+    @server.routes.post("/bespoke/runs/{id}/remove")
+    async def remove(request: web.Request) -> web.Response:
+        return await post_answer(request, lambda _: remove_run(request.match_info["id"]))
 
 
 def list_runs(query: Mapping[str, str]) -> dict:
     """A page of the summaries in which all words of `search` occur, newest first; `page` counts from 0.
 
-    Answers {"runs", "total", "page", "pages", "stamp", "unread"}, or {"stamp", "unchanged"} where `stamp` is the
-    present one. unread: the ids of runs whose record cannot be read.
+    Answers {"runs", "total", "page", "pages", "stamp", "unread", "live"}, or {"stamp", "unchanged"} where `stamp` is
+    the present one. unread: the ids of runs whose record cannot be read. live: those of the runs that are trained now;
+    another one whose state is "running" was cut off.
     Raises `InputError` where `page` is no number.
     """
     page, listing = _page(query.get("page", "0")), RUNS.look()
@@ -73,6 +94,7 @@ def list_runs(query: Mapping[str, str]) -> dict:
         "pages": -(-len(found) // PAGE),
         "stamp": listing.stamp,
         "unread": list(listing.unread[:PAGE]),
+        "live": trained_ids(),
     }
 
 
@@ -90,9 +112,12 @@ def match_run(body: bytes) -> dict:
 
 
 def record_for_page(run_id: str) -> JsonText:
-    """A run's record as JSON, without the layer names, which are most of it and which the page does not read."""
+    """A run's record as JSON, with whether it is trained now ("live").
+
+    The layer names, which are most of it, are left out: the page does not read them.
+    """
     try:
-        return JsonText(_record(run_id).to_json(leave_out=("names",)))
+        return JsonText(found_run(run_id)[1].to_json(leave_out=("names",), live=is_trained(run_id)))
     except RecursionError as error:  # nested more deeply than it can be written
         raise _no_such_run() from error
 
@@ -123,7 +148,7 @@ def finish_run(run_id: str) -> dict:
     One that another server trains is asked too, through a file. Raises `RequestRefused` where the record of this id
     does not say that it is running, and where no process trains it, as its server was ended.
     """
-    run = _record(run_id)
+    _, run = found_run(run_id)
     if run.state != "running":
         raise RequestRefused(CONFLICT, f"the run is {run.state}, so there is nothing to finish")
     lease = RunStore(run.id).lease_path
@@ -137,17 +162,6 @@ def finish_run(run_id: str) -> dict:
             )
         request_finish_elsewhere(lease)
     return {"id": run.id, "finish": "requested"}
-
-
-def _record(run_id: str) -> Run:
-    """The record of a run. Raises `RequestRefused` where there is none or the id is no run's."""
-    try:
-        run = RunStore(run_id).record()
-    except ValueError:
-        run = None
-    if run is None:
-        raise _no_such_run()
-    return run
 
 
 def _no_such_run() -> RequestRefused:

@@ -89,6 +89,8 @@ def _restore(task: TrainingTask, training: Training, store: Store) -> bool:
         return False
     try:
         state, earlier = store.state(), store.record()
+        if earlier is not None:
+            run.info = replace(run.info, label=earlier.info.label)
         if state is None:
             return False
         if state.step > last:  # fewer steps are requested than are done

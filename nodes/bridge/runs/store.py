@@ -270,6 +270,19 @@ class RunStore:
                 saved.run.state = state
                 replace_text(self.folder / RECORD, saved.to_json())
 
+    def set_label(self, label: str) -> None:
+        """Change the label in the record. Safe while the run is trained: state and losses stay those of the record."""
+        with _files_lock:
+            saved = self._read_record()
+            if saved is not None and not saved.losses_inside:
+                saved.run.info = replace(saved.run.info, label=label)
+                replace_text(self.folder / RECORD, saved.to_json())
+                return
+        run = self.record()  # of version 0.1, with the losses inside
+        if run is not None:
+            run.info = replace(run.info, label=label)
+            self.save_record(run)
+
     def _write_losses(self, run: Run) -> None:
         """Write `run.losses` to losses.jsonl; the caller holds `_files_lock`.
 

@@ -29,6 +29,7 @@ class TrainingTask:
     precision_advice: what to change against numbers that overflow, to end an error text; "" where the model computes
     in float32 already.
     check: called before the first step with the number of its micro-batch; raises `InputError` where it cannot train.
+    training_picture: a picture of the set, uint8 [H, W, 3], which the page shows beside the samples; None without one.
     frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
     """
 
@@ -44,3 +45,4 @@ class TrainingTask:
     precision_advice: str = ""
     check: Callable[[int], None] = lambda micro: None
     frozen: Sequence[Tensor] = ()
+    training_picture: Tensor | None = None

@@ -176,6 +176,7 @@ class TrainLora(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             search_aliases=["lora training", "fine-tune", "dreambooth", "train style", "train subject", "low-rank"],
             inputs=trainer_inputs(),
+            has_intermediate_output=True,  # what it showed comes again with a cached run
             outputs=[
                 io.Model.Output(
                     "model", display_name="model", tooltip="The model with the LoRA applied at strength 1."

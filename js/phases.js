@@ -1,0 +1,162 @@
+// @ts-check
+// What a trainer node does outside its steps: it waits in the queue, encodes, measures, scores or draws a sample. Known from
+// the server's events and, for prompts that wait, from its queue. `createPhases` makes the state; no side effects.
+
+import { fetchJson, onEvent, workflowId, workflowOf } from "./comfy.js";
+import { isTrainer, readPhase } from "./run_values.js";
+
+const QUEUE_MS = 150; // several changes of the queue within this time are read once
+const SHORT_MS = 250; // a sample or a validation that is done within this time is not shown
+const SHORT = new Set(["validation", "sample"]);
+
+/** @typedef {import("./run_values.js").Phase} Phase */
+/** @typedef {ReturnType<typeof createPhases>} Phases */
+
+/** The phases of the nodes of the open workflow. */
+export function createPhases() {
+  /** @type {Map<string, Phase>} by execution path of the trainer node */
+  const phases = new Map();
+  /** @type {Set<() => void>} */
+  const listeners = new Set();
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let queueTimer;
+  /** @type {Map<string, ReturnType<typeof setTimeout>>} by path */
+  const delayed = new Map();
+  let executing = ""; // path of the node that is executed now
+
+  const notify = () => listeners.forEach((listener) => listener());
+
+  /**
+   * @param {string} path
+   * @param {Phase | null} phase null: none
+   */
+  function set(path, phase) {
+    clearTimeout(delayed.get(path));
+    delayed.delete(path);
+    if (phase && SHORT.has(phase.kind)) {
+      delayed.set(path, setTimeout(() => put(path, phase), SHORT_MS));
+      return;
+    }
+    put(path, phase);
+  }
+
+  /**
+   * @param {string} path
+   * @param {Phase | null} phase
+   */
+  function put(path, phase) {
+    if (!phase && !phases.has(path)) return;
+    if (phase) phases.set(path, phase);
+    else phases.delete(path);
+    notify();
+  }
+
+  /** End what the prompt that ran has shown. */
+  function endPrompt() {
+    executing = "";
+    for (const path of new Set([...phases.keys(), ...delayed.keys()])) if (phases.get(path)?.kind !== "waiting") set(path, null);
+    readQueueSoon();
+  }
+
+  function readQueueSoon() {
+    if (!listeners.size) return; // no trainer node is shown
+    clearTimeout(queueTimer);
+    queueTimer = setTimeout(readQueue, QUEUE_MS);
+  }
+
+  async function readQueue() {
+    try {
+      const queue = await fetchJson("/queue"); // lists of [number, prompt_id, prompt, extra data, outputs]
+      const running = (queue.queue_running ?? []).flatMap(trainersOf);
+      const pending = [...(queue.queue_pending ?? [])].sort((a, b) => a?.[0] - b?.[0]);
+      /** @type {Map<string, number>} the position of the first prompt with each path */
+      const waiting = new Map();
+      pending.forEach((item, i) => trainersOf(item).forEach((path) => waiting.has(path) || waiting.set(path, i + 1)));
+      showQueue(running, waiting);
+    } catch {
+      // The server does not answer: its next event reads the queue again.
+    }
+  }
+
+  /**
+   * @param {string[]} running
+   * @param {Map<string, number>} waiting
+   */
+  function showQueue(running, waiting) {
+    for (const [path, { kind }] of phases) {
+      const isThere = running.includes(path) || waiting.has(path);
+      if (!isThere && (kind === "waiting" || kind === "next")) set(path, null);
+    }
+    for (const [path, position] of waiting) if (!running.includes(path)) set(path, { kind: "waiting", position, total: 0 });
+    for (const path of running) {
+      const known = phases.get(path)?.kind ?? (done.has(path) ? "done" : "waiting");
+      if (known === "waiting") set(path, { kind: path === executing ? "preparing" : "next", position: 0, total: 0 });
+    }
+  }
+
+  /** @type {Set<string>} the trainers of the prompt that runs that have begun their run or are through */
+  const done = new Set();
+
+  onEvent("status", readQueueSoon);
+  onEvent("execution_start", () => {
+    done.clear();
+    readQueueSoon();
+  });
+  onEvent("executing", (detail) => {
+    const left = executing;
+    executing = typeof detail === "string" ? detail : "";
+    if (left && left !== executing && phases.has(left) && phases.get(left)?.kind !== "waiting") {
+      done.add(left);
+      set(left, null);
+    }
+    if (phases.has(executing)) set(executing, { kind: "preparing", position: 0, total: 0 });
+  });
+  onEvent("bespoke.run.phase", (detail) => {
+    const found = readPhase(detail);
+    if (found) set(found.node, found.phase);
+  });
+  for (const kind of ["start", "step", "validation", "sample", "end"]) {
+    onEvent(`bespoke.run.${kind}`, (detail) => {
+      const path = detail?.node_id;
+      if (typeof path !== "string") return;
+      done.add(path);
+      set(path, null);
+    });
+  }
+  for (const kind of ["execution_success", "execution_error", "execution_interrupted"]) onEvent(kind, endPrompt);
+  onEvent("reconnecting", () => {
+    for (const path of new Set([...phases.keys(), ...delayed.keys()])) set(path, null);
+  });
+  onEvent("reconnected", readQueueSoon);
+
+  return {
+    /**
+     * What the first of these nodes does that does something, or null.
+     * @param {string[]} paths
+     */
+    of(paths) {
+      const path = paths.find((one) => phases.has(one));
+      return (path !== undefined && phases.get(path)) || null;
+    },
+    /**
+     * Call `listener` for every change. Returns the function that ends it.
+     * @param {() => void} listener
+     */
+    listen(listener) {
+      listeners.add(listener);
+      readQueueSoon(); // the page may have been opened while a prompt waits
+      return () => listeners.delete(listener);
+    },
+  };
+}
+
+/**
+ * The paths of the trainer nodes in a prompt of the open workflow.
+ * @param {any} item of the queue
+ * @returns {string[]}
+ */
+function trainersOf(item) {
+  if (!workflowId() || workflowOf(item) !== workflowId()) return [];
+  const items = /** @type {[string, any][]} */ (Object.entries(item[2] ?? {}));
+  return items.filter(([, one]) => isTrainer(one?.class_type)).map(([path]) => path);
+}

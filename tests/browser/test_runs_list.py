@@ -1,0 +1,385 @@
+"""The list of runs, their details and the panel's phases on one page, without a training.
+
+Records are files in the server's folder of runs, and what happens is sent as events, as from the socket. test_phases.py
+watches a real training.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from comfy_page import RUNS_TAB, ComfyPage
+from PIL import Image
+
+TRAINER = "BespokeTrainLora"
+PANEL = "document.querySelector('.bespoke-training')"
+ITEM = "document.querySelector('[data-id=\"%s\"]')"
+# Two runs of one base without a trigger, and one with a trigger and samples.
+PLAIN, OTHER, WORDED = (f"lora-0000000000{end}" for end in ("a1", "a2", "b1"))
+NEW = "lora-0000000000c1"
+SETTINGS = {"steps": 400, "rank": 8, "learning_rate": 1e-4, "batch_size": 4, "seed": 7, "targets": "attention"}
+
+
+def record(run_id: str, started: float, **changes) -> dict:
+    return {
+        "id": run_id,
+        "technique": "lora",
+        "settings": SETTINGS,
+        "base": "house.safetensors",
+        "images": 5,
+        "started": started,
+        "state": "finished",
+        "losses": [0.5, 0.25, 0.125, 0.125] * 5,
+        "held_out": [[0, 0.9], [20, 0.4]],
+        "seconds": 65,
+        "start_line": "16 layers, about 40 s",
+    } | changes
+
+
+def write(server, run_id: str, started: float, **changes) -> None:
+    folder = server.base / "user" / "bespoke" / "runs" / run_id
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").write_text(json.dumps(record(run_id, started, **changes)))
+
+
+@pytest.fixture(scope="module")
+def page(browser, server):
+    write(server, PLAIN, 1000)
+    write(server, OTHER, 2000, settings=SETTINGS | {"rank": 16, "steps": 20})
+    write(server, WORDED, 3000, trigger="ohwx cat", samples=[[0, "000000.png"], [10, "000010.png"], [20, "000020.png"]])
+    folder = server.base / "user" / "bespoke" / "runs" / WORDED
+    for i, step in enumerate((0, 10, 20)):
+        Image.new("RGB", (64, 64), (80 * i, 160, 200)).save(folder / "samples" / f"{step:06}.png")
+    Image.new("RGB", (64, 64), "orange").save(folder / "picture.png")
+    opened = ComfyPage(browser, server)
+    opened.tab.click(RUNS_TAB)
+    opened.tab.wait(f"!!{ITEM % WORDED}")
+    yield opened
+    opened.close()
+
+
+def send(page, kind: str, **values) -> None:
+    page.tab.evaluate(f"app.api.dispatchCustomEvent('bespoke.run.{kind}', {json.dumps(values)})")
+
+
+def detail(page, run_id: str) -> str:
+    """Open the details of a run; gives the script that finds them."""
+    page.tab.evaluate(
+        f"((e) => (e.querySelector('.bespoke-detail') ?? e.querySelector('.bespoke-card').click(), 1))({ITEM % run_id})"
+    )
+    found = f"{ITEM % run_id}.querySelector('.bespoke-detail')"
+    page.tab.wait(f"{found}?.querySelector('dl').innerText.includes('steps')")
+    return found
+
+
+def click(page, found: str, text: str) -> None:
+    page.tab.evaluate(
+        f"[...{found}.querySelectorAll('button')].find((b) => b.innerText.trim() === {json.dumps(text)}).click()"
+    )
+
+
+def answer(page, text: str | None = None) -> None:
+    """Confirm the question that is open, with a text."""
+    page.tab.wait("!!document.querySelector('dialog.bespoke-question')")
+    if text is not None:
+        page.tab.evaluate(f"document.querySelector('dialog.bespoke-question input').value = {json.dumps(text)}")
+    page.tab.evaluate("document.querySelector('dialog.bespoke-question [type=submit]').click()")
+    page.tab.wait("!document.querySelector('dialog.bespoke-question')")
+
+
+def names(page) -> list[str]:
+    return page.tab.evaluate("[...document.querySelectorAll('.bespoke-item .bespoke-name')].map((n) => n.innerText)")
+
+
+def test_runs_have_different_names_in_the_list_and_in_the_comparison(page, screenshots):
+    page.tab.wait("document.querySelectorAll('.bespoke-item').length >= 3")
+    assert [name for name in names(page) if "house" in name or "ohwx" in name] == [
+        "LoRA: ohwx cat",
+        "LoRA: house · 2",
+        "LoRA: house · 1",
+    ]
+    for run_id in (PLAIN, OTHER):
+        page.tab.evaluate(f"{ITEM % run_id}.querySelector('input').click()")
+    page.tab.wait("document.querySelectorAll('.bespoke-compare thead th').length === 3")
+    heads = page.tab.evaluate(
+        "[...document.querySelectorAll('.bespoke-compare thead th')].slice(1).map((h) => h.innerText)"
+    )
+    assert heads == ["LoRA: house · 1", "LoRA: house · 2"]
+    steps = (
+        "[...document.querySelectorAll('.bespoke-compare tbody tr')].find((row) => row.cells[0].innerText === 'steps')"
+    )
+    assert page.tab.evaluate(f"[...{steps}.cells].map((c) => c.innerText)") == ["steps", "20 of 400", "20"]
+    page.picture(screenshots / "runs_compare.png")
+    for run_id in (PLAIN, OTHER):
+        page.tab.evaluate(f"{ITEM % run_id}.querySelector('input').click()")
+
+
+def test_details_say_what_was_trained_and_put_what_differs_first(page, screenshots):
+    """Oracle: the defaults that the server's description of the node gives (rank 8, targets cross-attention)."""
+    found = detail(page, WORDED)
+    assert "20 of 400" in page.tab.evaluate(f"{ITEM % WORDED}.querySelector('.bespoke-under').innerText")
+    facts = page.tab.wait(f"""(() => {{ const cells = [...{found}.querySelectorAll('.bespoke-settings > div')],
+      all = Object.fromEntries(cells.map((d) => [...d.children].map((e) => e.innerText)));
+      return all.steps && all; }})()""")
+    assert facts["steps"] == "20 of 400"
+    assert facts["time"] == "1:05"
+    page.tab.wait(f"{found}.querySelectorAll('.bespoke-settings')[1].innerText.includes('targets')")
+    shown = page.tab.evaluate(
+        f"[...{found}.querySelectorAll('.bespoke-settings')[1].querySelectorAll('dt')].map((d) => d.innerText)"
+    )
+    folded = page.tab.evaluate(f"[...{found}.querySelectorAll('details dt')].map((d) => d.textContent)")
+    assert "targets" in shown
+    assert "rank" in folded
+    assert not set(shown) & set(folded)
+    page.picture(screenshots / "runs_detail.png")
+
+
+def test_the_trigger_is_copied_and_the_curve_saved(page, tmp_path):
+    found = detail(page, WORDED)
+    page.tab.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    page.tab.evaluate(f"{found}.querySelector('.bespoke-trigger').click()")
+    page.tab.wait("window.copied === 'ohwx cat'")
+    page.tab.evaluate("""(() => { const made = URL.createObjectURL; URL.createObjectURL = (blob) => {
+      blob.text().then((text) => { window.csv = text; }); return made(blob); }; })()""")
+    click(page, found, "Save the curve")
+    lines = page.tab.wait("window.csv").splitlines()
+    assert lines[0] == "step,loss,validation_loss,lr"
+    assert lines[1] == "0,,0.9,"
+    assert lines[2].split(",")[:3] == ["1", "0.5", ""]
+    assert lines[21].split(",")[:3] == ["20", "0.125", "0.4"]
+    assert len(lines) == 22
+
+
+def test_a_sample_opens_beside_its_training_picture(page, screenshots):
+    found = detail(page, WORDED)
+    page.tab.wait(f"{found}.querySelectorAll('.bespoke-strip button').length === 3")
+    page.tab.evaluate(f"{found}.querySelectorAll('.bespoke-strip button')[1].focus()")
+    page.tab.press("Enter")
+    dialog = "document.querySelector('dialog.bespoke-large')"
+    page.tab.wait(
+        f"((all) => all.length === 2 && all.every((i) => i.naturalWidth))([...{dialog}.querySelectorAll('img')])"
+    )
+    words = f"{dialog}.querySelector('[role=status]').innerText"
+    assert page.tab.evaluate(words) == "Step 10 (2 of 3)"
+    page.picture(screenshots / "sample_viewer.png")
+    for key, expected in (
+        ("ArrowRight", "Step 20 (3 of 3)"),
+        ("ArrowRight", "Step 20 (3 of 3)"),
+        ("ArrowLeft", "Step 10 (2 of 3)"),
+    ):
+        page.tab.press(key)
+        assert page.tab.evaluate(words) == expected
+    assert page.tab.evaluate(f"{dialog}.querySelector('img').src.endsWith('000010.png')")
+    nameless = page.tab.evaluate(
+        f"[...{dialog}.querySelectorAll('button, img')].filter((e) => !(e.innerText || e.ariaLabel || e.alt)).length"
+    )
+    assert nameless == 0
+    page.tab.press("Escape")
+    page.tab.wait(f"!{dialog}")
+    assert page.tab.evaluate(f"document.activeElement === {found}.querySelectorAll('.bespoke-strip button')[1]")
+
+
+def test_a_run_is_renamed_and_removed(page, server, screenshots):
+    gone = "lora-0000000000d1"
+    write(server, gone, 500)
+    page.tab.evaluate("document.querySelector('.bespoke-tab header button').click()")
+    page.tab.wait(f"!!{ITEM % gone}")
+    click(page, detail(page, gone), "Rename")
+    answer(page, "  the <b>first</b>  try ")
+    page.tab.wait(f"{ITEM % gone}.querySelector('.bespoke-name').innerText === 'the <b>first</b> try'")
+    click(page, detail(page, gone), "Remove")
+    page.tab.wait("!!document.querySelector('dialog.bespoke-question')")
+    page.picture(screenshots / "runs_remove.png")
+    page.tab.press("Escape")  # which means no
+    page.tab.wait("!document.querySelector('dialog.bespoke-question')")
+    assert page.tab.evaluate(f"!!{ITEM % gone}")
+    click(page, detail(page, gone), "Remove")
+    answer(page)
+    page.tab.wait(f"!{ITEM % gone}")
+    (moved,) = (server.base / "user" / "bespoke" / "removed").glob(f"{gone}.*")
+    assert json.loads((moved / "record.json").read_text())["label"] == "the <b>first</b> try"
+    assert not (server.base / "user" / "bespoke" / "runs" / gone).exists()
+
+
+def test_a_run_that_begins_is_listed_and_its_details_follow_it(page, server):
+    """The record is there before the first event, as the server writes it."""
+    write(server, NEW, 9000, state="running", losses=[], held_out=[], seconds=0)
+    send(page, "start", node_id="3", run_id=NEW, steps=400, text="16 layers")
+    page.tab.wait(f"!!{ITEM % NEW}")
+    step = {"node_id": "3", "run_id": NEW, "steps": 400, "loss": 0.2, "loss_ema": 0.2, "seconds": 5}
+    send(page, "step", step=1, **step)
+    page.tab.wait(f"{ITEM % NEW}.querySelector('.bespoke-under').innerText.includes('step 1 / 400')")
+    found = detail(page, NEW)
+    for step["seconds"], number in ((9, 10), (61, 20)):
+        send(page, "step", step=number, **step)
+        page.tab.wait(f"{ITEM % NEW}.querySelector('.bespoke-under').innerText.includes('step {number} / 400')")
+        page.tab.wait(
+            f"['{number} of 400', '{'1:01' if number > 10 else '0:09'}'].every((w) => {found}.innerText.includes(w))"
+        )
+    remove = f"[...{found}.querySelectorAll('button')].find((b) => b.innerText === 'Remove')"
+    assert page.tab.evaluate(f"{remove}.disabled")
+    put = f"[...{found}.querySelectorAll('button')].find((b) => b.innerText === 'Put the LoRA into the graph')"
+    assert page.tab.evaluate(f"{put}.hidden")
+    # A LoRA of this run is saved: a file whose metadata names it.
+    (server.base / "models" / "loras" / "listed.safetensors").write_bytes(safetensors(**{"bespoke.run": NEW}))
+    write(server, NEW, 9000, losses=[0.2] * 20, seconds=62)
+    page.tab.evaluate(
+        "app.api.dispatchCustomEvent('executed', {node: '4', output: {text: ['saved as listed.safetensors']}})"
+    )
+    page.tab.wait(f"!{put}.hidden")
+    send(page, "end", node_id="3", run_id=NEW, state="finished", files=[])
+    page.tab.wait(
+        f"{ITEM % NEW}.dataset.state === 'finished' && {found}.innerText.includes('1:02') && !{remove}.disabled"
+    )
+
+
+def safetensors(**metadata: str) -> bytes:
+    """A file with one tensor of one number."""
+    head = {"__metadata__": metadata, "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    text = json.dumps(head).encode()
+    return len(text).to_bytes(8, "little") + text + b"\0\0\0\0"
+
+
+@pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
+def test_the_panel_shows_what_comes_before_the_first_step(page, workflow, screenshots, look):
+    """Queue, encoding, measuring, sample, step; and each end of a prompt ends it."""
+    page.look(look)
+    page.load(workflow("lora_train_and_use"))
+    node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
+    page.tab.wait(f"!!{PANEL}")
+    text = f"{PANEL}.innerText"
+    for ending in ("execution_error", "execution_interrupted", "execution_success"):
+        for values, words in (
+            ({"phase": "pictures", "done": 2, "total": 12}, "Encoding picture 3 of 12"),
+            ({"phase": "captions", "done": 0, "total": 3}, "Encoding caption 1 of 3"),
+            ({"phase": "loading"}, "Loading the model"),
+            ({"phase": "measuring"}, "Measuring a step"),
+        ):
+            send(page, "phase", node_id=node, **values)
+            page.tab.wait(f"{text}.includes({json.dumps(words)})")
+        page.tab.evaluate(f"app.api.dispatchCustomEvent('{ending}', {{ prompt_id: 'x', node_id: '0' }})")
+        page.tab.wait(f"!{text}.includes('Measuring')")
+    run_id = f"lora-0000000000e{int(look == 'classic')}"
+    send(page, "phase", node_id=node, phase="nonsense")
+    send(page, "start", node_id=node, run_id=run_id, steps=9, text="16 layers, about 40 s")
+    page.tab.wait(f"{PANEL}.dataset.state === 'running' && {text}.includes('about 40 s')")
+    for kind, words in (("validation", "Scoring held-out pictures"), ("sample", "Drawing a sample")):
+        send(page, "phase", node_id=node, run_id=run_id, phase=kind)
+        page.tab.wait(f"{text}.includes({json.dumps(words)})")
+        assert page.tab.evaluate(f"{PANEL}.dataset.state") == "running"
+        send(page, "step", node_id=node, run_id=run_id, step=1, steps=9, loss=0.1, loss_ema=0.1)
+        page.tab.wait(f"!{text}.includes({json.dumps(words)}) && {text}.includes('step 1 / 9')")
+    send(page, "end", node_id=node, run_id=run_id, state="interrupted", files=[])
+    page.tab.wait(f"{PANEL}.dataset.state === 'interrupted'")
+    # The same prompt again: the note of the run before is not shown while it is prepared, and a failure ends that.
+    send(page, "phase", node_id=node, phase="measuring")
+    page.tab.wait(f"{text}.includes('Measuring a step') && !{text}.includes('Queue again')")
+    send(page, "start", node_id=node, run_id=run_id, steps=9, text="")
+    send(page, "phase", node_id=node, run_id=run_id, phase="validation")
+    page.tab.wait(f"{PANEL}.dataset.phase === 'validation'")
+    send(page, "end", node_id=node, run_id=run_id, state="failed", files=[])
+    error = {"node_id": node, "exception_message": "Bespoke Train LoRA: the loss at step 4 is nan"}
+    page.tab.evaluate(f"app.api.dispatchCustomEvent('execution_error', {json.dumps(error)})")
+    page.tab.wait(f"{PANEL}.dataset.state === 'failed' && {text}.includes('the loss at step 4 is nan')")
+    assert page.tab.evaluate(f"{PANEL}.dataset.phase") == ""
+    page.frame(TRAINER, 0.9)
+    page.picture(screenshots / f"panel_failed_{look.replace(' ', '')}.png")
+
+
+def test_samples_are_in_the_order_of_their_steps(page):
+    """After a reload the event of a new sample may come before the record with the earlier ones."""
+    node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
+    run_id = "lora-0000000000f2"
+    send(page, "start", node_id=node, run_id=run_id, steps=40, text="")
+    shown = f"[...{PANEL}.querySelectorAll('.bespoke-strip [role=listitem]')].map((e) => Number(e.dataset.step))"
+    # The pictures do not exist, and what cannot be loaded is removed: nothing is loaded here.
+    page.tab.evaluate("""(() => {
+      const blank = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==';
+      window.stall = new MutationObserver((all) => all.forEach(({ addedNodes }) => addedNodes.forEach((n) =>
+        n.querySelectorAll?.('img').forEach((i) => { i.src = blank; }))));
+      window.stall.observe(document.body, { subtree: true, childList: true }); })()""")
+    try:
+        for step in (20, 0, 10):
+            send(page, "sample", node_id=node, run_id=run_id, step=step, image=f"{step:06}.png")
+            page.tab.wait(f"{shown}.includes({step})")
+        assert page.tab.evaluate(shown) == [0, 10, 20]
+    finally:
+        page.tab.evaluate("(window.stall.disconnect(), 1)")
+
+
+def test_a_short_sample_is_not_shown_at_all(page):
+    """A sample that takes less than a quarter of a second would only flicker."""
+    node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
+    run_id = "lora-0000000000f1"
+    send(page, "start", node_id=node, run_id=run_id, steps=9, text="")
+    page.tab.wait(f"{PANEL}.dataset.state === 'running'")
+    send(page, "phase", node_id=node, run_id=run_id, phase="sample")
+    send(page, "step", node_id=node, run_id=run_id, step=2, steps=9, loss=0.1, loss_ema=0.1)
+    page.tab.evaluate("new Promise((done) => setTimeout(done, 400))")
+    assert page.tab.evaluate(f"{PANEL}.dataset.phase") == ""
+
+
+def test_an_error_of_a_button_stays_its_time(page):
+    """The timer of an earlier error must not end a later one. The run is known to no server."""
+    page.tab.evaluate("""(() => { window.timers = [];
+      window.setTimeout_ = setTimeout; window.clearTimeout_ = clearTimeout;
+      window.setTimeout = (f, ms, ...a) => (ms === 6000 ? (window.timers.push(f), -window.timers.length)
+        : window.setTimeout_(f, ms, ...a));
+      window.clearTimeout = (id) => (id < 0 ? delete window.timers[-id - 1] : window.clearTimeout_(id)); })()""")
+    for _ in range(2):
+        page.tab.evaluate(f"{PANEL}.querySelector('.bespoke-main').click()")
+        page.tab.wait(f"{PANEL}.querySelector('.bespoke-note').innerText.includes('no such run')")
+    page.tab.wait("window.timers.length === 2")
+    page.tab.evaluate("(window.timers[0]?.(), 1)")
+    page.tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+    assert "no such run" in page.tab.evaluate(f"{PANEL}.innerText")
+    page.tab.evaluate("(window.timers[1](), 1)")
+    page.tab.wait(f"!{PANEL}.innerText.includes('no such run')")
+    page.tab.evaluate("(window.setTimeout = window.setTimeout_, window.clearTimeout = window.clearTimeout_, 1)")
+
+
+def test_the_list_follows_the_language(page):
+    try:
+        page.tab.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'fr').then(() => true)")
+        page.tab.wait("document.querySelector('.bespoke-tab h2')?.innerText === 'Entraînements'")
+        page.tab.wait(f"{ITEM % WORDED}?.querySelector('.bespoke-under').innerText.includes('1 janv. 1970')")
+    finally:
+        page.tab.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en').then(() => true)")
+
+
+def test_what_a_node_showed_is_there_after_a_reload(browser, server):
+    """The server's history has it; the page gives it to the node as when it ran."""
+    words = [{"key": "clip_l", "place": 0, "length": 3.0, "median": 0.5, "words": [["red", 0.5]]}]
+
+    def rewrite(url, body):
+        if "/history" not in url:
+            return body
+        prompt = [
+            0,
+            "p",
+            {"7": {"class_type": "BespokeInspectEmbedding"}},
+            {"extra_pnginfo": {"workflow": {"id": "w1"}}},
+            [],
+        ]
+        return json.dumps({"p": {"prompt": prompt, "outputs": {"7": {"bespoke_words": words}}}}).encode()
+
+    opened = ComfyPage(browser, server, rewrite=rewrite)
+    try:
+        node = {"id": 7, "type": "BespokeInspectEmbedding", "pos": [80, 80], "size": [340, 200], "mode": 0}
+        empty = {
+            "last_node_id": 7,
+            "last_link_id": 0,
+            "links": [],
+            "groups": [],
+            "config": {},
+            "extra": {},
+            "version": 0.4,
+        }
+        opened.load(empty | {"id": "w1", "nodes": [node]})
+        assert "red" in opened.tab.wait("document.querySelector('.bespoke-near [role=listitem]')?.innerText")
+        opened.load(empty | {"id": "w2", "nodes": [node]})  # another workflow
+        opened.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
+        assert opened.tab.evaluate("document.querySelectorAll('.bespoke-near [role=listitem]').length") == 0
+    finally:
+        opened.close()
