@@ -19,6 +19,8 @@
 //   link.origin_id === -10                     a link from outside a subgraph
 //   node.isVirtualNode, resolveVirtualOutput   nodes that the prompt leaves out: Reroute, Get nodes
 //   node.mode 2 and 4, getWidgetFromSlot       muted and bypassed; the widget of an input, also on a subgraph's node
+//   node.constructor.nodeData.python_module    where the class of a node comes from: "nodes", "comfy_extras.…", "custom_nodes.…"
+//   widget.beforeQueued                        called on every widget before the page makes a prompt
 //   LiteGraph.vueNodesMode, [data-node-id]     Nodes 2.0 is on; a node's element there
 //   widget.computeLayoutSize, computeSize      the room that a widget takes
 
@@ -49,7 +51,15 @@ import { t } from "./words.js";
  * @typedef {{ node: Node, slot: number, holders: Node[] }} NodeSource
  */
 /** @typedef {{ value: unknown, node?: undefined, holders?: undefined }} WidgetSource a widget that is shown on a subgraph's node */
-/** @typedef {NodeSource | WidgetSource} Source */
+/**
+ * Why the source of an input is not known. "open": nothing is linked, so the queue would fail. "muted": the same, because a
+ * node on the way is muted, or bypassed without an input that fits. "unknown": the page cannot follow the path.
+ * @typedef {"open" | "muted" | "unknown"} Problem
+ */
+/** @typedef {{ problem: Problem, node?: undefined, holders?: undefined }} NoSource */
+/** @typedef {NodeSource | WidgetSource | NoSource} Source */
+/** @typedef {{ value: unknown, isKnown: true } | { value?: undefined, isKnown: false }} Reading a widget's value, if it is known */
+/** @typedef {{ node: Node, input: string | null, values: Record<string, unknown> }} ModelStep input: which input the model comes from; null: none, the node loads it */
 /** @typedef {{ name: string, kind: "number" | "boolean" | "string" | null, choices: unknown[] | null, value: unknown }} SavedWidget */
 
 // --- The server and the page ---------------------------------------------------------------------------------------
@@ -271,6 +281,20 @@ export const onExecuted = (node, react) => after(node, "onExecuted", react);
  * @param {(saved: any) => void} react
  */
 export const onConfigured = (node, react) => after(node, "onConfigure", react);
+
+/**
+ * Call `react()` when the page is about to make a prompt and all widgets have their values for it.
+ * @param {Node} node
+ * @param {string} name of a panel of the node
+ * @param {() => void} react
+ */
+export function onQueue(node, name, react) {
+  after(widgetOf(node, name), "beforeQueued", () => {
+    // At once, since some packs change the links while the prompt is made; later where other widgets change first.
+    if (setting("Comfy.WidgetControlMode") === "before") queueMicrotask(react);
+    else react();
+  });
+}
 
 /** @type {Map<Node, (() => void)[]>} what stops that which was started for a node */
 const started = new Map();
@@ -544,10 +568,10 @@ export const isLinked = (node, name) => linkInto(node, slotOf(node, name)) !== n
 
 /**
  * What feeds an input, as the prompt resolves it: through reroutes, Get and Set nodes, bypassed nodes and the borders of
- * subgraphs. null where there is no source: no link, a muted node, or a Get node without its Set node.
+ * subgraphs. Where that is not certain, the reason.
  * @param {Node} node
  * @param {string} name
- * @returns {Source | null}
+ * @returns {Source}
  */
 export function sourceOf(node, name) {
   return sourceOfSlot(node, slotOf(node, name), []);
@@ -555,14 +579,23 @@ export function sourceOf(node, name) {
 
 // In the functions below, holders are the nodes of the subgraphs that the path has entered and not left, outermost first.
 
+/** @type {NoSource} */
+const OPEN = { problem: "open" };
+/** @type {NoSource} */
+const MUTED_SOURCE = { problem: "muted" };
+/** @type {NoSource} */
+const UNKNOWN = { problem: "unknown" };
+
 /**
  * @param {Node} node
  * @param {number} slot
  * @param {Node[]} holders
- * @returns {Source | null}
+ * @returns {Source}
  */
 function sourceOfSlot(node, slot, holders, depth = 0) {
-  return sourceOfLink(linkInto(node, slot), node.graph, node.inputs?.[slot]?.type, holders, depth);
+  const link = linkInto(node, slot);
+  if (!link) return isFedAtQueue(node, slot) ? UNKNOWN : OPEN;
+  return sourceOfLink(link, node.graph, node.inputs?.[slot]?.type, holders, depth);
 }
 
 /**
@@ -571,32 +604,60 @@ function sourceOfSlot(node, slot, holders, depth = 0) {
  * @param {unknown} type of the input at the end of the path
  * @param {Node[]} holders
  * @param {number} depth
- * @returns {Source | null}
+ * @returns {Source}
  */
 function sourceOfLink(link, graph, type, holders, depth) {
-  if (!link || !graph || depth > DEEPEST) return null;
+  if (depth > DEEPEST) return UNKNOWN;
+  if (!link || !graph) return OPEN;
   if (Number(link.origin_id) === SUBGRAPH_INPUT) return sourceOutside(graph, link.origin_slot, holders, depth + 1);
   const origin = graph.getNodeById(link.origin_id);
-  return origin ? sourceOfOutput(origin, link.origin_slot, type, holders, depth + 1) : null;
+  return origin ? sourceOfOutput(origin, link.origin_slot, type, holders, depth + 1) : OPEN;
 }
 
 /**
- * The source of a subgraph's input.
+ * The source of a subgraph's input. Where several nodes stand for the subgraph and their sources differ, it is unknown.
  * @param {Graph} subgraph
  * @param {number} slot
  * @param {Node[]} holders
  * @param {number} depth
- * @returns {Source | null}
+ * @returns {Source}
  */
 function sourceOutside(subgraph, slot, holders, depth) {
   const last = holders[holders.length - 1];
-  const holder = last?.subgraph === subgraph ? last : holderOf(subgraph);
-  if (!holder) return null;
-  if (linkInto(holder, slot)) return sourceOfSlot(holder, slot, holders.slice(0, -1), depth);
+  const possible = last?.subgraph === subgraph ? [last] : holdersOf(subgraph);
+  const [first, ...others] = possible.map((holder) => sourceAtHolder(holder, slot, holders.slice(0, -1), depth));
+  if (!first) return UNKNOWN;
+  return others.every((one) => isSameSource(one, first)) ? first : UNKNOWN;
+}
+
+/**
+ * @param {Node} holder
+ * @param {number} slot
+ * @param {Node[]} holders
+ * @param {number} depth
+ * @returns {Source}
+ */
+function sourceAtHolder(holder, slot, holders, depth) {
+  if (linkInto(holder, slot)) return sourceOfSlot(holder, slot, holders, depth);
+  if (isFedAtQueue(holder, slot)) return UNKNOWN;
   const input = holder.inputs?.[slot];
   const shown = input && holder.getWidgetFromSlot?.(input);
-  return shown ? { value: shown.value } : null;
+  return shown ? { value: shown.value } : OPEN;
 }
+
+/**
+ * @param {Source} a
+ * @param {Source} b
+ */
+function isSameSource(a, b) {
+  const slotOfSource = (/** @type {Source} */ one) => (one.node ? one.slot : -1);
+  const problemOf = (/** @type {Source} */ one) => ("problem" in one ? one.problem : null);
+  const isSamePath = (a.holders ?? []).every((holder, i) => holder === b.holders?.[i]) && a.holders?.length === b.holders?.length;
+  return a.node === b.node && slotOfSource(a) === slotOfSource(b) && isSamePath && valueIn(a) === valueIn(b) && problemOf(a) === problemOf(b);
+}
+
+/** @param {Source} source */
+const valueIn = (source) => ("value" in source ? source.value : undefined);
 
 /**
  * @param {Node} node
@@ -604,40 +665,88 @@ function sourceOutside(subgraph, slot, holders, depth) {
  * @param {unknown} type
  * @param {Node[]} holders
  * @param {number} depth
- * @returns {Source | null}
+ * @returns {Source}
  */
 function sourceOfOutput(node, slot, type, holders, depth) {
-  if (depth > DEEPEST || node.mode === MUTED) return null;
-  if (node.mode === BYPASSED) return sourceOfSlot(node, bypassSlot(node, slot, type), holders, depth);
+  if (depth > DEEPEST) return UNKNOWN;
+  if (node.mode === MUTED) return MUTED_SOURCE;
+  if (node.mode === BYPASSED) {
+    const around = bypassSlot(node, slot, type);
+    return linkInto(node, around) ? sourceOfSlot(node, around, holders, depth) : MUTED_SOURCE;
+  }
   if (node.subgraph) {
     const link = node.subgraph.outputNode?.slots?.[slot]?.getLinks?.()[0];
     return sourceOfLink(link, node.subgraph, type, [...holders, node], depth);
   }
   if (!node.isVirtualNode || node.type === "PrimitiveNode") return { node, slot, holders };
-  // Some packs' Get nodes open an alert where their Set node is missing, so those are looked up by name first.
-  if (/get_?node$/i.test(node.type ?? "")) {
-    const setter = setterOf(node);
-    return setter ? sourceOfSlot(setter, 0, holders, depth + 1) : null;
-  }
-  const source = node.resolveVirtualOutput?.(slot);
-  if (source) return sourceOfOutput(source.node, source.slot, type, holders, depth + 1);
-  return sourceOfLink(node.getInputLink(slot), node.graph, type, holders, depth + 1);
+  return sourceOfVirtual(node, slot, type, holders, depth);
 }
 
 /**
- * The Set node that a Get node reads: of the same pack, with the same name in its first widget, in the same graph or one
- * around it.
- * @param {Node} getter
- * @returns {Node | null}
+ * The source of an output of a node that the prompt leaves out, as the node itself resolves it.
+ * @param {Node} node
+ * @param {number} slot of the output
+ * @param {unknown} type
+ * @param {Node[]} holders
+ * @param {number} depth
+ * @returns {Source}
  */
-function setterOf(getter) {
+function sourceOfVirtual(node, slot, type, holders, depth) {
+  // Some packs' Get nodes open an alert where their Set node is missing or is there twice, so it is looked up first.
+  if (isGetNode(node)) {
+    const setters = settersOf(node);
+    if (setters.length !== 1) return setters.length ? UNKNOWN : OPEN;
+    if (!linkInto(setters[0], 0)) return OPEN;
+  }
+  try {
+    const source = node.resolveVirtualOutput?.(slot);
+    if (source) return sourceOfOutput(source.node, source.slot, type, holders, depth + 1);
+    const link = /** @type {Link | null | undefined} */ (node.getInputLink(slot));
+    if (link) return sourceOfLink(link, node.graph, type, holders, depth + 1);
+  } catch {
+    return UNKNOWN; // another pack's code
+  }
+  return node.inputs?.length === 1 && !isGetNode(node) ? OPEN : UNKNOWN;
+}
+
+/** @param {Node} node */
+const isGetNode = (node) => /get_?node$/i.test(node.type ?? "");
+
+/**
+ * The Set nodes that a Get node may read: of the same pack, with the same name in their first widget, in the nearest graph
+ * that has one, from its own outwards.
+ * @param {Node} getter
+ * @returns {Node[]}
+ */
+function settersOf(getter) {
   const type = getter.type.replace(/get(_?node)$/i, (all, rest) => (all[0] === "G" ? `Set${rest}` : `set${rest}`));
   const name = getter.widgets?.[0]?.value;
-  for (let graph = getter.graph; graph; graph = holderOf(graph)?.graph ?? null) {
-    const found = nodesOf(graph).find((node) => node.type === type && node.widgets?.[0]?.value === name);
-    if (found) return found;
+  for (let graph = getter.graph; graph; graph = holdersOf(graph)[0]?.graph ?? null) {
+    const found = nodesOf(graph).filter((node) => node.type === type && node.widgets?.[0]?.value === name);
+    if (found.length) return found;
   }
-  return null;
+  return [];
+}
+
+/**
+ * Whether a pack may link an input that has no link when the prompt is made. cg-use-everywhere does so, for inputs, and for
+ * widgets where its property allows it.
+ * @param {Node} node
+ * @param {number} slot
+ */
+function isFedAtQueue(node, slot) {
+  const input = node.inputs?.[slot];
+  const rules = /** @type {any} */ (node.properties?.ue_properties);
+  const may = input?.widget ? rules?.widget_ue_connectable?.[input.widget.name] : input && !rules?.input_ue_unconnectable?.[input.name];
+  return Boolean(may) && hasBroadcast(node.graph?.rootGraph ?? node.graph);
+}
+
+/**
+ * @param {Graph | null | undefined} root
+ * @returns {boolean}
+ */
+function hasBroadcast(root) {
+  return allNodes(root).some((node) => node.mode !== MUTED && (/\bEverywhere\b/.test(node.type ?? "") || node.properties?.ue_convert));
 }
 
 /**
@@ -658,18 +767,51 @@ function bypassSlot(node, slot, type) {
   return exact >= 0 ? exact : inputs.findIndex(connects);
 }
 
+/** @type {Reading} */
+const NOT_KNOWN = { isKnown: false };
+// Core's nodes that hand on their widget.
+const PRIMITIVES = /^Primitive(Int|Float|Boolean|String|StringMultiline)$/;
+
 /**
- * A widget's value as the prompt gets it: its own, or that of the primitive or of the subgraph's widget linked to it.
- * undefined where something else is linked to it, whose value is known only after it ran.
+ * A widget's value as the prompt gets it: that of the primitive or of the subgraph's widget linked to it, else its own, also
+ * where the link leads to no source or to a muted one. Not known where something else is linked to it.
+ * @param {Node} node
+ * @param {string} name
+ * @param {Node[]} [holders] see above
+ * @returns {Reading}
+ */
+export function readValue(node, name, holders = [], depth = 0) {
+  const own = ownValue(node, name);
+  const slot = slotOf(node, name);
+  const source = slot < 0 ? OPEN : sourceOfSlot(node, slot, holders);
+  if ("problem" in source) return source.problem === "unknown" ? NOT_KNOWN : { value: own, isKnown: true };
+  const found = source.node ? readPrimitive(source, depth) : source;
+  return found !== NOT_KNOWN && typeof found.value === typeof own ? { value: found.value, isKnown: true } : NOT_KNOWN;
+}
+
+/**
+ * @param {NodeSource} source
+ * @param {number} depth
+ * @returns {Reading}
+ */
+function readPrimitive({ node, holders }, depth) {
+  const control = node.widgets?.find(({ name }) => name === "control_after_generate")?.value ?? "fixed";
+  const isCore = PRIMITIVES.test(node.type ?? "") && moduleOf(node).startsWith("comfy_extras.");
+  if (depth > DEEPEST || !(isCore || node.type === "PrimitiveNode")) return NOT_KNOWN;
+  if (control !== "fixed" && setting("Comfy.WidgetControlMode") === "before") return NOT_KNOWN; // the queue changes it first
+  return isCore ? readValue(node, "value", holders, depth + 1) : { value: node.widgets?.[0]?.value, isKnown: true };
+}
+
+/** @param {Node} node */
+const moduleOf = (node) => String(/** @type {any} */ (node.constructor)?.nodeData?.python_module ?? "");
+
+/**
+ * As `readValue`, undefined where the value is not known.
  * @param {Node} node
  * @param {string} name
  */
 export function linkedValue(node, name) {
-  const own = ownValue(node, name);
-  if (!isLinked(node, name)) return own;
-  const source = sourceOf(node, name);
-  const value = source && (source.node ? source.node.widgets?.[0]?.value : source.value);
-  return typeof value === typeof own ? /** @type {typeof own} */ (value) : undefined;
+  return /** @type {Widget["value"]} */ (readValue(node, name).value);
 }
 
 /**
@@ -680,43 +822,94 @@ export function linkedValue(node, name) {
 export const valueOf = (node, name) => linkedValue(node, name) ?? ownValue(node, name);
 
 /**
- * Every widget value of a node that is a string, a number or a boolean, by name, as the prompt gets it.
+ * The nodes that lead to a node's model, the first one first, with the values that are known: strings, numbers, booleans.
+ * problem: why the path ends before a node that loads the model.
  * @param {Node} node
- */
-export function valuesOf(node) {
-  const simple = savedWidgets(node).filter(({ value }) => ["string", "number", "boolean"].includes(typeof value));
-  return Object.fromEntries(simple.map(({ name }) => [name, valueOf(node, name)]));
-}
-
-/**
- * The nodes that lead to a node's model, the loader first.
- * @param {Node} node
+ * @returns {{ steps: ModelStep[], problem: Problem | null }}
  */
 export function modelChain(node) {
-  /** @type {Node[]} */
-  const chain = [];
-  /** @type {Node | undefined} */
+  /** @type {ModelStep[]} */
+  const steps = [];
   let at = node;
   /** @type {Node[]} */
   let holders = [];
-  while (at && chain.length < DEEPEST && !chain.includes(at)) {
-    chain.unshift(at);
-    /** @type {Source | null} */
-    const source = sourceOfSlot(at, modelSlot(at), holders);
-    [at, holders] = [source?.node, source?.holders ?? []];
+  for (let slot = modelSlot(at); slot >= 0; slot = modelSlot(at)) {
+    const source = sourceOfSlot(at, slot, holders);
+    if (!source.node) return { steps, problem: "problem" in source ? source.problem : "unknown" };
+    [at, holders] = [source.node, source.holders];
+    steps.unshift({ node: at, input: at.inputs?.[modelSlot(at)]?.name ?? null, values: readValues(at, holders) });
+    if (at.outputs?.[source.slot]?.type !== "MODEL" || steps.length > DEEPEST) return { steps, problem: "unknown" };
   }
-  return chain.slice(0, -1);
+  return { steps, problem: null };
 }
 
 /**
- * The linked input called "model", else the first linked input that takes a model. -1 where there is none.
+ * @param {Node} node
+ * @param {Node[]} holders
+ */
+function readValues(node, holders) {
+  const simple = savedWidgets(node).filter(({ value }) => ["string", "number", "boolean"].includes(typeof value));
+  const readings = simple.map(({ name }) => ({ name, ...readValue(node, name, holders) }));
+  return Object.fromEntries(readings.filter(({ isKnown }) => isKnown).map(({ name, value }) => [name, value]));
+}
+
+/**
+ * The input called "model", else the first that takes a model. -1 where there is none.
  * @param {Node} node
  */
 function modelSlot(node) {
   const inputs = node.inputs ?? [];
-  const named = inputs.findIndex((input, slot) => input.name === "model" && linkInto(node, slot));
-  if (named >= 0) return named;
-  return inputs.findIndex(({ type }, slot) => (type === "MODEL" || type === "*") && linkInto(node, slot));
+  const named = inputs.findIndex((input) => input.name === "model" && input.type === "MODEL");
+  return named >= 0 ? named : inputs.findIndex(({ type }) => type === "MODEL");
+}
+
+// Outputs that carry no model and no number: the widgets of a node with no other outputs do not matter to a schedule.
+const NO_SCHEDULE = new Set(["CONDITIONING", "IMAGE", "LATENT", "MASK", "CLIP", "VAE", "CLIP_VISION", "CONTROL_NET"]);
+
+/**
+ * A text that changes with what some inputs of a node depend on: the nodes before them, their links, their modes and their
+ * widgets, but for seeds. Where a node before them finds its source in its own way, it changes with the whole workflow.
+ * @param {Node} node
+ * @param {string[]} names of the inputs
+ */
+export function wiringOf(node, names) {
+  /** @type {Map<Node, unknown>} */
+  const lines = new Map();
+  const mayBeFed = hasBroadcast(node.graph?.rootGraph ?? node.graph);
+  let isWhole = false;
+  /** @type {(at: Node, wanted: string[] | null) => void} */
+  const visit = (at, wanted) => {
+    if (lines.has(at)) return;
+    const inputs = (at.inputs ?? []).map((input, slot) => ({ name: input.widget?.name ?? input.name, slot, link: linkInto(at, slot) }));
+    const used = inputs.filter(({ name }) => !wanted || wanted.includes(name));
+    lines.set(at, lineOf(at, used, wanted));
+    const setters = isGetNode(at) ? settersOf(at) : [];
+    const isClosed = at.isVirtualNode && at.type !== "PrimitiveNode" && !setters.length && !used.some(({ link }) => link);
+    isWhole ||= isClosed || (mayBeFed && used.some(({ slot, link }) => !link && isFedAtQueue(at, slot)));
+    for (const { link } of used) visitOrigin(at, link);
+    for (const inner of [...setters, ...nodesOf(at.subgraph)]) visit(inner, null);
+  };
+  const visitOrigin = (/** @type {Node} */ at, /** @type {Link | null} */ link) => {
+    if (!link) return;
+    const origin = at.graph?.getNodeById(link.origin_id);
+    for (const one of Number(link.origin_id) === SUBGRAPH_INPUT ? holdersOf(at.graph) : origin ? [origin] : []) visit(one, null);
+  };
+  visit(node, names);
+  if (isWhole) allNodes(node.graph?.rootGraph ?? node.graph).forEach((one) => visit(one, null));
+  return JSON.stringify([...lines.values()]);
+}
+
+/**
+ * @param {Node} node
+ * @param {{ name: string, link: Link | null }[]} inputs
+ * @param {string[] | null} wanted the widgets that count; null: all
+ */
+function lineOf(node, inputs, wanted) {
+  const matters = !node.outputs?.length || node.outputs.some(({ type }) => !NO_SCHEDULE.has(String(type)));
+  const widgets = savedWidgets(node).filter(({ name }) => (wanted ? wanted.includes(name) : matters && !/(^|_)seed$/i.test(name)));
+  const values = widgets.map(({ name, value }) => [name, typeof value === "object" ? JSON.stringify(value) : value]);
+  const links = inputs.map(({ name, link }) => [name, link ? `${link.origin_id}:${link.origin_slot}` : null]);
+  return [nodeKey(node), node.type, node.mode, values, links];
 }
 
 // --- Graphs and where nodes are in them ------------------------------------------------------------------------------
@@ -728,21 +921,24 @@ function modelSlot(node) {
 const nodesOf = (graph) => graph?.nodes ?? [];
 
 /**
- * The node that stands for a subgraph in the graph around it: the first, where there are several. null for the root graph.
- * @param {Graph | null | undefined} subgraph
- * @returns {Node | null}
+ * The nodes of a graph and of all graphs inside it.
+ * @param {Graph | null | undefined} graph
+ * @returns {Node[]}
  */
-function holderOf(subgraph) {
-  /** @type {(graph: Graph | undefined, depth: number) => Node | null} */
-  const look = (graph, depth) => {
-    for (const node of nodesOf(graph)) {
-      if (!node.subgraph || depth > DEEPEST) continue;
-      const found = node.subgraph === subgraph ? node : look(node.subgraph, depth + 1);
-      if (found) return found;
-    }
-    return null;
-  };
-  return subgraph?.rootGraph === subgraph ? null : look(subgraph?.rootGraph, 0);
+function allNodes(graph, depth = 0) {
+  if (depth > DEEPEST) return [];
+  return nodesOf(graph).flatMap((node) => [node, ...(node.subgraph ? allNodes(node.subgraph, depth + 1) : [])]);
+}
+
+/**
+ * The nodes that stand for a subgraph in the graphs around it. None for the root graph.
+ * @param {Graph | null | undefined} subgraph
+ * @returns {Node[]}
+ */
+function holdersOf(subgraph) {
+  const root = subgraph?.rootGraph;
+  if (!root || root === subgraph) return [];
+  return [...new Set(allNodes(root).filter((node) => node.subgraph === subgraph))];
 }
 
 /**

@@ -8,12 +8,13 @@ import {
   fetchApi,
   fetchJson,
   fitNode,
+  isLinked,
   jsonPost,
+  linkedValue,
   onFilesDropped,
   onNodeChange,
   refreshLists,
   setValue,
-  valueOf,
 } from "./comfy.js";
 import { el, messageOf, setText, stopEvents } from "./dom.js";
 import { t } from "./words.js";
@@ -68,7 +69,13 @@ export function attachFolder(node) {
    * @param {boolean} [anew] whether to read the folder again where it is shown already
    */
   async function refresh(anew = false) {
-    const name = String(valueOf(node, "folder") ?? "");
+    const value = linkedValue(node, "folder");
+    if (value === undefined && isLinked(node, "folder")) {
+      shown = "";
+      list.replaceChildren();
+      return showList(t("folder.wired"));
+    }
+    const name = String(value ?? "");
     if (!name || (name === shown && !anew)) return;
     shown = name;
     try {
@@ -80,6 +87,15 @@ export function attachFolder(node) {
       setText(note, t("folder.empty"));
       list.replaceChildren();
     }
+    showList(note.textContent ?? "");
+  }
+
+  /**
+   * Make room for the list.
+   * @param {string} text of the note
+   */
+  function showList(text) {
+    setText(note, text);
     height = list.children.length ? HEIGHT.list : HEIGHT.empty;
     box.style.minHeight = `${height}px`;
     fitNode(node);

@@ -14,7 +14,7 @@ import { isTrainer, TRAINERS } from "./run_values.js";
 import { fillTab } from "./runs_tab.js";
 import { dropDefaultsOfBlueprints } from "./saved_values.js";
 import { commandDefinitions, KEYS, MENU, settingDefinitions, settingReader } from "./settings.js";
-import { attachDial, DIAL_NODES } from "./strength_dial.js";
+import { attachDial, DIAL_NODES, followServer } from "./strength_dial.js";
 import { notifyOfRuns } from "./toasts.js";
 import { attachPanel } from "./training_panel.js";
 import { attachWords, WORD_NODE } from "./word_list.js";
@@ -38,6 +38,7 @@ register({
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
     await loadTexts();
     notifyOfRuns(runs, getSetting);
+    followServer();
   },
   afterConfigureGraph() {
     restoreOutputs((kind) => RESTORED.has(String(kind))).catch(() => {}); // without the server there is nothing to show

@@ -15,7 +15,6 @@ import {
   ServerError,
   setValue,
   sourceOf,
-  valueOf,
 } from "./comfy.js";
 import { el, setText, stopEvents } from "./dom.js";
 import { digits, t } from "./words.js";
@@ -31,7 +30,7 @@ import { digits, t } from "./words.js";
 /**
  * The strength of a row or a column.
  * @typedef {object} Strength
- * @property {() => number | null} read null where the layers have different strengths
+ * @property {() => number | null} read null where the layers have different strengths, or where it comes by wire and is not known
  * @property {(value: number) => void} write
  * @property {string} input the widget that it is in
  */
@@ -65,8 +64,13 @@ export function attachLoraDial(node) {
   /** @type {(() => void)[]} */
   let painters = [];
 
-  const projectionStrength = (/** @type {string} */ name) => Number(valueOf(node, name) ?? 1);
-  const blocks = () => String(valueOf(node, "blocks") ?? "");
+  // null where something is linked whose value is known only after it ran.
+  const projectionStrength = (/** @type {string} */ name) => {
+    const value = linkedValue(node, name);
+    return value === undefined ? null : Number(value);
+  };
+  const blocks = () => String(linkedValue(node, "blocks") ?? "");
+  const areBlocksKnown = () => linkedValue(node, "blocks") !== undefined;
   const linked = (/** @type {string} */ name) => isLinked(node, name);
 
   /**
@@ -94,7 +98,7 @@ export function attachLoraDial(node) {
   function rowStrength({ block, names }) {
     if (!canSet || !names.length) return null;
     const write = (/** @type {number} */ value) => set("blocks", withStrength(blocks(), block, value));
-    return { read: () => strengthOf(blocks(), names), write, input: "blocks" };
+    return { read: () => (areBlocksKnown() ? strengthOf(blocks(), names) : null), write, input: "blocks" };
   }
 
   /**
@@ -115,7 +119,7 @@ export function attachLoraDial(node) {
       const value = read();
       field.disabled = button.disabled = linked(input);
       if (document.activeElement !== field) field.value = value === null ? "" : String(Number(value.toFixed(3)));
-      field.placeholder = value === null ? t("dial.mixed") : "";
+      field.placeholder = value === null ? (linked(input) ? "–" : t("dial.mixed")) : "";
       button.setAttribute("aria-pressed", String(value !== 0));
     });
     return [button, field];
@@ -179,7 +183,7 @@ export function attachLoraDial(node) {
   /** @param {boolean} [anew] whether to paint although no value has changed */
   function paint(anew = false) {
     const inputs = [...PROJECTIONS, "blocks"];
-    const values = JSON.stringify([...PROJECTIONS.map(projectionStrength), blocks(), inputs.map(linked)]);
+    const values = JSON.stringify([...PROJECTIONS.map(projectionStrength), blocks(), areBlocksKnown(), inputs.map(linked)]);
     if (values === painted && !anew) return;
     painted = values;
     for (const painter of painters) painter();

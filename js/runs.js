@@ -372,7 +372,7 @@ export function createRuns() {
      * @param {Run} run
      */
     async remove(run) {
-      await fetchJson(`/bespoke/runs/${encodeURIComponent(run.id)}/remove`, { method: "POST" });
+      await fetchJson(`/bespoke/runs/${encodeURIComponent(run.id)}/remove`, jsonPost({}));
       runs.delete(run.id);
       forgetList();
       endedAt = performance.now(); // the nodes that show it search again

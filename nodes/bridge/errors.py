@@ -33,13 +33,18 @@ def name_node_in_errors(
             return execute(cls, *args, **kwargs)
         except InputError as error:
             # Not GET_SCHEMA, which wants to keep the schema on the class: ComfyUI runs a locked copy of it.
-            raise InputError(f"{cls.define_schema().display_name}: {error}") from error
+            raise InputError(f"{_name_of(cls)}: {error}") from error
         except OSError as error:
             if error.errno is None:  # not of the system
                 raise
-            raise InputError(f"{cls.define_schema().display_name}: {describe_disk_error(error)}") from error
+            raise InputError(f"{_name_of(cls)}: {describe_disk_error(error)}") from error
 
     return run
+
+
+def _name_of(cls: type[io.ComfyNode]) -> str:
+    """The node's name without the words in brackets, by which the page's search finds it."""
+    return cls.define_schema().display_name.split(" (")[0]
 
 
 def describe_disk_error(error: OSError) -> str:

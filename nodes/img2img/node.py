@@ -22,6 +22,7 @@ from ..bridge.sampling import (
 )
 from .plot import draw
 from .report import describe
+from .shown import sent_schedule
 from .spacing import SPACINGS, spaced
 from .strength import (
     CONTRACTS,
@@ -114,7 +115,7 @@ class PartialDenoise(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokePartialDenoise",
-            display_name="Bespoke Partial Denoise",
+            display_name="Bespoke Partial Denoise (img2img)",
             category="Bespoke/img2img",
             description=(
                 "Image to image: add noise to a picture up to a level set by strength, and denoise from there. The "
@@ -171,6 +172,7 @@ class PartialDenoise(io.ComfyNode):
                 ),
                 *contract_inputs(),
             ],
+            has_intermediate_output=True,  # what the node sends is sent again where it is cached: see `sent_schedule`
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 io.Latent.Output(
@@ -216,9 +218,11 @@ class PartialDenoise(io.ComfyNode):
                 f"latent_image is empty (all zeros), and strength {strength:g} keeps part of it; "
                 "encode a picture with VAE Encode, or set strength to 1 to make one from noise alone"
             )
-        report = describe(chosen, model.get_model_object("model_sampling"))
+        model_sampling = model.get_model_object("model_sampling")
+        report = describe(chosen, model_sampling)
+        sent = sent_schedule(chosen, model_sampling, request, scheduler, sampler_name)
         if chosen.run == 0:
-            return io.NodeOutput(latent_image, latent_image, chosen.sigmas, report)
+            return io.NodeOutput(latent_image, latent_image, chosen.sigmas, report, ui=sent)
         noise = noise_for(samples, seed, latent_image)
         start = noised(model, samples, noise, chosen.sigmas)
         mask = latent_image.get("noise_mask")
@@ -226,7 +230,7 @@ class PartialDenoise(io.ComfyNode):
         # As KSampler: the samples have the model's own shape now.
         rest = {key: value for key, value in latent_image.items() if not key.startswith("downscale_ratio_")}
         latent = {**rest, "samples": out}
-        return io.NodeOutput(latent, {**rest, "samples": to_intermediate(start)}, chosen.sigmas, report)
+        return io.NodeOutput(latent, {**rest, "samples": to_intermediate(start)}, chosen.sigmas, report, ui=sent)
 
 
 class StrengthSigmas(io.ComfyNode):
@@ -236,7 +240,7 @@ class StrengthSigmas(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokeStrengthSigmas",
-            display_name="Bespoke Strength Sigmas",
+            display_name="Bespoke Strength Sigmas (img2img)",
             category="Bespoke/img2img",
             description=(
                 "The noise levels of an image to image run for SamplerCustomAdvanced, by a strength with five named "
@@ -271,6 +275,7 @@ class StrengthSigmas(io.ComfyNode):
                     ),
                 ),
             ],
+            has_intermediate_output=True,  # what the node sends is sent again where it is cached: see `sent_schedule`
             outputs=[
                 io.Sigmas.Output(
                     display_name="sigmas", tooltip="The noise levels from the start to 0; empty if nothing is to run."
@@ -291,11 +296,13 @@ class StrengthSigmas(io.ComfyNode):
     def execute(
         cls, model, scheduler, steps, strength, contract=NOISE_LEVEL, exact_steps=False, sampler_name="euler"
     ) -> io.NodeOutput:
-        chosen = plan_for(model, Strength(strength, steps, contract, exact_steps), scheduler, sampler_name)
+        request = Strength(strength, steps, contract, exact_steps)
+        chosen = plan_for(model, request, scheduler, sampler_name)
         model_sampling = model.get_model_object("model_sampling")
         report = describe(chosen, model_sampling)
+        sent = sent_schedule(chosen, model_sampling, request, scheduler, sampler_name)
         if chosen.run == 0:
-            return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, 0.0, 0.0))
+            return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, 0.0, 0.0), ui=sent)
         first = float(chosen.sigmas[0])
         share, timestep = noise_share(model_sampling, first), timestep_at(model_sampling, first)
-        return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, share, timestep))
+        return io.NodeOutput(chosen.sigmas, report, draw(chosen, report, share, timestep), ui=sent)

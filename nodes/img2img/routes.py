@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from aiohttp import web
@@ -10,14 +9,12 @@ from aiohttp import web
 from ...training.errors import InputError
 from ...training.plain_json import read_json
 from ..bridge.models.schedule_probe import probe_model
-from ..bridge.sampling import noise_share, timestep_at
 from ..bridge.web import SHOWN_ON_THE_NODE, HasRoutes, json_answer
 from .node import plan_for
-from .plot import schedule_positions
-from .report import describe
+from .shown import shown_schedule
 from .strength import Strength
 
-MOST_POINTS = 200  # of a schedule, to draw
+PROBLEMS = ("", "open", "muted", "unknown")  # why the page found no loader: see `Problem` in js/comfy.js
 LONGEST = 20_000  # steps of a schedule that is computed for a drawing
 
 
@@ -31,11 +28,13 @@ def register(server: HasRoutes) -> None:
 
 
 def answer_to(query: Mapping[str, str]) -> dict:
-    """The schedule for a query of strings: strength, steps, contract, exact_steps, scheduler, sampler_name and model.
+    """The schedule for a query of strings.
 
-    model: the nodes that lead to the model as JSON, see `probe_model`. Answers {"model", "report", "run", "total",
-    "sigma", "timestep", "noise", "whole", "sigmas"}; the last two are lists of [position in steps, sigma], thinned for
-    drawing. Raises `InputError` and `ValueError` for values that are no request.
+    strength, steps, contract, exact_steps, scheduler, sampler_name: the node's widgets. model: the nodes that lead to
+    the model as JSON, see `probe_model`. problem: one of `PROBLEMS`, why the page found no loader. Answers "model",
+    the file's name, and what `shown_schedule` gives. Where the schedule is not known for certain before the prompt has
+    run, answers {"problem": "open", "muted" or "unknown"}. Raises `InputError` and `ValueError` for values that are no
+    request.
     """
     request = Strength(
         float(query.get("strength", "0.75")),
@@ -48,26 +47,12 @@ def answer_to(query: Mapping[str, str]) -> dict:
     chain = read_json(query.get("model", "[]"))
     if not isinstance(chain, list) or not all(isinstance(step, dict) for step in chain):
         raise InputError("model is a list of nodes, each with its type and values")
-    model, name = probe_model(chain)
+    problem = query.get("problem", "")
+    if problem not in PROBLEMS:
+        raise InputError(f"problem is {problem!r}; give one of {', '.join(map(repr, PROBLEMS))}")
+    found = probe_model(chain, is_whole=not problem)
+    if found is None or problem:
+        return {"problem": "unknown" if found is None else problem}
+    model, name = found
     chosen = plan_for(model, request, query.get("scheduler", "normal"), query.get("sampler_name", "euler"))
-    model_sampling = model.get_model_object("model_sampling")
-    whole, sigmas = chosen.whole.tolist(), chosen.sigmas.tolist()
-    first = sigmas[0] if chosen.run else 0.0
-    return {
-        "model": name,
-        "report": describe(chosen, model_sampling),
-        "run": chosen.run,
-        "total": chosen.total,
-        "sigma": first,
-        "timestep": timestep_at(model_sampling, first) if chosen.run else 0.0,
-        "noise": noise_share(model_sampling, first) if chosen.run else 0.0,
-        "whole": thinned(list(enumerate(whole))),
-        "sigmas": thinned(list(zip(schedule_positions(whole, sigmas), sigmas, strict=True))),
-    }
-
-
-def thinned(points: list[tuple[float, float]]) -> list[list[float]]:
-    """About `MOST_POINTS` of the points (position, sigma) at most, both ends among them, rounded."""
-    every = max(1, math.ceil(len(points) / MOST_POINTS))
-    kept = points[::every] if (len(points) - 1) % every == 0 else [*points[::every], points[-1]]
-    return [[round(position, 4), float(f"{sigma:.6g}")] for position, sigma in kept]
+    return {"model": name, **shown_schedule(chosen, model.get_model_object("model_sampling"))}

@@ -52,7 +52,7 @@ class LatentMaskBlend(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokeLatentMaskBlend",
-            display_name="Bespoke Latent Mask Blend",
+            display_name="Bespoke Latent Mask Blend (inpaint)",
             category="Bespoke/inpaint",
             description=(
                 "Repaint inside a mask and keep the rest of the latent bit for bit, with any model and any sampler "

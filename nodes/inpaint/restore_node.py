@@ -15,7 +15,7 @@ class RestoreUnmasked(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="BespokeRestoreUnmasked",
-            display_name="Bespoke Restore Unmasked",
+            display_name="Bespoke Restore Unmasked (inpaint)",
             category="Bespoke/inpaint",
             description="Put the original's pixels back outside the mask, bit for bit, and count what differs there.",
             search_aliases=[

@@ -940,9 +940,10 @@ def routes(host: Host) -> None:
     run = host.teal[3].id
     checkpoint = {
         "type": "CheckpointLoaderSimple",
+        "input": None,
         "values": {"ckpt_name": os.path.basename(str(next((host.base / "models" / "checkpoints").iterdir())))},
     }
-    flow = [checkpoint, {"type": "ModelSamplingSD3", "values": {"shift": 3.0}}]
+    flow = [checkpoint, {"type": "ModelSamplingSD3", "input": "model", "values": {"shift": 3.0}}]
 
     def without_times(value):
         if isinstance(value, dict):

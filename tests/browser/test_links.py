@@ -62,7 +62,7 @@ FOUND = """(async () => {
   const { modelChain } = await import("/extensions/bespoke/comfy.js");
   const every = (graph) => graph.nodes.flatMap((node) => [node, ...(node.subgraph ? every(node.subgraph) : [])]);
   const sigmas = every(app.rootGraph).find((node) => node.comfyClass === "BespokeStrengthSigmas");
-  return modelChain(sigmas).map((node) => node.comfyClass ?? node.type);
+  return modelChain(sigmas).steps.map(({ node }) => node.comfyClass ?? node.type);
 })()"""
 # The same in the prompt: from the node's model input back to the loader.
 PROMPT = """app.graphToPrompt().then(({ output }) => {
