@@ -205,11 +205,12 @@ export function attachLoraDial(node) {
 
   /** Show the file that the node has now. */
   async function refresh() {
-    const name = linked("lora") ? fileOn(node) : linkedValue(node, "lora_name");
+    const name = linked("lora") ? fileOn(node) : chosenFile(node);
     const file = typeof name === "string" ? name : null;
     if (file !== shown) {
       shown = file;
-      if (!file || file === "none") showOnlyNote(t(linked("lora") || linked("lora_name") ? "dial.wired" : "dial.none"));
+      const wired = ["lora", "lora_name", "name"].some(linked);
+      if (!file || file === "none") showOnlyNote(t(wired ? "dial.wired" : "dial.none"));
       else if (!(await load(file))) return;
     }
     paint();
@@ -247,7 +248,17 @@ export function attachLoraDial(node) {
  */
 function fileOn(node) {
   const loader = sourceOf(node, "lora")?.node;
-  return loader && classOf(loader) === "BespokeLoadLora" ? linkedValue(loader, "lora_name") : null;
+  return loader && classOf(loader) === "BespokeLoadLora" ? chosenFile(loader) : null;
+}
+
+/**
+ * The file that a node's list names, null where it is known only once the nodes before it ran.
+ * @param {Node} node
+ */
+function chosenFile(node) {
+  const source = sourceOf(node, "lora_name")?.node;
+  const saved = source && classOf(source) === "BespokeSaveLora"; // its first widget is a prefix, not the file
+  return isLinked(node, "name") || saved ? null : linkedValue(node, "lora_name");
 }
 
 /**

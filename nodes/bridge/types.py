@@ -11,6 +11,11 @@ Run = io.Custom("BESPOKE_RUN")  # training.record.Run
 Embedding = io.Custom("BESPOKE_EMBEDDING")  # {"clip_l": [vectors, width] float32, ...}
 
 
+def pictures_input(tooltip: str) -> io.Input:
+    """The input `images` of a trainer: a training set, or IMAGE, of which `images.wired` makes one."""
+    return io.MultiType.Input("images", [Images, io.Image], tooltip=tooltip)
+
+
 def graph_of(hidden) -> tuple[Any, Any]:
     """(prompt, workflow) of the running graph, each None where ComfyUI passes none.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image
 
 from ...training.errors import InputError
@@ -111,6 +112,16 @@ def shrunk_whole(picture: Image.Image, target: Size) -> np.ndarray:
     """`shrunk` of a picture of mode L or RGB."""
     size = picture.height, picture.width
     return np.array(picture.resize(target[::-1], Image.Resampling.LANCZOS, box=_box(size, target)))
+
+
+def fit(pixels: torch.Tensor, target: Size) -> torch.Tensor:
+    """`shrunk` of a picture [H, W, 3] uint8 or a mask [H, W] in 0..1; gives the same kind."""
+    if tuple(pixels.shape[:2]) == target:
+        return pixels
+    is_mask = pixels.ndim == 2
+    values = (pixels.numpy() * 255).round().astype(np.uint8) if is_mask else pixels.numpy()
+    fitted = shrunk_whole(Image.fromarray(values), target)
+    return torch.from_numpy(fitted.astype(np.float32) / 255 if is_mask else fitted)
 
 
 def _box(size: Size, target: Size) -> tuple[float, float, float, float]:

@@ -1,6 +1,10 @@
-"""A training set from an IMAGE batch."""
+"""A training set from images on the wire: one batch, or a list of batches of any sizes."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -8,62 +12,144 @@ from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
+from .bands import fit
 from .captions import with_trigger
-from .folder import fingerprint
+from .folder import LARGEST_RESOLUTION, fingerprint
 from .masks import without_black_masks
 from .quality import remarks, traits_of
-from .sizes import SMALLEST_SIDE
+from .sizes import SMALLEST_SIDE, crop_offset, target_size
+
+
+@dataclass(frozen=True)
+class _Request:
+    """How images on the wire become a set.
+
+    trigger: a word put before captions that lack it. caption_syntax: one of `CAPTION_SYNTAXES`. resolution: 0 keeps
+    sizes and crops sides at the middle to multiples of 8 px; else px, see `target_size`, to which `bucket` goes too.
+    Raises `InputError` for a value out of range.
+    """
+
+    trigger: str = ""
+    caption_syntax: str = LITERAL
+    resolution: int = 0
+    bucket: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
+        if self.resolution != 0 and not SMALLEST_SIDE <= self.resolution <= LARGEST_RESOLUTION:
+            raise InputError(
+                f"resolution is {self.resolution}; give 0 to keep the sizes, or {SMALLEST_SIDE} to "
+                f"{LARGEST_RESOLUTION} pixels"
+            )
 
 
 def image_set(
-    images: torch.Tensor,
-    captions: str,
+    images: torch.Tensor | Sequence[torch.Tensor],
+    captions: str | Sequence[str],
     trigger: str = "",
-    masks: torch.Tensor | None = None,
+    masks: torch.Tensor | Sequence[torch.Tensor] | None = None,
     caption_syntax: str = LITERAL,
+    resolution: int = 0,
+    bucket: bool = True,
 ) -> ImageSet:
-    """The training set of an IMAGE batch.
+    """The training set of IMAGE batches.
 
-    images: [B, H, W, C] in 0..1, C of 1, 3 or 4. captions: one a line, or one line for all. trigger: a word put before
-    captions that lack it. masks: in 0..1, [B or 1, H, W], also with a channel ([B, 1, H, W], [B, H, W, 1]) or without
-    the first dimension; or None. caption_syntax: one of `CAPTION_SYNTAXES`. Sides are cropped at the middle to
-    multiples of 8 px. A picture whose mask is 0 everywhere is left out. Raises `InputError` for an empty batch, sides
-    below 64 px, captions or masks of another number or size, and numbers that are not finite.
+    images: [B, H, W, C] in 0..1, C of 1, 3 or 4; or a list of such batches, of one size or several. captions: see
+    `captions_of`. masks: for each batch in 0..1 [B or 1, H, W], also with a channel ([B, 1, H, W], [B, H, W, 1]) or
+    without the first dimension; one batch of masks for all pictures, one for each batch, or one for each picture; or
+    None. A picture whose mask is 0 everywhere is left out. The others: see `_Request`. Raises `InputError` for an empty
+    batch, sides below 64 px, captions or masks of another number or size, and numbers that are not finite.
     """
-    check_choice("caption_syntax", caption_syntax, CAPTION_SYNTAXES)
-    images = _checked(images)
-    count = images.shape[0]
-    lines = [line.strip() for line in captions.splitlines() if line.strip()] or [""]
+    request = _Request(trigger.strip(), caption_syntax, resolution, bucket)
+    batches = [_checked(batch) for batch in ([images] if isinstance(images, torch.Tensor) else images)]
+    if not batches:
+        raise InputError("the list of images is empty; wire at least one image in")
+    texts = captions_of([captions] if isinstance(captions, str) else captions, [len(batch) for batch in batches])
+    of_pictures = _masks_of_all([masks] if isinstance(masks, torch.Tensor) else masks, batches)
+    pictures = [picture for batch in batches for picture in batch]
+    items = [
+        _item(number, picture, with_trigger(text, request.trigger), mask, request)
+        for number, (picture, text, mask) in enumerate(zip(pictures, texts, of_pictures, strict=True), 1)
+    ]
+    items, notes = without_black_masks(items)
+    if masks is None and any(bool((batch[..., 3] < 1).any()) for batch in batches if batch.shape[-1] == 4):
+        notes.append("The images have an alpha channel, which is not used; wire a mask in if only a part should count.")
+    notes += remarks([item.name for item in items], [traits_of(item.pixels) for item in items])
+    return ImageSet(tuple(items), request.trigger, fingerprint(items), tuple(notes))
+
+
+def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """The caption of each picture.
+
+    captions: one text, with one caption a line in the order of the pictures or one line for all, where empty lines do
+    not count; or a list with a text for each picture, which becomes one line as in a caption file; or a list with such
+    a text of lines for each batch. counts: the number of pictures of each batch. Raises `InputError` for another
+    number of captions.
+    """
+    captions = list(captions)
+    odd = [type(caption).__name__ for caption in captions if not isinstance(caption, str)]
+    if odd:
+        raise InputError(f"a caption is of the kind {odd[0]}; wire text in")
+    count = sum(counts)
+    if len(captions) == 1:
+        return _lines(captions[0], count)
+    if len(captions) == count:
+        return [_in_one_line(caption) for caption in captions]
+    if len(captions) == len(counts):
+        return [text for caption, n in zip(captions, counts, strict=True) for text in _lines(caption, n)]
+    raise InputError(
+        f"there is a list of {len(captions)} captions for {count} images; wire one for all, or one a picture"
+    )
+
+
+def _lines(text: str, count: int) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
     if len(lines) not in (1, count):
         raise InputError(
             f"there are {len(lines)} captions for {count} images; write one line for all, or one a picture"
         )
-    original = (images.shape[1], images.shape[2])
-    height, width = (side // 8 * 8 for side in original)
+    return lines * count if len(lines) == 1 else lines
+
+
+def _in_one_line(text: str) -> str:
+    """As `text_files.decode` does with a file: control characters become blanks."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
+
+
+def _item(
+    number: int, picture: torch.Tensor, caption: str, mask: torch.Tensor | None, request: _Request
+) -> TrainingImage:
+    """One picture [H, W, C] with its mask [H, W] at the size it is trained at. number: from 1, for its name."""
+    original = (picture.shape[0], picture.shape[1])
+    if request.resolution:
+        height, width = target_size(*original, request.resolution, request.bucket)
+    else:
+        height, width = (side // 8 * 8 for side in original)
     if min(height, width) < SMALLEST_SIDE:
-        raise InputError(f"the images are {images.shape[2]}x{images.shape[1]} px; a side needs {SMALLEST_SIDE} or more")
-    masks = None if masks is None else _masks_of(masks, count, original)
-    top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
-    rows, columns = slice(top, top + height), slice(left, left + width)
-    items = []
-    for i in range(count):
-        caption = with_trigger(lines[i % len(lines)], trigger.strip())
-        pixels = (images[i, rows, columns, :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        if pixels.shape[-1] == 1:
-            pixels = pixels.expand(-1, -1, 3)
-        mask = None if masks is None else masks[i % masks.shape[0], rows, columns].float().clamp(0, 1).cpu().clone()
-        items.append(
-            TrainingImage(f"image {i + 1}", pixels.clone(), caption, mask, original, (top, left), caption_syntax)
-        )
-    items, notes = without_black_masks(items)
-    if masks is None and images.shape[-1] == 4 and bool((images[..., 3] < 1).any()):
-        notes.append("The images have an alpha channel, which is not used; wire a mask in if only a part should count.")
-    notes += remarks([item.name for item in items], [traits_of(item.pixels) for item in items])
-    return ImageSet(tuple(items), trigger.strip(), fingerprint(items), tuple(notes))
+        raise InputError(f"image {number} is {original[1]}x{original[0]} px; a side needs {SMALLEST_SIDE} or more")
+    pixels = (picture[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    if pixels.shape[-1] == 1:
+        pixels = pixels.expand(-1, -1, 3)
+    pixels = pixels.contiguous()
+    if mask is not None:
+        mask = mask.float().clamp(0, 1).cpu()
+    if request.resolution:
+        top, left = crop_offset(original, height, width)
+        pixels, mask = fit(pixels, (height, width)), None if mask is None else fit(mask, (height, width))
+    else:
+        top, left = (original[0] - height) // 2, (original[1] - width) // 2
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        pixels, mask = pixels[rows, columns], None if mask is None else mask[rows, columns]
+    mask = None if mask is None else mask.clone()  # a part of a larger tensor would keep all of it
+    return TrainingImage(
+        f"image {number}", pixels.clone(), caption, mask, original, (top, left), request.caption_syntax
+    )
 
 
 def _checked(images: torch.Tensor) -> torch.Tensor:
     """The images, if they are [B, H, W, C] and finite. Raises `InputError`."""
+    if not isinstance(images, torch.Tensor):
+        raise InputError(f"the images are of the kind {type(images).__name__}; wire an IMAGE in")
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise InputError(f"the images have the shape {list(images.shape)}; give [B, H, W, C] with 1, 3 or 4 channels")
     if images.shape[0] == 0:
@@ -71,6 +157,32 @@ def _checked(images: torch.Tensor) -> torch.Tensor:
     if not bool(torch.isfinite(images).all()):
         raise InputError("the images hold numbers that are not finite; look at the node that makes them")
     return images
+
+
+def _masks_of_all(
+    masks: Sequence[torch.Tensor] | None, batches: Sequence[torch.Tensor]
+) -> Iterator[torch.Tensor | None]:
+    """The mask [H, W] of each picture, or None for each; see `image_set`. Raises `InputError`."""
+    counts = [len(batch) for batch in batches]
+    sizes = [(batch.shape[1], batch.shape[2]) for batch in batches]
+    count = sum(counts)
+    if masks is None:
+        yield from [None] * count
+    elif len(masks) == len(batches):
+        for mask, n, size in zip(masks, counts, sizes, strict=True):
+            yield from _masks_of(mask, n, size).expand(n, -1, -1)
+    elif len(masks) == 1:
+        for i, size in enumerate(size for n, size in zip(counts, sizes, strict=True) for _ in range(n)):
+            found = _masks_of(masks[0], count, size)
+            yield found[i % found.shape[0]]
+    elif len(masks) == count:
+        of_each = [size for n, size in zip(counts, sizes, strict=True) for _ in range(n)]
+        for mask, size in zip(masks, of_each, strict=True):
+            yield _masks_of(mask, 1, size)[0]
+    else:
+        raise InputError(
+            f"there is a list of {len(masks)} masks for {count} images; wire one for all, or one a picture"
+        )
 
 
 def _masks_of(masks: torch.Tensor, count: int, size: tuple[int, int]) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -10,8 +11,11 @@ import folder_paths
 from comfy_api.latest import io
 
 from ...training.captions import CAPTION_SYNTAXES, LITERAL
+from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
+from ..bridge.files.listing import stamp_of
 from ..bridge.files.writing import NO_FOLDER_OPTION, resolve_inside
+from ..bridge.running_prompt import is_wired
 from ..bridge.types import Images
 from .batch import image_set
 from .captions import CAPTIONS
@@ -19,10 +23,13 @@ from .folder import LARGEST_RESOLUTION, FolderRequest, read_folder
 from .hashing import hash_files
 from .masks import MASKS
 from .reading import Progress
-from .sheet import contact_sheet, describe
+from .sheet import contact_sheet, describe, tensors_of
 from .sizes import BUCKET_STEP, BUCKET_STEPS, SMALL_STEP, SMALLEST_SIDE
 
 TRIGGER_RULE = "It is put before every caption that does not say it as a word of its own; case does not matter."
+
+
+PICTURES = 3  # the place of the output `pictures` of Image Folder
 
 
 def _caption_syntax() -> io.Combo.Input:
@@ -158,6 +165,12 @@ class ImageFolder(io.ComfyNode):
                     ),
                 ),
                 _caption_syntax(),
+                io.String.Input(
+                    "folder_name",
+                    optional=True,
+                    force_input=True,
+                    tooltip="A folder's name as text from another node; it wins over folder.",
+                ),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -171,27 +184,39 @@ class ImageFolder(io.ComfyNode):
                     display_name="report",
                     tooltip="How many pictures, their sizes and captions, and what was noticed.",
                 ),
+                io.Image.Output(
+                    "pictures",
+                    display_name="pictures",
+                    is_output_list=True,
+                    tooltip=(
+                        "The pictures at the size they are trained at, without mirrored and repeated copies, as a "
+                        "list: what it is wired to runs once for each picture. For a trainer take images."
+                    ),
+                ),
             ],
         )
 
     @classmethod
-    def _request(cls, folder, **settings):
-        return FolderRequest(resolve_inside(Path(folder_paths.get_input_directory()), folder), **settings)
-
-    @classmethod
-    def fingerprint_inputs(cls, folder, **_):
+    def fingerprint_inputs(cls, folder, **inputs):
+        # With or without the pictures as tensors: what was read for the one is not handed on for the other.
+        pictures = is_wired(PICTURES)
+        base = Path(folder_paths.get_input_directory())
         try:
+            if folder is None or "folder_name" in inputs:  # the name is on a wire and not known yet
+                return f"{stamp_of([base])}:{pictures}"
             # ComfyUI takes what is raised here for a warning; it sees an interrupt before the node runs.
-            path = resolve_inside(Path(folder_paths.get_input_directory()), folder)
-            return hash_files(path, comfy.model_management.processing_interrupted) or float("nan")
+            files = hash_files(resolve_inside(base, folder), comfy.model_management.processing_interrupted)
+            return f"{files}:{pictures}" if files else float("nan")
         except (ValueError, OSError) as error:
             return str(error)
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, **inputs) -> io.NodeOutput:
-        images = read_folder(cls._request(**inputs), _shown_progress())
-        return io.NodeOutput(images, contact_sheet(images), describe(images))
+    def execute(cls, folder, folder_name=None, **settings) -> io.NodeOutput:
+        path = resolve_inside(Path(folder_paths.get_input_directory()), folder if folder_name is None else folder_name)
+        images = read_folder(FolderRequest(path, **settings), _shown_progress())
+        pictures = tensors_of(images) if is_wired(PICTURES) else []
+        return io.NodeOutput(images, contact_sheet(images), describe(images), pictures)
 
 
 class ImageBatch(io.ComfyNode):
@@ -202,17 +227,24 @@ class ImageBatch(io.ComfyNode):
             display_name="Bespoke Image Batch",
             category="Bespoke/images",
             description="Makes a training set out of images on the wire, with captions typed here.",
-            search_aliases=["training images", "dataset from images", "captions"],
+            search_aliases=["training images", "dataset from images", "captions", "list of images"],
+            is_input_list=True,
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="The pictures to learn from, all of one size. Sides are cropped to multiples of 8 pixels.",
+                    tooltip=(
+                        "The pictures to learn from: a batch, or a list of pictures of any sizes, which becomes one "
+                        "set. Sides are cropped to multiples of 8 pixels."
+                    ),
                 ),
                 io.String.Input(
                     "captions",
                     default="",
                     multiline=True,
-                    tooltip="One caption a line, in the order of the pictures, or one line for all.",
+                    tooltip=(
+                        "One caption a line, in the order of the pictures, or one line for all. A list on the wire "
+                        "holds one caption for each picture."
+                    ),
                 ),
                 io.String.Input(
                     "trigger",
@@ -228,6 +260,29 @@ class ImageBatch(io.ComfyNode):
                     ),
                 ),
                 _caption_syntax(),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=LARGEST_RESOLUTION,
+                    step=8,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Pixels: a picture's area is brought down to this squared, as Image Folder does. 0 leaves the "
+                        "sizes as they are; nothing is enlarged."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "bucket",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "With a resolution: on keeps each picture's aspect ratio, off takes the middle square. Without "
+                        "one it does nothing."
+                    ),
+                ),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -239,6 +294,15 @@ class ImageBatch(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, images, captions, trigger, masks=None, caption_syntax=LITERAL) -> io.NodeOutput:
-        images = image_set(images, captions, trigger, masks, caption_syntax)
+    def execute(cls, images, captions, masks=None, **settings) -> io.NodeOutput:
+        settings = {name: _the_one(name, value) for name, value in settings.items()}
+        images = image_set(images, captions, masks=masks, **settings)
         return io.NodeOutput(images, describe(images))
+
+
+def _the_one(name: str, value: Any) -> Any:
+    """The value of a widget of a node that takes lists. Raises `InputError` for a list of different values."""
+    values = value if isinstance(value, list) else [value]
+    if not values or any(other != values[0] for other in values):
+        raise InputError(f"{name} is a list of {len(values)} values; give one, since one set is made")
+    return values[0]

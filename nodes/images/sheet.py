@@ -41,6 +41,11 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
     return tensor_of(sheet)
 
 
+def tensors_of(images: ImageSet) -> list[torch.Tensor]:
+    """Every picture once, without mirrored and repeated copies: [1, H, W, 3] in 0..1 float32 each."""
+    return [images.items[copies[0]].pixels[None].float() / 255 for copies in images.copies()]
+
+
 def _bracket_notes(images: ImageSet) -> list[str]:
     """What the brackets of the captions mean, and in how many pictures' captions they are."""
     items = [images.items[copies[0]] for copies in images.copies()]

@@ -10,6 +10,7 @@ from ..bridge.errors import name_node_in_errors
 from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models
 from ..bridge.types import graph_of
+from ..images.wired import training_set
 from ..lora.training import node as lora
 from ..lora.training.technique import LoraTechnique
 from ..lora.training.technique import encode_dataset as encode_lora_dataset
@@ -114,7 +115,7 @@ class ExportTextualInversionJob(io.ComfyNode):
         wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
         models = Models(model, clip, vae)
         exported = export_models(models, TextualInversionTechnique.name, request.settings())
-        dataset = encode_word_dataset(models, images, request)
+        dataset = encode_word_dataset(models, training_set(images), request)
         result = {"name": request.name, "format": "comfy"}
         samples = settings_in(graph[0])
         return _export(

@@ -16,13 +16,15 @@ from ...training.embedding import INITS
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
 from ..bridge.files import writing as storage
-from ..bridge.files.listing import not_listed, safetensors_in
+from ..bridge.files.listing import safetensors_in, stamp_of
 from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
 from ..bridge.training_model.pseudo_word import clip_with_pseudo_word
-from ..bridge.types import Embedding, Images, Run, graph_of
+from ..bridge.types import Embedding, Run, graph_of, pictures_input
+from ..images.wired import training_set
+from .file_input import NONE, file_of
 from .files import FORMATS, as_file, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
 from .names import check_name, prompt_word
@@ -30,7 +32,6 @@ from .request import InversionRequest
 from .technique import TextualInversionTechnique, encode_dataset
 from .templates import TEMPLATES
 
-NONE = "none"
 PATIENCE = 5  # validations, a quarter of the run, without a new lowest validation loss end it; see `TrainConfig`
 
 
@@ -42,7 +43,10 @@ def trainer_inputs() -> list[io.Input]:
             "clip", tooltip="The text encoder that learns the word, at its own clip skip. Its weights stay frozen."
         ),
         io.Vae.Input("vae", tooltip="Encodes the pictures."),
-        Images.Input("images", tooltip="3 to 8 pictures of one thing, or of one style."),
+        pictures_input(
+            "3 to 8 pictures of one thing, or of one style: from Bespoke Image Folder or Bespoke Image Batch, or a "
+            "plain IMAGE batch."
+        ),
         io.String.Input(
             "name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."
         ),
@@ -153,7 +157,7 @@ class TrainTextualInversion(io.ComfyNode):
         graph = graph_of(cls.hidden)
         folder = storage.models_folder("embeddings") / "bespoke" / "runs"  # of the files that `save_every` writes
         models = Models(model, clip, vae)
-        dataset = encode_dataset(models, images, request)
+        dataset = encode_dataset(models, training_set(images), request)
         technique = TextualInversionTechnique(request, models, dataset)
         context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
@@ -305,6 +309,14 @@ class InspectEmbedding(io.ComfyNode):
                     ),
                 ),
                 Embedding.Input("embedding", optional=True, tooltip="A word on the wire; it wins over embedding_name."),
+                io.String.Input(
+                    "name",
+                    optional=True,
+                    force_input=True,
+                    tooltip=(
+                        "A word's name as text, such as prompt_word of Bespoke Save Embedding; it wins over the list."
+                    ),
+                ),
             ],
             has_intermediate_output=True,  # what it showed comes again with a cached run
             outputs=[
@@ -322,26 +334,20 @@ class InspectEmbedding(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, embedding_name, **_):
+    def fingerprint_inputs(cls, embedding_name, **inputs):
+        if embedding_name is None or "name" in inputs:  # it comes over a wire and is not known yet
+            return stamp_of(Path(folder) for folder in folder_paths.get_folder_paths("embeddings"))
         path = folder_paths.get_full_path("embeddings", embedding_name or "")
         return f"{embedding_name}:{Path(path).stat().st_mtime_ns}" if path else embedding_name
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, clip, embedding_name, embedding=None) -> io.NodeOutput:
+    def execute(cls, clip, embedding_name, embedding=None, name=None) -> io.NodeOutput:
         if embedding is not None:
             name, vectors, meta, notes = "the word on the wire", embedding, {}, []
-        elif not embedding_name or embedding_name == NONE:
-            raise InputError(
-                "no embedding is chosen; choose a file in embedding_name or wire an embedding in"
-                + not_listed("embeddings")
-            )
         else:
-            path = folder_paths.get_full_path("embeddings", embedding_name)
-            if path is None:
-                raise InputError(f"{embedding_name!r} is not in ComfyUI's embeddings folder; choose another one")
-            name = embedding_name
-            vectors, meta, notes = read_embedding(Path(path), clip)
+            name, path = file_of(embedding_name if name is None else name)
+            vectors, meta, notes = read_embedding(path, clip)
         near = neighbours(fitting(name, vectors, clip), clip)
         return io.NodeOutput(
             describe(name, near, meta, notes), plot(name, near), ui={"bespoke_words": [asdict(one) for one in near]}

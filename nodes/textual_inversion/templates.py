@@ -47,7 +47,8 @@ def check_captions(items: Sequence[TrainingImage]) -> None:
     if without:
         raise InputError(
             f"template is 'captions' and {len(without)} captions do not hold {WORD}: {', '.join(without[:8])}; "
-            f"write {WORD} where the new word stands, for example 'a {WORD} on a table', or choose another template"
+            f"write {WORD} where the new word stands, for example 'a {WORD} on a table' (for pictures on a wire in "
+            "Bespoke Image Batch), or choose another template"
         )
 
 

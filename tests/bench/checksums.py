@@ -515,14 +515,14 @@ def files(host: Host) -> None:
                     dtype=dtype,
                     filename_prefix=f"sums/{which}-{key_format}-{dtype}",
                 )
-                (name,) = host.run("BespokeSaveLora", hidden=graph, **given)
+                name, *_ = host.run("BespokeSaveLora", hidden=graph, **given)
                 table.file(f"save lora/{which}/{key_format}/{dtype}", loras / name)
                 table.json(f"save lora/{which}/{key_format}/{dtype}/name", name)
                 lora, words, report = host.run("BespokeLoadLora", lora_name=name)
                 table.add(f"load lora/{which}/{key_format}/{dtype}", hash_tensors(lora))
                 table.json(f"load lora/{which}/{key_format}/{dtype}/trigger_words", words)
                 table.text(f"load lora/{which}/{key_format}/{dtype}", report)
-    (name,) = host.run("BespokeSaveLora", lora=host.teal[1], filename_prefix="sums/alone")
+    name, *_ = host.run("BespokeSaveLora", lora=host.teal[1], filename_prefix="sums/alone")
     table.file("save lora/without a run", loras / name)
     for which, out in (("clip", host.trained_word), ("two encoders", host.trained_word_sdxl)):
         for kind in ("comfy", "a1111"):
@@ -775,7 +775,7 @@ def folders(host: Host) -> None:
         "alpha": {"masks": "alpha"},
         "resolution 100": {"resolution": 100},
     }.items():
-        images, preview, report = host.run(
+        images, preview, report, *_ = host.run(
             "BespokeImageFolder", **dict(folder="sums", captions="text files", resolution=128) | given
         )
         table.tensor(f"image folder/{name}/preview", preview)

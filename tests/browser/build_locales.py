@@ -114,6 +114,7 @@ INPUTS = {
     "run": ("运行记录", "実行記録", "exécution", "ejecución"),
     "key_format": ("键名格式", "キー形式", "format des clés", "formato de claves"),
     "dtype": ("数值精度", "数値の型", "type de nombre", "tipo de número"),
+    "folder_name": ("文件夹名", "フォルダー名", "nom du dossier", "nombre de la carpeta"),
     "lora_name": ("LoRA 文件", "LoRA ファイル", "fichier LoRA", "archivo LoRA"),
     "strength_model": ("模型强度", "モデル強度", "force (modèle)", "fuerza (modelo)"),
     "strength_clip": ("CLIP 强度", "CLIP 強度", "force (CLIP)", "fuerza (CLIP)"),

@@ -18,7 +18,7 @@ RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
 # Widgets that came after the last one of version 0.1, at their defaults.
 LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal"},
-    "BespokeImageBatch": {"caption_syntax": "literal"},
+    "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
     "BespokeInjectLora": {"partial": False},
 }
 RIGHT_NOW = {kind: values | LATER.get(kind, {}) for kind, values in RIGHT}

@@ -383,7 +383,7 @@ def test_trigger_words_and_base_are_kept(comfyui, layers):
 def test_the_sum_round_trips_through_a_file(run_node, loras, model):
     lora, *_ = compose(run_node, loras)
     for key_format in ("kohya", "comfy"):
-        (name,) = run_node(
+        name, *_ = run_node(
             "BespokeSaveLora", lora=lora, filename_prefix=f"test/sum-{key_format}", key_format=key_format, dtype="fp32"
         )
         injected = run_node("BespokeInjectLora", model=model, lora_name=name, strength_model=1.0)[0]

@@ -283,7 +283,7 @@ def test_core_loads_every_key_and_gives_what_was_trained(run_node, name, caplog)
             ):
                 run_node("BespokeSaveLora", **save)
             continue
-        (file,) = run_node("BespokeSaveLora", **save)
+        file, *_ = run_node("BespokeSaveLora", **save)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             if KNOWN[name][0].startswith("U-Net") and form == "diffusers":

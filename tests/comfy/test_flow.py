@@ -227,7 +227,7 @@ def test_core_loads_every_key_and_gives_the_nodes_own_model(models, targets, run
     movement = (ours - plain).abs().max()
     assert movement > 1e-4
     for form in ("kohya", "diffusers", "comfy"):
-        (name,) = run_node(
+        name, *_ = run_node(
             "BespokeSaveLora", lora=lora, filename_prefix=f"test/flow-{form}", run=run, dtype="fp32", key_format=form
         )
         caplog.clear()
@@ -247,7 +247,7 @@ def test_sd3s_text_encoders_are_trained(sd3, run_node, caplog):
         if key.startswith("text_encoders.") and "lora_up" in key and value.abs().max() > 0
     ]
     assert {key.split(".")[1] for key in moved} == {"clip_l", "clip_g"}
-    (name,) = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/flow-te", run=run, dtype="fp32")
+    name, *_ = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/flow-te", run=run, dtype="fp32")
     with caplog.at_level(logging.WARNING):
         run_node("LoraLoader", model=sd3[0], clip=sd3[1], lora_name=name, strength_model=1.0, strength_clip=1.0)
     assert "not loaded" not in caplog.text.lower()
@@ -264,7 +264,7 @@ def test_nothing_is_left_on_the_users_model(models, run_node):
 
 def test_training_continues_from_a_saved_lora(flux, run_node):
     _, first, _, run, *_ = train(run_node, flux)
-    (name,) = run_node("BespokeSaveLora", lora=first, filename_prefix="test/flow-on", run=run, dtype="fp32")
+    name, *_ = run_node("BespokeSaveLora", lora=first, filename_prefix="test/flow-on", run=run, dtype="fp32")
     loaded, *_ = run_node("BespokeLoadLora", lora_name=name)
     _, again, *_ = train(run_node, flux, lora=loaded, learning_rate=0.0)
     assert all(torch.allclose(again[key], value) for key, value in first.items())

@@ -24,7 +24,7 @@ def test_the_bucket_step_reaches_the_set(folder, run_node):
     """
     given = dict(folder=folder.name, captions="file names", template="", trigger="zor", resolution=512)
     for changes, size in (({}, (448, 576)), ({"bucket_step": 64}, (448, 576)), ({"bucket_step": 16}, (432, 576))):
-        images, _, report = run_node("BespokeImageFolder", **given, **changes)
+        images, _, report, _ = run_node("BespokeImageFolder", **given, **changes)
         assert images.items[0].pixels.shape[:2] == size
         assert f"1 at {size[1]}x{size[0]} px" in report
 

@@ -46,7 +46,7 @@ def test_the_node_and_the_command_give_the_same_file(comfyui, models, run_node, 
     given = dict(model=models[0], clip=models[1], vae=models[2], images=images, validation_images=validation)
     with one_thread():
         _, lora, _, run, *_ = run_node("BespokeTrainLora", resume=False, **given | jobs.SETTINGS)
-        (name,) = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/teal")
+        name, *_ = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/teal")
     theirs, said = jobs.read(comfyui / "models" / "loras" / name)
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(job), "--base-directory", str(comfyui)],
@@ -313,7 +313,7 @@ def test_a_text_encoder_learns_and_samples_are_drawn_by_the_command_as_by_the_no
     )
     with one_thread():
         _, lora, _, run, *_ = run_node("BespokeTrainLora", resume=False, **given)
-        (name,) = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/text")
+        name, *_ = run_node("BespokeSaveLora", lora=lora, run=run, filename_prefix="jobs/text")
         folder, report = run_node("BespokeExportLoraJob", folder="jobs/text", **given)
     assert "- clip: " in report
     assert "- vae: " in report

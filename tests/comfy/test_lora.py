@@ -89,7 +89,7 @@ def test_gradient_of_four_captions_is_the_mean_of_four(small, small_checkpoint):
 def test_core_loads_the_file_and_moves_as_the_node_does(sd15, run_node, trained, key_format, caplog):
     model, clip, _ = sd15
     node_model, lora, loss, run, report, _ = trained
-    (name,) = run_node(
+    name, *_ = run_node(
         "BespokeSaveLora",
         lora=lora,
         filename_prefix=f"test/teal-{key_format}",
@@ -115,7 +115,7 @@ def test_every_format_round_trips_through_the_packs_nodes(sd15, run_node, traine
     node_model, lora, _, run, _, _ = trained
     base, node = (tiny.predict(m) for m in (model, node_model))
     for key_format in ("kohya", "diffusers", "comfy"):
-        (name,) = run_node(
+        name, *_ = run_node(
             "BespokeSaveLora", lora=lora, filename_prefix="test/own", run=run, key_format=key_format, dtype="fp32"
         )
         loaded, _, text = run_node("BespokeLoadLora", lora_name=name)

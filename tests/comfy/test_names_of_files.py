@@ -24,7 +24,7 @@ def test_a_lora_takes_every_name_that_fits_and_no_longer_one(run_node, comfyui, 
     """The file's name is that of the prefix and "_00001.safetensors": 237 bytes are left for the prefix."""
     size = len(letter.encode())
     fits = letter * (237 // size)
-    (name,) = run_node("BespokeSaveLora", lora=LORA, filename_prefix=f"long/{fits}")
+    name, *_ = run_node("BespokeSaveLora", lora=LORA, filename_prefix=f"long/{fits}")
     assert name == f"long/{fits}_00001.safetensors"
     count = 237 // size + 1
     with pytest.raises(

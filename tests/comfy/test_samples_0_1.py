@@ -215,7 +215,7 @@ def test_saving_the_run_of_0_1_writes_the_file_of_0_1(run_node, comfyui, runs, k
 
     copy_run(run_node, runs, "finished")
     _, lora, _, run, *_ = run_node("BespokeTrainLora", **samples.lora_request(run_node, "finished"))
-    (name,) = run_node(
+    name, *_ = run_node(
         "BespokeSaveLora",
         lora=lora,
         run=run,

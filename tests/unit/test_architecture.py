@@ -208,10 +208,14 @@ def test_a_wrong_page_is_found():
 # --- imports go one way ----------------------------------------------------------------------------------------------
 
 OF_COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
+TRAINERS_TAKE_IMAGES = "makes a set of images on the wire, as Image Batch does"
 # (room, the room that it imports): why.
 ROOMS_THAT_IMPORT = {
     ("jobs", "lora"): "exports and runs LoRA trainings",
     ("jobs", "textual_inversion"): "exports and runs trainings of words",
+    ("jobs", "images"): TRAINERS_TAKE_IMAGES,
+    ("lora", "images"): TRAINERS_TAKE_IMAGES,
+    ("textual_inversion", "images"): TRAINERS_TAKE_IMAGES,
 }
 LORA_ROOMS = {"training", "injection", "composition", "inspection"}
 LORA_ROOMS_THAT_IMPORT = {("injection", "inspection"): "the report of a load begins with the file's description"}

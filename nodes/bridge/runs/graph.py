@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
-from comfy_execution.utils import get_executing_context
 
 from ....training.plain_json import read_json
 from ..files.headers import read_metadata
 from ..files.writing import write_text
+from ..running_prompt import running_item
 from .store import RunStore
 
 GRAPH = "graph.json"
@@ -34,16 +33,11 @@ def keep_graph(folder: Path) -> str:
 
 def running_workflow() -> dict | None:
     """The workflow of the prompt that is executed now, as the page sent it; None for a prompt without one."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    context = get_executing_context()
-    if server is None or context is None:
+    item = running_item()
+    if item is None:
         return None
-    running, _ = server.prompt_queue.get_current_queue_volatile()
-    for _, prompt_id, _, extra, *_ in running:
-        if prompt_id == context.prompt_id:
-            workflow = ((extra or {}).get("extra_pnginfo") or {}).get("workflow")
-            return workflow if isinstance(workflow, dict) else None
-    return None
+    workflow = ((item[3] or {}).get("extra_pnginfo") or {}).get("workflow")
+    return workflow if isinstance(workflow, dict) else None
 
 
 def kept_graph(run_id: str) -> dict | None:

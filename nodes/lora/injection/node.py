@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ....training.formats import trigger_words
 from ...bridge.errors import name_node_in_errors
-from ..file_input import fingerprint, lora_choices, read_chosen, wired_or_chosen
+from ..file_input import fingerprint, lora_choices, name_input, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
 from .inject import MODES, STRENGTH, Request, inject
 from .scope import Scope, parse_blocks
@@ -29,7 +29,8 @@ class LoadLora(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "lora_name", options=lora_choices(), tooltip="A .safetensors file in ComfyUI's loras folder."
-                )
+                ),
+                name_input(),
             ],
             outputs=[
                 io.LoraModel.Output("lora", display_name="lora", tooltip="The LoRA's factors."),
@@ -47,13 +48,13 @@ class LoadLora(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name):
-        return fingerprint(lora_name)
+    def fingerprint_inputs(cls, lora_name, **inputs):
+        return fingerprint(lora_name, "name" in inputs)
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, lora_name) -> io.NodeOutput:
-        lora = read_chosen(lora_name)
+    def execute(cls, lora_name, name=None) -> io.NodeOutput:
+        lora = read_chosen(lora_name, name)
         return io.NodeOutput(lora, trigger_words(lora.meta), describe(lora))
 
 
@@ -180,6 +181,7 @@ class InjectLora(io.ComfyNode):
                     ),
                     **advanced,
                 ),
+                name_input(),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA."),
@@ -198,8 +200,8 @@ class InjectLora(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name, **_):
-        return fingerprint(lora_name)
+    def fingerprint_inputs(cls, lora_name, **inputs):
+        return fingerprint(lora_name, "name" in inputs)
 
     @classmethod
     @name_node_in_errors
@@ -221,10 +223,11 @@ class InjectLora(io.ComfyNode):
         keyframes="",
         mode=MODES[0],
         partial=False,
+        name=None,
     ) -> io.NodeOutput:
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
         request = Request(strength_model, strength_clip, scope, timing, mode, partial)
-        named_lora = wired_or_chosen(lora_name, lora)
+        named_lora = wired_or_chosen(lora_name, lora, name)
         new_model, new_clip, report = inject(model, clip, named_lora, request)
         return io.NodeOutput(new_model, new_clip, f"{describe(named_lora)}\n{report}", trigger_words(named_lora.meta))

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
-from ..file_input import NONE, fingerprint, lora_choices, wired_or_chosen
+from ..file_input import NONE, fingerprint, lora_choices, name_input, wired_or_chosen
 from .heatmap import picture
 from .inspect import inspect
 from .report import report
@@ -46,6 +46,7 @@ class InspectLora(io.ComfyNode):
                     advanced=True,
                     tooltip="The base it belongs to: then the changes are shown in percent of the base's weights.",
                 ),
+                name_input(),
             ],
             outputs=[
                 io.String.Output(
@@ -67,12 +68,12 @@ class InspectLora(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, lora_name, **_):
-        return fingerprint(lora_name)
+    def fingerprint_inputs(cls, lora_name, **inputs):
+        return fingerprint(lora_name, "name" in inputs)
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, lora_name=NONE, lora=None, model=None) -> io.NodeOutput:
-        adapter = wired_or_chosen(lora_name, lora)
+    def execute(cls, lora_name=NONE, lora=None, model=None, name=None) -> io.NodeOutput:
+        adapter = wired_or_chosen(lora_name, lora, name)
         found, remarks = inspect(adapter, model)
         return io.NodeOutput(report(adapter, found, remarks), tensor_of(picture(adapter.name, found)))

@@ -21,7 +21,8 @@ from ...bridge.runs.context import RunContext
 from ...bridge.runs.samples import settings_in
 from ...bridge.trainer import Models, train
 from ...bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, validation_images, widget
-from ...bridge.types import Images, Run, graph_of
+from ...bridge.types import Images, Run, graph_of, pictures_input
+from ...images.wired import training_set
 from ..files import as_file, save_on_the_way
 from .request import LoraData, LoraRequest
 from .technique import LoraTechnique, encode_dataset
@@ -37,12 +38,9 @@ def trainer_inputs() -> list[io.Input]:
             "clip", tooltip="Encodes the captions, at its own clip skip. It is trained only with train_text_encoder."
         ),
         io.Vae.Input("vae", tooltip="Encodes the pictures."),
-        Images.Input(
-            "images",
-            tooltip=(
-                "From Bespoke Image Folder or Bespoke Image Batch. 5 to 20 pictures for a subject, 50 to 200 for a "
-                "style."
-            ),
+        pictures_input(
+            "From Bespoke Image Folder or Bespoke Image Batch; of a plain IMAGE batch every caption is empty. 5 to 20 "
+            "pictures for a subject, 50 to 200 for a style."
         ),
         io.Combo.Input(
             "targets",
@@ -154,7 +152,7 @@ def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraDat
     """
     settings = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
     data = LoraData(
-        values["images"],
+        training_set(values["images"]),
         validation=values.get("validation_images"),
         prior=values.get("prior_images"),
         start=values.get("lora"),
@@ -283,8 +281,16 @@ class SaveLora(io.ComfyNode):
                 io.String.Output(
                     "lora_name",
                     display_name="lora_name",
-                    tooltip="The file's name, as LoRA lists show it after a refresh (R).",
-                )
+                    tooltip=(
+                        "The file's name, as LoRA lists show it after a refresh (R); for inputs of text, such as name "
+                        "of Bespoke Inject LoRA."
+                    ),
+                ),
+                io.AnyType.Output(
+                    "for_lists",
+                    display_name="for_lists",
+                    tooltip="The same name, for the lora_name list of any loader, which takes no text.",
+                ),
             ],
         )
 
@@ -299,4 +305,4 @@ class SaveLora(io.ComfyNode):
         name = storage.write_numbered(
             "loras", filename_prefix, lambda path: storage.write_safetensors(path, tensors, meta, overwrite=False)
         )
-        return io.NodeOutput(name, ui={"text": [f"saved as {name}"]})
+        return io.NodeOutput(name, name, ui={"text": [f"saved as {name}"]})

@@ -1,0 +1,75 @@
+"""The prompt that ComfyUI executes now: which outputs are wired, and which inputs get a list."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from comfy_execution.graph_utils import is_link
+from comfy_execution.utils import get_executing_context
+
+
+def running_item() -> tuple | None:
+    """The queue's item (number, prompt id, prompt, extra data, ...) that is executed now, or None outside of one."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    context = get_executing_context()
+    if server is None or context is None:
+        return None
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    return next((item for item in running if item[1] == context.prompt_id), None)
+
+
+def is_wired(slot: int) -> bool:
+    """Whether a link leaves the output `slot` of the node that is executed now.
+
+    True where this cannot be known: outside of a queue, and for a node that another node put into the prompt.
+    """
+    here = _here()
+    if here is None:
+        return True
+    prompt, node_id = here
+    return any(
+        is_link(value) and str(value[0]) == node_id and value[1] == slot
+        for node in prompt.values()
+        for value in node.get("inputs", {}).values()
+    )
+
+
+def source_of_list(name: str) -> str:
+    """The class of the node that makes a list of what the input `name` of the executed node gets, "" where none does.
+
+    ComfyUI runs a node once for each item of a list, and so all nodes behind it up to one that takes lists.
+    """
+    here = _here()
+    if here is None:
+        return ""
+    prompt, node_id = here
+    value = prompt[node_id].get("inputs", {}).get(name)
+    return _source(prompt, value, set()) if is_link(value) else ""
+
+
+def _source(prompt: dict[str, Any], link: list, seen: set[str]) -> str:
+    """See `source_of_list`. link: [node id, slot]. seen: the nodes that were visited."""
+    import nodes
+
+    node_id = str(link[0])
+    if node_id in seen or node_id not in prompt:
+        return ""
+    seen.add(node_id)
+    kind = prompt[node_id].get("class_type", "")
+    node = nodes.NODE_CLASS_MAPPINGS.get(kind)
+    outputs = getattr(node, "OUTPUT_IS_LIST", None) or ()
+    if link[1] < len(outputs) and outputs[link[1]]:
+        return kind
+    if getattr(node, "INPUT_IS_LIST", False):
+        return ""  # it runs once
+    links = [value for value in prompt[node_id].get("inputs", {}).values() if is_link(value)]
+    return next((found for value in links if (found := _source(prompt, value, seen))), "")
+
+
+def _here() -> tuple[dict[str, Any], str] | None:
+    """(the prompt, the id of the node in it that is executed now), or None."""
+    item, context = running_item(), get_executing_context()
+    if item is None or context is None or str(context.node_id) not in item[2]:
+        return None
+    return item[2], str(context.node_id)
