@@ -29,6 +29,8 @@ SLOW = {
 }
 NOT_COMPUTED = {"TorchCompileModel": "compiling takes minutes"}
 
+SMALL = "small.safetensors"  # the small model as a checkpoint
+
 _wide = False
 
 
@@ -57,6 +59,11 @@ def _second(family: str):
 
 
 def _make(family: str, seed: int):
+    if family == "small":
+        import comfy.sd
+        import folder_paths
+
+        return comfy.sd.load_checkpoint_guess_config(folder_paths.get_full_path("checkpoints", SMALL))[:3]
     if family == "sd15":
         return tiny.patcher(tiny.SD15 if _wide else tiny.SMALLEST, seed), tiny.clip(), tiny.vae()
     return families.MAKERS[family]()
@@ -347,12 +354,15 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     )
 
 
-def first_values(node, family: str) -> dict[str, Any]:
-    """The first value of every input. Optional inputs that cannot be made are left out."""
+def first_values(node, family: str, which: int = 0) -> dict[str, Any]:
+    """The first value of every input, or the second with which = 1. Optional inputs that cannot be made are left out.
+
+    MODEL, CLIP and VAE inputs have their first value either way.
+    """
     out = {}
     for name, given in inputs_of(node).items():
         try:
-            out[name] = two_values(name, given, family)[0]
+            out[name] = two_values(name, given, family)[0 if given.kind in WIRES else which]
         except NoValue:
             if given.required:
                 raise

@@ -51,10 +51,13 @@ def normal_tensors(patcher: Any) -> Callable[[], AbstractContextManager[Any]]:
     """A factory of the context in which a training calls the model.
 
     The context costs a few microseconds for each torch function, so it is empty unless other nodes have put code on
-    the patcher: injections, wrappers, hooks, or anything in `model_options`.
+    the patcher: injections, wrappers, callbacks, hooks, functions or modules in the place of the model's (but for its
+    noise levels), or anything in `model_options`.
     """
     options = dict(patcher.model_options)
     options |= options.pop("transformer_options", {})
-    has_code = is_set((options, patcher.injections, patcher.wrappers, patcher.hook_patches))
+    replaced = [each for name, each in patcher.object_patches.items() if name != "model_sampling" and callable(each)]
+    places = (options, replaced, patcher.injections, patcher.wrappers, patcher.callbacks, patcher.hook_patches)
+    has_code = is_set(places)
     copies: dict[int, tuple[Tensor, Tensor]] = {}
     return (lambda: _NormalTensors(copies)) if has_code else contextlib.nullcontext

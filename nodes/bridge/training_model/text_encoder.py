@@ -100,8 +100,10 @@ def prepare_text_encoder(clip, compute: torch.dtype | None) -> Iterator[Trainabl
     """The CLIP as it is on the wire, copied, with gradients able to flow through its CLIP encoders.
 
     A copy, since CLIP's in-place sums would break the backward pass and the user's CLIP must not change. Other encoders
-    beside them (T5) are the user's own. compute: the dtype of the matrix products, None for float32.
+    beside them (T5) are the user's own. compute: the dtype of the matrix products, None for float32. Raises
+    `InputError` for a CLIP in which another node has replaced a function: the copy does not have it.
     """
+    check_own_functions(clip)
     with torch.inference_mode(False), torch.enable_grad():
         patcher = _loaded_patcher(clip)
         device = patcher.load_device
@@ -110,6 +112,17 @@ def prepare_text_encoder(clip, compute: torch.dtype | None) -> Iterator[Trainabl
         for layer in (layer for part in parts for layer in part.modules()):
             _make_differentiable(layer, compute)
         yield TrainableTextEncoder(clip, model, device, autocast_for(device, compute))
+
+
+def check_own_functions(clip) -> None:
+    """Raise `InputError` where another node has replaced a function of the CLIP, such as NegPip its token weights."""
+    replaced = sorted(name for name, value in clip.patcher.object_patches.items() if callable(value))
+    if replaced:
+        raise InputError(
+            f"the CLIP carries a function of another node in the place of {replaced[0]}, which a training of the text "
+            "encoder or of a word cannot compute as sampling does; wire the CLIP from before that node into the "
+            "trainer, or train a LoRA with train_text_encoder off"
+        )
 
 
 def _private_copy(source: nn.Module) -> nn.Module:
