@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -152,9 +153,25 @@ class Training:
         The last also where no step had a lower loss than the start: the start is no result, since nothing is learned
         there (a LoRA of zeros). A state that was saved by an earlier version may hold the start as the best.
         """
-        if self.config.keep == "best" and self.best and self.best_step > 0:
-            return self.best
-        return self.current()
+        return self.best if self._keeps_best() else self.current()
+
+    @property
+    def result_step(self) -> int:
+        """The step of which `result` is."""
+        return self.best_step if self._keeps_best() else self.steps_done
+
+    @contextmanager
+    def result_loaded(self) -> Iterator[None]:
+        """A context in which the trained parameters are `result`. Afterwards they have their values of before."""
+        present = copy_state(self.trainable.state_dict())
+        self.trainable.load_state_dict(self.result())
+        try:
+            yield
+        finally:
+            self.trainable.load_state_dict(present)
+
+    def _keeps_best(self) -> bool:
+        return self.config.keep == "best" and bool(self.best) and self.best_step > 0
 
     def current(self) -> dict[str, Tensor]:
         """The trained tensors as they are (with `ema` their average), copied to the CPU."""

@@ -47,7 +47,8 @@ def _caption_syntax() -> io.Combo.Input:
 
 
 def _folders() -> list[str]:
-    return folder_paths.get_input_subfolders() or [NO_FOLDER_OPTION]
+    """The choices of the widget. The choice of none is the last, so that a graph can be shared with it."""
+    return [*folder_paths.get_input_subfolders(), NO_FOLDER_OPTION]
 
 
 def _shown_progress() -> Progress:

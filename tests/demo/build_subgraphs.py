@@ -19,6 +19,7 @@ from canvas import WIDTH, Workflow
 OUT = host.ROOT / "subgraphs"
 INPUT, OUTPUT = -10, -20  # the page's ids of a subgraph's input and output side
 # Ids depend on the names alone, so that files change only where they have to.
+NO_FOLDER = "(no folder yet)"  # a choice that every host has
 NAMESPACE = uuid.UUID("5e5ab1de-0000-4000-8000-000000000000")
 
 
@@ -146,7 +147,7 @@ def train_lora(info: dict) -> Blueprint:
         "A folder of pictures in; the adapted model, and a file in the loras folder, out.",
     )
     b.column()
-    folder = b.node("BespokeImageFolder", folder="my_pictures")
+    folder = b.node("BespokeImageFolder", folder=NO_FOLDER)
     b.column()
     trainer = b.node("BespokeTrainLora", images=(folder, "images"), learning_rate=1e-4)
     b.column()
@@ -248,7 +249,7 @@ def teach(info: dict) -> Blueprint:
         "A folder of pictures in; a text encoder that knows their word, and its file, out. No weight changes.",
     )
     b.column()
-    folder = b.node("BespokeImageFolder", folder="my_pictures")
+    folder = b.node("BespokeImageFolder", folder=NO_FOLDER)
     b.column()
     trainer = b.node("BespokeTrainTextualInversion", images=(folder, "images"), init_text="object")
     b.column()

@@ -15,15 +15,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "server"))
 
 import host
 from canvas import Workflow
-from small_values import STYLE, SUBJECT
 
 OUT = host.ROOT / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 # For a style with some tens of pictures; a subject with 5 to 20 needs fewer steps and a lower rank.
 STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 5e-5, "steps": 750}
 SUBJECT_TRAINING = {"learning_rate": 1e-4, "steps": 400}
-BRING = "Choose your own picture in *The picture*: 512 to 768 px a side for SD1.5, as nothing scales it down."
-FIRST_TRAIN = "and choose your file where a list is red (press R to refresh the lists)."
+BRING = (
+    "*The picture* is the drawing that comes with ComfyUI. Choose your own there: 512 to 768 px a side for SD1.5, as "
+    "nothing scales it down."
+)
+FIRST_TRAIN = "press R to refresh the lists, and choose the files that they saved in the loaders."
+PICTURE = "example.png"  # comes with ComfyUI, 768 x 768
+NO_FOLDER, NO_LORA = "(no folder yet)", "none"  # choices that every host has
+CHOOSE_FOLDER = "and choose it in *folder*, or drop the folder on that node"
 SAMPLING = {"seed": 3, "steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
@@ -75,9 +80,9 @@ def report(w: Workflow, node, height: int = 140) -> None:
     w.node("PreviewAny", "Report", height, source=(node, "report"))
 
 
-def learn(w: Workflow, base: Base, kind: str, folder: str, folder_values=(), **values):
+def learn(w: Workflow, base: Base, kind: str, title: str, folder_values=(), **values):
     """A folder of pictures, its contact sheet and a trainer of `kind`."""
-    pictures = w.node("BespokeImageFolder", folder=folder, **dict(folder_values))
+    pictures = w.node("BespokeImageFolder", title, folder=NO_FOLDER, **dict(folder_values))
     w.column()
     trainer = w.node(kind, model=base.model, clip=base.clip, vae=base.vae, images=(pictures, "images"), **values)
     w.column()
@@ -92,29 +97,28 @@ def lora_style(w: Workflow) -> None:
     w.column()
     w.group("1  Learn from pictures", "learn")
     w.note(
-        "**Train a LoRA on a style, then use it with ComfyUI's own loader.**\n\n"
-        "Put 20 to 200 pictures with a .txt caption each into a folder under *input*, press R and choose it below. "
-        "*trigger* "
-        "is put before every caption; say the same words in the prompt. *steps*: about pictures x 100 / batch_size (30 "
-        "pictures: 750).\n\n"
-        "Queue once: the training runs and the file lands in the loras folder. ComfyUI's own loader (right) cannot "
-        "know "
-        "a file before it is there, so the first time it is marked red: press R, choose the new file and queue "
-        "again. The "
-        "training is not repeated. Every further training makes a file with a new number: choose that one.",
+        "**Train a LoRA on a style, and use it in the same queue.**\n\n"
+        "1. Put 20 to 200 pictures with a .txt caption each into a folder under *input*, press R "
+        f"{CHOOSE_FOLDER}.\n"
+        "2. *trigger* is put before every caption; say the same words in the prompt.\n"
+        "3. *steps*: about pictures x 100 / batch_size (30 pictures: 750).\n"
+        "4. Queue. The panel on the trainer shows the loss and the time left. The right side then draws the same seeds "
+        "without and with the LoRA, and the file lands in the loras folder.\n\n"
+        "Queue again with another prompt: the training is not repeated. In another graph, ComfyUI's own LoRA loader "
+        "loads the file.",
         330,
     )
     base = Base(w)
-    trainer = learn(w, base, "BespokeTrainLora", "my_style", {"trigger": "my style"}, **STYLE_TRAINING)
+    trainer = learn(w, base, "BespokeTrainLora", "Pictures of the style", {"trigger": "my style"}, **STYLE_TRAINING)
     w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-style")
     report(w, trainer, 160)
     w.column()
     w.group("2  Use it: the same seeds without and with the LoRA", "use")
-    loaded = w.node("LoraLoader", model=base.model, clip=base.clip, lora_name=STYLE)
+    adapted = w.node("BespokeInjectLora", "Use the LoRA", model=base.model, lora=(trainer, "lora"))
     words, nothing, latent = base.prompt("a lighthouse on a cliff, in my style"), base.nothing(), base.empty()
     w.column()
     low = base.sample("without the LoRA", words, nothing, latent)
-    high = base.sample("with the LoRA", words, nothing, latent, (loaded, "MODEL"))
+    high = base.sample("with the LoRA", words, nothing, latent, (adapted, "model"))
     w.column()
     base.show("without the LoRA", low, "lora_base")
     base.show("with the LoRA", high, "lora_lora")
@@ -135,13 +139,13 @@ def lora_subject(w: Workflow) -> None:
     )
     base = Base(w)
     classes = w.node(
-        "BespokeImageFolder", "The class", folder="my_class", captions="template", template="a photo of a dog"
+        "BespokeImageFolder", "The class", folder=NO_FOLDER, captions="template", template="a photo of a dog"
     )
     trainer = learn(
         w,
         base,
         "BespokeTrainLora",
-        "my_subject",
+        "Pictures of the subject",
         {"trigger": "sks dog"},
         prior_images=(classes, "images"),
         prior_weight=0.5,
@@ -173,13 +177,10 @@ def lora_compose(w: Workflow) -> None:
     w.note(
         "**Compose LoRAs.** The sum of two adaptations is a LoRA again: exactly, with the ranks added, or brought to a "
         "smaller rank, with the share that is kept in the report. The heatmap shows where the two pull the same way or "
-        f"against each other.\n\nFirst run *lora_train_and_use* and *lora_subject*, {FIRST_TRAIN}"
+        f"against each other.\n\nFirst run *lora_train_and_use* and *lora_subject*; then {FIRST_TRAIN}"
     )
     base = Base(w)
-    loaded = [
-        w.node("BespokeLoadLora", title, lora_name=name)
-        for title, name in (("The style", STYLE), ("The subject", SUBJECT))
-    ]
+    loaded = [w.node("BespokeLoadLora", title, lora_name=NO_LORA) for title in ("The style", "The subject")]
     w.column()
     both = w.node("BespokeComposeLoras", loras=[(one, "lora") for one in loaded], strengths="0.8\n0.8")
     report(w, both)
@@ -210,11 +211,11 @@ def lora_inspect(w: Workflow) -> None:
         "most. "
         "Query and key decide *where* a word acts, value and out *what* it brings there; the blocks in the middle hold "
         "the composition, the outer ones the surface. Start and end say in which share of the denoising it acts."
-        f"\n\nFirst run *lora_train_and_use*, {FIRST_TRAIN}",
+        f"\n\nFirst run *lora_train_and_use*; then {FIRST_TRAIN}",
         260,
     )
     base = Base(w)
-    loaded = w.node("BespokeLoadLora", lora_name=STYLE)
+    loaded = w.node("BespokeLoadLora", "The style", lora_name=NO_LORA)
     seen = w.node("BespokeInspectLora", lora=(loaded, "lora"), model=base.model)
     w.column()
     w.node("PreviewImage", "How much it changes, by block and projection", 420, images=(seen, "heatmap"))
@@ -256,7 +257,7 @@ def strength_ladder(w: Workflow) -> None:
         230,
     )
     base = Base(w)
-    picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
+    picture = w.node("LoadImage", "The picture", 330, image=PICTURE)
     w.column()
     latent = base.encode(picture)
     words, nothing = base.prompt("the same scene in winter, snow"), base.nothing()
@@ -284,7 +285,7 @@ def few_steps(w: Workflow) -> None:
         300,
     )
     base = Base(w)
-    picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
+    picture = w.node("LoadImage", "The picture", 330, image=PICTURE)
     w.column()
     latent = base.encode(picture)
     words, nothing = base.prompt("the same scene in winter, snow"), base.nothing()
@@ -338,14 +339,23 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
     w.column()
     w.group(title, "use")
     w.note(
-        f"{note}\n\n{BRING} The mask is a black and white picture of the same size. To paint one instead: right "
-        "click *The "
+        f"{note}\n\n{BRING} The mask here is a rectangle: white may change. To paint one instead, right click *The "
         "picture*, *Open in MaskEditor*, and wire its MASK into the blend.",
         330,
     )
     base = Base(w)
-    picture = w.node("LoadImage", "The picture", 330, image="my_picture.png")
-    mask = w.node("LoadImageMask", "The mask: white may change", 330, image="my_mask.png", channel="red")
+    picture = w.node("LoadImage", "The picture", 330, image=PICTURE)
+    black = w.node("SolidMask", "Black, the size of the picture", value=0.0, width=768, height=768)
+    white = w.node("SolidMask", "White, what may change", value=1.0, width=192, height=192)
+    mask = w.node(
+        "MaskComposite",
+        "The mask",
+        destination=(black, "MASK"),
+        source=(white, "MASK"),
+        x=16,
+        y=152,
+        operation="add",
+    )
     w.column()
     latent = base.encode(picture)
     words, nothing = base.prompt(prompt), base.nothing()
@@ -441,14 +451,14 @@ def textual_inversion(w: Workflow) -> None:
     w.note(
         "**Textual inversion.** A new word is learned as a vector in the text encoder's space; no weight of any model "
         "changes. The search begins at the words in *init_text*: say there plainly what your pictures show."
-        "\n\nPut 3 to 8 pictures into a folder under *input* (no captions needed), press R and choose it. The "
+        f"\n\nPut 3 to 8 pictures into a folder under *input* (no captions needed), press R {CHOOSE_FOLDER}. The "
         "saved word is "
         "wired into the prompt, so that it is read after it is saved. Later, type *embedding:my-word* into any prompt. "
         "*overwrite* is on: give a second thing another *name*, in both nodes.",
         280,
     )
     base = Base(w)
-    trainer = learn(w, base, "BespokeTrainTextualInversion", "my_thing", name="my-word", init_text="toy")
+    trainer = learn(w, base, "BespokeTrainTextualInversion", "Pictures of the thing", name="my-word", init_text="toy")
     saved = w.node(
         "BespokeSaveEmbedding", embedding=(trainer, "embedding"), run=(trainer, "run"), name="my-word", overwrite=True
     )
@@ -471,12 +481,12 @@ def word_and_lora(w: Workflow) -> None:
     w.note(
         "**Word plus LoRA.** They change different things, so they go together: the word says *what*, the LoRA *how*. "
         "The word is in the prompt by its file's name; the LoRA is on the model.\n\nFirst run *textual_inversion* and "
-        f"*lora_train_and_use*, {FIRST_TRAIN}",
+        f"*lora_train_and_use*; then {FIRST_TRAIN}",
     )
     base = Base(w)
-    loaded = w.node("BespokeLoadLora", "The LoRA", lora_name=STYLE)
+    loaded = w.node("BespokeLoadLora", "The LoRA", lora_name=NO_LORA)
     styled = w.node("BespokeInjectLora", model=base.model, lora=(loaded, "lora"))
-    near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name="my-word.safetensors")
+    near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name=NO_LORA)
     w.column()
     w.node("PreviewImage", "What the word is near to", 300, images=(near, "plot"))
     plain = base.prompt("a photo of a toy on a table, in my style", "Without the word")
@@ -506,15 +516,14 @@ def three_techniques(w: Workflow) -> None:
         "denoise nothing but the start. The comparison on the right says what each took and shows what each gives "
         "at the "
         "same seeds: a LoRA can teach what the model has never seen; a word can only point at what it knows; a partial "
-        "denoise changes one picture and learns nothing.\n\nUse the folder of *lora_train_and_use*, and copy one "
-        "of its "
-        "pictures into *input* itself for *One of them*.",
+        "denoise changes one picture and learns nothing.\n\nChoose one folder twice, and "
+        "one of its pictures in *One of them*.",
         300,
     )
     base = Base(w)
-    folder = w.node("BespokeImageFolder", folder="my_style", trigger="my style")
-    again = w.node("BespokeImageFolder", "The same, for the word", folder="my_style")
-    picture = w.node("LoadImage", "One of them", 330, image="my_style.png")
+    folder = w.node("BespokeImageFolder", "Pictures of the style", folder=NO_FOLDER, trigger="my style")
+    again = w.node("BespokeImageFolder", "The same, for the word", folder=NO_FOLDER)
+    picture = w.node("LoadImage", "One of them", 330, image=PICTURE)
     w.column()
     w.group("2  Learn", "learn")
     wires = {"model": base.model, "clip": base.clip, "vae": base.vae}

@@ -19,15 +19,17 @@ STRENGTH = {"cfg": 2.0, "sampler_name": "euler", "scheduler": {"karras": "normal
 VALUES: dict[str, dict[str, object]] = {
     "CheckpointLoaderSimple": {"ckpt_name": host.CHECKPOINT},
     "EmptyLatentImage": {"width": 128, "height": 128},
-    "LoadImage": {"image": {"my_picture.png": pictures.PICTURE, "my_style.png": pictures.ONE}},
-    "LoadImageMask": {"image": pictures.MASK},
+    "LoadImage": {"image": {"The picture": pictures.PICTURE, "One of them": pictures.ONE}},
+    # The rectangle of `pictures.MASK`: the circle's box and one cell more.
+    "SolidMask": {"width": {768: 128, 192: 96}, "height": {768: 128, 192: 96}},
+    "MaskComposite": {"x": 16, "y": 16},
     "BespokeImageFolder": {
         "folder": {
-            "my_style": pictures.TEAL,
+            "Pictures of the style": pictures.TEAL,
             "The same, for the word": pictures.TEAL_WORD,
-            "my_subject": pictures.HEART,
-            "my_class": pictures.CLASS,
-            "my_thing": pictures.PINK,
+            "Pictures of the subject": pictures.HEART,
+            "The class": pictures.CLASS,
+            "Pictures of the thing": pictures.PINK,
         },
         "trigger": "",
         "captions": "text files",
@@ -44,7 +46,8 @@ VALUES: dict[str, dict[str, object]] = {
         "loss_weighting": "debiased",
     },
     # With a word for a colour, the LoRA is that of a shape.
-    "BespokeLoadLora": {"lora_name": {"The LoRA": SUBJECT, STYLE: STYLE, SUBJECT: SUBJECT}},
+    "BespokeLoadLora": {"lora_name": {"The LoRA": SUBJECT, "The style": STYLE, "The subject": SUBJECT}},
+    "BespokeInspectEmbedding": {"embedding_name": "my-word.safetensors"},
     "BespokeTrainTextualInversion": {
         "learning_rate": 0.02,
         "steps": 60,

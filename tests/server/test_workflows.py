@@ -13,6 +13,7 @@ import urllib.request
 
 import build_workflows
 import graph
+import host
 import numpy as np
 import pytest
 import run
@@ -96,6 +97,35 @@ def test_the_files_match_the_script(server, object_info):
         assert json.loads(json.dumps(w.document())) == json.loads((FOLDER / f"{name}.json").read_text("utf-8")), (
             f"run tests/demo/build_workflows.py ({name})"
         )
+
+
+# What each list of files offers on a new host. A checkpoint has to be brought.
+ALWAYS_THERE = {"lora_name": "none", "embedding_name": "none", "folder": "(no folder yet)", "image": "example.png"}
+
+
+def test_none_opens_with_a_file_that_a_new_user_lacks(object_info):
+    """The page marks a node red whose list has not the saved value."""
+    for path in [*FOLDER.glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]:
+        flow = json.loads(path.read_text("utf-8"))
+        inner = [node for part in flow.get("definitions", {}).get("subgraphs", []) for node in part["nodes"]]
+        for node in [*flow["nodes"], *inner]:
+            if node["type"] not in object_info:
+                continue
+            definition = object_info[node["type"]]
+            specs = definition["input"].get("required", {}) | definition["input"].get("optional", {})
+            for name, value in graph.widget_values(node, definition).items():
+                where = f"{path.name}: {node.get('title', node['type'])}.{name} = {value!r}"
+                if name in ALWAYS_THERE:
+                    assert value == ALWAYS_THERE[name], where
+                elif isinstance(specs[name][0], list) and name != "ckpt_name":
+                    assert value in specs[name][0], where
+                elif specs[name][0] == "COMBO":
+                    assert value in specs[name][1]["options"], where
+
+
+def test_the_picture_of_the_examples_comes_with_comfyui():
+    with Image.open(host.comfyui() / "input" / build_workflows.PICTURE) as picture:
+        assert picture.size == (768, 768)
 
 
 def test_an_unlisted_value_is_named(object_info):

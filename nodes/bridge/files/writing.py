@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from ....training.errors import InputError
 from .names import check_length
 
-NO_FOLDER_OPTION = "(no folder yet)"  # the widget's only choice where the input folder has no subfolder
+NO_FOLDER_OPTION = "(no folder yet)"  # the choice of no folder
 TEMPORARY_PREFIX = ".bespoke-"  # of the names of files that are being written
 LONGEST_PATH = 4000  # bytes of UTF-8
 NUMBERED = "_{:05}.safetensors"  # the end of the files of `write_numbered`
@@ -45,7 +45,10 @@ def resolve_inside(folder: Path, name: str, ending: str = "") -> Path:
     ending: what will be put behind the name; it counts in the name's length.
     """
     if name == NO_FOLDER_OPTION:
-        raise InputError("ComfyUI's input folder holds no folder yet; make one there and put pictures into it")
+        raise InputError(
+            "no folder is chosen; put pictures into a folder in ComfyUI's input folder and choose it in 'folder' "
+            "(press R to refresh the list), or drop the folder on the node"
+        )
     if not name or name != name.strip() or _FORBIDDEN_CHARACTERS.search(name):
         raise InputError(f"the name {name!r} cannot be a file's; use letters, digits, '-', '_' and '/' for a subfolder")
     check_length(name, ending)

@@ -132,6 +132,19 @@ class RunMonitor:
             self._try("the state to go on from", lambda: self._store.save(self._training.state(), self._task.run))
             self._last_save = time.monotonic()
 
+    def draw_result(self) -> None:
+        """Draw a sample of what is kept, where samples are drawn and there is none of its step.
+
+        Not where an earlier training of the run came to its end and this one had no step to do.
+        """
+        task, training = self._task, self._training
+        has_worked = training.steps_done > self._first_step or self._broke_off
+        drawn = any(at == training.result_step for at, _ in task.run.samples)
+        if not task.config.sample_every or not has_worked or drawn:
+            return
+        with training.result_loaded():
+            self._draw(training.result_step)
+
     def _try(self, what: str, write: Callable[[], object]) -> bool:
         """Write something that the training can do without. A failure is noted in the record; returns success."""
         try:
@@ -203,11 +216,15 @@ class RunMonitor:
         self._context.save(self._training.steps_done, self._training.current(), self._task.run)
 
     def _draw_sample(self, step: int) -> None:
+        with self._training.average.applied():
+            self._draw(step)
+
+    def _draw(self, step: int) -> None:
+        """Draw a sample with the model as it is, and save it as the sample of `step`."""
         if self._task.draw_sample is None:
             return
         self._display.phase("sample")
-        with self._training.average.applied():
-            picture = self._task.draw_sample()
+        picture = self._task.draw_sample()
         self._try("a sample image", lambda: self._save_sample(step, picture))
 
     def _in_phase(self, name: str, work: Callable[[], float]) -> Callable[[], float]:
@@ -223,6 +240,7 @@ class RunMonitor:
         keep_training_picture(self._store.folder, self._task.training_picture)
         name = self._store.save_sample(step, picture)
         self._task.run.samples.append((step, name))
+        self._task.run.samples.sort()  # the sample of what is kept comes last and can be of an earlier step
         self._display.sample(step, name)
 
 

@@ -61,6 +61,7 @@ def _train(task: TrainingTask, context: RunContext, store: Store) -> dict[str, T
             if stop == StopRequest.FINISH:
                 break
         _check_held_out(task)
+        monitor.draw_result()
         # `config.patience` ends the loop early too; that run is KEPT as well.
         finished = training.steps_done >= training.last_step and stop != StopRequest.FINISH
         run.state = RunState.FINISHED if finished else RunState.KEPT
