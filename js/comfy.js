@@ -23,6 +23,7 @@
 //   widget.beforeQueued                        called on every widget before the page makes a prompt
 //   LiteGraph.vueNodesMode, [data-node-id]     Nodes 2.0 is on; a node's element there
 //   widget.computeLayoutSize, computeSize      the room that a widget takes
+//   widget.hidden, node.constructor.nodeData   a widget that is not drawn; the definition of a node's inputs
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -475,6 +476,71 @@ export function unlinkedValues(node) {
   return Object.fromEntries(values.map(({ name, value }) => [name, value]));
 }
 
+/** Whether the canvas draws the nodes, not Nodes 2.0. */
+export const isClassic = () => !globalThis.LiteGraph?.vueNodesMode;
+
+/**
+ * The widgets of a node's advanced inputs, in their order.
+ * @param {Node} node
+ * @returns {{ name: string, isLinked: boolean, isDefault: boolean }[]}
+ */
+export function advancedWidgets(node) {
+  const { required = {}, optional = {} } = /** @type {any} */ (node.constructor).nodeData?.input ?? {};
+  const values = unlinkedValues(node);
+  return (node.widgets ?? [])
+    .filter(({ name }) => ({ ...required, ...optional })[name]?.[1]?.advanced)
+    .map(({ name, value }) => {
+      const spec = optional[name] ?? required[name];
+      const standard = spec[1].default ?? (Array.isArray(spec[0]) ? spec[0][0] : spec[1].options?.[0]);
+      return { name, isLinked: !(name in values), isDefault: value === standard };
+    });
+}
+
+/**
+ * Hide the named widgets from the canvas and show all others. Their values are saved and sent either way.
+ * @param {Node} node
+ * @param {Set<string>} names
+ */
+export function hideWidgets(node, names) {
+  for (const { name } of advancedWidgets(node)) {
+    const widget = widgetOf(node, name);
+    if (widget) widget.hidden = names.has(name);
+  }
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+const ROW = 24; // px, of a widget in the classic look
+
+/**
+ * Leave the advanced widgets out of the height that Nodes 2.0 gives a node at least, where it folds them. Without this the
+ * node keeps the classic height, and more than half of it is empty.
+ * @param {Node} node
+ */
+export function leaveAdvancedOut(node) {
+  const own = node.computeSize;
+  node.computeSize = function (/** @type {any[]} */ ...args) {
+    const size = own.apply(this, /** @type {any} */ (args));
+    if (!isClassic() && !this.showAdvanced) size[1] -= ROW * advancedWidgets(node).length;
+    return size;
+  };
+}
+
+/**
+ * A property of a node, which is saved with the graph.
+ * @param {Node} node
+ * @param {string} name
+ */
+export const propertyOf = (node, name) => node.properties?.[name];
+
+/**
+ * @param {Node} node
+ * @param {string} name
+ * @param {boolean} value
+ */
+export function setProperty(node, name, value) {
+  node.properties = { ...node.properties, [name]: value };
+}
+
 // --- Panels ----------------------------------------------------------------------------------------------------------
 
 const MARGIN = 6; // px
@@ -531,6 +597,17 @@ export function fitNode(node) {
   if (globalThis.LiteGraph?.vueNodesMode) return; // Nodes 2.0 measures the elements itself, without the folded inputs
   const [width, height] = node.computeSize();
   if (node.size[0] < width || node.size[1] < height) node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.graph?.setDirtyCanvas?.(true, true);
+}
+
+/**
+ * Make the node lower by a number of px, but not lower than its widgets need.
+ * @param {Node} node
+ * @param {number} by
+ */
+export function shrinkNode(node, by) {
+  const height = Math.max(node.computeSize()[1], node.size[1] - by);
+  if (height < node.size[1]) node.setSize([node.size[0], height]);
   node.graph?.setDirtyCanvas?.(true, true);
 }
 

@@ -2,6 +2,7 @@
 // Registers the pack with the page. All other modules in this folder have no side effects, because ComfyUI loads each .js
 // file under WEB_DIRECTORY by itself.
 
+import { attachAdvanced } from "./advanced_inputs.js";
 import { addSidebarTab, classOf, fetchJson, onSettingChange, register, restoreOutputs, setting } from "./comfy.js";
 import { createCommands } from "./commands.js";
 import { el } from "./dom.js";
@@ -73,6 +74,7 @@ register({
   nodeCreated(node) {
     const kind = classOf(node);
     if (!kind?.startsWith("Bespoke")) return;
+    attachAdvanced(node);
     if (DIAL_NODES.has(kind)) attachDial(node);
     if (kind === FOLDER_NODE) attachFolder(node);
     if (kind in LORA_NODES && getSetting("LoraDial")) attachLoraDial(node);

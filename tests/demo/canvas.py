@@ -25,6 +25,7 @@ BOXES = {
     "BespokeComposeLoras": 30,
     "StringConcatenate": 60,
 }
+FOLDED_FROM = 4  # advanced inputs, as in js/advanced_inputs.js
 AUTOGROW = "COMFY_AUTOGROW_V3"
 
 
@@ -89,6 +90,7 @@ class Workflow:
         if unknown:
             raise ValueError(f"{kind} has no input {sorted(unknown)}")
         inputs, widgets, growing = [], [], {}
+        folded = 0  # advanced inputs at their defaults, which both looks hide behind one line
         for name in names:
             spec = definition["input"].get("required", {}).get(name) or definition["input"]["optional"][name]
             options = spec[1] if len(spec) > 1 else {}
@@ -109,6 +111,7 @@ class Workflow:
                 )
                 default = options.get("default", empty)
                 widgets.append(default if linked or value is None else value)
+                folded += bool(options.get("advanced")) and not linked and widgets[-1] == default
                 if name in graph.CONTROLLED and options.get("control_after_generate", True) is not False:
                     widgets.append("fixed")
             elif value is not None and not linked:
@@ -132,7 +135,8 @@ class Workflow:
         needed = (
             40
             + 22 * rows
-            + 30 * len(widgets)
+            + 30 * (len(widgets) - (folded if folded >= FOLDED_FROM else 0))
+            + (34 if folded >= FOLDED_FROM else 0)
             + 70 * sum(isinstance(v, str) and len(v) > 40 for v in widgets)
             + BOXES.get(kind, 0)
         )

@@ -1,0 +1,112 @@
+"""Advanced inputs are folded in the classic look, keep their values, and Nodes 2.0 gives a node no room for them."""
+
+from __future__ import annotations
+
+import pytest
+
+KIND = "BespokeTrainLora"
+FOLDED = "n.widgets.filter((w) => w.hidden).map((w) => w.name)"
+
+
+@pytest.fixture(scope="module")
+def page(browser, server):
+    from comfy_page import ComfyPage
+
+    opened = ComfyPage(browser, server)
+    yield opened
+    opened.close()
+
+
+def advanced(server, kind):
+    inputs = server.get("/object_info")[kind]["input"]
+    return [name for name, spec in inputs["optional"].items() if len(spec) > 1 and spec[1].get("advanced")]
+
+
+def new_node(page, kind=KIND):
+    page.tab.evaluate(
+        f"(app.graph.clear(), app.graph.add(Object.assign(LiteGraph.createNode('{kind}'), {{ pos: [100, 100] }})), 1)"
+    )
+    page.tab.wait("document.querySelector('.bespoke-fold')")
+
+
+def on_node(page, script, kind=KIND):
+    return page.tab.evaluate(f"((n) => {script})({page.node(kind)})")
+
+
+def click(page):
+    page.tab.evaluate("(document.querySelector('.bespoke-fold').click(), 1)")
+
+
+def test_a_new_node_shows_the_common_inputs_alone(page, server, screenshots):
+    new_node(page)
+    names = advanced(server, KIND)
+    assert len(names) > 15
+    assert set(on_node(page, FOLDED)) == set(names)
+    low = on_node(page, "n.size[1]")
+    assert page.tab.evaluate("document.querySelector('.bespoke-fold').innerText") == f"▸ {len(names)} more inputs"
+    page.frame(KIND)
+    page.picture(screenshots / f"advanced_folded_{page.version()}.png")
+    click(page)
+    assert on_node(page, FOLDED) == []
+    assert on_node(page, "n.size[1]") >= low + 20 * len(names)
+    page.frame(KIND)
+    page.picture(screenshots / f"advanced_open_{page.version()}.png")
+    click(page)
+    assert on_node(page, "n.size[1]") == low
+
+
+def test_values_of_folded_inputs_are_sent_and_saved(page):
+    new_node(page)
+    folded = on_node(page, FOLDED)
+    sent = page.tab.evaluate("app.graphToPrompt().then((p) => Object.values(p.output)[0].inputs)")
+    assert set(folded) <= set(sent)
+    saved = page.tab.evaluate("app.rootGraph.serialize().nodes[0].widgets_values.filter((v) => v !== null).length")
+    click(page)
+    assert sent == page.tab.evaluate("app.graphToPrompt().then((p) => Object.values(p.output)[0].inputs)")
+    opened = page.tab.evaluate("app.rootGraph.serialize().nodes[0].widgets_values.filter((v) => v !== null).length")
+    assert opened == saved
+
+
+def test_a_loaded_node_is_as_it_was_saved_and_shows_what_was_changed(page):
+    new_node(page)
+    page.change(KIND, ema=0.95, loss_weighting="debiased")
+    page.tab.evaluate("app.loadGraphData(app.rootGraph.serialize()).then(() => true)")
+    folded = on_node(page, FOLDED)
+    assert folded
+    assert not {"ema", "loss_weighting"} & set(folded)
+    assert on_node(page, "n.widgets.find((w) => w.name === 'ema').value") == 0.95
+    click(page)
+    page.tab.evaluate("app.loadGraphData(app.rootGraph.serialize()).then(() => true)")
+    assert on_node(page, FOLDED) == []
+
+
+def test_an_input_with_a_link_is_shown(page):
+    new_node(page)
+    page.tab.evaluate(
+        """((n) => { const source = LiteGraph.createNode('PrimitiveFloat'); app.graph.add(source);
+      source.connect(0, n, n.inputs.findIndex((i) => i.name === 'noise_offset')); return 1; })"""
+        f"({page.node(KIND)})"
+    )
+    page.tab.wait(f"!((n) => {FOLDED})({page.node(KIND)}).includes('noise_offset')")
+
+
+def test_few_advanced_inputs_are_not_folded(page):
+    page.tab.evaluate("(app.graph.clear(), app.graph.add(LiteGraph.createNode('BespokeSaveLora')), 1)")
+    assert on_node(page, FOLDED, "BespokeSaveLora") == []
+
+
+def test_nodes_2_0_leaves_no_room_for_what_it_folds(open_page, workflow):
+    """The trainer of the first example: less than half of its element is empty."""
+    page = open_page(look="nodes 2.0")
+    page.load(workflow("lora_train_and_use"))
+    page.tab.wait("document.querySelector('.bespoke-training')")
+    assert page.tab.evaluate("document.querySelector('.bespoke-fold')") is None
+    box = on_node(
+        page,
+        "{ const e = document.querySelector(`[data-node-id='${n.id}']`).getBoundingClientRect();"
+        " const first = document.querySelector(`[data-node-id='${n.id}']`).querySelector('.bespoke-note')"
+        ".getBoundingClientRect();"
+        " return [e.top, first.bottom, e.bottom]; }",
+    )
+    top, last, bottom = box
+    assert (bottom - last) / (bottom - top) < 0.5
