@@ -42,10 +42,11 @@ SLOPE_STEPS = (1e-2, 1e-3, 1e-4, 1e-1)
 class Verdict:
     """What was found of one wire.
 
-    kind: "equal", "refused", "said", "differs" or "failed" (an exception without words for a user). words: of the
-    refusal or of the report. difference: of the predictions, as a share of the largest value. effect: how far the node
-    changes what sampling computes, as the same share; None where that is not known. slope: the error of the gradient
-    beside finite differences.
+    kind: "equal", "refused", "said", "random" (the node draws numbers at each call, and sampling twice differs as
+    much), "differs" or "failed" (an exception without words for a user). words: of the refusal or of the report.
+    difference: of the predictions, as a share of the largest value. effect: how far the node changes what sampling
+    computes, as the same share; None where that is not known. slope: the error of the gradient beside finite
+    differences.
     """
 
     kind: str
@@ -60,7 +61,7 @@ class Verdict:
 
     def __str__(self) -> str:
         effect = "" if self.effect is None else f", changes sampling by {self.effect:.1e}"
-        shown = f"{self.difference:.1e}" if self.kind in ("equal", "differs", "said") else ""
+        shown = f"{self.difference:.1e}" if self.kind not in ("refused", "failed") else ""
         return f"{self.kind} {shown}{effect} {self.words}"
 
 
@@ -297,7 +298,9 @@ def compare(made: Models, again: Models, folder, kind: str = "lora", plain: Any 
     words = [line for line in sentences_beyond(report, known) if is_about_training(line)] if known else []
     if scatter > TOLERANCE:
         words.append(f"sampling twice differs by {scatter:.1e}")
-    if not wrong and difference <= max(TOLERANCE, 2 * scatter):
+    if scatter > TOLERANCE and not wrong and difference <= 2 * scatter:
+        return Verdict("random", "; ".join(words), difference, effect, capture.slope)
+    if not wrong and difference <= TOLERANCE:
         return Verdict("equal", "; ".join(words), difference, effect, capture.slope)
     if words and not wrong:
         return Verdict("said", "; ".join(words), difference, effect, capture.slope)
