@@ -2,8 +2,8 @@
 
 The page's rule, as 1.44.19 to 1.58.1 have it (`ExecutableNodeDTO._getBypassSlotIndex`): an output takes the input of
 its own number where the types fit, else the first input of its type, else the first whose type fits. Inputs are
-numbered as the node shows them: sockets first, then widgets, each required before optional. A widget that nothing is
-wired to passes its value on.
+numbered as the node shows them: sockets first, then widgets, each required before optional. A widget passes on
+what is wired into it, and nothing where it is typed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 WIDGETS = ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN")
 MEANT = "meant"  # the input is what the output is where the node does nothing
 EMPTY = "empty"  # nothing is passed on: what needs it is refused by the server when it is queued
-TOLD = "told"  # another thing is passed on; inputs of saved graphs keep their places, so the help page says it
+TOLD = "told"  # what is wired into a widget of another meaning: saved graphs keep its place, so the help page says it
 
 # The first input that the page makes of one that grows, and its type.
 GROWS = {
