@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -161,7 +161,7 @@ class Training:
         return self.best_step if self._keeps_best() else self.steps_done
 
     @contextmanager
-    def result_loaded(self) -> Iterator[None]:
+    def result_loaded(self) -> Generator[None]:
         """A context in which the trained parameters are `result`. Afterwards they have their values of before."""
         present = copy_state(self.trainable.state_dict())
         self.trainable.load_state_dict(self.result())

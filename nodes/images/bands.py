@@ -111,7 +111,7 @@ def shrunk(rows: Rows, channels: int, size: Size, target: Size) -> np.ndarray:
 def shrunk_whole(picture: Image.Image, target: Size) -> np.ndarray:
     """`shrunk` of a picture of mode L or RGB."""
     size = picture.height, picture.width
-    return np.array(picture.resize(target[::-1], Image.Resampling.LANCZOS, box=_box(size, target)))
+    return np.array(picture.resize((target[1], target[0]), Image.Resampling.LANCZOS, box=_box(size, target)))
 
 
 def fit(pixels: torch.Tensor, target: Size) -> torch.Tensor:

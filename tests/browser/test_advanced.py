@@ -26,7 +26,7 @@ def new_node(page, kind=KIND):
     page.tab.evaluate(
         f"(app.graph.clear(), app.graph.add(Object.assign(LiteGraph.createNode('{kind}'), {{ pos: [100, 100] }})), 1)"
     )
-    page.tab.wait("document.querySelector('.bespoke-fold')")
+    page.tab.wait("!!document.querySelector('.bespoke-fold')")
 
 
 def on_node(page, script, kind=KIND):
@@ -82,12 +82,17 @@ def test_a_loaded_node_is_as_it_was_saved_and_shows_what_was_changed(page):
 
 def test_an_input_with_a_link_is_shown(page):
     new_node(page)
+    folded = len(on_node(page, FOLDED))
     page.tab.evaluate(
         """((n) => { const source = LiteGraph.createNode('PrimitiveFloat'); app.graph.add(source);
       source.connect(0, n, n.inputs.findIndex((i) => i.name === 'noise_offset')); return 1; })"""
         f"({page.node(KIND)})"
     )
-    page.tab.wait(f"!((n) => {FOLDED})({page.node(KIND)}).includes('noise_offset')")
+    # From page 1.58 on, a widget with a link reads as hidden, and its row is drawn.
+    row = "((n) => { const w = n.widgets.find((w) => w.name === 'noise_offset'); "
+    row += f"return n.isWidgetRowVisible?.(w) ?? !w.hidden; }})({page.node(KIND)})"
+    page.tab.wait(row)
+    assert page.tab.evaluate("document.querySelector('.bespoke-fold').innerText") == f"▸ {folded - 1} more inputs"
 
 
 def test_few_advanced_inputs_are_not_folded(page):
@@ -99,7 +104,7 @@ def test_nodes_2_0_leaves_no_room_for_what_it_folds(open_page, workflow):
     """The trainer of the first example: less than half of its element is empty."""
     page = open_page(look="nodes 2.0")
     page.load(workflow("lora_train_and_use"))
-    page.tab.wait("document.querySelector('.bespoke-training')")
+    page.tab.wait("!!document.querySelector('.bespoke-training')")
     assert page.tab.evaluate("document.querySelector('.bespoke-fold')") is None
     box = on_node(
         page,
