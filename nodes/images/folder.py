@@ -235,7 +235,7 @@ def fingerprint(items: Iterable[TrainingImage]) -> str:
     digest = hashlib.sha256()
     for item in items:
         digest.update(f"{tuple(item.pixels.shape)}\0{item.prompt}\0{item.original}{item.crop}".encode())
-        digest.update(item.pixels.contiguous().numpy())
+        digest.update(item.pixels.contiguous().numpy().data)
         if item.mask is not None:
-            digest.update(item.mask.contiguous().numpy())
+            digest.update(item.mask.contiguous().numpy().data)
     return digest.hexdigest()

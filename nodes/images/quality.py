@@ -38,7 +38,7 @@ def traits_of(pixels: Tensor) -> Traits:
     grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), np.int16)
     colours = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.float32).ravel()
     digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())
-    digest.update(pixels.contiguous().numpy())
+    digest.update(pixels.contiguous().numpy().data)
     return Traits(sharpness(pixels), (grey[:, 1:] > grey[:, :-1]).ravel(), colours, digest.digest())
 
 

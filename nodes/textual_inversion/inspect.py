@@ -16,7 +16,7 @@ from ..bridge.drawing.fonts import builtin_font, drawable
 from ..bridge.drawing.image import tensor_of
 from ..bridge.drawing.palette import BAR, FAINT, INK, PAPER, WARNING
 from ..bridge.files.reading import read_safetensors
-from ..bridge.training_model.pseudo_word import clip_encoders, embedding_table
+from ..bridge.training_model.pseudo_word import clip_encoders, embedding_table, embedding_width
 
 LARGEST = 64 * 2**20  # bytes: 75 vectors for every known encoder need far less
 COUNT = 6  # nearest words named for each vector
@@ -47,7 +47,7 @@ def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str],
     """
     tensors, meta = read_safetensors(path, "embedding", LARGEST)
     found = {key: vectors_for(key, tensors, path.name) for key in clip_encoders(clip)}
-    widths = {key: embedding_table(model).shape[1] for key, (_, model) in clip_encoders(clip).items()}
+    widths = {key: embedding_width(model) for key, (_, model) in clip_encoders(clip).items()}
     fits = {key: tensor for key, tensor in found.items() if tensor.ndim and tensor.shape[-1] == widths[key]}
     notes = [
         f"{key}: the file's tensor is {tuple(tensor.shape)} and the words have {widths[key]} numbers, so a prompt says "
@@ -88,7 +88,7 @@ def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]
     for key, tensor in vectors.items():
         if key not in parts:
             continue
-        width = embedding_table(parts[key][1]).shape[1]
+        width = embedding_width(parts[key][1])
         if tensor.ndim not in (1, 2) or tensor.shape[-1] != width or not tensor.is_floating_point():
             raise InputError(
                 f"{name}: {key} is {tuple(tensor.shape)} and this text encoder's words have {width} numbers; "
@@ -112,7 +112,7 @@ def neighbours(vectors: Mapping[str, Tensor], clip) -> list[Neighbour]:
     for key, (tokenizer, encoder) in clip_encoders(clip).items():
         if key not in vectors:
             continue
-        table = embedding_table(encoder)
+        table = embedding_table(clip, encoder)
         median = float(table.norm(dim=-1).median())
         for place, vector in enumerate(vectors[key]):
             words = tuple(

@@ -65,7 +65,7 @@ class TextualInversionTechnique:
     def __init__(self, request: InversionRequest, models: Models, dataset: EncodedDataset) -> None:
         self.request, self._models, self._dataset = request, models, dataset
         self.encoders = clip_encoders(models.clip)
-        self.vocabularies = {key: embedding_table(encoder) for key, (_, encoder) in self.encoders.items()}
+        self.vocabularies = {key: embedding_table(models.clip, encoder) for key, (_, encoder) in self.encoders.items()}
         self.start = {
             key: start_vectors(
                 self.vocabularies[key],

@@ -78,7 +78,7 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
             )
         )
 
-    vector = torch.nn.Parameter(embedding_table(clip_encoders(clip)["clip_l"][1])[[WORD]].clone())
+    vector = torch.nn.Parameter(embedding_table(clip, clip_encoders(clip)["clip_l"][1])[[WORD]].clone())
     clip_with_word = clip_with_pseudo_word(clip, "w", {"clip_l": lambda: vector})
     sentences = [item.caption.replace("{word}", "embedding:w") for item in images.items[:batch]]
     timesteps, ones = torch.linspace(50, 950, batch).long(), torch.ones(batch, 4, 16, 16)

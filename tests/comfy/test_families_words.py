@@ -89,7 +89,7 @@ def initial_vectors(clip, key):
     from bespoke.nodes.bridge.training_model.pseudo_word import embedding_table, token_ids
 
     tokenizer, encoder = clip_encoders(clip)[key]
-    return embedding_table(encoder)[token_ids(tokenizer, "red")]
+    return embedding_table(clip, encoder)[token_ids(tokenizer, "red")]
 
 
 def with_embeddings_folder(tokenizer):

@@ -71,7 +71,7 @@ def test_a_clip_in_half_precision_learns_in_bf16_too(small, run_node):
         learn(run_node, small, side=128, precision=precision, steps=1, warmup_steps=0)[1]["clip_l"]
         for precision in ("fp32", "bf16")
     )
-    start = embedding_table(clip_encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
+    start = embedding_table(small[1], clip_encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
     similarity = torch.nn.functional.cosine_similarity(exact - start, coarse - start).item()
     assert similarity > 0.8  # one step of AdamW is nearly the gradient's signs
     assert (coarse - start).abs().max() > 1e-3
@@ -120,7 +120,7 @@ def test_gradient_equals_finite_differences(comfyui, family):
     torch.manual_seed(0)
     vectors = {}
     for key, (_, encoder) in clip_encoders(clip).items():
-        table = embedding_table(encoder)
+        table = embedding_table(clip, encoder)
         vectors[key] = torch.nn.Parameter(table[[320, 1000]] * 0.2 / table.norm(dim=-1).median())
     new_clip = clip_with_pseudo_word(clip, "w", {key: (lambda key=key: vectors[key]) for key in vectors})
     channels = model.model.latent_format.latent_channels
@@ -193,7 +193,7 @@ def test_bad_input_names_node_value_and_remedy(sd15, run_node, comfyui):
 
 def test_apply_and_inspect_embedding(small, run_node, comfyui):
     clip = small[1]
-    table = embedding_table(clip_encoders(clip)["clip_l"][1])
+    table = embedding_table(clip, clip_encoders(clip)["clip_l"][1])
     tokenizer = clip_encoders(clip)["clip_l"][0]
     (cat,) = tokenizer.tokenizer("cat")["input_ids"][1:-1]
     embedding = {"clip_l": table[[cat]] * 3}

@@ -10,7 +10,10 @@ from functools import cache, partial
 from typing import Any, TypeGuard, cast
 
 import comfy.clip_model
+import comfy.lora
+import comfy.model_management
 import comfy.sd1_clip
+import torch
 from torch import Tensor, nn
 
 from ....training.errors import InputError
@@ -41,9 +44,23 @@ def is_clip_model(model) -> TypeGuard[nn.Module]:
     return isinstance(getattr(model, "transformer", None), comfy.clip_model.CLIPTextModel)
 
 
-def embedding_table(model) -> Tensor:
-    """The embedding table [words, width] of one encoder, float32 on the CPU."""
-    return model.transformer.get_input_embeddings().weight.detach().float().cpu()
+def embedding_width(model) -> int:
+    """How many numbers a word of one encoder has."""
+    return model.transformer.get_input_embeddings().weight.shape[1]
+
+
+def embedding_table(clip, model) -> Tensor:
+    """The embedding table [words, width] of one encoder of the CLIP, float32 on the CPU.
+
+    It is the one that prompts read: with the patches of the wire, such as those of a merge, whether they are loaded at
+    present or not.
+    """
+    table = model.transformer.get_input_embeddings().weight
+    key = next(name for name, each in clip.cond_stage_model.named_parameters() if each is table)
+    (weight, convert), *patches = clip.patcher.get_key_patches(key)[key]
+    weight = comfy.model_management.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True)
+    weight = convert(weight, inplace=True).float()
+    return comfy.lora.calculate_weight(patches, weight, key) if patches else weight
 
 
 def token_ids(tokenizer, text: str) -> list[int]:
