@@ -272,3 +272,27 @@ def test_folders_among_the_embeddings_are_no_files(run_node, comfyui):
     assert not list(embeddings.rglob("*.part"))
     shutil.rmtree(embeddings / "some")
     (embeddings / "bird.safetensors").rmdir()
+
+
+def test_the_table_of_words_is_that_of_the_wire(comfyui):
+    """Oracle: core's merge of two CLIPs at ratio r gives r w1 + (1 - r) w2, whether it is loaded or not."""
+    import comfy.model_management
+    import nodes
+
+    one, other = tiny.clip(), tiny.clip()
+    with torch.no_grad():
+        other.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.mul_(-2)
+    own = [
+        each.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.detach().clone() for each in (one, other)
+    ]
+    assert not torch.equal(*own)
+    merged = nodes.NODE_CLASS_MAPPINGS["CLIPMergeSimple"]().merge(one, other, 0.25)[0]
+    expected = 0.25 * own[0].float() + 0.75 * own[1].float()
+    table = embedding_table(merged, clip_encoders(merged)["clip_l"][1])
+    assert torch.allclose(table, expected, atol=1e-6)
+    comfy.model_management.load_models_gpu([merged.patcher])
+    try:
+        assert torch.allclose(embedding_table(merged, clip_encoders(merged)["clip_l"][1]), expected, atol=1e-6)
+        assert torch.allclose(embedding_table(one, clip_encoders(one)["clip_l"][1]), own[0].float(), atol=1e-6)
+    finally:
+        comfy.model_management.unload_all_models()

@@ -612,3 +612,17 @@ def test_whether_code_reads_the_noise_level_is_found_in_what_it_calls(code, read
 def test_code_that_gets_the_noise_level_by_position_counts_as_reading_it():
     assert may_read_level(reads_nothing, in_arguments=True)
     assert may_read_level(ReadsInAList().__call__, in_arguments=True)
+
+
+def test_a_blended_model_is_trained_as_the_model_before_it(comfyui, run_node):
+    """The blend changes a sampler's states, and no prediction: a training says that it is in the samples alone."""
+    model = tiny.patcher()
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :32] = 1
+    blended = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=mask)[0]
+    company = company_of(blended)
+    assert not company.refused
+    assert not company.code
+    assert all("inpaint" in each for each in company.sampling_only)
+    assert len(company.sampling_only) == 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....training.errors import InputError
-from .foreign_code import code_name, functions_in, is_cache_name, is_step_cache, may_read_level, modules_in
+from .foreign_code import code_name, functions_in, is_cache_name, is_step_cache, may_read_level, modules_in, plain
 from .origin import Unreadable, class_origin, function_origin, is_known
 from .table import CLIP, PATCHER, InTraining, carried, is_set
 
@@ -77,9 +77,11 @@ CALLBACKS: Mapping[str, Rule] = {
 }
 UNKNOWN_WRAPPER = Rule(InTraining.REFUSED, "a wrapper of an unknown kind")
 UNKNOWN_CALLBACK = Rule(InTraining.REFUSED, "a callback of an unknown kind")
-# Of ComfyUI's own code under a refused key, what leaves a conditional prediction as it is.
+# Of ComfyUI's and this pack's own code under a refused key, what leaves a conditional prediction as it is.
 SAMPLING_ONLY_CODE = frozenset(
     {
+        # blends a sampler's states with the original's
+        "bespoke/nodes/inpaint/blend.py:_outer_sample",
         # changes the CFG in a range of noise levels
         "comfy_extras/nodes_custom_sampler.py:CFGOverride.execute.<locals>.predict_noise_wrapper",
         # skips layers for the negative prompt
@@ -254,6 +256,7 @@ def _each(where: str, rule: Rule, value: Any, always: bool = True) -> Iterator[T
 
 def _origin(code: Any) -> str:
     try:
+        code = plain(code)
         return class_origin(code) if isinstance(code, type) else function_origin(code)
     except (Unreadable, AttributeError):
         return ""

@@ -38,7 +38,7 @@ def code_name(code: Any) -> str:
     kinds = _node_kinds(code)
     if kinds:
         return " or ".join(kinds)
-    thing = _plain(code)
+    thing = plain(code)
     name = getattr(thing, "__qualname__", type(thing).__qualname__).replace(".<locals>", "")
     what = "the function" if isinstance(thing, types.FunctionType) else "a"
     return f"{what} {name} of {short_module(getattr(thing, '__module__', ''))}"
@@ -46,7 +46,7 @@ def code_name(code: Any) -> str:
 
 def is_step_cache(code: Any) -> bool:
     """Whether a name of the code says that it hands on the result of an earlier step."""
-    thing = _plain(code)
+    thing = plain(code)
     names = [getattr(thing, "__qualname__", type(thing).__qualname__), str(getattr(thing, "__module__", ""))]
     names[1] = names[1].replace("\\", "/").rpartition("/")[2]  # the folders above may be a machine's "cache"
     return any(map(is_cache_name, names))
@@ -62,7 +62,7 @@ def may_read_level(code: Any, in_arguments: bool = False) -> bool:
 
     in_arguments: whether the code is given the noise level by position, so that another program's need not name it.
     """
-    thing = _plain(code)
+    thing = plain(code)
     if in_arguments and not is_known(thing if isinstance(thing, types.FunctionType) else type(thing)):
         return True
     open_values, seen = [code], dict[int, Any]()  # the values too, so that no id is taken again
@@ -168,7 +168,7 @@ def _package(thing: Any) -> str:
     return folder + slash + name.split(".")[0]
 
 
-def _plain(code: Any) -> Any:
+def plain(code: Any) -> Any:
     """The function of a method or of a partial; other values as they are."""
     while isinstance(code, functools.partial):
         code = code.func
@@ -180,7 +180,7 @@ def _plain(code: Any) -> Any:
 
 def _node_kinds(code: Any) -> list[str]:
     """The nodes whose code makes a function or an object: the function is defined in the node's, or named there."""
-    thing = _plain(code)
+    thing = plain(code)
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", type(thing).__qualname__)
     out = []
     for kind, node in nodes.NODE_CLASS_MAPPINGS.items():
