@@ -603,7 +603,15 @@ class ReadsInAList:
         (reads_nothing, False),
         (lambda *args: reads_nothing(*args), False),
     ],
-    ids=str,
+    ids=[
+        "a helper",
+        "a partial",
+        "a cached function",
+        "an object",
+        "no code",
+        "nothing",
+        "a function that calls nothing",
+    ],
 )
 def test_whether_code_reads_the_noise_level_is_found_in_what_it_calls(code, reads):
     assert may_read_level(code) == reads
