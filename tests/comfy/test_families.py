@@ -138,7 +138,7 @@ def exact_loss(denoiser, latent, noise, sigma, conds):
         x,
         sampling.timestep(sigma).float(),
         context=context,
-        transformer_options=denoiser._transformer_options.copy(),
+        transformer_options=denoiser._call._options(sigma),
         **given,
     )
     error = (sampling.calculate_denoised(sigma, out, noisy) - latent).square().flatten(1).mean(1)

@@ -235,7 +235,7 @@ def test_the_prediction_type_on_the_wire_is_trained(run_node, sampling, predicti
                 (latent + s * noise) / scale,
                 denoiser.base.model_sampling.timestep(sigma).float(),
                 context=conds.tensors()["c_crossattn"],
-                transformer_options=denoiser._transformer_options.copy(),
+                transformer_options=denoiser._call._options(sigma),
             )
         target = {"epsilon": noise, "v": (noise - s * latent) / scale, "x0": latent}[prediction]
         assert torch.allclose(loss, (out - target).square().flatten(1).mean(1), rtol=1e-3)

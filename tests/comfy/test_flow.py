@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_velocity(models):
                 base.model_sampling.timestep(sigma),
                 context=context,
                 y=y,
-                transformer_options=denoiser._transformer_options,
+                transformer_options=denoiser._call._options(sigma),
                 **more,
             )
         expected = (velocity - (noise - latent)).square().flatten(1).mean(1)
@@ -118,7 +118,7 @@ def test_gradient_is_that_of_finite_differences(comfyui, make, saving):
                 latent.double(),
                 sigma.double(),
                 context=context,
-                transformer_options=denoiser._transformer_options,
+                transformer_options=denoiser._call._options(sigma),
                 **given,
             )
             return (out * noise).mean()
