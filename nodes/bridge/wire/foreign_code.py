@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import nodes
 import torch
 from torch import nn
 
@@ -183,7 +183,8 @@ def _node_kinds(code: Any) -> list[str]:
     thing = plain(code)
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", type(thing).__qualname__)
     out = []
-    for kind, node in nodes.NODE_CLASS_MAPPINGS.items():
+    nodes = sys.modules.get("nodes")  # not in a job's process, which has no server
+    for kind, node in ({} if nodes is None else nodes.NODE_CLASS_MAPPINGS).items():
         if getattr(node, "__module__", "") != module:
             continue
         functions: list[Callable[..., Any]] = [getattr(each, "__func__", each) for each in vars(node).values()]
