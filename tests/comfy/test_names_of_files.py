@@ -51,6 +51,19 @@ def test_whole_paths_and_halves_of_characters(tmp_path):
         resolve_inside(tmp_path, "a\ud800")
 
 
+@pytest.mark.parametrize("name", ["taken/a", "taken/b/a"])
+def test_a_file_in_the_place_of_the_names_folder_is_said(run_node, comfyui, name):
+    """Making the folder raises `FileExistsError`, which is no taken name: another number would not help."""
+    for kind, node, given in (
+        ("loras", "BespokeSaveLora", {"lora": LORA, "filename_prefix": name}),
+        ("embeddings", "BespokeSaveEmbedding", {"embedding": WORD, "name": name}),
+    ):
+        (comfyui / "models" / kind / "taken").write_text("")
+        with pytest.raises(ValueError, match="needs a folder 'taken', which is a file; choose another name"):
+            run_node(node, **given)
+        (comfyui / "models" / kind / "taken").unlink()
+
+
 def test_what_killed_writers_left_is_removed_by_the_next_write(tmp_path, comfyui):
     """In each folder that texts, samples and states are written to; what another process may be writing stays."""
     store = RunStore("lora-00000000000d", tmp_path)

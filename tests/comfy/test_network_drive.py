@@ -213,6 +213,29 @@ def test_numbered_files_without_hard_links_are_never_overwritten(comfyui, tmp_pa
     assert len(list(tmp_path.iterdir())) == 40
 
 
+def test_a_name_that_a_killed_writer_has_reserved_counts_as_taken(comfyui, tmp_path, monkeypatch):
+    """Without hard links. The next number is taken; the next hour would else be spent on writing the file again."""
+    monkeypatch.setattr(os, "link", refuse(errno.EPERM))
+    tries = []
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    def write(path):
+        tries.append(path.name)
+        assert len(tries) <= 3
+        writing.write_safetensors(path, {"number": torch.zeros(2)}, {}, overwrite=False)
+
+    with monkeypatch.context() as before:
+        before.setattr(writing, "_while_busy", killed)
+        before.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process removes nothing
+        with pytest.raises(KeyboardInterrupt):
+            writing.write_numbered_in(tmp_path, "lora", write)
+    assert list(tmp_path.glob("*-name.part"))
+    assert writing.write_numbered_in(tmp_path, "lora", write) == "lora_00002.safetensors"
+    assert tries == ["lora_00001.safetensors", "lora_00001.safetensors", "lora_00002.safetensors"]
+
+
 @pytest.mark.parametrize("seconds", [0.3, 5.0])
 def test_a_busy_file_is_tried_again_for_a_second(comfyui, tmp_path, monkeypatch, seconds):
     """As on Windows and SMB while a virus scanner reads a new file."""

@@ -82,7 +82,7 @@ def values_of(node: Any, family: str, which: int) -> dict[str, Any]:
 
 
 class Table:
-    """Tries nodes and keeps the rows."""
+    """Tries nodes and keeps the rows. Each is printed at once, so that a run that is stopped has shown some."""
 
     def __init__(self, run_node, folder):
         self.run_node, self.folder, self.rows = run_node, folder, []
@@ -125,22 +125,26 @@ class Table:
             if found is not None:
                 break
         if found is None:
-            self.rows.append(Row(name, why_not=why_not))
+            self.add(Row(name, why_not=why_not))
             return
         row, values = found
-        self.rows.append(row)
+        self.add(row)
         if "CLIP" in tuple(node.RETURN_TYPES):
             for kind in KINDS[1:]:
                 if self.plain(row.family, kind)[1] is not None:
                     verdict = self.compare(name, node, values, row.family, kind)
-                    self.rows.append(replace(row, kind=kind, verdict=verdict))
+                    self.add(replace(row, kind=kind, verdict=verdict))
 
-    def show(self) -> None:
-        for row in self.rows:
-            print(row)
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        print(row, flush=True)
+
+    def show_counts(self) -> None:
         counts = collections.Counter(row.verdict.kind for row in self.rows if row.verdict)
         idle = sum((row.verdict.effect or 0) <= NO_EFFECT for row in self.rows if row.verdict)
-        print(f"{len(self.rows)} rows: {dict(counts)}; {idle} change nothing of what sampling predicts at cfg 1")
+        untried = sum(row.verdict is None for row in self.rows)
+        print(f"{len(self.rows)} rows: {dict(counts)}, {untried} not tried")
+        print(f"{idle} change nothing of what sampling predicts at cfg 1")
 
     def faults(self) -> dict[str, str]:
         return {
@@ -193,10 +197,10 @@ def judge(table: Table, names: Iterable[str], left_out: Mapping[str, str]) -> No
     found = wire_training.nodes_to_try()
     for name in sorted({*names} & {*found}):
         if name in left_out:
-            table.rows.append(Row(name, why_not=left_out[name]))
+            table.add(Row(name, why_not=left_out[name]))
         else:
             table.try_node(name, found[name])
-    table.show()
+    table.show_counts()
     assert table.faults() == {}
     verdicts = {row.name: row.verdict.kind for row in table.rows if row.verdict}
     pinned = {name: kind for name, kind in VERDICTS.items() if name in verdicts}

@@ -149,7 +149,8 @@ def outcome(base: Path, prefix: str = PREFIX) -> dict:
     with safe_open(path, "np") as file:
         tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118 (it is no dict)
     record = json.loads((folder / "record.json").read_text())
-    times = ("started", "seconds")
+    # "start_line" is of the last sitting: its measured time, and the step that it goes on from.
+    times = ("started", "seconds", "start_line")
     found = {
         "file": path.name,
         "tensors": tensors,
@@ -161,6 +162,13 @@ def outcome(base: Path, prefix: str = PREFIX) -> dict:
     }
     reset(base)
     return found
+
+
+def differences(found: dict, expected: dict) -> list[str]:
+    """What differs of two outcomes, the fields of the record one by one."""
+    names = [name for name in expected if found[name] != expected[name]]
+    fields = {**found["record"], **expected["record"]}
+    return names + [name for name in fields if found["record"].get(name) != expected["record"].get(name)]
 
 
 def reset(base: Path) -> None:

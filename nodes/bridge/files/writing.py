@@ -61,6 +61,9 @@ def resolve_inside(folder: Path, name: str, ending: str = "") -> Path:
         raise InputError(f"the name {name!r} is a link that leads in a circle; choose another") from error
     if path == base or base not in path.parents:
         raise InputError(f"the name {name!r} leads out of {folder.name!r}; give a name without '..' or a leading '/'")
+    for parent in path.parents[: path.parents.index(base)]:
+        if os.path.exists(parent) and not os.path.isdir(parent):
+            raise InputError(f"the name {name!r} needs a folder {parent.name!r}, which is a file; choose another name")
     return path
 
 
@@ -217,9 +220,8 @@ def write_numbered_in(folder: Path, prefix: str, write: Callable[[Path], None]) 
     while True:
         path = stem.with_name(stem.name + NUMBERED.format(number))
         if not path.exists():
-            try:
+            # The name was taken meanwhile, or is reserved by a process that may have been killed.
+            with contextlib.suppress(FileExistsError):
                 write(path)
-            except FileExistsError:
-                continue
-            return path.relative_to(folder.resolve()).as_posix()
+                return path.relative_to(folder.resolve()).as_posix()
         number += 1
