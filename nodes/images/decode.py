@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ...training.errors import InputError
 from ..bridge.files.headers import open_regular
 from .bands import Rows, Size, Upright, bands, shrunk, shrunk_whole
 from .limits import MOST_PIXELS, check_file, check_scans, frames_of, memory_of
+from .png import LEFT_OUT, pixels_alone
 
 # Formats of other packages, which are used where they are installed: {Pillow's name: (package, what registers it)}.
 PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}
@@ -55,7 +57,7 @@ def read_picture(
     frame of an animation, which the note says; also how numbers that are no 8 bits were scaled. Raises `InputError` for
     a file that is no picture, is cut off or is too large to decode; the text has no path.
     """
-    with _decoded(path, room) as (upright, frames):
+    with _decoded(path, room) as (upright, note):
         size = upright.height, upright.width
         wanted = target(*size)
         alpha = None
@@ -64,8 +66,7 @@ def read_picture(
         plain = upright.plain
         rgb = shrunk(upright.on_white, 3, size, wanted) if plain is None else shrunk_whole(plain, wanted)
         pixels = torch.from_numpy(rgb)
-        notes = [f"animated, {frames} is used"] if frames else []
-        return Picture(pixels, alpha, size, ", ".join([*notes, upright.note] if upright.note else notes))
+        return Picture(pixels, alpha, size, ", ".join(filter(None, (note, upright.note))))
 
 
 def read_mask(path: Path, size: Size, target: Size, room: Room = contextlib.nullcontext) -> torch.Tensor:
@@ -103,23 +104,49 @@ def _rounded(rows: Callable[[int, int], torch.Tensor]) -> Rows:
 
 @contextlib.contextmanager
 def _decoded(path: Path, room: Room) -> Iterator[tuple[Upright, str]]:
-    """The decoded picture and what `frames_of` says. Raises `InputError` for whatever Pillow raises."""
+    """The decoded picture and a note on its frames and parts. Raises `InputError` for whatever Pillow raises."""
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             check_file(file, size)
-            with Image.open(file, formats=_formats()) as opened:
-                check_scans(file, opened)
-                needed, frames = memory_of(opened, size), frames_of(opened, size)
-                with room(needed):
-                    opened.load()
-                    yield Upright(opened), frames
+            with contextlib.ExitStack() as stack:
+                yield _opened(file, size, room, stack)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
         raise InputError(f"has more than {MOST_PIXELS:,} pixels, or than Pillow allows; make it smaller") from error
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on a malformed file
         raise InputError(_why_unreadable(path, error)) from error
+
+
+def _opened(file: BinaryIO, size: int, room: Room, stack: contextlib.ExitStack) -> tuple[Upright, str]:
+    """The decoded picture, open until `stack` ends, and a note. A PNG with bad parts is read without them, see `png`.
+
+    file: of `size` bytes.
+    """
+    try:
+        return _loaded(file, size, 0, room, stack)
+    except (InputError, Image.DecompressionBombError):
+        raise
+    except Exception:  # see `_decoded`
+        alone = pixels_alone(file, size)
+        if alone is None:
+            raise
+    upright, frames = _loaded(alone, size, size, room, stack)
+    return upright, f"{frames}, {LEFT_OUT}" if frames else LEFT_OUT
+
+
+def _loaded(file: BinaryIO, size: int, copied: int, room: Room, stack: contextlib.ExitStack) -> tuple[Upright, str]:
+    """(the decoded picture, open until `stack` ends, what `frames_of` says). copied: bytes of `file` in memory."""
+    with contextlib.ExitStack() as own:
+        opened = own.enter_context(Image.open(file, formats=_formats()))
+        check_scans(file, opened)
+        needed, frames = memory_of(opened, size) + copied, frames_of(opened, size)
+        own.enter_context(room(needed))
+        opened.load()
+        upright = Upright(opened)
+        stack.push(own.pop_all())
+        return upright, f"animated, {frames} is used" if frames else ""
 
 
 @functools.cache
@@ -147,6 +174,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "is no picture that can be read; its content has no format that is known here"
     text = str(error).replace(str(path), path.name)
+    if isinstance(error, OSError) and "truncated" in text:
+        return f"is cut off: its end is missing ({text}); download or save it again"
     return f"is no picture that can be read ({type(error).__name__}: {text})"
 
 

@@ -14,6 +14,7 @@ from ...training.errors import InputError
 from ...training.layer_names.parts import ALPHA, DOWN, UP, WHOLE_BIAS, adapts, layers_of, split_key
 from ...training.layer_names.spelling import TEXT_PREFIX, common_name, is_text_encoder
 from ..bridge.models.names import unet_names
+from ..bridge.wire.compiled import restore_names
 from .base_adapters import TargetAdapter, as_defined
 from .bases import base_of_file, base_of_model
 from .files import as_named_lora
@@ -66,6 +67,7 @@ def match(model, clip, lora: NamedLora) -> Matched:
 
     Raises `InputError` when no layer belongs to a weight of them, or one does not fit its weight.
     """
+    restore_names(model)
     found = Matched()
     sides = [_Side(keys_of(model.model, is_clip=False), found.model)]
     if clip is not None:

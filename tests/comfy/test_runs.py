@@ -273,6 +273,21 @@ def test_a_list_without_runs_or_without_its_folder(runs):
     assert routes.list_runs({"stamp": empty["stamp"]}) == {"stamp": empty["stamp"], "unchanged": True}
 
 
+def test_a_run_whose_server_is_killed_changes_the_list(runs):
+    """By hand: its record stays "running" to the byte, and only its lease tells that nothing trains it."""
+    run = numbered_run(1)
+    run.state = RunState.RUNNING
+    save(run)
+    with RunStore(run.id).owned():
+        known = routes.list_runs({})
+        assert known["live"] == [run.id]
+        assert routes.list_runs({"stamp": known["stamp"]}) == {"stamp": known["stamp"], "unchanged": True}
+    cut_off = routes.list_runs({"stamp": known["stamp"]})
+    assert (cut_off["live"], [each["state"] for each in cut_off["runs"]]) == ([], ["running"])
+    with RunStore(run.id).owned():  # it goes on, before anything new is saved
+        assert routes.list_runs({"stamp": cut_off["stamp"]})["live"] == [run.id]
+
+
 def test_pages_of_a_hundred(runs):
     save(*map(numbered_run, range(205)))
     newest_first = [f"lora-{n:012x}" for n in reversed(range(205))]

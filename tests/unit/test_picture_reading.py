@@ -437,3 +437,60 @@ def test_files_that_are_refused_unread_are_not_hashed(folder, monkeypatch):
     monkeypatch.setattr(hashing, "open_regular", lambda path: opened.append(Path(path).name) or real(path))
     assert hash_files(folder)
     assert opened == ["a.png"]
+
+
+# Parts of a PNG beside its pixels that Pillow gives up the picture for.
+BIG = b"x" * 2_000_000
+BAD_PARTS = {
+    "a long packed text": png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(BIG)),
+    "a long packed Unicode text": png_chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(BIG)),
+    "a large colour profile": png_chunk(b"iCCP", b"icc\0\0" + zlib.compress(BIG)),
+    "a wrong checksum": png_chunk(b"tEXt", b"a\0b")[:-1] + b"?",
+    "a short chunk": png_chunk(b"pHYs", b"\0"),
+    "EXIF that is none": png_chunk(b"eXIf", b"rubbish"),
+}
+TURNED = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # EXIF of orientation 6
+
+
+def with_chunks(picture, before=b"", after=b""):
+    """The bytes of a PNG with further chunks before or after its pixels."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    data = file.getvalue()
+    return data[:33] + before + data[33:-12] + after + data[-12:]  # behind the signature and IHDR; before IEND
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "palette"])
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("part", BAD_PARTS)
+def test_bad_parts_beside_the_pixels_of_a_png_do_not_cost_the_picture(folder, part, after, mode):
+    """The oracle is Pillow on the same picture without the part."""
+    picture = noise(120, 80, "RGBA" if mode == "RGBA" else "RGB")
+    picture = picture.quantize(40) if mode == "palette" else picture
+    (folder / "plain.png").write_bytes(with_chunks(picture))
+    bad = {"after" if after else "before": BAD_PARTS[part]}
+    (folder / "bad.png").write_bytes(with_chunks(picture, **bad))
+    expected, alpha = whole(folder / "plain.png", (64, 72))
+    read = read_picture(folder / "bad.png", lambda *size: (64, 72), with_alpha=True)
+    assert np.array_equal(read.pixels.numpy(), expected)
+    assert (read.alpha is None) == (alpha is None)
+    assert alpha is None or np.array_equal(read.alpha.numpy(), alpha)
+    # A checksum behind the pixels is not looked at.
+    assert ("left out" in read.note) == (not (after and part == "a wrong checksum"))
+
+
+def test_a_png_with_a_bad_part_keeps_its_orientation(folder):
+    picture = noise(120, 80)
+    (folder / "x.png").write_bytes(with_chunks(picture, png_chunk(b"eXIf", TURNED) + BAD_PARTS["a long packed text"]))
+    read = read_picture(folder / "x.png", lambda *size: size)
+    assert np.array_equal(read.pixels.numpy(), np.rot90(np.asarray(picture), -1))
+
+
+def test_pictures_that_are_cut_off_are_refused_with_what_to_do(folder):
+    data = with_chunks(noise(120, 80), BAD_PARTS["a long packed text"])
+    (folder / "x.png").write_bytes(data[: len(data) // 2])
+    noise(120, 80).save(folder / "whole.jpg")
+    (folder / "x.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:2000])
+    for name in ("x.png", "x.jpg"):
+        with pytest.raises(InputError, match="is cut off.*download or save it again"):
+            read_picture(folder / name, lambda *size: size)

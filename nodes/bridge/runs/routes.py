@@ -3,6 +3,7 @@ finish, rename or remove one."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 
@@ -82,9 +83,12 @@ def list_runs(query: Mapping[str, str]) -> dict:
     another one whose state is "running" was cut off.
     Raises `InputError` where `page` is no number.
     """
-    page, listing = _page(query.get("page", "0")), RUNS.look()
-    if query.get("stamp") == listing.stamp:
-        return {"stamp": listing.stamp, "unchanged": True}
+    page, listing, live = _page(query.get("page", "0")), RUNS.look(), trained_ids()
+    # A server that is killed changes no record, and one that goes on with a run need not change its summary.
+    running = hashlib.blake2b(" ".join(live).encode(), digest_size=8).hexdigest() if live else ""
+    stamp = "-".join(filter(None, (listing.stamp, running)))
+    if query.get("stamp") == stamp:
+        return {"stamp": stamp, "unchanged": True}
     found = listing.summaries(query.get("search", ""))
     runs = [vars(summary) for summary in found[page * PAGE : (page + 1) * PAGE]]
     return {
@@ -92,9 +96,9 @@ def list_runs(query: Mapping[str, str]) -> dict:
         "total": len(found),
         "page": page,
         "pages": -(-len(found) // PAGE),
-        "stamp": listing.stamp,
+        "stamp": stamp,
         "unread": list(listing.unread[:PAGE]),
-        "live": trained_ids(),
+        "live": live,
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....training.errors import InputError
+from .compiled import compiled_objects
 from .foreign_code import code_name, functions_in, is_cache_name, is_step_cache, may_read_level, modules_in, plain
 from .origin import Unreadable, class_origin, function_origin, is_known
 from .table import CLIP, PATCHER, InTraining, carried, is_set
@@ -46,6 +47,7 @@ MODEL_OPTIONS: Mapping[str, Rule] = {
     # How the work is divided over several devices, and what a sampler notes for itself.
     **dict.fromkeys(("multigpu_options", "multigpu_clones", "multigpu_thread_pool", "ignore_multigpu"), _NO_EFFECT),
     **dict.fromkeys(("to_load_options", "registered_hooks"), _NO_EFFECT),
+    "torch_compile_kwargs": _NO_EFFECT,  # how the wrapper of TorchCompileModel was made, which is applied
 }
 UNKNOWN_OPTION = Rule(InTraining.SAMPLING_ONLY, "an option that ComfyUI's samplers do not know")
 # Everything in the transformer options is passed to the model as sampling passes it. These hold code.
@@ -224,7 +226,10 @@ def _attributes(patcher: Any, wire: str) -> Iterator[Thing]:
             others = [each for each in functions_in(value) if not _is_known_injection(each)]
             yield from _each(name, Rule(InTraining.APPLIED, "an injection"), others, always=False)
         elif name == "object_patches" and wire == "MODEL":
-            values = {key: each for key, each in value.items() if key != "model_sampling"}
+            compiled = compiled_objects(patcher)
+            rule = Rule(InTraining.REFUSED, "a compiled module, beside which its weights have other names")
+            yield from (Thing(key, rule) for key in compiled)
+            values = {key: each for key, each in value.items() if key not in ("model_sampling", *compiled)}
             yield from (each for each in _each(name, _APPLIED, values) if each.code is not None)
 
 
