@@ -20,7 +20,8 @@ class TrainingImage:
 
     original: (height, width) in px before it was scaled, None where it was not. crop: (top, left), the px of the
     scaled picture that were cropped. SDXL is conditioned on both (Podell et al. 2023, arXiv 2307.01952, section 2.2).
-    caption_syntax: one of `captions.CAPTION_SYNTAXES`, whether the caption is text or a prompt.
+    caption_syntax: one of `captions.CAPTION_SYNTAXES`, whether the caption is text or a prompt. Raises `InputError` for
+    a caption with half of a surrogate pair, which no encoding takes: a file's name that is no UTF-8 gives one.
     """
 
     name: str
@@ -30,6 +31,14 @@ class TrainingImage:
     original: tuple[int, int] | None = None
     crop: tuple[int, int] = (0, 0)
     caption_syntax: str = LITERAL
+
+    def __post_init__(self) -> None:
+        half = next((character for character in self.caption if "\ud800" <= character <= "\udfff"), None)
+        if half is not None:
+            raise InputError(
+                f"{self.name!a} has the caption {self.caption[:60]!a}, in which {half!a} is half of a "
+                "surrogate pair and no character; write the caption, trigger or template anew, or rename the file"
+            )
 
     @property
     def prompt(self) -> str:

@@ -91,6 +91,10 @@ async def post_answer(
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:  # one without a length, beyond the server's own limit
             size = LARGEST_BODY + 1
+        except web.RequestPayloadError:  # compressed in another way than the header says, or cut off
+            refused = error_answer(BAD_REQUEST, "the body cannot be read; send it whole, and without Content-Encoding")
+            refused.force_close()  # where the next request begins is not known
+            return refused
         else:
             return await json_answer(function, body, errors=errors)
     return error_answer(BAD_REQUEST, f"the body has {size:,} bytes or more; send at most {LARGEST_BODY:,}")

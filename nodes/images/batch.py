@@ -36,6 +36,8 @@ class _Request:
 
     def __post_init__(self) -> None:
         check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
+        if isinstance(self.resolution, bool) or not isinstance(self.resolution, int):
+            raise InputError(f"resolution is {self.resolution!r}; give a whole number of pixels, or 0")
         if self.resolution != 0 and not SMALLEST_SIDE <= self.resolution <= LARGEST_RESOLUTION:
             raise InputError(
                 f"resolution is {self.resolution}; give 0 to keep the sizes, or {SMALLEST_SIDE} to "
@@ -60,6 +62,8 @@ def image_set(
     None. A picture whose mask is 0 everywhere is left out. The others: see `_Request`. Raises `InputError` for an empty
     batch, sides below 64 px, captions or masks of another number or size, and numbers that are not finite.
     """
+    if not isinstance(trigger, str):
+        raise InputError(f"trigger is of the kind {type(trigger).__name__}; wire text in")
     request = _Request(trigger.strip(), caption_syntax, resolution, bucket)
     batches = [_checked(batch) for batch in ([images] if isinstance(images, torch.Tensor) else images)]
     if not batches:
@@ -147,16 +151,26 @@ def _item(
 
 
 def _checked(images: torch.Tensor) -> torch.Tensor:
-    """The images, if they are [B, H, W, C] and finite. Raises `InputError`."""
+    """The images, if they are floats [B, H, W, C] and finite. Raises `InputError`."""
     if not isinstance(images, torch.Tensor):
         raise InputError(f"the images are of the kind {type(images).__name__}; wire an IMAGE in")
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         raise InputError(f"the images have the shape {list(images.shape)}; give [B, H, W, C] with 1, 3 or 4 channels")
+    _check_plain("images", images)
+    if not images.dtype.is_floating_point:
+        raise InputError(f"the images hold numbers of the kind {images.dtype}; give floats from 0 (black) to 1 (white)")
     if images.shape[0] == 0:
         raise InputError("the batch holds 0 images; wire at least one image in")
     if not bool(torch.isfinite(images).all()):
         raise InputError("the images hold numbers that are not finite; look at the node that makes them")
     return images
+
+
+def _check_plain(what: str, tensor: torch.Tensor) -> None:
+    """Raise `InputError` for a tensor without data or of another layout, whose values cannot be read."""
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        kind = "without data" if tensor.is_meta else f"of the layout {tensor.layout}"
+        raise InputError(f"the {what} are a tensor {kind}; look at the node that makes them")
 
 
 def _masks_of_all(
@@ -187,6 +201,9 @@ def _masks_of_all(
 
 def _masks_of(masks: torch.Tensor, count: int, size: tuple[int, int]) -> torch.Tensor:
     """The masks as [B or 1, H, W] of `size` (height, width); see `image_set`. Raises `InputError`."""
+    if not isinstance(masks, torch.Tensor):
+        raise InputError(f"a mask is of the kind {type(masks).__name__}; wire a MASK in, or none at all")
+    _check_plain("masks", masks)
     shape = list(masks.shape)
     if masks.ndim == 2:
         masks = masks[None]
@@ -201,6 +218,10 @@ def _masks_of(masks: torch.Tensor, count: int, size: tuple[int, int]) -> torch.T
     if tuple(masks.shape[1:]) != size:
         raise InputError(
             f"the masks are {masks.shape[2]}x{masks.shape[1]} px and the images {size[1]}x{size[0]}; make them equal"
+        )
+    if masks.dtype.is_complex or (not masks.dtype.is_floating_point and bool((masks > 1).any())):
+        raise InputError(
+            f"the masks hold numbers of the kind {masks.dtype}; give floats from 0 (left out) to 1 (counts)"
         )
     if not bool(torch.isfinite(masks).all()):
         raise InputError("the masks hold numbers that are not finite; look at the node that makes them")

@@ -157,6 +157,56 @@ def test_a_lease_that_cannot_be_read_lapses(path, quick, text):
         assert owner_of(path) == held.owner
 
 
+def _folder_with_a_file(path):
+    path.mkdir()
+    (path / "kept").write_text("by hand")
+
+
+NO_LEASES = {
+    "large": lambda path: path.write_bytes(b"0" * 20_000),
+    "named pipe": lambda path: os.mkfifo(path),
+    "link to nowhere": lambda path: path.symlink_to(path.with_name("nowhere")),
+    "link to itself": lambda path: path.symlink_to(path),
+    "folder": lambda path: path.mkdir(),
+    "folder with a file": _folder_with_a_file,
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes here, and links need a right")
+@pytest.mark.parametrize("kind", NO_LEASES)
+def test_what_is_no_lease_lapses_and_is_put_aside(path, quick, kind):
+    """By definition: whatever lies at the lease's place, the run is trained after the lapse, and files are kept."""
+    path.parent.mkdir(parents=True)
+    NO_LEASES[kind](path)
+    ends = time.monotonic() + 5
+
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(5)
+    try:
+        with hold(path, nothing) as held:
+            assert owner_of(path) == held.owner
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() < ends
+    left = [each.name for each in path.parent.rglob("*")]
+    assert not path.exists()
+    assert [name for name in left if name == "kept"] == ["kept"] * (kind == "folder with a file")
+    assert len(left) == (2 if kind == "folder with a file" else 0)
+
+
+@pytest.mark.parametrize("process", [0, -1, 2**32, 10**30])
+def test_a_lease_of_no_process_lapses(path, quick, process):
+    """0 and negative numbers are groups of processes to the system, which says that they exist; others overflow."""
+    write(path, machine=machine(), process=process)
+    assert owner_of(path) is None
+    with hold(path, nothing) as held:
+        assert owner_of(path) == held.owner
+
+
 def test_a_lost_lease_is_noticed_and_left_to_its_holder(path):
     with hold(path, nothing) as held:
         path.unlink()

@@ -129,6 +129,18 @@ def test_a_form_of_another_site_cannot_post(all_routes, comfyui, headers, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_is_not_compressed_as_its_header_says(all_routes, comfyui, encoding):
+    """RFC 9110, 15.5.1: the client's fault is 400."""
+    headers = AS_JSON | {"Content-Encoding": encoding}
+    paths = paths_of(all_routes, "POST")
+    answers = ask(all_routes, [("POST", path, {"data": b'{"name": "x"}', "headers": headers}) for path in paths])
+    assert len(answers) >= 5
+    for status, text in answers:
+        assert status == 400
+        assert "without Content-Encoding" in json.loads(text)["error"]
+
+
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
 def test_json_of_every_spelling_is_read(all_routes, comfyui, kind):
     requests = [

@@ -317,6 +317,28 @@ def test_what_trains_as_sampled_trains_and_says_what_it_costs(name, train, sd15,
         assert kind in report
 
 
+class KeepsLast:
+    """A wrapper of the model's function that mixes in its result of the call before, with the graph of that call."""
+
+    def __init__(self):
+        self.last = None
+
+    def __call__(self, apply_model, args):
+        out = apply_model(args["input"], args["timestep"], **args["c"])
+        mixed = out if self.last is None or self.last.shape != out.shape else (out + self.last) / 2
+        self.last = mixed
+        return mixed
+
+
+def test_code_that_keeps_a_graph_between_steps_is_refused_in_words(sd15, run_node, runs):
+    """PyTorch frees a step's graph with its backward pass, and raises a RuntimeError where a later step uses it."""
+    model, clip, vae = sd15
+    made = model.clone()
+    made.set_model_unet_function_wrapper(KeepsLast())
+    with pytest.raises(InputError, match="keeps what it computed at one step .*wire the MODEL from before that node"):
+        train_lora(run_node, (made, clip, vae), batch_size=1)
+
+
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
@@ -578,6 +600,21 @@ def calls_a_helper(h, hsp, options):
     return h * helper_that_reads(options)[0], hsp
 
 
+LEVEL, LEVELS, COUNTED = "sigmas", ("sample_sigmas",), ("cond_or_uncond",)
+
+
+def reads_by_a_constant(h, hsp, options):
+    return h * options[LEVEL][0], hsp
+
+
+def reads_by_one_of_some_constants(h, hsp, options):
+    return h * options[LEVELS[0]][0], hsp
+
+
+def reads_another_constant(h, hsp, options):
+    return h * len(options[COUNTED[0]]), hsp
+
+
 def reads_nothing(h, hsp, options):
     return h * len(options["cond_or_uncond"]), hsp
 
@@ -600,6 +637,10 @@ class ReadsInAList:
         (functools.cache(calls_a_helper), True),
         (ReadsInAList(), True),
         (operator.itemgetter(0), True),  # it has no code to read
+        (reads_by_a_constant, True),
+        (reads_by_one_of_some_constants, True),
+        (functools.partial(lambda h, hsp, options, key: (h * options[key][0], hsp), key=LEVEL), True),
+        (reads_another_constant, False),
         (reads_nothing, False),
         (lambda *args: reads_nothing(*args), False),
     ],

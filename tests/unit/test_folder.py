@@ -1,5 +1,8 @@
 """Folders of training pictures: what is read, what is refused, reports and captions."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -525,3 +528,36 @@ def test_numbers_that_are_no_pictures_are_refused():
     alpha = torch.cat([torch.rand(1, 64, 64, 3), torch.full((1, 64, 64, 1), 0.5)], -1)
     assert any("alpha channel, which is not used" in note for note in image_set(alpha, "").notes)
     assert not any("alpha" in note for note in image_set(alpha, "", masks=torch.ones(64, 64)).notes)
+
+
+WRONG_KINDS = {
+    "bytes": (
+        dict(images=torch.full((1, 64, 64, 3), 128, dtype=torch.uint8)),
+        "images hold .* torch.uint8; give floats",
+    ),
+    "complex": (dict(images=torch.zeros(1, 64, 64, 3, dtype=torch.complex64)), "torch.complex64; give floats"),
+    "no data": (dict(images=torch.empty(1, 64, 64, 3, device="meta")), "images are a tensor without data"),
+    "sparse": (dict(images=torch.rand(1, 64, 64, 3).to_sparse()), "images are a tensor of the layout"),
+    "no mask": (dict(masks=[None]), "a mask is of the kind NoneType"),
+    "mask of bytes": (dict(masks=torch.full((1, 64, 64), 128, dtype=torch.uint8)), "masks hold .* torch.uint8"),
+    "trigger": (dict(trigger=None), "trigger is of the kind NoneType; wire text in"),
+    "resolution": (dict(resolution="128"), "resolution is '128'; give a whole number"),
+    "half a character": (dict(captions="a \ud800"), r"'image 1' has the caption 'a \\ud800'.*surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_KINDS)
+def test_values_of_other_kinds_are_named(name):
+    """By definition IMAGE and MASK are floats in 0..1: bytes would all count as white."""
+    changes, words = WRONG_KINDS[name]
+    with pytest.raises(InputError, match=words):
+        image_set(**dict(images=torch.rand(1, 64, 64, 3), captions="") | changes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("captions", ["file names", "template"])
+def test_a_name_that_is_no_utf8_is_named(tmp_path, captions):
+    Image.new("RGB", (64, 64)).save(os.path.join(os.fsencode(tmp_path), b"\xff.png"))
+    with pytest.raises(InputError, match=r"1 of the files .* has the caption .*rename the file"):
+        read_folder(FolderRequest(tmp_path, captions=captions, template="{name}"))
+    assert len(read_folder(FolderRequest(tmp_path)).items) == 1  # its caption is not made of the name

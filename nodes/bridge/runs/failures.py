@@ -38,6 +38,10 @@ def _is_in_place_write(error: BaseException, context: RunContext) -> bool:
     return "modified by an inplace operation" in str(error)
 
 
+def _is_used_graph(error: BaseException, context: RunContext) -> bool:
+    return "backward through the graph a second time" in str(error)
+
+
 def _not_a_number(error: BaseException, steps: int, precision_advice: str) -> Exception:
     kept = "what was learned before it is kept" if steps else "nothing was learned before it"
     advice = " or ".join(filter(None, ["lower the learning rate", precision_advice]))
@@ -59,6 +63,14 @@ def _in_place_write(error: BaseException, steps: int, precision_advice: str) -> 
     return InputError(
         "this model, or a patch on the wire before the trainer, overwrites values that a gradient needs, so it cannot "
         "be trained here; take the patch off, or use a model of a family that is known"
+    )
+
+
+def _used_graph(error: BaseException, steps: int, precision_advice: str) -> Exception:
+    return InputError(
+        "code on the MODEL's wire keeps what it computed at one step and uses it at the next, so this training would "
+        "learn from a step that is over; wire the MODEL from before that node into the trainer. The node may follow "
+        "the trainer"
     )
 
 
@@ -87,6 +99,7 @@ FAILURES = (
     Failure(PeerLost, RunState.INTERRUPTED, LastStep.SAVED_IF_RECORDED),
     Failure(RuntimeError, RunState.INTERRUPTED, LastStep.SAVED_IF_RECORDED, message=_peer_lost, applies=_is_lost_peer),
     Failure(RuntimeError, RunState.FAILED, saves_file=True, message=_in_place_write, applies=_is_in_place_write),
+    Failure(RuntimeError, RunState.FAILED, saves_file=True, message=_used_graph, applies=_is_used_graph),
     Failure(comfy.model_management.InterruptProcessingException, RunState.INTERRUPTED, saves_file=True),
     Failure(KeyboardInterrupt, RunState.INTERRUPTED, LastStep.DISCARDED),
     Failure(BaseException, RunState.FAILED, saves_file=True),

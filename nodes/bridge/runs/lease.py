@@ -40,6 +40,7 @@ from ..files.writing import sync
 BEAT_SECONDS, LAPSE_SECONDS = 5.0, 30.0
 _WIDTH = 12  # digits of the beat, which stands before the rest of the file, so that it is overwritten in place
 _LARGEST = 10_000  # bytes
+_LARGEST_PROCESS = 2**32 - 1  # Windows counts in 32 bits, Linux and macOS in fewer
 _held: set[str] = set()  # the paths of the leases that this process holds or waits for
 _changed = threading.Condition()
 
@@ -255,13 +256,21 @@ def _create(path: Path, owner: Owner) -> bool:
 
 
 def _read(path: Path) -> tuple[str, Owner | None] | None:
-    """(the text, the owner or None where the text says none); None where there is no lease."""
+    """(the text, the owner or None where the text says none); None where there is no lease.
+
+    What is no lease and lies at its place gives a text that does not depend on the path, since `_remove` compares the
+    texts before and after it renames the file.
+    """
     try:
         text = read_text(path, _LARGEST)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:  # no text, or no regular file
-        return str(error), None
+    except ValueError:
+        return "no text of a lease, or no regular file", None
+    except OSError as error:
+        if path.is_symlink() or path.is_dir():  # a link that leads nowhere or in a circle, or a folder
+            return "no file", None
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
     return text, _owner(text)
 
 
@@ -272,7 +281,9 @@ def _owner(text: str) -> Owner | None:
     except (TypeError, ValueError, RecursionError):
         return None
     texts = (owner.machine, owner.started, owner.host, owner.token)
-    return owner if type(owner.process) is int and all(isinstance(each, str) for each in texts) else None
+    if type(owner.process) is not int or not all(isinstance(each, str) for each in texts):
+        return None
+    return owner if 0 < owner.process <= _LARGEST_PROCESS else None  # 0 and below are groups of processes to the system
 
 
 def _wait_until_abandoned(path: Path) -> None:
@@ -307,10 +318,14 @@ def _remove(path: Path, abandoned: tuple[str, Owner | None]) -> None:
     except FileNotFoundError:
         return
     try:
-        if _read(aside) != abandoned and not path.exists():
+        if _read(aside) != abandoned and not os.path.lexists(path):
             os.rename(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        if aside.is_dir() and not aside.is_symlink():
+            with contextlib.suppress(OSError):  # one with files in it stays under its new name
+                aside.rmdir()
+        else:
+            aside.unlink(missing_ok=True)
 
 
 def _is_trained(path: Path, owner: Owner) -> InputError:

@@ -147,7 +147,8 @@ def _words(code: types.CodeType) -> Iterator[str]:
 
 
 def _called(function: types.FunctionType) -> list[Any]:
-    """What a function closes over, its defaults, and the functions of its own package that its code names."""
+    """What a function closes over, its defaults, and what its code names of its own module: texts, collections, and the
+    functions of its own package."""
     out: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         try:
@@ -157,7 +158,9 @@ def _called(function: types.FunctionType) -> list[Any]:
     own = _package(function)
     for name in function.__code__.co_names:
         found = function.__globals__.get(name)
-        if isinstance(found, (types.FunctionType, type)) and _package(found) == own and own != "comfy":
+        is_own = isinstance(found, (types.FunctionType, type)) and _package(found) == own
+        # A constant may be the name of a noise level: `extra_options[KEY]`.
+        if own != "comfy" and (is_own or isinstance(found, (str, Mapping, list, tuple, set, frozenset))):
             out.append(found)
     return out
 
