@@ -2,7 +2,7 @@
 // Folds the advanced inputs of a node in the classic look, as Nodes 2.0 does by itself. No side effects: index.js attaches
 // it.
 
-import { addPanel, advancedWidgets, fitNode, hideWidgets, isClassic, leaveAdvancedOut, onConfigured, onNodeChange, propertyOf, setProperty, shrinkNode } from "./comfy.js";
+import { addPanel, advancedWidgets, fitNode, hideWidgets, isClassic, leaveAdvancedOut, onConfigured, onLookChange, onNodeChange, propertyOf, setProperty, shrinkNode, whileOnGraph } from "./comfy.js";
 import { el, setText, stopEvents } from "./dom.js";
 import { t } from "./words.js";
 
@@ -12,12 +12,12 @@ const HEIGHT = 22; // px
 
 /**
  * Hide the advanced inputs of a new or loaded node behind a button. An input that has a link or another value than its
- * default stays visible. Values are saved and sent as before.
+ * default stays visible. Values are saved and sent as before. In Nodes 2.0, which folds them itself, nothing is hidden here.
  * @param {import("./comfy.js").Node} node
  */
 export function attachAdvanced(node) {
   leaveAdvancedOut(node);
-  if (!isClassic() || advancedWidgets(node).length < FEWEST) return;
+  if (advancedWidgets(node).length < FEWEST) return;
   const button = el("button", { type: "button", class: "bespoke-fold", onclick: toggle });
   stopEvents(button);
   /** @type {Set<string>} */
@@ -32,10 +32,11 @@ export function attachAdvanced(node) {
     setText(button, isOpen ? t("advanced.fewer") : t("advanced.more", { count: names.size }));
   }
 
-  /** Show or hide according to the node's property. */
+  /** Show or hide according to the look and the node's property. */
   function apply() {
     const names = advancedWidgets(node).filter(({ isLinked, isDefault }) => !isLinked && isDefault);
-    hide(new Set(propertyOf(node, UNFOLDED) ? [] : names.map(({ name }) => name)));
+    button.hidden = !isClassic();
+    hide(new Set(button.hidden || propertyOf(node, UNFOLDED) ? [] : names.map(({ name }) => name)));
   }
 
   /** Show an input that has got a link. Nothing that is visible is hidden here. */
@@ -47,16 +48,23 @@ export function attachAdvanced(node) {
   }
 
   function toggle() {
-    const before = node.computeSize()[1];
     setProperty(node, UNFOLDED, !propertyOf(node, UNFOLDED));
+    refit();
+  }
+
+  /** Show or hide, and let the node's height follow in the classic look. */
+  function refit() {
+    const before = node.computeSize()[1];
     apply();
+    if (!isClassic()) return;
     shrinkNode(node, before - node.computeSize()[1]);
     fitNode(node);
   }
 
   apply();
-  addPanel(node, "advanced", button, { height: () => HEIGHT });
-  shrinkNode(node, Infinity); // a node that is loaded gets its saved size afterwards
+  addPanel(node, "advanced", button, { height: () => (isClassic() ? HEIGHT : 0) });
+  if (isClassic()) shrinkNode(node, Infinity); // a node that is loaded gets its saved size afterwards
+  whileOnGraph(node, () => onLookChange(refit));
   onConfigured(node, apply);
   onNodeChange(node, showLinked);
 }

@@ -133,13 +133,24 @@ export function onEvent(name, listener) {
 }
 
 /**
- * Call `react()` after the user changed a setting.
+ * Call `react()` after the user changed a setting. Returns the function that ends it.
  * @param {string} id
  * @param {() => void} react
  */
 export function onSettingChange(id, react) {
   const settings = /** @type {EventTarget | undefined} */ (/** @type {any} */ (app).ui?.settings);
   settings?.addEventListener?.(`${id}.change`, react);
+  return () => settings?.removeEventListener?.(`${id}.change`, react);
+}
+
+/**
+ * Call `react()` after the page has changed between the classic look and Nodes 2.0. Returns the function that ends it.
+ * @param {() => void} react
+ */
+export function onLookChange(react) {
+  // The page sets `LiteGraph.vueNodesMode` some time after the setting has changed.
+  const later = () => requestAnimationFrame(() => requestAnimationFrame(react));
+  return onSettingChange("Comfy.VueNodes.Enabled", later);
 }
 
 /** @type {Set<string>} ids of the workflows whose outputs were shown again */

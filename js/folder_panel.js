@@ -22,6 +22,7 @@ import { t } from "./words.js";
 /** @typedef {{ file: string, caption: string | null }} Picture */
 
 export const FOLDER_NODE = "BespokeImageFolder";
+const NO_FOLDER = "(no folder yet)"; // the choice of no folder, NO_FOLDER_OPTION on the server
 const HEIGHT = { empty: 40, list: 190 }; // px
 const FILE = /\.(png|jpe?g|webp|bmp|gif|tiff?|txt)$/i;
 const MOST_FILES = 5000;
@@ -78,6 +79,10 @@ export function attachFolder(node) {
     const name = String(value ?? "");
     if (!name || (name === shown && !anew)) return;
     shown = name;
+    if (name === NO_FOLDER) {
+      list.replaceChildren();
+      return showList(t("folder.empty"));
+    }
     try {
       const { pictures, missing } = await fetchJson(`/bespoke/folder?${new URLSearchParams({ name })}`);
       if (shown !== name) return; // another folder was chosen meanwhile

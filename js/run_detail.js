@@ -7,7 +7,7 @@ import { drawCurves } from "./curve_plot.js";
 import { askText, confirmed } from "./dialogs.js";
 import { download, el, messageOf, setText } from "./dom.js";
 import { addLora, addWord } from "./insert_nodes.js";
-import { fileNames, nameOf, savedFile, stepsText } from "./run_names.js";
+import { fileNames, savedFile, stepsText } from "./run_names.js";
 import { MOST_LABEL, TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
 import { t, time } from "./words.js";
@@ -32,8 +32,9 @@ export function stateOf(run, summary) {
  * The details of a run. They follow it while it goes on.
  * @param {Run} run
  * @param {import("./runs.js").Runs} runs
+ * @param {() => string} title what the run is called in the list
  */
-export function detail(run, runs) {
+export function detail(run, runs, title) {
   const canvas = el("canvas", { role: "img", "aria-label": t("training") });
   const samples = samplesStrip(runs);
   const buttons = el("div", { class: "bespoke-buttons" });
@@ -88,8 +89,7 @@ export function detail(run, runs) {
   }
 
   async function remove() {
-    const name = current.record ? nameOf(current.record) : run.id;
-    if (await confirmed(t("remove.ask", { name }), t("remove"))) await runs.remove(current);
+    if (await confirmed(t("remove.ask", { name: title() }), t("remove"))) await runs.remove(current);
   }
 
   const openGraph = button("open.graph", async () => openWorkflow(await runs.workflow(run.id), current.record?.technique ?? ""));

@@ -6,29 +6,27 @@ import { t } from "./words.js";
 /** @typedef {import("./run_values.js").RunRecord} RunRecord */
 
 /**
- * What a run is called: the name that the user gave it, else its technique with the word or the trigger that it learned, the
- * file that it saved, or the base model.
+ * What a run is called: the name that the user gave it, else its technique with the word or the trigger that it learned, or
+ * the base model.
  * @param {RunRecord} run
- * @param {string} [file] that it saved, where that is known
  */
-export function nameOf(run, file = "") {
+export function nameOf(run) {
   if (run.label) return run.label;
   const kind = t(`technique.${run.technique}`);
-  const what = String(run.settings.name || run.trigger || file || run.base).replace(/\.(safetensors|ckpt)$/, "");
+  const what = String(run.settings.name || run.trigger || run.base).replace(/\.(safetensors|ckpt)$/, "");
   return what ? `${kind}: ${what}` : kind;
 }
 
 /**
  * The names of runs. Where several would have the same, each has a number, the oldest 1.
  * @param {RunRecord[]} runs
- * @param {Record<string, string>} [files] by id, as far as they are known
  * @returns {Map<string, string>} by id
  */
-export function namesOf(runs, files = {}) {
+export function namesOf(runs) {
   /** @type {Map<string, RunRecord[]>} */
   const byName = new Map();
   for (const run of runs) {
-    const name = nameOf(run, files[run.id]);
+    const name = nameOf(run);
     byName.set(name, [...(byName.get(name) ?? []), run]);
   }
   /** @type {Map<string, string>} */

@@ -6,7 +6,7 @@ import { onEvent } from "./comfy.js";
 import { drawCurves, lines } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText } from "./dom.js";
 import { detail, stateOf } from "./run_detail.js";
-import { fileNames, namesOf, savedFile, stepsText } from "./run_names.js";
+import { fileNames, nameOf, namesOf, savedFile, stepsText } from "./run_names.js";
 import { language, loss, t } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
@@ -39,6 +39,8 @@ export function fillTab(root, runs) {
 
   /** @type {Map<string, Card>} by run id */
   const cards = new Map();
+  /** @type {Map<string, string>} what the runs were called when they were last in the list, by id */
+  const titles = new Map();
   /** @type {string[]} ids of at most two runs to compare */
   const chosen = [];
   const inView = new IntersectionObserver((entries) => {
@@ -101,6 +103,7 @@ export function fillTab(root, runs) {
   function arrange(shown) {
     const ids = new Set(shown.map((run) => run.id));
     const names = namesOf(shown);
+    for (const [id, name] of names) titles.set(id, name);
     for (const [id, card] of cards) if (!ids.has(id)) remove(id, card);
     shown.forEach((summary, i) => {
       const card = cards.get(summary.id) ?? add(summary);
@@ -146,7 +149,7 @@ export function fillTab(root, runs) {
     if (isChosen) chosen.push(id);
     while (chosen.length > 2) cards.get(chosen.shift() ?? "")?.choose(false);
     compared.hidden = chosen.length < 2;
-    if (chosen.length === 2) compare(compared, chosen, runs);
+    if (chosen.length === 2) compare(compared, chosen, runs, titles);
   }
 
   const draw = oncePerFrame(() => {
@@ -261,7 +264,7 @@ function createCard(first, runs, onChoose) {
     if (!isOpen) return;
     try {
       run ??= await runs.loadChecked(summary.id);
-      details ??= detail(run, runs);
+      details ??= detail(run, runs, () => title);
       below.replaceChildren(details.box);
       draw();
       await Promise.all([details.showFiles(), details.showDefaults()]);
@@ -313,8 +316,9 @@ function stepsOf(run, summary) {
  * @param {HTMLElement} box
  * @param {string[]} ids
  * @param {Runs} runs
+ * @param {Map<string, string>} titles what the runs are called in the list, by id
  */
-async function compare(box, ids, runs) {
+async function compare(box, ids, runs, titles) {
   const canvas = el("canvas", { role: "img" });
   const table = el("table", { class: "bespoke-table" });
   const heads = ids.map(() => el("th", { scope: "col" }));
@@ -322,12 +326,11 @@ async function compare(box, ids, runs) {
   const loaded = await Promise.all(ids.map((id) => runs.load(id).catch(() => null)));
   const pair = loaded.flatMap((run) => (run?.record ? [{ record: run.record, curve: run.curve }] : []));
   if (pair.length < ids.length) return box.replaceChildren(el("p", { class: "bespoke-note" }, t("runs.unread", { why: "" })));
-  const records = pair.map(({ record }) => record);
-  const named = namesOf(records, await filesOf(records, runs));
-  const called = records.map(({ id }) => named.get(id) ?? "");
+  const files = await Promise.all(ids.map((id) => savedBy(id, runs)));
+  const called = pair.map(({ record }) => titles.get(record.id) ?? nameOf(record));
   heads.forEach((head, i) => head.append(el("i", { class: "bespoke-swatch", style: `background:${lines(i).average}` }), called[i]));
   table.append(el("thead", {}, el("tr", {}, el("th"), ...heads)));
-  const [a, b] = pair.map(comparedValues);
+  const [a, b] = pair.map((one, i) => comparedValues(one, files[i]));
   const rows = [...new Set([...Object.keys(a), ...Object.keys(b)])].filter((name) => a[name] !== b[name]);
   const cell = (/** @type {unknown} */ value) => el("td", {}, value === undefined ? "–" : String(value));
   table.append(el("tbody", {}, ...rows.map((name) => el("tr", {}, el("th", { scope: "row" }, name), cell(a[name]), cell(b[name])))));
@@ -338,21 +341,25 @@ async function compare(box, ids, runs) {
 }
 
 /**
- * The file that each run saved, by id, for those that have neither a name nor a trigger.
- * @param {RunRecord[]} records
+ * The file that a run saved last, undefined where it saved none.
+ * @param {string} id
  * @param {Runs} runs
  */
-async function filesOf(records, runs) {
-  const nameless = records.filter((record) => !record.label && !record.trigger && !record.settings.name);
-  const found = await Promise.all(nameless.map(({ id }) => runs.files(id).catch(() => ({}))));
-  return Object.fromEntries(nameless.map(({ id }, i) => [id, savedFile([...fileNames(found[i].embeddings), ...fileNames(found[i].loras)])]));
+async function savedBy(id, runs) {
+  try {
+    const { embeddings, loras } = await runs.files(id);
+    return savedFile([...fileNames(embeddings), ...fileNames(loras)]) || undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 /**
  * @param {{ record: RunRecord, curve: import("./curve.js").Curve }} run
+ * @param {string | undefined} file that it saved
  * @returns {Record<string, unknown>} by the name that is shown
  */
-function comparedValues({ record, curve }) {
+function comparedValues({ record, curve }, file) {
   return {
     ...record.settings,
     steps: stepsText(curve.last, record.settings.steps),
@@ -360,5 +367,6 @@ function comparedValues({ record, curve }) {
     [t("images")]: record.images,
     [t("curve.average")]: loss(curve.lastAverage),
     ...(curve.best ? { [t("curve.held-out")]: `${loss(curve.best[1])} (${curve.best[0]})` } : {}),
+    [t("files")]: file,
   };
 }

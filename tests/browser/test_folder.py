@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
+from host import ROOT
 
 
 @pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
@@ -49,3 +51,12 @@ def test_drop_a_folder_and_write_a_caption(open_page, server, workflow, screensh
     assert caption.read_text("utf-8") == "a <b>pink</b> thing\n"
     page.picture(screenshots / f"folder_{look.replace(' ', '')}.png")
     assert "pink</b>" not in page.saved()
+
+
+def test_no_folder_is_asked_for_before_one_is_chosen(open_page):
+    """The first example as it is shipped: the choice of no folder is no folder's name."""
+    page = open_page()
+    page.load(json.loads((ROOT / "example_workflows" / "lora_train_and_use.json").read_text("utf-8")))
+    page.tab.wait("document.querySelector('[data-panel=pictures]')?.innerText.includes('Drop a folder')")
+    page.tab.evaluate("new Promise((done) => setTimeout(done, 1000))")
+    assert not [error for error in page.tab.errors if "/bespoke/" in error]

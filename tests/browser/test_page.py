@@ -96,7 +96,7 @@ def test_the_server_restarts_in_mid_run(open_page, server, workflow, screenshots
     page = open_page()
     page.load(
         workflow("lora_train_and_use"),
-        **{kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage")},
+        **{kind: {"mode": 2} for kind in ("BespokeInjectLora", "KSampler", "VAEDecode", "SaveImage")},
         BespokeImageFolder={"resolution": 64},
         BespokeTrainLora={"steps": 3000, "batch_size": 1, "seed": 601},
     )

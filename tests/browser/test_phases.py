@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from comfy_page import RUNS_TAB
 
-MUTED = {
-    kind: {"mode": 2} for kind in ("LoraLoader", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")
-}
+AFTER_TRAINING = ("BespokeInjectLora", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")
+MUTED = {kind: {"mode": 2} for kind in AFTER_TRAINING}
 # Every text that the panel begins with, and its state, from now on.
 WATCH = """(() => { window.said = []; const look = () => {
   const box = document.querySelector('.bespoke-training');

@@ -111,7 +111,13 @@ def test_runs_have_different_names_in_the_list_and_in_the_comparison(page, scree
     )
     assert page.tab.evaluate(f"[...{steps}.cells].map((c) => c.innerText)") == ["steps", "20 of 400", "20"]
     page.picture(screenshots / "runs_compare.png")
-    for run_id in (PLAIN, OTHER):
+    # Any two runs are called in the comparison what they are called in the list.
+    page.tab.evaluate(f"{ITEM % WORDED}.querySelector('input').click()")
+    page.tab.wait(
+        "[...document.querySelectorAll('.bespoke-compare thead th')].slice(1).map((h) => h.innerText).join()"
+        " === 'LoRA: house · 2,LoRA: ohwx cat'"
+    )
+    for run_id in (OTHER, WORDED):
         page.tab.evaluate(f"{ITEM % run_id}.querySelector('input').click()")
 
 
@@ -185,6 +191,10 @@ def test_a_run_is_renamed_and_removed(page, server, screenshots):
     write(server, gone, 500)
     page.tab.evaluate("document.querySelector('.bespoke-tab header button').click()")
     page.tab.wait(f"!!{ITEM % gone}")
+    click(page, detail(page, gone), "Remove")  # of several runs of one base, the question names this one
+    assert "“LoRA: house · 1”" in page.tab.wait("document.querySelector('dialog.bespoke-question')?.innerText")
+    page.tab.press("Escape")
+    page.tab.wait("!document.querySelector('dialog.bespoke-question')")
     click(page, detail(page, gone), "Rename")
     answer(page, "  the <b>first</b>  try ")
     page.tab.wait(f"{ITEM % gone}.querySelector('.bespoke-name').innerText === 'the <b>first</b> try'")

@@ -15,11 +15,10 @@ before(() => {
 
 const run = (last, fields) => readRecord({ id: `lora-00000000000${last}`, technique: "lora", base: "house.safetensors", settings: {}, ...fields });
 
-test("a run is called by its label, else its word or trigger, else its file, else its base", () => {
-  assert.equal(nameOf(run(1, { label: "mine", trigger: "cat" }), "a.safetensors"), "mine");
-  assert.equal(nameOf(run(1, { trigger: "cat" }), "a.safetensors"), "LoRA: cat");
+test("a run is called by its label, else its word or trigger, else its base", () => {
+  assert.equal(nameOf(run(1, { label: "mine", trigger: "cat" })), "mine");
+  assert.equal(nameOf(run(1, { trigger: "cat" })), "LoRA: cat");
   assert.equal(nameOf(run(1, { settings: { name: "my-word" }, trigger: "cat" })), "LoRA: my-word");
-  assert.equal(nameOf(run(1, {}), "style/a_00001.safetensors"), "LoRA: style/a_00001");
   assert.equal(nameOf(run(1, {})), "LoRA: house");
 });
 
@@ -27,11 +26,6 @@ test("equal names are numbered from the oldest, and others are not", () => {
   const names = namesOf([run(3, { started: 30 }), run(1, { started: 10 }), run(2, { started: 20, trigger: "cat" })]);
   assert.deepEqual([...names.values()].sort(), ["LoRA: cat", "LoRA: house · 1", "LoRA: house · 2"]);
   assert.equal(names.get("lora-000000000001"), "LoRA: house · 1");
-});
-
-test("files tell runs of one base apart", () => {
-  const names = namesOf([run(1, {}), run(2, {})], { "lora-000000000001": "a.safetensors", "lora-000000000002": "b.safetensors" });
-  assert.deepEqual([...names.values()], ["LoRA: a", "LoRA: b"]);
 });
 
 test("the file at the end of a run comes after those on the way, with numbers in their order", () => {
