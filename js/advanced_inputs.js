@@ -2,7 +2,7 @@
 // Folds the advanced inputs of a node in the classic look, as Nodes 2.0 does by itself. No side effects: index.js attaches
 // it.
 
-import { addPanel, advancedWidgets, fitNode, hideWidgets, isClassic, leaveAdvancedOut, onConfigured, onLookChange, onNodeChange, propertyOf, setProperty, shrinkNode, whileOnGraph } from "./comfy.js";
+import { addPanel, advancedWidgets, fitNode, hideWidgets, isClassic, leaveAdvancedOut, neededHeight, onConfigured, onLookChange, onNodeChange, propertyOf, setProperty, shrinkNode, whileOnGraph } from "./comfy.js";
 import { el, setText, stopEvents } from "./dom.js";
 import { t } from "./words.js";
 
@@ -54,10 +54,10 @@ export function attachAdvanced(node) {
 
   /** Show or hide, and let the node's height follow in the classic look. */
   function refit() {
-    const before = node.computeSize()[1];
+    const before = neededHeight(node);
     apply();
     if (!isClassic()) return;
-    shrinkNode(node, before - node.computeSize()[1]);
+    shrinkNode(node, before - neededHeight(node));
     fitNode(node);
   }
 

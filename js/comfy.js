@@ -244,9 +244,15 @@ export const workflowId = () => app.rootGraph?.id ?? "";
 export async function defaultsOf(kind) {
   const { input } = (await fetchJson(`/object_info/${encodeURIComponent(kind)}`))[kind] ?? {};
   const inputs = /** @type {[string, any[]][]} */ (Object.entries({ ...input?.required, ...input?.optional }));
-  const known = inputs.map(([name, [type, options]]) => [name, options?.default ?? (type === "COMBO" ? options?.options?.[0] : undefined)]);
+  const known = inputs.map(([name, spec]) => [name, defaultIn(spec)]);
   return Object.fromEntries(known.filter(([, value]) => value !== undefined));
 }
+
+/**
+ * The default of an input by its definition: the one that is named, else the first entry of a list, else undefined.
+ * @param {any[]} spec [type, options]; the type of a list of the older kind is the list
+ */
+const defaultIn = ([type, options]) => options?.default ?? (Array.isArray(type) ? type[0] : options?.options?.[0]);
 
 /**
  * Copy a text. Where the page may not write to the clipboard (over plain HTTP), the browser's older command does it.
@@ -497,14 +503,11 @@ export const isClassic = () => !globalThis.LiteGraph?.vueNodesMode;
  */
 export function advancedWidgets(node) {
   const { required = {}, optional = {} } = /** @type {any} */ (node.constructor).nodeData?.input ?? {};
+  const inputs = { ...required, ...optional };
   const values = unlinkedValues(node);
   return (node.widgets ?? [])
-    .filter(({ name }) => ({ ...required, ...optional })[name]?.[1]?.advanced)
-    .map(({ name, value }) => {
-      const spec = optional[name] ?? required[name];
-      const standard = spec[1].default ?? (Array.isArray(spec[0]) ? spec[0][0] : spec[1].options?.[0]);
-      return { name, isLinked: !(name in values), isDefault: value === standard };
-    });
+    .filter(({ name }) => inputs[name]?.[1]?.advanced)
+    .map(({ name, value }) => ({ name, isLinked: !(name in values), isDefault: value === defaultIn(inputs[name]) }));
 }
 
 /**
@@ -595,7 +598,7 @@ export function addPanel(node, name, element, { height, grows = false }) {
  * @param {HTMLElement} frame
  */
 function replaceStalePanel(node, frame) {
-  if (frame.isConnected || !globalThis.LiteGraph?.vueNodesMode || app.canvas.graph !== node.graph) return;
+  if (frame.isConnected || isClassic() || app.canvas.graph !== node.graph) return;
   const selector = `[data-node-id="${CSS.escape(String(node.id))}"] .bespoke-frame[data-panel="${frame.dataset.panel}"]`;
   document.querySelector(selector)?.replaceChildren(frame);
 }
@@ -605,11 +608,17 @@ function replaceStalePanel(node, frame) {
  * @param {Node} node
  */
 export function fitNode(node) {
-  if (globalThis.LiteGraph?.vueNodesMode) return; // Nodes 2.0 measures the elements itself, without the folded inputs
+  if (!isClassic()) return; // Nodes 2.0 measures the elements itself, without the folded inputs
   const [width, height] = node.computeSize();
   if (node.size[0] < width || node.size[1] < height) node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.graph?.setDirtyCanvas?.(true, true);
 }
+
+/**
+ * The height in px that the node's widgets need.
+ * @param {Node} node
+ */
+export const neededHeight = (node) => node.computeSize()[1];
 
 /**
  * Make the node lower by a number of px, but not lower than its widgets need.
@@ -617,7 +626,7 @@ export function fitNode(node) {
  * @param {number} by
  */
 export function shrinkNode(node, by) {
-  const height = Math.max(node.computeSize()[1], node.size[1] - by);
+  const height = Math.max(neededHeight(node), node.size[1] - by);
   if (height < node.size[1]) node.setSize([node.size[0], height]);
   node.graph?.setDirtyCanvas?.(true, true);
 }
@@ -901,13 +910,6 @@ const moduleOf = (node) => String(/** @type {any} */ (node.constructor)?.nodeDat
 export function linkedValue(node, name) {
   return /** @type {Widget["value"]} */ (readValue(node, name).value);
 }
-
-/**
- * As `linkedValue`, and the widget's own value where that is not known.
- * @param {Node} node
- * @param {string} name
- */
-export const valueOf = (node, name) => linkedValue(node, name) ?? ownValue(node, name);
 
 /**
  * The nodes that lead to a node's model, the first one first, with the values that are known: strings, numbers, booleans.

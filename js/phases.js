@@ -3,11 +3,10 @@
 // the server's events and, for prompts that wait, from its queue. `createPhases` makes the state; no side effects.
 
 import { fetchJson, onEvent, workflowId, workflowOf } from "./comfy.js";
-import { isTrainer, readPhase } from "./run_values.js";
+import { BETWEEN_STEPS, isTrainer, readPhase } from "./run_values.js";
 
 const QUEUE_MS = 150; // several changes of the queue within this time are read once
-const SHORT_MS = 250; // a sample or a validation that is done within this time is not shown
-const SHORT = new Set(["validation", "sample"]);
+const SHORT_MS = 250; // a phase between two steps that is done within this time is not shown
 
 /** @typedef {import("./run_values.js").Phase} Phase */
 /** @typedef {ReturnType<typeof createPhases>} Phases */
@@ -33,7 +32,7 @@ export function createPhases() {
   function set(path, phase) {
     clearTimeout(delayed.get(path));
     delayed.delete(path);
-    if (phase && SHORT.has(phase.kind)) {
+    if (phase && BETWEEN_STEPS.has(phase.kind)) {
       delayed.set(path, setTimeout(() => put(path, phase), SHORT_MS));
       return;
     }

@@ -5,7 +5,7 @@
 import { addPanel, classOf, fitNode, onExecuted, onNodeChange, pathsOf, unlinkedValues, whileOnGraph, workflowId } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
-import { TRAINERS } from "./run_values.js";
+import { BETWEEN_STEPS, TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
 import { loss, memory, rate, t, time } from "./words.js";
 
@@ -16,7 +16,6 @@ import { loss, memory, rate, t, time } from "./words.js";
 const HEIGHT = { empty: 44, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
 const LABEL_EVERY_MS = 1000; // between two updates of the curve's label
 const COMPLAINT_MS = 6000; // for which the error of a button is shown
-const DURING_RUN = new Set(["validation", "sample"]); // phases between two steps
 const SETTLED_MS = 300; // without a change of the widgets, before a run with these values is searched
 
 /**
@@ -304,7 +303,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
  * @param {Phase | null} phase
  */
 function shownKind(run, phase) {
-  return phase && (!run?.live || DURING_RUN.has(phase.kind)) ? phase.kind : "";
+  return phase && (!run?.live || BETWEEN_STEPS.has(phase.kind)) ? phase.kind : "";
 }
 
 /**

@@ -9,10 +9,17 @@ from comfy_execution.graph_utils import is_link
 from comfy_execution.utils import get_executing_context
 
 
+def prompt_server() -> Any | None:
+    """ComfyUI's server, or None in a process without one: a job under torchrun, a test.
+
+    It is looked up and never imported from here: a job has none, and must not make one.
+    """
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 def running_item() -> tuple | None:
     """The queue's item (number, prompt id, prompt, extra data, ...) that is executed now, or None outside of one."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    context = get_executing_context()
+    server, context = prompt_server(), get_executing_context()
     if server is None or context is None:
         return None
     running, _ = server.prompt_queue.get_current_queue_volatile()

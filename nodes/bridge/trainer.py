@@ -269,7 +269,7 @@ class _Trainer:
         loss = MicroBatchLoss(
             technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, self.timesteps
         )
-        for sentence in self.denoiser.company.notes():
+        for sentence in self.denoiser.compatibility.notes():
             fold.run.note(sentence)
         task = TrainingTask(
             trainable,
@@ -294,21 +294,21 @@ class _Trainer:
             return run_training(task, self.context)
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
-        by_level = self.denoiser.company.cost()
+        cost_of_code = self.denoiser.compatibility.cost()
         not_resumed = "; " + "; ".join(describe_unread(self.dataset.unread)) if self.dataset.unread else ""
         return (
             fold.prefix
             + self.technique.describe_start(fold.run, cost, fold.steps)
             + self.offload.summary
             + not_resumed
-            + (f"; {by_level}" if by_level else "")
+            + (f"; {cost_of_code}" if cost_of_code else "")
         )
 
     def _check_gradients(self, trainable: Trainable, loss: Callable[[int], Tensor | None], micro: int) -> None:
         """Raise `InputError` where the code of other nodes keeps the gradient from what is trained."""
         denoiser = self.denoiser
-        if denoiser.company.code:
-            check_gradients(partial(loss, micro), _parts(trainable), denoiser.without_code, denoiser.company.code)
+        if denoiser.compatibility.code:
+            check_gradients(partial(loss, micro), _parts(trainable), denoiser.without_code, denoiser.compatibility.code)
 
     def _validation_loss(self, fold: Fold) -> Callable[[], float] | None:
         """A function that computes the loss on the held-out pictures; None without them."""

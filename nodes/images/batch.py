@@ -12,11 +12,11 @@ from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
-from .bands import fit
-from .captions import with_trigger
+from .captions.sources import with_trigger
 from .folder import LARGEST_RESOLUTION, fingerprint
 from .masks import without_black_masks
 from .quality import remarks, traits_of
+from .reading.bands import fit
 from .sizes import SMALLEST_SIDE, crop_offset, target_size
 
 

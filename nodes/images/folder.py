@@ -11,12 +11,13 @@ from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import MIRRORED, ImageSet, TrainingImage
-from .captions import CAPTIONS, caption_of
+from .captions.sources import CAPTIONS, caption_of
+from .captions.text_files import CaptionFiles, doubled_captions, is_caption, match_captions, read_caption_files
 from .left_out import CAPTION_FILES, OTHER_FILES, left_out
 from .listing import entries_of
 from .masks import MASKS, FolderMasks, without_black_masks, without_companions
 from .quality import listed, remarks
-from .reading import PictureFile, Progress, ReadPicture, read_pictures
+from .reading.pictures import PictureFile, Progress, ReadPicture, read_pictures
 from .sizes import (
     BUCKET_STEP,
     BUCKET_STEPS,
@@ -28,7 +29,6 @@ from .sizes import (
     size_of,
     target_size,
 )
-from .text_files import CaptionFiles, doubled_captions, is_caption, match_captions, read_caption_files
 
 LARGEST_RESOLUTION = 4096  # px
 
@@ -122,8 +122,8 @@ def _no_progress(done: int, of: int) -> None:
 def read_folder(request: FolderRequest, progress: Progress = _no_progress) -> ImageSet:
     """Read and prepare every picture of the folder, in the order of file names.
 
-    progress: see `reading.read_pictures`. Raises `InputError` that lists everything wrong at once: files that are no
-    pictures, captions without a picture, pictures that are too small.
+    progress: see `reading.pictures.read_pictures`. Raises `InputError` that lists everything wrong at once: files that
+    are no pictures, captions without a picture, pictures that are too small.
     """
     folder = request.folder
     if not folder.is_dir():

@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..bridge.files.headers import open_regular
+from .captions.text_files import CAPTION_ENDING, LONGEST_FILE
 from .left_out import OTHER_FILES
-from .limits import MOST_MEMORY
 from .listing import files_of
-from .reading import threads
-from .stamps import Kept, stamp_of
-from .text_files import CAPTION_ENDING, LONGEST_FILE
+from .reading.limits import MOST_MEMORY
+from .reading.pictures import threads
+from .reading.stamps import Kept, stamp_of
 
 DIGESTS: Kept[bytes] = Kept(100_000)  # files, each counted as 1
 PIECE = 1 << 20  # bytes
@@ -22,8 +22,9 @@ PIECE = 1 << 20  # bytes
 def hash_files(folder: Path, stopped: Callable[[], bool] = lambda: False) -> str | None:
     """A hash of the names of all files and of the bytes of pictures and captions.
 
-    A file that has not changed since it was hashed, see `stamps`, is not read again. Of files that are refused unread,
-    since they are too large, the size counts. stopped: is asked before each file; None is given where it says so.
+    A file that has not changed since it was hashed, see `reading.stamps`, is not read again. Of files that are refused
+    unread, since they are too large, the size counts. stopped: is asked before each file; None is given where it says
+    so.
     """
     reading, digest = DIGESTS.new_reading(), hashlib.sha256()
     paths = files_of(folder) if folder.is_dir() else []

@@ -8,9 +8,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from .captions.text_files import CaptionFiles, is_caption, look_alike
 from .listing import entries_of
 from .quality import counted, listed
-from .text_files import CaptionFiles, is_caption, look_alike
 
 CAPTION_FILES = {".txt", ".caption"}
 # Files that lie in training folders without being pictures: caches and settings of trainers and file managers.
@@ -26,8 +26,8 @@ MOST_SEEN = 20_000  # entries of all subfolders together that are looked at
 def left_out(folder: Path, source: str, captions: CaptionFiles) -> list[str]:
     """Notes on everything in the folder that is not used, one a reason.
 
-    source: where captions come from, one of `captions.CAPTIONS`. captions: the caption files as they were read. Masks
-    are not among them.
+    source: where captions come from, one of `captions.sources.CAPTIONS`. captions: the caption files as they were read.
+    Masks are not among them.
     """
     entries = sorted(entries_of(folder), key=lambda path: path.name.lower())
     hidden = [path for path in entries if path.name.startswith(".")]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ...training.errors import InputError
 from ...training.images import TrainingImage
+from .captions.text_files import match_captions
 from .quality import listed
-from .text_files import match_captions
 
 MASKS = ("none", "alpha", "*-mask.png")
 IN_FILES = MASKS[2]

@@ -13,23 +13,21 @@ from comfy_api.latest import io
 from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
-from ..bridge.files.listing import stamp_of
+from ..bridge.files.listing import stamp_of_folders
 from ..bridge.files.writing import NO_FOLDER_OPTION, resolve_inside
 from ..bridge.running_prompt import is_wired
 from ..bridge.types import Images
 from .batch import image_set
-from .captions import CAPTIONS
+from .captions.sources import CAPTIONS
 from .folder import LARGEST_RESOLUTION, FolderRequest, read_folder
 from .hashing import hash_files
 from .masks import MASKS
-from .reading import Progress
+from .reading.pictures import Progress
 from .sheet import contact_sheet, describe, tensors_of
 from .sizes import BUCKET_STEP, BUCKET_STEPS, SMALL_STEP, SMALLEST_SIDE
 
 TRIGGER_RULE = "It is put before every caption that does not say it as a word of its own; case does not matter."
-
-
-PICTURES = 3  # the place of the output `pictures` of Image Folder
+PICTURES_SLOT = 3  # of the output `pictures` of Image Folder
 
 
 def _caption_syntax() -> io.Combo.Input:
@@ -200,11 +198,11 @@ class ImageFolder(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, folder, **inputs):
         # With or without the pictures as tensors: what was read for the one is not handed on for the other.
-        pictures = is_wired(PICTURES)
+        pictures = is_wired(PICTURES_SLOT)
         base = Path(folder_paths.get_input_directory())
         try:
             if folder is None or "folder_name" in inputs:  # the name is on a wire and not known yet
-                return f"{stamp_of([base])}:{pictures}"
+                return f"{stamp_of_folders([base])}:{pictures}"
             # ComfyUI takes what is raised here for a warning; it sees an interrupt before the node runs.
             files = hash_files(resolve_inside(base, folder), comfy.model_management.processing_interrupted)
             return f"{files}:{pictures}" if files else float("nan")
@@ -216,7 +214,7 @@ class ImageFolder(io.ComfyNode):
     def execute(cls, folder, folder_name=None, **settings) -> io.NodeOutput:
         path = resolve_inside(Path(folder_paths.get_input_directory()), folder if folder_name is None else folder_name)
         images = read_folder(FolderRequest(path, **settings), _shown_progress())
-        pictures = tensors_of(images) if is_wired(PICTURES) else []
+        pictures = tensors_of(images) if is_wired(PICTURES_SLOT) else []
         return io.NodeOutput(images, contact_sheet(images), describe(images), pictures)
 
 

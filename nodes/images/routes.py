@@ -11,9 +11,9 @@ from aiohttp import web
 from ...training.errors import InputError
 from ..bridge.files.writing import resolve_inside, write_text
 from ..bridge.web import HasRoutes, json_answer, post_answer, read_object
+from .captions.text_files import is_caption, match_captions, read_caption_files
 from .folder import pictures_in
 from .listing import entries_of
-from .text_files import is_caption, match_captions, read_caption_files
 
 MOST_PICTURES = 2000  # in one answer
 LONGEST_CAPTION = 20_000  # characters

@@ -16,8 +16,8 @@ n is the first stage's, too: where 0 < m < 1 a later state does not tell it.
 
 `patch` adds one wrapper, `OUTER_SAMPLE`, which adds the others for one run and removes them afterwards. So a patched
 model holds no state of a run, and runs cannot disturb each other. A guider or sampler of another pack that leaves one
-of them out is refused (`company`). What a later stage has to know of an earlier one is
-found by the content of the latent that it gets (`stages`, `start`).
+of them out is refused (`guider_checks`). What a later stage has to know of an earlier one is found by the content of
+the latent that it gets (`stages`, `start`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from comfy.model_base import BaseModel
 from comfy.patcher_extension import WrappersMP
 
 from ...training.errors import InputError
-from .company import MaskGuard, check_guider, check_state, checked_prediction, checked_result, refuse, unguarded
+from .guider_checks import MaskGuard, check_guider, check_state, checked_prediction, checked_result, refuse, unguarded
 from .noise_levels import noise_that_gives, noise_to_signal, schedule_left
 from .stages import STORE
 from .start import Start, chained, find_start, fresh, is_soft

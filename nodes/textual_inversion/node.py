@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -16,7 +14,7 @@ from ...training.embedding import INITS
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
 from ..bridge.files import writing as storage
-from ..bridge.files.listing import safetensors_in, stamp_of
+from ..bridge.files.listing import NO_FILE, safetensors_in, stamp_of_choice
 from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
@@ -24,7 +22,7 @@ from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, 
 from ..bridge.training_model.pseudo_word import clip_with_pseudo_word
 from ..bridge.types import Embedding, Run, graph_of, pictures_input
 from ..images.wired import training_set
-from .file_input import NONE, file_of
+from .file_input import file_of
 from .files import FORMATS, as_file, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
 from .names import check_name, prompt_word
@@ -302,7 +300,7 @@ class InspectEmbedding(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that the word was learned for."),
                 io.Combo.Input(
                     "embedding_name",
-                    options=[NONE, *safetensors_in("embeddings")],
+                    options=[NO_FILE, *safetensors_in("embeddings")],
                     tooltip=(
                         "A .safetensors file in ComfyUI's embeddings folder; others are not opened and not listed. Not "
                         "used when an embedding is wired in."
@@ -335,10 +333,7 @@ class InspectEmbedding(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, embedding_name, **inputs):
-        if embedding_name is None or "name" in inputs:  # it comes over a wire and is not known yet
-            return stamp_of(Path(folder) for folder in folder_paths.get_folder_paths("embeddings"))
-        path = folder_paths.get_full_path("embeddings", embedding_name or "")
-        return f"{embedding_name}:{Path(path).stat().st_mtime_ns}" if path else embedding_name
+        return stamp_of_choice("embeddings", embedding_name, "name" in inputs)
 
     @classmethod
     @name_node_in_errors

@@ -20,9 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bespoke.nodes.images import hashing, reading, stamps
+from bespoke.nodes.images import hashing
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from bespoke.nodes.images.hashing import hash_files
+from bespoke.nodes.images.reading import pictures as reading
+from bespoke.nodes.images.reading import stamps
 from PIL import Image, ImageOps
 
 pytestmark = pytest.mark.bench

@@ -8,9 +8,11 @@ import comfy.model_management
 import comfy.utils
 import numpy as np
 import pytest
-from bespoke.nodes.images import hashing, left_out, listing, node, reading, routes, stamps
+from bespoke.nodes.images import hashing, left_out, listing, node, routes
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from bespoke.nodes.images.hashing import hash_files
+from bespoke.nodes.images.reading import pictures as reading
+from bespoke.nodes.images.reading import stamps
 from bespoke.training.errors import InputError
 from PIL import Image
 

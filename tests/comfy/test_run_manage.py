@@ -192,12 +192,17 @@ def test_an_encoding_tells_how_many_pictures_are_done_and_can_be_cancelled(small
 
 
 def test_the_routes_tell_which_run_is_trained_now(run):
+    """The list is sent again when a training ends, though its record still says "running": its server was killed."""
     run.state = RunState.RUNNING
     RunStore(run.id).save_record(run)
+    stamp = routes.list_runs({})["stamp"]
     for is_live in (True, False):
         (live.add_live if is_live else live.remove_live)(run)
         assert json.loads(routes.record_for_page(run.id))["live"] is is_live
-        assert routes.list_runs({})["live"] == [run.id] * is_live
+        answer = routes.list_runs({"stamp": stamp})
+        assert answer["live"] == [run.id] * is_live
+        stamp = answer["stamp"]
+        assert routes.list_runs({"stamp": stamp}) == {"stamp": stamp, "unchanged": True}
 
 
 def test_the_training_picture_is_made_smaller_and_kept_once(tmp_path):
@@ -213,7 +218,11 @@ def test_the_training_picture_is_made_smaller_and_kept_once(tmp_path):
 
 
 def test_what_a_node_shows_comes_again_with_a_cached_run(comfyui):
-    """A node that returns `ui` is an output node or has an intermediate output, and the page restores the latter."""
+    """A node that returns `ui` is an output node or has an intermediate output.
+
+    The page restores what the latter show, but for the schedules of the strength nodes: their dials show a schedule
+    only where the page knows with which wiring it ran.
+    """
     nodes = asyncio.run(BespokeExtension().get_node_list())
     shows = [node for node in nodes if "ui=" in inspect.getsource(node.execute)]
     schemas = [node.define_schema() for node in shows]
@@ -223,6 +232,5 @@ def test_what_a_node_shows_comes_again_with_a_cached_run(comfyui):
     restored = re.search(r"RESTORED = new Set\((.*?)\);", (scripts / "index.js").read_text("utf-8"))[1]
     trainers = re.search(r"TRAINERS = \{(.*?)\}", (scripts / "run_values.js").read_text("utf-8"))[1]
     word_node = re.search(r'WORD_NODE = "(\w+)"', (scripts / "word_list.js").read_text("utf-8"))[1]
-    # The dials keep what ran by its wiring, see js/true_schedules.js.
-    between -= {"BespokePartialDenoise", "BespokeStrengthSigmas"}
-    assert between == {word_node, *re.findall(r"Bespoke\w+", restored + trainers)}
+    dials = re.search(r"DIAL_NODES = new Set\((.*?)\);", (scripts / "strength_dial.js").read_text("utf-8"))[1]
+    assert between == {word_node, *re.findall(r"Bespoke\w+", restored + trainers + dials)}

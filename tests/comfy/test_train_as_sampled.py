@@ -4,6 +4,7 @@ The oracle is ComfyUI's own sampling: one call of its guider at CFG 1 for each p
 noise level and prompt.
 """
 
+import contextlib
 import functools
 import inspect
 import operator
@@ -17,14 +18,15 @@ import tiny
 import torch
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers, training_conds
+from bespoke.nodes.bridge.training_model.backward_check import check_gradients
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.bridge.wire.company import (
+from bespoke.nodes.bridge.wire.compatibility import (
     CALLBACKS,
     MODEL_OPTIONS,
     TRANSFORMER_OPTIONS,
     WRAPPERS,
-    check_company,
-    company_of,
+    check_compatibility,
+    compatibility_of,
 )
 from bespoke.nodes.bridge.wire.foreign_code import may_read_level
 from bespoke.nodes.bridge.wire.table import CLIP, PATCHER, InTraining, Role
@@ -390,11 +392,11 @@ def test_a_wrapper_of_each_kind_is_applied_or_refused_by_name(kind, sd15):
     made = sd15[0].clone()
     made.add_wrapper(kind, own_wrapper)
     if kind in ("apply_model", "diffusion_model"):
-        assert company_of(made).code == (f"the function own_wrapper of {__name__}",)
-        assert company_of(made).by_sample == company_of(made).code  # it gets the noise level by position
+        assert compatibility_of(made).code == (f"the function own_wrapper of {__name__}",)
+        assert compatibility_of(made).by_sample == compatibility_of(made).code  # it gets the noise level by position
         return
     with pytest.raises(InputError, match="own_wrapper"):
-        check_company(made)
+        check_compatibility(made)
 
 
 @pytest.mark.parametrize("kind", [*CALLBACKS, "of_a_later_version"])
@@ -403,9 +405,9 @@ def test_a_callback_of_each_kind_is_called_or_refused(kind, sd15):
     made.add_callback(kind, own_callback)
     if kind == "of_a_later_version":
         with pytest.raises(InputError, match="own_callback"):
-            check_company(made)
+            check_compatibility(made)
     else:
-        check_company(made)
+        check_compatibility(made)
 
 
 def test_core_code_that_leaves_a_prediction_is_said_and_not_refused(sd15, run_node):
@@ -420,14 +422,14 @@ def test_core_code_that_leaves_a_prediction_is_said_and_not_refused(sd15, run_no
     assert "SkipLayerGuidanceDiTSimple" in there  # ComfyUI 0.24.1 has no CFGOverride
     for name in there:
         made = run_node(name, model=sd15[0], **cases[name])[0]
-        check_company(made)
-        assert name in " ".join(company_of(made).notes())
+        check_compatibility(made)
+        assert name in " ".join(compatibility_of(made).notes())
 
 
 def test_an_option_without_a_row_is_said(sd15):
     made = sd15[0].clone()
     made.model_options["another_packs_option"] = 3
-    assert "another_packs_option" in " ".join(company_of(made).notes())
+    assert "another_packs_option" in " ".join(compatibility_of(made).notes())
 
 
 def test_what_a_clip_carries_is_refused_by_its_name(sd15):
@@ -437,9 +439,9 @@ def test_what_a_clip_carries_is_refused_by_its_name(sd15):
     clip.apply_hooks_to_conds = comfy.hooks.HookGroup()
     clip.apply_hooks_to_conds.add(comfy.hooks.WeightHook())
     with pytest.raises(InputError, match="the CLIP carries hooks of another node"):
-        check_company(sd15[0], clip)
+        check_compatibility(sd15[0], clip)
     clip.apply_hooks_to_conds = None
-    check_company(sd15[0], clip)
+    check_compatibility(sd15[0], clip)
 
 
 def cached_forward(apply_model, args):
@@ -454,11 +456,11 @@ def test_step_caches_of_other_packs_are_refused(sd15):
     made = sd15[0].clone()
     made.set_model_unet_function_wrapper(cached_forward)
     with pytest.raises(InputError, match="a step cache .*TeaCache.apply_teacache"):
-        check_company(made)
+        check_compatibility(made)
     made = sd15[0].clone()
     made.model_options["transformer_options"]["magcache_ratios"] = [1.0]
     with pytest.raises(InputError, match=r"a step cache \(magcache_ratios\)"):
-        check_company(made)
+        check_compatibility(made)
 
 
 def test_a_patch_without_a_backward_pass_is_refused(sd15):
@@ -490,6 +492,26 @@ def test_a_function_without_a_gradient_is_refused(train, sd15, run_node, runs):
     made.set_model_unet_function_wrapper(detached)
     with pytest.raises(InputError, match="detached of .*no gradient comes to .* of "):
         train(run_node, (made, clip, vae))
+
+
+def test_the_search_for_lost_gradients_takes_two_passes():
+    """With the code and without it, whatever the number of layers that get no gradient; counted."""
+    layers = {name: [torch.nn.Parameter(torch.ones(1))] for name in ("a", "b", "c")}
+    has_code, passes = [True], []
+
+    def loss():
+        passes.append(has_code[0])
+        used = ["a"] if has_code[0] else ["a", "b"]  # c gets none in either case: that is not the code's fault
+        return torch.stack([layers[name][0] for name in used]).sum()
+
+    @contextlib.contextmanager
+    def without_code():
+        has_code[0] = False
+        yield
+
+    with pytest.raises(InputError, match=r"no gradient comes to b \(1 of 3\)"):
+        check_gradients(loss, layers.items(), without_code, ["some code"])
+    assert passes == [True, False]
 
 
 def test_samples_of_a_training_are_drawn_with_all_that_the_wire_carries(sd15, run_node, runs):
@@ -552,7 +574,7 @@ def test_a_patch_with_one_row_is_called_for_each_picture(flux):
     with prepare_for_training(made, "fp32") as denoiser, torch.no_grad():
         case = Case(denoiser, prompts, model.model.latent_format.latent_channels)
         noisy, trained = case.predict()
-    assert "takes one picture at a time" in " ".join(company_of(made).notes())
+    assert "takes one picture at a time" in " ".join(compatibility_of(made).notes())
     expected = sampled(made, prompts, noisy, case.sigma)
     assert (trained - expected).abs().max() <= 1e-4 * expected.abs().max()
 
@@ -670,8 +692,8 @@ def test_a_blended_model_is_trained_as_the_model_before_it(comfyui, run_node):
     mask = torch.zeros(1, 64, 64)
     mask[:, :32] = 1
     blended = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=mask)[0]
-    company = company_of(blended)
-    assert not company.refused
-    assert not company.code
-    assert all("inpaint" in each for each in company.sampling_only)
-    assert len(company.sampling_only) == 2
+    compatibility = compatibility_of(blended)
+    assert not compatibility.refused
+    assert not compatibility.code
+    assert all("inpaint" in each for each in compatibility.sampling_only)
+    assert len(compatibility.sampling_only) == 2

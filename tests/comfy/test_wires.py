@@ -12,7 +12,7 @@ import numpy as np
 import prompts
 import pytest
 import torch
-from bespoke.nodes.bridge.files.listing import stamp_of
+from bespoke.nodes.bridge.files.listing import stamp_of_folders
 from bespoke.nodes.images.batch import captions_of, image_set
 from bespoke.training.errors import InputError
 from PIL import Image
@@ -272,7 +272,7 @@ def test_pictures_of_a_folder_are_a_list_of_images_and_made_only_where_they_are_
     Wiring the output later gives the pictures too, though nothing else has changed.
     """
     read = []
-    from bespoke.nodes.images import reading as module
+    from bespoke.nodes.images.reading import pictures as module
 
     original = module.read_picture
     monkeypatch.setattr(
@@ -423,15 +423,15 @@ def test_a_word_is_found_by_the_queue_that_saves_it(queue, runs):
 def test_the_stamp_of_folders_sees_every_change_and_ends_in_loops(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
-    stamps = [stamp_of([tmp_path])]
+    stamps = [stamp_of_folders([tmp_path])]
     for change in (
         lambda: (tmp_path / "a" / "x.txt").write_text("1"),
         lambda: (tmp_path / "a" / "x.txt").write_text("22"),
         lambda: (tmp_path / "a" / "x.txt").rename(tmp_path / "a" / "y.txt"),
     ):
-        assert stamp_of([tmp_path]) == stamps[-1]
+        assert stamp_of_folders([tmp_path]) == stamps[-1]
         change()
-        stamps.append(stamp_of([tmp_path]))
+        stamps.append(stamp_of_folders([tmp_path]))
     assert len(set(stamps)) == 4
 
 

@@ -4,8 +4,8 @@ import codecs
 import sys
 
 import pytest
-from bespoke.nodes.images import encodings
-from bespoke.nodes.images.encodings import decide
+from bespoke.nodes.images.captions import encodings
+from bespoke.nodes.images.captions.encodings import decide
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from bespoke.nodes.images.sheet import describe
 from PIL import Image

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bespoke.nodes.images.batch import image_set
-from bespoke.nodes.images.captions import caption_of, with_trigger
+from bespoke.nodes.images.captions.sources import caption_of, with_trigger
 from bespoke.nodes.images.folder import FolderRequest, fingerprint, read_folder
 from bespoke.nodes.images.sheet import describe
 from bespoke.nodes.textual_inversion.templates import prompt_for

@@ -7,8 +7,8 @@ from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
-from bespoke.nodes.images import decode
 from bespoke.nodes.images.folder import FolderRequest, read_folder
+from bespoke.nodes.images.reading import decode
 from bespoke.nodes.images.sheet import describe
 from bespoke.training.errors import InputError
 from PIL import Image, PngImagePlugin

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bespoke.nodes.images.decode import read_mask, read_picture
+from bespoke.nodes.images.reading.decode import read_mask, read_picture
 from PIL import Image, features
 
 CLEAR = Path("/proc/self/clear_refs")  # "5" sets the greatest memory of a process (VmHWM) back to the present one

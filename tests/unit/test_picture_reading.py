@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bespoke.nodes.images import bands, hashing, limits, quality, reading, stamps
-from bespoke.nodes.images.decode import read_mask, read_picture
+from bespoke.nodes.images import hashing, quality
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from bespoke.nodes.images.hashing import hash_files
 from bespoke.nodes.images.quality import SAME_BITS, SAME_RMS, Traits, alike, traits_of
+from bespoke.nodes.images.reading import bands, limits, stamps
+from bespoke.nodes.images.reading import pictures as reading
+from bespoke.nodes.images.reading.decode import read_mask, read_picture
 from bespoke.training.errors import InputError
 from PIL import Image, ImageOps
 

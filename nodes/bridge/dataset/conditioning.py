@@ -8,7 +8,6 @@ from typing import Any
 
 import comfy.conds
 import comfy.model_base
-import comfy.model_management
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -93,13 +92,12 @@ def encode_prompts(clip, texts: Iterable[str]) -> dict[str, tuple[Tensor, dict[s
     clip_identity = identity.of_clip(clip)
 
     def encode(text: str) -> tuple[Tensor, dict[str, Any]]:
-        comfy.model_management.throw_exception_if_processing_interrupted()
         if "embedding:" in text:  # its meaning may change with a file
             return encode_prompt(clip, text)
         return cache.prompt_cache.get(cache.key_of(clip_identity, text), lambda: encode_prompt(clip, text))
 
     with torch.inference_mode(False), torch.no_grad():
         all_texts = list(texts)
-        # A single one is that of a memory forecast, when the trainer is past the captions.
+        # A single one may be that of a memory forecast, when the trainer is past the captions.
         shown = with_phase("captions", all_texts) if len(all_texts) > 1 else all_texts
         return {text: encode(text) for text in shown}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.model_base
-import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -149,7 +148,6 @@ def _encode_latents(vae, base: comfy.model_base.BaseModel, items: list[TrainingI
     """A latent [1, C, H, W] of each picture, float32 on the CPU, scaled and shifted as the model was trained."""
     vae_identity, out = identity.of_vae(vae), []
     for item in with_phase("pictures", items):
-        comfy.model_management.throw_exception_if_processing_interrupted()
         pixels = item.pixels.contiguous()
         key = cache.key_of(
             vae_identity, type(base.latent_format).__name__, str(tuple(pixels.shape)), pixels.numpy().tobytes()

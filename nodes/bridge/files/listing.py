@@ -9,7 +9,10 @@ from pathlib import Path
 
 import folder_paths
 
+from ....training.errors import InputError
+
 ENDING = ".safetensors"
+NO_FILE = "none"  # the choice of no file
 
 
 def safetensors_in(folder: str) -> list[str]:
@@ -28,7 +31,39 @@ def not_listed(folder: str) -> str:
     )
 
 
-def stamp_of(folders: Iterable[Path]) -> str:
+def find_file(folder: str, name: str, prefix: str = "") -> tuple[str, Path]:
+    """(name in lists, path) of a file in one of ComfyUI's folders, such as "loras".
+
+    name: the ending may be missing. prefix: what may stand before it, as "embedding:" does in prompts.
+    The folder itself is asked, not ComfyUI's list of it: a file that was saved a moment ago is found. Raises
+    `InputError` where there is none, and for a name that is no text.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"the name on the wire is of the kind {type(name).__name__}; wire a file's name in as text")
+    plain = name.strip().removeprefix(prefix)
+    for candidate in (plain, plain + ENDING):
+        path = folder_paths.get_full_path(folder, candidate)
+        if path is not None:
+            return candidate, Path(path)
+    raise InputError(f"{name!r} is not in ComfyUI's {folder} folder; choose another one")
+
+
+def stamp_of_choice(folder: str, chosen: str | None, is_wired: bool = False) -> str:
+    """A text that changes when the file that a node reads does: its name, size and time.
+
+    folder: one of ComfyUI's. chosen: the name in the node's list; None where it comes over a wire. is_wired: whether
+    another name does. The file is not known then, and any change in the folder counts.
+    """
+    if is_wired or chosen is None:
+        return stamp_of_folders(Path(path) for path in folder_paths.get_folder_paths(folder))
+    path = folder_paths.get_full_path(folder, chosen) if chosen not in ("", NO_FILE) else None
+    if path is None:
+        return chosen
+    stat = Path(path).stat()
+    return f"{chosen}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def stamp_of_folders(folders: Iterable[Path]) -> str:
     """A hash of the names, sizes and times of all files in the folders and below them.
 
     For a file whose name comes over a wire, so that it is not known before the node runs: a change of any file there

@@ -8,7 +8,6 @@ next event of the run, or until the prompt ends.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import comfy.utils
 from comfy_execution.utils import get_executing_context
 
 from ....training.record import RunState
+from ..running_prompt import prompt_server
 
 T = TypeVar("T")
 
@@ -102,11 +102,7 @@ def with_phase(name: str, items: Collection[T]) -> Iterator[T]:
 
 
 def _send_event(name: str, values: dict[str, Any]) -> None:
-    server = _server()  # never imported from here: a training under torchrun has none
+    server = prompt_server()
     if server is None or server.client_id is None:
         return  # without a client it would go to every open page
     server.send_sync(f"bespoke.run.{name}", values, server.client_id)
-
-
-def _server():
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,15 +60,13 @@ def remove_run(run_id: str) -> dict[str, str]:
     store, _ = found_run(run_id)
     if is_trained(run_id):
         raise RequestRefused(CONFLICT, "the run is being trained; finish or cancel it before you remove it")
-    folder, stamp = removed_folder(), f"{run_id}.{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))  # twice in one second
+    folder = removed_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        target = next(folder / name for name in names if not (folder / name).exists())
-        store.folder.rename(target)
+        moved = store.move_to(folder)
     except OSError as error:
         raise _not_written(error) from error
-    return {"id": run_id, "moved": f"bespoke/{folder.name}/{target.name}"}
+    return {"id": run_id, "moved": f"bespoke/{folder.name}/{moved.name}"}
 
 
 def curve_of_run(run_id: str) -> dict[str, str]:
@@ -135,8 +132,13 @@ def found_run(run_id: str) -> tuple[RunStore, Run]:
     except ValueError:
         run = None
     if run is None:
-        raise RequestRefused(NOT_FOUND, "no such run")
+        raise no_such_run()
     return store, run
+
+
+def no_such_run() -> RequestRefused:
+    """The answer for an id that no run has."""
+    return RequestRefused(NOT_FOUND, "no such run")
 
 
 def _not_written(error: OSError) -> RequestRefused:

@@ -15,7 +15,7 @@ from .graph import files_of, kept_graph
 from .index import PAGE, RunIndex
 from .lease import is_held_here, owner_of, request_finish_elsewhere
 from .live import is_trained, trained_ids
-from .manage import curve_of_run, found_run, picture_of_run, remove_run, rename_run
+from .manage import curve_of_run, found_run, no_such_run, picture_of_run, remove_run, rename_run
 from .match import NodeRequest, find_run
 from .store import RunStore, request_finish
 
@@ -80,13 +80,14 @@ def list_runs(query: Mapping[str, str]) -> dict:
 
     Answers {"runs", "total", "page", "pages", "stamp", "unread", "live"}, or {"stamp", "unchanged"} where `stamp` is
     the present one. unread: the ids of runs whose record cannot be read. live: those of the runs that are trained now;
-    another one whose state is "running" was cut off.
+    another one whose state is "running" was cut off. stamp: differs when anything but the page and the search does.
     Raises `InputError` where `page` is no number.
     """
     page, listing, live = _page(query.get("page", "0")), RUNS.look(), trained_ids()
-    # A server that is killed changes no record, and one that goes on with a run need not change its summary.
-    running = hashlib.blake2b(" ".join(live).encode(), digest_size=8).hexdigest() if live else ""
-    stamp = "-".join(filter(None, (listing.stamp, running)))
+    # A server that is killed leaves its record as it is, and only its lease tells that the run has ended.
+    stamp = listing.stamp
+    if live:
+        stamp += f"-{hashlib.blake2b(' '.join(live).encode(), digest_size=8).hexdigest()}"
     if query.get("stamp") == stamp:
         return {"stamp": stamp, "unchanged": True}
     found = listing.summaries(query.get("search", ""))
@@ -123,7 +124,7 @@ def record_for_page(run_id: str) -> JsonText:
     try:
         return JsonText(found_run(run_id)[1].to_json(leave_out=("names",), live=is_trained(run_id)))
     except RecursionError as error:  # nested more deeply than it can be written
-        raise _no_such_run() from error
+        raise no_such_run() from error
 
 
 def graph_of_run(run_id: str) -> dict:
@@ -143,7 +144,7 @@ def files_of_run(run_id: str) -> dict[str, list[str]]:
         RunStore(run_id)
         return files_of(run_id)
     except ValueError as error:
-        raise _no_such_run() from error
+        raise no_such_run() from error
 
 
 def finish_run(run_id: str) -> dict:
@@ -166,7 +167,3 @@ def finish_run(run_id: str) -> dict:
             )
         request_finish_elsewhere(lease)
     return {"id": run.id, "finish": "requested"}
-
-
-def _no_such_run() -> RequestRefused:
-    return RequestRefused(NOT_FOUND, "no such run")

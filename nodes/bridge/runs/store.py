@@ -340,8 +340,15 @@ class RunStore:
         self._last = None
         if not self.folder.is_dir():
             return ""
+        return self.move_to(self.folder.parent).name
+
+    def move_to(self, folder: Path) -> Path:
+        """Rename the run's folder to its name and the present time, in `folder`; the new path.
+
+        Raises `OSError` where that cannot be done.
+        """
         stamp = f"{self.folder.name}.{time.strftime('%Y%m%d-%H%M%S')}"
         names = (stamp, *(f"{stamp}-{number}" for number in range(2, 1000)))  # twice in one second
-        aside = next(path for path in map(self.folder.with_name, names) if not path.exists())
-        self.folder.rename(aside)
-        return aside.name
+        moved = next(path for path in (folder / name for name in names) if not path.exists())
+        self.folder.rename(moved)
+        return moved

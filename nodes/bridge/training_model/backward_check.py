@@ -152,7 +152,8 @@ def check_gradients(
     if not without:
         return
     with without_code():
-        at_fault = [name for name in without if name not in _without_gradient(loss, parts)]
+        by_itself = set(_without_gradient(loss, parts))
+    at_fault = [name for name in without if name not in by_itself]
     if at_fault:
         of = f"{', '.join(at_fault[:3])}{' and others' if len(at_fault) > 3 else ''} ({len(at_fault)} of {len(parts)})"
         raise _refusal(" and ".join(code), f"through which no gradient comes to {of}, so that would learn nothing")

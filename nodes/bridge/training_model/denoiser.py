@@ -19,7 +19,7 @@ from ....training.errors import InputError
 from ....training.objective import Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
 from ..models import checkpoint_blocks, layers_with_overwritten_input
-from ..wire.company import Company, check_company, company_of
+from ..wire.compatibility import Compatibility, check_compatibility, compatibility_of
 from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .checkpointing import checkpointed
 from .frozen_linear import frozen_layers
@@ -81,9 +81,9 @@ class ComfyDenoiser:
         self._call = SamplingCall(patcher, self._sigmas)
 
     @property
-    def company(self) -> Company:
+    def compatibility(self) -> Compatibility:
         """What other nodes have put on the MODEL."""
-        return self._call.company
+        return self._call.compatibility
 
     def without_code(self) -> AbstractContextManager[None]:
         """A context in which the model is called without the patches and wrappers of other nodes."""
@@ -209,7 +209,7 @@ def prepare_for_training(
         blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
         in_place = layers_with_overwritten_input(base.diffusion_model)
         compute = compute_type(base, device, precision)
-        normal, held = normal_tensors(patcher), company_of(patcher).modules
+        normal, held = normal_tensors(patcher), compatibility_of(patcher).modules
         was_training = comfy.model_management.in_training
         comfy.model_management.in_training = True
         try:
@@ -238,10 +238,10 @@ def _load(patcher: comfy.model_patcher.ModelPatcher, leave_free: int | None) -> 
 
 def check_wire(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP | None = None) -> None:
     """Raise `InputError` for a MODEL or CLIP with which a training would be wrong: see `check_not_gguf`,
-    `check_company`.
+    `check_compatibility`.
     """
     check_not_gguf(model)
-    check_company(model, clip)
+    check_compatibility(model, clip)
 
 
 def check_not_gguf(model: comfy.model_patcher.ModelPatcher) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dataset.conditioning import ModelConds
-from ..wire.company import company_of
+from ..wire.compatibility import compatibility_of
 from .backward_check import checked_attention, checked_patches
 
 _CONDITIONAL = [0]  # `cond_or_uncond` of a call with positive prompts alone, as sampling makes it at CFG 1
@@ -32,7 +32,7 @@ class SamplingCall:
     """
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher, sigmas: Tensor) -> None:
-        self.company = company_of(patcher)
+        self.compatibility = compatibility_of(patcher)
         self._patcher = patcher
         self._sample_sigmas = torch.cat([sigmas.flip(0), sigmas.new_zeros(1)])
         self._model_options: dict[str, Any] = comfy.model_patcher.create_model_options_clone(patcher.model_options)
@@ -51,8 +51,8 @@ class SamplingCall:
         One call of the model, or, where code on the wire may read the noise level, one for each level, or, where it
         takes one sample at a time, one for each sample.
         """
-        rows = rows_by_level(sigma) if self.company.by_sample else []
-        if self.company.one_row:
+        rows = rows_by_level(sigma) if self.compatibility.by_sample else []
+        if self.compatibility.one_row:
             rows = [[row] for row in range(len(sigma))]
         if len(rows) < 2:
             return self._call(base, noisy, sigma, conditioning)
@@ -72,7 +72,7 @@ class SamplingCall:
     def _options(self, sigma: Tensor) -> dict[str, Any]:
         options: dict[str, Any] = self._model_options["transformer_options"]
         # Code on the wire may write into what it gets; sampling copies it for each call too.
-        options = comfy.patcher_extension.copy_nested_dicts(options) if self.company.code else dict(options)
+        options = comfy.patcher_extension.copy_nested_dicts(options) if self.compatibility.code else dict(options)
         options["sample_sigmas"] = self._sample_sigmas.to(sigma.device)
         options["cond_or_uncond"], options["uuids"], options["sigmas"] = list(_CONDITIONAL), [uuid.uuid4()], sigma
         return options

@@ -1,6 +1,6 @@
 """The table of what a wire can carry: every attribute of ComfyUI's MODEL patcher, CLIP and VAE.
 
-Run identity, caches (`reading`), job export (`nodes/jobs/wire.py`) and training (`company`) read these rows. An
+Run identity, caches (`reading`), job export (`nodes/jobs/wire.py`) and training (`compatibility`) read these rows. An
 attribute that has no row is never passed over: where it is set, nothing on the wire can be compared, exported or
 trained with. `tests/comfy/test_wire.py` fails where a ComfyUI has an attribute without a row.
 """
@@ -32,7 +32,7 @@ class InTraining(enum.Enum):
     APPLIED: the training's model computes with it, as sampling does. SAMPLING_ONLY: it acts on how a sampler joins or
     masks the model's predictions, so the samples have it and the training does not; the report says so. NO_EFFECT: it
     does not change a prediction. REFUSED: a training with it would be wrong, or would leave it out.
-    BY_KEY: a table of its own decides for each of its keys (`company`).
+    BY_KEY: a table of its own decides for each of its keys (`compatibility`).
     """
 
     APPLIED = enum.auto()

@@ -8,7 +8,8 @@ from comfy_api.latest import io
 
 from ....training.formats import trigger_words
 from ...bridge.errors import name_node_in_errors
-from ..file_input import fingerprint, lora_choices, name_input, read_chosen, wired_or_chosen
+from ...bridge.files.listing import stamp_of_choice
+from ..file_input import lora_choices, name_input, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
 from .inject import MODES, STRENGTH, Request, inject
 from .scope import Scope, parse_blocks
@@ -49,7 +50,7 @@ class LoadLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **inputs):
-        return fingerprint(lora_name, "name" in inputs)
+        return stamp_of_choice("loras", lora_name, "name" in inputs)
 
     @classmethod
     @name_node_in_errors
@@ -201,7 +202,7 @@ class InjectLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **inputs):
-        return fingerprint(lora_name, "name" in inputs)
+        return stamp_of_choice("loras", lora_name, "name" in inputs)
 
     @classmethod
     @name_node_in_errors

@@ -12,10 +12,10 @@ from ....training.errors import InputError
 from ....training.layer_names.blocks import PROJECTIONS, block_names, block_order, file_block, projection_of
 from ....training.layer_names.parts import layers_of
 from ....training.layer_names.spelling import common_name
+from ...bridge.files.listing import find_file
 from ...bridge.models.names import unet_names
 from ...bridge.web import SHOWN_ON_THE_NODE, HasRoutes, json_answer
 from .. import kinds
-from ..file_input import file_in_loras
 from ..files import read_lora
 
 REST = "rest"  # the column of what has no projection's strength: feed-forward, convolutions, q, k and v in one
@@ -32,7 +32,7 @@ def register(server: HasRoutes) -> None:
 
 def answer_to(name: str) -> dict:
     """The table of a file in the loras folder, see `table`. Raises `InputError` for what is not there or no LoRA."""
-    path = file_in_loras(name)
+    _, path = find_file("loras", name)
     stat = path.stat()
     return {"name": name, **table(path, stat.st_size, stat.st_mtime_ns)}
 

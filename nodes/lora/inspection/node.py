@@ -6,7 +6,8 @@ from comfy_api.latest import io
 
 from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
-from ..file_input import NONE, fingerprint, lora_choices, name_input, wired_or_chosen
+from ...bridge.files.listing import NO_FILE, stamp_of_choice
+from ..file_input import lora_choices, name_input, wired_or_chosen
 from .heatmap import picture
 from .inspect import inspect
 from .report import report
@@ -69,11 +70,11 @@ class InspectLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **inputs):
-        return fingerprint(lora_name, "name" in inputs)
+        return stamp_of_choice("loras", lora_name, "name" in inputs)
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, lora_name=NONE, lora=None, model=None, name=None) -> io.NodeOutput:
+    def execute(cls, lora_name=NO_FILE, lora=None, model=None, name=None) -> io.NodeOutput:
         adapter = wired_or_chosen(lora_name, lora, name)
         found, remarks = inspect(adapter, model)
         return io.NodeOutput(report(adapter, found, remarks), tensor_of(picture(adapter.name, found)))

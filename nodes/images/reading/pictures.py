@@ -12,10 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...training.errors import InputError
+from ....training.errors import InputError
+from ..quality import Traits, traits_of
 from .bands import Size
 from .decode import Picture, read_mask, read_picture
-from .quality import Traits, traits_of
 from .stamps import Kept, stamp_of
 
 MOST_THREADS = 8

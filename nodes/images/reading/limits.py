@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from ...training.errors import InputError
+from ....training.errors import InputError
 
 MOST_MEMORY = 2**30  # bytes that one picture may take while it is decoded
 MOST_PIXELS = 200_000_000

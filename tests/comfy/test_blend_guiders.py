@@ -12,7 +12,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
-from bespoke.nodes.inpaint.company import MaskGuard
+from bespoke.nodes.inpaint.guider_checks import MaskGuard
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
 

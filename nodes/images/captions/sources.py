@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...training.captions import says
+from ....training.captions import says
 
 CAPTIONS = ("text files", "file names", "template")
 

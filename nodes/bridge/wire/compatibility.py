@@ -1,4 +1,4 @@
-"""What other nodes have put on a MODEL or CLIP, and what a training does with each thing.
+"""What other nodes have put on a MODEL or CLIP, and what a training does with each item.
 
 The tables here continue those of `table`: the keys of `model_options`, and the kinds of wrapper and callback. Nothing
 is left out in silence: what has no row is refused, or, where only a sampler can read it, said.
@@ -6,7 +6,7 @@ is left out in silence: what has no row is refused, or, where only a sampler can
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ....training.errors import InputError
 from .compiled import compiled_objects
 from .foreign_code import code_name, functions_in, is_cache_name, is_step_cache, may_read_level, modules_in, plain
 from .origin import Unreadable, class_origin, function_origin, is_known
-from .table import CLIP, PATCHER, InTraining, carried, is_set
+from .table import CLIP, PATCHER, InTraining, Row, carried, is_set
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ ONE_ROW = frozenset({"comfy_extras/nodes_model_patch.py:UsoStyleProjectorPatch"}
 
 
 @dataclass(frozen=True)
-class Thing:
+class Item:
     """Something that a wire carries, with what a training does with it. code: a function or object, or None."""
 
     where: str
@@ -122,10 +122,10 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Company:
+class Compatibility:
     """What a MODEL carries, sorted by what a training does with it.
 
-    refused: each thing in words. sampling_only: likewise. code: the names of the code that the training calls.
+    refused: each item in words. sampling_only: likewise. code: the names of the code that the training calls.
     by_sample: of these, what may read the noise level, which is one number in sampling: each sample of a batch that has
     a noise level of its own then gets a call of its own. one_row: what takes one sample at a time, in sampling too.
     modules: what the code holds of modules.
@@ -139,7 +139,7 @@ class Company:
     modules: tuple[Any, ...] = ()
 
     def notes(self) -> list[str]:
-        """A sentence for the report, where there is something to say, for each kind of thing."""
+        """A sentence for the report, where there is something to say, for each kind of item."""
         out = []
         if self.sampling_only:
             out.append(
@@ -162,33 +162,31 @@ class Company:
         return f"{why}: each picture is a call of the model of its own, so a batch takes up to that many times as long"
 
 
-def company_of(patcher: Any) -> Company:
+def compatibility_of(patcher: Any) -> Compatibility:
     """What other nodes have put on a MODEL."""
-    things = list(_things(patcher, "MODEL"))
+    items = list(_items(patcher))
     by_verdict = {
-        verdict: _unique(thing.describe() for thing in things if thing.in_training is verdict) for verdict in InTraining
+        verdict: _unique(item.describe() for item in items if item.in_training is verdict) for verdict in InTraining
     }
     applied = [
-        thing
-        for thing in things
-        if thing.in_training is InTraining.APPLIED and thing.code is not None and thing.rule.at_step
+        item for item in items if item.in_training is InTraining.APPLIED and item.code is not None and item.rule.at_step
     ]
-    return Company(
+    return Compatibility(
         by_verdict[InTraining.REFUSED],
         by_verdict[InTraining.SAMPLING_ONLY],
-        _unique(code_name(thing.code) for thing in applied),
+        _unique(code_name(item.code) for item in applied),
         _unique(code_name(each.code) for each in applied if may_read_level(each.code, each.rule.reads_level)),
         _unique(code_name(each.code) for each in applied if _origin(type(each.code)) in ONE_ROW),
         tuple(module for each in applied for module in modules_in(each.code)),
     )
 
 
-def check_company(patcher: Any, clip: Any = None) -> None:
+def check_compatibility(patcher: Any, clip: Any = None) -> None:
     """Raise `InputError` where a training would be wrong with what a MODEL or CLIP carries, or would leave it out."""
-    found = [("MODEL", company_of(patcher).refused)]
+    found = [("MODEL", compatibility_of(patcher).refused)]
     if clip is not None:
-        things = [*_attributes(clip.patcher, "CLIP"), *_own_attributes(clip)]
-        found.append(("CLIP", _unique(each.describe() for each in things if each.in_training is InTraining.REFUSED)))
+        items = [*_refused_attributes(clip.patcher, PATCHER), *_refused_attributes(clip, CLIP)]
+        found.append(("CLIP", _unique(each.describe() for each in items if each.in_training is InTraining.REFUSED)))
     for wire, refused in found:
         if refused:
             raise InputError(
@@ -197,8 +195,9 @@ def check_company(patcher: Any, clip: Any = None) -> None:
             )
 
 
-def _things(patcher: Any, wire: str) -> Iterator[Thing]:
-    yield from _attributes(patcher, wire)
+def _items(patcher: Any) -> Iterator[Item]:
+    yield from _refused_attributes(patcher, PATCHER)
+    yield from _code_of_attributes(patcher)
     for key, value in patcher.model_options.items():
         rule = MODEL_OPTIONS.get(key, UNKNOWN_OPTION)
         if rule.in_training is not InTraining.BY_KEY and is_set(value):
@@ -216,19 +215,25 @@ def _things(patcher: Any, wire: str) -> Iterator[Thing]:
         yield from _by_kind(holder, CALLBACKS, UNKNOWN_CALLBACK)
 
 
-def _attributes(patcher: Any, wire: str) -> Iterator[Thing]:
-    for name, row, value in carried(patcher, PATCHER):
+def _refused_attributes(holder: Any, table: Mapping[str, Row]) -> Iterator[Item]:
+    """The attributes of a patcher or a CLIP that are refused: by their row, or since they have none."""
+    for name, row, _ in carried(holder, table):
         if row is None:
-            yield Thing(name, Rule(InTraining.REFUSED, "what this version of Bespoke does not know"))
+            yield Item(name, Rule(InTraining.REFUSED, "what this version of Bespoke does not know"))
         elif row.in_training is InTraining.REFUSED:
-            yield Thing(name, Rule(row.in_training, row.words))
-        elif name == "injections" and wire == "MODEL":
+            yield Item(name, Rule(row.in_training, row.words))
+
+
+def _code_of_attributes(patcher: Any) -> Iterator[Item]:
+    """The code in a MODEL's injections and object patches."""
+    for name, _, value in carried(patcher, PATCHER):
+        if name == "injections":
             others = [each for each in functions_in(value) if not _is_known_injection(each)]
             yield from _each(name, Rule(InTraining.APPLIED, "an injection"), others, always=False)
-        elif name == "object_patches" and wire == "MODEL":
+        elif name == "object_patches":
             compiled = compiled_objects(patcher)
             rule = Rule(InTraining.REFUSED, "a compiled module, beside which its weights have other names")
-            yield from (Thing(key, rule) for key in compiled)
+            yield from (Item(key, rule) for key in compiled)
             values = {key: each for key, each in value.items() if key not in ("model_sampling", *compiled)}
             yield from (each for each in _each(name, _APPLIED, values) if each.code is not None)
 
@@ -238,25 +243,17 @@ def _is_known_injection(injection: Any) -> bool:
     return is_known(type(injection)) and is_known(getattr(injection, "inject", type(injection)))
 
 
-def _own_attributes(clip: Any) -> Iterator[Thing]:
-    for name, row, _ in carried(clip, CLIP):
-        if row is None:
-            yield Thing(name, Rule(InTraining.REFUSED, "what this version of Bespoke does not know"))
-        elif row.in_training is InTraining.REFUSED:
-            yield Thing(name, Rule(row.in_training, row.words))
-
-
-def _by_kind(holder: Mapping[str, Any], table: Mapping[str, Rule], unknown: Rule) -> Iterator[Thing]:
+def _by_kind(holder: Mapping[str, Any], table: Mapping[str, Rule], unknown: Rule) -> Iterator[Item]:
     for kind in sorted(holder, key=lambda kind: list(table).index(kind) if kind in table else len(table)):
         yield from _each(kind, table.get(kind, unknown), holder[kind], always=False)
 
 
-def _each(where: str, rule: Rule, value: Any, always: bool = True) -> Iterator[Thing]:
-    """One thing for each function or object in `value`, or one without code. always: also where it holds none."""
+def _each(where: str, rule: Rule, value: Any, always: bool = True) -> Iterator[Item]:
+    """One item for each function or object in `value`, or one without code. always: also where it holds none."""
     found = list(functions_in(value))
-    yield from (Thing(where, rule, code) for code in found)
+    yield from (Item(where, rule, code) for code in found)
     if always and not found:
-        yield Thing(where, rule)
+        yield Item(where, rule)
 
 
 def _origin(code: Any) -> str:
@@ -267,5 +264,5 @@ def _origin(code: Any) -> str:
         return ""
 
 
-def _unique(texts: Iterator[str] | Any) -> tuple[str, ...]:
+def _unique(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from ...training.errors import InputError
-from ..bridge.files.headers import open_regular
+from ....training.errors import InputError
+from ...bridge.files.headers import open_regular
 from .bands import Rows, Size, Upright, bands, shrunk, shrunk_whole
 from .limits import MOST_PIXELS, check_file, check_scans, frames_of, memory_of
 from .png import LEFT_OUT, pixels_alone
@@ -50,8 +50,7 @@ def read_picture(
 
     target: gives that (height, width) in px for the file's; it may raise `InputError`. room: is entered for the memory
     that decoding takes, in bytes. At its full size the picture is held once, as Pillow decodes it, besides one to three
-    of its channels; see
-    `limits.memory_of`.
+    of its channels; see `limits.memory_of`.
 
     Applies the EXIF rotation, lays transparency on white, converts CMYK and 16 bits to 8-bit RGB, and takes the first
     frame of an animation, which the note says; also how numbers that are no 8 bits were scaled. Raises `InputError` for

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..bridge.files.headers import open_regular
+from ...bridge.files.headers import open_regular
+from ..quality import listed
 from .encodings import NAMES, Decision, decide, mark_of
-from .quality import listed
 
 CAPTION_ENDING = ".txt"  # in any case
 LONGEST_FILE = 1_000_000  # bytes

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
-from ...training.errors import InputError
+from ....training.errors import InputError
 
 BAND = 1 << 18  # pixels of a band
 MOST_AT_ONCE = 32_000_000  # pixels of a picture whose channels are copied together; those of a larger one, one by one

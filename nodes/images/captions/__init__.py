@@ -1,0 +1,1 @@
+"""Captions of pictures: where they come from, and the text files that hold them."""
