@@ -12,7 +12,7 @@ import torch
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import target_layers
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.bridge.wire.company import company_of
+from bespoke.nodes.bridge.wire.compatibility import compatibility_of
 from bespoke.training.errors import InputError
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 
@@ -92,4 +92,4 @@ def test_a_training_under_cores_compiled_model_has_the_gradients_of_the_plain_on
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert bool(found[0][1].any())
-    assert company_of(made).sampling_only == ()
+    assert compatibility_of(made).sampling_only == ()

@@ -85,12 +85,12 @@ def never_used(patcher: Any) -> set[str]:
     """
     names: set[str] = set()
     for place, module in patcher.model.named_modules():
-        start = f"{place}." if place else ""
+        inside = [place] if place else []
         options = getattr(module, "options_default", ())  # of comfy.sd1_clip.SDClipModel: layer, index, projected
         if isinstance(options, tuple) and len(options) == 3 and options[2] is False:
-            names.add(f"{start}transformer.{PROJECTION}")
+            names.add(".".join([*inside, "transformer", PROJECTION]))
         if isinstance(module, comfy.sdxl_clip.SDXLClipModel):  # its pooled vector is that of clip_g
-            names.add(f"{start}clip_l.transformer.{PROJECTION}")
+            names.add(".".join([*inside, "clip_l", "transformer", PROJECTION]))
     return names
 
 
