@@ -145,7 +145,7 @@ def test_the_dial_follows_a_node_that_it_is_not_wired_to_directly(page):
 def test_a_widget_on_a_subgraph_is_the_value(page):
     page.tab.evaluate(f"{BUILD}('straight')")
     got = page.tab.evaluate("""(async () => {
-      const { valueOf } = await import("/extensions/bespoke/comfy.js");
+      const { linkedValue } = await import("/extensions/bespoke/comfy.js");
       const s = app.rootGraph.nodes.find((n) => n.comfyClass === "BespokeStrengthSigmas");
       const { subgraph, node } = app.rootGraph.convertToSubgraph(new Set([s]));
       const inner = subgraph.nodes.find((n) => n.comfyClass === "BespokeStrengthSigmas");
@@ -154,7 +154,7 @@ def test_a_widget_on_a_subgraph_is_the_value(page):
       await new Promise((done) => setTimeout(done, 200));
       const shown = node.widgets?.find((w) => w.name === "steps");
       if (shown) { shown.value = 47; shown.callback?.(47); }
-      return [!!shown, valueOf(inner, "steps"), (await app.graphToPrompt()).output];
+      return [!!shown, linkedValue(inner, "steps"), (await app.graphToPrompt()).output];
     })()""")
     shown, value, prompt = got
     assert shown

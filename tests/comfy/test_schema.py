@@ -30,6 +30,8 @@ def contract(cls) -> dict:
         entry = {"id": item.id, "type": item.get_io_type(), "optional": bool(item.optional)}
         if getattr(item, "default", None) is not None:
             entry["default"] = item.default
+        if getattr(item, "force_input", False):
+            entry["socket"] = True  # the page puts it among the wires
         if entry["type"] == "COMBO" and item.id not in (
             "folder",
             "lora_name",

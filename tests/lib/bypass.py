@@ -23,9 +23,14 @@ GROWS = {
 }
 
 
+def is_widget(item: Mapping) -> bool:
+    """Whether the page shows an input as a widget. item: an input in `schemas.json`."""
+    return item["type"] in WIDGETS and "socket" not in item
+
+
 def page_inputs(name: str, schema: Mapping) -> list[tuple[str, str]]:
     """(name, type) of a node's inputs in the page's order. schema: an entry of `tests/comfy/schemas.json`."""
-    inputs = sorted(schema["inputs"], key=lambda item: (item["type"] in WIDGETS, item["optional"]))
+    inputs = sorted(schema["inputs"], key=lambda item: (is_widget(item), item["optional"]))
     return [GROWS.get((name, item["id"]), (item["id"], item["type"])) for item in inputs]
 
 
