@@ -293,8 +293,10 @@ def test_pictures_of_a_folder_are_a_list_of_images_and_made_only_where_they_are_
 
 
 def test_preview_image_shows_the_pictures(queue, folder):
+    temporary = Path(folder_paths.get_temp_directory())
+    before = set(temporary.glob("ComfyUI_temp_*.png"))
     queue.run(images=image_folder(folder), preview=("PreviewImage", {"images": ["images", 3]}))
-    shown = list(Path(folder_paths.get_temp_directory()).glob("ComfyUI_temp_*.png"))
+    shown = set(temporary.glob("ComfyUI_temp_*.png")) - before
     assert sorted(Image.open(path).size for path in shown) == [(64, 64), (64, 64), (96, 64), (112, 88)]
 
 
