@@ -499,15 +499,30 @@ export const isClassic = () => !globalThis.LiteGraph?.vueNodesMode;
 /**
  * The widgets of a node's advanced inputs, in their order.
  * @param {Node} node
+ */
+function advancedOf(node) {
+  const inputs = inputsOf(node);
+  return (node.widgets ?? []).filter(({ name }) => inputs[name]?.[1]?.advanced);
+}
+
+/**
+ * The definitions of a node's inputs, by name.
+ * @param {Node} node
+ * @returns {Record<string, any[]>}
+ */
+function inputsOf(node) {
+  const { required, optional } = /** @type {any} */ (node.constructor).nodeData?.input ?? {};
+  return { ...required, ...optional };
+}
+
+/**
+ * The advanced inputs of a node, in their order.
+ * @param {Node} node
  * @returns {{ name: string, isLinked: boolean, isDefault: boolean }[]}
  */
 export function advancedWidgets(node) {
-  const { required = {}, optional = {} } = /** @type {any} */ (node.constructor).nodeData?.input ?? {};
-  const inputs = { ...required, ...optional };
-  const values = unlinkedValues(node);
-  return (node.widgets ?? [])
-    .filter(({ name }) => inputs[name]?.[1]?.advanced)
-    .map(({ name, value }) => ({ name, isLinked: !(name in values), isDefault: value === defaultIn(inputs[name]) }));
+  const [inputs, values] = [inputsOf(node), unlinkedValues(node)];
+  return advancedOf(node).map(({ name, value }) => ({ name, isLinked: !(name in values), isDefault: value === defaultIn(inputs[name]) }));
 }
 
 /**
@@ -516,10 +531,7 @@ export function advancedWidgets(node) {
  * @param {Set<string>} names
  */
 export function hideWidgets(node, names) {
-  for (const { name } of advancedWidgets(node)) {
-    const widget = widgetOf(node, name);
-    if (widget) widget.hidden = names.has(name);
-  }
+  for (const widget of advancedOf(node)) widget.hidden = names.has(widget.name);
   node.graph?.setDirtyCanvas?.(true, true);
 }
 
@@ -534,7 +546,7 @@ export function leaveAdvancedOut(node) {
   const own = node.computeSize;
   node.computeSize = function (/** @type {any[]} */ ...args) {
     const size = own.apply(this, /** @type {any} */ (args));
-    if (!isClassic() && !this.showAdvanced) size[1] -= ROW * advancedWidgets(node).length;
+    if (!isClassic() && !this.showAdvanced) size[1] -= ROW * advancedOf(node).length;
     return size;
   };
 }
