@@ -1,9 +1,14 @@
-"""The text of captions: brackets that are text or emphasis, and whether a caption says a trigger word."""
+"""Captions: which of several is drawn, brackets that are text or emphasis, and whether one says a trigger word."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+
+import torch
+
+from .randomness import generator
+from .tensors import to_list
 
 WORD = "{word}"  # stands for the word that textual inversion learns
 LITERAL, PROMPT = "literal", "prompt"
@@ -23,6 +28,17 @@ _UNSPACED = re.compile(
 def as_prompt(caption: str, syntax: str) -> str:
     """The prompt that stands for a caption. syntax: one of `CAPTION_SYNTAXES`."""
     return literal(caption) if syntax == LITERAL else caption
+
+
+def caption_number(count: int, turn: int, seed: int | str, index: int) -> int:
+    """Which of an image's `count` captions is drawn at its turn number `turn`, both counted from 0.
+
+    Every caption comes once in each `count` turns, in an order that is shuffled by the seed and the image's `index`.
+    """
+    if count == 1:
+        return 0
+    cycle, position = divmod(turn, count)
+    return to_list(torch.randperm(count, generator=generator(seed, "captions", index, cycle)))[position]
 
 
 def literal(text: str) -> str:

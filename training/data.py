@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batch_order import batch_indices, draw_counts
+from .batch_order import batch_draws, draw_counts, whole_shares
+from .captions import caption_number
 from .config import TrainConfig
+from .images import TrainingImage
 from .randomness import generator, noise, stratified_uniform
 from .tensors import to_list
 from .timesteps import TimestepSampler
@@ -27,6 +29,8 @@ class Batch:
     some of them.
     weight: [B], the factor of each loss; None is 1.
     seed, number: of the draw that made the batch. A technique makes further draws from them.
+    turns: how often the image of each sample was drawn before, which chooses among its captions; see
+    `captions.caption_number`. None takes the first caption of each.
     """
 
     indices: list[int]
@@ -40,6 +44,7 @@ class Batch:
     weight: Tensor | None = None
     seed: int | str = 0
     number: int = 0
+    turns: list[int] | None = None
 
     def share_of_mean(self, losses: Tensor) -> Tensor:
         """The part of the mean over the global batch that comes from these samples' losses [B]: a scalar."""
@@ -48,22 +53,37 @@ class Batch:
 
 @dataclass(frozen=True)
 class LatentSet:
-    """The training set in latent space: for each image a latent [1, C, ...] and a loss mask [1, 1, ...] or None."""
+    """The training set in latent space: for each image a latent [1, C, ...] and a loss mask [1, 1, ...] or None.
+
+    weights: how often an image is drawn in proportion to the others, above 0; empty is the same for all.
+    """
 
     latents: list[Tensor]
     masks: list[Tensor | None]
+    weights: Sequence[float] = ()
 
     def buckets(self, indices: Sequence[int]) -> list[list[int]]:
-        """`indices` grouped by the shape of the latent. A batch is drawn from one bucket."""
+        """`indices` grouped by the shape of the latent, each as often as its weight says. A batch has one bucket.
+
+        Raises `InputError` for weights that `whole_shares` refuses.
+        """
+        indices = list(indices)
+        weighted = self._is_weighted(indices)
+        shares = whole_shares([self.weights[index] for index in indices]) if weighted else [1] * len(indices)
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index in indices:
-            by_shape[tuple(self.latents[index].shape)].append(index)
+        for index, share in zip(indices, shares, strict=True):
+            by_shape[tuple(self.latents[index].shape)].extend([index] * share)
         return list(by_shape.values())
+
+    def _is_weighted(self, indices: Sequence[int]) -> bool:
+        """Whether some of the images are drawn more often than others."""
+        return bool(self.weights) and len({self.weights[index] for index in indices}) > 1
 
     def draw_counts(self, config: TrainConfig, steps: int, among: Sequence[int]) -> Counter[int]:
         """{index: how often the first `steps` steps of a training on `among` draw that image}, exactly."""
         micros = steps * config.gradient_accumulation
-        return draw_counts(self.buckets(among), config.batch_size, config.seed, micros)
+        spread = self._is_weighted(among)
+        return draw_counts(self.buckets(among), config.batch_size, config.seed, micros, spread)
 
     def batch(
         self,
@@ -82,8 +102,9 @@ class LatentSet:
         at least one, all by default; the draws of a position do not depend on the others.
         """
         seed = f"{config.seed}/{stream}" if stream else config.seed
-        buckets = self.buckets(range(len(self.latents)) if among is None else among)
-        indices = batch_indices(buckets, config.batch_size, seed, micro)
+        among = range(len(self.latents)) if among is None else among
+        draws = batch_draws(self.buckets(among), config.batch_size, seed, micro, self._is_weighted(among))
+        indices = [index for index, _ in draws]
         count, shape = len(indices), self.latents[indices[0]].shape[1:]
         positions = list(range(count) if sample_positions is None else sample_positions)
         dropped = torch.rand(count, generator=generator(seed, "caption", micro)) < config.caption_dropout
@@ -102,6 +123,7 @@ class LatentSet:
             None if weight is None else weight.to(device),
             seed,
             micro,
+            [draws[position][1] for position in positions],
         )
 
     def _mask(self, indices: Sequence[int], device: torch.device) -> Tensor | None:
@@ -111,6 +133,20 @@ class LatentSet:
             return None
         whole = torch.ones(1, 1, *self.latents[indices[0]].shape[2:])
         return torch.cat([whole if mask is None else mask for mask in masks]).to(device)
+
+
+def prompts_of(batch: Batch, items: Sequence[TrainingImage]) -> list[str]:
+    """The prompt of each sample of a batch: of its picture's captions the one whose turn it is.
+
+    items: the pictures of the `LatentSet`. A dropped caption, -1 in `Batch.caption_indices`, is not dropped here.
+    """
+    of_each = [items[index].prompts for index in batch.indices]
+    if batch.turns is None:
+        return [prompts[0] for prompts in of_each]
+    return [
+        prompts[caption_number(len(prompts), turn, batch.seed, index)]
+        for prompts, turn, index in zip(of_each, batch.turns, batch.indices, strict=True)
+    ]
 
 
 def _noises(seed: int | str, micro: int, positions: Sequence[int], shape: Sequence[int], offset: float) -> Tensor:

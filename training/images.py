@@ -22,6 +22,11 @@ class TrainingImage:
     scaled picture that were cropped. SDXL is conditioned on both (Podell et al. 2023, arXiv 2307.01952, section 2.2).
     caption_syntax: one of `captions.CAPTION_SYNTAXES`, whether the caption is text or a prompt. Raises `InputError` for
     a caption with half of a surrogate pair, which no encoding takes: a file's name that is no UTF-8 gives one.
+
+    more_captions: further captions; a training takes all by turns, validation takes `caption`. weight: how often the
+    picture is drawn in proportion to others. trigger: the word that its captions say for what is learned, or "".
+    source: the folder, as the user knows it, or what else tells pictures of one name in several sets apart; items of
+    one source and name are the same picture: its mirrored and repeated copies, and those of other sizes.
     """
 
     name: str
@@ -31,19 +36,44 @@ class TrainingImage:
     original: tuple[int, int] | None = None
     crop: tuple[int, int] = (0, 0)
     caption_syntax: str = LITERAL
+    more_captions: tuple[str, ...] = ()
+    weight: float = 1.0
+    trigger: str = ""
+    source: str = ""
 
     def __post_init__(self) -> None:
-        half = next((character for character in self.caption if "\ud800" <= character <= "\udfff"), None)
-        if half is not None:
-            raise InputError(
-                f"{self.name!a} has the caption {self.caption[:60]!a}, in which {half!a} is half of a "
-                "surrogate pair and no character; write the caption, trigger or template anew, or rename the file"
-            )
+        for caption in self.captions:
+            half = next((character for character in caption if "\ud800" <= character <= "\udfff"), None)
+            if half is not None:
+                raise InputError(
+                    f"{self.name!a} has the caption {caption[:60]!a}, in which {half!a} is half of a "
+                    "surrogate pair and no character; write the caption, trigger or template anew, or rename the file"
+                )
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions of the picture; the first is `caption`."""
+        return (self.caption, *self.more_captions)
 
     @property
     def prompt(self) -> str:
-        """The prompt that a training encodes for the caption."""
+        """The prompt that a training encodes for the first caption."""
         return as_prompt(self.caption, self.caption_syntax)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts that a training encodes for the captions, in their order."""
+        return tuple(as_prompt(caption, self.caption_syntax) for caption in self.captions)
+
+    @property
+    def picture(self) -> tuple[str, str]:
+        """(source, name): what all items that show one picture share."""
+        return self.source, self.name.removesuffix(MIRRORED)
+
+    @property
+    def path(self) -> str:
+        """The name with its source before it, for texts about several sets: "cats/1.png"."""
+        return "/".join(part for part in self.picture if part)
 
 
 @dataclass(frozen=True)
@@ -64,8 +94,13 @@ class ImageSet:
 
     @property
     def trigger_prompt(self) -> str:
-        """What a user writes in a prompt to say the trigger as the captions say it."""
-        return as_prompt(self.trigger, self.items[0].caption_syntax)
+        """What a user writes in a prompt to say the trigger, or the several ones, as the captions say them."""
+        return as_prompt(", ".join(self.triggers), self.items[0].caption_syntax)
+
+    @property
+    def triggers(self) -> list[str]:
+        """Every trigger word of the set once: the set's own first, then those of the items."""
+        return list(dict.fromkeys(word for word in (self.trigger, *(item.trigger for item in self.items)) if word))
 
     def by_size(self) -> list[list[int]]:
         """Indices grouped by height and width; a batch has one size. The largest group is first."""
@@ -75,15 +110,15 @@ class ImageSet:
         return sorted(groups.values(), key=len, reverse=True)
 
     def copies(self) -> list[list[int]]:
-        """Indices grouped by picture: its repeats and mirrored copies are one group."""
+        """Indices grouped by picture: its repeats, mirrored copies and copies of other sizes are one group."""
         return by_picture(self.items)
 
 
 def by_picture(items: Iterable[TrainingImage]) -> list[list[int]]:
     """Indices of `items` grouped by picture; see `ImageSet.copies`."""
-    groups: dict[str, list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, item in enumerate(items):
-        groups[item.name.removesuffix(MIRRORED)].append(index)
+        groups[item.picture].append(index)
     return list(groups.values())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -79,7 +79,9 @@ def image_set(
     if masks is None and any(bool((batch[..., 3] < 1).any()) for batch in batches if batch.shape[-1] == 4):
         notes.append("The images have an alpha channel, which is not used; wire a mask in if only a part should count.")
     notes += remarks([item.name for item in items], [traits_of(item.pixels) for item in items])
-    return ImageSet(tuple(items), request.trigger, fingerprint(items), tuple(notes))
+    content = fingerprint(items)
+    items = [replace(item, source=f"batch {content[:8]}") for item in items]  # what tells two batches' pictures apart
+    return ImageSet(tuple(items), request.trigger, content, tuple(notes))
 
 
 def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
@@ -146,7 +148,14 @@ def _item(
         pixels, mask = pixels[rows, columns], None if mask is None else mask[rows, columns]
     mask = None if mask is None else mask.clone()  # a part of a larger tensor would keep all of it
     return TrainingImage(
-        f"image {number}", pixels.clone(), caption, mask, original, (top, left), request.caption_syntax
+        f"image {number}",
+        pixels.clone(),
+        caption,
+        mask,
+        original,
+        (top, left),
+        request.caption_syntax,
+        trigger=request.trigger,
     )
 
 

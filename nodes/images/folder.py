@@ -40,8 +40,8 @@ class FolderRequest:
     captions: one of `CAPTIONS`, with `template` for the last. trigger: a word put before captions that lack it.
     resolution: px, the side of the square whose area a picture may have at most. bucket: keep aspect ratios. flip: add
     mirrored copies. repeats: how often each picture stands in the set. masks: one of `MASKS`. bucket_step: px, the step
-    between the sides of buckets; see `target_size`. caption_syntax: one of `CAPTION_SYNTAXES`. Raises `InputError` for
-    a value out of range.
+    between the sides of buckets; see `target_size`. caption_syntax: one of `CAPTION_SYNTAXES`. source: the folder as
+    the user has chosen it, see `TrainingImage`. Raises `InputError` for a value out of range.
     """
 
     folder: Path
@@ -55,6 +55,7 @@ class FolderRequest:
     masks: str = "none"
     bucket_step: int = BUCKET_STEP
     caption_syntax: str = LITERAL
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
@@ -186,6 +187,8 @@ def _item(path: Path, read: ReadPicture, request: FolderRequest, findings: _Find
         original,
         crop_offset(original, height, width),
         request.caption_syntax,
+        trigger=request.trigger.strip(),
+        source=request.source,
     )
 
 
@@ -235,6 +238,8 @@ def fingerprint(items: Iterable[TrainingImage]) -> str:
     digest = hashlib.sha256()
     for item in items:
         digest.update(f"{tuple(item.pixels.shape)}\0{item.prompt}\0{item.original}{item.crop}".encode())
+        if item.more_captions or item.weight != 1:  # version 0.1 has neither
+            digest.update(repr((item.prompts, item.weight)).encode())
         digest.update(item.pixels.contiguous().numpy().data)
         if item.mask is not None:
             digest.update(item.mask.contiguous().numpy().data)

@@ -212,8 +212,9 @@ class ImageFolder(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, folder, folder_name=None, **settings) -> io.NodeOutput:
-        path = resolve_inside(Path(folder_paths.get_input_directory()), folder if folder_name is None else folder_name)
-        images = read_folder(FolderRequest(path, **settings), _shown_progress())
+        name = folder if folder_name is None else folder_name
+        path = resolve_inside(Path(folder_paths.get_input_directory()), name)
+        images = read_folder(FolderRequest(path, source=name, **settings), _shown_progress())
         pictures = tensors_of(images) if is_wired(PICTURES_SLOT) else []
         return io.NodeOutput(images, contact_sheet(images), describe(images), pictures)
 

@@ -98,6 +98,7 @@ class Job:
         items = [_decode_picture(dict(item)) for item in material["pictures"]]
         count = range(len(items))
         data = LatentSet([tensors[f"latent/{i}"] for i in count], [tensors.get(f"mask/{i}") for i in count])
+        data = replace(data, weights=[item.weight for item in items])
         prompts = {text: self._prompt(i, extra) for i, (text, extra) in enumerate(material["prompts"])}
         start = {key.removeprefix("start/"): tensor for key, tensor in tensors.items() if key.startswith("start/")}
         blank = {tuple(size): tensors[f"blank/{i}"] for i, size in enumerate(material["blank"])}
@@ -213,13 +214,25 @@ def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str
     return out
 
 
+_NOT_WRITTEN = ("pixels", "mask", "caption_syntax")
+_FIELDS_SINCE_0_1 = {"more_captions": (), "weight": 1.0, "trigger": "", "source": ""}  # with their defaults
+
+
 def _encode_picture(item: TrainingImage) -> dict[str, Any]:
     """All fields of a picture but its pixels and mask, and its size (height, width) in px.
 
-    The caption is written as the prompt that it stands for: what a training encodes, whatever `caption_syntax` was.
+    Captions are written as the prompts that they stand for: what a training encodes, whatever `caption_syntax` was.
+    Fields that version 0.1 lacks are written only where they say something, so that it can read the other jobs.
     """
-    known = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in ("pixels", "mask", "caption_syntax")}
-    return known | {"caption": item.prompt, "size": list(item.pixels.shape[:2])}
+    first, *more = item.prompts
+    shown = replace(item, caption=first, more_captions=tuple(more), caption_syntax=PROMPT)
+    known = {
+        f.name: getattr(shown, f.name) for f in fields(shown) if f.name not in ("pixels", "mask", "caption_syntax")
+    }
+    for name, default in _FIELDS_SINCE_0_1.items():
+        if known[name] == default:
+            del known[name]
+    return known | {"size": list(item.pixels.shape[:2])}
 
 
 def _decode_picture(encoded: dict[str, Any]) -> TrainingImage:

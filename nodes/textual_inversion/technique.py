@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...training.data import Batch
+from ...training.data import Batch, prompts_of
 from ...training.embedding import PseudoWord, nearest_words, start_vectors
 from ...training.images import ImageSet, passes
 from ...training.measure import StepCost, format_duration
@@ -130,8 +130,8 @@ class TextualInversionTechnique:
         denoiser, pictures, request = self._denoiser, self._dataset.pictures, self.request
         word = prompt_word(request.name)
         prompts = [
-            prompt_for(request.template, pictures.items[index].prompt, word, batch.seed, batch.number, position)
-            for position, index in zip(batch.sample_positions, batch.indices, strict=True)
+            prompt_for(request.template, prompt, word, batch.seed, batch.number, position)
+            for position, prompt in zip(batch.sample_positions, prompts_of(batch, pictures.items), strict=True)
         ]
         conditioning = self._prompts.of_batch(batch.indices, prompts)
         weighting = request.train.loss_weighting

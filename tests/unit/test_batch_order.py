@@ -4,8 +4,15 @@ from collections import Counter
 
 import pytest
 import torch
-from bespoke.training.batch_order import batch_indices, draw_counts
+from bespoke.training.batch_order import SHARE_ERROR, batch_draws, batch_indices, draw_counts, whole_shares
+from bespoke.training.captions import caption_number
+from bespoke.training.config import TrainConfig
+from bespoke.training.data import LatentSet, prompts_of
+from bespoke.training.errors import InputError
+from bespoke.training.images import TrainingImage, by_picture
 from bespoke.training.randomness import generator
+from bespoke.training.timesteps import UniformTimesteps
+from bespoke.training.validation import validation_batches
 
 
 def buckets_of(*sizes):
@@ -85,3 +92,87 @@ def test_the_order_is_a_pure_function_of_seed_and_step():
         for micro in reversed(range(30)):
             assert batch_indices(buckets, count, 11, micro) == order[micro]
         assert [batch_indices(buckets, count, 12, micro) for micro in range(30)] != order
+
+
+def test_whole_shares_by_hand():
+    assert whole_shares([0.3] * 4) == [1] * 4
+    assert whole_shares([1, 2, 7]) == [1, 2, 7]
+    assert whole_shares([1, 1.5]) == [2, 3]
+    assert whole_shares([0.5, 0.75, 1]) == [2, 3, 4]
+    assert whole_shares([1, 1.01]) == [67, 68]  # 68/67 is 1.0149, within half a percent of 1.01; no smaller pair is
+    weights = [1.0, 1.2345, 3.3333, 314.159]
+    for share, weight in zip(whole_shares(weights), weights, strict=True):
+        assert share / whole_shares(weights)[0] == pytest.approx(weight, rel=2 * SHARE_ERROR)
+
+
+@pytest.mark.parametrize(("weights", "text"), [([1, 0], "0"), ([1, -2], "-2"), ([float("nan"), 1], "nan")])
+def test_a_weight_that_draws_nothing_is_refused(weights, text):
+    with pytest.raises(InputError, match=f"the weight {text}; give a number above 0"):
+        whole_shares(weights)
+
+
+def test_weights_too_far_apart_are_refused():
+    with pytest.raises(InputError, match="from 1 to 1001; give weights that differ by at most 1000 times"):
+        whole_shares([1, 1001])
+
+
+WEIGHTED = [([1, 2, 3, 1.5], [0, 0, 0, 0], 2), ([1, 1, 1, 4], [0, 0, 1, 1], 8), ([0.2, 1, 1, 1, 3], [0, 1, 1, 2, 2], 3)]
+
+
+@pytest.mark.parametrize(("weights", "shapes", "count"), WEIGHTED)
+def test_weighted_pictures_are_drawn_by_their_share(weights, shapes, count):
+    """Over 1,000 micro-batches. The oracle is weight / sum of weights; the order is even, so the counts are closer to
+    it than those of independent draws: chi-square stays far below its degrees of freedom.
+    """
+    data = LatentSet([torch.zeros(1, 4, 8, 8 + shape) for shape in shapes], [None] * len(weights), weights)
+    buckets = data.buckets(range(len(weights)))
+    draws, turns = Counter(), {index: [] for index in range(len(weights))}
+    for micro in range(1000):
+        drawn = batch_draws(buckets, count, 5, micro, spread=True)
+        assert len({shapes[index] for index, _ in drawn}) == 1
+        draws.update(index for index, _ in drawn)
+        for index, turn in drawn:
+            turns[index].append(turn)
+    expected = [1000 * count * weight / sum(weights) for weight in weights]
+    assert sum((draws[i] - n) ** 2 / n for i, n in enumerate(expected)) < 0.5 * (len(weights) - 1)
+    assert draw_counts(buckets, count, 5, 1000, spread=True) == draws
+    assert all(taken == list(range(len(taken))) for taken in turns.values())  # each turn once and in order
+
+
+@pytest.mark.parametrize(("sizes", "count"), [((19, 1), 8), ((20,), 4), ((7, 5, 1), 1)])
+def test_turns_count_how_often_a_picture_was_drawn(sizes, count):
+    turns = {}
+    for micro in range(200):
+        for index, turn in batch_draws(buckets_of(*sizes), count, 5, micro):
+            assert turn == turns.get(index, -1) + 1
+            turns[index] = turn
+
+
+def test_captions_come_by_turns():
+    """Of 3 captions each comes once in every 3 turns, in an order that differs by picture and seed."""
+    for index in range(4):
+        numbers = [caption_number(3, turn, 7, index) for turn in range(30)]
+        assert all(sorted(numbers[i : i + 3]) == [0, 1, 2] for i in range(0, 30, 3))
+    orders = {(s, i): tuple(caption_number(3, t, s, i) for t in range(30)) for s in (7, 8) for i in range(4)}
+    assert len(set(orders.values())) == len(orders)
+
+
+def test_a_batch_takes_the_caption_whose_turn_it_is():
+    images = [TrainingImage(f"{i}.png", torch.zeros(64, 64, 3), "a", more_captions=("b", "c")) for i in range(2)]
+    data = LatentSet([torch.zeros(1, 4, 8, 8)] * 2, [None] * 2, [1.0, 2.0])
+    config = TrainConfig(steps=30, learning_rate=1e-3, seed=1, batch_size=3)
+    said = Counter()
+    for micro in range(30):
+        batch = data.batch(config, micro, torch.device("cpu"), UniformTimesteps())
+        said.update(zip(batch.indices, prompts_of(batch, images), strict=True))
+    assert {key: said[key] for key in said} == {(0, c): 10 for c in "abc"} | {(1, c): 20 for c in "abc"}
+    held_out = validation_batches(data, [1], torch.device("cpu"))[0]
+    assert set(prompts_of(held_out, images)) == {"a"}
+
+
+def test_pictures_of_one_name_in_two_folders_are_two():
+    cat = TrainingImage("1.png", torch.zeros(64, 64, 3), "a cat", source="cats")
+    dog = TrainingImage("1.png", torch.zeros(64, 64, 3), "a dog", source="dogs")
+    small = TrainingImage("1.png (mirrored)", torch.zeros(32, 32, 3), "a cat", source="cats")
+    assert by_picture([cat, dog, small]) == [[0, 2], [1]]
+    assert [item.path for item in (cat, dog, small)] == ["cats/1.png", "dogs/1.png", "cats/1.png"]

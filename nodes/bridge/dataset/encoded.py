@@ -72,7 +72,7 @@ def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:
         "architecture": architecture(model.model),
         "clip_skip": str(clip.layer_idx or ""),
         "trigger": images.trigger_prompt,
-        "tags": tag_frequency(item.caption for item in images.items),
+        "tags": tag_frequency(caption for item in images.items for caption in item.captions),
         "resolution": common_resolution(images),
     }
 

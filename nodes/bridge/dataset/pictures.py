@@ -67,7 +67,7 @@ class Pictures:
         return inputs
 
     def count_pictures(self, indices: Sequence[int]) -> int:
-        """The number of different pictures among `indices`; mirrored copies count once."""
+        """The number of different pictures among `indices`; see `ImageSet.copies`."""
         return len(by_picture(self.items[i] for i in indices))
 
     def largest_index(self) -> int:
@@ -77,7 +77,7 @@ class Pictures:
     @property
     def prompts(self) -> list[str]:
         """The prompt of every caption, and the empty prompt, sorted."""
-        return sorted({item.prompt for item in self.items} | {""})
+        return sorted({prompt for item in self.items for prompt in item.prompts} | {""})
 
 
 def encode_pictures(
@@ -104,7 +104,8 @@ def encode_pictures(
         for item, latent in zip(items, latents, strict=True)
     ]
     blank_latents = encode_blanks(vae, items) if is_inpainting_model(base) else {}
-    return replace(pictures, data=LatentSet(latents, masks), blank_latents=blank_latents)
+    data = LatentSet(latents, masks, [item.weight for item in items])
+    return replace(pictures, data=data, blank_latents=blank_latents)
 
 
 def split_pictures(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from ....training.adapters.lora import UP_RATE
-from ....training.data import Batch
+from ....training.data import Batch, prompts_of
 from ....training.images import passes
 from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.measure import StepCost, format_duration
@@ -148,8 +148,9 @@ class LoraTechnique:
         return trainable.attached()
 
     def loss(self, batch: Batch) -> Tensor:
-        denoiser, items = self._denoiser, self._dataset.pictures.items
-        prompts = ["" if i < 0 else items[i].prompt for i in batch.caption_indices]  # -1 is a dropped caption
+        denoiser, of_samples = self._denoiser, prompts_of(batch, self._dataset.pictures.items)
+        dropped = [index < 0 for index in batch.caption_indices]
+        prompts = ["" if drop else prompt for drop, prompt in zip(dropped, of_samples, strict=True)]
         conditioning = self._captions.of_batch(batch.indices, prompts)
         weighting = self.request.train.loss_weighting
         sigma = denoiser.sigma(batch.t)
