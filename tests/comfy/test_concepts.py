@@ -127,6 +127,7 @@ def test_importance_sampling_shows_the_loss_of_even_draws_with_less_scatter(smal
     assert scatters[1] < 0.75 * scatters[0]
 
 
+@pytest.mark.slow
 def test_a_few_steps_teach_a_word(small, run_node):
     """A colour that the model knows, under a new word that starts from another colour's. The CLIP needs no file."""
     model, clip, vae = small

@@ -133,7 +133,7 @@ def test_the_resident_memory_of_a_real_step_is_the_forecast_and_the_kernels_own(
     assert 0.9 * forecasted.step < real_step(models, latent, False, Resident).peak < 2 * forecasted.step + 30e6
 
 
-@both
+@pytest.mark.parametrize("models", [pytest.param("sdxl", marks=pytest.mark.slow), "flux"], indirect=True)
 def test_checkpointing_and_half_precision_need_less(models):
     latent = torch.zeros(1, models[0].model.latent_format.latent_channels, 32, 32)
     full, checkpointed, half = (

@@ -79,7 +79,7 @@ class Disk:
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("forever", [False, True])
+@pytest.mark.parametrize("forever", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_disk_that_fails_at_any_write_loses_nothing(comfyui, tmp_path, whole, monkeypatch, forever):
     """The training goes on without it, the result is handed on, and the record says what is missing."""
     learned = whole[0]

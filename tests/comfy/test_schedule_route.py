@@ -203,7 +203,11 @@ def test_a_node_sends_the_schedule_that_ran(kind, small):
 
 @pytest.mark.parametrize(
     ("name", "kind", "sigma_at_half"),
-    [("sdxl", "EPS", 1.6156), ("sdxl-v", "V_PREDICTION", 1.6156), ("flux-dev", "FLUX", 0.7595)],
+    [
+        pytest.param("sdxl", "EPS", 1.6156, marks=pytest.mark.slow),
+        ("sdxl-v", "V_PREDICTION", 1.6156),
+        ("flux-dev", "FLUX", 0.7595),
+    ],
 )
 def test_the_prediction_type_is_detected_from_the_file(comfyui, name, kind, sigma_at_half):
     """Sparse files of the real sizes, without data."""

@@ -593,6 +593,7 @@ def test_cores_bypass_lora_of_float32_trains(train, sd15, run_node, runs):
     assert "may read the noise level" not in train(run_node, (made, clip, vae))
 
 
+@pytest.mark.slow
 def test_a_merge_loses_a_bypass_lora_of_its_second_model_and_shows_nothing_of_it(sd15, run_node):
     """What the help of Inject LoRA says, by what core's merge takes: of each weight itself and its patches."""
     model = sd15[0]

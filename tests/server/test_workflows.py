@@ -222,6 +222,7 @@ def test_word_and_lora(run_example):
     assert differ(*(shown[title][0] for title in ("neither", "the word", "the LoRA", "the word and the LoRA")))
 
 
+@pytest.mark.slow
 def test_three_techniques(run_example):
     (sheet,) = run_example("three_techniques")["the three techniques"]
     assert sheet.shape[0] > 4 * 128  # four rows and the table of the two runs
