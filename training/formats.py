@@ -15,12 +15,16 @@ from .layer_names.parts import (
     ALPHA,
     DORA_SCALE,
     DOWN,
+    HADA_W1_B,
+    LOKR_W2_B,
     PEFT_DOWN,
+    PEFT_MAGNITUDE,
     PEFT_UP,
     adapts,
     layer_and_part,
     layers_of,
     split_key,
+    trained_kind,
 )
 from .layer_names.spelling import comfy_known_name, kohya_fallback
 from .plain_json import read_json
@@ -48,16 +52,19 @@ def to_format(
 ) -> dict[str, Tensor]:
     """The LoRA under another program's key names.
 
-    lora: `<layer>.lora_up.weight`, `.lora_down.weight`, `.alpha` with ComfyUI's layer names, `diffusion_model....` and
-    `text_encoders....`. names: {layer: {format: name}}; a run has them. Without a name, kohya's format gets the
+    lora: `<layer>.<part>` with ComfyUI's layer names, `diffusion_model....` and `text_encoders....`, and the parts of
+    `TRAINED_PARTS`. names: {layer: {format: name}}; a run has them. Without a name, kohya's format gets the
     checkpoint's own layer names, which ComfyUI and kohya load too.
-    Raises `InputError` for a format that does not exist, for parts that are no factors, and for diffusers' format
-    where a layer's name is not known.
+    Raises `InputError` for a format that does not exist, for parts that no training here writes, and for diffusers'
+    format where a layer's name is not known or diffusers does not read the kind of adapter.
     """
     if key_format not in KEY_FORMATS:
         raise InputError(f"key_format is {key_format!r}; choose one of {', '.join(KEY_FORMATS)}")
     if key_format == "comfy":
         return dict(lora)
+    kind = trained_kind(lora)
+    if key_format == "diffusers" and kind not in ("LoRA", "DoRA"):
+        raise InputError(f"diffusers reads no {kind}, so key_format diffusers cannot be used; choose kohya")
     out: dict[str, Tensor] = {}
     for key, tensor in lora.items():
         layer, part = layer_and_part(key)
@@ -80,6 +87,11 @@ def _diffusers_parts(
         )
     if part == ALPHA:
         return {}
+    if part == DORA_SCALE:
+        magnitude = tensor.flatten()  # [out]
+        if isinstance(name, str):
+            return {name + PEFT_MAGNITUDE: magnitude}
+        return {piece + PEFT_MAGNITUDE: magnitude[first : first + rows] for piece, first, rows in name}
     if part == DOWN:
         if isinstance(name, str):
             return {name + PEFT_DOWN: tensor}
@@ -124,10 +136,10 @@ def metadata(
     lora: Mapping[str, Tensor], run: Run | None, title: str, prompt: Any = None, workflow: Any = None
 ) -> dict[str, str]:
     """`ss_*` (kohya), `modelspec.*` (Stability's model specification) and ComfyUI's `prompt` and `workflow`."""
-    ranks = sorted({t.shape[0] for k, t in lora.items() if k.endswith(DOWN)})
+    ranks = sorted({t.shape[0] for k, t in lora.items() if k.endswith((DOWN, HADA_W1_B, LOKR_W2_B))})
     alphas = sorted({float(t) for k, t in lora.items() if k.endswith(ALPHA)})
     out: dict[str, Any] = {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "networks.lora" if trained_kind(lora) == "LoRA" else "lycoris.kohya",
         "ss_network_dim": ranks[0] if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": alphas[0] if len(alphas) == 1 else "Dynamic",
         "ss_output_name": title,
@@ -137,16 +149,38 @@ def metadata(
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if run is not None:
-        out |= _run_metadata(run)
+        out |= _run_metadata(run) | {"ss_network_args": _network_args(lora, run)}
     for name, value in (("prompt", prompt), ("workflow", workflow)):
         if value is not None:
             out[name] = json.dumps(value)
     return {key: str(value) for key, value in out.items() if value not in (None, "")}
 
 
+def _network_args(lora: Mapping[str, Tensor], run: Run) -> str | None:
+    """The arguments of kohya's or LyCORIS' network, as JSON; None where there are none."""
+    settings = run.info.settings
+    args = {"loraplus_lr_ratio": settings.get("loraplus_lr_ratio")}
+    kind = trained_kind(lora)
+    args |= _LYCORIS_ARGS[kind]
+    if kind == "LoKr":
+        args["factor"] = settings.get("lokr_factor")
+    if settings.get("rslora"):
+        args["rs_lora"] = True
+    given = {name: str(value) for name, value in args.items() if value is not None}
+    return json.dumps(given) if given else None
+
+
+# The module "lycoris.kohya" names its algorithm, and DoRA as a LoRA (its "locon") whose weight is decomposed.
+_LYCORIS_ARGS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "DoRA": {"algo": "lora", "dora_wd": True},
+    "LoKr": {"algo": "lokr"},
+    "LoHa": {"algo": "loha"},
+}
+
+
 def _run_metadata(run: Run) -> dict[str, Any]:
     settings = run.info.settings
-    ratio = settings.get("loraplus_lr_ratio")
     return {
         "ss_sd_model_name": run.info.base,
         "ss_steps": len(run.losses),
@@ -154,7 +188,6 @@ def _run_metadata(run: Run) -> dict[str, Any]:
         "ss_learning_rate": settings.get("learning_rate"),
         "ss_lr_scheduler": settings.get("lr_schedule"),
         "ss_optimizer": settings.get("optimizer"),
-        "ss_network_args": ratio and json.dumps({"loraplus_lr_ratio": str(ratio)}),
         "ss_seed": settings.get("seed"),
         "ss_num_train_images": run.info.images,
         "ss_batch_size_per_device": settings.get("batch_size"),

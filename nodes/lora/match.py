@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from ...training.errors import InputError
-from ...training.layer_names.parts import ALPHA, DOWN, UP, WHOLE_BIAS, adapts, layers_of, split_key
+from ...training.layer_names.parts import (
+    ALPHA,
+    DORA_SCALE,
+    DOWN,
+    TRAINED_PARTS,
+    UP,
+    WHOLE_BIAS,
+    adapts,
+    layers_of,
+    split_key,
+    trained_kind,
+)
 from ...training.layer_names.spelling import TEXT_PREFIX, common_name, is_text_encoder
 from ..bridge.models.names import unet_names
 from ..bridge.wire.compiled import restore_names
@@ -134,27 +145,42 @@ def bias_of(key: Any, layer: str, file: str) -> Any:
     return (name, *rest) if rest else name
 
 
-def starting_factors(lora: Mapping[str, Tensor], model, clip) -> dict[str, Tensor]:
-    """The factors of a LoRA that a training goes on from, under ComfyUI's layer names, whatever program wrote it.
+def starting_parts(lora: Mapping[str, Tensor], model, clip, kind: str = "LoRA") -> dict[str, Tensor]:
+    """The parts of a LoRA that a training goes on from, under ComfyUI's layer names, whatever program wrote it.
 
-    Raises `InputError` for other kinds of adapter, for a LoRA of another model, and where one layer has two names.
+    kind: the adapter that is trained, a key of `TRAINED_PARTS`. DoRA goes on from a LoRA too. Raises `InputError` for
+    other kinds of adapter, for a LoRA of another model, and where one layer has two names.
     """
     named, out = as_named_lora(lora), {}
     found = match(model, clip, named)
     check_found(found, named, model, "start from another LoRA: a training would go on from a part of it")
+    of_file = layers_of(named)
     for prefix, patches in (("", found.model), (TEXT_PREFIX, found.clip)):
         for patch in patches:
-            check_two_factors(patch)
-            up, down, alpha, _ = patch.factors
             layer = prefix + patch.weight.removesuffix(".weight")
-            if layer + UP in out:
+            parts = _parts_to_go_on_from(patch, of_file[patch.layer], kind)
+            if any(layer + part in out for part in parts):
                 raise InputError(
                     f"the LoRA to go on from has {layer} under two names, which cannot be trained as one; "
                     "give one that was trained here"
                 )
-            out[layer + UP], out[layer + DOWN] = up, down
-            out[layer + ALPHA] = torch.tensor(float(down.shape[0] if alpha is None else alpha))
+            out |= {layer + part: tensor for part, tensor in parts.items()}
     return out
+
+
+def _parts_to_go_on_from(patch: Patch, parts: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """{part: tensor} of one layer, for an adapter of this kind. parts: those of the file."""
+    if kind == "LoRA" or (kind == "DoRA" and DORA_SCALE not in parts):
+        check_two_factors(patch)
+        up, down, alpha, _ = patch.factors
+        return {UP: up, DOWN: down, ALPHA: torch.tensor(float(down.shape[0] if alpha is None else alpha))}
+    others = {*parts} - {*TRAINED_PARTS[kind]}
+    if not patch.whole or others or trained_kind(patch.layer + part for part in parts) != kind:
+        raise InputError(
+            f"adapter is {kind}, and the LoRA to go on from is no {kind} as it is trained here at {patch.layer}; set "
+            "adapter to the kind it was trained as, or give another"
+        )
+    return dict(parts)
 
 
 def check_found(found: Matched, lora: NamedLora, model, mend: str) -> None:

@@ -368,14 +368,14 @@ def test_a_job_carries_the_adapters(make, run_node, model, folder):
 def test_training_goes_on_from_rslora_at_its_strength(make, model):
     """alpha / rank of the start is PEFT's alpha / sqrt(rank): 3 / 4 at rank 16. DoRA cannot be gone on from."""
     from bespoke.nodes.lora.files import read_lora
-    from bespoke.nodes.lora.match import starting_factors
+    from bespoke.nodes.lora.match import starting_parts
 
-    start = starting_factors(read_lora(make("PEFT", "rsLoRA", LINEAR).path), model, None)
+    start = starting_parts(read_lora(make("PEFT", "rsLoRA", LINEAR).path), model, None)
     scales = {float(start[key]) / 16 for key in start if key.endswith("alpha")}
     assert len(scales) == 1
     assert math.isclose(scales.pop(), 3 / 4, rel_tol=1e-6)
     with pytest.raises(ValueError, match="no plain one of two factors"):
-        starting_factors(read_lora(make("PEFT", "DoRA", LINEAR).path), model, None)
+        starting_parts(read_lora(make("PEFT", "DoRA", LINEAR).path), model, None)
 
 
 def test_the_report_says_where_core_differs(errors, make):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bespoke.nodes.lora.match import starting_factors
+from bespoke.nodes.lora.match import starting_parts
 from bespoke.training.errors import InputError
 
 
@@ -15,6 +15,6 @@ def test_a_layer_under_two_names_is_refused(sd15):
         {f"{name}.lora_up.weight": torch.ones(out, 2), f"{name}.lora_down.weight": torch.ones(2, inner)}
         for name in names
     )
-    assert list(starting_factors(one, model, clip)) == list(starting_factors(other, model, clip))
+    assert list(starting_parts(one, model, clip)) == list(starting_parts(other, model, clip))
     with pytest.raises(InputError, match="attn2.to_k under two names"):
-        starting_factors(one | other, model, clip)
+        starting_parts(one | other, model, clip)

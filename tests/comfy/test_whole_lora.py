@@ -8,7 +8,7 @@ import tiny
 import torch
 from bespoke.nodes.lora import whole
 from bespoke.nodes.lora.files import in_comfy_names
-from bespoke.nodes.lora.match import starting_factors
+from bespoke.nodes.lora.match import starting_parts
 from bespoke.nodes.lora.whole import share_of, squared_change
 from bespoke.training.errors import InputError
 from bespoke.training.layer_names import parts
@@ -102,5 +102,5 @@ def test_text_encoder_layers_without_a_clip_do_not_count(run_node, models):
 
 def test_a_training_does_not_start_from_a_part(models):
     with pytest.raises(InputError, match="80% of its squared change.*start from another LoRA"):
-        starting_factors(layer(OURS, 1.0) | layer(NOWHERE, 2.0), models[0], None)
-    assert len(starting_factors(layer(OURS, 1.0) | layer(NOWHERE, 0.1), models[0], None)) == 3
+        starting_parts(layer(OURS, 1.0) | layer(NOWHERE, 2.0), models[0], None)
+    assert len(starting_parts(layer(OURS, 1.0) | layer(NOWHERE, 0.1), models[0], None)) == 3

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """The settings of an adapter. A kind reads those that it has; the seed decides the initial values."""
+    """The settings of an adapter. A kind reads those that it has; the seed decides the initial values.
+
+    factor: how LoKr divides a layer, see `lokr.factorization`.
+    """
 
     rank: int
     alpha: float
     seed: int
+    factor: int = -1
 
 
 class Adapter(nn.Module, ABC):
@@ -31,7 +35,10 @@ class Adapter(nn.Module, ABC):
     Names of parameters and buffers are the names of parts in files: `<layer>.<part>`.
     """
 
+    alpha: Tensor  # the buffer of kinds that have one
+
     KIND: ClassVar[str]  # in error texts, and the name in `ADAPTERS`
+    ZERO_PARTS: ClassVar[tuple[str, ...]] = ()  # the parts that start at zero: while all are zero, nothing is learned
 
     @classmethod
     @abstractmethod
@@ -60,6 +67,18 @@ class Adapter(nn.Module, ABC):
         The order is that of the optimiser's groups.
         """
         return {name: 1.0 for name, _ in self.named_parameters()}
+
+    def _in_own_scale(self, state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+        """A converted state with this adapter's own alpha, and the part that starts at zero scaled in return.
+
+        A state without alpha counts as one with alpha equal to `rank`.
+        """
+        out, own = dict(state), float(self.alpha)
+        part = next(part for part in self.ZERO_PARTS if part in out)
+        given = float(out.get("alpha", torch.tensor(float(rank))))
+        if own and given != own:
+            out[part] = out[part].float() * (given / own)
+        return out | {"alpha": self.alpha}
 
     def convert_state(self, layer: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state dict of this adapter from another training's `state` of the same layer, by part.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,12 @@ class LoraAdapter(Adapter):
     """Two factors: down [rank, in] and up [out, rank], with the names that kohya's files have."""
 
     KIND = "LoRA"
+    ZERO_PARTS: ClassVar[tuple[str, ...]] = ("lora_up.weight",)
 
     def __init__(self, down: Tensor, up: Tensor, alpha: float):
         super().__init__()
         self.lora_up, self.lora_down = Factor(up), Factor(down)
         # The buffer is for the state dict. `alpha_value` is the same number without a copy from the device.
-        self.alpha: Tensor
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.rank, self.alpha_value = down.shape[0], alpha
 

@@ -31,6 +31,7 @@ DIFF, SET_WEIGHT, NORM_WEIGHT = ".diff", ".set_weight", ".w_norm"  # of the weig
 DIFF_BIAS, NORM_BIAS = ".diff_b", ".b_norm"  # of the bias' own shape
 
 PEFT_UP, PEFT_DOWN = ".lora_B.weight", ".lora_A.weight"
+PEFT_MAGNITUDE = ".lora_magnitude_vector"  # DoRA's, [out]
 PEFT_UP_BIAS = ".lora_B.bias"  # PEFT's `lora_bias`: a bias of the up factor, which the layer's scale multiplies
 WHOLE_BIAS = ".base_layer.bias"  # the whole bias after the training, of PEFT's `bias="all"` and `bias="lora_only"`
 
@@ -51,8 +52,7 @@ _LOW_RANK = re.compile(
     r"|\.lora_linear_layer\.(?P<old>up|down))"  # old diffusers
     r"(?:\.(?P<kind>weight|bias))?"
 )
-_PEFT_MAGNITUDE = ".lora_magnitude_vector"
-_MAGNITUDE = re.compile(re.escape(_PEFT_MAGNITUDE) + r"(?:\.[\w-]+)??(?:\.weight)?")
+_MAGNITUDE = re.compile(re.escape(PEFT_MAGNITUDE) + r"(?:\.[\w-]+)??(?:\.weight)?")
 
 
 @lru_cache(maxsize=2**16)  # called for each key of each file several times; the LoRAs of a graph share their keys
@@ -79,18 +79,39 @@ def split_key(key: str) -> tuple[str, str]:
 
 def is_peft_magnitude(key: str) -> bool:
     """Whether a key is PEFT's name for DoRA's magnitude."""
-    return _PEFT_MAGNITUDE in key
+    return PEFT_MAGNITUDE in key
+
+
+# The parts that a training writes, by the kind of adapter.
+TRAINED_PARTS: Mapping[str, tuple[str, ...]] = {
+    "LoRA": (UP, DOWN, ALPHA),
+    "DoRA": (UP, DOWN, ALPHA, DORA_SCALE),
+    "LoKr": (LOKR_W1, LOKR_W2, LOKR_W2_A, LOKR_W2_B, ALPHA),
+    "LoHa": (HADA_W1_A, HADA_W1_B, HADA_W2_A, HADA_W2_B, ALPHA),
+}
 
 
 def layer_and_part(key: str) -> tuple[str, str]:
     """("diffusion_model....to_k", ".lora_up.weight") of a key as this pack's trainer writes it.
 
-    Raises `InputError` for a part that is no factor of a LoRA and no alpha.
+    Raises `InputError` for a part that no training here writes.
     """
-    for part in (UP, DOWN, ALPHA):
-        if key.endswith(part):
-            return key.removesuffix(part), part
-    raise InputError(f"the LoRA holds {key!r}, which is no low-rank factor; save it with ComfyUI's own node")
+    for parts in TRAINED_PARTS.values():
+        for part in parts:
+            if key.endswith(part):
+                return key.removesuffix(part), part
+    raise InputError(
+        f"the LoRA holds {key!r}, which is part of no adapter that is trained here; save it with ComfyUI's own node"
+    )
+
+
+def trained_kind(keys: Iterable[str]) -> str:
+    """The kind of adapter that a training here has made, a key of `TRAINED_PARTS`; "LoRA" for no keys."""
+    found = {split_key(key)[1] for key in keys}
+    return next((kind for part, kind in _ONLY_IN.items() if part in found), "LoRA")
+
+
+_ONLY_IN = {HADA_W1_A: "LoHa", LOKR_W1: "LoKr", DORA_SCALE: "DoRA"}  # a part that the other kinds have not
 
 
 def layers_of(lora: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import comfy.sd
 from comfy_api.latest import io
+from torch import Tensor
 
+from ....training.adapters import ADAPTERS
 from ....training.errors import InputError
 from ....training.formats import DTYPES, KEY_FORMATS
 from ....training.layer_names.parts import layer_and_part
@@ -23,7 +25,8 @@ from ...bridge.trainer import Models, train
 from ...bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, validation_images, widget
 from ...bridge.types import Images, Run, graph_of, pictures_input
 from ...images.wired import training_set
-from ..files import as_file, save_on_the_way
+from ..files import as_file, as_named_lora, save_on_the_way
+from ..match import match
 from .request import LoraData, LoraRequest
 from .technique import LoraTechnique, encode_dataset
 
@@ -141,6 +144,43 @@ def trainer_inputs() -> list[io.Input]:
             step=1e-6,
             **ADVANCED,
         ),
+        *_adapter_widgets(),
+    ]
+
+
+def _adapter_widgets() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "adapter",
+            options=list(ADAPTERS),
+            default="LoRA",
+            tooltip=(
+                "What learns beside each layer. LoRA: two narrow factors, read by every program. DoRA: a LoRA whose "
+                "outputs are scaled one by one; slower. LoKr: a Kronecker product, the smallest file. LoHa: a product "
+                "of two LoRAs, of higher rank at equal size. Start with LoRA."
+            ),
+            **ADVANCED,
+        ),
+        io.Int.Input(
+            "lokr_factor",
+            default=-1,
+            min=-1,
+            max=1024,
+            tooltip=(
+                "For adapter = LoKr: into how many blocks a layer is divided. -1 takes the smallest file; 4 to 16 "
+                "learn more and need more."
+            ),
+            **ADVANCED,
+        ),
+        io.Boolean.Input(
+            "rslora",
+            default=False,
+            tooltip=(
+                "The strength is alpha / root of rank instead of alpha / rank (rsLoRA), so that a high rank learns as "
+                "fast as a low one."
+            ),
+            **ADVANCED,
+        ),
     ]
 
 
@@ -217,9 +257,7 @@ class TrainLora(io.ComfyNode):
         context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
         learned, run = result.learned, result.run
-        patched, patched_clip = comfy.sd.load_lora_for_models(
-            model, clip if train_text_encoder else None, learned, 1.0, 1.0
-        )
+        patched, patched_clip = _with_adapters(model, clip if train_text_encoder else None, learned, request.adapter)
         return io.NodeOutput(
             patched,
             learned,
@@ -229,6 +267,21 @@ class TrainLora(io.ComfyNode):
             patched_clip or clip,
             ui={"bespoke_run": [run.id]},
         )
+
+
+def _with_adapters(model, clip, learned: Mapping[str, Tensor], kind: str) -> tuple[Any, Any]:
+    """Clones of the models with what was learned at strength 1; None for a text encoder that is not given.
+
+    ComfyUI's own DoRA is normalised otherwise than the one that is trained (PEFT's and LyCORIS').
+    """
+    if kind != "DoRA":
+        return comfy.sd.load_lora_for_models(model, clip, learned, 1.0, 1.0)
+    found = match(model, clip, as_named_lora(learned))
+    patched, patched_clip = model.clone(), None if clip is None else clip.clone()
+    patched.add_patches({patch.key: patch.adapter for patch in found.model})
+    if patched_clip is not None:
+        patched_clip.add_patches({patch.key: patch.adapter for patch in found.clip})
+    return patched, patched_clip
 
 
 class SaveLora(io.ComfyNode):

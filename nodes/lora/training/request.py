@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ....training.adapters import ADAPTERS, AdapterConfig
 from ....training.config import PRECISIONS, TrainConfig, check_choice, check_range
+from ....training.errors import InputError
 from ....training.images import ImageSet
 from ...bridge.dataset.cache import digest
 from ...bridge.models import TARGETS
@@ -18,7 +21,8 @@ from ...bridge.models import TARGETS
 class LoraRequest:
     """The settings of a LoRA training; see `trainer.TrainingRequest`. Fields but `train` have the names of the widgets.
 
-    targets, custom_targets: see `models.target_layers`. alpha: the adapters' output is scaled by alpha / rank.
+    targets, custom_targets: see `models.target_layers`. alpha: the adapters' output is scaled by alpha / rank, or with
+    `rslora` by alpha / sqrt(rank). adapter: a kind of `ADAPTERS`. lokr_factor: see `lokr.factorization`.
     text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes `train.learning_rate`. sample_prompt:
     empty takes the first picture's caption. Raises `InputError` for values out of range.
     """
@@ -33,11 +37,27 @@ class LoraRequest:
     train_text_encoder: bool = False
     text_encoder_lr: float = 0.0
     resume: bool = True
+    adapter: str = "LoRA"
+    lokr_factor: int = -1
+    rslora: bool = False
 
     def __post_init__(self) -> None:
         for name in ("rank", "alpha", "text_encoder_lr"):
             check_range(name, getattr(self, name))
         check_choice("precision", self.precision, PRECISIONS)
+        check_choice("adapter", self.adapter, list(ADAPTERS))
+        if self.lokr_factor == 0 or self.lokr_factor < -1:
+            raise InputError(f"lokr_factor is {self.lokr_factor}; give -1, or 1 or more")
+
+    @property
+    def adapter_config(self) -> AdapterConfig:
+        """The settings of each layer's adapter.
+
+        With `rslora` alpha is `rank` / sqrt(`rank`) times as large, so that alpha / rank is the strength that rsLoRA
+        has (Kalajdzievski 2023, arXiv 2312.03732, equation 4). The alpha in the file is that one, as LyCORIS writes it.
+        """
+        alpha = self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
+        return AdapterConfig(self.rank, alpha, self.train.seed, self.lokr_factor)
 
     def settings(self) -> dict[str, Any]:
         """{widget name: value} of all settings but `resume`."""

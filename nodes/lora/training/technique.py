@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....training.adapters import AdapterConfig, AdapterSet, LoraAdapter
+from ....training.adapters import ADAPTERS, Adapter, AdapterSet, LoraAdapter
 from ....training.adapters.lora import UP_RATE
 from ....training.data import Batch, prompts_of
 from ....training.images import passes
+from ....training.layer_names.parts import ALPHA
 from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
@@ -32,7 +34,7 @@ from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory
 from ...bridge.training_model.offload import MEMORY_ADVICE
 from ...bridge.training_model.text_encoder import TrainableTextEncoder, attention_layers
 from ...bridge.training_model.text_encoder import file_names as text_file_names
-from ..match import starting_factors
+from ..match import starting_parts
 from .request import LoraData, LoraRequest
 
 
@@ -55,7 +57,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
         fingerprint=data.fingerprint(),
         run_fields=describe_models(model, clip, data.images),
         prompts={} if request.train_text_encoder else encode_prompts(clip, prompts),
-        start=starting_factors(data.start, model, clip) if data.start else None,
+        start=starting_parts(data.start, model, clip, request.adapter) if data.start else None,
         **identify_models(model, clip, vae),
     )
 
@@ -83,7 +85,15 @@ class LoraTechnique:
 
     def settings(self) -> dict[str, Any]:
         # The up factor's rate is part of the identity: a state that was trained at another rate must not be resumed.
-        return self.request.settings() | {"loraplus_lr_ratio": UP_RATE}
+        return self.request.settings() | ({"loraplus_lr_ratio": UP_RATE} if self._has_up_rate else {})
+
+    @property
+    def _kind(self) -> type[Adapter]:
+        return ADAPTERS[self.request.adapter]
+
+    @property
+    def _has_up_rate(self) -> bool:
+        return issubclass(self._kind, LoraAdapter)
 
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
         """From the largest picture and its caption. A trained text encoder's own part is not in it."""
@@ -93,11 +103,11 @@ class LoraTechnique:
         encoded = self._dataset.prompts or encode_prompts(self._models.clip, [prompt])
         one = model_conds(base, *encoded[prompt], latent, torch.device("cpu"))
         layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
-        config, made = AdapterConfig(request.rank, request.alpha, seed=0), list[AdapterSet]()
+        config, made = request.adapter_config, list[AdapterSet]()
 
         def make_parameters() -> list[torch.nn.Parameter]:
             # Called by `forecast` on fake tensors: adapters that are made before would be real ones.
-            made.append(AdapterSet(LoraAdapter, layers, config, torch.device("cpu")))
+            made.append(AdapterSet(self._kind, layers, config, torch.device("cpu")))
             return list(made[0].parameters())
 
         # The prior pictures are a second batch, whose graph is kept beside the first's.
@@ -134,17 +144,16 @@ class LoraTechnique:
     def layer_names(self) -> Mapping[str, Any]:
         return self._names
 
-    def new_trainable(self) -> AdapterSet[LoraAdapter]:
+    def new_trainable(self) -> AdapterSet[Adapter]:
         request = self.request
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
-        config = AdapterConfig(request.rank, request.alpha, request.train.seed)
-        device = self._denoiser.device
-        adapters = AdapterSet(LoraAdapter, self._layers, config, device, rates, optional_prefix=TEXT_PREFIX)
+        config, device = request.adapter_config, self._denoiser.device
+        adapters = AdapterSet(self._kind, self._layers, config, device, rates, optional_prefix=TEXT_PREFIX)
         if self._dataset.start is not None:
             adapters.load_state_dict(self._dataset.start)
         return adapters
 
-    def attached(self, trainable: AdapterSet[LoraAdapter]) -> AbstractContextManager[None]:
+    def attached(self, trainable: AdapterSet[Adapter]) -> AbstractContextManager[None]:
         return trainable.attached()
 
     def loss(self, batch: Batch) -> Tensor:
@@ -177,6 +186,15 @@ class LoraTechnique:
             "the model"
         )
 
+    def _describe_adapter(self) -> str:
+        request = self.request
+        root = "root of " if request.rslora else ""
+        strength = request.alpha / (math.sqrt(request.rank) if request.rslora else request.rank)
+        return (
+            f"{request.adapter} of rank {request.rank}, alpha {request.alpha:g} (strength alpha/{root}rank = "
+            f"{strength:g})"
+        )
+
     def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
         """The report: what was trained, the number of passes over the pictures, and the losses."""
         losses, request = run.losses, self.request
@@ -184,18 +202,18 @@ class LoraTechnique:
         seen = passes(run.info.images, len(losses), config.images_per_step)
         first, last = run.quarters()
         lines = [
-            f"LoRA of rank {request.rank}, alpha {request.alpha:g} (strength alpha/rank = "
-            f"{request.alpha / request.rank:g}) on {len(learned) // 3} layers "
+            f"{self._describe_adapter()} on {sum(key.endswith(ALPHA) for key in learned)} layers "
             f"({request.targets}{', text encoder' if request.train_text_encoder else ''}): "
             f"{run.info.trained:,} numbers trained, 0 of the model's own changed.",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
             f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
             f"{describe_draws(self._dataset.pictures, run, config)}. The learning rate was "
-            f"{config.learning_rate:g} at most, for the factor that started at zero {UP_RATE:g} times that.",
+            f"{config.learning_rate:g} at most"
+            + (f", for the factor that started at zero {UP_RATE:g} times that." if self._has_up_rate else "."),
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
             "the noise levels and pictures that were drawn.",
         ]
-        if not any(bool(part.any()) for name, part in learned.items() if "lora_up" in name):
+        if not any(bool(part.any()) for name, part in learned.items() if name.endswith(self._kind.ZERO_PARTS)):
             lines.append(
                 "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
                 f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."

@@ -1,0 +1,90 @@
+"""Kronecker-product adapters (KronA: Edalati et al. 2022, arXiv 2212.10650, equation 4; LyCORIS' LoKr).
+
+dW = (alpha / rank) W1 x W2, where W2 is a product of two factors of `rank` if that is smaller than W2 itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..randomness import generator
+from .adapter import Adapter, AdapterConfig, linear_shape
+
+
+def factorization(size: int, factor: int = -1) -> tuple[int, int]:
+    """(small, large) with small * large = size, as LyCORIS divides an axis.
+
+    factor: one of the two where it divides the size; else the small one is the largest divisor up to it. -1 takes the
+    divisors nearest to the square root.
+    """
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    most = math.isqrt(size) if factor < 0 else min(factor, math.isqrt(size))
+    small = max(divisor for divisor in range(1, most + 1) if size % divisor == 0)
+    return small, size // small
+
+
+class LokrAdapter(Adapter):
+    """w1 [out / k, in / n] and w2 [k, n], or w2_a [k, rank] and w2_b [rank, n], with the names of LyCORIS' files."""
+
+    KIND = "LoKr"
+    ZERO_PARTS: ClassVar[tuple[str, ...]] = ("lokr_w2", "lokr_w2_b")
+
+    def __init__(self, w1: Tensor, w2: tuple[Tensor, ...], rank: int, alpha: float):
+        super().__init__()
+        self.lokr_w1 = nn.Parameter(w1)
+        if len(w2) == 1:
+            self.lokr_w2, alpha = nn.Parameter(w2[0]), rank  # LyCORIS' rule: no factor of the rank, so no scale
+        else:
+            self.lokr_w2_a, self.lokr_w2_b = map(nn.Parameter, w2)
+        self.scale = alpha / rank
+        self.register_buffer("alpha", torch.tensor(float(alpha)))
+
+    @classmethod
+    def for_layer(cls, name: str, layer: nn.Module, config: AdapterConfig, device: torch.device) -> LokrAdapter:
+        """W1 starts as LyCORIS' (Kaiming uniform with a of the root of 5), W2 or its second factor at zero."""
+        out_features, in_features = linear_shape(name, layer)
+        (out_small, out_large), (in_small, in_large) = (
+            factorization(size, config.factor) for size in (out_features, in_features)
+        )
+
+        def uniform(part: str, rows: int, columns: int) -> Tensor:
+            draw = torch.rand(rows, columns, generator=generator(config.seed, part, name))
+            return ((2 * draw - 1) / math.sqrt(columns)).to(device)
+
+        w1 = uniform("lokr_w1", out_small, in_small)
+        if config.rank < max(out_large, in_large) / 2:
+            w2 = (uniform("lokr_w2_a", out_large, config.rank), torch.zeros(config.rank, in_large, device=device))
+        else:
+            w2 = (torch.zeros(out_large, in_large, device=device),)
+        return cls(w1, w2, config.rank, config.alpha)
+
+    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+        # (W1 x W2) x without the product: W2 acts on the inner axis of x, then W1 on the outer one.
+        dtype = output.dtype
+        w1 = self.lokr_w1.to(x.device, dtype)
+        folded = x.to(dtype).unflatten(-1, (w1.shape[1], -1))  # [..., in_small, in_large]
+        for factor in reversed(self._second()):
+            folded = folded @ factor.to(x.device, dtype).t()
+        change = torch.einsum("om,...mk->...ok", w1, folded).flatten(-2)
+        return torch.add(output, change, alpha=self.scale)
+
+    def _second(self) -> tuple[Tensor, ...]:
+        """The factors of W2, the one that acts last first."""
+        return (self.lokr_w2,) if hasattr(self, "lokr_w2") else (self.lokr_w2_a, self.lokr_w2_b)
+
+    def convert_state(self, layer: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Adapter.convert_state`. For another alpha w2_b is scaled; a whole w2 has no scale."""
+        converted = super().convert_state(layer, {"alpha": self.alpha, **state})
+        if hasattr(self, "lokr_w2"):
+            return converted | {"alpha": self.alpha}
+        return self._in_own_scale(converted, self.lokr_w2_b.shape[0])
+
+    def delta_weight(self) -> Tensor:
+        second = self._second()
+        return self.scale * torch.kron(self.lokr_w1, second[0] if len(second) == 1 else second[0] @ second[1])
