@@ -18,6 +18,7 @@ from torch import Tensor
 from ...training.distributed import StopRequest, World
 from ...training.errors import InputError
 from ...training.record import Run
+from ..bridge.dataset.conditioning import encode_prompt, learn_layers_of
 from ..bridge.files import writing
 from ..bridge.runs.context import RunContext
 from ..bridge.runs.store import RunStore
@@ -98,8 +99,15 @@ def prepare(job: Job, world: World, options: Options) -> tuple[Any, Models]:
     request = run_in_every_process(world, lambda: request_of(job))
     run_in_every_process(world, lambda: check_job(job, request, world.size, options.shard is not None))
     models = run_in_every_process(world, lambda: load_models(job, options))
+    learn_layers_of(models.model.model, partial(_a_prompt, job, request, models))
     run_in_every_process(world, lambda: job_technique(job.technique).check_model(request, models))
     return request, models
+
+
+def _a_prompt(job: Job, request: Any, models: Models) -> tuple[Tensor, dict[str, Any]]:
+    """The conditioning of some prompt of the job."""
+    prompts = job.dataset(request.train).prompts
+    return next(iter(prompts.values())) if prompts else encode_prompt(models.clip, "a photo")
 
 
 def load_models(job: Job, options: Options) -> Models:

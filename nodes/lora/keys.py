@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...training.layer_names.dialects import Place, readings, text_readings
 from ...training.layer_names.spelling import COMFY_PREFIX, candidates
-from ..bridge.models import family_of, layer_places
+from ..bridge.models import layer_places, recorded_family
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def keys_of(module: Any, is_clip: bool) -> Keys:
                 if key.startswith(COMFY_PREFIX)
             }
             exact = comfy.lora.model_lora_keys_unet(module, {})
-            if family_of(module.diffusion_model):  # ComfyUI's rows of some fused layers are another model's
+            if recorded_family(module.diffusion_model):  # ComfyUI's rows of some fused layers are another model's
                 exact = {name: key for name, key in exact.items() if isinstance(key, str)}
             _known[module] = Keys(shapes, exact, layer_places(module, rows), {})
     return _known[module]

@@ -20,7 +20,7 @@ from ...training.measure import StepCost, format_duration
 from ...training.objective import denoising_loss
 from ...training.record import Run
 from ..bridge.dataset.captions import CaptionConditioning
-from ..bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
+from ..bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
@@ -48,6 +48,7 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     if request.template == "captions":
         check_captions(images.items)
     clip_encoders(clip)
+    learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
     pictures = encode_pictures(vae, model.model, request.train, images)
     # The file's metadata names the kind of embedding as its architecture, and a word is learned at any resolution.
     fields = describe_models(model, clip, images) | {"architecture": "", "resolution": ""}

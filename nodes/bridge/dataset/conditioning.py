@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import identity
-from ..models import training_conds
+from ..models import learn_layers, training_conds
 from ..runs.events import with_phase
 from . import cache
 
@@ -52,6 +52,18 @@ def model_conds(
     inputs = {**size, **training_conds(base), **extra}
     made = base.extra_conds(cross_attn=cond, noise=latent, device=device, prompt_type="positive", **inputs)
     return ModelConds({name: value.process_cond(batch_size=1, area=None) for name, value in made.items()})
+
+
+def learn_layers_of(base: comfy.model_base.BaseModel, encoded: Callable[[], tuple[Tensor, dict[str, Any]]]) -> None:
+    """`models.learn_layers` of a model with the conditioning of a prompt.
+
+    encoded: gives what `encode_prompt` gives; called only for a model that no record describes.
+    """
+
+    def conds(latent: Tensor) -> dict[str, Any]:
+        return model_conds(base, *encoded(), latent, torch.device("cpu")).tensors()
+
+    learn_layers(base, conds)
 
 
 def join_conds(parts: Sequence[ModelConds]) -> ModelConds:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ....training.errors import InputError
 from ....training.layer_names.dialects import Place, places
 from ....training.layer_names.glob import check_pattern, glob_matches
 from . import flux, lumina, qwen, sd3, unet, wan
+from .discovery import discover, discovered_family, discovery_latent, why_not_discovered
 from .family import Family
 from .layers import is_linear
 
@@ -19,13 +20,27 @@ TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
 
 
-def family_of(diffusion_model: nn.Module) -> Family | None:
-    """The family of a diffusion model, by its class, or None where it is not known."""
+def recorded_family(diffusion_model: nn.Module) -> Family | None:
+    """The family of a diffusion model, by its class, or None where there is no record of it."""
     return next((family for family in FAMILIES if family.fits(diffusion_model)), None)
 
 
+def family_of(diffusion_model: nn.Module) -> Family | None:
+    """The record of a diffusion model's class, or what `learn_layers` has found; None where there is neither."""
+    return recorded_family(diffusion_model) or discovered_family(diffusion_model)
+
+
+def learn_layers(base, make_conds: Callable[[Tensor], Mapping[str, Any]]) -> None:
+    """Find the layers of a model that no record describes, by `discovery.discover`; nothing for the others.
+
+    make_conds: latent [1, C, ...] -> the keyword arguments of `BaseModel.apply_model` for it and one prompt.
+    """
+    if recorded_family(base.diffusion_model) is None:
+        discover(base, make_conds(discovery_latent(base)))
+
+
 def layers_with_overwritten_input(diffusion_model: nn.Module) -> list[nn.Module]:
-    """The layers whose input the model changes in place after they have read it."""
+    """The layers whose input the model changes in place after they have read it; see `learn_layers`."""
     family = family_of(diffusion_model)
     return list(family.overwritten_input(diffusion_model)) if family else []
 
@@ -55,8 +70,8 @@ def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
     family = family_of(diffusion_model)
     if family is None:
         raise InputError(
-            f"the blocks of a {type(diffusion_model).__name__} are not known here, so gradient_checkpointing cannot be "
-            "used with it; switch it off"
+            f"the blocks of a {type(diffusion_model).__name__} are not known here"
+            f"{why_not_discovered(diffusion_model)}, so gradient_checkpointing cannot be used with it; switch it off"
         )
     return list(family.blocks(diffusion_model))
 
@@ -72,7 +87,7 @@ def layer_places(base, rows: Mapping[str, int]) -> dict[str, Place]:
 
     A model of an unknown family has its own names alone.
     """
-    family = family_of(base.diffusion_model)
+    family = recorded_family(base.diffusion_model)
     return places(rows, family.aliases(base) if family else (), base.model_config.unet_config)
 
 
@@ -101,8 +116,8 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
         found = {name: layer for name, layer in linear.items() if re.fullmatch(pattern, name)}
     else:
         raise InputError(
-            f"the layers of a {type(diffusion_model).__name__} are not known by name here; "
-            "set targets to 'custom' and name them, for example '*attn.qkv'"
+            f"the layers of a {type(diffusion_model).__name__} are not known by name here"
+            f"{why_not_discovered(diffusion_model)}; set targets to 'custom' and name them, for example '*attn.qkv'"
         )
     if not found:
         some = ", ".join(list(linear)[:: max(1, len(linear) // 4)][:4])

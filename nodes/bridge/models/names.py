@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 from torch import nn
 
-from ....training.layer_names.spelling import TRANSFORMER_PREFIX, kohya_name, unet_table
+from ....training.layer_names.spelling import COMFY_PREFIX, TRANSFORMER_PREFIX, kohya_name, unet_table
 from .layers import is_linear
 
 
@@ -45,6 +46,29 @@ def by_program(base, diffusers: dict) -> dict[str, dict]:
 def as_they_are(base, prefix: str) -> dict[str, dict]:
     """`by_program` of a model whose layers diffusers' files call as ComfyUI does, behind `prefix`."""
     return {name: {"kohya": kohya_name(name), "diffusers": prefix + name} for name in linear_layers(base)}
+
+
+def by_core(base) -> dict[str, dict]:
+    """`by_program` of a model whose names ComfyUI's table of LoRA keys gives, whatever its class.
+
+    diffusers' names stand behind `transformer.` there. Where the table lacks them for a layer, all layers have the
+    checkpoint's own names behind `diffusion_model.`, which every loader reads.
+    """
+    import comfy.lora
+
+    table = comfy.lora.model_lora_keys_unet(base, {})
+    diffusers = {}
+    for theirs, ours in table.items():
+        if theirs.startswith(TRANSFORMER_PREFIX):
+            layer, *rows = (ours,) if isinstance(ours, str) else ours
+            layer = layer.removeprefix(COMFY_PREFIX)
+            name = theirs.removeprefix(TRANSFORMER_PREFIX) + ".weight"
+            diffusers[name] = (layer, *rows) if rows else layer
+    names = by_program(base, diffusers)
+    in_blocks = [forms for name, forms in names.items() if re.search(r"\.\d+\.", name)]
+    if all("diffusers" in forms for forms in in_blocks):
+        return names
+    return as_they_are(base, COMFY_PREFIX)
 
 
 @cache

@@ -7,12 +7,8 @@ and gradient checkpointing. The allocations of its operations are counted.
 from __future__ import annotations
 
 import contextlib
-import functools
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import comfy.model_base
 import comfy.model_management
@@ -24,6 +20,7 @@ from ....training.measure import LiveBytes, plain_tensors
 from ....training.optimizers import OPTIMIZERS
 from ..dataset.conditioning import ModelConds
 from ..models import checkpoint_blocks, layers_with_overwritten_input
+from ..models.fake import fake_values, fake_weights, fused_attention, restored_caches
 from .autograd_views import autocast_for
 from .checkpointing import checkpointed
 from .frozen_linear import frozen_layers
@@ -87,8 +84,8 @@ def forecast(
             torch.inference_mode(False),
             torch.enable_grad(),
             FakeTensorMode(allow_non_fake_inputs=True),
-            _restore_cached_tensors(base),
-            _fake_weights(base),
+            restored_caches(base),
+            fake_weights(base),
             frozen_layers(base, compute),
             clone_layer_inputs(in_place),
             checkpointed(blocks, bool(in_place)),
@@ -137,10 +134,10 @@ def _fake_step(
     """Forward and backward pass on fake tensors: (trained numbers, bytes saved for the backward pass, peak bytes)."""
     noisy = torch.empty(latent.shape)
     sigma = torch.empty(len(latent))
-    inputs = {name: _fake_nested(value) for name, value in conds.tensors().items()}
+    inputs = {name: fake_values(value) for name, value in conds.tensors().items()}
     trained: list[Tensor] = list(make_trainable()) if make_trainable else [inputs["c_crossattn"].requires_grad_()]
     autocast = autocast_for(torch.device("cpu"), compute)
-    options = {"optimized_attention_override": _fused_attention}
+    options = {"optimized_attention_override": fused_attention}
     with attach(), LiveBytes([*base.parameters(), *base.buffers(), *trained]) as live:
         with autocast():
             out = base.apply_model(noisy, sigma, transformer_options=options, **inputs)
@@ -148,102 +145,3 @@ def _fake_step(
         kept = live.now
         loss.backward()
     return sum(parameter.numel() for parameter in trained), kept, live.peak
-
-
-@contextmanager
-def _restore_cached_tensors(module: nn.Module) -> Iterator[None]:
-    """Remove every fake tensor that the model's code cached within the block.
-
-    Some models cache a tensor in an attribute of a layer, others in a `functools.lru_cache` (LTX's frequencies, Chroma
-    Radiance's positions), which the whole process shares and any later sampling would read.
-    """
-    before = [(layer, dict(vars(layer))) for layer in module.modules()]
-    try:
-        yield
-    finally:
-        for layer, attributes in before:
-            vars(layer).clear()
-            vars(layer).update(attributes)
-        for cached in _function_caches(module.modules()):
-            cached.cache_clear()
-
-
-def _function_caches(layers: Iterable[nn.Module]) -> set[functools._lru_cache_wrapper]:
-    """Every `lru_cache` in the layers' classes, their base classes and the modules these are defined in."""
-    classes = {kind for layer in layers for kind in type(layer).__mro__}
-    modules = [sys.modules[name] for name in {kind.__module__ for kind in classes} if name in sys.modules]
-    return {
-        value
-        for namespace in (*classes, *modules)
-        for value in vars(namespace).values()
-        if isinstance(value, functools._lru_cache_wrapper)
-    }
-
-
-@contextmanager
-def _fake_weights(module: nn.Module) -> Iterator[None]:
-    """Within the block the module's parameters and buffers are fake tensors on the CPU."""
-    replaced: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:
-        for layer in module.modules():
-            holders: tuple[dict[str, Any], dict[str, Any]] = (layer._parameters, layer._buffers)
-            for holder in holders:
-                for name, tensor in holder.items():
-                    if tensor is not None:
-                        replaced.append((holder, name, tensor))
-                        fake = _fake(tensor)
-                        holder[name] = nn.Parameter(fake, requires_grad=False) if holder is layer._parameters else fake
-        yield
-    finally:
-        for holder, name, tensor in replaced:
-            holder[name] = tensor
-
-
-def _fake_nested(value: Any) -> Any:
-    """`value` with every tensor in lists and tuples replaced by a fake one."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_fake_nested, value))
-    return _fake(value) if isinstance(value, Tensor) else value
-
-
-def _fake(tensor: Tensor) -> Tensor:
-    # A quantised matrix is cast at each call: float8 stands for any dtype that no computation is done in.
-    dtype = torch.float8_e4m3fn if hasattr(tensor, "__tensor_flatten__") else tensor.dtype
-    return torch.empty(tensor.shape, dtype=dtype, device="cpu")
-
-
-def _fused_attention(
-    _default,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    *_mask,
-    skip_reshape: bool = False,
-    skip_output_reshape: bool = False,
-    **_options,
-) -> Tensor:
-    """The shapes of torch's fused attention, which never allocates the matrix of all pairs of tokens.
-
-    q, k, v: [B, tokens, heads * width], or [B, heads, tokens, width] with `skip_reshape`.
-    """
-    if not skip_reshape:
-        q, k, v = (t.view(t.shape[0], t.shape[1], -1, q.shape[-1] // heads).transpose(1, 2) for t in (q, k, v))
-    if torch.is_autocast_enabled("cpu"):
-        q, k, v = (t.to(torch.get_autocast_dtype("cpu")) for t in (q, k, v))
-    out: Tensor = _FusedAttention.apply(q, k, v)  # [B, heads, tokens, width]
-    return out if skip_output_reshape else out.transpose(1, 2).reshape(out.shape[0], out.shape[2], -1)
-
-
-class _FusedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = torch.empty_like(q[..., :1].expand(*q.shape[:-1], v.shape[-1]), memory_format=torch.contiguous_format)
-        log_sum = torch.empty(q.shape[:-1])
-        ctx.save_for_backward(q, k, v, out, log_sum)
-        return out
-
-    @staticmethod
-    def backward(ctx, _grad: Tensor):
-        q, k, v, *_ = ctx.saved_tensors
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
 from ....training.record import Run
 from ...bridge.dataset.captions import CaptionConditioning
-from ...bridge.dataset.conditioning import encode_prompts, join_conds, model_conds
+from ...bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.identity import base_path
@@ -47,6 +48,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     # These are called for their errors only. `LoraTechnique.prepare` looks up the layers of the prepared model.
     check_wire(model, clip)
     check_trainable(model.model)
+    learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
     target_layers(model.model.diffusion_model, request.targets, request.custom_targets)
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)

@@ -1,0 +1,207 @@
+"""Which layers of a network feed which: one forward pass, observed, without reading a name.
+
+Each tensor carries the names of the layers that made it: an operation gives its result the names of all its inputs,
+and a layer with a weight of its own starts anew. Where two such tensors are multiplied with each other, and the product
+(as weights of a sum) with a third, that is an attention, and the names tell its query, key and value layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+PICTURE, TEXT = "picture", "text"  # where a tensor comes from
+_PRODUCTS = {"mm", "bmm", "baddbmm", "matmul", "addmm", "addbmm"}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is known of a tensor. layers: the names of the layers that made it. origins: `PICTURE`, `TEXT`, both or
+    none. scores: the (query, key) layers whose product it was made of. attentions: the numbers of the attentions that
+    it was made of. Layers, scores and attentions are those since the last layer with a weight.
+    """
+
+    layers: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    scores: frozenset[tuple[frozenset[str], frozenset[str]]] = frozenset()
+    attentions: frozenset[int] = frozenset()
+
+    def joined(self, other: Mark) -> Mark:
+        return Mark(
+            self.layers | other.layers,
+            self.origins | other.origins,
+            self.scores | other.scores,
+            self.attentions | other.attentions,
+        )
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The layers of one attention by role, and where its queries and keys come from."""
+
+    query: frozenset[str]
+    key: frozenset[str]
+    value: frozenset[str]
+    query_origins: frozenset[str]
+    key_origins: frozenset[str]
+
+
+@dataclass
+class Call:
+    """A layer's call. inputs: the mark of its input. tokens: positions of its output for each sample of the batch."""
+
+    inputs: Mark
+    tokens: int
+
+
+@dataclass
+class Dataflow:
+    """What a forward pass has shown.
+
+    layers: the first call of each layer with a weight matrix, by name, in the order of the calls. attentions: in the
+    order of the calls. modules: the names of all modules that were called. overwritten: the names of the layers, in the
+    order of their calls, whose input was changed in place after they had read it.
+    """
+
+    layers: dict[str, Call] = field(default_factory=dict)
+    attentions: list[Attention] = field(default_factory=list)
+    modules: set[str] = field(default_factory=set)
+    overwritten: list[str] = field(default_factory=list)
+
+
+class _Marks(TorchDispatchMode):
+    """Carries marks from the inputs of each operation to its results, and notes attentions and changes in place."""
+
+    def __init__(self, flow: Dataflow):
+        super().__init__()  # pyright: ignore[reportUnknownMemberType]
+        self.flow = flow
+        self._marks: dict[int, tuple[Tensor, Mark]] = {}  # the tensor is kept, since its id could be used again
+        self._readers: dict[int, list[str]] = {}  # storage -> layers that have read it
+        self._storages: list[torch.UntypedStorage] = []
+
+    def of(self, value: Any) -> Mark:
+        mark = Mark()
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, Tensor) and id(tensor) in self._marks:
+                mark = mark.joined(self._marks[id(tensor)][1])
+        return mark
+
+    def set(self, value: Any, mark: Mark) -> None:
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, Tensor):
+                self._marks[id(tensor)] = tensor, mark
+
+    def note_reader(self, tensor: Tensor, layer: str) -> None:
+        storage = tensor.untyped_storage()
+        self._storages.append(storage)
+        self._readers.setdefault(id(storage), []).append(layer)
+
+    def note_attention(self, query: Mark, key: Mark, value: Mark) -> int:
+        """The number of an attention; one whose parts are computed one by one is one."""
+        found = Attention(query.layers, key.layers, value.layers, query.origins, key.origins)
+        if found not in self.flow.attentions:
+            self.flow.attentions.append(found)
+        return self.flow.attentions.index(found)
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__.split(".")[0]
+        mark = self.of((args, kwargs))
+        out = func(*args, **kwargs)
+        if "scaled_dot_product" in name:
+            query, key, value = map(self.of, args[:3])
+            number = self.note_attention(query, key, value)
+            mark = Mark(frozenset(), mark.origins, frozenset(), frozenset({number}))
+        elif name in _PRODUCTS:
+            mark = self._product(mark, [self.of(value) for value in args if isinstance(value, Tensor)][-2:])
+        if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], Tensor):
+            self.flow.overwritten += self._readers.pop(id(args[0].untyped_storage()), [])
+            self.set(args[0], mark)
+        self.set(out, mark)
+        return out
+
+    def _product(self, mark: Mark, factors: list[Mark]) -> Mark:
+        """The mark of the product of two tensors, one of which may be a weight without a mark."""
+        if len(factors) < 2 or not all(one.layers or one.scores for one in factors):
+            return mark
+        first, second = factors
+        if not first.scores and not second.scores:
+            return Mark(frozenset(), mark.origins, frozenset({(first.layers, second.layers)}))
+        scores, value = (first, second) if first.scores else (second, first)
+        numbers = set[int]()
+        for query, key in scores.scores:
+            numbers.add(self.note_attention(self._known(query), self._known(key), value))
+        return Mark(frozenset(), mark.origins, frozenset(), frozenset(numbers))
+
+    def _known(self, layers: frozenset[str]) -> Mark:
+        """The mark of what these layers have made."""
+        origins = frozenset[str]().union(*(self.flow.layers[name].inputs.origins for name in layers))
+        return Mark(layers, origins)
+
+
+def _has_matrix(layer: nn.Module) -> bool:
+    """Whether a layer has a weight of its own that mixes channels: linear, convolution, embedding."""
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim >= 2 and not next(layer.children(), None)
+
+
+class Observer:
+    """Observes the calls of a network; enter it within `FakeTensorMode`, and read `flow` afterwards.
+
+    picture, text: the tensors that come from the picture and from the prompt.
+    """
+
+    def __init__(self, network: nn.Module, picture: Tensor, text: Sequence[Tensor]):
+        self.flow = Dataflow()
+        self._network, self._batch = network, picture.shape[0]
+        self._marks = _Marks(self.flow)
+        self._marks.set(picture, Mark(origins=frozenset({PICTURE})))
+        self._marks.set(list(text), Mark(origins=frozenset({TEXT})))
+        self._open = ExitStack()
+
+    def __enter__(self) -> Observer:
+        for name, layer in self._network.named_modules():
+            hooks = [layer.register_forward_hook(partial(self._called, name), with_kwargs=True)]
+            if not next(layer.children(), None):
+                hooks.append(layer.register_forward_pre_hook(partial(self._read, name), with_kwargs=True))
+            for hook in hooks:
+                self._open.callback(hook.remove)
+        self._open.enter_context(self._marks)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """Note an attention that was computed elsewhere; `out` is its result."""
+        query_mark, key_mark, value_mark = map(self._marks.of, (query, key, value))
+        number = self._marks.note_attention(query_mark, key_mark, value_mark)
+        origins = query_mark.origins | key_mark.origins | value_mark.origins
+        self._marks.set(out, Mark(origins=origins, attentions=frozenset({number})))
+
+    def _read(self, name: str, _layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        for tensor in [*inputs, *named.values()][:1]:
+            if isinstance(tensor, Tensor):
+                self._marks.note_reader(tensor, name)
+
+    def _called(self, name: str, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
+        self.flow.modules.add(name)
+        if _has_matrix(layer) and isinstance(out, Tensor):
+            known = self._marks.of((inputs, named))
+            width = out.shape[1] if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else out.shape[-1]
+            self.flow.layers.setdefault(name, Call(known, out.numel() // max(1, width * self._batch)))
+            self._marks.set(out, Mark(frozenset({name}), known.origins))

@@ -1,0 +1,294 @@
+"""The layers of a model that no record describes, found in its own forward pass.
+
+`dataflow` shows which layers make the queries, keys and values of each attention and what takes its result; the module
+tree shows the blocks. Nothing is read from a layer's name, so a class that this pack has never seen has targets too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import comfy.model_base
+import comfy.model_management
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ..training_model.in_place import clone_layer_inputs
+from .dataflow import PICTURE, TEXT, Dataflow, Observer
+from .fake import fake_values, fake_weights, fused_attention, restored_caches
+from .family import Family
+from .layers import is_linear
+from .names import by_core
+
+LATENT_SIDES = (16, 24)  # cells of the picture whose forward pass is observed
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the forward pass of a network has shown; names of modules, in the order of the network.
+
+    cross: the attention layers that bring the prompt to the picture: those of a cross-attention, or else of the joint
+    attention over both, and there of the blocks with layers of their own for each where a network has such. attention:
+    those and all other attention layers. feed_forward: the layers beside them. blocks: what gradient checkpointing
+    computes again. overwritten: layers whose input is changed in place. unused: layers without a gradient.
+    """
+
+    cross: tuple[str, ...]
+    attention: tuple[str, ...]
+    feed_forward: tuple[str, ...]
+    blocks: tuple[str, ...]
+    overwritten: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+_known: WeakKeyDictionary[nn.Module, Layout | str] = WeakKeyDictionary()  # a text says why there is none
+_by_structure: dict[tuple, Layout] = {}  # a file that is loaded again gives another network with the same layers
+
+
+def discovery_latent(base: comfy.model_base.BaseModel) -> Tensor:
+    """A latent [1, C, ...] of zeros, of the size that `discover` observes: one frame of `LATENT_SIDES` cells."""
+    form = base.latent_format
+    frames = (1,) * (form.latent_dimensions - 2)
+    return torch.zeros(1, form.latent_channels, *frames, *LATENT_SIDES)
+
+
+def discover(base: comfy.model_base.BaseModel, conds: Mapping[str, Any]) -> Layout | str:
+    """The layout of the base's network, observed once for each network, or why it cannot be observed.
+
+    conds: the keyword arguments of `BaseModel.apply_model` for `discovery_latent` and one prompt, whose context [1,
+    tokens, width] is `c_crossattn`.
+    """
+    network = base.diffusion_model
+    if network not in _known:
+        try:
+            structure = _structure(network)
+            if structure not in _by_structure:
+                flow, unused = _observe(base, discovery_latent(base), conds)
+                _by_structure[structure] = _Reading(network, flow, unused).layout()
+            _known[network] = _by_structure[structure]
+        except Exception as error:  # whatever the class's code raises on fake tensors
+            first = next(iter(str(error).splitlines()), "")
+            _known[network] = f"observing it raised {type(error).__name__}{f' ({first})' if first else ''}"
+    return _known[network]
+
+
+def _structure(network: nn.Module) -> tuple:
+    """What tells networks with other layers apart: the classes of all modules, and the shapes of their weights."""
+    return tuple(
+        (name, type(layer), tuple(getattr(getattr(layer, "weight", None), "shape", ())))
+        for name, layer in network.named_modules()
+    )
+
+
+def discovered_family(network: nn.Module) -> Family | None:
+    """The record made of what `discover` has found, or None before that and where it found none."""
+    layout = _known.get(network)
+    return family_from(layout, type(network).__name__) if isinstance(layout, Layout) else None
+
+
+def why_not_discovered(network: nn.Module) -> str:
+    """Why `discover` has found no layout, in brackets behind a space; "" where it has or was not called."""
+    reason = _known.get(network)
+    return f" ({reason})" if isinstance(reason, str) else ""
+
+
+def family_from(layout: Layout, name: str) -> Family:
+    def pattern(*groups: Iterable[str]) -> str:
+        return "|".join(re.escape(layer) for group in groups for layer in group) or r"(?!)"
+
+    return Family(
+        name,
+        lambda network: False,  # found by its network, not by its class
+        {
+            "cross-attention": pattern(layout.cross),
+            "attention": pattern(layout.attention),
+            "attention + feed-forward": pattern(layout.attention, layout.feed_forward),
+        },
+        "",
+        lambda network: [network.get_submodule(block) for block in layout.blocks],
+        by_core,
+        overwritten_input=lambda network: [network.get_submodule(layer) for layer in layout.overwritten],
+        unused_layers=lambda _: layout.unused,
+    )
+
+
+def _observe(base: comfy.model_base.BaseModel, latent: Tensor, conds: Mapping[str, Any]) -> tuple[Dataflow, set[str]]:
+    """(the flow of a forward pass on fake tensors, the linear layers that get no gradient in a second one)."""
+    network = base.diffusion_model
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            restored_caches(base),
+            fake_weights(base),
+        ):
+            noisy = torch.empty(latent.shape)
+            inputs = {name: fake_values(value) for name, value in conds.items()}
+            with Observer(network, noisy, [inputs["c_crossattn"]]) as observer:
+                _call(base, noisy, inputs, observer.attention)
+            with clone_layer_inputs(map(network.get_submodule, observer.flow.overwritten)):
+                return observer.flow, _without_gradient(base, noisy, inputs)
+    finally:
+        comfy.model_management.in_training = before
+
+
+def _call(
+    base: comfy.model_base.BaseModel, noisy: Tensor, inputs: Mapping[str, Any], note: Callable[..., None]
+) -> Tensor:
+    """The model's output. note: called with query, key, value and result of every attention of ComfyUI's function."""
+
+    def attention(default: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **options: Any) -> Tensor:
+        out = fused_attention(default, q, k, v, heads, *args, **options)
+        note(q, k, v, out)
+        return out
+
+    options = {"optimized_attention_override": attention}
+    return base.apply_model(noisy, torch.ones(1), transformer_options=options, **inputs)
+
+
+def _without_gradient(base: comfy.model_base.BaseModel, noisy: Tensor, inputs: Mapping[str, Any]) -> set[str]:
+    """The linear layers that were called and whose output is not used."""
+    probes: dict[str, Tensor] = {}  # a number that is added to each layer's output
+
+    def add(name: str, _layer: nn.Module, _inputs: Any, out: Tensor) -> Tensor:
+        return out + probes.setdefault(name, torch.zeros((), requires_grad=True))
+
+    linear = {name: layer for name, layer in base.diffusion_model.named_modules() if is_linear(layer)}
+    hooks = [layer.register_forward_hook(partial(add, name)) for name, layer in linear.items()]
+    try:
+        out = _call(base, noisy, inputs, lambda *_: None)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    gradients = torch.autograd.grad(out.float().sum(), list(probes.values()), allow_unused=True)
+    return {name for name, gradient in zip(probes, gradients, strict=True) if gradient is None}
+
+
+class _Reading:
+    """What a flow means for the layers of a network."""
+
+    def __init__(self, network: nn.Module, flow: Dataflow, unused: set[str]) -> None:
+        self._network, self._flow = network, flow
+        self._linear = [name for name, layer in network.named_modules() if is_linear(layer)]
+        self.blocks = self._find_blocks()
+        self._block_of = {name: block for block in self.blocks for name in flow.layers if name.startswith(f"{block}.")}
+        self._outs = [self._find_outs(number) for number in range(len(flow.attentions))]
+        self._unused = unused | self._unused_queries(unused)
+
+    def layout(self) -> Layout:
+        attention = {name for found in self._groups() for name in found}
+        return Layout(
+            self._ordered(self._cross()),
+            self._ordered(attention),
+            self._ordered(self._feed_forward(attention)),
+            tuple(self.blocks),
+            tuple(dict.fromkeys(self._flow.overwritten)),
+            tuple(name for name in self._linear if name in self._unused),
+        )
+
+    def _ordered(self, names: Iterable[str]) -> tuple[str, ...]:
+        chosen = set(names) - self._unused
+        return tuple(name for name in self._linear if name in chosen)
+
+    def _tokens(self, name: str) -> int:
+        return self._flow.layers[name].tokens
+
+    def _for_positions(self, names: Iterable[str]) -> set[str]:
+        """Those of the layers that compute something for each position; the others scale whole channels."""
+        return {name for name in names if self._tokens(name) > 1}
+
+    def _find_blocks(self) -> list[str]:
+        """The modules that gradient checkpointing computes again: all called elements of the outermost lists of modules
+        in which an attention lies."""
+        lists = set[str]()
+        for attention in self._flow.attentions:
+            for name in attention.query | attention.key | attention.value:
+                element = next(filter(self._is_called_element, _paths_to(name)), None)
+                if element is not None:
+                    lists.add(element.rpartition(".")[0])
+        called = (name for name, _ in self._network.named_modules() if name in self._flow.modules)
+        return [name for name in called if name.rpartition(".")[0] in lists]
+
+    def _is_called_element(self, name: str) -> bool:
+        parent = self._network.get_submodule(name.rpartition(".")[0])
+        return name in self._flow.modules and isinstance(parent, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+
+    def _find_outs(self, number: int) -> set[str]:
+        """The layers that take the result of an attention before any other layer does.
+
+        A layer that reads the sum over earlier blocks is none, even where an attention without a layer after it is part
+        of that sum.
+        """
+        attention = self._flow.attentions[number]
+        block = self._block_of.get(next(iter(attention.query), ""))
+        return {
+            name
+            for name, call in self._flow.layers.items()
+            if call.inputs.attentions == {number}
+            and all(self._block_of.get(other) == block for other in self._for_positions(call.inputs.layers))
+        }
+
+    def _groups(self) -> list[set[str]]:
+        """For each attention its query, key, value and output layers."""
+        return [
+            self._for_positions(one.query | one.key | one.value) | outs
+            for one, outs in zip(self._flow.attentions, self._outs, strict=True)
+        ]
+
+    def _unused_queries(self, unused: set[str]) -> set[str]:
+        """The query layers of positions whose result is not used: a gradient of zero, which shapes do not show."""
+        found = set[str]()
+        for attention, outs in zip(self._flow.attentions, self._outs, strict=True):
+            for name in attention.query - attention.key - attention.value:
+                takers = [out for out in outs if self._tokens(out) == self._tokens(name)]
+                if len(outs) > 1 and takers and all(out in unused for out in takers):
+                    found.add(name)
+        return found
+
+    def _cross(self) -> set[str]:
+        """See `Layout.cross`."""
+        found = list(zip(self._flow.attentions, self._groups(), strict=True))
+        cross = [
+            group
+            for attention, group in found
+            if PICTURE in attention.query_origins
+            and attention.key_origins >= {TEXT}
+            and PICTURE not in attention.key_origins
+        ]
+        if cross:
+            return set().union(*cross)
+        pictures = [call.tokens for call in self._flow.layers.values() if call.inputs.origins == {PICTURE}]
+        joint = [
+            (attention, group)
+            for attention, group in found
+            if attention.key_origins >= {PICTURE, TEXT}
+            and sum(map(self._tokens, self._for_positions(attention.key))) > max(pictures, default=0)
+        ]
+        double = [group for attention, group in joint if len(self._for_positions(attention.key)) > 1]
+        return set[str]().union(*(double or [group for _, group in joint]))
+
+    def _feed_forward(self, attention: set[str]) -> set[str]:
+        """Layers in a block that feed a layer of the same block and nothing else, with those that they feed."""
+        found = set[str]()
+        for name, call in self._flow.layers.items():
+            feeding, block = self._for_positions(call.inputs.layers), self._block_of.get(name)
+            if not feeding or block is None or name in attention or call.inputs.attentions:
+                continue
+            if not feeding & attention and all(self._block_of.get(other) == block for other in feeding):
+                found |= feeding | {name}
+        return found
+
+
+def _paths_to(name: str) -> list[str]:
+    """The modules on the way to a layer, the outermost first: "a", "a.b", "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
