@@ -9,6 +9,7 @@ from .bridge.runs.shutdown import end_runs_at_exit
 from .compare.node import Compare
 from .images import routes as image_routes
 from .images.node import ImageBatch, ImageFolder
+from .images.variants_node import CaptionVariantsNode
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend
@@ -37,6 +38,7 @@ class BespokeExtension(ComfyExtension):
         return [
             ImageFolder,
             ImageBatch,
+            CaptionVariantsNode,
             TrainLora,
             SaveLora,
             LoadLora,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .batch_order import batch_draws, draw_counts, whole_shares
-from .captions import caption_number
+from .caption_variants import vary
+from .captions import as_prompt, caption_number
 from .config import TrainConfig
 from .images import TrainingImage
 from .randomness import generator, noise, stratified_uniform
@@ -138,15 +139,25 @@ class LatentSet:
 def prompts_of(batch: Batch, items: Sequence[TrainingImage]) -> list[str]:
     """The prompt of each sample of a batch: of its picture's captions the one whose turn it is.
 
+    Where captions are varied at each draw, the variant is a function of seed, number of the batch and position of the
+    sample in the global batch. Validation takes the first caption, as it is.
+
     items: the pictures of the `LatentSet`. A dropped caption, -1 in `Batch.caption_indices`, is not dropped here.
     """
-    of_each = [items[index].prompts for index in batch.indices]
     if batch.turns is None:
-        return [prompts[0] for prompts in of_each]
-    return [
-        prompts[caption_number(len(prompts), turn, batch.seed, index)]
-        for prompts, turn, index in zip(of_each, batch.turns, batch.indices, strict=True)
-    ]
+        return [items[index].prompt for index in batch.indices]
+    draws = zip(batch.indices, batch.turns, batch.sample_positions, strict=True)
+    return [_prompt_of(items[index], index, turn, batch, position) for index, turn, position in draws]
+
+
+def _prompt_of(item: TrainingImage, index: int, turn: int, batch: Batch, position: int) -> str:
+    """See `prompts_of`. index: of the item. position: of the sample."""
+    texts, rule = item.texts, item.variants
+    text = texts[caption_number(len(texts), turn, batch.seed, index)]
+    if rule is not None and rule.at_each_draw:
+        draw = generator(batch.seed, "caption variant", batch.number, position)
+        text = vary(text, rule, item.trigger, item.caption_syntax, draw)
+    return as_prompt(text, item.caption_syntax)
 
 
 def _noises(seed: int | str, micro: int, positions: Sequence[int], shape: Sequence[int], offset: float) -> Tensor:

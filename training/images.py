@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .caption_variants import CaptionVariants, fixed_variants
 from .captions import LITERAL, as_prompt
 from .errors import InputError
 
@@ -26,7 +27,8 @@ class TrainingImage:
     more_captions: further captions; a training takes all by turns, validation takes `caption`. weight: how often the
     picture is drawn in proportion to others. trigger: the word that its captions say for what is learned, or "".
     source: the folder, as the user knows it, or what else tells pictures of one name in several sets apart; items of
-    one source and name are the same picture: its mirrored and repeated copies, and those of other sizes.
+    one source and name are the same picture: its mirrored and repeated copies, and those of other sizes. variants: how
+    each caption is varied in a training, or None; the captions themselves are not.
     """
 
     name: str
@@ -40,6 +42,7 @@ class TrainingImage:
     weight: float = 1.0
     trigger: str = ""
     source: str = ""
+    variants: CaptionVariants | None = None
 
     def __post_init__(self) -> None:
         for caption in self.captions:
@@ -61,9 +64,18 @@ class TrainingImage:
         return as_prompt(self.caption, self.caption_syntax)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that a training takes by turns: the captions, or the fixed variants of each; `caption` is first."""
+        rule = self.variants
+        if rule is None or rule.at_each_draw:
+            return self.captions
+        return fixed_variants(self.captions, rule, self.trigger, self.caption_syntax)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts that a training encodes for the captions, in their order."""
-        return tuple(as_prompt(caption, self.caption_syntax) for caption in self.captions)
+        """The prompts of `texts`, in their order. A text may be there several times."""
+        prompts = {text: as_prompt(text, self.caption_syntax) for text in self.texts}
+        return tuple(prompts[text] for text in self.texts)
 
     @property
     def picture(self) -> tuple[str, str]:

@@ -16,13 +16,14 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...training.caption_variants import CaptionVariants
 from ...training.captions import PROMPT
 from ...training.config import TrainConfig
 from ...training.data import LatentSet
@@ -215,31 +216,42 @@ def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str
 
 
 _NOT_WRITTEN = ("pixels", "mask", "caption_syntax")
-_FIELDS_SINCE_0_1 = {"more_captions": (), "weight": 1.0, "trigger": "", "source": ""}  # with their defaults
+# With their defaults.
+_FIELDS_SINCE_0_1 = {"more_captions": (), "weight": 1.0, "trigger": "", "source": "", "variants": None}
 
 
 def _encode_picture(item: TrainingImage) -> dict[str, Any]:
     """All fields of a picture but its pixels and mask, and its size (height, width) in px.
 
-    Captions are written as the prompts that they stand for: what a training encodes, whatever `caption_syntax` was.
-    Fields that version 0.1 lacks are written only where they say something, so that it can read the other jobs.
+    Captions are written as the prompts that they stand for: what a training encodes, whatever `caption_syntax` was, and
+    with their fixed variants. Captions that are varied at each draw are written as they are, with their syntax and how
+    they are varied. Fields that version 0.1 lacks are written only where they say something, so that it can read the
+    other jobs.
     """
-    first, *more = item.prompts
-    shown = replace(item, caption=first, more_captions=tuple(more), caption_syntax=PROMPT)
-    known = {
-        f.name: getattr(shown, f.name) for f in fields(shown) if f.name not in ("pixels", "mask", "caption_syntax")
-    }
+    rule, shown = item.variants, item
+    if rule is None or not rule.at_each_draw:
+        first, *more = item.prompts
+        shown = replace(item, caption=first, more_captions=tuple(more), caption_syntax=PROMPT, variants=None)
+    known = {f.name: getattr(shown, f.name) for f in fields(shown) if f.name not in _NOT_WRITTEN}
     for name, default in _FIELDS_SINCE_0_1.items():
         if known[name] == default:
             del known[name]
+    if shown.variants is not None:
+        known |= {"variants": asdict(shown.variants), "caption_syntax": shown.caption_syntax}
     return known | {"size": list(item.pixels.shape[:2])}
 
 
 def _decode_picture(encoded: dict[str, Any]) -> TrainingImage:
     """The picture that `_encode_picture` encoded, with pixels [H, W, 0]: it has the size and no content."""
-    size = encoded.pop("size")
-    known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in encoded.items()}
-    return TrainingImage(pixels=torch.empty(*size, 0), caption_syntax=PROMPT, **known)
+    size, rule = encoded.pop("size"), encoded.pop("variants", None)
+    known: dict[str, Any] = {"caption_syntax": PROMPT, **_with_tuples(encoded)}
+    variants = None if rule is None else CaptionVariants(**_with_tuples(rule))
+    return TrainingImage(pixels=torch.empty(*size, 0), variants=variants, **known)
+
+
+def _with_tuples(encoded: Mapping[str, Any]) -> dict[str, Any]:
+    """A dataclass's fields from JSON, which has lists for tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in encoded.items()}
 
 
 def read_job(folder: Path) -> Job:

@@ -13,6 +13,8 @@ SCHEMAS = json.loads((ROOT / "tests" / "comfy" / "schemas.json").read_text("utf-
 VERDICTS = {
     ("BespokeApplyEmbedding", "clip"): ("clip", MEANT),
     ("BespokeApplyEmbedding", "prompt_word"): ("name", TOLD),
+    ("BespokeCaptionVariants", "images"): ("images", MEANT),
+    ("BespokeCaptionVariants", "preview"): ("separator", TOLD),
     ("BespokeCompare", "image"): ("images.image0", MEANT),
     ("BespokeCompare", "report"): ("labels", TOLD),
     ("BespokeComposeLoras", "lora"): ("loras.lora0", MEANT),

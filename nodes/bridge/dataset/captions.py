@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from ....training.errors import InputError
+from ....training.images import TrainingImage
 from ..training_model.denoiser import ComfyDenoiser
 from ..training_model.text_encoder import TrainableTextEncoder
 from .conditioning import ModelConds, join_conds, model_conds
 from .pictures import Pictures
+
+
+def check_fixed_captions(items: Iterable[TrainingImage]) -> None:
+    """Raise `InputError` for captions that are varied anew at each draw: they cannot be encoded before the training."""
+    varied = [item.path for item in items if item.variants is not None and item.variants.at_each_draw]
+    if varied:
+        raise InputError(
+            f"Caption Variants has variants 0 for {varied[0]!r}, a new text at each draw, and the text encoder does "
+            "not run in the steps of this training; set variants to 8, or switch train_text_encoder on"
+        )
 
 
 class CaptionConditioning:

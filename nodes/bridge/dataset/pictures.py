@@ -76,8 +76,11 @@ class Pictures:
 
     @property
     def prompts(self) -> list[str]:
-        """The prompt of every caption, and the empty prompt, sorted."""
-        return sorted({prompt for item in self.items for prompt in item.prompts} | {""})
+        """Every prompt that a training encodes, sorted: of all captions, of validation pictures the first; and "" """
+        training, validation, _ = self.set_sizes
+        scored = range(training, training + validation)  # never trained on
+        of_each = (item.prompts[:1] if i in scored else item.prompts for i, item in enumerate(self.items))
+        return sorted({prompt for prompts in of_each for prompt in prompts} | {""})
 
 
 def encode_pictures(

@@ -20,7 +20,7 @@ from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
 from ....training.record import Run
-from ...bridge.dataset.captions import CaptionConditioning
+from ...bridge.dataset.captions import CaptionConditioning, check_fixed_captions
 from ...bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
@@ -52,6 +52,8 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     target_layers(model.model.diffusion_model, request.targets, request.custom_targets)
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)
+    else:
+        check_fixed_captions([*data.images.items, *(data.prior.items if data.prior else ())])
     pictures = encode_pictures(vae, model.model, request.train, data.images, data.validation, data.prior)
     prompts = {*pictures.prompts, sample_prompt(pictures, request)}
     return EncodedDataset(
@@ -185,7 +187,7 @@ class LoraTechnique:
             f"{run.info.trained * 2 / 1e6:.1f} MB in fp16; {steps} steps of {config.images_per_step} pictures, each of "
             f"{run.info.images} seen about {passes(run.info.images, steps, config.images_per_step):.0f} times; about "
             f"{format_duration(cost.seconds * config.gradient_accumulation * steps)}; {memory / 2**20:.0f} MB beside "
-            "the model"
+            "the model" + self._describe_variants()
         )
 
     def _describe_adapter(self) -> str:
@@ -196,6 +198,14 @@ class LoraTechnique:
             f"{request.adapter} of rank {request.rank}, alpha {request.alpha:g} (strength alpha/{root}rank = "
             f"{strength:g})"
         )
+
+    def _describe_variants(self) -> str:
+        """How many prompts are encoded, and the memory that they take, where captions are varied; "" elsewhere."""
+        contexts = self._captions.tensors()
+        if not contexts or all(item.variants is None for item in self._dataset.pictures.items):
+            return ""
+        size = sum(context.numel() * context.element_size() for context in contexts)
+        return f"; {len(contexts)} prompts encoded, {size / 2**20:.0f} MB"
 
     def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
         """The report: what was trained, the number of passes over the pictures, and the losses."""
