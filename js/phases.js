@@ -19,7 +19,7 @@ export function createPhases() {
   const listeners = new Set();
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let queueTimer;
-  /** @type {Map<string, ReturnType<typeof setTimeout>>} by path */
+  /** @type {Map<string, { phase: Phase, timer: ReturnType<typeof setTimeout> }>} by path */
   const delayed = new Map();
   let executing = ""; // path of the node that is executed now
 
@@ -30,10 +30,15 @@ export function createPhases() {
    * @param {Phase | null} phase null: none
    */
   function set(path, phase) {
-    clearTimeout(delayed.get(path));
+    const begun = delayed.get(path);
+    if (phase && begun?.phase.kind === phase.kind) {
+      begun.phase = phase; // it counts on, and is still shown SHORT_MS after it began
+      return;
+    }
+    clearTimeout(begun?.timer);
     delayed.delete(path);
-    if (phase && BETWEEN_STEPS.has(phase.kind)) {
-      delayed.set(path, setTimeout(() => put(path, phase), SHORT_MS));
+    if (phase && BETWEEN_STEPS.has(phase.kind) && phases.get(path)?.kind !== phase.kind) {
+      delayed.set(path, { phase, timer: setTimeout(() => putDelayed(path), SHORT_MS) });
       return;
     }
     put(path, phase);
@@ -48,6 +53,13 @@ export function createPhases() {
     if (phase) phases.set(path, phase);
     else phases.delete(path);
     notify();
+  }
+
+  /** @param {string} path */
+  function putDelayed(path) {
+    const begun = delayed.get(path);
+    delayed.delete(path);
+    if (begun) put(path, begun.phase);
   }
 
   /** End what the prompt that ran has shown. */

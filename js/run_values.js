@@ -11,7 +11,7 @@ const MOST_POINTS = 20_000; // held-out scores
 const MOST_SAMPLES = 2_000;
 const MOST_TEXT = 300;
 const MOST_SETTINGS = 80;
-export const BETWEEN_STEPS = new Set(["validation", "sample"]); // phases that a run has between two steps
+export const BETWEEN_STEPS = new Set(["validation", "sample", "scoring"]); // phases that a run has before, between or after its steps
 const PHASES = ["pictures", "captions", "loading", "measuring", ...BETWEEN_STEPS];
 export const MOST_LABEL = 80; // characters of a run's name; the server has the same limit
 

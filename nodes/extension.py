@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bridge.runs import routes as run_routes
 from .bridge.runs.shutdown import end_runs_at_exit
+from .compare.inspect_run_node import InspectRun
 from .compare.node import Compare
 from .images import routes as image_routes
 from .images.node import ImageBatch, ImageFolder
@@ -54,6 +55,7 @@ class BespokeExtension(ComfyExtension):
             ApplyEmbedding,
             InspectEmbedding,
             Compare,
+            InspectRun,
             ExportLoraJob,
             ExportTextualInversionJob,
         ]

@@ -163,8 +163,14 @@ class Training:
     @contextmanager
     def result_loaded(self) -> Generator[None]:
         """A context in which the trained parameters are `result`. Afterwards they have their values of before."""
+        with self.loaded(self.result()):
+            yield
+
+    @contextmanager
+    def loaded(self, state: Mapping[str, Tensor]) -> Generator[None]:
+        """A context in which the trained parameters are `state`. Afterwards they have their values of before."""
         present = copy_state(self.trainable.state_dict())
-        self.trainable.load_state_dict(self.result())
+        self.trainable.load_state_dict(state)
         try:
             yield
         finally:

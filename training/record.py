@@ -13,6 +13,7 @@ from enum import Enum
 from itertools import islice
 from typing import Any, cast
 
+from .picture_scores import PictureLosses, read_rows, until
 from .plain_json import read_json
 
 LONGEST_TEXT = 2000  # characters of a text in a summary
@@ -94,6 +95,8 @@ class Run:
     learned. samples: (step, file in the run's folder). seconds: spent on steps, over all sittings. folds: how many
     trainings without some of the pictures (cross-validation) decided when to stop; held_out is then their mean. notes:
     what the user must know of how the run went, a sentence each. start_line: what was shown before the first step.
+    pictures: the losses of single pictures: of each held-out one at every validation, and of each trained one at the
+    start and at the end where these were scored.
     """
 
     info: RunInfo
@@ -105,6 +108,7 @@ class Run:
     folds: int = 0
     notes: list[str] = field(default_factory=list[str])
     start_line: str = ""
+    pictures: list[PictureLosses] = field(default_factory=list[PictureLosses])
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -167,6 +171,9 @@ class Run:
             return
         self.seconds, self.notes = earlier.seconds, list(earlier.notes)
         self.samples = [(at, name) for at, name in earlier.samples if at <= step]
+        self.pictures = until(earlier.pictures, step, held_out) + [
+            row for row in self.pictures if row.held_out and not held_out
+        ]
         if held_out:
             self.held_out = [(at, loss) for at, loss in earlier.held_out if at <= step]
 
@@ -201,6 +208,7 @@ class Run:
                 folds,
                 [str(note) for note in values.get("notes", [])],
                 str(values.get("start_line", "")),
+                read_rows(values.get("pictures", [])),
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error

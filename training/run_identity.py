@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 # Settings that may differ between two requests for the same run: how long it is, and how closely it is watched.
-NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep"})
+NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep", "score_pictures"})
 
 _SHARED_0_1 = frozenset(
     {

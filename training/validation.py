@@ -67,46 +67,84 @@ def validation_batches(
     data: LatentSet, indices: Sequence[int], device: torch.device, timesteps: Sequence[float] = TIMESTEPS
 ) -> list[Batch]:
     """One batch per held-out image: the image at each of `timesteps`, each with its own noise."""
-    count, batches = len(timesteps), list[Batch]()
-    for number, index in enumerate(indices):
-        latent, mask = data.latents[index], data.masks[index]
-        noises = [noise(SEED, index, position, latent.shape[1:], "held out") for position in range(count)]
-        batches.append(
-            Batch(
-                indices=[index] * count,
-                caption_indices=[index] * count,
-                latent=latent.expand(count, *latent.shape[1:]).to(device),
-                noise=torch.stack(noises).to(device),
-                t=torch.tensor(timesteps, device=device),
-                mask=None if mask is None else mask.expand(count, *mask.shape[1:]).to(device),
-                sample_positions=list(range(count)),
-                count=count,
-                seed=SEED,
-                number=number,
-            )
-        )
-    return batches
+    return [grid_batch(data, index, number, device, timesteps) for number, index in enumerate(indices)]
+
+
+def grid_batch(
+    data: LatentSet,
+    index: int,
+    number: int,
+    device: torch.device,
+    timesteps: Sequence[float] = TIMESTEPS,
+    captioned: bool = True,
+    positions: Sequence[int] | None = None,
+) -> Batch:
+    """One image at each of `timesteps`, each with a noise that depends on `index` and the timestep's position only.
+
+    number: of the batch, for a technique's own draws. captioned: whether the samples have the image's caption.
+    positions: of the timesteps to return, all by default.
+    """
+    positions = range(len(timesteps)) if positions is None else positions
+    count = len(positions)
+    latent, mask = data.latents[index], data.masks[index]
+    noises = [noise(SEED, index, position, latent.shape[1:], "held out") for position in positions]
+    return Batch(
+        indices=[index] * count,
+        caption_indices=[index if captioned else -1] * count,
+        latent=latent.expand(count, *latent.shape[1:]).to(device),
+        noise=torch.stack(noises).to(device),
+        t=torch.tensor([timesteps[position] for position in positions], device=device),
+        mask=None if mask is None else mask.expand(count, *mask.shape[1:]).to(device),
+        sample_positions=list(positions),
+        count=count,
+        seed=SEED,
+        number=number,
+    )
 
 
 def validation_scorer(
-    batches: Sequence[Batch], loss: Callable[[Batch], Tensor], world: World | None = None
+    batches: Sequence[Batch],
+    loss: Callable[[Batch], Tensor],
+    world: World | None = None,
+    keep: Callable[[list[float]], None] = lambda losses: None,
 ) -> Callable[[], float]:
-    """A function that computes the mean loss over `batches`. loss: batch -> [B].
+    """A function that computes the mean loss over `batches`. loss: batch -> [B]. keep: is given that of each batch.
 
-    world: the processes that share the batches. A model that is sharded over processes must be called by all of them
-    equally often, so a process without a batch in the last round computes one that another counts. The sum does not
-    depend on the number of processes.
+    world: the processes that share the batches; see `shared_numbers`. The sum does not depend on their number.
     """
-    world = World() if world is None else world
+
+    def mean(number: int) -> list[float]:
+        return [loss(batches[number]).cpu().double().mean().item()]
 
     def score() -> float:
-        losses = [0.0] * len(batches)
-        for first in range(0, len(batches), world.size):
-            number = min(first + world.rank, len(batches) - 1)
-            value = loss(batches[number]).cpu().double().mean().item()
-            if first + world.rank == number:
-                losses[number] = value
-        losses = world.all_reduce_numbers(losses)
+        losses = shared_numbers(len(batches), 1, mean, world)
+        assert losses is not None
+        keep(losses)
         return sum(losses) / len(losses)
 
     return score
+
+
+def shared_numbers(
+    count: int,
+    width: int,
+    compute: Callable[[int], Sequence[float]],
+    world: World | None = None,
+    goes_on: Callable[[int], bool] = lambda done: True,
+) -> list[float] | None:
+    """The `width` numbers of each of `count` items, one after the other, the same in every process.
+
+    compute: item -> its numbers. world: the processes that share the items. A model that is sharded over processes must
+    be called by all of them equally often, so a process without an item in the last round computes one that another
+    counts. goes_on: called before each round with how many are done, in every process alike; False ends with None.
+    """
+    world = World() if world is None else world
+    numbers = [0.0] * (count * width)
+    for first in range(0, count, world.size):
+        if not goes_on(first):
+            return None
+        number = min(first + world.rank, count - 1)
+        own = compute(number)
+        if first + world.rank == number:
+            numbers[number * width : (number + 1) * width] = own
+    return world.all_reduce_numbers(numbers)

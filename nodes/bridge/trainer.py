@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from ...training.adapters import AdapterSet
 from ...training.config import TrainConfig
 from ...training.data import Batch
+from ...training.images import by_picture
 from ...training.loop import Trainable
 from ...training.measure import StepCost
+from ...training.picture_scores import Picture
 from ...training.record import Run
 from ...training.run_identity import defaults_of
 from ...training.timesteps import TimestepSampler, timestep_sampler
@@ -43,6 +45,7 @@ from .runs.events import show_phase
 from .runs.report import describe_unread
 from .runs.run_training import run_training
 from .runs.samples import sampler_for
+from .runs.scoring import PictureScorer, scored_indices, what_is_scored
 from .runs.task import TrainingTask
 from .training_model.backward_check import check_gradients
 from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training, wider_precision
@@ -95,12 +98,14 @@ class Technique(Protocol[T]):
     name: the technique's name in records and run ids. It must not change between versions.
     request: a `TrainingRequest`.
     needs_text_encoder: whether the text encoder runs in each step, with a graph. `prepare` then gets it.
+    learns_captions: whether `loss` takes the pictures' own captions, and none for -1 in `Batch.caption_indices`.
     memory_advice: what a user can change to make a step need less memory, separated by commas; ends an error text.
     """
 
     name: str
     request: Any  # a TrainingRequest
     needs_text_encoder: bool
+    learns_captions: bool
     memory_advice: str
 
     def settings(self) -> dict[str, Any]:
@@ -271,12 +276,13 @@ class _Trainer:
         )
         for sentence in self.denoiser.compatibility.notes():
             fold.run.note(sentence)
+        held_out_losses = dict[Picture, float]()
         task = TrainingTask(
             trainable,
             loss,
             fold.config,
             fold.run,
-            validation_loss=self._validation_loss(fold),
+            validation_loss=self._validation_loss(fold, held_out_losses),
             until=fold.until,
             resume=technique.request.resume,
             describe_start=partial(self._describe_start, fold),
@@ -289,6 +295,8 @@ class _Trainer:
                 *technique.frozen_tensors(),
             ],
             training_picture=self.dataset.pictures.items[0].pixels if fold.config.sample_every else None,
+            scorer=self._picture_scorer(fold),
+            held_out_losses=held_out_losses,
         )
         with technique.attached(trainable):
             return run_training(task, self.context)
@@ -310,19 +318,42 @@ class _Trainer:
         if denoiser.compatibility.code:
             check_gradients(partial(loss, micro), _parts(trainable), denoiser.without_code, denoiser.compatibility.code)
 
-    def _validation_loss(self, fold: Fold) -> Callable[[], float] | None:
-        """A function that computes the loss on the held-out pictures; None without them."""
+    def _validation_loss(self, fold: Fold, of_pictures: dict[Picture, float]) -> Callable[[], float] | None:
+        """A function that computes the loss on the held-out pictures; None without them.
+
+        of_pictures: takes the loss of each of them at every call.
+        """
         if not fold.held_out:
             return None
-        low, high = self.limits
-        timesteps = [low + (high - low) * t for t in TIMESTEPS]
-        batches = validation_batches(self.dataset.pictures.data, fold.held_out, self.denoiser.device, timesteps)
+        pictures = self.dataset.pictures
+        batches = validation_batches(pictures.data, fold.held_out, self.denoiser.device, self._grid)
+        copies = by_picture(pictures.items[index] for index in fold.held_out)
 
         def loss(batch: Batch) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
             return self.technique.loss(batch)
 
-        return validation_scorer(batches, loss, self.context.world)
+        def keep(losses: list[float]) -> None:
+            for own in copies:
+                of_pictures[pictures.items[fold.held_out[own[0]]].picture] = sum(losses[i] for i in own) / len(own)
+
+        return validation_scorer(batches, loss, self.context.world, keep)
+
+    def _picture_scorer(self, fold: Fold) -> PictureScorer | None:
+        """What scores the trained pictures; None where that is off, or would take long and nobody asks for it."""
+        pictures = self.dataset.pictures
+        indices = scored_indices(pictures, fold.training_indices)
+        is_on, captions = what_is_scored(fold.config, len(indices), self.technique.learns_captions)
+        if not is_on:
+            return None
+        device, world = self.denoiser.device, self.context.world
+        return PictureScorer(pictures, indices, captions, device, self._grid, self.technique.loss, world)
+
+    @property
+    def _grid(self) -> list[float]:
+        """The timesteps at which pictures are scored: `TIMESTEPS` within the range that is trained on."""
+        low, high = self.limits
+        return [low + (high - low) * t for t in TIMESTEPS]
 
     def _sample_drawer(self, fold: Fold) -> Callable[[], Image.Image] | None:
         """A function that draws a sample image; None where none is drawn, as in all processes but the first."""

@@ -51,7 +51,7 @@ class JobDisplay:
         self._sent = dict(world.sent)
         self._bar: tqdm | None = None
 
-    def phase(self, name: str) -> None:
+    def phase(self, name: str, **values: int) -> None:
         """Nothing is shown: the terminal says what comes of it."""
 
     def start(self, text: str) -> None:

@@ -24,7 +24,7 @@ from ..bridge.dataset.conditioning import encode_prompt, encode_prompts, join_co
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
-from ..bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_unread
+from ..bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_pictures, describe_unread
 from ..bridge.runs.samples import as_conditioning
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_wire
@@ -61,6 +61,7 @@ class TextualInversionTechnique:
 
     name = "textual inversion"
     needs_text_encoder = True
+    learns_captions = False
     memory_advice = MEMORY_ADVICE
 
     def __init__(self, request: InversionRequest, models: Models, dataset: EncodedDataset) -> None:
@@ -170,7 +171,7 @@ class TextualInversionTechnique:
             f"{describe_draws(self._dataset.pictures, run, config)}.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
-        lines += describe_held_out(run, config) + describe_notes(run)
+        lines += describe_held_out(run, config) + describe_pictures(run) + describe_notes(run)
         lines += describe_unread(self._dataset.unread)
         for key, vectors in learned.items():
             tokenizer, table = self.encoders[key][0], self.vocabularies[key]

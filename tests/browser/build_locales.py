@@ -58,6 +58,7 @@ TITLES = {
         "Exportar tarea de inversión textual",
     ),
     "BespokeCompare": ("比较", "比較", "Comparer", "Comparar"),
+    "BespokeInspectRun": ("检查训练", "学習を調べる", "Examiner un entraînement", "Examinar un entrenamiento"),
 }
 INPUTS = {
     "model": ("模型", "モデル", "modèle", "modelo"),
@@ -180,6 +181,7 @@ INPUTS = {
     "embedding_name": ("嵌入文件", "埋め込みファイル", "fichier d'embedding", "archivo de embedding"),
     "overwrite": ("覆盖", "上書き", "remplacer", "sobrescribir"),
     "format": ("格式", "形式", "format", "formato"),
+    "score_pictures": ("逐图评分", "画像ごとの評価", "évaluer les images", "evaluar las imágenes"),
     "labels": ("标签", "ラベル", "étiquettes", "etiquetas"),
 }
 

@@ -27,7 +27,7 @@ def scores(monkeypatch):
     """Set the held-out losses of each training that follows: the first is that of step 0, the last repeats."""
 
     def give(*losses):
-        def scorer(batches, loss, world):
+        def scorer(batches, loss, world, keep):
             values = chain(losses, repeat(losses[-1]))
             return lambda: next(values)
 

@@ -248,7 +248,7 @@ def test_a_run_of_0_1_is_listed_matched_read_and_converted(runs, which, techniqu
     assert state.step == steps == len(run.losses)
     flat = json.loads(run.to_json())
     assert flat.pop("folds") == record.pop("rotations") == 0
-    assert flat.pop("notes") == []
+    assert flat.pop("notes") == flat.pop("pictures") == []
     assert flat.pop("label") == flat.pop("start_line") == ""
     assert flat == record
     run.losses.append(0.5)

@@ -50,6 +50,7 @@ class BiasTechnique:
     """Trains biases on the layers that the request targets. See `trainer.Technique`."""
 
     name, needs_text_encoder, memory_advice = "bias", False, "a smaller batch"
+    learns_captions = True
 
     def __init__(self, request: BiasRequest, models: Models, images):
         self.request, self._models = request, models

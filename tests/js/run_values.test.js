@@ -77,6 +77,7 @@ test("a phase has a node and a known name, and its position is counted from 1", 
     phase: { kind: "pictures", position: 1, total: 12 },
   });
   assert.deepEqual(readPhase({ node_id: "3", phase: "sample" }).phase, { kind: "sample", position: 0, total: 0 });
+  assert.deepEqual(readPhase({ node_id: "3", phase: "scoring", done: 4, total: 12 }).phase, { kind: "scoring", position: 5, total: 12 });
   assert.deepEqual(readPhase({ node_id: "3", phase: "captions", done: 99, total: 5 }).phase.position, 5);
   for (const wrong of [null, "text", {}, { phase: "sample" }, { node_id: "3", phase: "<b>" }, { node_id: "a/b", phase: "sample" }]) {
     assert.equal(readPhase(wrong), null);

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ....training.config import TrainConfig
+from ....training.picture_scores import joined
 from ....training.record import Run, RunState
 from ....training.run_identity import run_id
 from ....training.validation import mean_curve
@@ -41,7 +42,8 @@ class Fold:
 def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Iterator[Fold]:
     """The trainings that leave pictures out; none where `pictures.folds` is empty.
 
-    Each has a record and a state of its own, so that it can be resumed. They write no files and draw no samples.
+    Each has a record and a state of its own, so that it can be resumed. They write no files, draw no samples
+    and score no trained pictures.
     """
     count = len(pictures.folds)
     # "rotation" is an earlier word for fold. Saved records and the ids made from it keep it.
@@ -55,7 +57,7 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
         )
         names = ", ".join(pictures.items[i].name for i in held_out)
         prefix = f"training {number} of {count + 1}, without {names}, to learn when to stop: "
-        quiet = replace(config, save_every=0, sample_every=0)
+        quiet = replace(config, save_every=0, sample_every=0, score_pictures="off")
         yield Fold(Run(info), quiet, training_indices, held_out, prefix=prefix)
 
 
@@ -77,6 +79,7 @@ def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequenc
     if not folds:
         return Fold(run, config, pictures.training_indices, pictures.held_out_indices)
     run.folds, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
+    run.pictures = joined(fold.run.pictures for fold in folds)
     until = config.steps
     if config.keep == "best" and run.best is not None:
         until = run.best[0] or run.held_out[-1][0] or config.steps

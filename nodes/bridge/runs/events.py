@@ -22,8 +22,8 @@ from ..running_prompt import prompt_server
 T = TypeVar("T")
 
 MOST_PER_SECOND = 10  # step events, and those of an encoding
-# What a phase event names. "pictures" and "captions" come with how many are encoded of how many.
-PHASES = ("pictures", "captions", "loading", "measuring", "validation", "sample")
+# What a phase event names. "pictures", "captions" and "scoring" come with how many are done of how many.
+PHASES = ("pictures", "captions", "loading", "measuring", "validation", "sample", "scoring")
 
 
 class RunDisplay:
@@ -36,9 +36,9 @@ class RunDisplay:
         self._bar = comfy.utils.ProgressBar(steps)
         self._last_event = 0.0  # when the last step event was sent, by `time.monotonic`
 
-    def phase(self, name: str) -> None:
-        """Something of `PHASES` begins that takes longer than a step."""
-        self._send("phase", {"phase": name})
+    def phase(self, name: str, **values: int) -> None:
+        """Something of `PHASES` begins that takes longer than a step. values: "done" of "total", for some of them."""
+        self._send("phase", {"phase": name, **values})
 
     def start(self, text: str) -> None:
         """The run begins. text: the line before the first step: what is trained and what it takes."""

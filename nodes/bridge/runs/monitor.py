@@ -7,18 +7,23 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import comfy.model_management
 import torch
 from PIL import Image
+from torch import Tensor
 
+from ....training.distributed import StopRequest
 from ....training.errors import InputError
 from ....training.loop import Step, Training
 from ....training.measure import measure_step
+from ....training.picture_scores import add_losses
 from ....training.record import RunState
 from ..files.writing import reason_of
 from .context import Display, RunContext, Store
+from .events import MOST_PER_SECOND
 from .failures import Failure, LastStep
 from .lease import LeaseLost
 from .live import add_live, remove_live
@@ -43,10 +48,16 @@ class RunMonitor:
         store: Store,
         context: RunContext,
         broke_off: bool = False,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """broke_off: whether an earlier training of the run broke off, perhaps before all was done after a step."""
+        """broke_off: whether an earlier training of the run broke off, perhaps before all was done after a step.
+
+        initial: what is trained as it was before the first step; needed where the pictures of a resumed run are scored.
+        """
         self._task, self._training, self._display = task, training, display
         self._store, self._context, self._broke_off = store, context, broke_off
+        self._initial = initial
+        self.stop = StopRequest.CONTINUE  # FINISH where that was asked for while pictures were scored
         if training.validation_loss is not None:
             training.validation_loss = self._in_phase("validation", training.validation_loss)
         self._mean_loss: float | None = None
@@ -82,6 +93,7 @@ class RunMonitor:
         if loss is not None:
             _check_initial_loss(loss, self._task.precision_advice)
             self._add_validation(0, loss, True)
+        self._score_pictures(0)
         if self._task.config.sample_every:
             self._draw_sample(0)
 
@@ -90,12 +102,16 @@ class RunMonitor:
         loss = training.score_missing_step()
         if loss is not None:
             self._add_validation(step, loss, training.best_step == step)
+        if self._initial is not None and self._wants_scores() and not self._is_scored(0):
+            with training.loaded(self._initial):
+                self._score_pictures(0)
         drawn = any(at == step for at, _ in self._task.run.samples)
         if self._broke_off and _is_due(self._task.config.sample_every, step) and not drawn:
             self._draw_sample(step)
 
     def _add_validation(self, step: int, loss: float, best: bool) -> None:
         self._task.run.held_out.append((step, loss))
+        add_losses(self._task.run.pictures, step, self._task.held_out_losses, held_out=True)
         self._display.validation(step, loss, best)
 
     def record(self, step: Step) -> None:
@@ -144,6 +160,54 @@ class RunMonitor:
             return
         with training.result_loaded():
             self._draw(training.result_step)
+
+    def score_result(self) -> None:
+        """Score the trained pictures with what is kept, where they are scored and were not yet at its step."""
+        training = self._training
+        is_due = self._wants_scores() or training.steps_done > self._first_step or self._broke_off
+        if self._task.scorer is not None and is_due and not self._is_scored(training.result_step):
+            with training.result_loaded():
+                self._score_pictures(training.result_step)
+
+    def _wants_scores(self) -> bool:
+        """Not where an earlier training of the run came to its end, and nobody asks for scores by name."""
+        return self._first_step < self._training.last_step or self._task.config.score_pictures == "on"
+
+    def _is_scored(self, step: int) -> bool:
+        rows = self._task.run.pictures
+        return any(not row.held_out and any(at == step for at, _ in row.points) for row in rows)
+
+    def _score_pictures(self, step: int) -> None:
+        """Score the trained pictures with the model as it is, as those of `step`; nothing is kept of a part of them.
+
+        Raises ComfyUI's `InterruptProcessingException` where the user cancels. Where the user asks to finish, the
+        scoring ends and `stop` says so.
+        """
+        task = self._task
+        if task.scorer is None or self.stop is not StopRequest.CONTINUE:
+            return
+        found = task.scorer.score(task.scorer.captions and step == 0, self._shown_scoring())
+        if found is not None:
+            gains = {each.picture: each.caption_gain for each in found if each.caption_gain is not None}
+            losses = {each.picture: each.loss for each in found}
+            add_losses(task.run.pictures, step, losses, held_out=False, caption_gains=gains)
+
+    def _shown_scoring(self) -> Callable[[int, int], bool]:
+        """What `PictureScorer.score` calls before each batch: shows how far it is, and ends it where the user asks."""
+        last_event = -math.inf
+
+        def goes_on(done: int, total: int) -> bool:
+            nonlocal last_event
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if time.monotonic() - last_event >= 1 / MOST_PER_SECOND:
+                last_event = time.monotonic()
+                self._display.phase("scoring", done=done, total=total)
+            self.stop = self._context.world.agree(self._context.stop_request(self._task.run.id))
+            if self.stop is StopRequest.ABORT:
+                raise comfy.model_management.InterruptProcessingException
+            return self.stop is StopRequest.CONTINUE
+
+        return goes_on
 
     def _try(self, what: str, write: Callable[[], object]) -> bool:
         """Write something that the training can do without. A failure is noted in the record; returns success."""

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 from ....training.config import TrainConfig
 from ....training.images import by_picture
+from ....training.picture_findings import CAPTION, KINDS, LEAST_PICTURES, Finding, find
 from ....training.record import TOLERATED_RISE, Run
 from ..dataset.pictures import Pictures
 from .cross_validation import training_indices_of
 
+MOST_NAMED = 5  # pictures of a kind in a report
 LEAST_GAIN = 1e-4  # of the start's held-out loss; with less, a result cannot be told from the start
 
 
@@ -93,6 +95,40 @@ def _no_better_step(run: Run, config: TrainConfig) -> str:
         f"It may be worse than no training: compare images with and without it. {advice}, captions that name what "
         "differs from picture to picture, or more pictures of the same thing."
     )
+
+
+def describe_pictures(run: Run) -> list[str]:
+    """Which pictures stand out by their losses, a line for each kind; empty where no trained picture was scored."""
+    trained = sum(not row.held_out for row in run.pictures)
+    if not trained:
+        return []
+    if len(run.pictures) < LEAST_PICTURES:
+        return [
+            f"{len(run.pictures)} pictures were scored, too few to say which stands out: that takes {LEAST_PICTURES}."
+        ]
+    found = find(run.pictures)
+    if not found:
+        return [f"Of {len(run.pictures)} pictures that were scored one by one, none stands out."]
+    lines = []
+    for kind in KINDS:
+        own = [each for each in found if each.kind is kind]
+        if own:
+            more = f" and {len(own) - MOST_NAMED} more" if len(own) > MOST_NAMED else ""
+            names = ", ".join(map(_named, own[:MOST_NAMED]))
+            label = f"{kind.label[0].upper()}{kind.label[1:]}"
+            lines.append(f"{label}, {len(own)} of {len(run.pictures)} pictures: {names}{more}; {kind.meaning}.")
+    return lines
+
+
+def _named(finding: Finding) -> str:
+    row = finding.row
+    first, last = row.points[0], row.points[-1]
+    losses = f"loss {first[1]:.4f} at step {first[0]}"
+    if len(row.points) > 1:
+        losses += f", {last[1]:.4f} at step {last[0]}"
+    if finding.kind is CAPTION and row.caption_gain is not None:
+        losses += f", {math.expm1(-row.caption_gain):.0%} higher with its caption than without"
+    return f"{row.path!r} ({losses})"
 
 
 def describe_unread(unread: Sequence[str]) -> list[str]:

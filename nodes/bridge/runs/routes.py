@@ -119,10 +119,10 @@ def match_run(body: bytes) -> dict:
 def record_for_page(run_id: str) -> JsonText:
     """A run's record as JSON, with whether it is trained now ("live").
 
-    The layer names, which are most of it, are left out: the page does not read them.
+    The layer names, which are most of it, and the losses of single pictures are left out: the page reads neither.
     """
     try:
-        return JsonText(found_run(run_id)[1].to_json(leave_out=("names",), live=is_trained(run_id)))
+        return JsonText(found_run(run_id)[1].to_json(leave_out=("names", "pictures"), live=is_trained(run_id)))
     except RecursionError as error:  # nested more deeply than it can be written
         raise no_such_run() from error
 

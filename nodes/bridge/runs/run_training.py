@@ -10,7 +10,7 @@ from dataclasses import replace
 import comfy.model_management
 from torch import Tensor
 
-from ....training.checkpoint import State, UnusableState
+from ....training.checkpoint import State, UnusableState, copy_state
 from ....training.distributed import StopRequest
 from ....training.errors import InputError
 from ....training.loop import NotANumber, Training
@@ -43,25 +43,27 @@ def _train(task: TrainingTask, context: RunContext, store: Store) -> dict[str, T
     run = task.run
     context.stop_request(run.id)  # discard a request to an earlier training of this run
     training = Training(task.trainable, task.loss, task.config, task.validation_loss, None, task.until, context.world)
+    initial = None if task.scorer is None else copy_state(task.trainable.state_dict())
     broke_off = _restore(task, training, store)
     if run.state is RunState.KEPT:  # set by `_restore`: the run ended early before, and there is nothing to train
         return _load_result(training)
     display = context.display(run.id, training.last_step)
     _save_first_record(run, display, store)
-    monitor = RunMonitor(task, training, display, store, context, broke_off)
+    monitor = RunMonitor(task, training, display, store, context, broke_off, initial)
     failure, stop = None, StopRequest.CONTINUE
     try:
         monitor.start()  # runs one forward and backward pass to measure it
         for step in training:
             monitor.record(step)  # on ComfyUI's page this raises when the user cancels, see `RunDisplay.step`
             monitor.save_if_due(step.step)
-            stop = context.world.agree(context.stop_request(run.id))
+            stop = max(monitor.stop, context.world.agree(context.stop_request(run.id)))
             if stop == StopRequest.ABORT:
                 raise comfy.model_management.InterruptProcessingException
             if stop == StopRequest.FINISH:
                 break
         _check_held_out(task)
         monitor.draw_result()
+        monitor.score_result()
         # `config.patience` ends the loop early too; that run is KEPT as well.
         finished = training.steps_done >= training.last_step and stop != StopRequest.FINISH
         run.state = RunState.FINISHED if finished else RunState.KEPT

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from PIL import Image
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from ....training.config import TrainConfig
 from ....training.loop import Trainable
 from ....training.measure import StepCost
+from ....training.picture_scores import Picture
 from ....training.record import Run
+from .scoring import PictureScorer
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class TrainingTask:
     in float32 already.
     check: called before the first step with the number of its micro-batch; raises `InputError` where it cannot train.
     training_picture: a picture of the set, uint8 [H, W, 3], which the page shows beside the samples; None without one.
+    scorer: scores the trained pictures at the start and at the end; None where they are not scored.
+    held_out_losses: the loss of each held-out picture at the last call of `validation_loss`.
     frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
     """
 
@@ -46,3 +50,5 @@ class TrainingTask:
     check: Callable[[int], None] = lambda micro: None
     frozen: Sequence[Tensor] = ()
     training_picture: Tensor | None = None
+    scorer: PictureScorer | None = None
+    held_out_losses: Mapping[Picture, float] = field(default_factory=dict[Picture, float])

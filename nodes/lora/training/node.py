@@ -145,6 +145,7 @@ def trainer_inputs() -> list[io.Input]:
             **ADVANCED,
         ),
         *_adapter_widgets(),
+        *advanced(("score_pictures",)),
     ]
 
 

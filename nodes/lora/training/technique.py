@@ -27,7 +27,7 @@ from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.identity import base_path
 from ...bridge.models import check_trainable, file_names, target_layers
 from ...bridge.models.experts import noise_range
-from ...bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_unread
+from ...bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_pictures, describe_unread
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_wire
@@ -75,6 +75,7 @@ class LoraTechnique:
     """Trains low-rank adapters on the layers that the request targets. See `trainer.Technique`."""
 
     name = "lora"
+    learns_captions = True
 
     def __init__(self, request: LoraRequest, models: Models, dataset: EncodedDataset) -> None:
         self.request, self._models, self._dataset = request, models, dataset
@@ -230,7 +231,7 @@ class LoraTechnique:
                 "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
                 f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."
             )
-        lines += describe_held_out(run, config) + describe_notes(run)
+        lines += describe_held_out(run, config) + describe_pictures(run) + describe_notes(run)
         model = self._models.model
         levels = noise_range(model.model.diffusion_model, base_path(model))
         if levels.note:
