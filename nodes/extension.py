@@ -9,6 +9,7 @@ from .bridge.runs.shutdown import end_runs_at_exit
 from .compare.inspect_run_node import InspectRun
 from .compare.node import Compare
 from .images import routes as image_routes
+from .images.combine_node import CombineImageSets
 from .images.node import ImageBatch, ImageFolder
 from .images.variants_node import CaptionVariantsNode
 from .img2img import routes as schedule_routes
@@ -40,6 +41,7 @@ class BespokeExtension(ComfyExtension):
             ImageFolder,
             ImageBatch,
             CaptionVariantsNode,
+            CombineImageSets,
             TrainLora,
             SaveLora,
             LoadLora,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .batch_order import batch_draws, draw_counts, whole_shares
+from .batch_order import Buckets, WeightedBucket, batch_draws, draw_counts, whole_shares
 from .caption_variants import vary
 from .captions import as_prompt, caption_number
 from .config import TrainConfig
@@ -62,29 +62,34 @@ class LatentSet:
     latents: list[Tensor]
     masks: list[Tensor | None]
     weights: Sequence[float] = ()
+    _buckets: dict[tuple[int, ...], Buckets] = field(
+        default_factory=dict[tuple[int, ...], Buckets], init=False, repr=False, compare=False
+    )
 
-    def buckets(self, indices: Sequence[int]) -> list[list[int]]:
-        """`indices` grouped by the shape of the latent, each as often as its weight says. A batch has one bucket.
+    def buckets(self, indices: Sequence[int]) -> Buckets:
+        """`indices` grouped by the shape of the latent, as a batch has one; weighted where the weights differ.
 
-        Raises `InputError` for weights that `whole_shares` refuses.
+        They are kept, since every batch needs them. Raises `InputError` for weights that `whole_shares` refuses.
         """
-        indices = list(indices)
-        weighted = self._is_weighted(indices)
-        shares = whole_shares([self.weights[index] for index in indices]) if weighted else [1] * len(indices)
-        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, share in zip(indices, shares, strict=True):
-            by_shape[tuple(self.latents[index].shape)].extend([index] * share)
-        return list(by_shape.values())
+        key = tuple(indices)
+        if key not in self._buckets:
+            self._buckets[key] = self._make_buckets(key)
+        return self._buckets[key]
 
-    def _is_weighted(self, indices: Sequence[int]) -> bool:
-        """Whether some of the images are drawn more often than others."""
-        return bool(self.weights) and len({self.weights[index] for index in indices}) > 1
+    def _make_buckets(self, indices: Sequence[int]) -> Buckets:
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index in indices:
+            by_shape[tuple(self.latents[index].shape)].append(index)
+        weights = [self.weights[index] for index in indices] if self.weights else []
+        if len(set(weights)) < 2:
+            return list(by_shape.values())
+        shares = dict(zip(indices, whole_shares(weights), strict=True))
+        return [WeightedBucket(bucket, [shares[index] for index in bucket]) for bucket in by_shape.values()]
 
     def draw_counts(self, config: TrainConfig, steps: int, among: Sequence[int]) -> Counter[int]:
         """{index: how often the first `steps` steps of a training on `among` draw that image}, exactly."""
         micros = steps * config.gradient_accumulation
-        spread = self._is_weighted(among)
-        return draw_counts(self.buckets(among), config.batch_size, config.seed, micros, spread)
+        return draw_counts(self.buckets(among), config.batch_size, config.seed, micros)
 
     def batch(
         self,
@@ -104,7 +109,7 @@ class LatentSet:
         """
         seed = f"{config.seed}/{stream}" if stream else config.seed
         among = range(len(self.latents)) if among is None else among
-        draws = batch_draws(self.buckets(among), config.batch_size, seed, micro, self._is_weighted(among))
+        draws = batch_draws(self.buckets(among), config.batch_size, seed, micro)
         indices = [index for index, _ in draws]
         count, shape = len(indices), self.latents[indices[0]].shape[1:]
         positions = list(range(count) if sample_positions is None else sample_positions)

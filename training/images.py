@@ -79,13 +79,17 @@ class TrainingImage:
 
     @property
     def picture(self) -> tuple[str, str]:
-        """(source, name): what all items that show one picture share."""
-        return self.source, self.name.removesuffix(MIRRORED)
+        """(folder, name in it): what all items that show one picture share.
+
+        "cats/1.png" of the source "pets" and "1.png" of "pets/cats" are one file.
+        """
+        folder, _, name = self.path.rpartition("/")
+        return folder, name
 
     @property
     def path(self) -> str:
         """The name with its source before it, for texts about several sets: "cats/1.png"."""
-        return "/".join(part for part in self.picture if part)
+        return "/".join(part for part in (self.source, self.name.removesuffix(MIRRORED)) if part)
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,9 @@ class ImageSet:
     @property
     def trigger_prompt(self) -> str:
         """What a user writes in a prompt to say the trigger, or the several ones, as the captions say them."""
-        return as_prompt(", ".join(self.triggers), self.items[0].caption_syntax)
+        syntax = {item.trigger: item.caption_syntax for item in reversed(self.items)}  # of the first that says it
+        first = self.items[0].caption_syntax
+        return ", ".join(as_prompt(word, syntax.get(word, first)) for word in self.triggers)
 
     @property
     def triggers(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -79,9 +80,27 @@ def image_set(
     if masks is None and any(bool((batch[..., 3] < 1).any()) for batch in batches if batch.shape[-1] == 4):
         notes.append("The images have an alpha channel, which is not used; wire a mask in if only a part should count.")
     notes += remarks([item.name for item in items], [traits_of(item.pixels) for item in items])
-    content = fingerprint(items)
-    items = [replace(item, source=f"batch {content[:8]}") for item in items]  # what tells two batches' pictures apart
-    return ImageSet(tuple(items), request.trigger, content, tuple(notes))
+    source = _source_of(pictures)
+    items = [replace(item, source=source) for item in items]
+    return ImageSet(tuple(items), request.trigger, fingerprint(items), tuple(notes))
+
+
+def _source_of(pictures: Sequence[torch.Tensor]) -> str:
+    """What tells the pictures of two batches apart: a hash of the pictures as they came.
+
+    It is the same for the same pictures with other captions or at another resolution. No folder has such a name, as it
+    holds a colon.
+    """
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(str(tuple(picture.shape)).encode())
+        digest.update(_as_bytes(picture).numpy().data)
+    return f"batch:{digest.hexdigest()[:16]}"
+
+
+def _as_bytes(picture: torch.Tensor) -> torch.Tensor:
+    """The colours of a picture [H, W, C] as [H, W, 3] or [H, W, 1] uint8 on the CPU."""
+    return (picture[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
 
 
 def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
@@ -133,7 +152,7 @@ def _item(
         height, width = (side // 8 * 8 for side in original)
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"image {number} is {original[1]}x{original[0]} px; a side needs {SMALLEST_SIDE} or more")
-    pixels = (picture[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+    pixels = _as_bytes(picture)
     if pixels.shape[-1] == 1:
         pixels = pixels.expand(-1, -1, 3)
     pixels = pixels.contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _folders() -> list[str]:
     return [*folder_paths.get_input_subfolders(), NO_FOLDER_OPTION]
 
 
-def _shown_progress() -> Progress:
+def shown_progress() -> Progress:
     """Shows the progress on the node, and raises ComfyUI's exception where the user has cancelled the prompt."""
     bar = comfy.utils.ProgressBar(1)
 
@@ -214,7 +215,8 @@ class ImageFolder(io.ComfyNode):
     def execute(cls, folder, folder_name=None, **settings) -> io.NodeOutput:
         name = folder if folder_name is None else folder_name
         path = resolve_inside(Path(folder_paths.get_input_directory()), name)
-        images = read_folder(FolderRequest(path, source=name, **settings), _shown_progress())
+        source = posixpath.normpath(name.replace("\\", "/"))  # "cats/" and "cats" are one folder
+        images = read_folder(FolderRequest(path, source=source, **settings), shown_progress())
         pictures = tensors_of(images) if is_wired(PICTURES_SLOT) else []
         return io.NodeOutput(images, contact_sheet(images), describe(images), pictures)
 

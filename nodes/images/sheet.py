@@ -2,26 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from ...training.captions import PROMPT, has_brackets, has_weights
-from ...training.images import ImageSet, passes
+from ...training.images import ImageSet, TrainingImage, passes
 from ..bridge.drawing.fonts import drawable
-from ..bridge.drawing.image import scaled_size, tensor_of
-from ..bridge.drawing.palette import INK, NO_CAPTION, PAPER
+from ..bridge.drawing.image import scaled_size, stacked, tensor_of
+from ..bridge.drawing.palette import INK, LINE, NO_CAPTION, PAPER
 from ..bridge.drawing.text_layout import fit_lines
 from .quality import counted
 
-THUMB, TEXT, GAP = 192, 54, 12  # px
+THUMB, TEXT, GAP, HEADING = 192, 54, 12, 32  # px
 MOST = 60  # pictures on a sheet
 
 
 def contact_sheet(images: ImageSet) -> torch.Tensor:
     """Every picture (the first 60) with its caption under it: [1, H, W, 3] in 0..1."""
-    items = images.items[:MOST]
-    columns = min(6, len(items))
+    return tensor_of(_grid(images.items[:MOST], 6))
+
+
+def sheet_of_sets(sets: Sequence[tuple[str, Sequence[TrainingImage]]]) -> torch.Tensor:
+    """The pictures of several sets, each set under its heading: [1, H, W, 3] in 0..1.
+
+    At most 60 in all, of each set as many as of the others where it has them; the heading says how many are left out.
+    """
+    room, shown = MOST, list[int]()
+    for number, count in enumerate(sorted(len(items) for _, items in sets)):
+        shown.append(max(1, min(count, room // (len(sets) - number))))
+        room -= shown[-1]
+    most = shown[-1]
+    columns = min(6, max(min(most, len(items)) for _, items in sets))
+    rows = list[Image.Image]()
+    for heading, items in sets:
+        more = len(items) - most
+        heading += f" ({more} more are not shown)" if more > 0 else ""
+        rows += [_heading(heading, columns * (THUMB + GAP) + GAP), _grid(items[:most], columns)]
+    return tensor_of(stacked(rows))
+
+
+def _heading(text: str, width: int) -> Image.Image:
+    """A line of text in a band of its own colour. width: px."""
+    bar = Image.new("RGB", (width, HEADING), LINE)
+    text, font = drawable(text, 17)
+    line = fit_lines(text, font, width - 2 * GAP, 1)[0]
+    ImageDraw.Draw(bar).text((GAP, HEADING / 2), line, INK, font, anchor="lm")
+    return bar
+
+
+def _grid(items: Sequence[TrainingImage], most_columns: int) -> Image.Image:
+    """Pictures with their captions in rows of at most `most_columns`."""
+    columns = min(most_columns, len(items))
     rows = -(-len(items) // columns)
     sheet = Image.new("RGB", (columns * (THUMB + GAP) + GAP, rows * (THUMB + TEXT + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -38,7 +72,7 @@ def contact_sheet(images: ImageSet) -> torch.Tensor:
         text, font = drawable(item.caption or "(no caption)", 13)
         lines = fit_lines(text, font, THUMB, 3)
         draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else NO_CAPTION, font, spacing=2)
-    return tensor_of(sheet)
+    return sheet
 
 
 def tensors_of(images: ImageSet) -> list[torch.Tensor]:

@@ -16,6 +16,12 @@ TITLES = {
     "BespokeImageFolder": ("图片文件夹", "画像フォルダー", "Dossier d'images", "Carpeta de imágenes"),
     "BespokeImageBatch": ("图片批次", "画像バッチ", "Lot d'images", "Lote de imágenes"),
     "BespokeCaptionVariants": ("描述变体", "キャプションの変形", "Variantes de légendes", "Variantes de descripciones"),
+    "BespokeCombineImageSets": (
+        "合并图片集",
+        "画像セットを結合",
+        "Combiner des jeux d'images",
+        "Combinar conjuntos de imágenes",
+    ),
     "BespokeTrainLora": ("训练 LoRA", "LoRA を学習", "Entraîner un LoRA", "Entrenar un LoRA"),
     "BespokeSaveLora": ("保存 LoRA", "LoRA を保存", "Enregistrer le LoRA", "Guardar LoRA"),
     "BespokeLoadLora": ("加载 LoRA", "LoRA を読み込む", "Charger un LoRA", "Cargar LoRA"),
@@ -61,6 +67,10 @@ TITLES = {
     "BespokeInspectRun": ("检查训练", "学習を調べる", "Examiner un entraînement", "Examinar un entrenamiento"),
 }
 INPUTS = {
+    "sets": ("图片集", "画像セット", "jeux d'images", "conjuntos de imágenes"),
+    "weights": ("权重", "重み", "poids", "pesos"),
+    "balance": ("平衡", "バランス", "équilibre", "equilibrio"),
+    "resolutions": ("分辨率（多个）", "解像度（複数）", "résolutions", "resoluciones"),
     "model": ("模型", "モデル", "modèle", "modelo"),
     "images": ("图片", "画像", "images", "imágenes"),
     "targets": ("目标层", "対象の層", "couches visées", "capas objetivo"),

@@ -16,6 +16,7 @@ from bespoke.nodes.bridge.runs.report import describe_draws
 from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
+from bespoke.training.images import TrainingImage
 from bespoke.training.record import Run, RunInfo, RunState
 from helpers import image_set, sprite_set
 
@@ -229,7 +230,7 @@ def test_the_report_counts_the_draws(models, run_node, monkeypatch, steps):
 
 def test_the_draws_of_a_fold_are_those_of_its_pictures():
     """Four pictures and a mirrored copy at batch 1. A run that the user has finished in a fold has its pictures."""
-    items = [SimpleNamespace(name=name) for name in ("a", "b", "b (mirrored)", "c", "d")]
+    items = [TrainingImage(name, torch.zeros(64, 64, 3), "") for name in ("a", "b", "b (mirrored)", "c", "d")]
     data = LatentSet([torch.zeros(1, 4, 8, 8)] * 5, [None] * 5)
     pictures = Pictures(items, data, [0, 1, 2, 3, 4], [], [], [([0, 1, 2], [3]), ([3, 4], [0])])
     config = TrainConfig(20, 1e-3, 1, 0)

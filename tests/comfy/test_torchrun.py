@@ -9,6 +9,7 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import combined
 import jobs
 import psutil
 import pytest
@@ -86,6 +87,21 @@ def test_a_process_without_a_picture_waits_for_nobody(forks, job):
     )
     assert jobs.losses(many) == pytest.approx(jobs.losses(one), rel=1e-4)
     assert jobs.distance(jobs.result(one)[0], jobs.result(many)[0]) < 1e-5
+
+
+def test_combined_sets_are_drawn_alike_in_two_processes(forks, comfyui, run_node):
+    """Weights, sizes and several captions a picture, from a job folder, against the node's own training: the same
+    pictures, captions, masks and noises at every step.
+    """
+    models = jobs.base_model(comfyui)
+    given = dict(images=combined.combined_set(), validation_images=None, **combined.TRAIN)
+    made = Path(jobs.export(run_node, models, "jobs/combined", **given)[0])
+    one, two = (forks.train(jobs.copy_of(made, f"combined-{count}", dtype="fp32"), count) for count in (1, 2))
+    wires = dict(model=models[0], clip=models[1], vae=models[2], keep="last", resume=False)
+    _, _, loss, *_ = run_node("BespokeTrainLora", **given | wires)
+    assert jobs.losses(one) == pytest.approx(loss["loss"], rel=1e-5)
+    assert jobs.losses(two) == pytest.approx(loss["loss"], rel=1e-4)
+    assert jobs.distance(jobs.result(one)[0], jobs.result(two)[0]) < 1e-5
 
 
 @pytest.mark.slow

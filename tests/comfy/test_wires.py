@@ -97,6 +97,52 @@ def test_cores_dataset_loader_is_one_training_with_the_loras_bits_of_image_folde
     assert len(one.items) == 4
 
 
+def test_sets_are_combined_and_trained_on(queue, folder, runs):
+    """One folder at two resolutions, its name spelled in two ways, and a batch: 4 + 2 pictures, not 8 + 2."""
+    kept = queue.run(
+        models=("TestModels", {}),
+        name=("PrimitiveString", {"value": f"{folder.name}//"}),
+        small=image_folder(folder, resolution=64, trigger="tok"),
+        large=image_folder(folder, folder_name=["name", 0]),
+        pictures=("EmptyImage", {"width": 128, "height": 64, "batch_size": 2, "color": 0x336699}),
+        batch=("BespokeImageBatch", {"images": ["pictures", 0], "captions": "blue", "trigger": ""}),
+        both=(
+            "BespokeCombineImageSets",
+            {"sets.set0": ["small", 0], "sets.set1": ["large", 0], "sets.set2": ["batch", 0], "weights": "1\n1\n3"},
+        ),
+        train=train(["both", 0], steps=4),
+        a=keep(["both", 0], "set"),
+        b=keep(["both", 1], "preview"),
+        c=keep(["both", 2], "report"),
+        d=keep(["train", 4], "trained"),
+    )
+    ((images,),), ((report,),), ((trained,),) = kept["set"], kept["report"], kept["trained"]
+    assert len(images.items) == 4 + 4 + 2
+    assert {item.source for item in images.items[:8]} == {folder.name}
+    assert len(images.copies()) == 4 + 2
+    assert {item.source: item.weight for item in images.items} == {folder.name: 1.0, images.items[-1].source: 3.0}
+    assert f"set1 ({folder.name})" in report
+    assert report.startswith("6 pictures in 3 sets, 10 with ")
+    assert kept["preview"][0][0].shape[0] == 1
+    assert f"each of 4 pictures of {folder.name} was seen " in trained
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"weights": "1\n2"}, "Combine Image Sets: weights has 2 lines for 1 set"),
+        ({"weights": "", "resolutions": "big"}, "Combine Image Sets: resolutions has 'big'; write whole numbers"),
+    ],
+)
+def test_what_cannot_be_combined_is_said_with_the_nodes_name(queue, folder, inputs, says):
+    with pytest.raises(AssertionError, match=says):
+        queue.run(
+            images=image_folder(folder),
+            both=("BespokeCombineImageSets", {"sets.set0": ["images", 0], **inputs}),
+            a=keep(["both", 0], "set"),
+        )
+
+
 def test_images_into_a_trainer_are_the_set_of_image_batch(queue, runs):
     """Oracle: Image Batch with its defaults, wired before the trainer."""
     pictures = ("EmptyImage", {"width": 72, "height": 64, "batch_size": 2, "color": 0x336699})

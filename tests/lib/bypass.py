@@ -17,6 +17,7 @@ TOLD = "told"  # what is wired into a widget of another meaning: saved graphs ke
 
 # The first input that the page makes of one that grows, and its type.
 GROWS = {
+    ("BespokeCombineImageSets", "sets"): ("sets.set0", "BESPOKE_IMAGES"),
     ("BespokeCompare", "images"): ("images.image0", "IMAGE"),
     ("BespokeCompare", "runs"): ("runs.run0", "BESPOKE_RUN"),
     ("BespokeComposeLoras", "loras"): ("loras.lora0", "LORA_MODEL"),

@@ -2,9 +2,18 @@
 
 from collections import Counter
 
+import bespoke.training.data as data_module
 import pytest
 import torch
-from bespoke.training.batch_order import SHARE_ERROR, batch_draws, batch_indices, draw_counts, whole_shares
+from bespoke.training.batch_order import (
+    LONGEST_PASS,
+    SHARE_ERROR,
+    WeightedBucket,
+    batch_draws,
+    batch_indices,
+    draw_counts,
+    whole_shares,
+)
 from bespoke.training.captions import caption_number
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet, prompts_of
@@ -105,6 +114,16 @@ def test_whole_shares_by_hand():
         assert share / whole_shares(weights)[0] == pytest.approx(weight, rel=2 * SHARE_ERROR)
 
 
+def test_shares_are_bounded_where_the_weights_are_odd_and_far_apart():
+    """9,999 weights of 997.3 beside one of 1: within 0.5 % they take 997 and 1, in all 9.97 million draws a pass. The
+    bound of 2 million is a fifth of it, so 200 each, and 1 for the rarest, which cannot have less.
+    """
+    weights = [997.3] * 9999 + [1.0]
+    scale = LONGEST_PASS / sum(weights)
+    assert whole_shares(weights) == [round(997.3 * scale)] * 9999 + [1]
+    assert round(997.3 * scale) == 200
+
+
 @pytest.mark.parametrize(("weights", "text"), [([1, 0], "0"), ([1, -2], "-2"), ([float("nan"), 1], "nan")])
 def test_a_weight_that_draws_nothing_is_refused(weights, text):
     with pytest.raises(InputError, match=f"the weight {text}; give a number above 0"):
@@ -128,15 +147,54 @@ def test_weighted_pictures_are_drawn_by_their_share(weights, shapes, count):
     buckets = data.buckets(range(len(weights)))
     draws, turns = Counter(), {index: [] for index in range(len(weights))}
     for micro in range(1000):
-        drawn = batch_draws(buckets, count, 5, micro, spread=True)
+        drawn = batch_draws(buckets, count, 5, micro)
         assert len({shapes[index] for index, _ in drawn}) == 1
         draws.update(index for index, _ in drawn)
         for index, turn in drawn:
             turns[index].append(turn)
     expected = [1000 * count * weight / sum(weights) for weight in weights]
     assert sum((draws[i] - n) ** 2 / n for i, n in enumerate(expected)) < 0.5 * (len(weights) - 1)
-    assert draw_counts(buckets, count, 5, 1000, spread=True) == draws
+    assert draw_counts(buckets, count, 5, 1000) == draws
     assert all(taken == list(range(len(taken))) for taken in turns.values())  # each turn once and in order
+
+
+def test_what_a_step_draws_is_not_computed_anew_at_every_step(monkeypatch):
+    """500 pictures of odd weights: the shares once for the run and the order once for each pass of a bucket, whose
+    number is the draws so far over the draws of a pass. At 2 sizes of 250 pictures and batches of 4, 400 steps are
+    1,600 draws, which is below one pass of each.
+    """
+    made, shares = [], []
+    monkeypatch.setattr(WeightedBucket, "_make_pass", noting(made, WeightedBucket._make_pass))
+    monkeypatch.setattr(data_module, "whole_shares", noting(shares, whole_shares))
+    weights = (0.5 + 1.5 * torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).tolist()
+    data = LatentSet([torch.zeros(1, 4, 8, 8 + i % 2) for i in range(500)], [None] * 500, weights)
+    config = TrainConfig(steps=400, learning_rate=1e-3, seed=1, batch_size=4)
+    for micro in range(400):
+        data.batch(config, micro, torch.device("cpu"), UniformTimesteps(), range(500))
+    assert len(shares) == 1
+    assert sum(map(len, data.buckets(range(500)))) > 1600
+    assert len(made) == 2
+
+
+def noting(calls, function):
+    """`function`, which also notes each of its calls."""
+
+    def noted(*arguments):
+        calls.append(arguments)
+        return function(*arguments)
+
+    return noted
+
+
+def test_few_passes_are_kept():
+    """Drawing on and on takes no more memory: the first of three passes is made again."""
+    bucket = WeightedBucket([0, 1], [1, 2])
+    first = bucket.passed(5, 0, 0)
+    assert bucket.passed(5, 0, 0) is first
+    bucket.passed(5, 1, 0), bucket.passed(5, 2, 0)
+    again = bucket.passed(5, 0, 0)
+    assert again is not first
+    assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
 
 
 @pytest.mark.parametrize(("sizes", "count"), [((19, 1), 8), ((20,), 4), ((7, 5, 1), 1)])
@@ -175,4 +233,7 @@ def test_pictures_of_one_name_in_two_folders_are_two():
     dog = TrainingImage("1.png", torch.zeros(64, 64, 3), "a dog", source="dogs")
     small = TrainingImage("1.png (mirrored)", torch.zeros(32, 32, 3), "a cat", source="cats")
     assert by_picture([cat, dog, small]) == [[0, 2], [1]]
+    deep = TrainingImage("cats/1.png", torch.zeros(64, 64, 3), "a cat", source="pets")  # read with its subfolders
+    same = TrainingImage("1.png", torch.zeros(64, 64, 3), "a cat", source="pets/cats")  # the subfolder read by itself
+    assert by_picture([deep, same, cat]) == [[0, 1], [2]]
     assert [item.path for item in (cat, dog, small)] == ["cats/1.png", "dogs/1.png", "cats/1.png"]

@@ -46,6 +46,7 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
     and score no trained pictures.
     """
     count = len(pictures.folds)
+    several = len({item.picture[0] for item in pictures.items}) > 1
     # "rotation" is an earlier word for fold. Saved records and the ids made from it keep it.
     for number, (training_indices, held_out) in enumerate(pictures.folds, 1):
         info = replace(
@@ -55,7 +56,7 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
             images=pictures.count_pictures(training_indices),
             started=time.time(),
         )
-        names = ", ".join(pictures.items[i].name for i in held_out)
+        names = ", ".join(pictures.items[i].path if several else pictures.items[i].name for i in held_out)
         prefix = f"training {number} of {count + 1}, without {names}, to learn when to stop: "
         quiet = replace(config, save_every=0, sample_every=0, score_pictures="off")
         yield Fold(Run(info), quiet, training_indices, held_out, prefix=prefix)

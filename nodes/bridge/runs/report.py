@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 from ....training.config import TrainConfig
@@ -13,20 +14,38 @@ from ..dataset.pictures import Pictures
 from .cross_validation import training_indices_of
 
 MOST_NAMED = 5  # pictures of a kind in a report
+MOST_FOLDERS = 10  # that the report names
 LEAST_GAIN = 1e-4  # of the start's held-out loss; with less, a result cannot be told from the start
 
 
 def describe_draws(pictures: Pictures, run: Run, config: TrainConfig) -> str:
     """How often the steps of a run have drawn each picture, its copies together: "each of 20 pictures was seen 24
-    times". The counts are exact, of the order of this version.
+    times". Where the pictures of some folders are drawn more often than those of others, it says so for each folder.
+    The counts are exact, of the order of this version.
     """
     indices = training_indices_of(pictures, run)
     draws = pictures.data.draw_counts(config, len(run.losses), indices)
-    copies = by_picture(pictures.items[i] for i in indices)
-    counts = [sum(draws[indices[i]] for i in own) for own in copies]
+    by_folder: dict[str, list[int]] = defaultdict(list)
+    weights: dict[str, set[float]] = defaultdict(set)
+    for own in by_picture(pictures.items[i] for i in indices):
+        items = [pictures.items[indices[i]] for i in own]
+        folder = items[0].picture[0]
+        by_folder[folder].append(sum(draws[indices[i]] for i in own))
+        weights[folder].add(round(sum(item.weight for item in items), 6))
+    if len(set().union(*weights.values())) == 1 or len(by_folder) == 1:
+        return _seen([count for counts in by_folder.values() for count in counts])
+    shown = [_seen(counts, folder) for folder, counts in list(by_folder.items())[:MOST_FOLDERS]]
+    rest = [count for counts in list(by_folder.values())[MOST_FOLDERS:] for count in counts]
+    return ", ".join([*shown, *([_seen(rest, f"{len(by_folder) - MOST_FOLDERS} more folders")] if rest else [])])
+
+
+def _seen(counts: Sequence[int], folder: str = "") -> str:
     least, most = min(counts), max(counts)
     times = f"{least} times" if least == most else f"{least} to {most} times"
-    return f"each of {len(copies)} pictures was seen {times}"
+    if not folder:
+        return f"each of {len(counts)} pictures was seen {times}"
+    who = f"each of {len(counts)} pictures" if len(counts) > 1 else "the 1 picture"
+    return f"{who} of {folder} was seen {times}"
 
 
 def describe_notes(run: Run) -> list[str]:
