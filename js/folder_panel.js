@@ -19,14 +19,16 @@ import {
 import { el, messageOf, setText, stopEvents } from "./dom.js";
 import { t } from "./words.js";
 
-/** @typedef {{ file: string, caption: string | null }} Picture */
+/** @typedef {{ file: string, caption: string | null, otherwise?: string }} Picture */
+/** @typedef {{ file: File, place: string[] }} Dropped place: the names of the folders between the dropped one and it */
 
 export const FOLDER_NODE = "BespokeImageFolder";
 const NO_FOLDER = "(no folder yet)"; // the choice of no folder, NO_FOLDER_OPTION on the server
 const HEIGHT = { empty: 40, list: 190 }; // px
-const FILE = /\.(png|jpe?g|webp|bmp|gif|tiff?|txt)$/i;
+const FILE = /(\.(png|jpe?g|webp|bmp|gif|tiff?|txt|caption)|^metadata\.(jsonl|csv))$/i;
 const MOST_FILES = 5000;
 const MOST_SHOWN = 500;
+const DEEPEST = 4; // folders below a dropped one
 
 /**
  * Add the list to an image node.
@@ -37,22 +39,25 @@ export function attachFolder(node) {
   const list = el("div", { class: "bespoke-captions", role: "list", "aria-label": t("folder.pictures") });
   const box = el("section", { class: "bespoke-panel", "aria-label": t("folder.pictures") }, note, list);
   stopEvents(box);
-  let shown = ""; // the folder in the list
+  let shown = ""; // the request of the list
   let height = HEIGHT.empty;
 
   /**
-   * A picture and the field of its caption.
+   * A picture and the field of its caption, which has several lines where each is a caption.
    * @param {string} folder
+   * @param {boolean} lines
    * @param {Picture} picture
    */
-  function row(folder, { file, caption }) {
-    const query = new URLSearchParams({ filename: file, subfolder: folder, type: "input", preview: "webp;60" });
+  function row(folder, lines, { file, caption, otherwise }) {
+    const query = new URLSearchParams({ folder, file });
     const label = t("caption.of", { file });
-    const placeholder = t("caption.none");
-    const input = el("input", { type: "text", value: caption ?? "", placeholder, "aria-label": label, spellcheck: "false" });
+    const props = { placeholder: otherwise ?? t("caption.none"), "aria-label": label, spellcheck: "false" };
+    const rows = Math.min(4, (caption ?? "").split("\n").length);
+    const input = lines ? el("textarea", { ...props, rows: String(rows) }) : el("input", { ...props, type: "text" });
+    input.value = caption ?? "";
     const save = async () => {
       try {
-        const saved = await fetchJson("/bespoke/folder/caption", jsonPost({ folder, file, caption: input.value }));
+        const saved = await fetchJson("/bespoke/folder/caption", jsonPost({ folder, file, caption: input.value, lines }));
         input.value = saved.caption;
         input.classList.remove("bespoke-wrong");
       } catch (error) {
@@ -61,7 +66,8 @@ export function attachFolder(node) {
       }
     };
     input.addEventListener("change", save);
-    const picture = el("img", { src: apiURL(`/view?${query}`), alt: file, title: file, loading: "lazy", draggable: "false" });
+    const src = apiURL(`/bespoke/folder/thumbnail?${query}`);
+    const picture = el("img", { src, alt: file, title: file, loading: "lazy", draggable: "false" });
     return el("div", { role: "listitem" }, picture, input);
   }
 
@@ -77,17 +83,22 @@ export function attachFolder(node) {
       return showList(t("folder.wired"));
     }
     const name = String(value ?? "");
-    if (!name || (name === shown && !anew)) return;
-    shown = name;
+    const captions = linkedValue(node, "captions");
+    const query = new URLSearchParams({ name, subfolders: String(linkedValue(node, "subfolders") === true) });
+    if (captions !== undefined) query.set("captions", String(captions));
+    const key = String(query);
+    if (!name || (key === shown && !anew)) return;
+    shown = key;
     if (name === NO_FOLDER) {
       list.replaceChildren();
       return showList(t("folder.empty"));
     }
     try {
-      const { pictures, missing } = await fetchJson(`/bespoke/folder?${new URLSearchParams({ name })}`);
-      if (shown !== name) return; // another folder was chosen meanwhile
-      setText(note, missing ? t("folder.empty") : t("folder.drop", { count: pictures.length }));
-      list.replaceChildren(...pictures.slice(0, MOST_SHOWN).map((/** @type {Picture} */ picture) => row(name, picture)));
+      const { pictures, missing, unused, lines = false } = await fetchJson(`/bespoke/folder?${query}`);
+      if (shown !== key) return; // another folder was chosen meanwhile
+      const [drop, not] = [t("folder.drop", { count: pictures.length }), unused ? ` ${t("folder.unused", { captions: String(captions) })}` : ""];
+      setText(note, missing ? t("folder.empty") : drop + not);
+      list.replaceChildren(...pictures.slice(0, MOST_SHOWN).map((/** @type {Picture} */ picture) => row(name, lines, picture)));
     } catch {
       setText(note, t("folder.empty"));
       list.replaceChildren();
@@ -109,15 +120,16 @@ export function attachFolder(node) {
   /**
    * Upload the files to a new folder and choose it.
    * @param {string} wanted name of the folder; the server may change it
-   * @param {File[]} files
+   * @param {Dropped[]} files
    */
   async function upload(wanted, files) {
     const { folder } = await fetchJson("/bespoke/folder", jsonPost({ name: wanted }));
     let sent = 0;
-    for (const file of files) {
+    for (const { file, place } of files) {
       const form = new FormData();
       form.append("image", file, file.name);
-      for (const [key, value] of Object.entries({ type: "input", subfolder: folder, overwrite: "true" })) form.append(key, value);
+      const fields = { type: "input", subfolder: [folder, ...place].join("/"), overwrite: "true" };
+      for (const [key, value] of Object.entries(fields)) form.append(key, value);
       const answer = await fetchApi("/upload/image", { method: "POST", body: form });
       if (!answer.ok) throw new Error(t("folder.refused", { file: file.name }));
       setText(note, t("folder.sending", { sent: ++sent, all: files.length }));
@@ -146,21 +158,30 @@ export function attachFolder(node) {
 }
 
 /**
- * The pictures and caption files among dropped entries and directly inside dropped folders, at most 5000.
+ * The pictures and caption files among dropped entries and in dropped folders, at most 5000.
  * @param {FileSystemEntry[]} entries
+ * @returns {Promise<Dropped[]>}
  */
 async function filesIn(entries) {
-  /** @type {FileSystemFileEntry[]} */
+  /** @type {{ entry: FileSystemFileEntry, place: string[] }[]} */
   const found = [];
-  for (const entry of entries) {
-    if (isFile(entry)) found.push(entry);
-    if (!isFolder(entry)) continue;
-    const reader = entry.createReader();
+  const take = (/** @type {FileSystemEntry[]} */ some, /** @type {string[]} */ place) =>
+    found.push(...some.filter(isFile).filter(({ name }) => FILE.test(name)).map((entry) => ({ entry, place })));
+  take(entries, []);
+  /** @type {{ folder: FileSystemDirectoryEntry, place: string[] }[]} */
+  const waiting = entries.filter(isFolder).map((folder) => ({ folder, place: [] }));
+  for (let next = waiting.shift(); next && found.length < MOST_FILES; next = waiting.shift()) {
+    const { folder, place } = next;
+    const reader = folder.createReader();
     for (let batch = await readBatch(reader); batch.length && found.length < MOST_FILES; batch = await readBatch(reader)) {
-      found.push(...batch.filter(isFile));
+      take(batch, place);
+      if (place.length < DEEPEST) {
+        const below = batch.filter(isFolder).filter(({ name }) => !name.startsWith("."));
+        waiting.push(...below.map((each) => ({ folder: each, place: [...place, each.name] })));
+      }
     }
   }
-  return Promise.all(found.filter((entry) => FILE.test(entry.name)).slice(0, MOST_FILES).map(readFile));
+  return Promise.all(found.slice(0, MOST_FILES).map(async ({ entry, place }) => ({ file: await readFile(entry), place })));
 }
 
 /**

@@ -11,6 +11,8 @@ from .compare.node import Compare
 from .images import routes as image_routes
 from .images.combine_node import CombineImageSets
 from .images.node import ImageBatch, ImageFolder
+from .images.save_node import SaveImageSet
+from .images.thumbnails import routes as thumbnail_routes
 from .images.variants_node import CaptionVariantsNode
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
@@ -33,6 +35,7 @@ class BespokeExtension(ComfyExtension):
             end_runs_at_exit()
             run_routes.register(PromptServer.instance)
             image_routes.register(PromptServer.instance)
+            thumbnail_routes.register(PromptServer.instance)
             schedule_routes.register(PromptServer.instance)
             lora_routes.register(PromptServer.instance)
 
@@ -42,6 +45,7 @@ class BespokeExtension(ComfyExtension):
             ImageBatch,
             CaptionVariantsNode,
             CombineImageSets,
+            SaveImageSet,
             TrainLora,
             SaveLora,
             LoadLora,

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -66,11 +67,11 @@ def image_set(
     if not isinstance(trigger, str):
         raise InputError(f"trigger is of the kind {type(trigger).__name__}; wire text in")
     request = _Request(trigger.strip(), caption_syntax, resolution, bucket)
-    batches = [_checked(batch) for batch in ([images] if isinstance(images, torch.Tensor) else images)]
+    batches = [_checked(batch) for batch in _flat(images)]
     if not batches:
         raise InputError("the list of images is empty; wire at least one image in")
-    texts = captions_of([captions] if isinstance(captions, str) else captions, [len(batch) for batch in batches])
-    of_pictures = _masks_of_all([masks] if isinstance(masks, torch.Tensor) else masks, batches)
+    texts = captions_of(_flat(captions), [len(batch) for batch in batches])
+    of_pictures = _masks_of_all(None if masks is None else _flat(masks), batches)
     pictures = [picture for batch in batches for picture in batch]
     items = [
         _item(number, picture, with_trigger(text, request.trigger), mask, request)
@@ -103,6 +104,12 @@ def _as_bytes(picture: torch.Tensor) -> torch.Tensor:
     return (picture[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().contiguous()
 
 
+def _flat(values: Any) -> list[Any]:
+    """The values of a wire in one list. Some nodes, ComfyUI's Add Text Suffix among them, put a list into each place of
+    a list."""
+    return [each for value in values for each in _flat(value)] if isinstance(values, (list, tuple)) else [values]
+
+
 def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
     """The caption of each picture.
 
@@ -119,7 +126,7 @@ def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
     if len(captions) == 1:
         return _lines(captions[0], count)
     if len(captions) == count:
-        return [_in_one_line(caption) for caption in captions]
+        return [in_one_line(caption) for caption in captions]
     if len(captions) == len(counts):
         return [text for caption, n in zip(captions, counts, strict=True) for text in _lines(caption, n)]
     raise InputError(
@@ -136,7 +143,7 @@ def _lines(text: str, count: int) -> list[str]:
     return lines * count if len(lines) == 1 else lines
 
 
-def _in_one_line(text: str) -> str:
+def in_one_line(text: str) -> str:
     """As `text_files.decode` does with a file: control characters become blanks."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ...training.captions import CAPTION_SYNTAXES, LITERAL
+from ...training.captions import CAPTION_SYNTAXES, LITERAL, says
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import MIRRORED, ImageSet, TrainingImage
-from .captions.sources import CAPTIONS, caption_of
-from .captions.text_files import CaptionFiles, doubled_captions, is_caption, match_captions, read_caption_files
-from .left_out import CAPTION_FILES, OTHER_FILES, left_out
-from .listing import entries_of
-from .masks import MASKS, FolderMasks, without_black_masks, without_companions
-from .quality import listed, remarks
+from .captions.sources import CAPTIONS, EVERY_LINE, MOST_CAPTIONS, WRITTEN, FolderWords, captions_of, filled
+from .captions.text_files import doubled_captions, match_captions
+from .captions.written import Written, read_written
+from .layout import Layout, Part, layout_of
+from .left_out import left_out, parts_note
+from .masks import MASKS, FolderMasks, without_black_masks
+from .quality import Traits, counted, listed, remarks
 from .reading.pictures import PictureFile, Progress, ReadPicture, read_pictures
 from .sizes import (
     BUCKET_STEP,
@@ -37,7 +39,9 @@ LARGEST_RESOLUTION = 4096  # px
 class FolderRequest:
     """How a folder is read.
 
-    captions: one of `CAPTIONS`, with `template` for the last. trigger: a word put before captions that lack it.
+    captions: one of `CAPTIONS`, with `template` for "template". trigger: a word put before captions that lack it;
+    {folder} in it is the name of the picture's folder. subfolders: whether all below the folder is read, see
+    `layout.layout_of`.
     resolution: px, the side of the square whose area a picture may have at most. bucket: keep aspect ratios. flip: add
     mirrored copies. repeats: how often each picture stands in the set. masks: one of `MASKS`. bucket_step: px, the step
     between the sides of buckets; see `target_size`. caption_syntax: one of `CAPTION_SYNTAXES`. source: the folder as
@@ -56,6 +60,7 @@ class FolderRequest:
     bucket_step: int = BUCKET_STEP
     caption_syntax: str = LITERAL
     source: str = ""
+    subfolders: bool = False
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
@@ -88,21 +93,26 @@ class FolderRequest:
 class _Findings:
     """What was noticed while a folder was read, as names of files."""
 
+    layout: Layout
+    written: Written
     noted: list[str] = field(default_factory=list)  # "name: note"
-    uncaptioned: list[str] = field(default_factory=list)
+    uncaptioned: dict[str, str] = field(default_factory=dict)  # {name: the caption that it has}
+    by_concept: dict[str, str] = field(default_factory=dict)  # {name: the concept that is its caption}
     cropped: list[str] = field(default_factory=list)
     small: list[str] = field(default_factory=list)
-    captions: CaptionFiles = field(default_factory=CaptionFiles)
+    counts: Counter[str] = field(default_factory=Counter)  # pictures by the places of their folders
+    captions: list[int] = field(default_factory=list)  # how many each picture has
 
-    def notes(self, request: FolderRequest) -> list[str]:
+    def notes(self, request: FolderRequest, pictures: Iterable[Path]) -> list[str]:
         """One note for each picture or kind of finding."""
-        notes = [*self.noted, *self.captions.notes, *left_out(request.folder, request.captions, self.captions)]
-        if self.uncaptioned:
-            caption = request.trigger.strip()
-            notes.append(
-                f"No caption: {listed(self.uncaptioned)}; "
-                + (f"only {caption!r} is said of them." if caption else "the prompt is empty for them.")
-            )
+        shown = self.layout.shown
+        notes = [
+            *parts_note(self.layout.parts, self.counts),
+            *self.noted,
+            *self.written.notes(list(pictures), request.captions == EVERY_LINE, shown),
+            *left_out(self.layout, request.captions, self.written),
+            *self._caption_notes(),
+        ]
         if self.cropped:
             finer = " A smaller bucket_step may keep more." if request.bucket_step > SMALL_STEP else ""
             notes.append(
@@ -115,23 +125,44 @@ class _Findings:
             )
         return notes
 
+    def _caption_notes(self) -> list[str]:
+        notes = []
+        if self.by_concept:
+            examples = [f"{name} ({concept})" for name, concept in self.by_concept.items()]
+            notes.append(f"Captions from the names of folders: {listed(examples)}.")
+        names_of: dict[str, list[str]] = {}
+        for name, caption in self.uncaptioned.items():
+            names_of.setdefault(caption, []).append(name)
+        notes += [
+            f"No caption: {listed(names)}; "
+            + (f"only {caption!r} is said of them." if caption else "the prompt is empty for them.")
+            for caption, names in names_of.items()
+        ]
+        if max(self.captions, default=1) > 1:
+            several = sum(count > 1 for count in self.captions)
+            notes.append(
+                f"Several captions, drawn by turns: {counted(several, 'picture')} with up to {max(self.captions)}."
+            )
+        return notes
+
 
 def _no_progress(done: int, of: int) -> None:
     """The progress of a reading that nobody watches."""
 
 
 def read_folder(request: FolderRequest, progress: Progress = _no_progress) -> ImageSet:
-    """Read and prepare every picture of the folder, in the order of file names.
+    """Read and prepare every picture of the folder, in the order of file names; subfolders follow, see `layout`.
 
     progress: see `reading.pictures.read_pictures`. Raises `InputError` that lists everything wrong at once: files that
     are no pictures, captions without a picture, pictures that are too small.
     """
-    folder = request.folder
-    if not folder.is_dir():
-        raise InputError(f"the folder {folder.name!r} is not there; make it under ComfyUI's input folder")
-    masks = FolderMasks(request.masks, files_in(folder), pictures_in(folder))
-    wrong = _captions_without_picture(folder, masks.pictures + masks.captioned)
-    pictures, traits, findings = [], [], _Findings(captions=_caption_files(request))
+    if not request.folder.is_dir():
+        raise InputError(f"the folder {request.folder.name!r} is not there; make it under ComfyUI's input folder")
+    layout = layout_of(request.folder, request.subfolders)
+    masks = FolderMasks(request.masks, layout.files, layout.pictures, layout.shown)
+    findings = _Findings(layout, _written(request, layout))
+    wrong = [*_captions_without_picture(request, layout, masks), *findings.written.tables.wrong]
+    pictures, traits = [], []
     files = [PictureFile(path, masks.of(path), request.masks == "alpha") for path in masks.pictures]
     for path, read in zip(masks.pictures, read_pictures(files, request.target, request.shape, progress), strict=True):
         try:
@@ -139,92 +170,108 @@ def read_folder(request: FolderRequest, progress: Progress = _no_progress) -> Im
                 raise read
             pictures.append(_item(path, read, request, findings))
         except InputError as error:
-            wrong.append(str(error))
+            place = layout.part_of(path).place
+            wrong.append(f"{place}/{error}" if place and isinstance(read, InputError) else str(error))
             continue
         traits.append(read.traits)
         if read.mask is None:
             masks.note_missing(path)
     if wrong:
         raise InputError(
-            f"{len(wrong)} of the files in {folder.name!r} cannot be used; move them out of the folder or mend them: "
-            + "; ".join(wrong)
+            f"{len(wrong)} of the files in {layout.folder.name!r} cannot be used; move them out of the folder or mend "
+            f"them: {'; '.join(wrong)}"
         )
     if not pictures:
-        text = f"the folder {folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it"
-        notes = masks.notes() + left_out(folder, request.captions, findings.captions)
+        text = f"the folder {layout.folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it"
+        notes = masks.notes() + left_out(layout, request.captions, findings.written)
         raise InputError(" ".join([f"{text}.", *notes]) if notes else text)
+    return _image_set(request, pictures, traits, findings.notes(request, masks.pictures) + masks.notes())
+
+
+def _image_set(
+    request: FolderRequest, pictures: list[TrainingImage], traits: list[Traits], notes: list[str]
+) -> ImageSet:
+    """The set of the pictures with their copies. notes: what was noticed so far."""
     measured = dict(zip(map(id, pictures), traits, strict=True))
     pictures, black = without_black_masks(pictures)
-    notes = findings.notes(request) + masks.notes() + black
-    notes += remarks([item.name for item in pictures], [measured[id(item)] for item in pictures])
+    notes = notes + black + remarks([item.name for item in pictures], [measured[id(item)] for item in pictures])
     items = [copy for item in pictures for copy in ((item, mirrored(item)) if request.flip else (item,))]
     items = items * request.repeats
-    return ImageSet(tuple(items), request.trigger.strip(), fingerprint(items), tuple(notes))
+    triggers = {item.trigger for item in items}
+    trigger = triggers.pop() if len(triggers) == 1 else ""
+    return ImageSet(tuple(items), trigger, fingerprint(items), tuple(notes))
 
 
 def _item(path: Path, read: ReadPicture, request: FolderRequest, findings: _Findings) -> TrainingImage:
-    """A picture that was read, with its caption. Raises `InputError` with the file's name."""
+    """A picture that was read, with its captions. Raises `InputError` with the file's name."""
     original, (height, width) = read.picture.original, size_of(read.picture.pixels)
-    try:
-        text = findings.captions.text_of(path)
-        caption, missing = caption_of(path, request.captions, request.template, request.trigger.strip(), text)
-    except OSError as error:
-        raise InputError(f"{path.name} has a caption file that cannot be read ({error})") from error
-    if missing:
-        findings.uncaptioned.append(path.name)
+    part, name = findings.layout.part_of(path), findings.layout.shown(path)
+    captions, trigger = _captions(path, part, request, findings)
     if read.picture.note:
-        findings.noted.append(f"{path.name}: {read.picture.note}")
+        findings.noted.append(f"{name}: {read.picture.note}")
     share = kept(*original, height, width)
     if request.bucket and share < LEAST_KEPT:
-        findings.cropped.append(f"{path.name} ({share:.0%} of {original[1]}x{original[0]} px is kept)")
+        findings.cropped.append(f"{name} ({share:.0%} of {original[1]}x{original[0]} px is kept)")
     if original[0] * original[1] < request.resolution**2 / 2:
-        findings.small.append(f"{path.name} ({original[1]}x{original[0]} px)")
+        findings.small.append(f"{name} ({original[1]}x{original[0]} px)")
+    findings.counts[part.place] += 1
+    findings.captions.append(len(captions))
     return TrainingImage(
-        path.name,
+        name,
         read.picture.pixels,
-        caption,
+        captions[0],
         read.mask,
         original,
         crop_offset(original, height, width),
         request.caption_syntax,
-        trigger=request.trigger.strip(),
-        source=request.source,
+        captions[1:],
+        float(part.repeats),
+        trigger,
+        request.source,
     )
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The folder's files that should be pictures, in the order of names: no captions, masks, caches or settings.
+def _captions(path: Path, part: Part, request: FolderRequest, findings: _Findings) -> tuple[tuple[str, ...], str]:
+    """(the captions of a picture, its trigger word). Raises `InputError` where its file cannot be read.
 
-    A file that is named as a mask is one, unless it has a caption file of its own; see `without_companions`.
+    Without a trigger on the node it is kohya's name of the folder, for the pictures whose captions say it.
     """
-    return without_companions(files_in(folder), filter(is_caption, entries_of(folder)))
+    name, written = findings.layout.shown(path), findings.written
+    words = FolderWords(filled(request.trigger, part.name), part.name, part.concept)
+    try:
+        lines = written.lines_of(path, request.captions == EVERY_LINE) if written.has(path) else None
+    except OSError as error:
+        raise InputError(f"{name} has a caption file that cannot be read ({error})") from error
+    captions, missing = captions_of(path, request.captions, request.template, words, lines)
+    if len(captions) > MOST_CAPTIONS:
+        raise InputError(f"{name} has {len(captions):,} captions; give it at most {MOST_CAPTIONS:,}")
+    if missing:
+        findings.uncaptioned[name] = captions[0]
+    elif lines is None and request.captions in WRITTEN:
+        findings.by_concept[name] = part.concept
+    if words.trigger or not part.concept:
+        return captions, words.trigger
+    return captions, part.concept if any(says(caption, part.concept) for caption in captions) else ""
 
 
-def files_in(folder: Path) -> list[Path]:
-    """The folder's pictures and masks, in the order of names."""
-    return [
-        path
-        for path in sorted(entries_of(folder), key=lambda p: p.name.lower())
-        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in OTHER_FILES | CAPTION_FILES
-    ]
-
-
-def _captions_without_picture(folder: Path, pictures: Iterable[Path]) -> list[str]:
-    captions = [path for path in sorted(entries_of(folder)) if is_caption(path)]
-    used = set(match_captions(pictures, captions).values())
+def _captions_without_picture(request: FolderRequest, layout: Layout, masks: FolderMasks) -> list[str]:
+    """What is said of caption files that belong to no picture."""
+    captions = sorted(layout.captions)
+    used = set(match_captions([*masks.pictures, *masks.captioned], captions).values())
     doubles = doubled_captions(captions, used)  # `left_out` names them
     return [
-        f"{path.name} is a caption without a picture of that name"
+        f"{layout.shown(path)} is a caption without a picture of that name"
         for path in captions
-        if path not in used and path not in doubles
+        if path not in used and path not in doubles and (request.captions in WRITTEN or path.suffix.lower() == ".txt")
     ]
 
 
-def _caption_files(request: FolderRequest) -> CaptionFiles:
-    """The caption files of a folder; none are read where the captions come from elsewhere."""
-    if request.captions != "text files":
-        return CaptionFiles()
-    return read_caption_files(pictures_in(request.folder), filter(is_caption, entries_of(request.folder)))
+def _written(request: FolderRequest, layout: Layout) -> Written:
+    """The captions in files and tables; none are read where the captions come from elsewhere."""
+    if request.captions not in WRITTEN:
+        return Written()
+    tables = [part.table for part in layout.parts if part.table]
+    return read_written(layout.pictures, layout.captions, tables, layout.shown)
 
 
 def mirrored(item: TrainingImage) -> TrainingImage:

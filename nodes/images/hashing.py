@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..bridge.files.headers import open_regular
-from .captions.text_files import CAPTION_ENDING, LONGEST_FILE
-from .left_out import OTHER_FILES
-from .listing import files_of
+from .captions.tables import LONGEST_TABLE
+from .captions.text_files import CAPTION_ENDINGS, LONGEST_FILE
+from .layout import layout_of
+from .listing import OTHER_FILES, TABLES
 from .reading.limits import MOST_MEMORY
 from .reading.pictures import threads
 from .reading.stamps import Kept, stamp_of
@@ -19,15 +20,16 @@ DIGESTS: Kept[bytes] = Kept(100_000)  # files, each counted as 1
 PIECE = 1 << 20  # bytes
 
 
-def hash_files(folder: Path, stopped: Callable[[], bool] = lambda: False) -> str | None:
-    """A hash of the names of all files and of the bytes of pictures and captions.
+def hash_files(folder: Path, stopped: Callable[[], bool] = lambda: False, subfolders: bool = False) -> str | None:
+    """A hash of the names of all files and of the bytes of pictures and captions, in all folders that are read.
 
-    A file that has not changed since it was hashed, see `reading.stamps`, is not read again. Of files that are refused
-    unread, since they are too large, the size counts. stopped: is asked before each file; None is given where it says
-    so.
+    subfolders: see `layout.layout_of`. stopped: is asked before each file; None is given where it says so. A file that
+    has not changed since it was hashed, see `reading.stamps`, is not read again. Of files that are refused unread,
+    since they are too large, the size counts.
     """
     reading, digest = DIGESTS.new_reading(), hashlib.sha256()
-    paths = files_of(folder) if folder.is_dir() else []
+    parts = layout_of(folder, subfolders).parts if folder.is_dir() else ()
+    paths = sorted(path for part in parts for path in part.entries if path.is_file())
     stamps = {path: stamp_of(path) for path in paths if _counts(path)}
     contents = {path: DIGESTS.get(stamp, reading) if stamp else None for path, stamp in stamps.items()}
     new = [path for path, content in contents.items() if content is None]
@@ -41,17 +43,20 @@ def hash_files(folder: Path, stopped: Callable[[], bool] = lambda: False) -> str
         if stamp and content and stamp == stamp_of(path):
             DIGESTS.put(stamp, content, 1, reading)
     for path in paths:
-        digest.update(path.name.encode("utf-8", "surrogatepass") + b"\0" + (contents.get(path) or b""))
+        name = path.relative_to(folder).as_posix()
+        digest.update(name.encode("utf-8", "surrogatepass") + b"\0" + (contents.get(path) or b""))
     return digest.hexdigest()
 
 
 def _counts(path: Path) -> bool:
     """Whether the content of a file counts, and not only its name."""
-    return not path.name.startswith(".") and path.suffix.lower() not in OTHER_FILES
+    name = path.name.lower()
+    return name in TABLES or (not name.startswith(".") and path.suffix.lower() not in OTHER_FILES)
 
 
 def _hash_file(path: Path) -> bytes:
-    most = LONGEST_FILE if path.suffix.lower() == CAPTION_ENDING else MOST_MEMORY
+    most = LONGEST_FILE if path.suffix.lower() in CAPTION_ENDINGS else MOST_MEMORY
+    most = LONGEST_TABLE if path.name.lower() in TABLES else most
     try:
         size = path.stat().st_size
         if size > most:

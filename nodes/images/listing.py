@@ -1,4 +1,4 @@
-"""The entries of a folder, with a bound on their number."""
+"""The entries of a folder, with a bound on their number, and the endings that tell what they are."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ from pathlib import Path
 
 from ...training.errors import InputError
 
-MOST_ENTRIES = 100_000  # of one folder
+MOST_ENTRIES = 100_000  # of all folders that are read for one set
+TABLES = ("metadata.jsonl", "metadata.csv")  # of captions, as Hugging Face's data sets have them; the first wins
+# Files that lie in training folders without being pictures: caches and settings of trainers and file managers, and what
+# comes with a data set that was downloaded.
+OTHER_FILES = {
+    *(".npz", ".json", ".jsonl", ".toml", ".yaml", ".safetensors", ".db", ".ini"),
+    *(".md", ".csv", ".parquet", ".yml", ".log", ".bak"),
+}
+PICTURES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".jp2"),
+    *(".qoi", ".heic", ".heif", ".jxl"),
+}
 
 
-def entries_of(folder: Path) -> list[Path]:
-    """Everything in a folder. Raises `InputError` for more than `MOST_ENTRIES`."""
+def entries_of(folder: Path, before: int = 0) -> list[Path]:
+    """Everything in a folder. before: entries that were found in other folders of the set.
+
+    Raises `InputError` for more than `MOST_ENTRIES` together.
+    """
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if len(found) == MOST_ENTRIES:
+            if before + len(found) >= MOST_ENTRIES:
                 raise InputError(
                     f"the folder {folder.name!r} holds more than {MOST_ENTRIES:,} files; move those of one training "
                     "into a folder of their own"
                 )
             found.append(folder / entry.name)
     return found
-
-
-def files_of(folder: Path) -> list[Path]:
-    """The regular files in a folder, in the order of their names; links to files are among them."""
-    return sorted(path for path in entries_of(folder) if path.is_file())

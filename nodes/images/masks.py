@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,15 +29,17 @@ def without_companions(files: Sequence[Path], captions: Iterable[Path]) -> list[
 
 @dataclass
 class FolderMasks:
-    """The masks of a folder's pictures.
+    """The masks of a set's pictures.
 
-    masks: one of `MASKS`. files: the folder's files. pictures: `without_companions` of them; with masks in files, those
-    that are the mask of another are taken out. captioned: masks with a caption file, which is not used.
+    masks: one of `MASKS`. files: the files of its folders. pictures: `without_companions` of them; with masks in files,
+    those that are the mask of another are taken out. shown: a path as the notes have it. captioned: masks with a
+    caption file, which is not used.
     """
 
     masks: str
     files: Sequence[Path]
     pictures: list[Path]
+    shown: Callable[[Path], str]
     captioned: list[Path] = field(default_factory=list)
     _without: list[str] = field(default_factory=list)  # pictures without a mask
     _of: dict[Path, Path] = field(default_factory=dict)  # {picture: its mask file}
@@ -48,10 +50,11 @@ class FolderMasks:
         self._companions = [path for path in self.files if path not in pictures]
         if self.masks != IN_FILES:
             return
-        by_name = {path.name.lower(): path for path in self.files} | {path.name: path for path in self.files}
+        by_name = {path.with_name(path.name.lower()): path for path in self.files} | {path: path for path in self.files}
         for picture in self.pictures:
             names = [f"{picture.stem}{suffix}.png" for suffix in SUFFIXES]
-            found = [by_name[n] for name in names for n in (name, name.lower()) if n in by_name]
+            paths = [picture.with_name(each) for name in names for each in (name, name.lower())]
+            found = [by_name[path] for path in paths if path in by_name]
             if found:
                 self._of[picture] = found[0]
         used = set(self._of.values())
@@ -65,7 +68,7 @@ class FolderMasks:
     def note_missing(self, picture: Path) -> None:
         """Say in the report that a picture has no mask, where masks are asked for."""
         if self.masks != "none":
-            self._without.append(picture.name)
+            self._without.append(self.shown(picture))
 
     def notes(self) -> list[str]:
         """What the report says: pictures without a mask, and files that are named as masks and not used."""
@@ -74,15 +77,15 @@ class FolderMasks:
             what = "No alpha" if self.masks == "alpha" else f"No {SUFFIXES[0]}.png"
             notes.append(f"{what}: {listed(self._without)}; the whole picture counts.")
         if self.captioned:
-            names = listed([path.name for path in self.captioned])
+            names = listed(list(map(self.shown, self.captioned)))
             notes.append(f"Masks with a caption: {names}; used as masks, and the captions are not used.")
         return [*notes, *self._left_out()]
 
     def _left_out(self) -> list[str]:
         used = {path for picture, path in self._of.items() if picture in self.pictures}
         left = [path for path in self._companions if path not in used]
-        conditions = [path.name for path in left if path.stem.lower().endswith(CONDITION)]
-        masks = [path.name for path in left if path.name not in conditions]
+        conditions = [self.shown(path) for path in left if path.stem.lower().endswith(CONDITION)]
+        masks = [self.shown(path) for path in left if not path.stem.lower().endswith(CONDITION)]
         train = "To train on one, give it a caption in a .txt of its name"
         notes = []
         if masks:

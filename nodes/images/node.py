@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import posixpath
-from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 from comfy_api.latest import io
 
 from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
 from ..bridge.files.listing import stamp_of_folders
-from ..bridge.files.writing import NO_FOLDER_OPTION, resolve_inside
+from ..bridge.files.writing import NO_FOLDER_OPTION
 from ..bridge.running_prompt import is_wired
 from ..bridge.types import Images
 from .batch import image_set
@@ -23,6 +21,7 @@ from .captions.sources import CAPTIONS
 from .folder import LARGEST_RESOLUTION, FolderRequest, read_folder
 from .hashing import hash_files
 from .masks import MASKS
+from .places import data_set_folders, find_folder, folder_names, input_folder
 from .reading.pictures import Progress
 from .sheet import contact_sheet, describe, tensors_of
 from .sizes import BUCKET_STEP, BUCKET_STEPS, SMALL_STEP, SMALLEST_SIDE
@@ -47,7 +46,7 @@ def _caption_syntax() -> io.Combo.Input:
 
 def _folders() -> list[str]:
     """The choices of the widget. The choice of none is the last, so that a graph can be shared with it."""
-    return [*folder_paths.get_input_subfolders(), NO_FOLDER_OPTION]
+    return [*folder_names(), NO_FOLDER_OPTION]
 
 
 def shown_progress() -> Progress:
@@ -75,8 +74,9 @@ class ImageFolder(io.ComfyNode):
                     "folder",
                     options=_folders(),
                     tooltip=(
-                        "A folder under ComfyUI's input folder. Every picture in it is used; a file that cannot be "
-                        "used is named."
+                        "A folder under ComfyUI's input folder, or one under its folder for datasets, marked "
+                        "[datasets]. Every picture in it is used; a file that cannot be used is named. Where it holds "
+                        "none itself, its subfolders named N_name are read, N for the repeats."
                     ),
                 ),
                 io.Combo.Input(
@@ -84,21 +84,27 @@ class ImageFolder(io.ComfyNode):
                     options=list(CAPTIONS),
                     default=CAPTIONS[0],
                     tooltip=(
-                        "Where each picture's caption comes from: a .txt file of the same name, the file's own name, "
-                        "or one template for all. Say in the caption what should stay changeable."
+                        "Where each picture's caption comes from: a .txt or .caption file of the same name or a row of "
+                        "metadata.jsonl, the file's own name, or one template for all. One caption a line: each line "
+                        "of a file is a caption, drawn by turns. Say in the caption what should stay changeable."
                     ),
                 ),
                 io.String.Input(
                     "template",
                     default="{trigger}",
                     tooltip=(
-                        "The caption of every picture when captions is 'template'. {trigger} and {name} are filled in."
+                        "The caption of every picture when captions is 'template'. {trigger}, {name} and {folder} are "
+                        "filled in."
                     ),
                 ),
                 io.String.Input(
                     "trigger",
                     default="",
-                    tooltip=("A word that stands for what is learned; write it in prompts later. " + TRIGGER_RULE),
+                    tooltip=(
+                        "A word that stands for what is learned; write it in prompts later. "
+                        + TRIGGER_RULE
+                        + " [trigger] in a caption stands for it. {folder} in it is the name of the picture's folder."
+                    ),
                 ),
                 io.Int.Input(
                     "resolution",
@@ -171,6 +177,17 @@ class ImageFolder(io.ComfyNode):
                     force_input=True,
                     tooltip="A folder's name as text from another node; it wins over folder.",
                 ),
+                io.Boolean.Input(
+                    "subfolders",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Reads the pictures of all folders below the folder too. In one named N_name, N is how often "
+                        "its pictures are drawn, and name the caption of those without one. {folder} in trigger gives "
+                        "each folder a trigger of its own."
+                    ),
+                ),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -200,12 +217,12 @@ class ImageFolder(io.ComfyNode):
     def fingerprint_inputs(cls, folder, **inputs):
         # With or without the pictures as tensors: what was read for the one is not handed on for the other.
         pictures = is_wired(PICTURES_SLOT)
-        base = Path(folder_paths.get_input_directory())
         try:
             if folder is None or "folder_name" in inputs:  # the name is on a wire and not known yet
-                return f"{stamp_of_folders([base])}:{pictures}"
+                return f"{stamp_of_folders([input_folder(), *data_set_folders()])}:{pictures}"
             # ComfyUI takes what is raised here for a warning; it sees an interrupt before the node runs.
-            files = hash_files(resolve_inside(base, folder), comfy.model_management.processing_interrupted)
+            stopped = comfy.model_management.processing_interrupted
+            files = hash_files(find_folder(folder), stopped, bool(inputs.get("subfolders")))
             return f"{files}:{pictures}" if files else float("nan")
         except (ValueError, OSError) as error:
             return str(error)
@@ -214,9 +231,8 @@ class ImageFolder(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, folder, folder_name=None, **settings) -> io.NodeOutput:
         name = folder if folder_name is None else folder_name
-        path = resolve_inside(Path(folder_paths.get_input_directory()), name)
         source = posixpath.normpath(name.replace("\\", "/"))  # "cats/" and "cats" are one folder
-        images = read_folder(FolderRequest(path, source=source, **settings), shown_progress())
+        images = read_folder(FolderRequest(find_folder(name), source=source, **settings), shown_progress())
         pictures = tensors_of(images) if is_wired(PICTURES_SLOT) else []
         return io.NodeOutput(images, contact_sheet(images), describe(images), pictures)
 

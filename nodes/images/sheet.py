@@ -110,7 +110,7 @@ def describe(images: ImageSet) -> str:
         for group in images.by_size()
         for size in [images.items[group[0]].pixels.shape]
     ]
-    captions = {item.caption for item in images.items}
+    captions = {caption for item in images.items for caption in item.captions}
     distinct, copies = len(images.copies()), len(images.items)
     count = (
         counted(distinct, "picture")
@@ -125,11 +125,10 @@ def describe(images: ImageSet) -> str:
             f"{counted(len(captions), 'different caption')}, for example "
             f"{min(captions - {''}, key=lambda text: (len(text), text))!r}."
         )
-    if images.trigger:
-        prompt = images.trigger_prompt
-        lines.append(
-            f"Trigger word: {images.trigger}." + (f" In prompts write {prompt}." if prompt != images.trigger else "")
-        )
+    if images.triggers:
+        words, prompt = ", ".join(images.triggers), images.trigger_prompt
+        several = "s" if len(images.triggers) > 1 else ""
+        lines.append(f"Trigger word{several}: {words}." + (f" In prompts write {prompt}." if prompt != words else ""))
     lines += _bracket_notes(images)
     if any(item.mask is not None for item in images.items):
         lines.append("Masks: only what they let through counts in the loss.")

@@ -17,7 +17,7 @@ FILES = Path(__file__).parent / "moved_values"
 RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
 # Widgets that came after the last one of version 0.1, at their defaults.
 LATER = {
-    "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal"},
+    "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},
     "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
     "BespokeInjectLora": {"partial": False},
     "BespokeTrainLora": {"score_pictures": "auto"},

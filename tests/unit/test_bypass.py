@@ -60,6 +60,8 @@ VERDICTS = {
     ("BespokeRestoreUnmasked", "report"): (None, EMPTY),
     ("BespokeRestoreUnmasked", "changed_outside"): ("feather", TOLD),
     ("BespokeSaveEmbedding", "prompt_word"): ("name", TOLD),
+    ("BespokeSaveImageSet", "folder"): ("folder", TOLD),
+    ("BespokeSaveImageSet", "report"): ("folder", TOLD),
     ("BespokeSaveLora", "for_lists"): ("run", TOLD),
     ("BespokeSaveLora", "lora_name"): ("filename_prefix", TOLD),
     ("BespokeStrengthSigmas", "sigmas"): (None, EMPTY),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bespoke.nodes.images.batch import image_set
-from bespoke.nodes.images.captions.sources import caption_of, with_trigger
+from bespoke.nodes.images.captions.sources import FolderWords, captions_of, with_trigger
 from bespoke.nodes.images.folder import FolderRequest, fingerprint, read_folder
 from bespoke.nodes.images.sheet import describe
 from bespoke.nodes.textual_inversion.templates import prompt_for
@@ -97,7 +97,7 @@ def test_both_sets_add_the_trigger_alike(tmp_path):
     ],
 )
 def test_a_template_says_the_trigger(tmp_path, template, right):
-    assert caption_of(tmp_path / "a_red-wall.png", "template", template, "sks") == (right, False)
+    assert captions_of(tmp_path / "a_red-wall.png", "template", template, FolderWords("sks")) == ((right,), False)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_each_reason_is_counted(folder):
     draw(folder / "a.png")
     draw(folder / "10_dog" / "b.png")
     draw(folder / "10_dog" / "c.JPG")
+    draw(folder / "0_cat" / "d.png")
     (folder / "empty").mkdir()
     for name in ("a.txt", "a.caption", "metadata.jsonl", "a.npz", "b.npz", "set.json", ".DS_Store", "._a.png"):
         (folder / name).write_text("x")
@@ -46,12 +47,15 @@ def test_each_reason_is_counted(folder):
     text = report(folder)
     assert "NOT READ: 2 pictures in subfolders: 10_dog (2). Only the folder itself is read" in text
     assert "Passed over: subfolders without pictures: empty." in text
-    assert "NOT READ: 1 .caption file: a.caption." in text
-    assert "NOT READ: captions in metadata.jsonl." in text
-    assert "Passed over, as they are no pictures: 2 .npz, 1 .json." in text
+    assert "NOT READ: a.caption, as the same picture has another caption file." in text
+    assert "Passed over: metadata.jsonl, as every picture has a caption file of its own." in text
+    assert "Passed over, as they are no pictures: 2 .npz, 1 .json, for example a.npz." in text
+    assert "Passed over, as their names ask for 0 repeats: 0_cat." in text
     assert "Passed over, as their names begin with a dot: ._a.png, .DS_Store." in text
     assert "Passed over, as they are broken links or no files: gone.png." in text
-    assert "1 .txt file, as captions is 'file names'" in report(folder, captions="file names")
+    text = report(folder, captions="file names")
+    for what in ("1 .txt file", "1 .caption file", "metadata.jsonl"):
+        assert f"Passed over: {what}, as captions is 'file names'." in text
 
 
 def test_a_clean_folder_has_no_such_notes(folder):
@@ -63,8 +67,8 @@ def test_a_clean_folder_has_no_such_notes(folder):
 
 
 def test_pictures_in_subfolders_alone_are_named_in_the_error(folder):
-    draw(folder / "10_dog" / "b.png")
-    with pytest.raises(InputError, match=r"holds no picture; .* NOT READ: 1 picture in subfolders: 10_dog \(1\)"):
+    draw(folder / "dogs" / "b.png")
+    with pytest.raises(InputError, match=r"holds no picture; .* NOT READ: 1 picture in subfolders: dogs \(1\)"):
         read_folder(FolderRequest(folder))
 
 

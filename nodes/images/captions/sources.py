@@ -2,30 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ....training.captions import says
 
-CAPTIONS = ("text files", "file names", "template")
+EVERY_LINE = "text files, one caption a line"
+CAPTIONS = ("text files", "file names", "template", EVERY_LINE)
+WRITTEN = (CAPTIONS[0], EVERY_LINE)  # the captions are read from files
+MOST_CAPTIONS = 1000  # of one picture
+# What stands for the trigger in a caption, as ai-toolkit has it (README.md, "Dataset Preparation").
+PLACEHOLDER = "[trigger]"
+FOLDER = "{folder}"  # in the trigger and the template: the name of the picture's folder
 
 
-def caption_of(path: Path, source: str, template: str, trigger: str, file_text: str = "") -> tuple[str, bool]:
-    """(the caption of a picture, whether its text file is missing or empty).
+@dataclass(frozen=True)
+class FolderWords:
+    """What a picture's folder adds to its captions.
 
-    source: one of `CAPTIONS`. template: {trigger} and {name} are filled in. trigger: put before a caption that lacks
-    it, and before a template's without {trigger}. file_text: the text of the picture's caption file, see `text_files`.
+    trigger: put before captions that lack it. folder: stands for {folder}. concept: kohya's name of the folder, the
+    caption of a picture for which none is written, or "".
     """
+
+    trigger: str = ""
+    folder: str = ""
+    concept: str = ""
+
+    @property
+    def word(self) -> str:
+        """What `PLACEHOLDER` stands for."""
+        return self.trigger or self.concept
+
+
+def filled(trigger: str, folder: str) -> str:
+    """The trigger word of the pictures in a folder, with {folder} filled in."""
+    return trigger.replace(FOLDER, folder).strip()
+
+
+def captions_of(
+    path: Path, source: str, template: str, words: FolderWords, lines: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], bool]:
+    """(the captions of a picture, whether its written caption is missing or empty).
+
+    source: one of `CAPTIONS`. template: {trigger}, {name} and {folder} are filled in. words: its trigger is put before
+    a caption that lacks it, and before a template's without {trigger}. lines: what is written for the picture, None
+    where nothing is. A written [trigger] is replaced by the trigger, else by the concept, else by nothing.
+    """
+    trigger = words.trigger
     if source == "template":
-        # Only these two names: a template is a user's text, not a format string.
-        text = template.replace("{trigger}", trigger).replace("{name}", _words_of(path)).strip()
-        return text if "{trigger}" in template else with_trigger(text, trigger), False
-    missing = False
+        # Only these names: a template is a user's text, not a format string.
+        text = template.replace("{trigger}", trigger).replace("{name}", _words_of(path)).replace(FOLDER, words.folder)
+        text = text.strip()
+        return (text if "{trigger}" in template else with_trigger(text, trigger),), False
     if source == "file names":
-        text = _words_of(path).strip()
-    else:
-        text = file_text
-        missing = not text
-    return with_trigger(text, trigger), missing
+        return (with_trigger(_words_of(path).strip(), trigger),), False
+    if lines is None and words.concept:
+        return (with_trigger(words.concept, trigger),), False
+    texts = lines or ()
+    texts = [text.replace(PLACEHOLDER, words.word) for text in (texts if source == EVERY_LINE else [" ".join(texts)])]
+    texts = [text for text in (" ".join(text.split()) for text in texts) if text]
+    return tuple(with_trigger(text, trigger) for text in texts or [""]), not texts
 
 
 def with_trigger(caption: str, trigger: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import importlib.util
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from PIL import Image, UnidentifiedImageError
 from ....training.errors import InputError
 from ...bridge.files.headers import open_regular
 from .bands import Rows, Size, Upright, bands, shrunk, shrunk_whole
-from .limits import MOST_PIXELS, check_file, check_scans, frames_of, memory_of
+from .limits import MOST_PIXELS, check_file, check_scans, frames_of, is_slow, memory_of
 from .png import LEFT_OUT, pixels_alone
+from .reads import BoundedReads
 
 # Formats of other packages, which are used where they are installed: {Pillow's name: (package, what registers it)}.
 PLUGINS = {"HEIF": ("pillow_heif", "register_heif_opener"), "JXL": ("pillow_jxl", "")}
@@ -84,6 +86,20 @@ def read_mask(path: Path, size: Size, target: Size, room: Room = contextlib.null
         return torch.from_numpy(shrunk(_rounded(rows), 1, size, target).astype(np.float32) / 255)
 
 
+def read_thumbnail(path: Path, side: int, room: Room = contextlib.nullcontext) -> Image.Image:
+    """A picture of at most `side` px a side, as RGB. Not enlarged; not cropped, but for what rounding its sides takes.
+
+    A JPEG is decoded at about that size, which takes a small part of the time. Else as `read_picture`.
+    """
+    with _decoded(path, room, (2 * side, 2 * side)) as (upright, _):
+        size = upright.height, upright.width
+        share = min(1.0, side / max(size))
+        target = max(1, round(size[0] * share)), max(1, round(size[1] * share))
+        plain = upright.plain
+        rgb = shrunk(upright.on_white, 3, size, target) if plain is None else shrunk_whole(plain, target)
+        return Image.fromarray(rgb)
+
+
 def _brightness(upright: Upright) -> Callable[[int, int], torch.Tensor]:
     """(first row, row behind the last) -> the values of a mask, [rows, W] in 0..1."""
 
@@ -102,46 +118,88 @@ def _rounded(rows: Callable[[int, int], torch.Tensor]) -> Rows:
 
 
 @contextlib.contextmanager
-def _decoded(path: Path, room: Room) -> Iterator[tuple[Upright, str]]:
-    """The decoded picture and a note on its frames and parts. Raises `InputError` for whatever Pillow raises."""
+def _decoded(path: Path, room: Room, draft: tuple[int, int] | None = None) -> Iterator[tuple[Upright, str]]:
+    """The decoded picture and a note on its frames and parts.
+
+    draft: (width, height) px; a JPEG may be decoded at a smaller size that is no smaller than that. Raises `InputError`
+    for whatever Pillow raises.
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             check_file(file, size)
             with contextlib.ExitStack() as stack:
-                yield _opened(file, size, room, stack)
+                yield _opened(file, size, room, stack, draft)
     except InputError:
         raise
+    except MemoryError as error:
+        raise InputError(
+            "needs more memory to be decoded than is free; close other programs, or save the picture again, smaller"
+        ) from error
     except Image.DecompressionBombError as error:
         raise InputError(f"has more than {MOST_PIXELS:,} pixels, or than Pillow allows; make it smaller") from error
     except Exception as error:  # Pillow's readers raise anything from SyntaxError to struct.error on a malformed file
+        reason = _disk_error(error)
+        if reason:
+            raise InputError(
+                f"cannot be read from the disk ({reason}); look whether it is there, may be read and can be copied"
+            ) from error
         raise InputError(_why_unreadable(path, error)) from error
 
 
-def _opened(file: BinaryIO, size: int, room: Room, stack: contextlib.ExitStack) -> tuple[Upright, str]:
+def _disk_error(error: Exception) -> str:
+    """Why the system refuses to read the file, or "" for an error of another kind.
+
+    Pillow's own `OSError` has no number, and EINVAL is the system's answer to a place before the file's beginning,
+    which a malformed file names.
+    """
+    if not isinstance(error, OSError) or error.errno in (None, errno.EINVAL):
+        return ""
+    return (error.strerror or type(error).__name__).lower()
+
+
+def _opened(
+    file: BinaryIO, size: int, room: Room, stack: contextlib.ExitStack, draft: tuple[int, int] | None
+) -> tuple[Upright, str]:
     """The decoded picture, open until `stack` ends, and a note. A PNG with bad parts is read without them, see `png`.
 
     file: of `size` bytes.
     """
     try:
-        return _loaded(file, size, 0, room, stack)
-    except (InputError, Image.DecompressionBombError):
+        return _loaded(file, size, 0, room, stack, draft)
+    except (InputError, MemoryError, Image.DecompressionBombError):
         raise
-    except Exception:  # see `_decoded`
+    except Exception as error:  # see `_decoded`
+        if _disk_error(error):
+            raise
         alone = pixels_alone(file, size)
         if alone is None:
             raise
-    upright, frames = _loaded(alone, size, size, room, stack)
+    upright, frames = _loaded(alone, size, size, room, stack, None)
     return upright, f"{frames}, {LEFT_OUT}" if frames else LEFT_OUT
 
 
-def _loaded(file: BinaryIO, size: int, copied: int, room: Room, stack: contextlib.ExitStack) -> tuple[Upright, str]:
-    """(the decoded picture, open until `stack` ends, what `frames_of` says). copied: bytes of `file` in memory."""
+def _loaded(
+    file: BinaryIO,
+    size: int,
+    copied: int,
+    room: Room,
+    stack: contextlib.ExitStack,
+    draft: tuple[int, int] | None,
+) -> tuple[Upright, str]:
+    """(the decoded picture, open until `stack` ends, what `frames_of` says). copied: bytes of `file` in memory.
+
+    draft: see `_decoded`.
+    """
     with contextlib.ExitStack() as own:
-        opened = own.enter_context(Image.open(file, formats=_formats()))
+        reads = BoundedReads(file, size)
+        opened = own.enter_context(Image.open(cast(IO[bytes], reads), formats=_formats()))
         check_scans(file, opened)
-        needed, frames = memory_of(opened, size) + copied, frames_of(opened, size)
+        needed, frames = memory_of(opened, size) + copied, frames_of(opened, size, reads)
         own.enter_context(room(needed))
+        if draft is not None:
+            opened.draft(opened.mode, draft)
+        reads.bounded = not is_slow(opened)
         opened.load()
         upright = Upright(opened)
         stack.push(own.pop_all())

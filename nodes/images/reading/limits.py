@@ -8,6 +8,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from ....training.errors import InputError
+from .reads import BoundedReads, TooManyReads
 
 MOST_MEMORY = 2**30  # bytes that one picture may take while it is decoded
 MOST_PIXELS = 200_000_000
@@ -35,7 +36,7 @@ def memory_of(opened: Image.Image, file_bytes: int) -> int:
     pixels = width * height
     if pixels > MOST_PIXELS:
         raise InputError(f"has {width}x{height} px; at most {MOST_PIXELS:,} pixels are read. Make it smaller")
-    if _is_slow(opened) and pixels > MOST_SLOW_PIXELS:
+    if is_slow(opened) and pixels > MOST_SLOW_PIXELS:
         kind = opened.format
         raise InputError(
             f"has {width}x{height} px, and a {kind} file of its kind is read with at most {MOST_SLOW_PIXELS:,} pixels, "
@@ -86,11 +87,24 @@ def check_scans(file: BinaryIO, opened: Image.Image) -> None:
         raise InputError(f"is a progressive JPEG with {scans:,} scans; at most {MOST_SCANS} are read. Save it again")
 
 
-def frames_of(opened: Image.Image, file_bytes: int) -> str:
+def frames_of(opened: Image.Image, file_bytes: int, reads: BoundedReads) -> str:
     """ "the first of N frames" of an animation or of a file of several pages, "" for a single picture.
 
-    Counting is bounded: a GIF is read to its end, and the pages of a TIFF are searched one by one.
+    Counting is bounded: a GIF is read to its end, and the pages of a TIFF are searched one by one. reads: the file, as
+    `opened` has it.
     """
+    reads.restart()
+    try:
+        return _counted_frames(opened, file_bytes)
+    except TooManyReads:
+        reads.restart()
+        opened.seek(0)
+        return "the first frame"
+    finally:
+        reads.restart()
+
+
+def _counted_frames(opened: Image.Image, file_bytes: int) -> str:
     if opened.format == "MPO":  # a phone's: other views of the same moment behind the picture
         return ""
     if not getattr(opened, "is_animated", False):
@@ -105,13 +119,13 @@ def frames_of(opened: Image.Image, file_bytes: int) -> str:
             opened.seek(pages)
             pages += 1
     except EOFError:
-        return f"the first of {pages} frames"
-    finally:
         opened.seek(0)
+        return f"the first of {pages} frames"
+    opened.seek(0)
     return f"the first of {pages} or more frames"
 
 
-def _is_slow(opened: Image.Image) -> bool:
+def is_slow(opened: Image.Image) -> bool:
     """Whether Pillow decodes it in Python."""
     return any(tile[0] in Image.DECODERS for tile in getattr(opened, "tile", ()))
 

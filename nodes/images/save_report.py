@@ -1,0 +1,95 @@
+"""The report of a set that was written into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ...training.captions import PROMPT
+from ...training.images import ImageSet
+from .batch import in_one_line
+from .folder import LARGEST_RESOLUTION
+from .masks import IN_FILES
+from .quality import counted, listed
+from .save import SavedPicture, SavedSet
+from .sizes import BUCKET_STEP, SMALL_STEP, SMALLEST_SIDE, size_of, target_size
+
+
+def reading_settings(sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """(resolution, bucket_step) with which Image Folder leaves pictures of these sizes as they are; None for none.
+
+    sizes: (height, width) in px.
+    """
+    needed = int(np.ceil(max(height * width for height, width in sizes) ** 0.5))
+    resolution = max(SMALLEST_SIDE, -(-needed // 8) * 8)
+    if resolution > LARGEST_RESOLUTION:
+        return None
+    for step in range(BUCKET_STEP, 0, -SMALL_STEP):
+        if all(target_size(*size, resolution, True, step) == size for size in set(sizes)):
+            return resolution, step
+    return None
+
+
+def report_of(saved: SavedSet, images: ImageSet) -> str:
+    """What was written, how Image Folder reads it as it is, and what a folder cannot hold."""
+    pictures = saved.pictures
+    captions = sum(bool(picture.text) for picture in pictures)
+    masks = sum(picture.mask is not None for picture in pictures)
+    what = [counted(len(pictures), "picture"), counted(captions, "caption file"), counted(masks, "mask")]
+    what = ", ".join(what if masks else what[:2])
+    where = f"input/{saved.folder}"
+    first = f"Already there: {where} holds {what}; nothing was written." if saved.was_there else f"{where}: {what}."
+    return "\n".join([first, _how_to_read(pictures, images), *_not_kept(pictures, images)])
+
+
+def _how_to_read(pictures: Sequence[SavedPicture], images: ImageSet) -> str:
+    settings = ["captions text files"]
+    if any(len(picture.item.captions) > 1 for picture in pictures):
+        settings = ["captions text files, one caption a line"]
+    found = reading_settings([size_of(picture.item.pixels) for picture in pictures])
+    if found:
+        settings += [f"resolution {found[0]}", f"bucket_step {found[1]}"]
+    if any(picture.mask is not None for picture in pictures):
+        settings.append(f"masks {IN_FILES}")
+    if any(picture.item.caption_syntax == PROMPT for picture in pictures):
+        settings.append(f"caption_syntax {PROMPT}")
+    if images.trigger:
+        settings.append(f"trigger {images.trigger}")
+    note = "" if found else " Its pictures have sizes that no resolution leaves as they are."
+    return f"Image Folder reads this set as it is with {'; '.join(settings)}.{note}"
+
+
+def _not_kept(pictures: Sequence[SavedPicture], images: ImageSet) -> list[str]:
+    notes = []
+    items = [picture.item for picture in pictures]
+    if len(images.items) > len(items):
+        notes.append(
+            f"Written once: the set has {len(images.items)} pictures with mirrored, repeated and smaller copies. Image "
+            "Folder makes the first two with flip and repeats."
+        )
+    if len({item.weight for item in images.items}) > 1:
+        notes.append("Not kept: how often each picture is drawn (weights); combine the folders again.")
+    scaled = [item for item in items if item.original not in (None, size_of(item.pixels))]
+    if scaled:
+        notes.append(
+            f"Not kept: the size before scaling and cropping of {counted(len(scaled), 'picture')}, which SDXL is told; "
+            "for it the saved size counts from now on."
+        )
+    rounded = [
+        picture.item.name
+        for picture in pictures
+        if picture.mask is not None
+        and picture.item.mask is not None
+        and not torch.equal(picture.mask.float() / 255, picture.item.mask.float())
+    ]
+    if rounded:
+        notes.append(f"Masks are rounded to 256 steps: {listed(rounded)}.")
+    spaced = [item.name for item in items if any(in_one_line(text) != text for text in item.captions)]
+    if spaced:
+        notes.append(f"Captions in one line, with single blanks: {listed(spaced)}.")
+    empty = [item.name for item in items if "" in item.captions and any(item.captions)]
+    if empty:
+        notes.append(f"Empty captions beside others are not written: {listed(empty)}.")
+    return notes

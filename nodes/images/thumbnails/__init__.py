@@ -1,0 +1,1 @@
+"""Small pictures for the list on the image node."""
