@@ -2,7 +2,7 @@
 // Folds the advanced inputs of a node in the classic look, as Nodes 2.0 does by itself. No side effects: index.js attaches
 // it.
 
-import { addPanel, advancedWidgets, fitNode, hideWidgets, isClassic, leaveAdvancedOut, neededHeight, onConfigured, onLookChange, onNodeChange, propertyOf, setProperty, shrinkNode, whileOnGraph } from "./comfy.js";
+import { addPanel, advancedWidgets, fitNode, heightOf, hideWidgets, isClassic, leaveAdvancedOut, neededHeight, onConfigured, onLookChange, onNodeChange, propertyOf, setProperty, shrinkNode, whileOnGraph } from "./comfy.js";
 import { el, setText, stopEvents } from "./dom.js";
 import { t } from "./words.js";
 
@@ -22,6 +22,8 @@ export function attachAdvanced(node) {
   stopEvents(button);
   /** @type {Set<string>} */
   let folded = new Set();
+  /** @type {number | null} by how many px the node grew when its inputs were shown; null: not known */
+  let grown = null;
 
   /** @param {Set<string>} names of the inputs to hide */
   function hide(names) {
@@ -48,23 +50,32 @@ export function attachAdvanced(node) {
   }
 
   function toggle() {
-    setProperty(node, UNFOLDED, !propertyOf(node, UNFOLDED));
-    refit();
+    const isOpening = !propertyOf(node, UNFOLDED);
+    const before = heightOf(node);
+    setProperty(node, UNFOLDED, isOpening);
+    refit(grown);
+    grown = isOpening ? heightOf(node) - before : null;
   }
 
-  /** Show or hide, and let the node's height follow in the classic look. */
-  function refit() {
+  /**
+   * Show or hide, and let the node's height follow in the classic look.
+   * @param {number | null} [by] px by which the node becomes lower; null: by the height of what is hidden
+   */
+  function refit(by = null) {
     const before = neededHeight(node);
     apply();
     if (!isClassic()) return;
-    shrinkNode(node, before - neededHeight(node));
+    shrinkNode(node, by ?? before - neededHeight(node));
     fitNode(node);
   }
 
   apply();
   addPanel(node, "advanced", button, { height: () => (isClassic() ? HEIGHT : 0) });
   if (isClassic()) shrinkNode(node, Infinity); // a node that is loaded gets its saved size afterwards
-  whileOnGraph(node, () => onLookChange(refit));
-  onConfigured(node, apply);
+  whileOnGraph(node, () => onLookChange(() => refit()));
+  onConfigured(node, () => {
+    grown = null;
+    apply();
+  });
   onNodeChange(node, showLinked);
 }

@@ -14,6 +14,7 @@
 //   api.dispatchCustomEvent                    tell the page and all extensions of an event, as the socket does
 //   api "graphChanged", "reconnected"          the page noticed a change of the graph; the server is back
 //   app.ui.settings "<id>.change"              a setting was changed
+//   extensionManager.getSidebarTabs            the sidebar's tabs; their buttons follow a change of title and tooltip
 //   node.subgraph, graph.nodes, getNodeById    the graph inside a node; a graph's nodes
 //   subgraph.outputNode.slots[i].getLinks()    what leaves a subgraph
 //   link.origin_id === -10                     a link from outside a subgraph
@@ -139,8 +140,9 @@ export function onEvent(name, listener) {
  */
 export function onSettingChange(id, react) {
   const settings = /** @type {EventTarget | undefined} */ (/** @type {any} */ (app).ui?.settings);
-  settings?.addEventListener?.(`${id}.change`, react);
-  return () => settings?.removeEventListener?.(`${id}.change`, react);
+  const later = () => requestAnimationFrame(react); // page 1.47 tells of it before the setting has its new value
+  settings?.addEventListener?.(`${id}.change`, later);
+  return () => settings?.removeEventListener?.(`${id}.change`, later);
 }
 
 /**
@@ -210,6 +212,16 @@ export const toast = (message) => app.extensionManager?.toast?.add(message);
 export const addSidebarTab = (tab) => app.extensionManager.registerSidebarTab(tab);
 
 /**
+ * Change what the button of a sidebar tab is called.
+ * @param {string} id
+ * @param {{ title: string, tooltip: string }} texts
+ */
+export function renameSidebarTab(id, texts) {
+  const tab = app.extensionManager.getSidebarTabs?.().find((one) => one.id === id);
+  if (tab) Object.assign(tab, texts);
+}
+
+/**
  * Register the extension. From then on the functions given to `onNodeChange` are called for changes of the graph.
  * @param {Omit<ComfyExtension, "settings" | "nodeCreated"> & { settings: object[], nodeCreated: (node: Node) => void }} options
  */
@@ -235,6 +247,12 @@ export const openWorkflow = (workflow, name) => app.loadGraphData(workflow, true
 
 /** The id of the open workflow, "" where it has none. */
 export const workflowId = () => app.rootGraph?.id ?? "";
+
+/**
+ * Whether something of a workflow is about the open one. Where no id is known, it may be.
+ * @param {string} id of a workflow, or ""
+ */
+export const isOpenWorkflow = (id) => !id || id === workflowId();
 
 /**
  * The defaults of a node's widgets, by name, as the server tells them.
@@ -625,6 +643,12 @@ export function fitNode(node) {
   if (node.size[0] < width || node.size[1] < height) node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.graph?.setDirtyCanvas?.(true, true);
 }
+
+/**
+ * The height of the node in px.
+ * @param {Node} node
+ */
+export const heightOf = (node) => node.size[1];
 
 /**
  * The height in px that the node's widgets need.

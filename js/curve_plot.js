@@ -91,7 +91,9 @@ export function drawCurves(canvas, curves, { isLive = false, small = false, sing
     drawAverage(context, curve, x, clipped, lines(i).average, small ? 1.3 : 1.8);
     drawHeldOut(context, curve, x, clipped, lines(i).heldOut, small);
   });
-  if (!small && shown.length === 1 && shown[0].best) drawBest(context, shown[0].best, x, clipped, box, colours);
+  const [{ best, heldOut }, ...others] = shown;
+  // A single score of step 0 is the base model's: it is the best of nothing.
+  if (!small && !others.length && best && (best[0] > 0 || heldOut.length > 1)) drawBest(context, best, x, clipped, box, colours);
 }
 
 /**

@@ -3,7 +3,7 @@
 // file under WEB_DIRECTORY by itself.
 
 import { attachAdvanced } from "./advanced_inputs.js";
-import { addSidebarTab, classOf, fetchJson, onSettingChange, register, restoreOutputs, setting } from "./comfy.js";
+import { addSidebarTab, classOf, fetchJson, onSettingChange, register, renameSidebarTab, restoreOutputs, setting } from "./comfy.js";
 import { createCommands } from "./commands.js";
 import { el } from "./dom.js";
 import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
@@ -23,6 +23,9 @@ import { setTexts, t } from "./words.js";
 
 /** Nodes whose server-side class sets `has_intermediate_output`: what they show is not in the workflow. */
 const RESTORED = new Set([...Object.keys(TRAINERS), WORD_NODE, "BespokeLatentMaskBlend"]);
+
+const TAB = "bespoke-runs"; // the sidebar's tab
+const tabTexts = () => ({ title: t("runs"), tooltip: t("runs.tip") });
 
 const runs = createRuns();
 const phases = createPhases();
@@ -50,15 +53,15 @@ register({
     /** @type {HTMLElement | null} */
     let shownIn = null;
     onSettingChange("Comfy.Locale", () => {
+      renameSidebarTab(TAB, tabTexts());
       if (!shownIn) return;
       removeTab?.();
       removeTab = fillTab(shownIn, runs);
     });
     addSidebarTab({
-      id: "bespoke-runs",
+      id: TAB,
       icon: "pi pi-chart-line",
-      title: t("runs"),
-      tooltip: t("runs.tip"),
+      ...tabTexts(),
       type: "custom",
       render: (root) => {
         shownIn = root;

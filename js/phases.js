@@ -2,8 +2,8 @@
 // What a trainer node does outside its steps: it waits in the queue, encodes, measures, scores or draws a sample. Known from
 // the server's events and, for prompts that wait, from its queue. `createPhases` makes the state; no side effects.
 
-import { fetchJson, onEvent, workflowId, workflowOf } from "./comfy.js";
-import { BETWEEN_STEPS, isTrainer, readPhase } from "./run_values.js";
+import { fetchJson, isOpenWorkflow, onEvent, workflowId, workflowOf } from "./comfy.js";
+import { BETWEEN_STEPS, isTrainer, readPhase, text } from "./run_values.js";
 
 const QUEUE_MS = 150; // several changes of the queue within this time are read once
 const SHORT_MS = 250; // a phase between two steps that is done within this time is not shown
@@ -76,6 +76,7 @@ export function createPhases() {
   }
 
   async function readQueue() {
+    for (const [path, { workflow }] of phases) if (!isOpenWorkflow(workflow)) set(path, null);
     try {
       const queue = await fetchJson("/queue"); // lists of [number, prompt_id, prompt, extra data, outputs]
       const running = (queue.queue_running ?? []).flatMap(trainersOf);
@@ -98,10 +99,10 @@ export function createPhases() {
       const isThere = running.includes(path) || waiting.has(path);
       if (!isThere && (kind === "waiting" || kind === "next")) set(path, null);
     }
-    for (const [path, position] of waiting) if (!running.includes(path)) set(path, { kind: "waiting", position, total: 0 });
+    for (const [path, position] of waiting) if (!running.includes(path)) set(path, phaseOf("waiting", position));
     for (const path of running) {
       const known = phases.get(path)?.kind ?? (done.has(path) ? "done" : "waiting");
-      if (known === "waiting") set(path, { kind: path === executing ? "preparing" : "next", position: 0, total: 0 });
+      if (known === "waiting") set(path, phaseOf(path === executing ? "preparing" : "next"));
     }
   }
 
@@ -120,16 +121,17 @@ export function createPhases() {
       done.add(left);
       set(left, null);
     }
-    if (phases.has(executing)) set(executing, { kind: "preparing", position: 0, total: 0 });
+    // A node that waits may be that of another prompt: the queue says when its own begins.
+    if (phases.has(executing) && phases.get(executing)?.kind !== "waiting") set(executing, phaseOf("preparing"));
   });
   onEvent("bespoke.run.phase", (detail) => {
     const found = readPhase(detail);
-    if (found) set(found.node, found.phase);
+    if (found && isOpenWorkflow(found.phase.workflow)) set(found.node, found.phase);
   });
   for (const kind of ["start", "step", "validation", "sample", "end"]) {
     onEvent(`bespoke.run.${kind}`, (detail) => {
       const path = detail?.node_id;
-      if (typeof path !== "string") return;
+      if (typeof path !== "string" || !isOpenWorkflow(text(detail.workflow))) return;
       done.add(path);
       set(path, null);
     });
@@ -146,8 +148,8 @@ export function createPhases() {
      * @param {string[]} paths
      */
     of(paths) {
-      const path = paths.find((one) => phases.has(one));
-      return (path !== undefined && phases.get(path)) || null;
+      const found = paths.map((path) => phases.get(path)).find((phase) => phase && isOpenWorkflow(phase.workflow));
+      return found ?? null;
     },
     /**
      * Call `listener` for every change. Returns the function that ends it.
@@ -160,6 +162,14 @@ export function createPhases() {
     },
   };
 }
+
+/**
+ * A phase of the open workflow that has no pictures to count.
+ * @param {string} kind
+ * @param {number} [position] in the queue
+ * @returns {Phase}
+ */
+const phaseOf = (kind, position = 0) => ({ kind, position, total: 0, workflow: workflowId() });
 
 /**
  * The paths of the trainer nodes in a prompt of the open workflow.

@@ -27,6 +27,7 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
  * @typedef {object} RunEvent
  * @property {string} id of the run
  * @property {string} node execution path of the trainer node, or ""
+ * @property {string} workflow id of the workflow that was queued, or ""
  * @property {number | null} step
  * @property {number | null} steps that were asked for
  * @property {string | null} state
@@ -43,8 +44,8 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
 /**
  * What a trainer node does outside its steps. kind: one of the server's phases; "waiting" in the queue; "next" while other
  * nodes of its prompt run; or "preparing". position: in the queue, from 1, or of the picture or caption; total: how many of
- * these there are.
- * @typedef {{ kind: string, position: number, total: number }} Phase
+ * these there are. workflow: the id of the workflow that was queued, or "".
+ * @typedef {{ kind: string, position: number, total: number, workflow: string }} Phase
  */
 /**
  * @typedef {object} RunRecord a run's record, or its summary, which has no losses
@@ -155,6 +156,7 @@ export function readEvent(detail) {
   return {
     id: detail.run_id,
     node: pathOf(detail.node_id),
+    workflow: text(detail.workflow, 80),
     step: step(detail.step),
     steps: step(detail.steps),
     state: STATES.includes(detail.state) ? detail.state : null,
@@ -179,7 +181,8 @@ export function readPhase(detail) {
   const node = pathOf(detail?.node_id);
   if (!node || !PHASES.includes(detail.phase)) return null;
   const total = step(detail.total) ?? 0;
-  return { node, phase: { kind: detail.phase, position: Math.min(total, (step(detail.done) ?? 0) + 1), total } };
+  const position = Math.min(total, (step(detail.done) ?? 0) + 1);
+  return { node, phase: { kind: detail.phase, position, total, workflow: text(detail.workflow, 80) } };
 }
 
 /**

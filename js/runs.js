@@ -23,6 +23,7 @@ const SILENT_MS = 2000; // a run whose record says "running" is checked where no
  * @property {boolean} live whether it is running
  * @property {boolean} lost whether the connection was lost while it was running
  * @property {string} path execution path of its node, or ""
+ * @property {string} workflow id of the workflow that it was queued from, or ""
  * @property {number} step the last step
  * @property {number} steps that were asked for
  * @property {number | null} rate images per second
@@ -102,6 +103,7 @@ export function createRuns() {
       live: false,
       lost: false,
       path: "",
+      workflow: "",
       step: 0,
       steps,
       rate: null,
@@ -127,6 +129,7 @@ export function createRuns() {
     run.step = run.curve.last;
     run.steps = Math.max(Number(record.settings.steps ?? 0), run.step);
     run.path = record.node || run.path;
+    run.workflow = record.workflow || run.workflow;
     run.seconds = Math.max(record.seconds, run.live ? run.seconds : 0);
     run.preflight = record.startLine || run.preflight;
     run.state = record.state;
@@ -184,6 +187,7 @@ export function createRuns() {
       const isKnown = runs.has(event.id);
       const run = runOf(event.id, event.steps ?? 1);
       if (event.node) run.path = event.node;
+      if (event.workflow) run.workflow = event.workflow;
       run.lastEventAt = performance.now();
       handlers[kind](run, event);
       if (!isKnown && kind !== "start") load(run.id, true).catch(() => {}); // the page was opened during the run
@@ -224,9 +228,10 @@ export function createRuns() {
     try {
       const { record } = await load(run.id, true);
       run.lost = false;
-      if (record?.state === "running" && run.lastEventAt < since) {
-        run.live = record.live;
-        run.state = run.live ? "running" : "cut off";
+      if (record && run.lastEventAt < since) {
+        // A server that was shut down in order, or a run that ended meanwhile, has written how it ended.
+        run.live = record.state === "running" && record.live;
+        run.state = record.state === "running" && !run.live ? "cut off" : record.state;
       }
       notify("checked", run);
     } catch {

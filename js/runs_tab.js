@@ -236,7 +236,8 @@ function createCard(first, runs, onChoose) {
     setText(state, t(`state.${word}`));
     const parts = [startOf(summary), stepsOf(now, summary)];
     const best = now?.curve.best ?? summary.best;
-    if (best) parts.push(t("best.loss", { loss: loss(best[1]) }));
+    // The score of step 0 is the base model's: no result of this training.
+    if (best && best[0] > 0) parts.push(t("best.loss", { loss: loss(best[1]) }));
     setText(under, parts.filter(Boolean).join(" · "));
   }
 

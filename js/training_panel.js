@@ -2,7 +2,7 @@
 // The panel on a trainer node: curve, numbers, samples, and the buttons to finish and to cancel. It shows what `runs` knows
 // and saves nothing in the workflow. No side effects: index.js attaches it.
 
-import { addPanel, classOf, fitNode, onExecuted, onNodeChange, pathsOf, unlinkedValues, whileOnGraph, workflowId } from "./comfy.js";
+import { addPanel, classOf, fitNode, isOpenWorkflow, onExecuted, onNodeChange, pathsOf, unlinkedValues, whileOnGraph, workflowId } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
 import { BETWEEN_STEPS, TRAINERS } from "./run_values.js";
@@ -13,7 +13,7 @@ import { loss, memory, rate, t, time } from "./words.js";
 /** @typedef {import("./run_values.js").Phase} Phase */
 /** @typedef {import("./settings.js").GetSetting} GetSetting */
 
-const HEIGHT = { empty: 44, around: 100, note: 30, step: 24 }; // px, all but the curve and the samples
+const HEIGHT = { empty: 44, around: 112, note: 48, step: 24 }; // px, all but the curve and the samples
 const LABEL_EVERY_MS = 1000; // between two updates of the curve's label
 const COMPLAINT_MS = 6000; // for which the error of a button is shown
 const SETTLED_MS = 300; // without a change of the widgets, before a run with these values is searched
@@ -104,7 +104,9 @@ export function attachPanel(node, runs, phases, getSetting) {
 
   onExecuted(node, (output) => {
     const id = output?.bespoke_run?.[0];
-    if (id) runs.load(id).then((run) => show(run, true), () => {});
+    if (!id) return;
+    // The page calls this for a node of another workflow with the same path, too.
+    runs.load(id).then((run) => (isOpenWorkflow(run.workflow) ? show(run, true) : searchSoon()), () => {});
   });
   onNodeChange(node, searchSoon);
   whileOnGraph(node, () => {
@@ -119,7 +121,7 @@ export function attachPanel(node, runs, phases, getSetting) {
       if (!run) return paint();
       if (kind === "end") pending = "";
       if (run === shown) paint();
-      else if ((kind === "start" || kind === "step") && pathsOf(node).includes(run.path)) show(run, true);
+      else if ((kind === "start" || kind === "step") && isOpenWorkflow(run.workflow) && pathsOf(node).includes(run.path)) show(run, true);
     });
     const sizes = new ResizeObserver(paint);
     sizes.observe(view.canvas);
@@ -250,10 +252,11 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
     setText(average.value, finiteLoss(run.live ? run.average : lastAverage));
     score.element.hidden = !heldOut.length;
     if (!best) return;
+    const last = loss(heldOut[heldOut.length - 1][1]);
     // The score of step 0 is the base model's: no result of this training.
-    const noneBetter = best[0] === 0 && heldOut.length > 1;
-    const lowest = t(noneBetter ? "best.none" : "best.at", { loss: loss(best[1]), step: best[0] });
-    setText(score.value, `${loss(heldOut[heldOut.length - 1][1])} (${lowest})`);
+    const isOfBase = best[0] === 0;
+    const lowest = t(isOfBase ? "best.none" : "best.at", { loss: loss(best[1]), step: best[0] });
+    setText(score.value, isOfBase && heldOut.length === 1 ? last : `${last} (${lowest})`);
   }
 
   /**

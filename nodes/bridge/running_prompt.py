@@ -26,6 +26,20 @@ def running_item() -> tuple | None:
     return next((item for item in running if item[1] == context.prompt_id), None)
 
 
+def running_workflow() -> dict | None:
+    """The workflow of the prompt that is executed now, as the page sent it; None for a prompt without one."""
+    item = running_item()
+    if item is None:
+        return None
+    workflow = ((item[3] or {}).get("extra_pnginfo") or {}).get("workflow")
+    return workflow if isinstance(workflow, dict) else None
+
+
+def workflow_id(workflow: dict | None) -> str:
+    """The id that the page gave a workflow, "" where it has none."""
+    return str((workflow or {}).get("id") or "")
+
+
 def is_wired(slot: int) -> bool:
     """Whether a link leaves the output `slot` of the node that is executed now.
 

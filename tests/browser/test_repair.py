@@ -20,7 +20,7 @@ LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},
     "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
     "BespokeInjectLora": {"partial": False},
-    "BespokeTrainLora": {"score_pictures": "auto"},
+    "BespokeTrainLora": {"adapter": "LoRA", "lokr_factor": -1, "rslora": False, "score_pictures": "auto"},
     "BespokeTrainTextualInversion": {"score_pictures": "auto"},
 }
 RIGHT_NOW = {kind: values | LATER.get(kind, {}) for kind, values in RIGHT}

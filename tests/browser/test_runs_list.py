@@ -18,6 +18,7 @@ ITEM = "document.querySelector('[data-id=\"%s\"]')"
 # Two runs of one base without a trigger, and one with a trigger and samples.
 PLAIN, OTHER, WORDED = (f"lora-0000000000{end}" for end in ("a1", "a2", "b1"))
 NEW = "lora-0000000000c1"
+FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 SETTINGS = {"steps": 400, "rank": 8, "learning_rate": 1e-4, "batch_size": 4, "seed": 7, "targets": "attention"}
 
 
@@ -57,6 +58,13 @@ def page(browser, server):
     opened.tab.wait(f"!!{ITEM % WORDED}")
     yield opened
     opened.close()
+
+
+def graph_of(kind: str, workflow_id: str) -> dict:
+    """A workflow with one node, of the id 7."""
+    node = {"id": 7, "type": kind, "pos": [80, 80], "size": [340, 200], "mode": 0}
+    empty = {"last_link_id": 0, "links": [], "groups": [], "config": {}, "extra": {}, "version": 0.4}
+    return empty | {"id": workflow_id, "last_node_id": 7, "nodes": [node]}
 
 
 def send(page, kind: str, **values) -> None:
@@ -252,10 +260,10 @@ def safetensors(**metadata: str) -> bytes:
 
 
 @pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
-def test_the_panel_shows_what_comes_before_the_first_step(page, workflow, screenshots, look):
+def test_the_panel_shows_what_comes_before_the_first_step(page, screenshots, look):
     """Queue, encoding, measuring, sample, step; and each end of a prompt ends it."""
     page.look(look)
-    page.load(workflow("lora_train_and_use"))
+    page.load(graph_of(TRAINER, f"a {look}"))
     node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
     page.tab.wait(f"!!{PANEL}")
     text = f"{PANEL}.innerText"
@@ -295,6 +303,57 @@ def test_the_panel_shows_what_comes_before_the_first_step(page, workflow, screen
     assert page.tab.evaluate(f"{PANEL}.dataset.phase") == ""
     page.frame(TRAINER, 0.9)
     page.picture(screenshots / f"panel_failed_{look.replace(' ', '')}.png")
+
+
+@pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
+def test_a_panel_shows_nothing_of_a_node_with_its_number_in_another_workflow(page, look):
+    page.look(look)
+    page.load(graph_of(TRAINER, f"b {look}"))
+    node, own = page.tab.evaluate(f"[String({page.node(TRAINER)}.id), app.rootGraph.id]")
+    run_id = f"lora-0000000000e{2 + int(look == 'classic')}"
+    before = page.tab.wait(f"{PANEL}?.innerText.startsWith('Queue the prompt') && {PANEL}.innerText")
+    for workflow_id in ("00000000-0000-4000-8000-000000000001", own):
+        where = {"node_id": node, "workflow": workflow_id}
+        send(page, "phase", phase="measuring", **where)
+        page.tab.evaluate(FRAMES)
+        assert page.tab.evaluate(f"{PANEL}.innerText.includes('Measuring')") == (workflow_id == own)
+        where["run_id"] = run_id[:-1] + ("9" if workflow_id != own else run_id[-1])
+        send(page, "start", steps=9, text="", **where)
+        send(page, "step", step=1, steps=9, loss=0.1, loss_ema=0.1, **where)
+        page.tab.evaluate(FRAMES)
+        shown = page.tab.evaluate(f"{PANEL}.innerText")
+        assert (shown != before) == (workflow_id == own)
+    assert "step 1 / 9" in shown
+
+
+@pytest.mark.parametrize(("saved", "shown"), [("interrupted", "interrupted"), ("running", "cut off")])
+def test_a_run_that_ended_while_the_server_was_away_is_shown_as_its_record_says(page, server, saved, shown):
+    """A server that is shut down in order saves the state; one that is killed leaves a record that says "running"."""
+    node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
+    run = {"node_id": node, "run_id": f"lora-0000000000{'a5' if shown == saved else 'a6'}"}
+    write(server, run["run_id"], 9500, state="running", losses=[])
+    send(page, "start", steps=400, text="", **run)
+    send(page, "step", step=1, steps=400, loss=0.1, loss_ema=0.1, **run)
+    page.tab.wait(f"{PANEL}.dataset.state === 'running'")
+    write(server, run["run_id"], 9500, state=saved, losses=[0.1])
+    page.tab.evaluate("app.api.dispatchCustomEvent('reconnecting')")
+    page.tab.wait(f"{PANEL}.dataset.state === 'lost'")
+    page.tab.evaluate("app.api.dispatchCustomEvent('reconnected')")
+    page.tab.wait(f"{PANEL}.dataset.state === {shown!r} && {PANEL}.innerText.includes('Queue again')", 10)
+
+
+def test_the_score_of_the_base_model_is_no_best_step(page):
+    """The score of step 0 is there before a step was trained. Oracle: the lowest of the scores that follow."""
+    node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
+    run = {"node_id": node, "run_id": "lora-0000000000f4"}
+    legend = f"{PANEL}.querySelector('.bespoke-held-out').innerText"
+    send(page, "start", steps=40, text="", **run)
+    for step, loss, words in ((0, 0.5, "0.5"), (10, 0.6, "0.6 (no step below the start, 0.5)")):
+        send(page, "validation", step=step, loss=loss, **run)
+        send(page, "step", step=step + 1, steps=40, loss=0.1, loss_ema=0.1, **run)
+        page.tab.wait(f"{legend} === {'held-out' + words!r}")
+    send(page, "validation", step=20, loss=0.4, **run)
+    page.tab.wait(f"{legend} === 'held-out0.4 (best 0.4 at step 20)'")
 
 
 def test_samples_are_in_the_order_of_their_steps(page):
@@ -342,7 +401,7 @@ def test_an_error_of_a_button_stays_its_time(page):
         page.tab.wait(f"{PANEL}.querySelector('.bespoke-note').innerText.includes('no such run')")
     page.tab.wait("window.timers.length === 2")
     page.tab.evaluate("(window.timers[0]?.(), 1)")
-    page.tab.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+    page.tab.evaluate(FRAMES)
     assert "no such run" in page.tab.evaluate(f"{PANEL}.innerText")
     page.tab.evaluate("(window.timers[1](), 1)")
     page.tab.wait(f"!{PANEL}.innerText.includes('no such run')")
@@ -354,42 +413,29 @@ def test_the_list_follows_the_language(page):
         page.tab.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'fr').then(() => true)")
         page.tab.wait("document.querySelector('.bespoke-tab h2')?.innerText === 'Entraînements'")
         page.tab.wait(f"{ITEM % WORDED}?.querySelector('.bespoke-under').innerText.includes('1 janv. 1970')")
+        page.tab.wait(f"document.querySelector({RUNS_TAB!r}).ariaLabel.startsWith('Entraînements')")
     finally:
         page.tab.evaluate("app.extensionManager.setting.set('Comfy.Locale', 'en').then(() => true)")
+    page.tab.wait(f"document.querySelector({RUNS_TAB!r}).ariaLabel.startsWith('Training runs')")
 
 
-def test_what_a_node_showed_is_there_after_a_reload(browser, server):
+def test_what_a_node_showed_is_there_after_a_reload(page):
     """The server's history has it; the page gives it to the node as when it ran."""
     words = [{"key": "clip_l", "place": 0, "length": 3.0, "median": 0.5, "words": [["red", 0.5]]}]
-
-    def rewrite(url, body):
-        if "/history" not in url:
-            return body
-        prompt = [
-            0,
-            "p",
-            {"7": {"class_type": "BespokeInspectEmbedding"}},
-            {"extra_pnginfo": {"workflow": {"id": "w1"}}},
-            [],
-        ]
-        return json.dumps({"p": {"prompt": prompt, "outputs": {"7": {"bespoke_words": words}}}}).encode()
-
-    opened = ComfyPage(browser, server, rewrite=rewrite)
+    kind = "BespokeInspectEmbedding"
+    prompt = [0, "p", {"7": {"class_type": kind}}, {"extra_pnginfo": {"workflow": {"id": "w1"}}}, []]
+    history = {"p": {"prompt": prompt, "outputs": {"7": {"bespoke_words": words}}}}
+    page.tab.evaluate(
+        "(() => { const own = app.api.fetchApi.bind(app.api); app.api.fetchApi = (path, options) =>"
+        " path.startsWith('/history') ? Promise.resolve(new Response(JSON.stringify("
+        f"{json.dumps(history)}))) : own(path, options); return 1; }})()"
+    )
+    near = "document.querySelectorAll('.bespoke-near [role=listitem]')"
     try:
-        node = {"id": 7, "type": "BespokeInspectEmbedding", "pos": [80, 80], "size": [340, 200], "mode": 0}
-        empty = {
-            "last_node_id": 7,
-            "last_link_id": 0,
-            "links": [],
-            "groups": [],
-            "config": {},
-            "extra": {},
-            "version": 0.4,
-        }
-        opened.load(empty | {"id": "w1", "nodes": [node]})
-        assert "red" in opened.tab.wait("document.querySelector('.bespoke-near [role=listitem]')?.innerText")
-        opened.load(empty | {"id": "w2", "nodes": [node]})  # another workflow
-        opened.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
-        assert opened.tab.evaluate("document.querySelectorAll('.bespoke-near [role=listitem]').length") == 0
+        page.load(graph_of(kind, "w1"))
+        assert "red" in page.tab.wait(f"{near}[0]?.innerText")
+        page.load(graph_of(kind, "w2"))  # another workflow
+        page.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
+        assert page.tab.evaluate(f"{near}.length") == 0
     finally:
-        opened.close()
+        page.tab.evaluate("delete app.api.fetchApi")

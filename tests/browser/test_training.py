@@ -10,7 +10,8 @@ from comfy_page import RUNS_TAB
 
 AFTER_TRAINING = ("BespokeInjectLora", "KSampler", "VAEDecode", "SaveImage", "PreviewImage", "PreviewAny")
 MUTED = {kind: {"mode": 2} for kind in AFTER_TRAINING}
-LONG = {"steps": 4000, "batch_size": 1}  # more than the test waits for
+# More steps than the test waits for. Samples are drawn before the first step and of what is kept.
+LONG = {"steps": 4000, "batch_size": 1, "sample_every": 4000}
 STEP = (
     "Number(document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step "
     "([\\d,]+)/)?.[1].replaceAll(',', ''))"
@@ -64,6 +65,8 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
     (run,) = runs(server, seed=seed)
     assert run["state"] == "kept"
     assert first < run["steps_done"] < LONG["steps"]
+    drawn = "[...document.querySelectorAll('.bespoke-training [role=listitem]')].map((e) => Number(e.dataset.step))"
+    assert page.tab.evaluate(drawn) == [0, run["steps_done"]]
 
     saved = page.saved()
     assert run["id"] not in saved

@@ -47,8 +47,6 @@ PLACE = """(async ([from, output, to, input]) => {
     return node; };
   const a = add(from, 40), b = add(to, 760);
   app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [0, 60]; app.canvas.setDirty(true, true);
-  // Nodes 2.0 places its slots some frames later.
-  for (let i = 0; i < 12; i++) await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 30)));
   const slot = (slots, name) => slots.findIndex((s) => s.name === name);
   const [i, j] = [slot(a.outputs, output), slot(b.inputs, input)];
   if (i < 0 || j < 0) throw Error(JSON.stringify([a.outputs.map((s) => s.name), b.inputs.map((s) => s.name)]));
@@ -56,10 +54,20 @@ PLACE = """(async ([from, output, to, input]) => {
     const found = document.querySelector(`[data-slot-key="${node.id}-${kind}-${at}"]`) ??
       document.querySelector(`[data-node-id="${node.id}"] [data-slot-key$="-${kind}-${at}"]`);
     if (found) { const r = found.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }
-    return app.canvasPosToClientPos(slot);
+    return LiteGraph.vueNodesMode ? null : app.canvasPosToClientPos(slot);
   };
   window.pair = [a, b, j];
-  return [dot(a, "out", i, a.getOutputPos(i)), dot(b, "in", j, b.getInputPos(j))];
+  // Nodes 2.0 places its slots some frames later: they are where they were for twelve frames.
+  let dots = [], before = "";
+  for (let frames = 0, still = 0; still < 12; frames++) {
+    if (frames > 400) throw Error(`the slots do not come to rest: ${before}`);
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 30)));
+    dots = [dot(a, "out", i, a.getOutputPos(i)), dot(b, "in", j, b.getInputPos(j))];
+    const now = JSON.stringify(dots);
+    still = dots.every(Boolean) && now === before ? still + 1 : 0;
+    before = now;
+  }
+  return dots;
 })"""
 LINKED = "(([a, b, j]) => b.inputs[j].link != null)(window.pair)"
 

@@ -93,3 +93,24 @@ def test_a_training_under_cores_compiled_model_has_the_gradients_of_the_plain_on
     assert torch.equal(found[0][1], found[1][1])
     assert bool(found[0][1].any())
     assert compatibility_of(made).sampling_only == ()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_compiling_after_the_lora_loses_it_and_the_refusal_does_not_advise_it(run_node, model, place):
+    """The oracle is ComfyUI itself: what a compiling node after the LoRA leaves of it is the LoRA of other layers."""
+    layers = tiny.linear_layers(model)
+    lora = tiny.random_lora(layers)
+    other = {key: value for key, value in lora.items() if not key.startswith(f"{place}.")}
+    plain = tiny.predict(model)
+    expected = tiny.predict(comfy.sd.load_lora_for_models(model, None, other, 1.0, 0.0)[0])
+    injected = run_node("BespokeInjectLora", model=model, lora=lora)[0]
+    whole = tiny.predict(injected)
+    assert not torch.equal(whole, expected)
+    comfy.model_management.unload_all_models()
+    left = tiny.predict(compiled(injected, place))
+    assert torch.equal(left, expected)
+    assert torch.equal(left, plain) == (place == "diffusion_model")
+    with pytest.raises(InputError) as refused, prepare_for_training(compiled(model, place), "fp32"):
+        pass
+    assert "may follow" not in str(refused.value)
+    assert "TorchCompileModel" in str(refused.value)

@@ -13,11 +13,12 @@ import graph
 
 WIDTH, GAP_X, GAP_Y, HEAD = 320, 60, 40, 90
 COLOURS = {"plain": "#3f5159", "learn": "#8a6d3b", "use": "#3b6e8a"}
-# The height of what the page draws on a node besides sockets and widgets, in the look that needs more.
+# The height of what the page draws on a node besides sockets and widgets, in the look that needs more, as long as no
+# folder is chosen and nothing is trained.
 BOXES = {
-    "BespokeImageFolder": 430,
-    "BespokeTrainLora": 240,
-    "BespokeTrainTextualInversion": 240,
+    "BespokeImageFolder": 50,
+    "BespokeTrainLora": 80,
+    "BespokeTrainTextualInversion": 80,
     "BespokePartialDenoise": 60,
     "BespokeStrengthSigmas": 80,
     "BespokeInjectLora": 140,
@@ -25,6 +26,9 @@ BOXES = {
     "BespokeComposeLoras": 30,
     "StringConcatenate": 60,
 }
+# By how much a node becomes taller later: the list of a chosen folder; the curve and the samples of a training. This
+# room stays free below it.
+GROWTH = {"BespokeImageFolder": 230, "BespokeTrainLora": 330, "BespokeTrainTextualInversion": 330}
 FOLDED_FROM = 4  # advanced inputs, as in js/advanced_inputs.js
 AUTOGROW = "COMFY_AUTOGROW_V3"
 
@@ -35,6 +39,7 @@ class Workflow:
     def __init__(self, object_info: dict):
         self.info, self.nodes, self.links, self.groups = object_info, [], [], []
         self.x = self.y = 0
+        self._bottoms: dict[int, int] = {}  # by node id, with the room that the node may need later
         self._group: tuple | None = None
 
     def column(self, width: int = WIDTH) -> None:
@@ -54,7 +59,7 @@ class Workflow:
             inside = self.nodes[first:]
             left, top = min(n["pos"][0] for n in inside) - 20, min(n["pos"][1] for n in inside) - HEAD
             right = max(n["pos"][0] + n["size"][0] for n in inside) + 20
-            bottom = max(n["pos"][1] + n["size"][1] for n in inside) + 20
+            bottom = max(self._bottoms[n["id"]] for n in inside) + 20
             self.groups.append(
                 {
                     "id": len(self.groups) + 1,
@@ -158,7 +163,8 @@ class Workflow:
             **made,
         }
         node["properties"] = {"Node name for S&R": node["type"]}
-        self.y += height + GAP_Y
+        self._bottoms[node["id"]] = self.y + height + GROWTH.get(node["type"], 0)
+        self.y = self._bottoms[node["id"]] + GAP_Y
         self.nodes.append(node)
         return node
 

@@ -31,6 +31,7 @@ test("the fields of an event are read in their types", () => {
   const event = readEvent({
     run_id: ID,
     node_id: "1:2",
+    workflow: "w".repeat(100),
     step: 3,
     steps: "400",
     state: "kept",
@@ -47,6 +48,7 @@ test("the fields of an event are read in their types", () => {
   assert.deepEqual(event, {
     id: ID,
     node: "1:2",
+    workflow: "w".repeat(80),
     step: 3,
     steps: null,
     state: "kept",
@@ -72,12 +74,17 @@ test("paths, states, steps and file names that cannot be right are left out", ()
 });
 
 test("a phase has a node and a known name, and its position is counted from 1", () => {
-  assert.deepEqual(readPhase({ node_id: "1:2", phase: "pictures", done: 0, total: 12 }), {
+  assert.deepEqual(readPhase({ node_id: "1:2", workflow: "w", phase: "pictures", done: 0, total: 12 }), {
     node: "1:2",
-    phase: { kind: "pictures", position: 1, total: 12 },
+    phase: { kind: "pictures", position: 1, total: 12, workflow: "w" },
   });
-  assert.deepEqual(readPhase({ node_id: "3", phase: "sample" }).phase, { kind: "sample", position: 0, total: 0 });
-  assert.deepEqual(readPhase({ node_id: "3", phase: "scoring", done: 4, total: 12 }).phase, { kind: "scoring", position: 5, total: 12 });
+  assert.deepEqual(readPhase({ node_id: "3", phase: "sample" }).phase, { kind: "sample", position: 0, total: 0, workflow: "" });
+  assert.deepEqual(readPhase({ node_id: "3", phase: "scoring", done: 4, total: 12 }).phase, {
+    kind: "scoring",
+    position: 5,
+    total: 12,
+    workflow: "",
+  });
   assert.deepEqual(readPhase({ node_id: "3", phase: "captions", done: 99, total: 5 }).phase.position, 5);
   for (const wrong of [null, "text", {}, { phase: "sample" }, { node_id: "3", phase: "<b>" }, { node_id: "a/b", phase: "sample" }]) {
     assert.equal(readPhase(wrong), null);

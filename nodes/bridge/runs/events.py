@@ -1,8 +1,9 @@
 """The progress of a training on the page: ComfyUI's progress bar, and `bespoke.run.*` events to the client that queued
 it.
 
-`bespoke.run.phase` tells what takes time before a step or between two steps: see `PHASES`. The page shows it until the
-next event of the run, or until the prompt ends.
+Each event has the node's execution path, and the id of the workflow that was queued: nodes of other workflows have the
+same path. `bespoke.run.phase` tells what takes time before a step or between two steps: see `PHASES`. The page shows it
+until the next event of the run, or until the prompt ends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import comfy.utils
 from comfy_execution.utils import get_executing_context
 
 from ....training.record import RunState
-from ..running_prompt import prompt_server
+from ..running_prompt import prompt_server, running_workflow, workflow_id
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class RunDisplay:
     def __init__(self, run_id: str, steps: int):
         context = get_executing_context()
         self.node_id = context.node_id if context else None
+        self.workflow = workflow_id(running_workflow())
         self.run_id, self.steps = run_id, steps
         self._bar = comfy.utils.ProgressBar(steps)
         self._last_event = 0.0  # when the last step event was sent, by `time.monotonic`
@@ -71,7 +73,8 @@ class RunDisplay:
         self._send("end", {"state": state.value, "files": list(files)})
 
     def _send(self, name: str, values: dict[str, Any]) -> None:
-        _send_event(name, {"node_id": self.node_id, "run_id": self.run_id, **values})
+        where = {"node_id": self.node_id, "workflow": self.workflow}
+        _send_event(name, {**where, "run_id": self.run_id, **values})
 
 
 def show_phase(name: str, **values: int) -> None:
@@ -82,7 +85,8 @@ def show_phase(name: str, **values: int) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
     context = get_executing_context()
     if context is not None:
-        _send_event("phase", {"node_id": context.node_id, "phase": name, **values})
+        where = {"node_id": context.node_id, "workflow": workflow_id(running_workflow())}
+        _send_event("phase", {**where, "phase": name, **values})
 
 
 def with_phase(name: str, items: Collection[T]) -> Iterator[T]:

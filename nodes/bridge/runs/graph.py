@@ -12,7 +12,7 @@ import folder_paths
 from ....training.plain_json import read_json
 from ..files.headers import read_metadata
 from ..files.writing import write_text
-from ..running_prompt import running_item
+from ..running_prompt import running_workflow, workflow_id
 from .store import RunStore
 
 GRAPH = "graph.json"
@@ -28,16 +28,7 @@ def keep_graph(folder: Path) -> str:
     if workflow is None:
         return ""
     write_text(folder / GRAPH, json.dumps(workflow))
-    return str(workflow.get("id") or "")
-
-
-def running_workflow() -> dict | None:
-    """The workflow of the prompt that is executed now, as the page sent it; None for a prompt without one."""
-    item = running_item()
-    if item is None:
-        return None
-    workflow = ((item[3] or {}).get("extra_pnginfo") or {}).get("workflow")
-    return workflow if isinstance(workflow, dict) else None
+    return workflow_id(workflow)
 
 
 def kept_graph(run_id: str) -> dict | None:

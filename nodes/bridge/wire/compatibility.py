@@ -190,9 +190,20 @@ def check_compatibility(patcher: Any, clip: Any = None) -> None:
     for wire, refused in found:
         if refused:
             raise InputError(
-                f"the {wire} carries {refused[0]}, which a training cannot compute as sampling does; wire the {wire} "
-                "from before that node into the trainer. The node may follow the trainer"
+                f"the {wire} carries {refused[0]}, which a training cannot compute as sampling does; "
+                f"{_mend(patcher, wire)}"
             )
+
+
+def _mend(patcher: Any, wire: str) -> str:
+    """What to do about the node whose work on the MODEL or CLIP is refused."""
+    if wire == "MODEL" and compiled_objects(patcher):
+        return (
+            "take the node away that compiles it, or compile with TorchCompileModel of ComfyUI instead. A node that "
+            "compiles in this way must not follow the trainer either: ComfyUI finds no weight of the module by its "
+            "name, and a LoRA is lost there"
+        )
+    return f"wire the {wire} from before that node into the trainer. The node may follow the trainer"
 
 
 def _items(patcher: Any) -> Iterator[Item]:
