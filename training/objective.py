@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v", "flow", "x0"]
+Prediction = Literal["epsilon", "v", "flow", "x0", "velocity"]
 MIN_SNR_GAMMA = 5.0  # the paper's
 
 
@@ -36,15 +36,18 @@ def prediction_weight(prediction: Prediction, sigma: Tensor) -> Tensor:
     With x = x0 + sigma n (unit data variance), x given, the target is a multiple of x0 plus a known term:
     epsilon = (x - x0) / sigma (Ho et al. 2020, eq. 14), v = epsilon a - x0 s, where a^2 = 1 / (1 + sigma^2) and
     s^2 = sigma^2 a^2 (Salimans & Ho 2022, appendix D), flow velocity = (x - x0) / sigma on x = (1 - sigma) x0 + sigma n
-    (Lipman et al. 2023). An error of the target is therefore an error of x0 times that multiple.
+    (Lipman et al. 2023). `velocity` is that of a flow on x / (1 + sigma) = (1 - t) x0 + t n, t = sigma / (1 + sigma)
+    (Cosmos Predict 2). An error of the target is therefore an error of x0 times that multiple.
     """
     if prediction in ("epsilon", "flow"):
         return sigma**-2
     if prediction == "v":
         return (sigma**2 + 1) / sigma**2
+    if prediction == "velocity":
+        return ((sigma + 1) / sigma) ** 2
     if prediction == "x0":
         return torch.ones_like(sigma)
-    raise ValueError(f"no prediction type {prediction!r}; give epsilon, v, flow or x0")
+    raise ValueError(f"no prediction type {prediction!r}; give epsilon, v, flow, velocity or x0")
 
 
 def signal_to_noise(prediction: Prediction, sigma: Tensor) -> Tensor:

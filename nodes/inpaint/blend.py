@@ -36,6 +36,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...training.errors import InputError
 from .guider_checks import MaskGuard, check_guider, check_state, checked_prediction, checked_result, refuse, unguarded
+from .mask_conds import misreads_noise_mask, without_noise_mask
 from .noise_levels import noise_that_gives, noise_to_signal, schedule_left
 from .stages import STORE
 from .start import Start, chained, find_start, fresh, is_soft
@@ -154,7 +155,8 @@ def _outer_sample(
         )
         return original.to(torch.float32).clone()
     blended = _Run(blend, start, latent_image, denoise_mask)
-    with _added_wrappers(guider, blended):
+    misread = misreads_noise_mask(model.model, latent_image, denoise_mask)
+    with _added_wrappers(guider, blended), without_noise_mask(guider, latent_image if misread else None):
         out = checked_result(run(original, denoise_mask), latent_image, guider)
     blended.check_reached(guider, len(sigmas) - 1)
     if not leaves_noise:

@@ -5,17 +5,15 @@ import logging
 import families
 import pytest
 import torch
-from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.models import FAMILIES, checkpoint_blocks, family_of, target_layers
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.errors import InputError
 from bespoke.training.layer_names.spelling import COMFY_PREFIX
-from bespoke.training.objective import denoising_loss, loss_weight
+from bespoke.training.objective import denoising_loss
+from family_checks import TARGETS, batch, check_gradient, make_adapters, predict, train
 from helpers import batch_and_single_gradients, sprite_set, weights_hash
-from random_lora import random_lora
 
-TARGETS = ("cross-attention", "attention", "attention + feed-forward")
 # name -> (family, prediction, number of layers by target). More tests of Flux and SD3 are in test_flow.py.
 KNOWN = {
     "sd15": ("U-Net (SD1.5, SD2, SDXL)", "epsilon", (64, 128, 160)),
@@ -38,42 +36,6 @@ KNOWN = {
 SLOW = {"sd15", "sdxl", "sdxl_inpainting", "sdxl_refiner", "sd3", "flux", "flux_fill", "lumina2", "wan22"}
 PARAMS = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in families.FAMILIES]
 each = pytest.mark.parametrize("name", PARAMS)
-
-
-def make_adapters(denoiser, targets=TARGETS[-1], rank=4, dtype=torch.float32):
-    layers = target_layers(denoiser.base.diffusion_model, targets)
-    adapters = random_lora(layers, rank, denoiser.device)
-    for parameter in adapters.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return adapters
-
-
-def model_inputs(base, clip, vae, shape) -> dict:
-    """`Pictures.model_inputs` of a picture of 96x64 px that was cropped from 200x150 px."""
-    from bespoke.nodes.bridge.dataset.pictures import Pictures, encode_blanks
-    from bespoke.training.data import LatentSet
-    from bespoke.training.images import TrainingImage
-
-    item = TrainingImage("a", torch.zeros(64, 96, 3, dtype=torch.uint8), "", None, (150, 200), (4, 0))
-    blank = encode_blanks(vae, [item]) if family_of(base.diffusion_model).is_inpainting(base) else {}
-    return Pictures([item], LatentSet([torch.zeros(1, *shape)], [None]), [0], [], [], [], blank).model_inputs(0)
-
-
-def batch(models, denoiser, prompts=("a red circle", "a blue square"), frames=1, levels=(0.3, 0.8)):
-    """(latent, noise, sigma, conditioning) of a picture for each prompt, at noise levels from the first to the second
-    of `levels`."""
-    _, clip, vae = models
-    base, shape = denoiser.base, families.latent_shape(denoiser.base, frames)
-    latent, noise = torch.randn(2, len(prompts), *shape, generator=torch.Generator().manual_seed(0))
-    conds = []
-    for text in prompts:
-        cond, extra = conditioning.encode_prompt(clip, text)
-        conds.append(
-            conditioning.model_conds(
-                base, cond, extra | model_inputs(base, clip, vae, shape), latent[:1], denoiser.device
-            )
-        )
-    return latent, noise, denoiser.sigma(torch.linspace(*levels, len(prompts))), conditioning.join_conds(conds)
 
 
 # --- which layers -----------------------------------------------------------------------------------------------------
@@ -121,69 +83,11 @@ def test_cross_attention_targets(comfyui):
 # --- the gradient -----------------------------------------------------------------------------------------------------
 
 
-def exact_loss(denoiser, latent, noise, sigma, conds):
-    """The training's loss as `BaseModel.apply_model` and `denoising_loss` compute it, but all in float64."""
-    base, sampling = denoiser.base, denoiser.base.model_sampling
-    given = {
-        k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        for k, v in conds.tensors().items()
-    }
-    context = given.pop("c_crossattn")[:, -16:]  # some families have 512 tokens; a few are enough
-    latent, noise, sigma = latent.double(), noise.double(), sigma.double()
-    noisy = denoiser.add_noise(sigma, noise, latent)
-    x = torch.cat(
-        [sampling.calculate_input(sigma, noisy), *([given.pop("c_concat")] if "c_concat" in given else [])], dim=1
-    )
-    out = base.diffusion_model(
-        x,
-        sampling.timestep(sigma).float(),
-        context=context,
-        transformer_options=denoiser._call._options(sigma),
-        **given,
-    )
-    error = (sampling.calculate_denoised(sigma, out, noisy) - latent).square().flatten(1).mean(1)
-    return (loss_weight(denoiser.prediction, sigma) * error).mean()
-
-
 @each
 def test_gradient_is_that_of_finite_differences(comfyui, name):
     """In float64, through every layer that can be a target; gradient checkpointing gives the same gradient."""
-    models = families.MAKERS[name](dtype=torch.float64)
-    model = models[0].model.diffusion_model
-    for layer in model.modules():
-        if type(layer).__name__ == "EmbedND":  # position embeddings: ComfyUI computes them in float32 otherwise
-            layer.register_forward_hook(lambda _layer, _args, out: out.double())
-    gradients = []
-    for saving in (False, True):
-        with prepare_for_training(models[0], "fp32", saving) as denoiser:
-            adapters = make_adapters(denoiser, dtype=torch.float64)
-            parameters = list(adapters.parameters())
-            values = batch(models, denoiser, frames=2 if "wan" in name else 1)
-            with adapters.attached():
-                loss = exact_loss(denoiser, *values)
-                loss.backward()
-                gradients.append([parameter.grad for parameter in parameters])
-                assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients[-1])
-                if saving:
-                    break
-                for seed in (1, 2):
-                    generator = torch.Generator().manual_seed(seed)
-                    directions = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
-                    slope = sum(
-                        (gradient * direction).sum()
-                        for gradient, direction in zip(gradients[0], directions, strict=True)
-                    )
-                    ends = []
-                    with torch.no_grad():
-                        for step in (1e-6, -1e-6):
-                            for parameter, direction in zip(parameters, directions, strict=True):
-                                parameter += step * direction
-                            ends.append(exact_loss(denoiser, *values))
-                            for parameter, direction in zip(parameters, directions, strict=True):
-                                parameter -= step * direction
-                    assert slope.item() == pytest.approx(((ends[0] - ends[1]) / 2e-6).item(), rel=1e-5)
-    for plain, checkpointed in zip(*gradients, strict=True):
-        assert (plain - checkpointed).norm() <= 1e-12 * plain.norm()
+    # Some families have 512 tokens; a few are enough.
+    check_gradient(families.MAKERS[name](dtype=torch.float64), 2 if "wan" in name else 1, tokens=16)
 
 
 # Inpainting checkpoints also read a masked picture: see test_families_conditioning.py.
@@ -227,37 +131,6 @@ def test_bf16_gives_nearly_the_fp32_gradient(comfyui, name, weights):
 
 
 # --- the node and its files -----------------------------------------------------------------------------------------
-
-
-def train(run_node, models, **changes):
-    model, clip, vae = models
-    images = sprite_set(2, 4, side=64, colour="teal")
-    settings = dict(
-        steps=3,
-        batch_size=2,
-        rank=2,
-        alpha=1.0,
-        learning_rate=5e-2,
-        seed=5,
-        precision="fp32",
-        resume=False,
-        targets=TARGETS[-1],
-    )
-    return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, **settings | changes)
-
-
-def predict(models, model):
-    """A patched model's output for one noisy latent, of two frames where it has frames."""
-    import comfy.model_management
-
-    base, shape = models[0].model, families.latent_shape(models[0].model, 2)
-    sigma = base.model_sampling.sigmas[[int(0.7 * len(base.model_sampling.sigmas))]]
-    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1)) * sigma.clamp(min=1.0)
-    cond, extra = conditioning.encode_prompt(models[1], "a red circle")
-    conds = conditioning.model_conds(base, cond, extra | model_inputs(base, *models[1:], shape), x, torch.device("cpu"))
-    with torch.inference_mode():
-        comfy.model_management.load_models_gpu([model])
-        return model.model.apply_model(x, sigma, **conds.tensors()).clone(), (x, sigma, conds)
 
 
 @each

@@ -333,6 +333,9 @@ def made(name: str):
 
 
 def latent_shape(base, frames: int = 1) -> tuple[int, ...]:
-    """[C, H, W] with 8x12 cells, or [C, frames, H, W] where the family's latents have frames."""
-    channels, axes = base.latent_format.latent_channels, base.latent_format.latent_dimensions
-    return (channels, 8, 12) if axes == 2 else (channels, frames, 8, 12)
+    """[C, H, W] with 8x12 cells, or [C, frames, H, W] where the family's latents have frames; 64x96 pixels where the
+    family has no VAE."""
+    form = base.latent_format
+    height, width = (64, 96) if getattr(form, "spacial_downscale_ratio", 8) == 1 else (8, 12)
+    frame = (height, width) if form.latent_dimensions == 2 else (frames, height, width)
+    return (form.latent_channels, *frame)

@@ -6,6 +6,7 @@ tested with these is the diffusion model.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,8 @@ class Text:
     width: of a token's vector. tokens: how many for each prompt; 0 is one for each word and four more. pooled: the
     width of the pooled vector, 0 for none. layers: hidden states stacked before the tokens, [1, layers, tokens, width];
     0 for none. more: {name of a further field: (tokens -> its shape)}, such as the states of a second encoder.
-    mask: whether an attention mask comes along.
+    ids: names of the numbers of a second tokenizer's words and of their weights, both [tokens]. facts: further fields
+    that are no tensors. mask: whether an attention mask comes along.
     """
 
     width: int
@@ -30,6 +32,8 @@ class Text:
     pooled: int = 0
     layers: int = 0
     more: Mapping[str, Callable[[int], tuple[int, ...]]] = field(default_factory=dict)
+    ids: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
     mask: bool = False
 
 
@@ -69,6 +73,9 @@ def _encoder(kind: Text) -> type[nn.Module]:
             pooled = states.flatten(1)[:, : kind.pooled] if kind.pooled else None
             seed = torch.Generator().manual_seed(sum(numbers))
             more = {name: torch.randn(*shape(count), generator=seed) for name, shape in kind.more.items()}
+            if kind.ids:
+                more |= dict(zip(kind.ids, (torch.tensor(numbers, dtype=torch.int), torch.ones(count)), strict=True))
+            more.update(kind.facts)
             if kind.mask:
                 more["attention_mask"] = torch.ones(1, count, dtype=torch.long)
             return states, pooled, more
@@ -77,6 +84,13 @@ def _encoder(kind: Text) -> type[nn.Module]:
             return self.load_state_dict(sd, strict=False)
 
     return Encoder
+
+
+def own_clip(target: Any):
+    """ComfyUI's CLIP over a text encoder of its own that has no weights."""
+    import comfy.sd
+
+    return comfy.sd.CLIP(target, model_options={"dtype": torch.float32})
 
 
 def clip(kind: Text):
@@ -88,7 +102,9 @@ def clip(kind: Text):
         clip, tokenizer = _encoder(kind), _Words
 
     made = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32})
-    tiny.fill(made.cond_stage_model, 1)
+    # Encoders of different kinds have different weights: the pack keeps prompts by the weights of their encoder.
+    parts = (kind.width, kind.tokens, kind.pooled, kind.layers, kind.mask, *kind.more, *kind.ids, *kind.facts)
+    tiny.fill(made.cond_stage_model, zlib.crc32(repr(parts).encode()))
     made.cond_stage_model.table.weight.mul_(kind.width**0.5)  # numbers of about unit size
     return made
 

@@ -85,6 +85,15 @@ def test_x0_weight_is_one_and_unknown_is_refused():
         prediction_weight("wavelet", torch.tensor([3.0]))
 
 
+def test_velocity_is_that_of_the_flow_on_the_scaled_input():
+    """By hand: x = x0 + 3 n; t = 3 / 4, z = x / 4 = x0 / 4 + 3 n / 4, v = n - x0 = (z - x0) / t.
+
+    With x0 = 1, n = 2: x = 7, z = 7 / 4, v = 1. An estimate of 1.3 for x0 is v = (7 / 4 - 1.3) / (3 / 4) = 0.6.
+    """
+    error = (1.3 - 1.0) ** 2
+    assert prediction_weight("velocity", torch.tensor([3.0])).item() * error == pytest.approx((0.6 - 1.0) ** 2)
+
+
 def test_timesteps_are_uniform_and_stratified():
     draws = torch.cat([stratified_uniform(7, step, 8) for step in range(2000)])
     counts = torch.histc(draws, 16, 0, 1)

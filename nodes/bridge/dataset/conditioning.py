@@ -49,7 +49,9 @@ def model_conds(
     `Pictures.model_inputs`; it overrides the defaults. latent: [1, C, ...], of which only the shape is read.
     """
     size = {"width": latent.shape[-1] * 8, "height": latent.shape[-2] * 8}
-    inputs = {**size, **training_conds(base), **extra}
+    # As ComfyUI's sampling gives them: the pooled vector of a text encoder that has none, and the latent's parts.
+    given = {"pooled_output": None, "latent_shapes": [latent.shape]}
+    inputs = {**given, **size, **training_conds(base), **extra}
     made = base.extra_conds(cross_attn=cond, noise=latent, device=device, prompt_type="positive", **inputs)
     return ModelConds({name: value.process_cond(batch_size=1, area=None) for name, value in made.items()})
 

@@ -13,6 +13,7 @@ from ....training.layer_names.dialects import Place, places
 from ....training.layer_names.glob import check_pattern, glob_matches
 from . import flux, lumina, qwen, sd3, unet, wan
 from .discovery import discover, discovered_family, discovery_latent, why_not_discovered
+from .exceptions import exceptions_of
 from .family import Family
 from .layers import is_linear
 
@@ -45,16 +46,23 @@ def layers_with_overwritten_input(diffusion_model: nn.Module) -> list[nn.Module]
     return list(family.overwritten_input(diffusion_model)) if family else []
 
 
+def has_plain_backward(diffusion_model: nn.Module) -> bool:
+    """Whether the forward pass has a backward pass as it is, without `differentiable.DifferentiableFunctions`."""
+    family = family_of(diffusion_model)
+    return family is None or family.plain_backward(diffusion_model)
+
+
 def training_conds(base) -> Mapping[str, Any]:
     """The conditioning of a training besides its prompts, as arguments of ComfyUI's `extra_conds`."""
-    family = family_of(base.diffusion_model)
-    return family.default_conds if family else {}
+    family = recorded_family(base.diffusion_model)
+    return family.default_conds if family else exceptions_of(base.diffusion_model).conds
 
 
 def check_trainable(base) -> None:
     """Raise `InputError`, with the reason, for a model that needs more than pictures and prompts."""
     family = family_of(base.diffusion_model)
-    reason = family.untrainable_reason(base) if family else ""
+    reason = exceptions_of(base.diffusion_model).untrainable_reason(base.diffusion_model)
+    reason = reason or (family.untrainable_reason(base) if family else "")
     if reason:
         raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}")
 

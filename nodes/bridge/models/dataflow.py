@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .fake import full_masks
+
 PICTURE, TEXT = "picture", "text"  # where a tensor comes from
 _PRODUCTS = {"mm", "bmm", "baddbmm", "matmul", "addmm", "addbmm"}
 
@@ -121,7 +123,7 @@ class _Marks(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func.__name__.split(".")[0]
         mark = self.of((args, kwargs))
-        out = func(*args, **kwargs)
+        out = full_masks(func, args, kwargs)
         if "scaled_dot_product" in name:
             query, key, value = map(self.of, args[:3])
             number = self.note_attention(query, key, value)

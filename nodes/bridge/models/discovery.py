@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..training_model.in_place import clone_layer_inputs
+from ..training_model.differentiable import DifferentiableFunctions
+from ..training_model.in_place import clone_layer_inputs, fresh_key_caches
 from .dataflow import PICTURE, TEXT, Dataflow, Observer
-from .fake import fake_values, fake_weights, fused_attention, restored_caches
+from .fake import FullMasks, fake_values, fake_weights, fused_attention, restored_caches
 from .family import Family
 from .layers import is_linear
 from .names import by_core
 
 LATENT_SIDES = (16, 24)  # cells of the picture whose forward pass is observed
+
+TOKEN_NUMBERS = ("input_ids", "t5xxl_ids")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Layout:
     cross: the attention layers that bring the prompt to the picture: those of a cross-attention, or else of the joint
     attention over both, and there of the blocks with layers of their own for each where a network has such. attention:
     those and all other attention layers. feed_forward: the layers beside them. blocks: what gradient checkpointing
-    computes again. overwritten: layers whose input is changed in place. unused: layers without a gradient.
+    computes again. overwritten: layers whose input is changed in place. unused: layers without a gradient, such as
+    those of sound. plain: whether the forward pass has a backward pass as it is, without `DifferentiableFunctions`.
     """
 
     cross: tuple[str, ...]
@@ -45,6 +49,7 @@ class Layout:
     blocks: tuple[str, ...]
     overwritten: tuple[str, ...]
     unused: tuple[str, ...]
+    plain: bool = True
 
 
 _known: WeakKeyDictionary[nn.Module, Layout | str] = WeakKeyDictionary()  # a text says why there is none
@@ -52,10 +57,12 @@ _by_structure: dict[tuple, Layout] = {}  # a file that is loaded again gives ano
 
 
 def discovery_latent(base: comfy.model_base.BaseModel) -> Tensor:
-    """A latent [1, C, ...] of zeros, of the size that `discover` observes: one frame of `LATENT_SIDES` cells."""
+    """A latent [1, C, ...] of zeros, of the size that `discover` observes: one frame of `LATENT_SIDES` cells, or of 16
+    times as many pixels where the model works on these."""
     form = base.latent_format
     frames = (1,) * (form.latent_dimensions - 2)
-    return torch.zeros(1, form.latent_channels, *frames, *LATENT_SIDES)
+    pixels = 16 if getattr(form, "spacial_downscale_ratio", 8) == 1 else 1
+    return torch.zeros(1, form.latent_channels, *frames, *(side * pixels for side in LATENT_SIDES))
 
 
 def discover(base: comfy.model_base.BaseModel, conds: Mapping[str, Any]) -> Layout | str:
@@ -115,11 +122,15 @@ def family_from(layout: Layout, name: str) -> Family:
         by_core,
         overwritten_input=lambda network: [network.get_submodule(layer) for layer in layout.overwritten],
         unused_layers=lambda _: layout.unused,
+        plain_backward=lambda _: layout.plain,
     )
 
 
-def _observe(base: comfy.model_base.BaseModel, latent: Tensor, conds: Mapping[str, Any]) -> tuple[Dataflow, set[str]]:
-    """(the flow of a forward pass on fake tensors, the linear layers that get no gradient in a second one)."""
+def _observe(
+    base: comfy.model_base.BaseModel, latent: Tensor, conds: Mapping[str, Any]
+) -> tuple[Dataflow, set[str], bool]:
+    """(the flow of a forward pass on fake tensors, the linear layers that get no gradient in a second one, whether that
+    one works without `DifferentiableFunctions`)."""
     network = base.diffusion_model
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
@@ -130,13 +141,21 @@ def _observe(base: comfy.model_base.BaseModel, latent: Tensor, conds: Mapping[st
             FakeTensorMode(allow_non_fake_inputs=True),
             restored_caches(base),
             fake_weights(base),
+            fresh_key_caches(network),
         ):
             noisy = torch.empty(latent.shape)
             inputs = {name: fake_values(value) for name, value in conds.items()}
-            with Observer(network, noisy, [inputs["c_crossattn"]]) as observer:
+            # The prompt as states, or as token numbers for a language model within the network.
+            text = [value for name, value in inputs.items() if name == "c_crossattn" or name in TOKEN_NUMBERS]
+            with Observer(network, noisy, text) as observer, DifferentiableFunctions():
                 _call(base, noisy, inputs, observer.attention)
-            with clone_layer_inputs(map(network.get_submodule, observer.flow.overwritten)):
-                return observer.flow, _without_gradient(base, noisy, inputs)
+            flow = observer.flow
+            with clone_layer_inputs(map(network.get_submodule, flow.overwritten)), FullMasks():
+                try:
+                    return flow, _without_gradient(base, noisy, inputs), True
+                except RuntimeError:  # from the backward pass
+                    with DifferentiableFunctions():
+                        return flow, _without_gradient(base, noisy, inputs), False
     finally:
         comfy.model_management.in_training = before
 
@@ -176,13 +195,14 @@ def _without_gradient(base: comfy.model_base.BaseModel, noisy: Tensor, inputs: M
 class _Reading:
     """What a flow means for the layers of a network."""
 
-    def __init__(self, network: nn.Module, flow: Dataflow, unused: set[str]) -> None:
-        self._network, self._flow = network, flow
+    def __init__(self, network: nn.Module, flow: Dataflow, unused: set[str], plain: bool) -> None:
+        self._network, self._flow, self._plain = network, flow, plain
         self._linear = [name for name, layer in network.named_modules() if is_linear(layer)]
         self.blocks = self._find_blocks()
         self._block_of = {name: block for block in self.blocks for name in flow.layers if name.startswith(f"{block}.")}
         self._outs = [self._find_outs(number) for number in range(len(flow.attentions))]
-        self._unused = unused | self._unused_queries(unused)
+        never_called = set(self._linear) - flow.modules
+        self._unused = unused | never_called | self._unused_queries(unused)
 
     def layout(self) -> Layout:
         attention = {name for found in self._groups() for name in found}
@@ -193,6 +213,7 @@ class _Reading:
             tuple(self.blocks),
             tuple(dict.fromkeys(self._flow.overwritten)),
             tuple(name for name in self._linear if name in self._unused),
+            self._plain,
         )
 
     def _ordered(self, names: Iterable[str]) -> tuple[str, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextmanager
@@ -44,10 +46,14 @@ def _function_caches(layers: Iterable[nn.Module]) -> set[functools._lru_cache_wr
 
 @contextmanager
 def fake_weights(module: nn.Module) -> Iterator[None]:
-    """Within the block the module's parameters and buffers are fake tensors on the CPU."""
+    """Within the block the module's parameters and buffers are fake tensors on the CPU, and `to` leaves them there.
+
+    `restored_caches` must be around it.
+    """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     try:
         for layer in module.modules():
+            vars(layer)["_apply"] = partial(_stay, layer)  # some classes move a layer in their forward pass
             holders: tuple[dict[str, Any], dict[str, Any]] = (layer._parameters, layer._buffers)
             for holder in holders:
                 for name, tensor in holder.items():
@@ -59,6 +65,40 @@ def fake_weights(module: nn.Module) -> Iterator[None]:
     finally:
         for holder, name, tensor in replaced:
             holder[name] = tensor
+
+
+def _stay(layer: nn.Module, *_: Any, **__: Any) -> nn.Module:
+    return layer
+
+
+class FullMasks(TorchDispatchMode):
+    """Within the block, a boolean mask selects all rows: fake tensors do not know how many it selects.
+
+    A model that sends tokens to experts (HiDream) has the shapes and dependencies of one that sends all to each.
+    """
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return full_masks(func, args, kwargs or {})
+
+
+def full_masks(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The result of an operation, with a boolean mask as an index read as all true."""
+    name = func.__name__.split(".")[0]
+    if name in _INDEXING and any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1]):
+        tensor, mask = args[0], args[1][0]
+        if name == "index":
+            return tensor.new_empty((mask.numel(), *tensor.shape[mask.ndim :]))
+        return tensor if name.endswith("_") else torch.empty_like(tensor)
+    return func(*args, **kwargs)
+
+
+_INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 def fake_values(value: Any) -> Any:

@@ -23,10 +23,11 @@ class Family:
     cross_attention_layers: the layers of the target `cross-attention`, in the words of the help page. blocks: what
     gradient checkpointing computes again. file_names: base -> {layer: name by file format}, see `to_format`.
     architecture: base -> its name in the model specification, or "". overwritten_input: the layers whose input the
-    model changes in place. unused_layers: the names of layers whose output is not used. default_conds: conditioning of
-    a training besides its prompts. is_inpainting: base -> whether it also reads a masked picture. untrainable_reason:
-    base -> why it cannot be trained on pictures and prompts, or "". aliases: base -> other programs' names of its
-    layers, where they are not its own.
+    model changes in place. plain_backward: whether the forward pass has a backward pass as it is, see
+    `training_model.differentiable`. unused_layers: the names of layers whose output is not used. default_conds:
+    conditioning of a training besides its prompts. is_inpainting: base -> whether it also reads a masked picture.
+    untrainable_reason: base -> why it cannot be trained on pictures and prompts, or "". aliases: base -> other
+    programs' names of its layers, where they are not its own.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Family:
     architecture: Callable[[Any], str] = lambda _: ""
     overwritten_input: Callable[[Any], Iterable[nn.Module]] = lambda _: ()
     unused_layers: Callable[[Any], Iterable[str]] = lambda _: ()
+    plain_backward: Callable[[Any], bool] = lambda _: True
     default_conds: Mapping[str, Any] = field(default_factory=dict)
     is_inpainting: Callable[[Any], bool] = lambda _: False
     untrainable_reason: Callable[[Any], str] = lambda _: ""

@@ -54,4 +54,6 @@ def _with_cloned_inputs(forward: Callable[..., Any], /, *args, **kwargs):
 
 
 def _clone(value):
+    if isinstance(value, (list, tuple)):  # LTX-2's blocks get the tokens of film and sound as a pair
+        return type(value)(map(_clone, value))
     return value.clone() if isinstance(value, Tensor) else value

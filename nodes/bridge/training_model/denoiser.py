@@ -18,12 +18,13 @@ from torch import Tensor
 from ....training.errors import InputError
 from ....training.objective import Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
-from ..models import checkpoint_blocks, layers_with_overwritten_input
+from ..models import checkpoint_blocks, has_plain_backward, layers_with_overwritten_input
 from ..wire.compatibility import Compatibility, check_compatibility, compatibility_of
 from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .checkpointing import checkpointed
+from .differentiable import differentiable, with_differentiable
 from .frozen_linear import frozen_layers
-from .in_place import clone_layer_inputs
+from .in_place import clone_layer_inputs, fresh_key_caches
 from .inference_tensors import normal_tensors
 from .sampling_call import SamplingCall, frozen_modules
 
@@ -32,6 +33,7 @@ _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.V_PREDICTION: "v",
     comfy.model_sampling.CONST: "flow",
     comfy.model_sampling.X0: "x0",
+    comfy.model_sampling.COSMOS_RFLOW: "velocity",
 }
 
 
@@ -208,6 +210,7 @@ def prepare_for_training(
         base, device = patcher.model, patcher.load_device
         blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
         in_place = layers_with_overwritten_input(base.diffusion_model)
+        plain = has_plain_backward(base.diffusion_model)
         compute = compute_type(base, device, precision)
         normal, held = normal_tensors(patcher), compatibility_of(patcher).modules
         was_training = comfy.model_management.in_training
@@ -219,7 +222,9 @@ def prepare_for_training(
                 frozen_layers(base, compute) as freeze,
                 autograd_views(base, device, compute) as make_views,
                 clone_layer_inputs(in_place),
-                checkpointed(blocks, bool(in_place), normal),
+                fresh_key_caches(base.diffusion_model),
+                differentiable(base.diffusion_model, not plain),
+                checkpointed(blocks, bool(in_place) or not plain, with_differentiable(normal, not plain)),
             ):
                 reload = (partial(_load, patcher, leave_free), freeze, make_views)
                 yield ComfyDenoiser(patcher, autocast_for(device, compute), reload, compute, normal)

@@ -1,4 +1,4 @@
-"""Models that add to a tensor in place, made safe for the backward pass for the duration of a training."""
+"""Models that change or keep tensors of a forward pass, made safe for the duration of a training."""
 
 from __future__ import annotations
 
@@ -29,3 +29,22 @@ def clone_layer_inputs(layers: Iterable[nn.Module]) -> Iterator[None]:
 def _clone_input(_layer: nn.Module, inputs: tuple) -> tuple:
     first, *rest = inputs
     return (first.clone() if torch.is_grad_enabled() and first.requires_grad else first, *rest)
+
+
+@contextmanager
+def fresh_key_caches(network: nn.Module) -> Iterator[None]:
+    """Within the block, a network that keeps the keys and values of a prompt forgets them before each call.
+
+    HiDream-O1 keeps those of the last two prompts, which belong to the weights that it had then: a training changes
+    these at each step.
+    """
+    forget = getattr(network, "clear_kv_cache", None)
+    if forget is None:
+        yield
+        return
+    hook = network.register_forward_pre_hook(lambda *_: forget())
+    try:
+        yield
+    finally:
+        hook.remove()
+        forget()
