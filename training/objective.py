@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v", "flow", "x0", "velocity"]
+Prediction = Literal["epsilon", "v", "flow", "x0", "velocity", "edm"]
 MIN_SNR_GAMMA = 5.0  # the paper's
+EDM_DATA = 0.5  # standard deviation of the latents that `edm` is written for (Karras et al. 2022, table 1)
 
 
 class Denoiser(Protocol):
@@ -37,7 +38,9 @@ def prediction_weight(prediction: Prediction, sigma: Tensor) -> Tensor:
     epsilon = (x - x0) / sigma (Ho et al. 2020, eq. 14), v = epsilon a - x0 s, where a^2 = 1 / (1 + sigma^2) and
     s^2 = sigma^2 a^2 (Salimans & Ho 2022, appendix D), flow velocity = (x - x0) / sigma on x = (1 - sigma) x0 + sigma n
     (Lipman et al. 2023). `velocity` is that of a flow on x / (1 + sigma) = (1 - t) x0 + t n, t = sigma / (1 + sigma)
-    (Cosmos Predict 2). An error of the target is therefore an error of x0 times that multiple.
+    (Cosmos Predict 2). `edm` is F of x0 = c_skip x + c_out F, c_out = sigma d / sqrt(sigma^2 + d^2) with d = `EDM_DATA`
+    (Karras et al. 2022, arXiv 2206.00364, table 1). An error of the target is therefore an error of x0 times that
+    multiple.
     """
     if prediction in ("epsilon", "flow"):
         return sigma**-2
@@ -45,14 +48,19 @@ def prediction_weight(prediction: Prediction, sigma: Tensor) -> Tensor:
         return (sigma**2 + 1) / sigma**2
     if prediction == "velocity":
         return ((sigma + 1) / sigma) ** 2
+    if prediction == "edm":
+        return (sigma**2 + EDM_DATA**2) / (sigma * EDM_DATA) ** 2
     if prediction == "x0":
         return torch.ones_like(sigma)
-    raise ValueError(f"no prediction type {prediction!r}; give epsilon, v, flow, velocity or x0")
+    raise ValueError(f"no prediction type {prediction!r}; give epsilon, v, flow, velocity, edm or x0")
 
 
 def signal_to_noise(prediction: Prediction, sigma: Tensor) -> Tensor:
-    """SNR [B] of a latent of unit variance noised to `sigma`: 1 / sigma^2, for flow ((1 - sigma) / sigma)^2."""
-    return ((1 - sigma) / sigma) ** 2 if prediction == "flow" else sigma**-2
+    """SNR [B] of a latent of unit variance noised to `sigma`: 1 / sigma^2, for flow ((1 - sigma) / sigma)^2; for edm
+    that of a latent of the variance `EDM_DATA`^2."""
+    if prediction == "flow":
+        return ((1 - sigma) / sigma) ** 2
+    return (EDM_DATA / sigma) ** 2 if prediction == "edm" else sigma**-2
 
 
 def min_snr_weight(prediction: Prediction, sigma: Tensor) -> Tensor:
@@ -85,12 +93,14 @@ def loss_weight(prediction: Prediction, sigma: Tensor, weighting: str = "none") 
 
 
 def expected_loss(prediction: Prediction, sigma: Tensor, weighting: str = "none") -> Tensor:
-    """The smallest possible loss [B] at `sigma` for latents of independent normal numbers of unit variance.
+    """The smallest possible loss [B] at `sigma` for latents of independent normal numbers of the variance d^2 = 1, or
+    `EDM_DATA`^2 for edm.
 
-    The variance of the clean latent given the noisy one is then 1 / (1 + SNR). For epsilon without a weighting the
+    The variance of the clean latent given the noisy one is then d^2 / (1 + SNR). For epsilon without a weighting the
     loss is 1 / (1 + sigma^2), which differs a thousandfold between the ends of SD1.5's schedule; for v it is 1.
     """
-    return loss_weight(prediction, sigma, weighting) / (1 + signal_to_noise(prediction, sigma))
+    data = EDM_DATA**2 if prediction == "edm" else 1.0
+    return data * loss_weight(prediction, sigma, weighting) / (1 + signal_to_noise(prediction, sigma))
 
 
 def denoising_loss(

@@ -1,16 +1,15 @@
-"""The page of models matches the tests: its rows are the small models, its cells their marks, its tests exist."""
+"""The page of models matches the tests: its tables are those that `models_page` makes, its tests exist."""
 
 import ast
 import re
-from pathlib import Path
 
 import families
-from bespoke.nodes.bridge.models import FAMILIES
+import host_coverage
+import models_page
+from bespoke.nodes.bridge.models import FAMILIES, refused
+from models_page import HERE, slow_in
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "js" / "docs" / "models.md").read_text("utf-8")
-HERE = ROOT / "tests" / "comfy"
-COLUMNS = ("test_families.py", "test_families_words.py", "test_families_sampling.py", "test_families_sampling.py")
+PAGE = models_page.PAGE.read_text("utf-8")
 
 
 def rows(start: str) -> list[list[str]]:
@@ -19,18 +18,16 @@ def rows(start: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
 
 
-def slow_in(file: str) -> set[str]:
-    """The names that a test file marks slow."""
-    tree = ast.parse((HERE / file).read_text("utf-8"))
-    found = next(node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "SLOW")
-    return ast.literal_eval(found.value)
+def test_the_page_is_as_it_is_made():
+    """If this fails, run tests/lib/models_page.py."""
+    assert models_page.render(PAGE) == PAGE
 
 
 def test_every_small_model_has_its_row_and_every_cell_its_mark():
     table = {row[1].strip("`"): row[2:] for row in rows("| Model |")}
     assert list(table) == list(families.FAMILIES)
     for name, cells in table.items():
-        expected = ["slow" if name in slow_in(file) else "fast" for file in COLUMNS]
+        expected = ["slow" if name in slow_in(file) else "fast" for file in models_page.FILES]
         if name not in families.WITH_CLIP:
             expected[1] = "no"
         assert cells == expected, name
@@ -42,6 +39,14 @@ def test_every_family_says_what_cross_attention_means():
     ]
 
 
+def test_every_class_has_its_row_or_its_refusal():
+    assert {row[1].strip("`") for row in rows("| Class |")} == {
+        name for name, row in host_coverage.ROWS.items() if not row.reason
+    }
+    named = [name for row in rows("| ComfyUI's class |") for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(named) == sorted(refused.REASONS)
+
+
 def test_every_test_that_the_page_names_is_there():
     named = set(re.findall(r"`(test_\w+)`", PAGE))
     existing = {
@@ -50,6 +55,6 @@ def test_every_test_that_the_page_names_is_there():
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.FunctionDef)
     }
-    assert len(named) == 6
+    assert len(named) == 7
     assert named <= existing
     assert all((HERE / file).is_file() for file in re.findall(r"`(test_\w+\.py)`", PAGE))

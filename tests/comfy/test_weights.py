@@ -22,7 +22,15 @@ from random_lora import random_lora
 
 CPU = torch.device("cpu")
 PLAIN = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
-QUANTISED = ["float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "nvfp4", "mxfp8", "scaled_fp8"]
+QUANTISED = [
+    "float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "int8_tensorwise rotated", "nvfp4", "mxfp8", "convrot_w4a4",
+    "scaled_fp8",
+]  # fmt: skip
+# Settings of a format that its file states; the numbers of a small layer.
+SETTINGS = {
+    "int8_tensorwise rotated": {"convrot": True, "convrot_groupsize": 64},
+    "convrot_w4a4": {"convrot_groupsize": 64},
+}
 U_NET, FLUX = (4, tiny.SD15), (16, tiny.FLUX)  # latent channels, configuration
 
 
@@ -55,6 +63,7 @@ def quantised(state: dict, format: str) -> dict:
     """A quantised state dict in ComfyUI's form: the larger matrices, each with its scales."""
     from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 
+    settings, format = SETTINGS.get(format, {}), format.split()[0]
     out = {}
     for name, value in state.items():
         layer = name.removesuffix(".weight")
@@ -65,9 +74,11 @@ def quantised(state: dict, format: str) -> dict:
             out |= {name: (value / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
         else:
             scale = {"scale": "recalculate"} if format in ("float8_e4m3fn", "float8_e5m2", "nvfp4") else {}
-            made = QuantizedTensor.from_float(value, QUANT_ALGOS[format]["comfy_tensor_layout"], **scale)
+            scale |= {"per_channel": True} if settings.get("convrot") else {}
+            made = QuantizedTensor.from_float(value, QUANT_ALGOS[format]["comfy_tensor_layout"], **scale, **settings)
             out |= made.state_dict(name)
-            out[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+            stated = json.dumps({"format": format, **settings})
+            out[f"{layer}.comfy_quant"] = torch.tensor(list(stated.encode()), dtype=torch.uint8)
     if format == "scaled_fp8":
         import comfy.utils
 
@@ -152,6 +163,10 @@ def test_gradients_through_half_and_fp8_weights_are_those_of_their_float32_value
 @pytest.mark.parametrize("format", QUANTISED)
 def test_gradients_through_quantised_weights_are_those_of_their_float32_values(states, format):
     """ComfyUI's quantised models. Cards that multiply in their type round the activations too; trainings do not."""
+    from comfy.quant_ops import QUANT_ALGOS
+
+    if format.split()[0] not in {*QUANT_ALGOS, "scaled_fp8"}:
+        pytest.skip(f"this ComfyUI has no {format}")
     quant = {"mixed_ops": True}
     model = patcher_of(
         base_of(tiny.FLUX, quant, torch.float32, torch.float32), quantised(states[id(tiny.FLUX)], format)
@@ -639,4 +654,17 @@ def test_a_gguf_model_is_refused_with_a_remedy(run_node, comfyui):
     with pytest.raises(InputError, match=r"Bespoke Train LoRA: .*GGUF file.*safetensors file.*Load Diffusion Model"):
         run_node("BespokeTrainLora", **inputs)
     with pytest.raises(InputError, match="GGUF file"):
+        run_node("BespokeTrainTextualInversion", name="word", init_text="dog", **inputs)
+
+
+def test_a_model_that_scales_its_input_before_a_quantised_matrix_is_refused(comfyui, run_node):
+    """ComfyUI multiplies the input with `pre_quant_scale` before it adds W and the LoRA: W (s x) + B A (s x)."""
+    model = tiny.patcher(tiny.SMALLEST)
+    attention = next(m for name, m in model.model.named_modules() if name.endswith("attn2"))
+    attention.to_k.pre_quant_scale = torch.nn.Parameter(torch.ones(tiny.CONTEXT), requires_grad=False)
+    images = sprite_set(2, 2, side=64, colour="teal")
+    inputs = dict(model=model, clip=tiny.clip(), vae=tiny.vae(), images=images, steps=1, resume=False)
+    with pytest.raises(InputError, match=r"attn2\.to_k\.pre_quant_scale.*load the same model from a bf16 or fp8 file"):
+        run_node("BespokeTrainLora", **inputs)
+    with pytest.raises(InputError, match="pre_quant_scale"):
         run_node("BespokeTrainTextualInversion", name="word", init_text="dog", **inputs)

@@ -334,8 +334,10 @@ def made(name: str):
 
 def latent_shape(base, frames: int = 1) -> tuple[int, ...]:
     """[C, H, W] with 8x12 cells, or [C, frames, H, W] where the family's latents have frames; 64x96 pixels where the
-    family has no VAE."""
+    family has no VAE; PixArt's least size, 32x40."""
     form = base.latent_format
     height, width = (64, 96) if getattr(form, "spacial_downscale_ratio", 8) == 1 else (8, 12)
+    if type(base).__name__ == "PixArt":
+        height, width = 32, 40
     frame = (height, width) if form.latent_dimensions == 2 else (frames, height, width)
     return (form.latent_channels, *frame)

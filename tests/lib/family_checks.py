@@ -66,7 +66,8 @@ def exact_loss(denoiser, latent, noise, sigma, conds, tokens=0):
         k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for k, v in conds.tensors().items()
     }
-    context = given.pop("c_crossattn")[:, -tokens:]
+    context = given.pop("c_crossattn", None)  # Stable Cascade's has another name
+    context = None if context is None else context[:, -tokens:]
     latent, noise, sigma = latent.double(), noise.double(), sigma.double()
     noisy = denoiser.add_noise(sigma, noise, latent)
     x = torch.cat(

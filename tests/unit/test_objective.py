@@ -37,6 +37,8 @@ class LinearDenoiser:
             return noisy - s * 0.5 * noisy
         if self.prediction == "v":
             return noisy / (s**2 + 1) - s / (s**2 + 1) ** 0.5 * 0.5 * noisy
+        if self.prediction == "edm":
+            return (noisy * 0.25 + s * 0.5 * (s**2 + 0.25) ** 0.5 * 0.5 * noisy) / (s**2 + 0.25)
         return noisy - s * 0.5 * noisy
 
 
@@ -47,12 +49,15 @@ def _by_hand(prediction, latent, noise, sigma):
     elif prediction == "v":
         a = 1 / math.sqrt(1 + sigma**2)  # alpha; sigma of the variance-preserving process is a * sigma
         output, target = 0.5 * (latent + sigma * noise), a * noise - a * sigma * latent
+    elif prediction == "edm":  # Karras et al. 2022, eq. 8 and table 1: F = (x0 - c_skip x) / c_out, data of 0.5
+        x, both = latent + sigma * noise, sigma**2 + 0.5**2
+        output, target = 0.5 * x, (latent - 0.5**2 / both * x) / (sigma * 0.5 / math.sqrt(both))
     else:
         output, target = 0.5 * (sigma * noise + (1 - sigma) * latent), noise - latent
     return ((output - target) ** 2).mean()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow", "edm"])
 @pytest.mark.parametrize("sigma", [0.05, 0.6, 0.99])
 def test_loss_matches_the_papers(prediction, sigma):
     latent, eps = torch.randn(1, 4, 6, 6), torch.randn(1, 4, 6, 6)
@@ -232,6 +237,7 @@ def test_expected_loss_of_unit_gaussians():
         # Var(n) - Cov(n, x)^2 / Var(x).
         assert expected_loss("epsilon", s).item() == pytest.approx(1 - sigma**2 / (1 + sigma**2))
         assert expected_loss("v", s).item() == pytest.approx(1)  # v is independent of x
+        assert expected_loss("edm", s).item() == pytest.approx(1)  # as is F, for x0 of the variance 0.5^2
         if sigma < 1:  # n - x0 on (1 - s) x0 + s n
             variance = 2 - (sigma - (1 - sigma)) ** 2 / (sigma**2 + (1 - sigma) ** 2)
             assert expected_loss("flow", s).item() == pytest.approx(variance)

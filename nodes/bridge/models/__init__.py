@@ -16,6 +16,7 @@ from .discovery import discover, discovered_family, discovery_latent, why_not_di
 from .exceptions import exceptions_of
 from .family import Family
 from .layers import is_linear
+from .refused import reason_against
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
@@ -60,9 +61,11 @@ def training_conds(base) -> Mapping[str, Any]:
 
 def check_trainable(base) -> None:
     """Raise `InputError`, with the reason, for a model that needs more than pictures and prompts."""
-    family = family_of(base.diffusion_model)
-    reason = exceptions_of(base.diffusion_model).untrainable_reason(base.diffusion_model)
-    reason = reason or (family.untrainable_reason(base) if family else "")
+    reason = reason_against(base)
+    if not reason:
+        family = family_of(base.diffusion_model)
+        reason = exceptions_of(base.diffusion_model).untrainable_reason(base.diffusion_model)
+        reason = reason or (family.untrainable_reason(base) if family else "")
     if reason:
         raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}")
 

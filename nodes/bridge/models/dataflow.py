@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,19 +22,22 @@ from .fake import full_masks
 
 PICTURE, TEXT = "picture", "text"  # where a tensor comes from
 _PRODUCTS = {"mm", "bmm", "baddbmm", "matmul", "addmm", "addbmm"}
+_SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
 
 
 @dataclass(frozen=True)
 class Mark:
     """What is known of a tensor. layers: the names of the layers that made it. origins: `PICTURE`, `TEXT`, both or
-    none. scores: the (query, key) layers whose product it was made of. attentions: the numbers of the attentions that
-    it was made of. Layers, scores and attentions are those since the last layer with a weight.
+    none. scores: the (query, key) layers whose product it was made of. weights: whether a softmax has been taken of
+    these. attentions: the numbers of the attentions that it was made of. Layers, scores and attentions are those since
+    the last layer with a weight.
     """
 
     layers: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     scores: frozenset[tuple[frozenset[str], frozenset[str]]] = frozenset()
     attentions: frozenset[int] = frozenset()
+    weights: bool = False
 
     def joined(self, other: Mark) -> Mark:
         return Mark(
@@ -42,7 +45,11 @@ class Mark:
             self.origins | other.origins,
             self.scores | other.scores,
             self.attentions | other.attentions,
+            self.weights or other.weights,
         )
+
+
+_NOTHING = Mark()
 
 
 @dataclass(frozen=True)
@@ -87,19 +94,30 @@ class _Marks(TorchDispatchMode):
         self.flow = flow
         self._marks: dict[int, tuple[Tensor, Mark]] = {}  # the tensor is kept, since its id could be used again
         self._readers: dict[int, list[str]] = {}  # storage -> layers that have read it
-        self._storages: list[torch.UntypedStorage] = []
+        self._written: dict[int, Mark] = {}  # storage -> what was written to it through any tensor over it
+        self._storages: list[torch.UntypedStorage] = []  # kept, since their ids could be used again
 
     def of(self, value: Any) -> Mark:
         mark = Mark()
         for tensor in tree_leaves(value):
-            if isinstance(tensor, Tensor) and id(tensor) in self._marks:
-                mark = mark.joined(self._marks[id(tensor)][1])
+            if isinstance(tensor, Tensor):
+                if id(tensor) in self._marks:
+                    mark = mark.joined(self._marks[id(tensor)][1])
+                if self._written:
+                    mark = mark.joined(self._written.get(id(tensor.untyped_storage()), _NOTHING))
         return mark
 
     def set(self, value: Any, mark: Mark) -> None:
         for tensor in tree_leaves(value):
             if isinstance(tensor, Tensor):
                 self._marks[id(tensor)] = tensor, mark
+
+    def _write(self, tensor: Tensor, mark: Mark) -> None:
+        """Note that a tensor was changed in place: a part of what other tensors over its memory show."""
+        self.set(tensor, mark)
+        storage = tensor.untyped_storage()
+        self._storages.append(storage)
+        self._written[id(storage)] = mark.joined(self._written.get(id(storage), _NOTHING))
 
     def note_reader(self, tensor: Tensor, layer: str) -> None:
         storage = tensor.untyped_storage()
@@ -124,7 +142,9 @@ class _Marks(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         mark = self.of((args, kwargs))
         out = full_masks(func, args, kwargs)
-        if "scaled_dot_product" in name:
+        if name in _SOFTMAX and mark.scores:
+            mark = replace(mark, weights=True)
+        elif "scaled_dot_product" in name:
             query, key, value = map(self.of, args[:3])
             number = self.note_attention(query, key, value)
             mark = Mark(frozenset(), mark.origins, frozenset(), frozenset({number}))
@@ -132,18 +152,24 @@ class _Marks(TorchDispatchMode):
             mark = self._product(mark, [self.of(value) for value in args if isinstance(value, Tensor)][-2:])
         if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], Tensor):
             self.flow.overwritten += self._readers.pop(id(args[0].untyped_storage()), [])
-            self.set(args[0], mark)
+            self._write(args[0], mark)
         self.set(out, mark)
         return out
 
     def _product(self, mark: Mark, factors: list[Mark]) -> Mark:
-        """The mark of the product of two tensors, one of which may be a weight without a mark."""
+        """The mark of the product of two tensors, one of which may be a weight without a mark.
+
+        The scores of a query and a key become the weights of a sum by a softmax; a product of products without one is a
+        small network whose matrices are made by a layer.
+        """
         if len(factors) < 2 or not all(one.layers or one.scores for one in factors):
             return mark
         first, second = factors
         if not first.scores and not second.scores:
             return Mark(frozenset(), mark.origins, frozenset({(first.layers, second.layers)}))
         scores, value = (first, second) if first.scores else (second, first)
+        if not scores.weights:
+            return mark
         numbers = set[int]()
         for query, key in scores.scores:
             numbers.add(self.note_attention(self._known(query), self._known(key), value))

@@ -21,13 +21,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..training_model.differentiable import DifferentiableFunctions
 from ..training_model.in_place import clone_layer_inputs, fresh_key_caches
-from .dataflow import PICTURE, TEXT, Dataflow, Observer
+from .dataflow import PICTURE, TEXT, Attention, Dataflow, Observer
 from .fake import FullMasks, fake_values, fake_weights, fused_attention, restored_caches
 from .family import Family
 from .layers import is_linear
 from .names import by_core
 
-LATENT_SIDES = (16, 24)  # cells of the picture whose forward pass is observed
+LATENT_SIDES = (32, 48)  # cells of the picture whose forward pass is observed; PixArt divides by 0 at half of them
 
 TOKEN_NUMBERS = ("input_ids", "t5xxl_ids")
 
@@ -145,9 +145,7 @@ def _observe(
         ):
             noisy = torch.empty(latent.shape)
             inputs = {name: fake_values(value) for name, value in conds.items()}
-            # The prompt as states, or as token numbers for a language model within the network.
-            text = [value for name, value in inputs.items() if name == "c_crossattn" or name in TOKEN_NUMBERS]
-            with Observer(network, noisy, text) as observer, DifferentiableFunctions():
+            with Observer(network, noisy, _prompt(inputs)) as observer, DifferentiableFunctions():
                 _call(base, noisy, inputs, observer.attention)
             flow = observer.flow
             with clone_layer_inputs(map(network.get_submodule, flow.overwritten)), FullMasks():
@@ -158,6 +156,17 @@ def _observe(
                         return flow, _without_gradient(base, noisy, inputs), False
     finally:
         comfy.model_management.in_training = before
+
+
+def _prompt(inputs: Mapping[str, Any]) -> list[Tensor]:
+    """The states of the text encoders, [1, tokens, width] each; most classes read one, as `c_crossattn`. Token numbers
+    for a language model within the network."""
+    named = ("c_crossattn", *TOKEN_NUMBERS)
+    return [
+        value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and (name in named or (value.ndim == 3 and value.is_floating_point()))
+    ]
 
 
 def _call(
@@ -251,17 +260,22 @@ class _Reading:
         """
         attention = self._flow.attentions[number]
         block = self._block_of.get(next(iter(attention.query), ""))
-        return {
-            name
-            for name, call in self._flow.layers.items()
-            if call.inputs.attentions == {number}
-            and all(self._block_of.get(other) == block for other in self._for_positions(call.inputs.layers))
-        }
+        outs = set[str]()
+        for name, call in self._flow.layers.items():
+            feeding = self._for_positions(call.inputs.layers)
+            first = call.inputs.attentions == {number} and all(self._block_of.get(one) == block for one in feeding)
+            # A matrix that follows those of both streams. After one alone it may read the sum with a block's own input.
+            second = len(feeding) > 1 and feeding <= outs and not call.inputs.attentions
+            if first or second:
+                outs.add(name)
+        return outs
 
     def _groups(self) -> list[set[str]]:
-        """For each attention its query, key, value and output layers."""
+        """For each attention its query, key, value and output layers; none for one that sums up all positions."""
         return [
             self._for_positions(one.query | one.key | one.value) | outs
+            if self._for_positions(one.query)
+            else set[str]()
             for one, outs in zip(self._flow.attentions, self._outs, strict=True)
         ]
 
@@ -287,15 +301,25 @@ class _Reading:
         ]
         if cross:
             return set().union(*cross)
-        pictures = [call.tokens for call in self._flow.layers.values() if call.inputs.origins == {PICTURE}]
-        joint = [
-            (attention, group)
-            for attention, group in found
-            if attention.key_origins >= {PICTURE, TEXT}
-            and sum(map(self._tokens, self._for_positions(attention.key))) > max(pictures, default=0)
-        ]
+        both = [pair for pair in found if pair[0].key_origins >= {PICTURE, TEXT}]
+        # Where text only scales the picture's tokens, or tells them what to add, there are no more keys than those. A
+        # class that fills up both to one length has as many everywhere.
+        joint = [pair for pair in both if self._keys(pair[0]) > self._picture_tokens(pair[0])] or both
         double = [group for attention, group in joint if len(self._for_positions(attention.key)) > 1]
         return set[str]().union(*(double or [group for _, group in joint]))
+
+    def _keys(self, attention: Attention) -> int:
+        return sum(map(self._tokens, self._for_positions(attention.key)))
+
+    def _picture_tokens(self, attention: Attention) -> int:
+        """The positions of the picture before an attention; after it a class may compute something for each pixel."""
+        tokens = 0
+        for name, call in self._flow.layers.items():
+            if name in attention.key:
+                break
+            if call.inputs.origins == {PICTURE}:
+                tokens = max(tokens, call.tokens)
+        return tokens
 
     def _feed_forward(self, attention: set[str]) -> set[str]:
         """Layers in a block that feed a layer of the same block and nothing else, with those that they feed."""

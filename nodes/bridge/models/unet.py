@@ -80,18 +80,6 @@ def is_inpainting(base) -> bool:
     return "masked_image" in base.concat_keys
 
 
-def untrainable_reason(base) -> str:
-    """The reason against a model that is conditioned on a picture instead of a prompt."""
-    import comfy.model_base as known
-
-    if isinstance(base, (known.SVD_img2vid, known.Stable_Zero123, known.SD_X4Upscaler, known.Lotus)):
-        return (
-            "it works from a picture instead of a prompt, which a training set does not have; wire in a text-to-image "
-            "model"
-        )
-    return ""
-
-
 FAMILY = Family(
     "U-Net (SD1.5, SD2, SDXL)",
     fits,
@@ -101,6 +89,5 @@ FAMILY = Family(
     file_names,
     architecture,
     is_inpainting=is_inpainting,
-    untrainable_reason=untrainable_reason,
     aliases=aliases,
 )

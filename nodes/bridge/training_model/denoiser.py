@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ....training.errors import InputError
-from ....training.objective import Denoiser, Prediction
+from ....training.objective import EDM_DATA, Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
 from ..models import checkpoint_blocks, has_plain_backward, layers_with_overwritten_input
 from ..wire.compatibility import Compatibility, check_compatibility, compatibility_of
@@ -34,7 +34,12 @@ _PREDICTIONS: dict[type, Prediction] = {
     comfy.model_sampling.CONST: "flow",
     comfy.model_sampling.X0: "x0",
     comfy.model_sampling.COSMOS_RFLOW: "velocity",
+    comfy.model_sampling.EDM: "edm",
 }
+# v of a latent whose variance the noising keeps (CogVideoX); a host before 0.24 lacks it.
+_KEEPS_VARIANCE = getattr(comfy.model_sampling, "V_PREDICTION_DDPM", None)
+if _KEEPS_VARIANCE is not None:
+    _PREDICTIONS[_KEEPS_VARIANCE] = "v"
 
 
 def prediction_of(model_sampling) -> Prediction:
@@ -51,6 +56,11 @@ def prediction_of(model_sampling) -> Prediction:
         raise InputError(
             f"the model's prediction type {rule.__name__} cannot be trained here; "
             "wire in a model that predicts noise, v or flow, without a sampling node that changes that"
+        )
+    if _PREDICTIONS[rule] == "edm" and model_sampling.sigma_data != EDM_DATA:
+        raise InputError(
+            f"this model's EDM sampling is for latents of the standard deviation {model_sampling.sigma_data:g}, and "
+            f"only {EDM_DATA:g} can be trained here; remove the node that changes its sampling"
         )
     return _PREDICTIONS[rule]
 
@@ -113,8 +123,14 @@ class ComfyDenoiser:
         return first / len(sigmas), last / len(sigmas)
 
     def add_noise(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
-        """`latent` [B, C, ...] with `noise` of the same shape, at the noise levels `sigma` [B]."""
-        return self.base.model_sampling.noise_scaling(sigma.reshape(-1, *[1] * (latent.ndim - 1)), noise, latent)
+        """`latent` [B, C, ...] with `noise` of the same shape, at the noise levels `sigma` [B].
+
+        As the network reads it: CogVideoX has no `calculate_input`, and its sampling scales what `noise_scaling` gives.
+        """
+        levels = sigma.reshape(-1, *[1] * (latent.ndim - 1))
+        noisy = self.base.model_sampling.noise_scaling(levels, noise, latent)
+        keeps = _KEEPS_VARIANCE is not None and isinstance(self.base.model_sampling, _KEEPS_VARIANCE)
+        return noisy / (levels**2 + 1).sqrt() if keeps else noisy
 
     def denoise(self, noisy: Tensor, sigma: Tensor, conditioning: ModelConds) -> Tensor:
         """The model's estimate of the clean latent [B, C, ...].
@@ -243,9 +259,10 @@ def _load(patcher: comfy.model_patcher.ModelPatcher, leave_free: int | None) -> 
 
 def check_wire(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP | None = None) -> None:
     """Raise `InputError` for a MODEL or CLIP with which a training would be wrong: see `check_not_gguf`,
-    `check_compatibility`.
+    `check_not_smoothed`, `check_compatibility`.
     """
     check_not_gguf(model)
+    check_not_smoothed(model)
     check_compatibility(model, clip)
 
 
@@ -259,4 +276,20 @@ def check_not_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
             "this MODEL comes from a GGUF file, whose weights cannot be trained through; load the same model from a "
             "safetensors file (fp8 is nearly as small) with Load Diffusion Model, train, and use the LoRA on the "
             "GGUF model"
+        )
+
+
+def check_not_smoothed(model: comfy.model_patcher.ModelPatcher) -> None:
+    """Raise `InputError` for a model whose layers scale their input before the quantised matrix (Lin et al. 2023, arXiv
+    2306.00978).
+
+    ComfyUI adds a LoRA to that matrix, so its numbers would be multiplied with the scaled input: one that is trained on
+    the plain input acts otherwise there, and one trained on the scaled input acts otherwise on every other file.
+    """
+    names = (name for name, layer in model.model.named_modules() if getattr(layer, "pre_quant_scale", None) is not None)
+    layer = next(names, None)
+    if layer is not None:
+        raise InputError(
+            f"this MODEL's layers scale their input before a quantised matrix ({layer}.pre_quant_scale), and ComfyUI "
+            "would use a LoRA otherwise there than it was trained; load the same model from a bf16 or fp8 file"
         )
