@@ -76,8 +76,8 @@ def discover(base: comfy.model_base.BaseModel, conds: Mapping[str, Any]) -> Layo
         try:
             structure = _structure(network)
             if structure not in _by_structure:
-                flow, unused = _observe(base, discovery_latent(base), conds)
-                _by_structure[structure] = _Reading(network, flow, unused).layout()
+                seen = _observe(base, discovery_latent(base), conds)
+                _by_structure[structure] = _Reading(network, *seen).layout()
             _known[network] = _by_structure[structure]
         except Exception as error:  # whatever the class's code raises on fake tensors
             first = next(iter(str(error).splitlines()), "")
