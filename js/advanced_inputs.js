@@ -17,6 +17,7 @@ const HEIGHT = 22; // px
  */
 export function attachAdvanced(node) {
   leaveAdvancedOut(node);
+  if (!isClassic()) shrinkNode(node, Infinity); // it was made with room for what Nodes 2.0 folds
   if (advancedWidgets(node).length < FEWEST) return;
   const button = el("button", { type: "button", class: "bespoke-fold", onclick: toggle });
   stopEvents(button);

@@ -608,6 +608,7 @@ export function addPanel(node, name, element, { height, grows = false }) {
   const widget = host.addDOMWidget(name, `bespoke_${name}`, frame, {
     serialize: false, // not a value of the prompt
     hideOnZoom: false,
+    hideInPanel: true, // no input: the page's side panel of parameters would show its name and nothing else
     margin: MARGIN, // in the classic canvas; Nodes 2.0 has its own
     getMinHeight: outer,
   });

@@ -20,6 +20,7 @@ import { el, messageOf, setText, stopEvents } from "./dom.js";
 import { t } from "./words.js";
 
 /** @typedef {{ file: string, caption: string | null, otherwise?: string }} Picture */
+/** @typedef {{ place: string, pictures: number, repeats: number }} Subfolder */
 /** @typedef {{ file: File, place: string[] }} Dropped place: the names of the folders between the dropped one and it */
 
 export const FOLDER_NODE = "BespokeImageFolder";
@@ -72,6 +73,23 @@ export function attachFolder(node) {
   }
 
   /**
+   * The rows of the pictures; where they lie in subfolders, with each folder's name and repeats above its pictures.
+   * @param {string} name of the chosen folder
+   * @param {boolean} lines
+   * @param {Picture[]} pictures
+   * @param {Subfolder[]} [folders]
+   */
+  function listItems(name, lines, pictures, folders = []) {
+    const headings = new Map(folders.map((folder) => [folder.place, heading(name, folder, folders)]));
+    return pictures.slice(0, MOST_SHOWN).flatMap((picture) => {
+      const place = picture.file.slice(0, Math.max(0, picture.file.lastIndexOf("/")));
+      const above = headings.get(place);
+      headings.delete(place);
+      return above ? [above, row(name, lines, picture)] : [row(name, lines, picture)];
+    });
+  }
+
+  /**
    * Show the folder that the node has now.
    * @param {boolean} [anew] whether to read the folder again where it is shown already
    */
@@ -94,11 +112,11 @@ export function attachFolder(node) {
       return showList(t("folder.empty"));
     }
     try {
-      const { pictures, missing, unused, lines = false } = await fetchJson(`/bespoke/folder?${query}`);
+      const { pictures, missing, unused, lines = false, folders } = await fetchJson(`/bespoke/folder?${query}`);
       if (shown !== key) return; // another folder was chosen meanwhile
       const [drop, not] = [t("folder.drop", { count: pictures.length }), unused ? ` ${t("folder.unused", { captions: String(captions) })}` : ""];
       setText(note, missing ? t("folder.empty") : drop + not);
-      list.replaceChildren(...pictures.slice(0, MOST_SHOWN).map((/** @type {Picture} */ picture) => row(name, lines, picture)));
+      list.replaceChildren(...listItems(name, lines, pictures, folders));
     } catch {
       setText(note, t("folder.empty"));
       list.replaceChildren();
@@ -155,6 +173,17 @@ export function attachFolder(node) {
   addPanel(node, "pictures", box, { height: () => height, grows: true });
   setText(note, t("folder.empty"));
   onNodeChange(node, () => refresh());
+}
+
+/**
+ * "10_cat: 6 pictures, repeats 10", the repeats where those of the folders differ from 1.
+ * @param {string} name of the chosen folder
+ * @param {Subfolder} folder
+ * @param {Subfolder[]} folders all of the set
+ */
+function heading(name, { place, pictures: count, repeats }, folders) {
+  const key = folders.some((one) => one.repeats !== 1) ? "folder.repeats" : "folder.part";
+  return el("p", { class: "bespoke-place", title: place }, t(key, { folder: place || name, count, repeats }));
 }
 
 /**

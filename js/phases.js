@@ -6,6 +6,7 @@ import { fetchJson, isOpenWorkflow, onEvent, workflowId, workflowOf } from "./co
 import { BETWEEN_STEPS, isTrainer, readPhase, text } from "./run_values.js";
 
 const QUEUE_MS = 150; // several changes of the queue within this time are read once
+const FAILURE_MS = 500; // after an error, until the server's history has the prompt
 const SHORT_MS = 250; // a phase between two steps that is done within this time is not shown
 
 /** @typedef {import("./run_values.js").Phase} Phase */
@@ -22,6 +23,8 @@ export function createPhases() {
   /** @type {Map<string, { phase: Phase, timer: ReturnType<typeof setTimeout> }>} by path */
   const delayed = new Map();
   let executing = ""; // path of the node that is executed now
+  /** @type {Map<string, string>} by path: why a trainer of the last prompt refused to run, until the next one begins */
+  const failures = new Map();
 
   const notify = () => listeners.forEach((listener) => listener());
 
@@ -106,12 +109,30 @@ export function createPhases() {
     }
   }
 
+  /**
+   * Keep why a trainer failed, if its prompt is that of the open workflow, which its event does not say.
+   * @param {string} path
+   * @param {string} prompt its id
+   * @param {string} message
+   */
+  async function readFailure(path, prompt, message) {
+    try {
+      const item = (await fetchJson(`/history/${encodeURIComponent(prompt)}`))?.[prompt]?.prompt;
+      if (!item || !trainersOf(item).includes(path)) return;
+      failures.set(path, message);
+      notify();
+    } catch {
+      // The page itself shows the error.
+    }
+  }
+
   /** @type {Set<string>} the trainers of the prompt that runs that have begun their run or are through */
   const done = new Set();
 
   onEvent("status", readQueueSoon);
   onEvent("execution_start", () => {
     done.clear();
+    failures.clear();
     readQueueSoon();
   });
   onEvent("executing", (detail) => {
@@ -136,6 +157,11 @@ export function createPhases() {
       set(path, null);
     });
   }
+  onEvent("execution_error", (detail) => {
+    const path = text(detail?.node_id);
+    if (!isTrainer(detail?.node_type) || done.has(path)) return; // a run that began shows its own error
+    setTimeout(() => readFailure(path, text(detail.prompt_id), text(detail.exception_message).trim().replace(/^Bespoke [^:]*: /, "")), FAILURE_MS);
+  });
   for (const kind of ["execution_success", "execution_error", "execution_interrupted"]) onEvent(kind, endPrompt);
   onEvent("reconnecting", () => {
     for (const path of new Set([...phases.keys(), ...delayed.keys()])) set(path, null);
@@ -151,6 +177,11 @@ export function createPhases() {
       const found = paths.map((path) => phases.get(path)).find((phase) => phase && isOpenWorkflow(phase.workflow));
       return found ?? null;
     },
+    /**
+     * Why the first of these nodes that failed did so before its run began, or "".
+     * @param {string[]} paths
+     */
+    failureOf: (paths) => paths.map((path) => failures.get(path)).find(Boolean) ?? "",
     /**
      * Call `listener` for every change. Returns the function that ends it.
      * @param {() => void} listener

@@ -13,7 +13,7 @@ import { loss, memory, rate, t, time } from "./words.js";
 /** @typedef {import("./run_values.js").Phase} Phase */
 /** @typedef {import("./settings.js").GetSetting} GetSetting */
 
-const HEIGHT = { empty: 44, around: 112, note: 48, step: 24 }; // px, all but the curve and the samples
+const HEIGHT = { empty: 44, around: 112, note: 48, failure: 72, step: 24 }; // px, all but the curve and the samples
 const LABEL_EVERY_MS = 1000; // between two updates of the curve's label
 const COMPLAINT_MS = 6000; // for which the error of a button is shown
 const SETTLED_MS = 300; // without a change of the widgets, before a run with these values is searched
@@ -43,7 +43,7 @@ export function attachPanel(node, runs, phases, getSetting) {
 
   const paint = oncePerFrame(() => {
     const before = view.height();
-    view.paint(shown, { exact, pending, connected: runs.connected(), phase: phases.of(pathsOf(node)) });
+    view.paint(shown, { exact, pending, connected: runs.connected(), phase: phases.of(pathsOf(node)), failure: phases.failureOf(pathsOf(node)) });
     if (view.height() > before) fitNode(node);
   });
 
@@ -180,20 +180,21 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
   /**
    * Show a run as it is now.
    * @param {Run | null} run
-   * @param {{ exact: boolean, pending: string, connected: boolean, phase: Phase | null }} options
+   * @param {{ exact: boolean, pending: string, connected: boolean, phase: Phase | null, failure: string }} options failure:
+   *   why the node refused to begin another run, or ""
    */
-  function paint(run, { exact, pending, connected, phase }) {
+  function paint(run, { exact, pending, connected, phase, failure }) {
     box.classList.toggle("bespoke-empty", !run);
     const kind = shownKind(run, phase);
     if (box.dataset.phase !== kind) box.dataset.phase = kind; // setting it makes the browser compute styles
-    if (!run) return paintEmpty(phase);
+    if (!run) return paintEmpty(phase, failure);
     // First, while the layout is clean: reading the canvas's size after a change makes the browser compute the layout.
     const singleLosses = getSetting("SingleLosses");
     drawCurves(canvas, [run.curve], { isLive: run.live, singleLosses });
     const word = run.lost || !connected ? "lost" : pending && run.live ? pending : run.state;
     if (box.dataset.state !== word) box.dataset.state = word;
     setText(state, stateText(word, phase));
-    const [first, ...others] = describe(run);
+    const [first, ...others] = describe(run, word);
     setText(progress, first);
     setText(numbers, others.join(" · "));
     numbers.hidden = !others.length;
@@ -202,7 +203,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
     buttons.hidden = !run.live || run.lost;
     finishButton.disabled = cancelButton.disabled = Boolean(pending);
     const isBefore = kind !== "" && !run.live; // the run that is shown is an earlier one
-    setText(note, complaint || (isBefore ? "" : noteOf(run, word, exact)));
+    setText(note, complaint || (isBefore ? "" : (!run.live && failure) || noteOf(run, word, exact)));
     progress.hidden = isBefore;
     note.hidden = !note.textContent;
     resize(run);
@@ -211,24 +212,29 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
   }
 
   /**
-   * The text of the run's state, or of the phase that is shown instead of it.
+   * The text of the run's state, or of the phase that is shown instead of it; of both while a run is being finished, which
+   * takes a while where pictures are scored and a last sample is drawn.
    * @param {string} word
    * @param {Phase | null} phase
    */
   function stateText(word, phase) {
-    const isShown = box.dataset.phase && ["lost", "finishing", "stopping"].indexOf(word) < 0;
-    return isShown && phase ? phaseText(phase) : t(`state.${word}`);
+    if (!box.dataset.phase || !phase || word === "lost") return t(`state.${word}`);
+    return isEnding(word) ? `${t(`state.${word}`)} · ${phaseText(phase)}` : phaseText(phase);
   }
 
-  /** @param {Phase | null} phase */
-  function paintEmpty(phase) {
-    height = HEIGHT.empty;
+  /**
+   * @param {Phase | null} phase
+   * @param {string} failure
+   */
+  function paintEmpty(phase, failure) {
+    height = HEIGHT.empty + (failure && !phase ? HEIGHT.failure : 0);
     box.style.minHeight = `${height}px`;
     note.hidden = false;
     delete box.dataset.state;
-    setText(note, complaint || (phase ? phaseText(phase) : t("empty")));
-    if (phase && phase.kind !== saidWord) setText(spoken, phaseText(phase));
-    saidWord = phase?.kind ?? "";
+    setText(note, complaint || (phase ? phaseText(phase) : failure || t("empty")));
+    const kind = phase?.kind ?? failure;
+    if (kind && kind !== saidWord) setText(spoken, phase ? phaseText(phase) : failure);
+    saidWord = kind;
   }
 
   /**
@@ -267,7 +273,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
    */
   function updateSpoken(run, word) {
     const average = `${t("curve.average")} ${entries[1].value.textContent}`;
-    const sentence = `${state.textContent}. ${describe(run).join(", ")}. ${average}`;
+    const sentence = `${state.textContent}. ${describe(run, box.dataset.state).join(", ")}. ${average}`;
     const now = performance.now();
     const isNew = word !== saidWord;
     if (isNew || !run.live || now - labelledAt > LABEL_EVERY_MS) {
@@ -326,10 +332,18 @@ function finiteLoss(value) {
 }
 
 /**
- * ["step 120 / 400", "30 images/s", "0:42 left", "1.2 GB"] while the run is live, then ["400 steps in 1:05"].
- * @param {Run} run
+ * Whether a button has ended the run before its last step.
+ * @param {string | undefined} word its state
  */
-function describe(run) {
+const isEnding = (word) => word === "finishing" || word === "stopping";
+
+/**
+ * ["step 120 / 400", "30 images/s", "0:42 left", "1.2 GB"] while the run is live, then ["400 steps in 1:05"]. A run that
+ * is being finished or stopped does not take the time that its other steps would have taken.
+ * @param {Run} run
+ * @param {string | undefined} word its state
+ */
+function describe(run, word) {
   const steps = run.step.toLocaleString("en");
   if (!run.live) {
     const seconds = run.record?.seconds;
@@ -337,7 +351,7 @@ function describe(run) {
   }
   const parts = [t("step.of", { step: steps, steps: run.steps.toLocaleString("en") })];
   if (run.rate !== null) parts.push(t("rate", { rate: rate(run.rate) }));
-  if (run.eta !== null) parts.push(t("left", { time: time(run.eta) }));
+  if (run.eta !== null && !isEnding(word)) parts.push(t("left", { time: time(run.eta) }));
   if (run.memory !== null) parts.push(memory(run.memory));
   return parts;
 }

@@ -6,14 +6,14 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bridge.runs import routes as run_routes
 from .bridge.runs.shutdown import end_runs_at_exit
-from .compare.inspect_run_node import InspectRun
+from .compare.inspection.node import InspectRun
 from .compare.node import Compare
 from .images import routes as image_routes
-from .images.combine_node import CombineImageSets
+from .images.combination.node import CombineImageSets
 from .images.node import ImageBatch, ImageFolder
-from .images.save_node import SaveImageSet
+from .images.saving.node import SaveImageSet
 from .images.thumbnails import routes as thumbnail_routes
-from .images.variants_node import CaptionVariantsNode
+from .images.variants.node import CaptionVariantsNode
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend

@@ -32,7 +32,7 @@ _BRACKET = re.compile(r"\\?[()\[\]{}]")
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 _EYES = set(":;=<>^'-")  # before a bracket they make a face, such as ":("
 _SENTENCE_END = re.compile(r"(?<=\w\w\w)[.!?][\"'”)]*\s+(?=[^\W\d_])")
-_WEIGHTED = re.compile(r"\(+(.*?)(?::\s*-?\d*\.?\d+\s*)?\)+")
+_WEIGHTED = re.compile(r"\(+(.*?)(?::\s*-?(?:\d+(?:\.\d+)?|\.\d+)\s*)?\)+")
 _ESCAPED = re.compile(r"\\([()])")
 
 
@@ -106,32 +106,42 @@ def split_tags(text: str, separator: str, syntax: str) -> list[str]:
     spans = _bracketed(text, syntax)
     tags, start, at = list[str](), 0, text.find(separator)
     while at >= 0:
-        within = next((end for begin, end in spans if begin < at < end), None)
-        if within is None:
-            tags.append(text[start:at])
-            start = within = at + len(separator)
-        at = text.find(separator, within)
+        while spans and spans[-1][1] <= at:
+            spans.pop()
+        if spans and spans[-1][0] < at:
+            at = text.find(separator, spans[-1][1])
+            continue
+        tags.append(text[start:at])
+        start = at + len(separator)
+        at = text.find(separator, start)
     tags.append(text[start:])
     stripped = (tag.strip().removesuffix(separator.strip()).strip() for tag in tags)
     return [tag for tag in stripped if tag]
 
 
 def _bracketed(text: str, syntax: str) -> list[tuple[int, int]]:
-    """(begin, end) of each pair of brackets. Escaped brackets pair with escaped ones."""
-    opened, spans = list[tuple[str, int]](), list[tuple[int, int]]()
+    """(begin, end) of each pair of brackets that is in no other, the last first. Escaped ones pair with escaped ones.
+
+    Each bracket is put on and taken off once, so that long captions take time in proportion to their length.
+    """
+    opened, waiting, spans = list[tuple[str, int]](), Counter[str](), list[tuple[int, int]]()
     for found in _BRACKET.finditer(text):
         escape, bracket = found[0][:-1], found[0][-1]
         if bracket not in _PAIRS:
             if syntax == PROMPT or text[found.start() - 1 : found.start()] not in _EYES:
                 opened.append((found[0], found.start()))
+                waiting[found[0]] += 1
             continue
-        wanted = escape + _PAIRS[bracket]
-        for depth in reversed(range(len(opened))):
-            if opened[depth][0] == wanted:
-                spans.append((opened[depth][1], found.end()))
-                del opened[depth:]
-                break
-    return sorted(spans, key=lambda span: (span[0], -span[1]))
+        wanted, begin = escape + _PAIRS[bracket], -1
+        while waiting[wanted] and begin < 0:
+            kind, place = opened.pop()
+            waiting[kind] -= 1
+            begin = place if kind == wanted else begin
+        while begin >= 0 and spans and spans[-1][0] > begin:  # in this pair
+            spans.pop()
+        if begin >= 0:
+            spans.append((begin, found.end()))
+    return spans[::-1]
 
 
 def trigger_tags(tags: Sequence[str], trigger: str, rule: CaptionVariants, syntax: str) -> range:
@@ -182,7 +192,8 @@ def parts_of(text: str, rule: CaptionVariants, trigger: str, syntax: str) -> Cap
 
 def plain_tag(tag: str) -> str:
     """A tag without what two spellings of it differ in: case, "_" or blank, escapes, brackets and a weight."""
-    found = _WEIGHTED.fullmatch(tag.strip())
+    tag = tag.strip()
+    found = _WEIGHTED.fullmatch(tag) if tag[:1] == "(" and tag[-1:] == ")" else None
     return " ".join(_ESCAPED.sub(r"\1", found[1] if found else tag).replace("_", " ").casefold().split())
 
 

@@ -16,7 +16,8 @@ CAPTION_SYNTAXES = (LITERAL, PROMPT)
 
 _ESCAPED = re.compile(r"\\([()])")
 _BRACKET = re.compile(r"[()]")
-_WEIGHTED = re.compile(r"\([^()]*:\s*-?\d*\.?\d+\s*\)")  # "(red:1.4)"
+_WEIGHTED = re.compile(r"\([^()]*:\s*-?(?:\d+(?:\.\d+)?|\.\d+)\s*\)")  # "(red:1.4)"
+_CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}")  # "{red|blue}"
 # Scripts that put no spaces between words, or write particles onto them: Thai and Lao, Tibetan, Burmese, Khmer, Hangul,
 # kana and bopomofo, Han. At a letter of these no word's end can be told, so none is asked for.
 _UNSPACED = re.compile(
@@ -74,6 +75,11 @@ def has_brackets(caption: str, syntax: str) -> bool:
 def has_weights(caption: str) -> bool:
     """Whether the caption holds what a prompt would read as a weight, such as (red:1.4)."""
     return bool(_WEIGHTED.search(caption))
+
+
+def has_choice(caption: str) -> bool:
+    """Whether the caption holds what other programs draw from, such as {red|blue}, and what is text here."""
+    return bool(_CHOICE.search(caption))
 
 
 def says(caption: str, words: str) -> bool:

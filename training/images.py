@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from .caption_variants import CaptionVariants, fixed_variants
@@ -140,9 +141,44 @@ def by_picture(items: Iterable[TrainingImage]) -> list[list[int]]:
     return list(groups.values())
 
 
+def first_equal(items: Sequence[TrainingImage]) -> list[int]:
+    """For each item the index of the first one whose pixels are all the same, its own where it is the first."""
+    seen: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    first = list[int]()
+    for index, item in enumerate(items):
+        alike = seen.setdefault((tuple(item.pixels.shape), int(item.pixels.sum())), [])
+        found = next((other for other in alike if torch.equal(items[other].pixels, item.pixels)), index)
+        if found == index:
+            alike.append(index)
+        first.append(found)
+    return first
+
+
+def apart(items: Sequence[TrainingImage], equal: Sequence[int]) -> list[list[int]]:
+    """Indices of `items` grouped so that no two groups show the same: `by_picture`, and equal pixels join groups.
+
+    A picture that is there under two names, such as the repeats in a list of ComfyUI's loader of datasets, would
+    otherwise be held out under one of them and trained on under the other. equal: see `first_equal`.
+    """
+    groups = [set(own) for own in by_picture(items)]
+    group_of = {index: group for group in groups for index in group}
+    for index, other in enumerate(equal):
+        group, joined = group_of[other], group_of[index]
+        if group is not joined:
+            group |= joined
+            group_of |= dict.fromkeys(joined, group)
+    return sorted(map(sorted, {id(group): group for group in group_of.values()}.values()))
+
+
 def passes(images: int, steps: int, batch_size: int) -> float:
     """How often each of `images` is trained on, on average. batch_size: images per step."""
     return steps * batch_size / images
+
+
+def passes_in_words(images: int, steps: int, batch_size: int) -> str:
+    """`passes` as text: "about 50 times", "about once", "less than once"."""
+    times = round(passes(images, steps, batch_size))
+    return "less than once" if times < 1 else "about once" if times == 1 else f"about {times} times"
 
 
 def common_resolution(images: ImageSet) -> str:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 MOST_PICTURES = 10_000  # in a record
 LONGEST_NAME = 200  # characters of a name or a source in a record
 MOST_COST = 0.05  # of a run's time, for scores that nobody asked for
-# The time of a sample that is trained on, in forward passes: 2.3 was measured on the small model of the tests. The
-# base's weights need no gradient, so a backward pass takes little longer than a forward pass. Checkpointing adds one.
+# The time of a sample that is trained on, in forward passes. The base's weights need no gradient, so a backward pass
+# takes little longer than a forward pass; checkpointing adds one. 2.3 was measured on the small model of the tests. A
+# lower number estimates the cost of scoring too high rather than too low.
 TRAINED_SAMPLE = 2.2
 
 Picture = tuple[str, str]  # (source, name), see `TrainingImage.picture`

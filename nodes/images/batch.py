@@ -14,12 +14,16 @@ from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
-from .captions.sources import with_trigger
-from .folder import LARGEST_RESOLUTION, fingerprint
+from .captions.sources import with_placeholder, with_trigger
+from .captions.text_files import in_one_line
+from .fingerprint import fingerprint
 from .masks import without_black_masks
 from .quality import remarks, traits_of
 from .reading.bands import fit
-from .sizes import SMALLEST_SIDE, crop_offset, target_size
+from .sizes import LARGEST_RESOLUTION, SMALLEST_SIDE, crop_offset, target_size
+
+# What `str.splitlines` takes for the end of a line and a text editor, or a caption file here, does not.
+_OTHER_ENDS = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def image_set(
     of_pictures = _masks_of_all(None if masks is None else _flat(masks), batches)
     pictures = [picture for batch in batches for picture in batch]
     items = [
-        _item(number, picture, with_trigger(text, request.trigger), mask, request)
+        _item(number, picture, with_trigger(with_placeholder(text, request.trigger), request.trigger), mask, request)
         for number, (picture, text, mask) in enumerate(zip(pictures, texts, of_pictures, strict=True), 1)
     ]
     items, notes = without_black_masks(items)
@@ -114,16 +118,18 @@ def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
     """The caption of each picture.
 
     captions: one text, with one caption a line in the order of the pictures or one line for all, where empty lines do
-    not count; or a list with a text for each picture, which becomes one line as in a caption file; or a list with such
-    a text of lines for each batch. counts: the number of pictures of each batch. Raises `InputError` for another
-    number of captions.
+    not count and all lines for a single picture are its caption; or a list with a text for each picture, which becomes
+    one line as in a caption file; or a list with such a text of lines for each batch. counts: the number of pictures of
+    each batch. Raises `InputError` for another number of captions.
     """
     captions = list(captions)
     odd = [type(caption).__name__ for caption in captions if not isinstance(caption, str)]
     if odd:
         raise InputError(f"a caption is of the kind {odd[0]}; wire text in")
+    # ComfyUI's loader leaves the mark at the start of an editor's UTF-8 file in its text.
+    captions = [caption.replace("\ufeff", "") for caption in captions]
     count = sum(counts)
-    if len(captions) == 1:
+    if len(captions) == 1 and count > 1:
         return _lines(captions[0], count)
     if len(captions) == count:
         return [in_one_line(caption) for caption in captions]
@@ -135,17 +141,14 @@ def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
 
 
 def _lines(text: str, count: int) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    lines = [line.strip() for line in _OTHER_ENDS.sub(" ", text).splitlines() if line.strip()] or [""]
+    if count == 1:  # a captioner's text of several lines is the caption of the one picture, as in a list of several
+        return [" ".join(lines)]
     if len(lines) not in (1, count):
         raise InputError(
             f"there are {len(lines)} captions for {count} images; write one line for all, or one a picture"
         )
     return lines * count if len(lines) == 1 else lines
-
-
-def in_one_line(text: str) -> str:
-    """As `text_files.decode` does with a file: control characters become blanks."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text).split())
 
 
 def _item(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,14 +14,16 @@ from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions.sources import CAPTIONS, EVERY_LINE, MOST_CAPTIONS, WRITTEN, FolderWords, captions_of, filled
 from .captions.text_files import doubled_captions, match_captions
 from .captions.written import Written, read_written
+from .fingerprint import fingerprint
 from .layout import Layout, Part, layout_of
 from .left_out import left_out, parts_note
 from .masks import MASKS, FolderMasks, without_black_masks
 from .quality import Traits, counted, listed, remarks
-from .reading.pictures import PictureFile, Progress, ReadPicture, read_pictures
+from .reading.pictures import PictureFile, Progress, ReadPicture, no_progress, read_pictures
 from .sizes import (
     BUCKET_STEP,
     BUCKET_STEPS,
+    LARGEST_RESOLUTION,
     LEAST_KEPT,
     SMALL_STEP,
     SMALLEST_SIDE,
@@ -31,8 +32,6 @@ from .sizes import (
     size_of,
     target_size,
 )
-
-LARGEST_RESOLUTION = 4096  # px
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,7 @@ class _Findings:
     noted: list[str] = field(default_factory=list)  # "name: note"
     uncaptioned: dict[str, str] = field(default_factory=dict)  # {name: the caption that it has}
     by_concept: dict[str, str] = field(default_factory=dict)  # {name: the concept that is its caption}
+    says_concept: dict[tuple[str, str], bool] = field(default_factory=dict)  # {(place, concept): in any caption}
     cropped: list[str] = field(default_factory=list)
     small: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # pictures by the places of their folders
@@ -130,6 +130,12 @@ class _Findings:
         if self.by_concept:
             examples = [f"{name} ({concept})" for name, concept in self.by_concept.items()]
             notes.append(f"Captions from the names of folders: {listed(examples)}.")
+        unsaid = [f"{concept} ({place})" for (place, concept), said in self.says_concept.items() if not said]
+        if unsaid:
+            notes.append(
+                f"No caption says the name of its folder: {listed(unsaid)}. As in kohya's scripts the name is not used "
+                "there; write {folder} into trigger to put it before each caption."
+            )
         names_of: dict[str, list[str]] = {}
         for name, caption in self.uncaptioned.items():
             names_of.setdefault(caption, []).append(name)
@@ -146,11 +152,7 @@ class _Findings:
         return notes
 
 
-def _no_progress(done: int, of: int) -> None:
-    """The progress of a reading that nobody watches."""
-
-
-def read_folder(request: FolderRequest, progress: Progress = _no_progress) -> ImageSet:
+def read_folder(request: FolderRequest, progress: Progress = no_progress) -> ImageSet:
     """Read and prepare every picture of the folder, in the order of file names; subfolders follow, see `layout`.
 
     progress: see `reading.pictures.read_pictures`. Raises `InputError` that lists everything wrong at once: files that
@@ -251,7 +253,10 @@ def _captions(path: Path, part: Part, request: FolderRequest, findings: _Finding
         findings.by_concept[name] = part.concept
     if words.trigger or not part.concept:
         return captions, words.trigger
-    return captions, part.concept if any(says(caption, part.concept) for caption in captions) else ""
+    said = any(says(caption, part.concept) for caption in captions)
+    known = findings.says_concept.get((part.place, part.concept), False)
+    findings.says_concept[part.place, part.concept] = known or said
+    return captions, part.concept if said else ""
 
 
 def _captions_without_picture(request: FolderRequest, layout: Layout, masks: FolderMasks) -> list[str]:
@@ -278,18 +283,3 @@ def mirrored(item: TrainingImage) -> TrainingImage:
     """The picture and its mask mirrored left to right."""
     mask = None if item.mask is None else item.mask.flip(1)
     return replace(item, name=item.name + MIRRORED, pixels=item.pixels.flip(1), mask=mask)
-
-
-def fingerprint(items: Iterable[TrainingImage]) -> str:
-    """A hash of all that a training sees of the pictures."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(f"{tuple(item.pixels.shape)}\0{item.prompt}\0{item.original}{item.crop}".encode())
-        if item.more_captions or item.weight != 1:  # version 0.1 has neither
-            digest.update(repr((item.prompts, item.weight)).encode())
-        if item.variants is not None:
-            digest.update(repr((item.prompts, item.variants, item.trigger)).encode())
-        digest.update(item.pixels.contiguous().numpy().data)
-        if item.mask is not None:
-            digest.update(item.mask.contiguous().numpy().data)
-    return digest.hexdigest()

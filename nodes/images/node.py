@@ -18,13 +18,13 @@ from ..bridge.running_prompt import is_wired
 from ..bridge.types import Images
 from .batch import image_set
 from .captions.sources import CAPTIONS
-from .folder import LARGEST_RESOLUTION, FolderRequest, read_folder
+from .folder import FolderRequest, read_folder
 from .hashing import hash_files
 from .masks import MASKS
 from .places import data_set_folders, find_folder, folder_names, input_folder
-from .reading.pictures import Progress
+from .progress import shown_progress
 from .sheet import contact_sheet, describe, tensors_of
-from .sizes import BUCKET_STEP, BUCKET_STEPS, SMALL_STEP, SMALLEST_SIDE
+from .sizes import BUCKET_STEP, BUCKET_STEPS, LARGEST_RESOLUTION, SMALL_STEP, SMALLEST_SIDE
 
 TRIGGER_RULE = "It is put before every caption that does not say it as a word of its own; case does not matter."
 PICTURES_SLOT = 3  # of the output `pictures` of Image Folder
@@ -47,17 +47,6 @@ def _caption_syntax() -> io.Combo.Input:
 def _folders() -> list[str]:
     """The choices of the widget. The choice of none is the last, so that a graph can be shared with it."""
     return [*folder_names(), NO_FOLDER_OPTION]
-
-
-def shown_progress() -> Progress:
-    """Shows the progress on the node, and raises ComfyUI's exception where the user has cancelled the prompt."""
-    bar = comfy.utils.ProgressBar(1)
-
-    def show(done: int, of: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, max(1, of))
-
-    return show
 
 
 class ImageFolder(io.ComfyNode):

@@ -1,6 +1,6 @@
 """HTTP routes for training folders: show one, make one, write a caption.
 
-Pictures come through ComfyUI's own upload, and are shown by its own /view where that reaches them.
+Pictures come through ComfyUI's own upload; `thumbnails.routes` shows them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import contextlib
 import re
 from pathlib import Path
 
-import folder_paths
 from aiohttp import web
 
 from ...training.errors import InputError
@@ -21,7 +20,7 @@ from .captions.text_files import lines_in, match_captions
 from .captions.written import read_written
 from .layout import Layout, Part, layout_of
 from .listing import entries_of
-from .places import find_folder
+from .places import find_folder, input_folder
 
 MOST_PICTURES = 2000  # in one answer
 LONGEST_CAPTION = 20_000  # characters
@@ -60,17 +59,25 @@ def contents(name: str, captions: str = CAPTIONS[0], subfolders: bool = False) -
 
     captions, subfolders: as the node has them. file: the path below the folder, with "/". caption: what is written for
     the picture, None without anything. "lines" is True where each line of it is a caption, "unused" where captions come
-    from elsewhere. A picture whose caption would be the name of its folder has that as "otherwise".
+    from elsewhere. A picture whose caption would be the name of its folder has that as "otherwise". Where pictures lie
+    in subfolders, "folders" is [{"place", "pictures", "repeats"}]: the folder's path, "" for the chosen one, the number
+    of its pictures, and how often each is drawn in proportion to those of other folders.
 
     A folder that does not exist has no pictures and a text "missing". This is no error: a workflow from another
-    computer may name it. Raises `InputError` for a name that leads out of the input folder.
+    computer may name it. Raises `InputError` for a name that leads out of where such folders lie.
     """
     folder = find_folder(name)
     if not folder.is_dir():
         return {"folder": name, "pictures": [], "missing": f"the folder {name!r} is not there; choose another"}
     layout = layout_of(folder, subfolders)
     lines = captions == EVERY_LINE
-    answer = {"folder": name, "pictures": _shown_pictures(layout, lines)}
+    answer: dict = {"folder": name, "pictures": _shown_pictures(layout, lines)}
+    if any(part.place for part in layout.parts if part.pictures):
+        answer["folders"] = [
+            {"place": part.place, "pictures": len(part.pictures), "repeats": part.repeats}
+            for part in layout.parts
+            if part.pictures
+        ]
     return answer | ({"lines": True} if lines else {}) | ({} if captions in WRITTEN else {"unused": True})
 
 
@@ -113,7 +120,7 @@ def write_caption(folder: str, file: str, caption: str, lines: bool = False) -> 
     """Write the caption file of a picture: {"caption": as written}. An empty caption removes the file.
 
     file: the path below the folder. lines: each line that is not empty is a caption of its own; else all is one line.
-    A picture that a metadata.jsonl names gets a file of its own, which wins over the table, and keeps an empty one.
+    A picture that a table names gets a file of its own, which wins over the table, and keeps an empty one.
     Raises `InputError` for a picture that is not in the folder or a caption that is too long.
     """
     if len(caption) > LONGEST_CAPTION:
@@ -139,11 +146,11 @@ def _picture(base: Path, folder: str, file: str) -> tuple[Path, Part]:
 
 
 def _in_a_table(base: Path, picture: Path) -> bool:
-    """Whether a metadata.jsonl in the picture's folder, or in one above it up to `base`, names the picture."""
+    """Whether a table of captions in the picture's folder, or in one above it up to `base`, names the picture."""
     folders = [parent for parent in picture.parents if parent == base or base in parent.parents]
     tables = filter(None, (Part(folder, tuple(entries_of(folder))).table for folder in reversed(folders)))
     return picture in read_tables(tables, [picture], lambda path: path.name).texts
 
 
 def _folder(name: str) -> Path:
-    return resolve_inside(Path(folder_paths.get_input_directory()), name)
+    return resolve_inside(input_folder(), name)

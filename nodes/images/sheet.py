@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ...training.captions import PROMPT, has_brackets, has_weights
+from ...training.captions import PROMPT, has_brackets, has_choice, has_weights
 from ...training.images import ImageSet, TrainingImage, passes
 from ..bridge.drawing.fonts import drawable
-from ..bridge.drawing.image import scaled_size, stacked, tensor_of
+from ..bridge.drawing.image import paste_middle, scaled, stacked, tensor_of
 from ..bridge.drawing.palette import INK, LINE, NO_CAPTION, PAPER
 from ..bridge.drawing.text_layout import fit_lines
-from .quality import counted
+from .quality import counted, listed
 
 THUMB, TEXT, GAP, HEADING = 192, 54, 12, 32  # px
 MOST = 60  # pictures on a sheet
@@ -61,14 +61,12 @@ def _grid(items: Sequence[TrainingImage], most_columns: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i, item in enumerate(items):
         x, y = GAP + i % columns * (THUMB + GAP), GAP + i // columns * (THUMB + TEXT + GAP)
-        picture = Image.fromarray(item.pixels.numpy())
-        smaller = max(picture.size) > THUMB
-        size = scaled_size(picture, THUMB)
-        picture = picture.resize(size, Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST)
+        picture = scaled(Image.fromarray(item.pixels.numpy()), THUMB)
         if item.mask is not None:
+            size = picture.size
             keep = Image.fromarray((item.mask.numpy() * 255).astype(np.uint8)).resize(size)
             picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
-        sheet.paste(picture, (x + (THUMB - size[0]) // 2, y + (THUMB - size[1]) // 2))
+        paste_middle(sheet, picture, (x, y), THUMB)
         text, font = drawable(item.caption or "(no caption)", 13)
         lines = fit_lines(text, font, THUMB, 3)
         draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else NO_CAPTION, font, spacing=2)
@@ -103,6 +101,18 @@ def _bracket_notes(images: ImageSet) -> list[str]:
     return [note]
 
 
+def _choice_notes(images: ImageSet) -> list[str]:
+    """The pictures whose captions hold {red|blue}, of which sd-scripts draws one word with `enable_wildcard`."""
+    items = [images.items[copies[0]] for copies in images.copies()]
+    names = [item.name for item in items if any(map(has_choice, item.captions))]
+    if not names:
+        return []
+    return [
+        f"Captions with a choice such as {{red|blue}}, which is read as text and not drawn from: {listed(names)}. "
+        "Write a caption for each choice; in a folder with captions 'text files, one caption a line'."
+    ]
+
+
 def describe(images: ImageSet) -> str:
     """The report of a set: how many pictures, their sizes and captions, and the notes from reading them."""
     sizes = [
@@ -129,12 +139,14 @@ def describe(images: ImageSet) -> str:
         words, prompt = ", ".join(images.triggers), images.trigger_prompt
         several = "s" if len(images.triggers) > 1 else ""
         lines.append(f"Trigger word{several}: {words}." + (f" In prompts write {prompt}." if prompt != words else ""))
-    lines += _bracket_notes(images)
+    lines += _bracket_notes(images) + _choice_notes(images)
     if any(item.mask is not None for item in images.items):
         lines.append("Masks: only what they let through counts in the loss.")
+    average = " on average" if len({item.weight for item in images.items}) > 1 else ""
     lines.append(
-        f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each picture; 5 to 20 "
-        "pictures are enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few pictures."
+        f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each picture{average}; 5 to "
+        "20 pictures are enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few "
+        "pictures."
     )
     if len(images.items) > MOST:
         lines.append(f"The sheet shows the first {MOST}.")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 SMALLEST_SIDE = 64  # px; a smaller picture has too little to learn from
+LARGEST_RESOLUTION = 4096  # px
 BUCKET_STEPS = (8, 128)  # px: the smallest and largest step between the sides of buckets
 BUCKET_STEP = 64  # px, the default
 SMALL_STEP, LARGE = 8, 256  # px: where the step is too coarse, sides below LARGE are multiples of SMALL_STEP

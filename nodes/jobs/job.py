@@ -28,7 +28,7 @@ from ...training.captions import PROMPT
 from ...training.config import TrainConfig
 from ...training.data import LatentSet
 from ...training.errors import InputError
-from ...training.images import TrainingImage
+from ...training.images import TrainingImage, first_equal
 from ...training.plain_json import read_json
 from ..bridge.dataset.encoded import EncodedDataset
 from ..bridge.dataset.pictures import split_pictures
@@ -103,7 +103,8 @@ class Job:
         prompts = {text: self._prompt(i, extra) for i, (text, extra) in enumerate(material["prompts"])}
         start = {key.removeprefix("start/"): tensor for key, tensor in tensors.items() if key.startswith("start/")}
         blank = {tuple(size): tensors[f"blank/{i}"] for i, size in enumerate(material["blank"])}
-        pictures = replace(split_pictures(items, data, material["counts"], config), blank_latents=blank)
+        equal = material.get("equal", count)  # the items have no pixels
+        pictures = replace(split_pictures(items, data, material["counts"], config, equal), blank_latents=blank)
         return EncodedDataset(
             pictures, material["fingerprint"], material["models"], material["about"], prompts, start or None
         )
@@ -197,6 +198,9 @@ def _encode_dataset(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, 
         "models": dataset.models_digest,
         "about": dict(dataset.run_fields),
     }
+    equal = first_equal(pictures.items)
+    if equal != list(range(len(equal))):  # a field since 0.1, see `_FIELDS_SINCE_0_1`
+        material["equal"] = equal
     return material, tensors
 
 
@@ -216,7 +220,7 @@ def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str
 
 
 _NOT_WRITTEN = ("pixels", "mask", "caption_syntax")
-# With their defaults.
+# {field of a picture that version 0.1 lacks: its default}
 _FIELDS_SINCE_0_1 = {"more_captions": (), "weight": 1.0, "trigger": "", "source": "", "variants": None}
 
 

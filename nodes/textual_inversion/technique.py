@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...training.data import Batch, prompts_of
 from ...training.embedding import PseudoWord, nearest_words, start_vectors
-from ...training.images import ImageSet, passes
+from ...training.images import ImageSet, passes_in_words
 from ...training.measure import StepCost, format_duration
 from ...training.objective import denoising_loss
 from ...training.record import Run
@@ -24,7 +24,14 @@ from ..bridge.dataset.conditioning import encode_prompt, encode_prompts, join_co
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
-from ..bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_pictures, describe_unread
+from ..bridge.runs.report import (
+    describe_draws,
+    describe_held_out,
+    describe_notes,
+    describe_pictures,
+    describe_shared,
+    describe_unread,
+)
 from ..bridge.runs.samples import as_conditioning
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_wire
@@ -153,8 +160,8 @@ class TextualInversionTechnique:
         config = self.request.train
         return (
             f"{run.info.trained:,} numbers, file about {run.info.trained * 4 / 1e3:.0f} KB; {steps} steps of "
-            f"{config.images_per_step}, each of {run.info.images} pictures seen about "
-            f"{passes(run.info.images, steps, config.images_per_step):.0f} times; "
+            f"{config.images_per_step}, each of {run.info.images} pictures seen "
+            f"{passes_in_words(run.info.images, steps, config.images_per_step)}; "
             f"about {format_duration(cost.seconds * config.gradient_accumulation * steps)}; "
             f"{cost.kept / 2**20:.0f} MB beside the models"
         )
@@ -171,7 +178,8 @@ class TextualInversionTechnique:
             f"{describe_draws(self._dataset.pictures, run, config)}.",
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
-        lines += describe_held_out(run, config) + describe_pictures(run) + describe_notes(run)
+        lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
+        lines += describe_pictures(run) + describe_notes(run)
         lines += describe_unread(self._dataset.unread)
         for key, vectors in learned.items():
             tokenizer, table = self.encoders[key][0], self.vocabularies[key]

@@ -162,3 +162,20 @@ def test_nodes_2_0_leaves_no_room_for_what_it_folds(open_page, workflow):
     )
     top, last, bottom = box
     assert (bottom - last) / (bottom - top) < 1 / 3
+
+
+@pytest.mark.parametrize("kind", [KIND, "BespokeTrainTextualInversion", "BespokeCaptionVariants"])
+def test_a_new_node_has_no_empty_room_in_nodes_2(open_page, kind):
+    """Its height is what its visible inputs need, not that of the classic look with all inputs open."""
+    page = open_page(look="nodes 2.0")
+    page.tab.evaluate(f"(app.graph.clear(), app.graph.add(LiteGraph.createNode('{kind}')), 1)")
+    page.tab.wait("!!document.querySelector('[data-node-id]')")
+    assert on_node(page, "n.size[1] - n.computeSize()[1]", kind) < 40
+
+
+def test_the_panels_are_no_inputs_in_the_side_panel(open_page):
+    """Page 1.58 lists a selected node's inputs at the right; a panel would be a name without a field."""
+    page = open_page(look="nodes 2.0")
+    page.tab.evaluate(f"(app.graph.clear(), app.graph.add(LiteGraph.createNode('{KIND}')), 1)")
+    panels = on_node(page, "n.widgets.filter((w) => w.element).map((w) => [w.name, w.options.hideInPanel])")
+    assert panels == [["advanced", True], ["training", True]]

@@ -74,6 +74,8 @@ def test_a_dropped_folder_keeps_its_subfolders_and_the_list_follows_the_settings
     made = server.base / "input" / "my concepts" / "3_cat"
     assert sorted(path.name for path in made.iterdir()) == ["a.caption", "a.png", "b.png"]
     assert page.tab.evaluate(f"{fields}.map((f) => f.value)") == ["one two", ""]
+    places = "[...document.querySelectorAll('.bespoke-place')].map((p) => p.textContent)"
+    assert page.tab.evaluate(places) == ["3_cat: 2 pictures, repeats 3"]
     page.tab.wait(
         "[...document.querySelectorAll('.bespoke-captions img')].every((i) => i.complete && i.naturalWidth > 0)"
     )

@@ -85,3 +85,21 @@ def test_a_prompt_that_waits_has_its_number_in_the_queue(open_page, server, work
     page.tab.wait("!document.querySelector('.bespoke-training').innerText.includes('in the queue')", 300)
     server.post("/interrupt", {})
     page.idle()
+
+
+@pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
+def test_the_panel_says_why_a_training_was_refused(open_page, workflow, look):
+    """Page 1.58 itself says only that the node failed; the reason goes when the next prompt begins."""
+    page = open_page(look=look)
+    page.load(
+        workflow("lora_train_and_use"),
+        **MUTED,
+        BespokeTrainLora={"targets": "custom", "custom_targets": "no_such_layer", "seed": 7301},
+    )
+    page.panel()
+    page.queue()
+    page.tab.wait("document.querySelector('.bespoke-training .bespoke-note').innerText.includes('no_such_layer')", 60)
+    page.change("BespokeTrainLora", targets="cross-attention", steps=3000)
+    page.queue()
+    page.tab.wait("document.querySelector('.bespoke-training').dataset.state === 'running'", 300)
+    page.tab.wait("!document.querySelector('.bespoke-training .bespoke-note').innerText.includes('no_such_layer')")

@@ -38,6 +38,19 @@ def models(request):
 
 
 @pytest.fixture
+def queue(comfyui, sd15):
+    """Runs prompts on the small SD1.5. Node classes that are added for a prompt are taken away afterwards."""
+    import nodes
+    import prompts
+
+    prompts.Models.models = sd15
+    before = dict(nodes.NODE_CLASS_MAPPINGS)
+    yield prompts.Queue()
+    nodes.NODE_CLASS_MAPPINGS.clear()
+    nodes.NODE_CLASS_MAPPINGS.update(before)
+
+
+@pytest.fixture
 def runs(comfyui, tmp_path):
     """The folder of runs in a user directory of the test's own. It does not exist before a run is saved."""
     import folder_paths

@@ -1,5 +1,6 @@
 """Sets that were combined, through the node, the trainer, a resumed run, a job folder and two processes."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,14 @@ import comfy.model_management
 import jobs
 import pytest
 import torch
+from bespoke.nodes.bridge.dataset.encoded import EncodedDataset
 from bespoke.nodes.bridge.dataset.pictures import Pictures, split_pictures
 from bespoke.nodes.bridge.runs.cross_validation import validation_folds
-from bespoke.nodes.bridge.runs.report import describe_draws
+from bespoke.nodes.bridge.runs.report import describe_draws, describe_shared
 from bespoke.nodes.bridge.trainer import Models
-from bespoke.nodes.images.combine import combine
-from bespoke.nodes.jobs.job import read_job
+from bespoke.nodes.images.combination.combine import combine
+from bespoke.nodes.jobs.job import Job, read_job
+from bespoke.nodes.jobs.job import _encode_dataset as encode_job_dataset
 from bespoke.nodes.lora.training.request import LoraData, LoraRequest
 from bespoke.nodes.lora.training.technique import encode_dataset
 from bespoke.training.config import TrainConfig
@@ -99,6 +102,8 @@ def test_the_draws_of_each_set_by_hand():
     said = describe_draws(weighted, run, config)
     assert said == "each of 2 pictures of a was seen 40 times, the 1 picture of b was seen 10 times"
     assert describe_draws(pictures_of(combine(two).images), run, config) == "each of 3 pictures was seen 30 times"
+    nine = replace(run, losses=[0.0] * 9)
+    assert describe_draws(weighted, nine, config).endswith("the 1 picture of b was seen once")
     copies = pictures_of(combine({"a": two["a"], "b": two["a"]}, "4\n1").images)
     assert describe_draws(copies, run, config) == "each of 2 pictures was seen 45 times"
 
@@ -106,7 +111,9 @@ def test_the_draws_of_each_set_by_hand():
 @pytest.mark.parametrize("validation", [1, 2])
 def test_no_copy_of_a_held_out_picture_is_trained_on(images, validation):
     """Neither in the folds of 5 pictures nor in the split of 10; the held-out one is the largest copy."""
-    twice = combine({"a": images, "b": folder("birds", 3, 5, 64, "")}, resolutions="64, 128").images
+    sprites = folder("birds", 3, 5, 64, "").items
+    birds = ImageSet(tuple(replace(item, pixels=255 - item.pixels) for item in sprites))  # none is a cat or dog
+    twice = combine({"a": images, "b": birds}, resolutions="64, 128").images
     for given in (images, twice):
         for seed in range(10):
             config = TrainConfig(5, 1e-3, 1, seed, validation=validation)
@@ -119,6 +126,50 @@ def test_no_copy_of_a_held_out_picture_is_trained_on(images, validation):
                 assert {given.items[i].pixels.shape[0] for i in held_out if given.items[i].source == "cats"} <= {128}
                 rest = {item.picture for item in given.items} - set(right)
                 assert set(left) == rest
+
+
+@pytest.mark.parametrize("shades", [4, 12])
+def test_a_picture_that_is_there_twice_is_on_one_side(shades):
+    """In the folds of 4 and in the split of 12; each is there 10 times, as ComfyUI's loader repeats kohya's folders.
+    A process that has the job's latents and no pixels decides alike.
+    """
+    pixels = [torch.full((64, 64, 3), shade, dtype=torch.uint8) for shade in range(shades) for _ in range(10)]
+    items = [TrainingImage(f"image {n}", each, "") for n, each in enumerate(pixels)]
+    config = TrainConfig(5, 1e-3, 1, 0, validation=2)
+    data = LatentSet([torch.zeros(1, 4, 8, 8)] * len(items), [None] * len(items))
+    here = split_pictures(items, data, (len(items), 0, 0), config)
+    assert len(here.folds) == (2 if shades == 4 else 0)
+    for trained_on, held_out in here.folds or [(here.training_indices, here.held_out_indices)]:
+        assert len(held_out) == 2
+        assert len(trained_on) == 10 * (shades - 2)
+        assert not {i // 10 for i in held_out} & {i // 10 for i in trained_on}
+    material, tensors = encode_job_dataset(EncodedDataset(here, "", "", {}, {}, None))
+    material = json.loads(json.dumps(material))
+    there = Job(Path(), "lora", {}, {}, None, {}, tensors, material).dataset(config).pictures
+    assert there.folds == here.folds
+    assert there.held_out_indices == here.held_out_indices
+
+
+def test_a_validation_set_that_is_trained_on_is_named():
+    """By its pixels and by its file, which another resolution does not change; a job's process says the same."""
+    shades = [torch.full((64, 64, 3), shade, dtype=torch.uint8) for shade in range(6)]
+    trained_on = [TrainingImage(f"{n}.png", shades[n], "", source="a") for n in range(4)]
+    scored = [
+        TrainingImage("copy.png", shades[1], "", source="b"),
+        TrainingImage("3.png", torch.zeros(32, 32, 3, dtype=torch.uint8), "", source="a"),
+        TrainingImage("other.png", shades[5], "", source="b"),
+    ]
+    config, items = TrainConfig(5, 1e-3, 1, 0), trained_on + scored
+    data = LatentSet([torch.zeros(1, 4, 8, 8)] * len(items), [None] * len(items))
+    here = split_pictures(items, data, (4, 3, 0), config)
+    assert here.held_out_indices == [4, 5, 6]
+    assert here.held_out_and_trained_on() == ["copy.png", "3.png"]
+    assert describe_shared(here)[0].startswith("Held out and trained on: copy.png, 3.png. The held-out loss")
+    material, tensors = encode_job_dataset(EncodedDataset(here, "", "", {}, {}, None))
+    there = Job(Path(), "lora", {}, {}, None, {}, tensors, json.loads(json.dumps(material))).dataset(config).pictures
+    assert there.held_out_and_trained_on() == ["copy.png", "3.png"]
+    clean = split_pictures([*trained_on, scored[2]], LatentSet([], []), (4, 1, 0), config)
+    assert describe_shared(clean) == describe_shared(split_pictures(trained_on, data, (4, 0, 0), config)) == []
 
 
 def test_a_fold_names_the_folder_of_what_it_leaves_out(images):

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import comfy_extras.nodes_dataset as core_dataset
 import folder_paths
-import nodes
 import numpy as np
-import prompts
 import pytest
 import torch
+from bespoke.training.images import apart, first_equal
 from PIL import Image
 
 MODELS = {"model": ["models", 0], "clip": ["models", 1], "vae": ["models", 2]}
@@ -19,15 +18,6 @@ TRAIN = MODELS | dict(
     targets="cross-attention", rank=2, alpha=2.0, learning_rate=1e-2, steps=2, batch_size=2, seed=5, precision="fp32"
 )
 FOLDER = dict(captions="text files", template="", trigger="zor", resolution=128)
-
-
-@pytest.fixture
-def queue(comfyui, sd15):
-    prompts.Models.models = sd15
-    before = dict(nodes.NODE_CLASS_MAPPINGS)
-    yield prompts.Queue()
-    nodes.NODE_CLASS_MAPPINGS.clear()
-    nodes.NODE_CLASS_MAPPINGS.update(before)
 
 
 @pytest.fixture
@@ -147,3 +137,26 @@ def test_kohyas_repeats_by_core_are_those_of_image_folder(queue, folder):
     assert len(one.items) == len(other.items) == 6
     assert any("The same picture twice" in note for note in one.notes)
     assert (len(one.copies()), len(other.copies())) == (6, 2)
+
+
+def test_captions_by_core_are_those_of_image_folder(queue, folder):
+    """A mark before the text, ai-toolkit's [trigger], several lines and a separator of Unicode: core hands the text on
+    as it is, and the captions are those that Image Folder reads from the same files. The repeats of a held-out picture
+    are held out with it.
+    """
+    texts = ["\ufeff[trigger], sitting", "[trigger]\u2028on a mat", "a hat\n\nof [trigger]", "a hat"]
+    (folder / "3_cats").mkdir()
+    for i, text in enumerate(texts):
+        noise(seed=i).save(folder / "3_cats" / f"{i}.png")
+        (folder / "3_cats" / f"{i}.txt").write_text(text, "utf-8")
+    kept = queue.run(
+        loader=("LoadImageTextDataSetFromFolder", {"folder": folder.name}),
+        batch=("BespokeImageBatch", {"images": ["loader", 0], "captions": ["loader", 1], "trigger": "zor"}),
+        images=("BespokeImageFolder", FOLDER | {"folder": folder.name}),
+        a=keep(["batch", 0], "core"),
+        b=keep(["images", 0], "folder"),
+    )
+    ((one,),), ((other,),) = kept["core"], kept["folder"]
+    assert [item.caption for item in other.items] == ["zor, sitting", "zor on a mat", "a hat of zor", "zor, a hat"]
+    assert [item.caption for item in one.items] == [item.caption for item in other.items] * 3
+    assert apart(one.items, first_equal(one.items)) == [[i, i + 4, i + 8] for i in range(4)]

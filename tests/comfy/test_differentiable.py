@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bespoke.nodes.bridge.training_model.differentiable import DifferentiableFunctions, differentiable
+from bespoke.nodes.bridge.forward_pass.differentiable import DifferentiableFunctions, differentiable
 
 NAMES = [
     f"{kind}_rope{halves}{one}" for kind in ("apply", "rms") for halves in ("", "_split_half") for one in ("", "1")

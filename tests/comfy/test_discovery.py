@@ -6,8 +6,9 @@ import families
 import pytest
 import torch
 from bespoke.nodes.bridge.dataset import conditioning
-from bespoke.nodes.bridge.models import TARGETS, discovery, recorded_family
+from bespoke.nodes.bridge.models import TARGETS, checkpoint_blocks, discovery, recorded_family, target_layers
 from bespoke.nodes.bridge.models.layers import is_linear
+from bespoke.training.errors import InputError
 
 SLOW = {"sd15", "sdxl", "sdxl_refiner", "sd3", "flux_fill", "lumina2", "wan22"}
 # An inpainting U-Net has the layers of the plain one.
@@ -89,12 +90,17 @@ class Room(torch.nn.Module):
         return tokens
 
 
-def stranger():
+class Broken(Stranger):
+    def forward(self, x, timesteps, context=None, **_):
+        raise RuntimeError("no picture of this size")
+
+
+def stranger(kind=Stranger):
     """SD1.5's base with a `Stranger` as its network."""
     import tiny
 
     model = tiny.patcher(tiny.SMALLEST)
-    network = Stranger(text=tiny.CONTEXT)
+    network = kind(text=tiny.CONTEXT)
     network.dtype = torch.float32
     tiny.fill(network, 7)
     model.model.diffusion_model = network.eval()
@@ -117,6 +123,25 @@ def test_a_class_that_nobody_has_described(comfyui):
     assert layout.blocks == tuple(f"house.{kind}" for kind in kinds)
     assert layout.overwritten == tuple(f"house.{kind}.calm" for kind in kinds)
     assert layout.unused == ()
+
+
+def test_why_no_layers_were_found_is_said_and_logged(comfyui, caplog):
+    """Layers can still be named by hand."""
+    model, clip, _ = stranger(Broken)
+    base, network = model.model, model.model.diffusion_model
+    cond, more = conditioning.encode_prompt(clip, "a red circle")
+    latent = discovery.discovery_latent(base)
+    with caplog.at_level("INFO"):
+        discovery.discover(base, conditioning.model_conds(base, cond, more, latent, torch.device("cpu")).tensors())
+    assert any(
+        "the layers of a Broken were not found" in record.message and record.exc_info for record in caplog.records
+    )
+    why = r"\(observing it raised RuntimeError \(no picture of this size\)\)"
+    with pytest.raises(InputError, match=f"the layers of a Broken are not known by name here {why}; set targets to"):
+        target_layers(network, TARGETS[0])
+    with pytest.raises(InputError, match=f"the blocks of a Broken are not known here {why}, so gradient_checkpointing"):
+        checkpoint_blocks(network)
+    assert len(target_layers(network, "custom", "*ask")) == 4
 
 
 @pytest.mark.parametrize("saving", [False, True])

@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.utils
 import numpy as np
 import pytest
-from bespoke.nodes.images import hashing, left_out, listing, node, routes
+from bespoke.nodes.images import hashing, left_out, listing, node, places, routes
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from bespoke.nodes.images.hashing import hash_files
 from bespoke.nodes.images.reading import pictures as reading
@@ -19,7 +19,7 @@ from PIL import Image
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(routes.folder_paths, "get_input_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(places.folder_paths, "get_input_directory", lambda: str(tmp_path))
     (tmp_path / "set").mkdir()
     return tmp_path / "set"
 

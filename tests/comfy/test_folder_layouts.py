@@ -103,6 +103,21 @@ def test_the_panel_shows_the_pictures_that_the_node_reads(folder):
     assert routes.contents("set", "file names")["unused"] is True
 
 
+def test_the_panel_names_the_folders_and_their_repeats(folder):
+    """kohya's rule: N of a folder N_name is how often its pictures are drawn, 1 elsewhere."""
+    draw(folder / "10_cat" / "a.png")
+    draw(folder / "10_cat" / "b.png", 1)
+    draw(folder / "5_dog" / "c.png", 2)
+    assert routes.contents("set")["folders"] == [
+        {"place": "10_cat", "pictures": 2, "repeats": 10},
+        {"place": "5_dog", "pictures": 1, "repeats": 5},
+    ]
+    draw(folder / "d.png", 3)
+    assert "folders" not in routes.contents("set")  # the chosen folder alone is read
+    together = routes.contents("set", subfolders=True)["folders"]
+    assert [(one["place"], one["repeats"]) for one in together] == [("", 1), ("10_cat", 10), ("5_dog", 5)]
+
+
 def test_captions_are_written_where_the_node_reads_them(folder):
     draw(folder / "2_cat" / "a.png")
     draw(folder / "2_cat" / "b.png", 1)

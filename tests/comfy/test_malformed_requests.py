@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from bespoke.nodes.bridge.files.names import LONGEST_NAME
 from bespoke.nodes.bridge.web import LARGEST_BODY
-from bespoke.nodes.images import routes
+from bespoke.nodes.images import places, routes
 from bespoke.nodes.images.folder import FolderRequest, read_folder
 from PIL import Image
 
@@ -115,7 +115,7 @@ def test_a_form_of_another_site_cannot_post(all_routes, comfyui, headers, tmp_pa
     """Every POST route, also one without a body, answers 415 unless the type is application/json (RFC 9110, 15.5.16),
     and does nothing.
     """
-    monkeypatch.setattr(routes.folder_paths, "get_input_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(places.folder_paths, "get_input_directory", lambda: str(tmp_path))
     paths = paths_of(all_routes, "POST")
     assert "/bespoke/runs/lora-00000000000f/finish" in paths
     requests = [
@@ -189,7 +189,7 @@ def test_errors_name_the_field_and_the_value(all_routes):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(routes.folder_paths, "get_input_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(places.folder_paths, "get_input_directory", lambda: str(tmp_path))
     (tmp_path / "set").mkdir()
     return tmp_path / "set"
 

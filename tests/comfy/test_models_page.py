@@ -4,7 +4,7 @@ import ast
 import re
 
 import families
-import host_coverage
+import host_models
 import models_page
 from bespoke.nodes.bridge.models import FAMILIES, refused
 from models_page import HERE, slow_in
@@ -41,7 +41,7 @@ def test_every_family_says_what_cross_attention_means():
 
 def test_every_class_has_its_row_or_its_refusal():
     assert {row[1].strip("`") for row in rows("| Class |")} == {
-        name for name, row in host_coverage.ROWS.items() if not row.reason
+        name for name, row in host_models.ROWS.items() if not row.reason
     }
     named = [name for row in rows("| ComfyUI's class |") for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(named) == sorted(refused.REASONS)

@@ -1,11 +1,18 @@
 """Models that cannot be trained on pictures and prompts, and that no class of the host is untried."""
 
+from dataclasses import replace
+
 import host_coverage
-import host_films
+import host_models
 import pytest
 import torch
+from bespoke.nodes.bridge.dataset import conditioning
+from bespoke.nodes.bridge.dataset.pictures import encode_pictures
 from bespoke.nodes.bridge.models import check_trainable, refused
+from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
+from bespoke.training.images import TrainingImage
+from helpers import image_set
 
 
 def classes():
@@ -37,19 +44,69 @@ def test_image_to_video_is_refused_where_one_class_is_both(comfyui, name):
         check_trainable(base)
 
 
-@pytest.mark.parametrize("name", [name for name, row in host_films.ROWS.items() if row.reason])
+@pytest.mark.parametrize("name", [name for name, row in host_models.ROWS.items() if row.reason])
 def test_a_row_with_a_reason_is_refused_with_it(comfyui, name):
     """By its channels: core gives these the class of Wan's text to video."""
-    if host_films.config_class(name) is None:
+    if host_models.config_class(name) is None:
         pytest.skip("not in this ComfyUI")
-    with pytest.raises(InputError, match=host_films.ROWS[name].reason):
-        check_trainable(host_films.made(name)[0].model)
+    with pytest.raises(InputError, match=host_models.ROWS[name].reason):
+        check_trainable(host_models.made(name)[0].model)
 
 
 def test_a_row_without_a_reason_is_not_refused(comfyui):
-    for name, row in host_films.ROWS.items():
-        if not row.reason and host_films.config_class(name) is not None:
-            assert refused.reason_against(host_films.made(name)[0].model) == "", name
+    for name, row in host_models.ROWS.items():
+        if not row.reason and host_models.config_class(name) is not None:
+            assert refused.reason_against(host_models.made(name)[0].model) == "", name
+
+
+def output_at(models, height, width):
+    """PixArt's output for a noisy latent of this size, in cells."""
+    base, clip, _ = models
+    cond, more = conditioning.encode_prompt(clip, "a photo")
+    latent = torch.randn(1, 4, height, width, generator=torch.Generator().manual_seed(0))
+    conds = conditioning.model_conds(base.model, cond, more, latent, torch.device("cpu"))
+    with torch.inference_mode():
+        return base.model.apply_model(latent, torch.tensor([1.0]), **conds.tensors())
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (8, 56), (32, 34), (8, 58)])
+def test_pixart_is_refused_at_the_sizes_at_which_it_divides_by_0(comfyui, height, width):
+    """By hand: round((height + width) // 2 / 64) is 0 up to a sum of 65 cells; that the class itself fails at
+    the refused sizes alone is shown beside it. Nothing is encoded before: there is no VAE."""
+    models = host_models.made("pixart_sigma")
+    item = TrainingImage("small", torch.zeros(8 * height, 8 * width, 3, dtype=torch.uint8), "a photo")
+    images, config = image_set([item]), TrainConfig(1, 0.0, 1, 0)
+    if height + width <= 65:
+        with pytest.raises(ZeroDivisionError):
+            output_at(models, height, width)
+        with pytest.raises(
+            InputError, match=rf"'small' of {8 * width}x{8 * height} px cannot be trained with this model \(PixArt\): "
+        ):
+            encode_pictures(None, models[0].model, config, images)
+        prior = image_set([replace(item, pixels=torch.zeros(512, 512, 3, dtype=torch.uint8))])
+        with pytest.raises(InputError, match="'small' of"):
+            encode_pictures(None, models[0].model, config, prior, prior=images)
+    else:
+        assert torch.isfinite(output_at(models, height, width)).all()
+        pictures = encode_pictures(models[2], models[0].model, config, images)
+        assert pictures.data.latents[0].shape == (1, 4, height, width)
+
+
+def test_pixart_is_refused_at_sides_that_its_squares_do_not_divide(comfyui):
+    models = host_models.made("pixart_sigma")
+    with pytest.raises(RuntimeError, match="must match the size"):
+        output_at(models, 40, 41)
+    item = TrainingImage("odd", torch.zeros(320, 328, 3, dtype=torch.uint8), "a photo")
+    with pytest.raises(InputError, match="'odd' of 328x320 px cannot be trained.* multiples of 16 px"):
+        encode_pictures(None, models[0].model, TrainConfig(1, 0.0, 1, 0), image_set([item]))
+
+
+def test_pixart_for_256_px_is_refused(comfyui):
+    """ComfyUI reads 0 from the file of 16x16 positions (32 // 64), and divides by it: no number comes out."""
+    models = host_models.make("pixart_sigma", pe_interpolation=0)
+    assert not torch.isfinite(output_at(models, 40, 40)).any()
+    with pytest.raises(InputError, match=r"\(PixArt\) cannot be trained here: it is PixArt's model for 256 px"):
+        check_trainable(models[0].model)
 
 
 def test_every_reason_says_what_to_do_instead():

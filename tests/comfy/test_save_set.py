@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bespoke.nodes.images import save
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.captions.text_files import match_captions
 from bespoke.nodes.images.folder import FolderRequest, fingerprint, mirrored, read_folder
-from bespoke.nodes.images.save import pictures_of
-from bespoke.nodes.images.save_report import reading_settings, report_of
-from bespoke.nodes.images.stems import stems_of
+from bespoke.nodes.images.saving import save
+from bespoke.nodes.images.saving.report import reading_settings, report_of
+from bespoke.nodes.images.saving.save import pictures_of
+from bespoke.nodes.images.saving.stems import stems_of
+from bespoke.training.caption_variants import CaptionVariants
 from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet, TrainingImage
 from PIL import Image
@@ -107,6 +108,12 @@ def test_several_captions_are_one_a_line_and_none_has_no_file(tmp_path):
     assert "Captions in one line, with single blanks: c.png." in report
 
 
+def test_the_variants_of_captions_are_not_kept_which_is_said(tmp_path):
+    """The captions are written as they are, and `variants` of a picture stand in no file."""
+    images = a_set(item(caption="a, b, c", variants=CaptionVariants()))
+    assert "Not kept: the variants of Caption Variants" in report_of(save_set(images, tmp_path, "set"), images)
+
+
 def test_copies_are_written_once_at_the_largest_size(tmp_path):
     small, large = item(size=(64, 64)), item(size=(96, 96), seed=1, weight=2.0)
     items = [mirrored(small), small, large, mirrored(large)] * 2
@@ -117,6 +124,30 @@ def test_copies_are_written_once_at_the_largest_size(tmp_path):
     report = report_of(saved, images)
     assert "Written once: the set has 8 pictures" in report
     assert "Not kept: how often each picture is drawn" in report
+
+
+def test_a_picture_of_two_sets_keeps_the_captions_of_both(tmp_path):
+    """One folder read twice, with captions and triggers of its own: what was made in the graph is written, and what a
+    folder cannot hold is said."""
+    first = item("a.png", "cat, one", source="cats", trigger="cat", mask=torch.ones(64, 64))
+    second = item("a.png", "tok, two", source="cats", trigger="tok", more_captions=("cat, one",))
+    images = a_set(first, mirrored(first), second)
+    saved = save_set(images, tmp_path, "both")
+    assert (tmp_path / "both" / "a.txt").read_text() == "cat, one\ntok, two\n"
+    again = read(tmp_path, saved, captions="text files, one caption a line", masks="*-mask.png")
+    assert again.items[0].captions == ("cat, one", "tok, two")
+    report = report_of(saved, images)
+    assert "captions text files, one caption a line" in report
+    assert "Not kept: which picture has which trigger (cat, tok)." in report
+    assert "Not kept: a second mask of cats/a.png" in report
+    assert "Not kept" not in report_of(saved, a_set(first, mirrored(first)))
+
+
+def test_the_mark_of_another_place_is_no_name(tmp_path):
+    """Image Folder would look for "mine [datasets]" elsewhere than where it was written."""
+    with pytest.raises(InputError, match=r"'mine \[datasets\]' ends with \[datasets\].*leave the mark out"):
+        save_set(a_set(item()), tmp_path, "mine [datasets]")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_folder_cannot_hold_is_said(tmp_path):

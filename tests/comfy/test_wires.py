@@ -24,15 +24,6 @@ WORD = dict(name="zor", init_text="a", vectors=1, learning_rate=5e-3, steps=1, b
 
 
 @pytest.fixture
-def queue(comfyui, sd15):
-    prompts.Models.models = sd15
-    before = dict(nodes.NODE_CLASS_MAPPINGS)
-    yield prompts.Queue()
-    nodes.NODE_CLASS_MAPPINGS.clear()
-    nodes.NODE_CLASS_MAPPINGS.update(before)
-
-
-@pytest.fixture
 def folder(comfyui):
     """Four pictures of three sizes with captions, of which one is in two lines."""
     path = Path(folder_paths.get_input_directory()) / "wires_set"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from bespoke.nodes.images.combine import combine
+from bespoke.nodes.images.combination.combine import combine
 from bespoke.nodes.images.folder import fingerprint
 from bespoke.training.images import ImageSet
 from helpers import sprite_set

@@ -9,9 +9,9 @@ import families
 import pytest
 import torch
 from bespoke.nodes.bridge.dataset import conditioning
+from bespoke.nodes.bridge.forward_pass.differentiable import DifferentiableFunctions
 from bespoke.nodes.bridge.models import is_inpainting_model, target_layers
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.bridge.training_model.differentiable import DifferentiableFunctions
 from bespoke.training.objective import loss_weight
 from helpers import sprite_set
 from random_lora import random_lora
@@ -140,9 +140,10 @@ def _slopes(denoiser, values, parameters, tokens, step, seed):
     return slope.item(), ((ends[0] - ends[1]) / (2 * step)).item()
 
 
-def train(run_node, models, **changes):
+def train(run_node, models, side=64, **changes):
+    """The outputs of Train LoRA after three steps. side: of the training pictures, px. changes: of its settings."""
     model, clip, vae = models
-    images = sprite_set(2, 4, side=64, colour="teal")
+    images = sprite_set(2, 4, side=side, colour="teal")
     settings = dict(
         steps=3,
         batch_size=2,

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import families
-import host_films
 import host_models
 import torch
-
-ROWS = host_models.ROWS | host_films.ROWS
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,10 @@ def table() -> dict[str, Tried]:
     names: dict[str, list[str]] = {}
     for name in families.FAMILIES:
         names.setdefault(type(families.made(name)[0].model.model_config).__name__, []).append(name)
-    for name, row in ROWS.items():
+    for name, row in host_models.ROWS.items():
         if not row.reason:
             names.setdefault(row.config, []).append(name)
-    by_row = {row.config: row.reason for row in ROWS.values() if row.reason}
+    by_row = {row.config: row.reason for row in host_models.ROWS.values() if row.reason}
     return {
         config.__name__: Tried(
             tuple(names.get(config.__name__, ())), by_row.get(config.__name__, "") or _reason(config)

@@ -1,19 +1,13 @@
-"""Further classes of picture and film models, small: rows like those of `host_models`, which describes their form.
+"""Further classes of picture and film models, small: rows of `host_models`, which makes them.
 
 Every number is a small one; the names of the settings are those that core reads from a file (`model_detection`).
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import families
-import stand_ins
 import tiny
-import torch
-from host_models import Row
+from host_row import Row
 from stand_ins import Text
 
 WIDTH = 32  # of a token of the stand-in text encoders
@@ -238,37 +232,3 @@ ROWS = {
         _FILMS,
     ),
 }  # fmt: skip
-
-
-# What the networks predict, where it is no flow.
-PREDICTIONS = {
-    "cosmos": "edm",
-    **dict.fromkeys(("cogvideox", "hunyuan_dit", "hunyuan_dit1"), "v"),
-    **dict.fromkeys(
-        ("ssd1b", "vega", "koala_700m", "koala_1b", "cascade_c", "pixart_alpha", "pixart_sigma"), "epsilon"
-    ),
-}
-FAST = {"pixart_sigma"}  # whose gradient is checked in every run of the tests
-
-
-def config_class(name: str) -> type | None:
-    """The class of `comfy.supported_models`, or None where this host has none."""
-    import comfy.supported_models
-
-    return getattr(comfy.supported_models, ROWS[name].config, None)
-
-
-def make(name: str, **changes: Any):
-    """(model, clip, vae) of a row; `changes` of its configuration, such as another dtype."""
-    row = ROWS[name]
-    settings = {"dtype": torch.float32, **row.unet, **changes}
-    config = config_class(name)(settings)
-    # A class may set full-size numbers itself (`unet_extra_config`); a name that it takes away must stay away.
-    config.unet_config.update({key: value for key, value in settings.items() if key in config.unet_config})
-    base = config.get_model({}, "", device=torch.device("cpu"))
-    for buffer in base.diffusion_model.buffers():
-        buffer.requires_grad_(False)  # PixArt's vector for an empty prompt is a parameter among the buffers
-    return tiny._flow(base, 0), stand_ins.clip(row.text), stand_ins.vae(**row.vae)
-
-
-made: Callable[[str], Any] = functools.cache(make)

@@ -1,39 +1,21 @@
 """A small random model of every class of picture and film model in ComfyUI that has no maker in `families`.
 
 `made(name)` returns (model, clip, vae) of a name in `ROWS`; tests must not change them. The configurations are those of
-`comfy.supported_models`, with small numbers; a host that lacks the class lacks the row.
+`comfy.supported_models`, with small numbers; a host that lacks the class lacks the row. `host_films` has further rows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
+import host_films
 import stand_ins
 import tiny
 import torch
+from host_row import Row
 from stand_ins import Text
-
-
-@dataclass(frozen=True)
-class Row:
-    """How a class of `comfy.supported_models` is made small.
-
-    config: its name there. unet: the configuration that core would read from a file, small. text: what its text encoder
-    gives; None for core's own text encoder, where that has no weights. vae: arguments of `stand_ins.vae`. small: makes
-    the network's parts small that no configuration reaches. reason: why it cannot be trained on pictures and prompts,
-    "" where it can.
-    """
-
-    config: str
-    unet: Mapping[str, Any]
-    text: Text | None
-    vae: Mapping[str, Any] = field(default_factory=lambda: {"channels": 16})
-    small: Callable[[Any, torch.dtype], None] = lambda _network, _dtype: None
-    reason: str = ""
-
 
 _FRAMES = {"channels": 16, "frames": True}
 
@@ -188,7 +170,7 @@ ROWS = {
         Text(32),
         {"channels": 4},
     ),
-}  # fmt: skip
+} | host_films.ROWS  # fmt: skip
 
 
 def config_class(name: str) -> type | None:
@@ -203,8 +185,12 @@ def make(name: str, **changes: Any):
     row = ROWS[name]
     unet = {"dtype": torch.float32, **row.unet, **changes}
     config = config_class(name)(unet)
+    # A class may set full-size numbers itself (`unet_extra_config`); a name that it takes away must stay away.
+    config.unet_config.update({key: value for key, value in unet.items() if key in config.unet_config})
     base = config.get_model({}, "", device=torch.device("cpu"))
     row.small(base.diffusion_model, unet["dtype"])
+    for buffer in base.diffusion_model.buffers():
+        buffer.requires_grad_(False)  # PixArt's vector for an empty prompt is a parameter among the buffers
     text = stand_ins.clip(row.text) if row.text else stand_ins.own_clip(config.clip_target())
     return tiny._flow(base, 0), text, stand_ins.vae(**row.vae)
 

@@ -16,13 +16,13 @@ PAGE = ROOT / "js" / "docs" / "models.md"
 HERE = ROOT / "tests" / "comfy"
 COLUMNS = ("Train LoRA", "Train Textual Inversion", "Partial Denoise", "Latent Mask Blend")
 FILES = ("test_families.py", "test_families_words.py", "test_families_sampling.py", "test_families_sampling.py")
-# The tests of the classes that no record describes, by column of their table.
+# The test of the classes that no record describes, by column of their table.
 DISCOVERED = {
-    "Layers": ("test_layers_by_target", "test_the_layers_that_discovery_finds"),
-    "Gradient": ("test_gradient_is_that_of_finite_differences",),
-    "LoRA file": ("test_core_loads_every_key_and_gives_what_was_trained",),
-    "Partial Denoise": ("test_partial_denoise_is_ksampler",),
-    "Latent Mask Blend": ("test_outside_the_mask_the_latent_is_the_original",),
+    "Layers": "test_layers_by_target",
+    "Gradient": "test_gradient_is_that_of_finite_differences",
+    "LoRA file": "test_core_loads_every_key_and_gives_what_was_trained",
+    "Partial Denoise": "test_partial_denoise_is_ksampler",
+    "Latent Mask Blend": "test_outside_the_mask_the_latent_is_the_original",
 }
 TITLES = {
     "sd15": "SD1.5",
@@ -48,6 +48,7 @@ TITLES = {
     "anima": "Anima",
     "ltxv": "LTX-Video",
     "ltxav": "LTX-2, its picture",
+    "ltxav23": "LTX-2.3, its picture",
     "hunyuan_video": "HunyuanVideo",
     "hunyuan_video15": "HunyuanVideo 1.5",
     "hunyuan_image21": "HunyuanImage 2.1",
@@ -96,20 +97,13 @@ def _names_of(decorator: ast.expr) -> str:
     return decorator.id if isinstance(decorator, ast.Name) else ""
 
 
-def _mark(tests: Iterable[str], name: str) -> str:
-    """ "fast" or "slow", as the row's first of these tests is marked; "no" without one."""
-    import host_films
-    import host_models
-
-    file = "test_host_models.py" if name in host_models.ROWS else "test_host_films.py"
-    tree = ast.parse((HERE / file).read_text("utf-8"))
-    wanted = set(tests)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name in wanted:
+def _mark(test: str, name: str) -> str:
+    """ "fast" or "slow", as this test of `test_host_models.py` is marked for a row; "no" where it is not there."""
+    file = "test_host_models.py"
+    for node in ast.parse((HERE / file).read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == test:
             decorators = set(map(_names_of, node.decorator_list))
-            some = file == "test_host_films.py" and "each" in decorators  # fast for a few rows, slow for the others
-            slow = name not in host_films.FAST if some else "slow_each" in decorators
-            return "slow" if slow else "fast"
+            return "slow" if "slow_each" in decorators or name in slow_in(file) else "fast"
     return "no"
 
 
@@ -133,15 +127,13 @@ def recorded() -> str:
 
 def discovered() -> str:
     """The small models of the classes that no record describes, and pruned forms of recorded ones."""
-    import host_films
     import host_models
 
-    rows = host_models.ROWS | host_films.ROWS
     return table(
         ("Class", "Its small model", *DISCOVERED),
         (
-            [TITLES[name], f"`{name}`", *(_mark(tests, name) for tests in DISCOVERED.values())]
-            for name, row in rows.items()
+            [TITLES[name], f"`{name}`", *(_mark(test, name) for test in DISCOVERED.values())]
+            for name, row in host_models.ROWS.items()
             if not row.reason
         ),
     )

@@ -5,6 +5,7 @@ from collections import Counter
 import bespoke.training.data as data_module
 import pytest
 import torch
+from bespoke.nodes.images.folder import mirrored
 from bespoke.training.batch_order import (
     LONGEST_PASS,
     SHARE_ERROR,
@@ -18,10 +19,10 @@ from bespoke.training.captions import caption_number
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet, prompts_of
 from bespoke.training.errors import InputError
-from bespoke.training.images import TrainingImage, by_picture
+from bespoke.training.images import TrainingImage, apart, by_picture, first_equal
 from bespoke.training.randomness import generator
 from bespoke.training.timesteps import UniformTimesteps
-from bespoke.training.validation import validation_batches
+from bespoke.training.validation import split, validation_batches
 
 
 def buckets_of(*sizes):
@@ -237,3 +238,31 @@ def test_pictures_of_one_name_in_two_folders_are_two():
     same = TrainingImage("1.png", torch.zeros(64, 64, 3), "a cat", source="pets/cats")  # the subfolder read by itself
     assert by_picture([deep, same, cat]) == [[0, 1], [2]]
     assert [item.path for item in (cat, dog, small)] == ["cats/1.png", "dogs/1.png", "cats/1.png"]
+
+
+def test_equal_pixels_are_never_on_both_sides_of_a_split():
+    """What is held out may not be trained on under another name: ComfyUI's loader of kohya's folders repeats pictures
+    in its list, and people copy files. By hand: 12 pictures, each there 3 times under different names, are 12 groups
+    of 3, whatever their captions; 4 held out leave 8 x 3 items to train on.
+    """
+    seen = [torch.full((64, 64, 3), shade, dtype=torch.uint8) for shade in range(12) for _ in range(3)]
+    items = [TrainingImage(f"image {n}", pixels, f"caption {n}") for n, pixels in enumerate(seen)]
+    equal = first_equal(items)
+    assert equal == [n // 3 * 3 for n in range(36)]
+    assert apart(items, equal) == [[n, n + 1, n + 2] for n in range(0, 36, 3)]
+    for seed in range(5):
+        trained_on, held_out = split(apart(items, equal), 4, seed)
+        assert len(held_out) == 4
+        assert len(trained_on) == 24
+        assert not {equal[i] for i in held_out} & {equal[i] for i in trained_on}
+
+
+def test_groups_that_share_pixels_are_one():
+    """A picture that is the mirrored copy of another joins both; without equal pixels the groups are `by_picture`."""
+    slope = torch.arange(64, dtype=torch.uint8).expand(64, 64)[..., None].expand(64, 64, 3)
+    first = TrainingImage("a.png", slope, "a")
+    second = TrainingImage("b.png", slope.flip(1), "b")
+    third = TrainingImage("c.png", slope // 2, "c")
+    items = [third, first, mirrored(first), second, mirrored(second)]
+    assert apart(items, first_equal(items)) == [[0], [1, 2, 3, 4]]
+    assert apart(items[:3], first_equal(items[:3])) == by_picture(items[:3]) == [[0], [1, 2]]

@@ -101,6 +101,16 @@ def test_files_that_no_encoding_fits_are_named(tmp_path):
     assert "Characters that no encoding has, shown as \ufffd: 0.txt (1)." in report
 
 
+@pytest.mark.parametrize("text", ["girl’s_hat", "artist’s_self-portrait", "don’t_look_at_me", "the dog’s coat"])
+def test_windows_text_beside_a_utf_16_file_is_no_chinese(tmp_path, text):
+    """Two letters of ASCII are the bytes of one character of Chinese: a Windows-1252 file of an even length beside a
+    UTF-16 file, as PowerShell writes it, must come out as its own text.
+    """
+    data = text.encode("cp1252")
+    captions, _ = captions_of(tmp_path, ["a dog, 红色".encode("utf-16"), data + b" " * (len(data) % 2)])
+    assert captions == ["a dog, 红色", text]
+
+
 def test_two_encodings_in_a_folder(tmp_path):
     """No single-byte encoding but some fit both; a byte that Windows-1251 lacks and Chinese tell them apart."""
     texts = ["一只红色的猫坐在窗台上，傍晚的光线", "рыжая кошка сидит на окне"]

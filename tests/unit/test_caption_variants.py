@@ -6,22 +6,24 @@ there in 1 - p of the draws, independently of the others.
 
 import itertools
 import json
+import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from bespoke.nodes.images.folder import fingerprint, mirrored
-from bespoke.nodes.images.variants import VariantsRequest, replacements, with_variants
+from bespoke.nodes.images.variants.variants import VariantsRequest, replacements, with_variants
 from bespoke.training.caption_variants import (
     CaptionVariants,
     fixed_variants,
     parts_of,
+    plain_tag,
     split_tags,
     variants_of,
     vary,
 )
-from bespoke.training.captions import LITERAL, PROMPT
+from bespoke.training.captions import LITERAL, PROMPT, has_weights
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet, prompts_of
 from bespoke.training.distributed import World
@@ -404,3 +406,32 @@ def test_a_literal_caption_is_varied_before_its_brackets_are_escaped():
     item = picture("1.png", "sks, saber (fate), a", trigger="sks", variants=CaptionVariants())
     assert set(item.prompts) == {r"sks, saber \(fate\), a", r"sks, a, saber \(fate\)"}
     assert json.loads(json.dumps(item.prompts)) == list(item.prompts)
+
+
+def test_a_caption_of_100_kb_is_split_in_seconds():
+    """Brackets of any number and order: the time is in proportion to the length, not to its square (20 s and more)."""
+    begin = time.monotonic()
+    assert split_tags("(a), " * 20_000, ",", PROMPT) == ["(a)"] * 20_000
+    for brackets in ("(" * 50_000 + "]" * 50_000, "([" * 25_000 + ")]" * 25_000, "(, " * 33_000):
+        assert "".join(split_tags(brackets, ",", PROMPT)) == brackets.replace(",", "").replace(" ", "")
+    assert plain_tag("(" * 100_000 + "A") == "(" * 100_000 + "a"
+    assert plain_tag(f"(a:{'1' * 50_000}.)") == f"a:{'1' * 50_000}."
+    assert not has_weights("(:" + "1" * 100_000)
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("weighted", "is_one"),
+    [
+        ("(a:1)", True),
+        ("(a:-.5)", True),
+        ("(a: 1.25 )", True),
+        ("(a:1.)", False),
+        ("(a:.)", False),
+        ("(a:1.2.3)", False),
+    ],
+)
+def test_what_is_a_weight(weighted, is_one):
+    """A number as kohya's and ComfyUI's prompts have it."""
+    assert has_weights(weighted) is is_one
+    assert (plain_tag(weighted) == "a") is is_one

@@ -144,6 +144,23 @@ def test_a_set_is_identified_by_what_the_text_encoder_reads():
     assert number("saber (fate)", "prompt") == hashlib.sha256(text.encode() + bytes(64 * 64 * 3)).hexdigest()
 
 
+def test_reports_name_captions_with_a_choice(tmp_path):
+    """sd-scripts draws one of {red|blue} with enable_wildcard and else takes it as text, as it is taken here: whoever
+    trained with that option has to know.
+    """
+    captions = ["a {red|blue} hat", "a {word}, a {b} | c", "a hat"]
+    for i, caption in enumerate(captions):
+        Image.new("RGB", (64, 64), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(caption)
+    images = read_folder(FolderRequest(tmp_path))
+    assert [item.caption for item in images.items] == captions
+    assert "Captions with a choice such as {red|blue}, which is read as text and not drawn from: 0.png." in (
+        describe(images)
+    )
+    (tmp_path / "0.txt").write_text("a hat")
+    assert "choice" not in describe(read_folder(FolderRequest(tmp_path)))
+
+
 def test_reports_count_captions_with_brackets(tmp_path):
     for i, caption in enumerate(["saber (fate)", "a (red:1.4) circle", "a circle", r"saber \(fate\)"]):
         Image.new("RGB", (64, 64), (40 * i, 0, 0)).save(tmp_path / f"{i}.png")
@@ -162,6 +179,24 @@ def test_the_word_of_textual_inversion_stands_in_brackets():
     item = TrainingImage("a", PIXELS, "a drawing ({word}), saber (fate)")
     prompt = prompt_for("captions", item.prompt, "embedding:w", 0, 0, 0)
     assert prompt == r"a drawing \( embedding:w \), saber \(fate\)"
+
+
+def test_the_place_of_a_trigger_is_filled_on_a_wire_as_in_a_file(tmp_path):
+    """Core's loaders hand on the texts of ai-toolkit's files with [trigger] in them. Oracle: Image Folder on them."""
+    for name, text in (("a", "a [trigger] cat, [trigger]"), ("b", "plain"), ("c", "x [trigger]\ny")):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(text)
+    texts = [(tmp_path / f"{name}.txt").read_text() for name in "abc"]
+    for trigger in ("zor", ""):
+        files = read_folder(FolderRequest(tmp_path, trigger=trigger, resolution=64))
+        wired = image_set([torch.zeros(1, 64, 64, 3)] * 3, texts, trigger)
+        assert [item.caption for item in wired.items] == [item.caption for item in files.items]
+
+
+def test_the_text_of_one_picture_is_one_caption():
+    """As the text of each of several is: captioners write paragraphs. By hand."""
+    (item,) = image_set([torch.zeros(1, 64, 64, 3)], ["A cat.\n\nIt sits.\n"], "zor").items
+    assert item.caption == "zor, A cat. It sits."
 
 
 def test_an_unknown_syntax_is_refused(tmp_path):

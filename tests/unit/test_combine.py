@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from bespoke.nodes.images.batch import image_set as batch_set
-from bespoke.nodes.images.combine import combine, parse_resolutions, parse_weights, shrunk_item
-from bespoke.nodes.images.combine_report import describe_sets, preview
+from bespoke.nodes.images.combination.combine import combine, parse_resolutions, parse_weights, shrunk_item
+from bespoke.nodes.images.combination.report import describe_sets, preview
 from bespoke.nodes.images.folder import FolderRequest, fingerprint, mirrored, read_folder
 from bespoke.training.batch_order import batch_indices
 from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
-from bespoke.training.images import ImageSet, TrainingImage
+from bespoke.training.images import ImageSet, TrainingImage, passes_in_words
 from bespoke.training.timesteps import UniformTimesteps
 from bespoke.training.validation import folds, split
 from PIL import Image
@@ -353,6 +353,8 @@ WRONG_WEIGHTS = [
     ("1, 2", "line 1 of weights is '1, 2'"),
     ("nan\n1", "line 1 of weights is 'nan'"),
     ("1\ninf", "line 2 of weights is 'inf'"),
+    ("1e308\n1e307", "line 1 of weights is '1e308'; write numbers from 1e-06 to 1,000,000"),  # their sum is inf
+    ("1\n1e-320", "line 2 of weights is '1e-320'"),  # a half of it is less exact
     ("1", r"weights has 1 line for 2 sets \(set0, set1\); write one number a line for each set, or leave it empty"),
     ("1\n2\n3", "weights has 3 lines for 2 sets"),
 ]
@@ -416,6 +418,19 @@ def test_the_report_has_a_row_for_each_set_and_names_what_is_odd():
     assert "set1 (many): Not at 128 px: all its pictures were read at a smaller size" in text
 
 
+def test_repeats_that_count_besides_the_weights_are_told():
+    """By hand: 6 pictures with 10 and 5 with 5 repeats are 85 draws of 11 pictures, 85 / 11 = 7.73 for one."""
+    kohya = folder_set("pets", [SMALL] * 11)
+    items = tuple(replace(item, weight=10.0 if i < 6 else 5.0) for i, item in enumerate(kohya.items))
+    sets = dict(set0=replace(kohya, items=items), set1=folder_set("many", [SMALL] * 4, seed=1))
+    text = describe_sets(combine(sets, "2\n1"))
+    assert "each picture of set0 (pets) 7.73 times as often as its weight alone says" in text
+    assert "alone says" not in describe_sets(combine(sets, "2\n1", "each set the same"))
+    plain = dict(sets, set0=kohya)
+    assert "alone says" not in describe_sets(combine(plain, "2\n1"))
+    assert "alone says" not in describe_sets(combine(plain, "2\n1", resolutions="64, 128"))
+
+
 def test_pictures_that_are_the_same_under_two_names_are_told():
     sets = dict(set0=folder_set("cats", [SMALL, WIDE]), set1=folder_set("pets", [SMALL]))
     assert "The same picture under two names: pets/0.png is cats/0.png." in describe_sets(combine(sets))
@@ -432,3 +447,9 @@ def test_the_preview_shows_every_set_under_its_heading():
     assert int((is_band.diff() == 1).sum()) + int(is_band[0]) == 3
     rows = -(-2 // 6) + -(-53 // 6) + -(-5 // 6)  # 60 pictures: 2, 5, and 53 of the 70
     assert sheet.shape[1] == 3 * (32 + 12) + rows * (192 + 54 + 12)
+
+
+def test_passes_in_words():
+    """steps x batch_size / pictures: 200 / 4, 10 x 2 / 23 and 2 / 23."""
+    words = [passes_in_words(*numbers) for numbers in ((4, 50, 4), (23, 10, 2), (23, 1, 2))]
+    assert words == ["about 50 times", "about once", "less than once"]

@@ -473,6 +473,61 @@ def test_image_batches():
         image_set(images, "", masks=torch.ones(1, 9, 9))
 
 
+def test_the_placeholder_of_ai_toolkit_is_replaced_wherever_captions_come_from(folder):
+    """ai-toolkit replaces [trigger] in each caption (README.md, "Dataset Preparation"). A list of core's loader through
+    Image Batch has the captions of Image Folder; without a trigger nothing is left of it.
+    """
+    picture().save(folder / "[trigger] on a hill.png")
+    (folder / "[trigger] on a hill.txt").write_text("[trigger] on a hill")
+    image = torch.rand(1, 80, 96, 3)
+    for trigger, caption in (("zor", "zor on a hill"), ("", "on a hill")):
+        made = [
+            read(folder, trigger=trigger),
+            read(folder, captions="file names", trigger=trigger),
+            read(folder, captions="template", template="[trigger] on a hill", trigger=trigger),
+            image_set(image, "[trigger] on a hill", trigger),
+            image_set([image], ["[trigger] on a hill"], trigger),
+        ]
+        assert [item.caption for images in made for item in images.items] == [caption] * 5
+
+
+def test_a_text_of_several_lines_is_the_caption_of_one_picture():
+    """A language model's caption has paragraphs. A list of two such texts gives two captions, so a list of one gives
+    one, and so do the batches of a list.
+    """
+    image, text = torch.rand(1, 80, 96, 3), "A cat.\n\nIt sits."
+    for images, captions in (([image] * 2, [text] * 2), ([image], [text]), (image, text)):
+        assert {item.caption for item in image_set(images, captions).items} == {"A cat. It sits."}
+    both = image_set([image, torch.rand(2, 80, 96, 3)], [text, "a dog\na fox"])
+    assert [item.caption for item in both.items] == ["A cat. It sits.", "a dog", "a fox"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(folder):
+    """Notepad writes one before UTF-8, ComfyUI's loader of datasets leaves it in the text, and files that are put
+    together have some within. Image Folder and Image Batch give the caption without it, whose first tag is the trigger.
+    """
+    picture().save(folder / "a.png")
+    image = torch.rand(1, 80, 96, 3)
+    for text in ("\ufeffzor, hat", "\ufeff\ufeffzor,\ufeff hat"):
+        (folder / "a.txt").write_text(text, "utf-8")
+        made = [read(folder), image_set(image, text), image_set([image, image], [text, text])]
+        assert {item.caption for images in made for item in images.items} == {"zor, hat"}
+
+
+@pytest.mark.parametrize("character", "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029")
+def test_a_caption_ends_where_its_line_ends(folder, character):
+    """Line ends are those of a text editor. `str.splitlines` knows more, which language models and web pages put into
+    texts: one caption would become those of two pictures.
+    """
+    images = torch.rand(2, 80, 96, 3)
+    text = f"a cat{character}on a mat"
+    assert [item.caption for item in image_set(images, text).items] == ["a cat on a mat"] * 2
+    assert [item.caption for item in image_set(images, f"{text}\r\na dog").items] == ["a cat on a mat", "a dog"]
+    picture().save(folder / "a.png")
+    (folder / "a.txt").write_text(text, "utf-8")
+    assert read(folder).items[0].caption == "a cat on a mat"
+
+
 def test_masks_of_every_shape_are_cropped_as_the_picture_is():
     """70x66 px are cropped to 64x64 at (3, 1). Each pixel of the mask has its own value."""
     masks = torch.rand(2, 70, 66)

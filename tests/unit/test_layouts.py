@@ -287,6 +287,18 @@ def test_the_report_names_what_is_read_and_what_is_not(folder):
     assert "The name 10_sks dog is not read as repeats and a caption" in text
 
 
+def test_a_folder_whose_name_no_caption_says_is_told(folder):
+    """kohya uses the name N_name for pictures without a caption file alone, so it may stand nowhere."""
+    for name in ("10_cat/1.png", "10_cat/2.png", "5_dog/1.png", "5_dog/2.png"):
+        draw(folder / name)
+    write(folder, {"10_cat/1.txt": "black fur", "10_cat/2.txt": "asleep", "5_dog/1.txt": "on a chair"})
+    text = describe(read(folder))
+    assert "No caption says the name of its folder: cat (10_cat)." in text
+    assert "passes over each picture on average" in text
+    assert "No caption says" not in describe(read(folder, trigger="{folder}"))
+    assert "No caption says" not in describe(read(folder, trigger="sks"))
+
+
 def test_repeats_are_the_shares_of_the_draws(folder):
     """kohya's repeats by arithmetic: over whole passes a picture of 10_ is drawn 10 times and one of 3_ 3 times."""
     kohya(folder)
@@ -427,6 +439,7 @@ def test_every_wrong_file_is_named_at_once_and_nothing_is_written(folder):
         json.dumps({"file_name": "/etc/passwd", "text": "x"}),
         json.dumps({"file_name": "gone.png", "text": "x"}),
         "[" * 100_000,
+        json.dumps({"file_name": "./", "text": "x"}),
     ]
     write(
         folder,
@@ -451,7 +464,7 @@ def test_every_wrong_file_is_named_at_once_and_nothing_is_written(folder):
         "line 6 has the file_name '../../secret.png', which leads out of the folder",
         "line 7 has the file_name '/etc/passwd', which leads",
         "line 9 cannot be read (the JSON is nested too deeply",
-        "metadata.jsonl names pictures that are not there: gone.png (line 8)",
+        "metadata.jsonl names pictures that are not there: gone.png (line 8), . (line 10); file_name is the path from",
     ):
         assert words in text, words
     assert str(folder.parent) not in text

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..tensors import length
 from .adapter import AdapterConfig
 from .lora import UP_RATE, LoraAdapter
 
@@ -25,7 +26,7 @@ class DoraAdapter(LoraAdapter):
     def __init__(self, down: Tensor, up: Tensor, alpha: float, layer: nn.Module):
         super().__init__(down, up, alpha)
         self._layers = (layer,)  # in a tuple, so that it is no submodule
-        self.dora_scale = nn.Parameter(self._base().norm(dim=1, keepdim=True).to(up.device))
+        self.dora_scale = nn.Parameter(length(self._base(), keepdim=True).to(up.device))
 
     @classmethod
     def for_layer(cls, name: str, layer: nn.Module, config: AdapterConfig, device: torch.device) -> DoraAdapter:
@@ -43,7 +44,7 @@ class DoraAdapter(LoraAdapter):
         """||W + dW|| of each row, [out, 1], without a gradient."""
         with torch.no_grad():
             changed = self._base().to(device) + self.scale * self.up.float().to(device) @ self.down.float().to(device)
-            return changed.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+            return length(changed, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         """Written as PEFT writes it: with an unchanged weight and its own norm as magnitude, the output to the bit."""
@@ -77,5 +78,5 @@ class DoraAdapter(LoraAdapter):
             device = self.up.device
             up, down = (converted[f"lora_{part}.weight"].float().to(device) for part in ("up", "down"))
             change = self.scale * up @ down
-            magnitude = (self._base().to(device) + change).norm(dim=1, keepdim=True)
+            magnitude = length(self._base().to(device) + change, keepdim=True)
         return converted | {"dora_scale": magnitude.reshape(self.dora_scale.shape)}

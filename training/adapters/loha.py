@@ -5,8 +5,8 @@ dW = (alpha / rank) (W1a W1b) * (W2a W2b), element by element: of rank up to ran
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,8 @@ class LohaAdapter(Adapter):
     def forward(self, x: Tensor, output: Tensor) -> Tensor:
         factors = (self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b)
         moved = [factor.to(x.device, output.dtype) for factor in factors]
-        change = _HadamardLinear.apply(x.to(output.dtype), *moved)
+        apply = cast("Callable[..., Tensor]", _HadamardLinear.apply)  # pyright: ignore[reportUnknownMemberType]
+        change = apply(x.to(output.dtype), *moved)
         return torch.add(output, change, alpha=self.scale)
 
     def convert_state(self, layer: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ class LokrAdapter(Adapter):
         # (W1 x W2) x without the product: W2 acts on the inner axis of x, then W1 on the outer one.
         dtype = output.dtype
         w1 = self.lokr_w1.to(x.device, dtype)
-        folded = x.to(dtype).unflatten(-1, (w1.shape[1], -1))  # [..., in_small, in_large]
+        folded = x.to(dtype).reshape(*x.shape[:-1], w1.shape[1], -1)  # [..., in_small, in_large]
         for factor in reversed(self._second()):
             folded = folded @ factor.to(x.device, dtype).t()
         change = torch.einsum("om,...mk->...ok", w1, folded).flatten(-2)

@@ -13,11 +13,11 @@ from torch import Tensor
 from ....training.config import TrainConfig
 from ....training.data import LatentSet
 from ....training.errors import InputError
-from ....training.images import ImageSet, TrainingImage, by_picture
+from ....training.images import ImageSet, TrainingImage, apart, by_picture, first_equal
 from ....training.validation import MIN_SPLIT, split
 from ....training.validation import folds as make_folds
 from .. import identity
-from ..models import is_inpainting_model
+from ..models import check_picture_sizes, is_inpainting_model
 from ..runs.events import with_phase
 from . import cache
 
@@ -30,7 +30,7 @@ class Pictures:
     prior_indices: positions in both. folds: (training indices, held-out indices) of the trainings that come first,
     where the set is too small to hold a picture out; see `runs.cross_validation`.
     blank_latents: for a model that reads a masked picture, the unscaled latent [1, C, h, w] of a grey picture by its
-    (height, width) in px. set_sizes: see `split_pictures`.
+    (height, width) in px. set_sizes, equal: see `split_pictures`.
     """
 
     items: list[TrainingImage]
@@ -41,6 +41,7 @@ class Pictures:
     folds: list[tuple[list[int], list[int]]]
     blank_latents: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     set_sizes: tuple[int, int, int] = (0, 0, 0)
+    equal: Sequence[int] = ()
 
     def model_inputs(self, index: int) -> dict[str, Any]:
         """What the model is told about a picture besides its caption, as arguments of ComfyUI's `extra_conds`.
@@ -70,13 +71,20 @@ class Pictures:
         """The number of different pictures among `indices`; see `ImageSet.copies`."""
         return len(by_picture(self.items[i] for i in indices))
 
+    def held_out_and_trained_on(self) -> list[str]:
+        """The names of the pictures of a validation set that the training set has too, by file or by pixels."""
+        training, validation, _ = self.set_sizes
+        both = self.items[: training + validation] if validation else []
+        groups = apart(both, self.equal[: len(both)])
+        return [self.items[i].name for own in groups if own[0] < training for i in own if i >= training]
+
     def largest_index(self) -> int:
         """The index of the largest latent that is trained on."""
         return max(self.training_indices, key=lambda i: self.data.latents[i].numel())
 
     @property
     def prompts(self) -> list[str]:
-        """Every prompt that a training encodes, sorted: of all captions, of validation pictures the first; and "" """
+        """Every prompt that a training encodes, sorted: the empty one, all of each picture, of validation the first."""
         training, validation, _ = self.set_sizes
         scored = range(training, training + validation)  # never trained on
         of_each = (item.prompts[:1] if i in scored else item.prompts for i, item in enumerate(self.items))
@@ -94,11 +102,13 @@ def encode_pictures(
     """Encode all pictures and assign their roles.
 
     validation: pictures to score instead of some of `images`. prior: pictures for prior preservation. Raises
-    `InputError` for a VAE of another model and for more held-out pictures than there are.
+    `InputError` for a VAE of another model, for more held-out pictures than there are and for a size that the model
+    cannot be trained at.
     """
     sets = [list(given.items) if given is not None else [] for given in (images, validation, prior)]
     items = [item for one in sets for item in one]
-    # Before the encoding, which takes long, since this may raise.
+    # Before the encoding, which takes long, since these may raise.
+    check_picture_sizes(base, ((item.name, *item.pixels.shape[:2]) for item in items))
     pictures = split_pictures(items, LatentSet([], []), [len(one) for one in sets], config)
     with torch.inference_mode(False), torch.no_grad():
         latents = _encode_latents(vae, base, items)
@@ -112,15 +122,24 @@ def encode_pictures(
 
 
 def split_pictures(
-    items: list[TrainingImage], data: LatentSet, set_sizes: Sequence[int], config: TrainConfig
+    items: list[TrainingImage],
+    data: LatentSet,
+    set_sizes: Sequence[int],
+    config: TrainConfig,
+    equal: Sequence[int] | None = None,
 ) -> Pictures:
     """Assign the roles of the pictures: trained on, held out, prior.
 
-    set_sizes: how many of `items` are training, validation and prior pictures, in this order. Only the names and
-    captions of the items are read. Raises `InputError` for more held-out pictures than there are.
+    set_sizes: how many of `items` are training, validation and prior pictures, in this order. equal: see
+    `training.images.first_equal`; by default the pixels of the items tell, which are read for nothing else. A picture
+    that is there twice is held out in all its places or in none. Raises `InputError` for more held-out pictures than
+    there are.
     """
     training_count, validation_count, prior_count = set_sizes
-    copies = by_picture(items[:training_count])
+    is_split = bool(config.validation or validation_count)
+    if equal is None:
+        equal = first_equal(items) if is_split else range(len(items))
+    copies = apart(items[:training_count], equal[:training_count]) if is_split else []
     training, held_out, folds = list(range(training_count)), [], []
     if validation_count:
         held_out = list(range(training_count, training_count + validation_count))
@@ -136,6 +155,7 @@ def split_pictures(
         list(range(training_count + validation_count, len(items))),
         folds,
         set_sizes=(training_count, validation_count, prior_count),
+        equal=equal,
     )
 
 

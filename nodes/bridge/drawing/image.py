@@ -41,6 +41,18 @@ def scaled_size(picture: Image.Image, side: float) -> tuple[int, int]:
     return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
 
 
+def scaled(picture: Image.Image, side: int) -> Image.Image:
+    """The picture with its longer side scaled to `side` px; one that is enlarged keeps its pixels as squares."""
+    smaller = max(picture.size) > side
+    return picture.resize(scaled_size(picture, side), Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST)
+
+
+def paste_middle(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], side: int) -> None:
+    """Paste the picture into the middle of a square of `side` px, whose upper left corner (x, y) is `corner`."""
+    x, y = corner
+    sheet.paste(picture, (x + (side - picture.width) // 2, y + (side - picture.height) // 2))
+
+
 def stacked(pictures: Sequence[Image.Image], ground: RGB = PAPER) -> Image.Image:
     """The pictures below each other, aligned at the left. Raises `ValueError` for no picture."""
     sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), ground)

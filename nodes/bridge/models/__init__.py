@@ -1,9 +1,13 @@
-"""What a training must know of ComfyUI's models: one module for each model family, and look-ups over all of them."""
+"""What a training must know of ComfyUI's models: look-ups over the recorded families and the classes that are found.
+
+One module for each recorded family; `discovery` finds the same for every other class, and `exceptions` and `refused`
+say what it cannot find.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,6 +74,21 @@ def check_trainable(base) -> None:
         raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}")
 
 
+def check_picture_sizes(base, sizes: Iterable[tuple[str, int, int]]) -> None:
+    """Raise `InputError` for a picture that this model cannot be trained on, by its size.
+
+    sizes: (name, height, width) of the pictures, px.
+    """
+    cell = getattr(base.latent_format, "spacial_downscale_ratio", 8)
+    reason_of = exceptions_of(base.diffusion_model).size_reason
+    for name, height, width in sizes:
+        reason = reason_of(height // cell, width // cell)
+        if reason:
+            raise InputError(
+                f"{name!r} of {width}x{height} px cannot be trained with this model ({type(base).__name__}): {reason}"
+            )
+
+
 def is_inpainting_model(base) -> bool:
     """Whether the model also reads a mask and the masked picture, as inpainting checkpoints do."""
     family = family_of(base.diffusion_model)
@@ -77,7 +96,8 @@ def is_inpainting_model(base) -> bool:
 
 
 def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
-    """The blocks that gradient checkpointing computes again. Raises `InputError` for an unknown family."""
+    """The blocks that gradient checkpointing computes again. Raises `InputError` where neither is known of the class:
+    a record, or what `learn_layers` has found."""
     family = family_of(diffusion_model)
     if family is None:
         raise InputError(
@@ -88,7 +108,7 @@ def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
 
 
 def file_names(base) -> dict[str, dict]:
-    """{layer: {"kohya": ..., "diffusers": ...}} for a model of a known family, otherwise {}."""
+    """{layer: {"kohya": ..., "diffusers": ...}} for a model whose layers are known, otherwise {}."""
     family = family_of(base.diffusion_model)
     return family.file_names(base) if family else {}
 
@@ -96,7 +116,7 @@ def file_names(base) -> dict[str, dict]:
 def layer_places(base, rows: Mapping[str, int]) -> dict[str, Place]:
     """Where the names of LoRA files belong, by `dialects.readings`. rows: see `places`.
 
-    A model of an unknown family has its own names alone.
+    A model without a record has its own names alone.
     """
     family = recorded_family(base.diffusion_model)
     return places(rows, family.aliases(base) if family else (), base.model_config.unet_config)
@@ -112,7 +132,8 @@ def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") ->
     """{layer name: linear layer} of the layers that get an adapter, without layers whose output is not used.
 
     targets: one of `TARGETS`. custom: comma-separated patterns with `*`, matched against whole layer names, for
-    `targets == "custom"`. Raises `InputError` for an unknown family and where no layer matches.
+    `targets == "custom"`. Raises `InputError` where the layers of a target by name are not known,
+    and where no layer matches.
     """
     family = family_of(diffusion_model)
     unused = set(family.unused_layers(diffusion_model)) if family else set()

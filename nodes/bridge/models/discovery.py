@@ -6,6 +6,7 @@ tree shows the blocks. Nothing is read from a layer's name, so a class that this
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,22 +15,19 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import comfy.model_base
-import comfy.model_management
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..training_model.differentiable import DifferentiableFunctions
-from ..training_model.in_place import clone_layer_inputs, fresh_key_caches
-from .dataflow import PICTURE, TEXT, Attention, Dataflow, Observer
-from .fake import FullMasks, fake_values, fake_weights, fused_attention, restored_caches
+from ..forward_pass.dataflow import PICTURE, TEXT, Attention, Dataflow, Observer
+from ..forward_pass.differentiable import DifferentiableFunctions
+from ..forward_pass.fake import FullMasks, fake_training, fake_values, fused_attention
+from ..forward_pass.in_place import clone_layer_inputs
 from .family import Family
 from .layers import is_linear
 from .names import by_core
 
 LATENT_SIDES = (32, 48)  # cells of the picture whose forward pass is observed; PixArt divides by 0 at half of them
-
-TOKEN_NUMBERS = ("input_ids", "t5xxl_ids")
+TOKEN_NUMBERS = ("input_ids", "t5xxl_ids")  # arguments of `apply_model` that are a prompt as numbers of tokens
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ def discover(base: comfy.model_base.BaseModel, conds: Mapping[str, Any]) -> Layo
                 _by_structure[structure] = _Reading(network, *seen).layout()
             _known[network] = _by_structure[structure]
         except Exception as error:  # whatever the class's code raises on fake tensors
+            logging.info("Bespoke: the layers of a %s were not found", type(network).__name__, exc_info=True)
             first = next(iter(str(error).splitlines()), "")
             _known[network] = f"observing it raised {type(error).__name__}{f' ({first})' if first else ''}"
     return _known[network]
@@ -106,6 +105,8 @@ def why_not_discovered(network: nn.Module) -> str:
 
 
 def family_from(layout: Layout, name: str) -> Family:
+    """The record of a network with this layout. name: of its class."""
+
     def pattern(*groups: Iterable[str]) -> str:
         return "|".join(re.escape(layer) for group in groups for layer in group) or r"(?!)"
 
@@ -132,30 +133,18 @@ def _observe(
     """(the flow of a forward pass on fake tensors, the linear layers that get no gradient in a second one, whether that
     one works without `DifferentiableFunctions`)."""
     network = base.diffusion_model
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            restored_caches(base),
-            fake_weights(base),
-            fresh_key_caches(network),
-        ):
-            noisy = torch.empty(latent.shape)
-            inputs = {name: fake_values(value) for name, value in conds.items()}
-            with Observer(network, noisy, _prompt(inputs)) as observer, DifferentiableFunctions():
-                _call(base, noisy, inputs, observer.attention)
-            flow = observer.flow
-            with clone_layer_inputs(map(network.get_submodule, flow.overwritten)), FullMasks():
-                try:
-                    return flow, _without_gradient(base, noisy, inputs), True
-                except RuntimeError:  # from the backward pass
-                    with DifferentiableFunctions():
-                        return flow, _without_gradient(base, noisy, inputs), False
-    finally:
-        comfy.model_management.in_training = before
+    with fake_training(base):
+        noisy = torch.empty(latent.shape)
+        inputs = {name: fake_values(value) for name, value in conds.items()}
+        with Observer(network, noisy, _prompt(inputs)) as observer, DifferentiableFunctions():
+            _call(base, noisy, inputs, observer.attention)
+        flow = observer.flow
+        with clone_layer_inputs(map(network.get_submodule, flow.overwritten)), FullMasks():
+            try:
+                return flow, _without_gradient(base, noisy, inputs), True
+            except RuntimeError:  # from the backward pass
+                with DifferentiableFunctions():
+                    return flow, _without_gradient(base, noisy, inputs), False
 
 
 def _prompt(inputs: Mapping[str, Any]) -> list[Tensor]:
@@ -214,6 +203,7 @@ class _Reading:
         self._unused = unused | never_called | self._unused_queries(unused)
 
     def layout(self) -> Layout:
+        """The layout, with names in the order of the network."""
         attention = {name for found in self._groups() for name in found}
         return Layout(
             self._ordered(self._cross()),

@@ -24,7 +24,7 @@ class Family:
     gradient checkpointing computes again. file_names: base -> {layer: name by file format}, see `to_format`.
     architecture: base -> its name in the model specification, or "". overwritten_input: the layers whose input the
     model changes in place. plain_backward: whether the forward pass has a backward pass as it is, see
-    `training_model.differentiable`. unused_layers: the names of layers whose output is not used. default_conds:
+    `forward_pass.differentiable`. unused_layers: the names of layers whose output is not used. default_conds:
     conditioning of a training besides its prompts. is_inpainting: base -> whether it also reads a masked picture.
     untrainable_reason: base -> why it cannot be trained on pictures and prompts, or "". aliases: base -> other
     programs' names of its layers, where they are not its own.

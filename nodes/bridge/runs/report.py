@@ -41,7 +41,7 @@ def describe_draws(pictures: Pictures, run: Run, config: TrainConfig) -> str:
 
 def _seen(counts: Sequence[int], folder: str = "") -> str:
     least, most = min(counts), max(counts)
-    times = f"{least} times" if least == most else f"{least} to {most} times"
+    times = ("once" if most == 1 else f"{most} times") if least == most else f"{least} to {most} times"
     if not folder:
         return f"each of {len(counts)} pictures was seen {times}"
     who = f"each of {len(counts)} pictures" if len(counts) > 1 else "the 1 picture"
@@ -51,6 +51,18 @@ def _seen(counts: Sequence[int], folder: str = "") -> str:
 def describe_notes(run: Run) -> list[str]:
     """What the user must know of how the run went: what could not be saved, a state that was set aside."""
     return [f"{note[0].upper()}{note[1:]}." for note in run.notes]
+
+
+def describe_shared(pictures: Pictures) -> list[str]:
+    """A line on pictures of a validation set that are trained on too."""
+    shared = pictures.held_out_and_trained_on()
+    if not shared:
+        return []
+    more = f" and {len(shared) - MOST_NAMED} more" if len(shared) > MOST_NAMED else ""
+    return [
+        f"Held out and trained on: {', '.join(shared[:MOST_NAMED])}{more}. The held-out loss of these falls as that of "
+        "every trained picture and says nothing about others; take them out of one of the two sets."
+    ]
 
 
 def describe_held_out(run: Run, config: TrainConfig) -> list[str]:

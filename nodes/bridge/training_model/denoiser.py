@@ -18,13 +18,10 @@ from torch import Tensor
 from ....training.errors import InputError
 from ....training.objective import EDM_DATA, Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
-from ..models import checkpoint_blocks, has_plain_backward, layers_with_overwritten_input
 from ..wire.compatibility import Compatibility, check_compatibility, compatibility_of
 from .autograd_views import autocast_for, autograd_views, check_reloadable
-from .checkpointing import checkpointed
-from .differentiable import differentiable, with_differentiable
+from .backward_pass import prepared_for_backward
 from .frozen_linear import frozen_layers
-from .in_place import clone_layer_inputs, fresh_key_caches
 from .inference_tensors import normal_tensors
 from .sampling_call import SamplingCall, frozen_modules
 
@@ -224,9 +221,6 @@ def prepare_for_training(
         patcher = model.clone(disable_dynamic=True)  # evictable weights could change while autograd has saved them
         _load(patcher, leave_free)
         base, device = patcher.model, patcher.load_device
-        blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
-        in_place = layers_with_overwritten_input(base.diffusion_model)
-        plain = has_plain_backward(base.diffusion_model)
         compute = compute_type(base, device, precision)
         normal, held = normal_tensors(patcher), compatibility_of(patcher).modules
         was_training = comfy.model_management.in_training
@@ -237,10 +231,7 @@ def prepare_for_training(
                 frozen_modules(held),
                 frozen_layers(base, compute) as freeze,
                 autograd_views(base, device, compute) as make_views,
-                clone_layer_inputs(in_place),
-                fresh_key_caches(base.diffusion_model),
-                differentiable(base.diffusion_model, not plain),
-                checkpointed(blocks, bool(in_place) or not plain, with_differentiable(normal, not plain)),
+                prepared_for_backward(base.diffusion_model, gradient_checkpointing, normal),
             ):
                 reload = (partial(_load, patcher, leave_free), freeze, make_views)
                 yield ComfyDenoiser(patcher, autocast_for(device, compute), reload, compute, normal)

@@ -14,18 +14,14 @@ import comfy.model_base
 import comfy.model_management
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ....training.measure import LiveBytes, plain_tensors
 from ....training.optimizers import OPTIMIZERS
 from ..dataset.conditioning import ModelConds
-from ..models import checkpoint_blocks, has_plain_backward, layers_with_overwritten_input
-from ..models.fake import FullMasks, fake_values, fake_weights, fused_attention, restored_caches
+from ..forward_pass.fake import FullMasks, fake_training, fake_values, fused_attention
 from .autograd_views import autocast_for
-from .checkpointing import checkpointed
-from .differentiable import differentiable, with_differentiable
+from .backward_pass import prepared_for_backward
 from .frozen_linear import frozen_layers
-from .in_place import clone_layer_inputs, fresh_key_caches
 
 OPTIMIZER_BYTES = {name: kind.state_bytes for name, kind in OPTIMIZERS.items()}
 STREAMED_LAYERS = 2  # ComfyUI copies the next layer's weights to the device while the current layer's are in use
@@ -76,28 +72,13 @@ def forecast(
     """
     weight_bytes = _bytes_by_layer(base)
     copies = _converted_bytes(base, compute)
-    blocks = checkpoint_blocks(base.diffusion_model) if gradient_checkpointing else []
-    in_place = layers_with_overwritten_input(base.diffusion_model)
-    plain = has_plain_backward(base.diffusion_model)
-    was_training = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            FakeTensorMode(allow_non_fake_inputs=True),
-            restored_caches(base),
-            fake_weights(base),
-            FullMasks(),
-            frozen_layers(base, compute),
-            clone_layer_inputs(in_place),
-            fresh_key_caches(base.diffusion_model),
-            differentiable(base.diffusion_model, not plain),
-            checkpointed(blocks, bool(in_place) or not plain, with_differentiable(contextlib.nullcontext, not plain)),
-        ):
-            numbers, kept, peak = _fake_step(base, latent, conds, make_trainable, compute, attach)
-    finally:
-        comfy.model_management.in_training = was_training
+    with (
+        fake_training(base),
+        FullMasks(),
+        frozen_layers(base, compute),
+        prepared_for_backward(base.diffusion_model, gradient_checkpointing),
+    ):
+        numbers, kept, peak = _fake_step(base, latent, conds, make_trainable, compute, attach)
     return StepMemory(
         weights=sum(weight_bytes) + copies,
         streamed=STREAMED_LAYERS * max(weight_bytes),

@@ -94,6 +94,7 @@ NAMES = {
 } | {f"cp{number}": f"Windows-{number}" for number in (874, *range(1250, 1258))}
 _CLOSE = 0.05  # encodings whose share of implausible characters differs by less are decided by charset-normalizer
 _MIXED = 0.05  # from this share of implausible characters on, files of one encoding may be of several
+_PRINTABLE, _MOST_PRINTABLE = range(0x20, 0x7F), 0.85  # bytes of ASCII, and the largest share of them in UTF-16
 _WORD = re.compile(r"[^\W\d_]+")
 _SYMBOL_IN_WORD = re.compile(r"(?<=[^\W\d_])[^\w\s\x00-\x7f’‘·‑­](?=[^\W\d_])")
 _LONELY = re.compile(r"(?<![^\x00-\x7f])[^\x00-\x7f](?![^\x00-\x7f])")  # not beside another of its kind
@@ -155,7 +156,13 @@ def _by_zeros(data: bytes) -> str:
 
 
 def _wide_encoding(data: bytes) -> str:
-    """The one of `_WITH_ZEROS` in which nearly all of the data is common characters, or ""."""
+    """The one of `_WITH_ZEROS` in which nearly all of the data is common characters, or "".
+
+    Two letters of ASCII are one character of Chinese in UTF-16. Without zeros a file of ASCII nearly throughout, such
+    as English with a typographic quote, is none of them: of the bytes of Chinese about a half are ASCII.
+    """
+    if b"\0" not in data and sum(byte in _PRINTABLE for byte in data) > _MOST_PRINTABLE * len(data):
+        return ""
     shares = {encoding: _common_share(data, encoding) for encoding in _WITH_ZEROS}
     best = max(_WITH_ZEROS, key=lambda encoding: shares[encoding])
     return best if shares[best] > 0.9 else ""

@@ -47,22 +47,27 @@ def captions_of(
 
     source: one of `CAPTIONS`. template: {trigger}, {name} and {folder} are filled in. words: its trigger is put before
     a caption that lacks it, and before a template's without {trigger}. lines: what is written for the picture, None
-    where nothing is. A written [trigger] is replaced by the trigger, else by the concept, else by nothing.
+    where nothing is. [trigger] is replaced wherever it stands, see `with_placeholder`.
     """
     trigger = words.trigger
     if source == "template":
         # Only these names: a template is a user's text, not a format string.
         text = template.replace("{trigger}", trigger).replace("{name}", _words_of(path)).replace(FOLDER, words.folder)
-        text = text.strip()
+        text = with_placeholder(text, words.word).strip()
         return (text if "{trigger}" in template else with_trigger(text, trigger),), False
     if source == "file names":
-        return (with_trigger(_words_of(path).strip(), trigger),), False
+        return (with_trigger(with_placeholder(_words_of(path), words.word).strip(), trigger),), False
     if lines is None and words.concept:
         return (with_trigger(words.concept, trigger),), False
     texts = lines or ()
-    texts = [text.replace(PLACEHOLDER, words.word) for text in (texts if source == EVERY_LINE else [" ".join(texts)])]
+    texts = [with_placeholder(text, words.word) for text in (texts if source == EVERY_LINE else [" ".join(texts)])]
     texts = [text for text in (" ".join(text.split()) for text in texts) if text]
     return tuple(with_trigger(text, trigger) for text in texts or [""]), not texts
+
+
+def with_placeholder(text: str, word: str) -> str:
+    """The text with every `PLACEHOLDER` replaced by a word, "" for none; without one the text as it is."""
+    return " ".join(text.replace(PLACEHOLDER, word).split()) if PLACEHOLDER in text else text
 
 
 def with_trigger(caption: str, trigger: str) -> str:

@@ -152,7 +152,7 @@ def _row(number: int, values: Any) -> Row | str:
     if text is not None and not isinstance(text, str):
         return f"has a {TEXT} that is no text"
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\0" in name:
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or "\0" in name:
         return f"has the {FILE} {name[:60]!a}, which leads out of the folder"
     return Row(number, path, text or "", tuple(map(str, values)))
 
@@ -162,7 +162,9 @@ def _missing(table: Path, lost: Sequence[Row]) -> tuple[list[str], list[str]]:
     there = [os.path.isfile(table.parent / row.file) for row in lost]
     gone = [f"{row.file} (line {row.line})" for row, is_there in zip(lost, there, strict=True) if not is_there]
     unread = [str(row.file) for row, is_there in zip(lost, there, strict=True) if is_there]
-    faults = [f"names pictures that are not there: {listed(gone)}"] if gone else []
+    faults = []
+    if gone:
+        faults.append(f"names pictures that are not there: {listed(gone)}; {FILE} is the path from the table's folder")
     notes = []
     if unread:
         notes = [

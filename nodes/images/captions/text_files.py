@@ -25,9 +25,8 @@ class CaptionFiles:
     """The caption files of a set.
 
     texts: {picture: the lines of its file that are not empty}; a picture without a file is not in it. used: {picture:
-    its file}.
-    unused: files of pictures that another file belongs to. errors: {file: why it cannot be read}.
-    notes: for the report, which encodings were taken and what was lost, shared or alike.
+    its file}. unused: files of pictures that another file belongs to. errors: {file: why it cannot be read}. notes: for
+    the report, which encodings were taken and what was lost, shared or alike.
     """
 
     texts: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
@@ -143,9 +142,16 @@ def decode(data: bytes, decision: Decision) -> tuple[tuple[str, ...], int]:
 
 
 def lines_in(text: str) -> tuple[str, ...]:
-    """The lines of a text that are not empty. Control characters become blanks, and several blanks become one."""
-    lines = (" ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", line).split()) for line in re.split(r"\r\n|\n|\r", text))
-    return tuple(filter(None, lines))
+    """The lines of a text that are not empty, each as `in_one_line`."""
+    return tuple(filter(None, map(in_one_line, re.split(r"\r\n|\n|\r", text))))
+
+
+def in_one_line(text: str) -> str:
+    """The text with blanks for control characters and line breaks, and one blank for several.
+
+    A byte order mark within it, as where files were put together, is left out.
+    """
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text.replace("\ufeff", "")).split())
 
 
 def _read(path: Path) -> bytes:

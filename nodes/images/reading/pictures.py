@@ -26,6 +26,10 @@ LONGEST_WAIT = 0.25  # s between two calls of `Progress` while a picture is read
 Progress = Callable[[int, int], None]  # (pictures that are read, all): called often; what it raises ends the reading
 
 
+def no_progress(done: int, of: int) -> None:
+    """The `Progress` of work that nobody watches."""
+
+
 @dataclass(frozen=True)
 class PictureFile:
     """What is read of a picture. mask: its mask file. with_alpha: whether its own transparency is read."""

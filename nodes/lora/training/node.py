@@ -209,11 +209,20 @@ class TrainLora(io.ComfyNode):
             display_name="Bespoke Train LoRA",
             category="Bespoke/lora",
             description=(
-                "Trains low-rank adapters on the model's cross-attention with the noise-prediction loss. The model "
-                "itself stays as it is, bit for bit."
+                "Trains a LoRA (or DoRA, LoKr, LoHa) on your pictures, so that the model draws what they show. The "
+                "model itself stays as it is, bit for bit."
             ),
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            search_aliases=["lora training", "fine-tune", "dreambooth", "train style", "train subject", "low-rank"],
+            search_aliases=[
+                "lora training",
+                "fine-tune",
+                "dreambooth",
+                "train style",
+                "train subject",
+                "low-rank",
+                "lycoris",
+                "dora",
+            ],
             inputs=trainer_inputs(),
             has_intermediate_output=True,  # what it showed comes again with a cached run
             outputs=[

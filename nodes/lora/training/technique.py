@@ -14,7 +14,7 @@ from torch import Tensor
 from ....training.adapters import ADAPTERS, Adapter, AdapterSet, LoraAdapter
 from ....training.adapters.lora import UP_RATE
 from ....training.data import Batch, prompts_of
-from ....training.images import passes
+from ....training.images import passes, passes_in_words
 from ....training.layer_names.parts import ALPHA
 from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.measure import StepCost, format_duration
@@ -27,7 +27,14 @@ from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.identity import base_path
 from ...bridge.models import check_trainable, file_names, target_layers
 from ...bridge.models.experts import noise_range
-from ...bridge.runs.report import describe_draws, describe_held_out, describe_notes, describe_pictures, describe_unread
+from ...bridge.runs.report import (
+    describe_draws,
+    describe_held_out,
+    describe_notes,
+    describe_pictures,
+    describe_shared,
+    describe_unread,
+)
 from ...bridge.runs.samples import as_conditioning
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_wire
@@ -186,7 +193,7 @@ class LoraTechnique:
         return (
             f"{len(run.info.names) or 'custom'} layers, {run.info.trained:,} numbers, file about "
             f"{run.info.trained * 2 / 1e6:.1f} MB in fp16; {steps} steps of {config.images_per_step} pictures, each of "
-            f"{run.info.images} seen about {passes(run.info.images, steps, config.images_per_step):.0f} times; about "
+            f"{run.info.images} seen {passes_in_words(run.info.images, steps, config.images_per_step)}; about "
             f"{format_duration(cost.seconds * config.gradient_accumulation * steps)}; {memory / 2**20:.0f} MB beside "
             "the model" + self._describe_variants()
         )
@@ -231,7 +238,8 @@ class LoraTechnique:
                 "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
                 f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."
             )
-        lines += describe_held_out(run, config) + describe_pictures(run) + describe_notes(run)
+        lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
+        lines += describe_pictures(run) + describe_notes(run)
         model = self._models.model
         levels = noise_range(model.model.diffusion_model, base_path(model))
         if levels.note:

@@ -6,12 +6,12 @@ from collections import Counter
 
 import torch
 
-from ...training.captions import as_prompt
-from ...training.images import passes
+from ....training.captions import as_prompt
+from ....training.images import passes
+from ..quality import counted, listed
+from ..sheet import sheet_of_sets
+from ..sizes import size_of
 from .combine import Combined, Part
-from .quality import counted, listed
-from .sheet import sheet_of_sets
-from .sizes import size_of
 
 HEADINGS = ("set", "pictures", "weight", "share of draws", "for each picture", "sizes", "trigger")
 SIZES = 4  # that a row names

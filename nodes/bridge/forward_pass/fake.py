@@ -9,13 +9,40 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import comfy.model_base
+import comfy.model_management
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .in_place import fresh_key_caches
 
 
 @contextmanager
-def restored_caches(module: nn.Module) -> Iterator[None]:
+def fake_training(base: comfy.model_base.BaseModel) -> Iterator[None]:
+    """Within the block the model's tensors are fake, gradients are on, and ComfyUI is told of a training.
+
+    Afterwards the model is as it was, with its own tensors.
+    """
+    was_training = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            _restored_caches(base),
+            _fake_weights(base),
+            fresh_key_caches(base.diffusion_model),
+        ):
+            yield
+    finally:
+        comfy.model_management.in_training = was_training
+
+
+@contextmanager
+def _restored_caches(module: nn.Module) -> Iterator[None]:
     """Remove every fake tensor that the model's code cached within the block.
 
     Some models cache a tensor in an attribute of a layer, others in a `functools.lru_cache` (LTX's frequencies, Chroma
@@ -45,10 +72,10 @@ def _function_caches(layers: Iterable[nn.Module]) -> set[functools._lru_cache_wr
 
 
 @contextmanager
-def fake_weights(module: nn.Module) -> Iterator[None]:
+def _fake_weights(module: nn.Module) -> Iterator[None]:
     """Within the block the module's parameters and buffers are fake tensors on the CPU, and `to` leaves them there.
 
-    `restored_caches` must be around it.
+    `_restored_caches` must be around it.
     """
     replaced: list[tuple[dict[str, Any], str, Tensor]] = []
     try:

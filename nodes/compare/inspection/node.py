@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.errors import InputError
-from ...training.record import Run as Record
-from ..bridge.errors import name_node_in_errors
-from ..bridge.types import Images, Run
-from .inspect_run import entries_of, report, sheet
-from .loss_curve import draw_curve
+from ....training.errors import InputError
+from ....training.record import Run as Record
+from ...bridge.errors import name_node_in_errors
+from ...bridge.types import Images, Run
+from .curve import draw_curve
+from .inspect import entries_of, report, sheet
 
 
 class InspectRun(io.ComfyNode):

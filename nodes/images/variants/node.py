@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ...training.caption_variants import MOST_VARIANTS
-from ..bridge.errors import name_node_in_errors
-from ..bridge.types import Images
+from ....training.caption_variants import MOST_VARIANTS
+from ...bridge.errors import name_node_in_errors
+from ...bridge.types import Images
 from .variants import LARGEST_KEEP, VariantsRequest, with_variants
 
 

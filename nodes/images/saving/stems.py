@@ -7,10 +7,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from ...training.images import TrainingImage
-from ..bridge.files.names import is_reserved, shortened
-from .listing import PICTURES
-from .masks import CONDITION, SUFFIXES
+from ....training.images import TrainingImage
+from ...bridge.files.names import is_reserved, shortened
+from ..listing import PICTURES
+from ..masks import CONDITION, SUFFIXES
 
 LONGEST_STEM = 200  # bytes of UTF-8, which leaves room for a number and an ending
 _NO_NAME = re.compile('[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')

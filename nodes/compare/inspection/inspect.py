@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...training.errors import InputError
-from ...training.images import ImageSet, TrainingImage
-from ...training.picture_findings import CAPTION, Finding, find, in_order
-from ...training.picture_scores import PictureLosses, as_stored
-from ...training.record import Run
-from ..bridge.drawing.fonts import drawable
-from ..bridge.drawing.image import scaled_size, tensor_of
-from ..bridge.drawing.palette import EMPTY, FAINT, INK, NO_CAPTION, PAPER, WARNING
-from ..bridge.drawing.text_layout import fit_lines, shorten_middle
-from ..bridge.runs.report import describe_pictures
+from ....training.errors import InputError
+from ....training.images import ImageSet, TrainingImage
+from ....training.picture_findings import CAPTION, Finding, find, in_order
+from ....training.picture_scores import PictureLosses, as_stored
+from ....training.record import Run
+from ...bridge.drawing.fonts import drawable
+from ...bridge.drawing.image import paste_middle, scaled, tensor_of
+from ...bridge.drawing.palette import EMPTY, FAINT, INK, NO_CAPTION, PAPER, WARNING
+from ...bridge.drawing.text_layout import fit_lines, shorten_middle
+from ...bridge.runs.report import describe_pictures
 
 THUMB, GAP, LINE_HEIGHT, TEXT, FRAME = 192, 14, 17, 13, 4  # px
 LINES = 5  # of text under a picture: its name, its losses, what was found, its caption
@@ -37,10 +37,15 @@ class Entry:
 
     @property
     def losses(self) -> str:
-        """ "0.1234 -> 0.0567 (-54 %)", with a question mark for what is not known."""
+        """ "0.1234 -> 0.0567 (-54%)", with a question mark for what is not known."""
         start, end = (f"{loss:.4f}" if math.isfinite(loss) else "?" for loss in (self.row.start, self.row.end))
-        change = f" ({math.expm1(self.row.change):+.0%})" if math.isfinite(self.row.change) else ""
+        change = f" ({_percent(math.expm1(self.row.change))})" if math.isfinite(self.row.change) else ""
         return f"{start} -> {end}{change}"
+
+
+def _percent(change: float) -> str:
+    """+12%, -3%, and 0% for what is less than half a percent."""
+    return f"{change:+.0%}" if abs(change) >= 0.005 else "0%"
 
 
 def entries_of(run: Run, images: ImageSet) -> list[Entry]:
@@ -86,11 +91,7 @@ def _draw_entry(image: Image.Image, pad: ImageDraw.ImageDraw, entry: Entry, corn
         pad.rectangle((x - FRAME, y - FRAME, x + THUMB + FRAME - 1, y + THUMB + FRAME - 1), WARNING)
     pad.rectangle((x, y, x + THUMB - 1, y + THUMB - 1), EMPTY)
     if entry.item is not None:
-        picture = Image.fromarray(entry.item.pixels.numpy())
-        smaller = max(picture.size) > THUMB
-        size = scaled_size(picture, THUMB)
-        picture = picture.resize(size, Image.Resampling.LANCZOS if smaller else Image.Resampling.NEAREST)
-        image.paste(picture, (x + (THUMB - size[0]) // 2, y + (THUMB - size[1]) // 2))
+        paste_middle(image, scaled(Image.fromarray(entry.item.pixels.numpy()), THUMB), (x, y), THUMB)
     y += THUMB + FRAME + 2
     found = ", ".join(finding.kind.label for finding in entry.findings)
     caption = "" if entry.item is None else entry.item.caption or "(no caption)"
@@ -114,7 +115,8 @@ def report(run: Run, images: ImageSet, entries: Sequence[Entry]) -> str:
     shown = entries[:MOST_NAMED]
     names = [entry.row.path + (" (held out)" if entry.row.held_out else "") for entry in shown]
     width = max(map(len, names))
-    lines.append("The hardest first: loss at the start -> at the end, on the same noise levels and noises.")
+    order = "those named above first, then the hardest" if entries[0].findings else "the hardest first"
+    lines.append(f"Loss at the start -> at the end, on the same noise levels and noises; {order}.")
     for name, entry in zip(names, shown, strict=True):
         found = "; ".join(finding.kind.label for finding in entry.findings)
         lines.append(f"{name.ljust(width)}  {entry.losses}{'  ' + found if found else ''}")

@@ -40,6 +40,7 @@ class Mark:
     weights: bool = False
 
     def joined(self, other: Mark) -> Mark:
+        """The mark of a result of both."""
         return Mark(
             self.layers | other.layers,
             self.origins | other.origins,
@@ -98,6 +99,7 @@ class _Marks(TorchDispatchMode):
         self._storages: list[torch.UntypedStorage] = []  # kept, since their ids could be used again
 
     def of(self, value: Any) -> Mark:
+        """The mark of all tensors in lists, tuples and dictionaries together."""
         mark = Mark()
         for tensor in tree_leaves(value):
             if isinstance(tensor, Tensor):
@@ -108,6 +110,7 @@ class _Marks(TorchDispatchMode):
         return mark
 
     def set(self, value: Any, mark: Mark) -> None:
+        """Give every tensor in lists, tuples and dictionaries the mark."""
         for tensor in tree_leaves(value):
             if isinstance(tensor, Tensor):
                 self._marks[id(tensor)] = tensor, mark
@@ -120,6 +123,7 @@ class _Marks(TorchDispatchMode):
         self._written[id(storage)] = mark.joined(self._written.get(id(storage), _NOTHING))
 
     def note_reader(self, tensor: Tensor, layer: str) -> None:
+        """Note that a layer has read a tensor, which may be overwritten later."""
         storage = tensor.untyped_storage()
         self._storages.append(storage)
         self._readers.setdefault(id(storage), []).append(layer)

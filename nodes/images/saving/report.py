@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ...training.captions import PROMPT
-from ...training.images import ImageSet
-from .batch import in_one_line
-from .folder import LARGEST_RESOLUTION
-from .masks import IN_FILES
-from .quality import counted, listed
+from ....training.captions import PROMPT
+from ....training.images import ImageSet, TrainingImage
+from ..captions.text_files import in_one_line
+from ..masks import IN_FILES
+from ..quality import counted, listed
+from ..sizes import BUCKET_STEP, LARGEST_RESOLUTION, SMALL_STEP, SMALLEST_SIDE, size_of, target_size
 from .save import SavedPicture, SavedSet
-from .sizes import BUCKET_STEP, SMALL_STEP, SMALLEST_SIDE, size_of, target_size
 
 
 def reading_settings(sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
@@ -71,6 +70,17 @@ def _not_kept(pictures: Sequence[SavedPicture], images: ImageSet) -> list[str]:
         )
     if len({item.weight for item in images.items}) > 1:
         notes.append("Not kept: how often each picture is drawn (weights); combine the folders again.")
+    if len(images.triggers) > 1:
+        notes.append(
+            f"Not kept: which picture has which trigger ({listed(images.triggers)}). The captions say them; what keeps "
+            "a trigger in its place, such as Caption Variants, no longer knows them. To keep them, save each set alone."
+        )
+    groups = ([images.items[i] for i in own] for own in images.copies())
+    other = [item.path for item, copies in zip(items, groups, strict=True) if _has_other_mask(item, copies)]
+    if other:
+        notes.append(f"Not kept: a second mask of {listed(other)}; the set has copies with different masks.")
+    if any(item.variants is not None for item in items):
+        notes.append("Not kept: the variants of Caption Variants; wire that node behind Image Folder again.")
     scaled = [item for item in items if item.original not in (None, size_of(item.pixels))]
     if scaled:
         notes.append(
@@ -93,3 +103,16 @@ def _not_kept(pictures: Sequence[SavedPicture], images: ImageSet) -> list[str]:
     if empty:
         notes.append(f"Empty captions beside others are not written: {listed(empty)}.")
     return notes
+
+
+def _has_other_mask(item: TrainingImage, copies: Sequence[TrainingImage]) -> bool:
+    """Whether a copy of the picture, neither mirrored nor smaller, has another mask."""
+    size = size_of(item.pixels)
+    alike = [copy for copy in copies if copy.name == item.name and size_of(copy.pixels) == size]
+    return not all(_same_mask(copy, item) for copy in alike)
+
+
+def _same_mask(a: TrainingImage, b: TrainingImage) -> bool:
+    if a.mask is None or b.mask is None:
+        return a.mask is b.mask
+    return torch.equal(a.mask, b.mask)

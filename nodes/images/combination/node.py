@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..bridge.errors import name_node_in_errors
-from ..bridge.types import Images
+from ...bridge.errors import name_node_in_errors
+from ...bridge.types import Images
+from ..progress import shown_progress
 from .combine import AS_THEY_ARE, BALANCES, combine
-from .combine_report import describe_sets, preview
-from .node import shown_progress
+from .report import describe_sets, preview
 
 MOST_SETS = 50
 
@@ -49,7 +49,8 @@ class CombineImageSets(io.ComfyNode):
                     multiline=True,
                     tooltip=(
                         "One number a line in the order of the sockets: with 2 each picture of that set is drawn twice "
-                        "as often as one of a set with 1. Empty is 1 each."
+                        "as often as one of a set with 1. Repeats of a set (a folder 10_cat) count besides. Empty is "
+                        "1 each."
                     ),
                 ),
                 io.Combo.Input(

@@ -10,26 +10,27 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ...training.errors import InputError
-from ...training.images import MIRRORED, ImageSet, TrainingImage
-from ..bridge.files.headers import open_regular
-from ..bridge.files.names import is_reserved
-from ..bridge.files.writing import TEMPORARY_PREFIX, reason_of, replace, replacing, resolve_inside, sync, write_text
-from ..bridge.runs.durable import sync_folder
-from .batch import in_one_line
-from .captions.text_files import CAPTION_ENDINGS, LONGEST_FILE
-from .listing import OTHER_FILES, entries_of
-from .masks import CONDITION, SUFFIXES
-from .quality import listed
-from .reading.decode import read_mask, read_picture
-from .reading.pictures import Progress
-from .sizes import size_of
+from ....training.errors import InputError
+from ....training.images import MIRRORED, ImageSet, TrainingImage
+from ...bridge.files.headers import open_regular
+from ...bridge.files.names import is_reserved
+from ...bridge.files.writing import TEMPORARY_PREFIX, reason_of, replace, replacing, resolve_inside, sync, write_text
+from ...bridge.runs.durable import sync_folder
+from ..captions.text_files import CAPTION_ENDINGS, LONGEST_FILE, in_one_line
+from ..listing import OTHER_FILES, entries_of
+from ..masks import CONDITION, SUFFIXES
+from ..places import MARK
+from ..quality import listed
+from ..reading.decode import read_mask, read_picture
+from ..reading.pictures import Progress
+from ..sizes import size_of
 from .stems import stems_of
 
 MASK = f"{SUFFIXES[0]}.png"
@@ -129,9 +130,11 @@ def save_set(images: ImageSet, base: Path, name: str, progress: Progress) -> Sav
 
 
 def pictures_of(images: ImageSet) -> tuple[SavedPicture, ...]:
-    """What is written of a set: each picture once, at its largest size, not mirrored. Raises `InputError` for a caption
-    that is longer than a caption file may be."""
-    chosen = [_largest([images.items[i] for i in copies]) for copies in images.copies()]
+    """What is written of a set: each picture once, at its largest size, not mirrored, with the captions of all copies.
+
+    Raises `InputError` for a caption that is longer than a caption file may be.
+    """
+    chosen = [_one_of([images.items[i] for i in copies]) for copies in images.copies()]
     saved = []
     for stem, item in zip(stems_of(chosen), chosen, strict=True):
         lines = [line for line in (in_one_line(text).lstrip("\ufeff ") for text in item.captions) if line]
@@ -146,13 +149,21 @@ def pictures_of(images: ImageSet) -> tuple[SavedPicture, ...]:
     return tuple(saved)
 
 
-def _largest(copies: Sequence[TrainingImage]) -> TrainingImage:
+def _one_of(copies: Sequence[TrainingImage]) -> TrainingImage:
+    """The copy of a picture that is written. Its own captions come first, then those that only other copies have."""
     plain = [item for item in copies if not item.name.endswith(MIRRORED)] or copies
-    return max(plain, key=lambda item: item.pixels.shape[0] * item.pixels.shape[1])
+    largest = max(plain, key=lambda item: item.pixels.shape[0] * item.pixels.shape[1])
+    others = (caption for item in copies for caption in item.captions if caption not in largest.captions)
+    return changed(largest, more_captions=(*largest.more_captions, *dict.fromkeys(others)))
 
 
 def _numbered(name: str) -> Iterator[str]:
     """The name, then "name_2" and so on. Raises `InputError` for one that Windows does not take."""
+    if name.endswith(MARK):
+        raise InputError(
+            f"the name {name!r} ends with{MARK}, which marks folders for data sets in Image Folder; the set is written "
+            "under input: leave the mark out"
+        )
     odd = [part for part in name.replace("\\", "/").split("/") if is_reserved(part) or part.rstrip(" .") != part]
     if odd and not set(odd) & {".", ".."}:  # `resolve_inside` refuses those
         raise InputError(f"the name {name!r} holds {odd[0]!r}, which Windows does not take; choose another")

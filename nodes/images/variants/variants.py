@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ...training.caption_variants import (
+from ....training.caption_variants import (
     MOST_VARIANTS,
     CaptionVariants,
     leading_tags,
@@ -15,12 +15,12 @@ from ...training.caption_variants import (
     split_tags,
     vary,
 )
-from ...training.captions import WORD, says
-from ...training.errors import InputError
-from ...training.images import ImageSet, TrainingImage
-from ...training.randomness import generator
-from .folder import fingerprint
-from .quality import counted, listed
+from ....training.captions import WORD, says
+from ....training.errors import InputError
+from ....training.images import ImageSet, TrainingImage
+from ....training.randomness import generator
+from ..fingerprint import fingerprint
+from ..quality import counted, listed
 
 ARROW = "->"
 SHOWN_PICTURES, SHOWN_VARIANTS = 4, 8  # in the preview

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...training.picture_scores import PictureLosses
-from ...training.record import Run
-from ..bridge.drawing.image import tensor_of
-from ..bridge.drawing.palette import BAR, FAINT, INK, LINE, PAPER, RGB, WARNING
-from ..bridge.drawing.pen import Pen, Point
+from ....training.picture_scores import PictureLosses
+from ....training.record import Run
+from ...bridge.drawing.image import tensor_of
+from ...bridge.drawing.palette import BAR, FAINT, INK, LINE, PAPER, RGB, WARNING
+from ...bridge.drawing.pen import Pen, Point
 
 WIDTH, HEIGHT = 960, 560  # px
 LEFT, RIGHT, TOP, BOTTOM = 84, 190, 84, 60  # px: margins of the diagram
@@ -57,6 +57,7 @@ class _Axes:
         self.low, self.high = min(losses) / 1.1, max(losses) * 1.1
 
     def at(self, step: int, loss: float) -> Point:
+        """(x, y) in px of a loss above 0 at a step."""
         height = math.log(loss / self.low) / math.log(self.high / self.low)
         return (
             LEFT + (WIDTH - LEFT - RIGHT) * step / self.last,
@@ -64,6 +65,7 @@ class _Axes:
         )
 
     def draw(self, pen: Pen) -> None:
+        """Draw the grid with its numbers."""
         for i in range(5):
             loss = self.low * (self.high / self.low) ** (i / 4)
             x, y = self.at(0, loss)

@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ...training.batch_order import LARGEST_RATIO
-from ...training.config import check_choice
-from ...training.errors import InputError
-from ...training.images import MIRRORED, ImageSet, TrainingImage, by_picture
-from .folder import LARGEST_RESOLUTION, fingerprint
-from .quality import counted, listed
-from .reading.bands import Size, fit
-from .reading.pictures import Progress, threads
-from .sizes import (
+from ....training.batch_order import LARGEST_RATIO
+from ....training.config import check_choice
+from ....training.errors import InputError
+from ....training.images import MIRRORED, ImageSet, TrainingImage, by_picture
+from ..fingerprint import fingerprint
+from ..quality import counted, listed
+from ..reading.bands import Size, fit
+from ..reading.pictures import Progress, no_progress, threads
+from ..sizes import (
     BUCKET_STEP,
     LARGE,
+    LARGEST_RESOLUTION,
     LEAST_AREA,
     LEAST_KEPT,
     SMALL_STEP,
@@ -34,6 +35,7 @@ from .sizes import (
 
 AS_THEY_ARE, EACH_THE_SAME = "as they are", "each set the same"
 BALANCES = (AS_THEY_ARE, EACH_THE_SAME)
+WEIGHTS = 1e-6, 1e6  # of a set, the smallest and the largest: sums of such weights lose nothing
 RARE = 0.01  # of the draws: the report names a set that gets less
 
 
@@ -74,16 +76,12 @@ class Combined:
         return part.total / sum(each.total for each in self.parts)
 
 
-def _no_progress(done: int, of: int) -> None:
-    """The progress of a combination that nobody watches."""
-
-
 def combine(
     sets: Mapping[str, ImageSet],
     weights: str = "",
     balance: str = AS_THEY_ARE,
     resolutions: str = "",
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> Combined:
     """One set of all pictures of `sets`, which are named by their sockets.
 
@@ -117,7 +115,8 @@ def combine(
     images = ImageSet(items, triggers.pop() if len(triggers) == 1 else "", _fingerprint(items, list(sets.values())))
     combined = Combined(images, tuple(parts))
     notes = [f"{part.title}: {note}" for part in parts for note in part.notes]
-    return replace(combined, images=replace(images, notes=(*notes, *_remarks(combined))))
+    notes += [*_repeats_note(parts, balance), *_remarks(combined)]
+    return replace(combined, images=replace(images, notes=tuple(notes)))
 
 
 def parse_weights(text: str, names: Sequence[str]) -> list[float]:
@@ -143,6 +142,11 @@ def parse_weights(text: str, names: Sequence[str]) -> list[float]:
             raise InputError(
                 f"line {number} of weights is 0, so that no picture{of_set} would be drawn; unwire that set, or give a "
                 "number above 0"
+            )
+        if not WEIGHTS[0] <= weight <= WEIGHTS[1]:
+            raise InputError(
+                f"line {number} of weights is {line[:40]!r}; write numbers from {WEIGHTS[0]:g} to {WEIGHTS[1]:,.0f}, "
+                "as only their ratios count"
             )
         weights.append(weight)
     if len(weights) != len(names):
@@ -339,6 +343,21 @@ def _same_item(item: TrainingImage, other: TrainingImage) -> bool:
     return item.pixels is other.pixels and item.weight == other.weight
 
 
+def _repeats_note(parts: Sequence[Part], balance: str) -> list[str]:
+    """A note where weights of 2 and 1 do not draw a picture twice as often, as the sets have repeats of their own."""
+    if balance != AS_THEY_ARE or len(parts) < 2:
+        return []
+    draws = {part.title: part.total / len(part.pictures) / part.weight for part in parts}
+    least = min(draws.values())
+    more = [f"of {title} {draw / least:.3g} times" for title, draw in draws.items() if draw > 1.01 * least]
+    if not more:
+        return []
+    return [
+        f"Repeats and mirrored copies count besides the weights: each picture {', '.join(more)} as often as its weight "
+        f"alone says. Set balance to {EACH_THE_SAME!r} to leave them out."
+    ]
+
+
 def _remarks(combined: Combined) -> list[str]:
     """What is odd about the sets beside each other."""
     parts, notes = combined.parts, list[str]()
@@ -361,8 +380,8 @@ def _remarks(combined: Combined) -> list[str]:
     same = _same_pixels(combined.images.items)
     if same:
         notes.append(
-            f"The same picture under two names: {listed([f'{a} is {b}' for a, b in same])}. They count as two, and one "
-            "may be held out while the other is trained on; remove one."
+            f"The same picture under two names: {listed([f'{a} is {b}' for a, b in same])}. They are drawn as two, and "
+            "held out together or not at all; remove one."
         )
     return notes
 

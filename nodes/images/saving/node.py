@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import folder_paths
 from comfy_api.latest import io
 
-from ...training.errors import InputError
-from ...training.images import ImageSet
-from ..bridge.errors import name_node_in_errors
-from ..bridge.types import Images
-from .node import shown_progress
+from ....training.errors import InputError
+from ....training.images import ImageSet
+from ...bridge.errors import name_node_in_errors
+from ...bridge.types import Images
+from ..places import input_folder
+from ..progress import shown_progress
+from .report import report_of
 from .save import save_set
-from .save_report import report_of
 
 
 class SaveImageSet(io.ComfyNode):
@@ -67,6 +65,6 @@ class SaveImageSet(io.ComfyNode):
             raise InputError(
                 f"images is of the kind {type(images).__name__}; wire in the images of Bespoke Image Batch"
             )
-        saved = save_set(images, Path(folder_paths.get_input_directory()), folder, shown_progress())
+        saved = save_set(images, input_folder(), folder, shown_progress())
         report = report_of(saved, images)
         return io.NodeOutput(saved.folder, report, ui={"text": [report.splitlines()[0]]})

@@ -1,0 +1,37 @@
+"""All that a network's class needs so that the backward pass through it is right, by what `models` knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from ..forward_pass.differentiable import differentiable, with_differentiable
+from ..forward_pass.in_place import clone_layer_inputs, fresh_key_caches
+from ..models import checkpoint_blocks, has_plain_backward, layers_with_overwritten_input
+from .checkpointing import checkpointed
+
+
+@contextmanager
+def prepared_for_backward(
+    network: nn.Module,
+    gradient_checkpointing: bool,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Iterator[None]:
+    """Within the block the diffusion model's forward pass has a backward pass, by blocks with `gradient_checkpointing`.
+
+    context: makes the context of checkpointing's second pass, see `checkpointed`. Raises `InputError` for checkpointing
+    of a class whose blocks are not known.
+    """
+    blocks = checkpoint_blocks(network) if gradient_checkpointing else []
+    overwritten = layers_with_overwritten_input(network)
+    needed = not has_plain_backward(network)
+    with (
+        clone_layer_inputs(overwritten),
+        fresh_key_caches(network),
+        differentiable(network, needed),
+        checkpointed(blocks, bool(overwritten) or needed, with_differentiable(context, needed)),
+    ):
+        yield

@@ -1,0 +1,1 @@
+"""Inspect Run: which pictures of a set a run found hard."""

@@ -1,0 +1,1 @@
+"""Combine Image Sets: several training sets as one."""

@@ -1,0 +1,1 @@
+"""Save Image Set: a training set as a folder."""

@@ -1,0 +1,1 @@
+"""Caption Variants: captions edited, and varied while a set is trained on."""
