@@ -130,7 +130,7 @@ class _Findings:
         if self.by_concept:
             examples = [f"{name} ({concept})" for name, concept in self.by_concept.items()]
             notes.append(f"Captions from the names of folders: {listed(examples)}.")
-        unsaid = [f"{concept} ({place})" for (place, concept), said in self.says_concept.items() if not said]
+        unsaid = [f"{concept} ({place})" for (place, concept), is_said in self.says_concept.items() if not is_said]
         if unsaid:
             notes.append(
                 f"No caption says the name of its folder: {listed(unsaid)}. As in kohya's scripts the name is not used "
@@ -253,10 +253,10 @@ def _captions(path: Path, part: Part, request: FolderRequest, findings: _Finding
         findings.by_concept[name] = part.concept
     if words.trigger or not part.concept:
         return captions, words.trigger
-    said = any(says(caption, part.concept) for caption in captions)
+    is_said = any(says(caption, part.concept) for caption in captions)
     known = findings.says_concept.get((part.place, part.concept), False)
-    findings.says_concept[part.place, part.concept] = known or said
-    return captions, part.concept if said else ""
+    findings.says_concept[part.place, part.concept] = known or is_said
+    return captions, part.concept if is_said else ""
 
 
 def _captions_without_picture(request: FolderRequest, layout: Layout, masks: FolderMasks) -> list[str]:

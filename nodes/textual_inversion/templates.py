@@ -43,7 +43,7 @@ STYLE = (
 
 def check_captions(items: Sequence[TrainingImage]) -> None:
     """Raise `InputError` unless every caption holds `WORD`."""
-    without = [item.name for item in items if not all(WORD in caption for caption in item.captions)]
+    without = [item.path for item in items if not all(WORD in caption for caption in item.captions)]
     if without:
         raise InputError(
             f"template is 'captions' and {len(without)} captions do not hold {WORD}: {', '.join(without[:8])}; "
