@@ -104,8 +104,12 @@ POSITIONS = {
     "ideogram4": ("comfy.ldm.ideogram4.model", "_split_half_rope_matrix"),
     "cosmos": ("comfy.ldm.cosmos.position_embedding", "normalize"),
 }
-# For the gradient: CogVideoX 2B's positions, since those of the others are multiplied with in float32.
-CHANGES = {"cogvideox": {"use_rotary_positional_embeddings": False, "num_attention_heads": 3}}
+# For the gradient: CogVideoX 2B's positions, since those of the others are multiplied with in float32; HunyuanDiT's
+# attentions in the model's dtype, where core takes float32 for their scores.
+CHANGES = {
+    "cogvideox": {"use_rotary_positional_embeddings": False, "num_attention_heads": 3},
+    "hunyuan_dit": {"attn_precision": None},
+}
 # What the networks predict, where it is no flow.
 U_NETS = ("ssd1b", "vega", "koala_700m", "koala_1b")
 PREDICTIONS = {

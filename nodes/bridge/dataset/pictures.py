@@ -108,7 +108,7 @@ def encode_pictures(
     sets = [list(given.items) if given is not None else [] for given in (images, validation, prior)]
     items = [item for one in sets for item in one]
     # Before the encoding, which takes long, since these may raise.
-    check_picture_sizes(base, ((item.name, *item.pixels.shape[:2]) for item in items))
+    check_picture_sizes(base, ((item.name, item.pixels.shape[0], item.pixels.shape[1]) for item in items))
     pictures = split_pictures(items, LatentSet([], []), [len(one) for one in sets], config)
     with torch.inference_mode(False), torch.no_grad():
         latents = _encode_latents(vae, base, items)
