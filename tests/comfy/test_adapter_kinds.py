@@ -153,6 +153,18 @@ def test_dora_goes_on_from_a_lora(run_node, smallest):
     assert movement(tiny.predict(model), before) < 1e-4 * movement(before, plain)
 
 
+@pytest.mark.parametrize(("name", "value"), [("weight_function", [lambda weight: weight * 2]), ("scale_weight", 2.0)])
+def test_dora_is_refused_where_a_layer_computes_with_more_than_its_weight(name, value):
+    """As ComfyUI patches an offloaded weight at each call: the norm would be that of another matrix."""
+    from bespoke.nodes.lora.training.technique import _check_own_weights
+
+    layers = {"a": torch.nn.Linear(3, 4), "b": torch.nn.Linear(3, 4)}
+    _check_own_weights(layers)
+    setattr(layers["b"], name, value)
+    with pytest.raises(InputError, match="adapter is DoRA.*1 layers, such as b, are.*choose adapter LoRA"):
+        _check_own_weights(layers)
+
+
 def test_rslora_is_a_larger_alpha(run_node, smallest):
     """alpha / sqrt(rank) at rank 4 and alpha 2 is 1: the same as alpha 4 without it, to the bit."""
     one = train(run_node, smallest, "LoRA", rank=4, alpha=2.0, rslora=True)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....training.adapters import ADAPTERS, Adapter, AdapterSet, LoraAdapter
+from ....training.adapters import ADAPTERS, Adapter, AdapterSet, DoraAdapter, LoraAdapter
 from ....training.adapters.lora import UP_RATE
 from ....training.data import Batch, prompts_of
+from ....training.errors import InputError
 from ....training.images import passes, passes_in_words
 from ....training.layer_names.parts import ALPHA
 from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
@@ -76,6 +77,24 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
 def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
     """The prompt of the sample images: the request's, or that of the first picture's caption."""
     return request.sample_prompt.strip() or pictures.items[0].prompt
+
+
+def _check_own_weights(layers: Mapping[str, torch.nn.Module]) -> None:
+    """Raise `InputError` where a layer computes with more than its weight: DoRA's norm would be of another matrix.
+
+    ComfyUI adds a patch at each call where the weight is offloaded, and older versions a scale of fp8 weights.
+    """
+    odd = [
+        name
+        for name, layer in layers.items()
+        if getattr(layer, "weight_function", None) or getattr(layer, "scale_weight", None) is not None
+    ]
+    if odd:
+        raise InputError(
+            f"adapter is DoRA, which is made from each layer's weight, and {len(odd)} layers, such as {odd[0]}, are "
+            "changed at each call (an offloaded weight with a patch, or scaled fp8); choose adapter LoRA, or take the "
+            "LoRA or patch off this MODEL"
+        )
 
 
 class LoraTechnique:
@@ -160,6 +179,8 @@ class LoraTechnique:
         request = self.request
         rates = {TEXT_PREFIX: request.text_encoder_lr} if request.text_encoder_lr else {}
         config, device = request.adapter_config, self._denoiser.device
+        if issubclass(self._kind, DoraAdapter):
+            _check_own_weights(self._layers)
         adapters = AdapterSet(self._kind, self._layers, config, device, rates, optional_prefix=TEXT_PREFIX)
         if self._dataset.start is not None:
             adapters.load_state_dict(self._dataset.start)
