@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from .errors import InputError
 from .objective import LOSS_WEIGHTINGS
@@ -124,6 +125,16 @@ class TrainConfig:
                 f"warmup_steps is {self.warmup_steps} of {self.steps} steps, so the learning rate would never be "
                 "reached; give fewer warm-up steps"
             )
+
+    def settings(self) -> dict[str, Any]:
+        """{field: value}; of the fields that version 0.1 lacks those that are not at their defaults.
+
+        What a training writes of its settings is then what version 0.1 writes and reads.
+        """
+        settings = asdict(self)
+        if self.score_pictures == TrainConfig.score_pictures:
+            del settings["score_pictures"]
+        return settings
 
     @property
     def images_per_step(self) -> int:

@@ -21,7 +21,11 @@ from .export import export_job, export_models, resolve_job_folder
 from .job import JobContents
 
 
-def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], folder: str) -> io.Schema:
+def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], last: str, folder: str) -> io.Schema:
+    """last: the trainer's last input in version 0.1. `folder` comes after it and before those that were added since,
+    since a saved graph knows a widget by its place.
+    """
+    at = next(i for i, known in enumerate(inputs) if known.id == last) + 1
     return io.Schema(
         node_id=node_id,
         display_name=display_name,
@@ -41,7 +45,7 @@ def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], 
             "headless training",
         ],
         inputs=[
-            *inputs,
+            *inputs[:at],
             io.String.Input(
                 "folder",
                 default=folder,
@@ -51,6 +55,7 @@ def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], 
                     "nothing is overwritten."
                 ),
             ),
+            *inputs[at:],
         ],
         outputs=[
             io.String.Output(
@@ -78,6 +83,7 @@ class ExportLoraJob(io.ComfyNode):
             "Bespoke Export LoRA Job",
             "a LoRA training",
             lora.trainer_inputs(),
+            "text_encoder_lr",
             "bespoke/jobs/lora",
         )
 
@@ -105,6 +111,7 @@ class ExportTextualInversionJob(io.ComfyNode):
             "Bespoke Export Textual Inversion Job",
             "a textual inversion",
             word.trainer_inputs(),
+            "resume",
             "bespoke/jobs/word",
         )
 

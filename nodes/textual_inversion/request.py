@@ -46,4 +46,4 @@ class InversionRequest:
     def settings(self) -> dict[str, Any]:
         """{widget name: value} of all settings but `resume`."""
         own = {k: v for k, v in asdict(self).items() if k not in ("train", "resume")}
-        return asdict(self.train) | own
+        return self.train.settings() | own

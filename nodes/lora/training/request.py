@@ -16,6 +16,8 @@ from ....training.images import ImageSet
 from ...bridge.dataset.cache import digest
 from ...bridge.models import TARGETS
 
+ADDED = ("adapter", "lokr_factor", "rslora")  # settings that version 0.1 lacks
+
 
 @dataclass(frozen=True)
 class LoraRequest:
@@ -60,9 +62,12 @@ class LoraRequest:
         return AdapterConfig(self.rank, alpha, self.train.seed, self.lokr_factor)
 
     def settings(self) -> dict[str, Any]:
-        """{widget name: value} of all settings but `resume`."""
-        own = {k: v for k, v in asdict(self).items() if k not in ("train", "resume")}
-        return asdict(self.train) | own
+        """{widget name: value} of all settings but `resume`, and of those that version 0.1 lacks the changed ones.
+
+        The metadata of a file and the table of a job are then what version 0.1 writes and reads.
+        """
+        left_out = {"train", "resume"} | {name for name in ADDED if getattr(self, name) == getattr(type(self), name)}
+        return self.train.settings() | {k: v for k, v in asdict(self).items() if k not in left_out}
 
 
 @dataclass(frozen=True)
