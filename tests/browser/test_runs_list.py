@@ -419,11 +419,12 @@ def test_the_list_follows_the_language(page):
     page.tab.wait(f"document.querySelector({RUNS_TAB!r}).ariaLabel.startsWith('Training runs')")
 
 
-def test_what_a_node_showed_is_there_after_a_reload(page):
+@pytest.mark.parametrize("look", ["classic", "nodes 2.0"])
+def test_what_a_node_showed_is_there_after_a_reload(page, look):
     """The server's history has it; the page gives it to the node as when it ran."""
     words = [{"key": "clip_l", "place": 0, "length": 3.0, "median": 0.5, "words": [["red", 0.5]]}]
     kind = "BespokeInspectEmbedding"
-    prompt = [0, "p", {"7": {"class_type": kind}}, {"extra_pnginfo": {"workflow": {"id": "w1"}}}, []]
+    prompt = [0, "p", {"7": {"class_type": kind}}, {"extra_pnginfo": {"workflow": {"id": f"w1 {look}"}}}, []]
     history = {"p": {"prompt": prompt, "outputs": {"7": {"bespoke_words": words}}}}
     page.tab.evaluate(
         "(() => { const own = app.api.fetchApi.bind(app.api); app.api.fetchApi = (path, options) =>"
@@ -431,8 +432,9 @@ def test_what_a_node_showed_is_there_after_a_reload(page):
         f"{json.dumps(history)}))) : own(path, options); return 1; }})()"
     )
     near = "document.querySelectorAll('.bespoke-near [role=listitem]')"
+    page.look(look)
     try:
-        page.load(graph_of(kind, "w1"))
+        page.load(graph_of(kind, f"w1 {look}"))
         assert "red" in page.tab.wait(f"{near}[0]?.innerText")
         page.load(graph_of(kind, "w2"))  # another workflow
         page.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
