@@ -159,3 +159,20 @@ def test_a_class_that_nobody_has_described_is_trained(run_node, targets, saving)
     assert sum("lora_up" in key for key in lora) == layers
     assert all(bool(value.any()) for key, value in lora.items() if "lora_up" in key)
     assert len(trained.patches) == layers
+
+
+def test_a_network_is_observed_once(comfyui):
+    """A prompt is encoded for it the first time alone: of a large text encoder that takes seconds."""
+    from bespoke.nodes.bridge.models import learn_layers
+
+    model, clip, _ = stranger()
+    asked = []
+
+    def conds(latent):
+        asked.append(latent)
+        cond, more = conditioning.encode_prompt(clip, "a red circle")
+        return conditioning.model_conds(model.model, cond, more, latent, torch.device("cpu")).tensors()
+
+    learn_layers(model.model, conds)
+    learn_layers(model.model, conds)
+    assert len(asked) == 1

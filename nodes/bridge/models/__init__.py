@@ -16,7 +16,7 @@ from ....training.errors import InputError
 from ....training.layer_names.dialects import Place, places
 from ....training.layer_names.glob import check_pattern, glob_matches
 from . import flux, lumina, qwen, sd3, unet, wan
-from .discovery import discover, discovered_family, discovery_latent, why_not_discovered
+from .discovery import discover, discovered_family, discovery_latent, was_observed, why_not_discovered
 from .exceptions import exceptions_of
 from .family import Family
 from .layers import is_linear
@@ -41,7 +41,7 @@ def learn_layers(base, make_conds: Callable[[Tensor], Mapping[str, Any]]) -> Non
 
     make_conds: latent [1, C, ...] -> the keyword arguments of `BaseModel.apply_model` for it and one prompt.
     """
-    if recorded_family(base.diffusion_model) is None:
+    if recorded_family(base.diffusion_model) is None and not was_observed(base.diffusion_model):
         discover(base, make_conds(discovery_latent(base)))
 
 

@@ -84,6 +84,11 @@ def discover(base: comfy.model_base.BaseModel, conds: Mapping[str, Any]) -> Layo
     return _known[network]
 
 
+def was_observed(network: nn.Module) -> bool:
+    """Whether `discover` was called for the network, with whatever result."""
+    return network in _known
+
+
 def _structure(network: nn.Module) -> tuple:
     """What tells networks with other layers apart: the classes of all modules, and the shapes of their weights."""
     return tuple(
