@@ -36,6 +36,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "norm_limit": (0.0, 100.0),
 }
 
+ADDED = ("score_pictures",)  # fields of `TrainConfig` that version 0.1 lacks
+
 KEEPS = ("best", "last")
 SCORE_PICTURES = ("auto", "off", "on")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -131,10 +133,8 @@ class TrainConfig:
 
         What a training writes of its settings is then what version 0.1 writes and reads.
         """
-        settings = asdict(self)
-        if self.score_pictures == TrainConfig.score_pictures:
-            del settings["score_pictures"]
-        return settings
+        left_out = {name for name in ADDED if getattr(self, name) == getattr(type(self), name)}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @property
     def images_per_step(self) -> int:

@@ -224,8 +224,31 @@ def test_a_removed_lease_is_written_again(path):
     assert not path.exists()
 
 
-def test_of_several_that_take_an_abandoned_lease_one_gets_it(path, quick):
+def test_a_lease_put_aside_while_the_disk_wrote_it_is_not_held(path, quick, monkeypatch):
+    """By definition: of two processes that created the file one after the other, the one whose file is there has it."""
+    late = Owner("another boot", 7, "1", "studio", "7" * 16)
+
+    class Waits(Exception):
+        pass
+
+    def put_aside(_):
+        monkeypatch.setattr(lease, "sync", lambda _: None)
+        path.unlink()
+        write(path, token="8" * 16)
+
+    def wait(_):
+        raise Waits
+
+    monkeypatch.setattr(lease, "sync", put_aside)
+    monkeypatch.setattr(lease, "_wait_until_abandoned", wait)
+    with pytest.raises(Waits):
+        lease._acquire(path, late, nothing)
+    assert owner_of(path).token == "8" * 16
+
+
+def test_of_several_that_take_an_abandoned_lease_one_gets_it(path, quick, monkeypatch):
     """Twelve threads stand for twelve machines: they know of each other through the drive alone."""
+    monkeypatch.setattr(lease, "LAPSE_SECONDS", 1.5)  # a busy disk takes more than half a second to write a lease
     for round_number in range(2):
         write(path, token=f"{round_number:016}")
         results, together = [], threading.Barrier(12)
@@ -235,7 +258,7 @@ def test_of_several_that_take_an_abandoned_lease_one_gets_it(path, quick):
             try:
                 held = lease._acquire(path, Owner(f"boot {number}", number, "1", "host", f"{number:016}"), nothing)
                 # It holds the lease until the others have given up: after it, one that still waits may have it in turn.
-                until = time.monotonic() + 15
+                until = time.monotonic() + 120
                 while len(results) < 11 and time.monotonic() < until:
                     time.sleep(0.02)
                 try:

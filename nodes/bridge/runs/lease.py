@@ -192,7 +192,8 @@ def hold(path: Path, on_finish: Callable[[], None]) -> Iterator[Lease]:
 
 def _acquire(path: Path, owner: Owner, on_finish: Callable[[], None]) -> Lease:
     path.parent.mkdir(parents=True, exist_ok=True)
-    while not _create(path, owner):
+    # Where the disk took longer than the lapse to write the lease, another process may have put it aside meanwhile.
+    while not (_create(path, owner) and _is_of(path, owner)):
         _wait_until_abandoned(path)
     with contextlib.suppress(OSError):
         _finish_file(path).unlink(missing_ok=True)  # of an earlier training
@@ -253,6 +254,11 @@ def _create(path: Path, owner: Owner) -> bool:
                 path.unlink()
             raise
     return True
+
+
+def _is_of(path: Path, owner: Owner) -> bool:
+    found = _read(path)
+    return found is not None and found[1] == owner
 
 
 def _read(path: Path) -> tuple[str, Owner | None] | None:
