@@ -8,6 +8,7 @@ from .bridge.runs import routes as run_routes
 from .bridge.runs.shutdown import end_runs_at_exit
 from .compare.inspection.node import InspectRun
 from .compare.node import Compare
+from .compare.sweep.node import LoraSweep
 from .images import routes as image_routes
 from .images.combination.node import CombineImageSets
 from .images.node import ImageBatch, ImageFolder
@@ -62,6 +63,7 @@ class BespokeExtension(ComfyExtension):
             InspectEmbedding,
             Compare,
             InspectRun,
+            LoraSweep,
             ExportLoraJob,
             ExportTextualInversionJob,
         ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..bridge.drawing.fonts import drawable
+from ..bridge.drawing.fonts import builtin_font, drawable
 from ..bridge.drawing.image import scaled_size, stacked, tensor_of
 from ..bridge.drawing.palette import EMPTY, FAINT, INK, LINE, PAPER, RGB
 from ..bridge.drawing.text_layout import fit_lines
@@ -16,6 +16,7 @@ from .table import HEADINGS, Row
 
 MARGIN, GAP, HEAD, TEXT, SMALL_TEXT = 28, 8, 34, 17, 14  # px
 ROW = 56  # px: height of a row of the table
+UNDER = 22  # px: height of the line below a cell
 LABEL = 200  # px: width of the row names
 LARGEST, SMALLEST = 512, 64  # px: longer side of a picture in the grid
 WIDE, HIGH = 4096, 8192  # px: the picture is kept within these where `SMALLEST` lets it
@@ -23,22 +24,24 @@ WIDE, HIGH = 4096, 8192  # px: the picture is kept within these where `SMALLEST`
 
 def draw(grid: Grid, rows: Sequence[Row]) -> Tensor:
     """The grid and the table as an IMAGE [1, H, W, 3] in 0..1; either may be empty, not both."""
-    return tensor_of(stacked([part for part in (_grid(grid), _table(rows)) if part is not None]))
+    return tensor_of(stacked([part for part in (draw_grid(grid), _table(rows)) if part is not None]))
 
 
-def _grid(grid: Grid) -> Image.Image | None:
+def draw_grid(grid: Grid, side: int | None = None) -> Image.Image | None:
+    """The grid with its names; None for one without rows. side: the longer side of a picture in px, by default as the
+    room allows."""
     if not grid.rows:
         return None
     # A cell holds as many pictures side by side as the fullest of its column.
     across = {column: max(len(grid.cells.get((row, column), ())) for row in grid.rows) for column in grid.columns}
-    side = _picture_side(grid, sum(across.values()))
+    side = side or picture_side(grid.cells.values(), sum(across.values()), len(grid.rows))
+    line = UNDER if grid.under else 0
     named = any(grid.rows)
     left, top = MARGIN + (LABEL if named else 0), MARGIN + (HEAD if any(grid.columns) else 0)
     widths = {column: count * (side + GAP) for column, count in across.items()}
     heights = {
-        row: max(
-            scaled_size(picture, side)[1] for column in grid.columns for picture in grid.cells.get((row, column), ())
-        )
+        row: line
+        + max(scaled_size(picture, side)[1] for column in grid.columns for picture in grid.cells.get((row, column), ()))
         for row in grid.rows
     }
     size = (left + sum(widths.values()) + MARGIN, top + sum(h + GAP for h in heights.values()) + MARGIN)
@@ -52,16 +55,18 @@ def _grid(grid: Grid) -> Image.Image | None:
             if column == grid.columns[0] and named:
                 text, font = drawable(row, TEXT)
                 pad.multiline_text((MARGIN, y), "\n".join(fit_lines(text, font, LABEL - 16, 3)), INK, font, spacing=4)
-            _draw_cell(image, pad, grid.cells.get((row, column), ()), (x, y), side, heights[row])
+            _draw_cell(image, pad, grid.cells.get((row, column), ()), (x, y), side, heights[row] - line)
+            if text := grid.under.get((row, column), ""):
+                pad.text((x, y + heights[row] - line + 3), text, FAINT, builtin_font(SMALL_TEXT))
             y += heights[row] + GAP
         x += widths[column]
     return image
 
 
-def _picture_side(grid: Grid, across: int) -> int:
-    """The longer side in px of the pictures of a grid with `across` of them in a row."""
-    longest = max(max(picture.size) for cell in grid.cells.values() for picture in cell)
-    room = min((WIDE - LABEL - 2 * MARGIN) // across, (HIGH - HEAD) // len(grid.rows)) - GAP
+def picture_side(cells: Iterable[Sequence[Image.Image]], across: int, down: int) -> int:
+    """The longer side in px of the pictures of a grid with `across` of them in a row, and `down` rows."""
+    longest = max(max(picture.size) for cell in cells for picture in cell)
+    room = min((WIDE - LABEL - 2 * MARGIN) // across, (HIGH - HEAD) // down) - GAP
     return max(SMALLEST, min(LARGEST, max(longest, 128), room))
 
 

@@ -70,6 +70,7 @@ TITLES = {
         "Exportar tarea de inversión textual",
     ),
     "BespokeCompare": ("比较", "比較", "Comparer", "Comparar"),
+    "BespokeLoraSweep": ("LoRA 扫描", "LoRA スイープ", "Balayage de LoRA", "Barrido de LoRA"),
     "BespokeInspectRun": ("检查训练", "学習を調べる", "Examiner un entraînement", "Examinar un entrenamiento"),
 }
 INPUTS = {
@@ -147,7 +148,8 @@ INPUTS = {
     "keyframes": ("关键帧", "キーフレーム", "images clés", "fotogramas clave"),
     "partial": ("部分应用", "一部でも適用", "partiel", "parcial"),
     "mode": ("方式", "方式", "mode", "modo"),
-    "loras": ("LoRA 列表", "LoRA の一覧", "LoRA à additionner", "LoRA que se suman"),
+    "prompts": ("提示词（每行一个）", "プロンプト（一行に一つ）", "prompts (un par ligne)", "prompts (uno por línea)"),
+    "loras": ("LoRA 列表", "LoRA の一覧", "liste de LoRA", "lista de LoRA"),
     "strengths": ("强度", "強度", "forces", "fuerzas"),
     "positive": ("正面条件", "ポジティブ", "positif", "positivo"),
     "negative": ("负面条件", "ネガティブ", "négatif", "negativo"),

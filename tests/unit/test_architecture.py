@@ -211,6 +211,8 @@ OF_COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "executio
 TRAINERS_TAKE_IMAGES = "makes a set of images on the wire, as Image Batch does"
 # (room, the room that it imports): why.
 ROOMS_THAT_IMPORT = {
+    ("compare", "images"): TRAINERS_TAKE_IMAGES,
+    ("compare", "lora"): "a sweep applies LoRAs, and scores them as their trainer does",
     ("jobs", "lora"): "exports and runs LoRA trainings",
     ("jobs", "textual_inversion"): "exports and runs trainings of words",
     ("jobs", "images"): TRAINERS_TAKE_IMAGES,

@@ -52,6 +52,8 @@ VERDICTS = {
     ("BespokeLoadLora", "lora"): (None, EMPTY),
     ("BespokeLoadLora", "trigger_words"): ("name", TOLD),
     ("BespokeLoadLora", "report"): ("name", TOLD),
+    ("BespokeLoraSweep", "grid"): (None, EMPTY),
+    ("BespokeLoraSweep", "report"): ("strengths", TOLD),
     ("BespokePartialDenoise", "latent"): ("latent_image", MEANT),
     ("BespokePartialDenoise", "start"): ("latent_image", MEANT),
     ("BespokePartialDenoise", "sigmas"): (None, EMPTY),

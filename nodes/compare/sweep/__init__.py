@@ -1,0 +1,1 @@
+"""A LoRA at several steps and strengths, as one grid of pictures."""

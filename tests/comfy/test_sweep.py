@@ -1,0 +1,222 @@
+"""Bespoke LoRA Sweep: the pictures of ComfyUI's own nodes, each drawn once, and what the plan makes of its inputs."""
+
+import pytest
+import torch
+from bespoke.nodes.compare.sweep import cells as sweep_cells
+from bespoke.nodes.compare.sweep.plan import Column, make_plan, parse_strengths, saved_files, without_words
+from bespoke.nodes.lora.named_lora import NamedLora
+from bespoke.training.errors import InputError
+from helpers import sprite_set
+
+SETTINGS = dict(
+    strengths="0.5, 1",
+    negative="blurry",
+    steps=2,
+    cfg=3.0,
+    sampler_name="euler",
+    scheduler="normal",
+    seed=7,
+    width=64,
+    height=64,
+)
+
+
+@pytest.fixture(scope="module")
+def lora(small, run_node):
+    model, clip, vae = small
+    images = sprite_set(1, 3, colour="teal")
+    _, lora, *_ = run_node(
+        "BespokeTrainLora",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=images,
+        steps=2,
+        learning_rate=1e-2,
+        batch_size=2,
+        rank=2,
+        alpha=2.0,
+        seed=0,
+        train_text_encoder=True,
+        resume=False,
+    )
+    return lora
+
+
+@pytest.fixture
+def sweep(small, run_node):
+    sweep_cells.cell_cache.__init__(sweep_cells.MAX_BYTES)
+    sweep_cells.loss_cache.__init__()
+    model, clip, vae = small
+
+    def run(**changes):
+        return run_node("BespokeLoraSweep", model=model, clip=clip, vae=vae, **SETTINGS | changes)
+
+    return run
+
+
+def by_core(run_node, small, lora, strength, prompt):
+    """Load LoRA Model, CLIP Text Encode, KSampler, VAE Decode."""
+    import comfy.sd
+
+    model, clip, vae = small
+    if strength:
+        model, clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
+    (positive,) = run_node("CLIPTextEncode", clip=clip, text=prompt)
+    (negative,) = run_node("CLIPTextEncode", clip=clip, text="blurry")
+    (latent,) = run_node("EmptyLatentImage", width=64, height=64, batch_size=1)
+    (samples,) = run_node(
+        "KSampler",
+        model=model,
+        seed=7,
+        steps=2,
+        cfg=3.0,
+        sampler_name="euler",
+        scheduler="normal",
+        positive=positive,
+        negative=negative,
+        latent_image=latent,
+        denoise=1.0,
+    )
+    return run_node("VAEDecode", samples=samples, vae=vae)[0]
+
+
+def test_each_cell_is_the_picture_of_cores_nodes_and_is_drawn_once(sweep, small, run_node, lora, monkeypatch):
+    """Bit for bit, for the model with the LoRA at each strength and without it."""
+    drawn = {}
+    draw = sweep_cells.Cells.picture
+
+    def picture(self, column, strength, prompt):
+        drawn[column.name, strength, prompt] = draw(self, column, strength, prompt)
+        return drawn[column.name, strength, prompt]
+
+    monkeypatch.setattr(sweep_cells.Cells, "picture", picture)
+    prompts = "a teal circle on white"
+    grid, report = sweep(loras={"lora0": lora}, prompts=prompts)
+    assert "1 LoRA, 1 prompt: 3 pictures drawn" in report
+    assert grid.shape[0] == 1
+    for (name, strength, prompt), picture_of_cell in drawn.items():
+        at = 0.0 if name == "without a LoRA" else strength
+        assert torch.equal(picture_of_cell, by_core(run_node, small, lora, at, prompt).cpu()), (name, strength)
+    assert len(drawn) == 3
+
+    _, report = sweep(loras={"lora0": lora}, prompts=prompts, strengths="0.5, 0.75, 1")
+    assert "1 picture drawn" in report
+    assert "3 kept from before" in report
+    _, report = sweep(loras={"lora0": lora}, prompts=prompts, seed=8)
+    assert "3 pictures drawn" in report
+
+
+def test_losses_are_the_error_of_the_noise(sweep, small, run_node, lora):
+    """By hand: the mean of |epsilon - prediction|^2 (Ho et al. 2020, eq. 14), with core's network and core's
+    LoRA, at five timesteps of each picture, with the noises of a validation."""
+    import comfy.model_management
+    import comfy.sd
+    from bespoke.training.randomness import noise
+    from bespoke.training.validation import SEED, TIMESTEPS
+
+    others = sprite_set(77, 2, colour="teal")
+    _, report = sweep(loras={"lora0": lora}, prompts="a teal circle on white", strengths="0.5 1", images=others)
+    rows = [line.split(" | ") for line in report.splitlines() if line.count(" | ") == 2][1:]
+    losses = {(name, float(strength)): float(loss) for loss, strength, name in rows}
+    assert set(losses) == {("without a LoRA", 0.0), ("lora 1", 0.5), ("lora 1", 1.0)}
+    assert sorted(losses.values()) == list(losses.values())
+    for (_, strength), loss in losses.items():
+        model, clip, vae = small
+        if strength:
+            model, clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
+        comfy.model_management.load_models_gpu([model])
+        errors = []
+        for index, item in enumerate(others.items):
+            (latent,) = run_node("VAEEncode", pixels=item.pixels[None] / 255, vae=vae)
+            clean = model.model.process_latent_in(latent["samples"])
+            ((cond, _),) = run_node("CLIPTextEncode", clip=clip, text=item.prompt)[0]
+            for position, t in enumerate(TIMESTEPS):
+                sigma = model.model.model_sampling.sigmas[int(t * 1000)].reshape(1)
+                epsilon = noise(SEED, index, position, clean.shape[1:], "held out")[None]
+                with torch.no_grad():
+                    denoised = model.model.apply_model(clean + sigma * epsilon, sigma, c_crossattn=cond)
+                errors.append(float((((denoised - clean) / sigma) ** 2).mean()))
+        assert loss == pytest.approx(sum(errors) / len(errors), rel=0.02), strength  # the network computes in bfloat16
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(sweep, lora, monkeypatch):
+    import comfy.model_management
+
+    calls = []
+    draw = sweep_cells.Cells._draw
+
+    def draw_two(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise comfy.model_management.InterruptProcessingException
+        return draw(self, *args)
+
+    monkeypatch.setattr(sweep_cells.Cells, "_draw", draw_two)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        sweep(loras={"lora0": lora}, prompts="a circle")
+    _, report = sweep(loras={"lora0": lora}, prompts="a circle")
+    assert "1 picture drawn" in report
+    assert "2 kept from before" in report
+
+
+def test_a_runs_files_are_the_columns_by_their_steps(comfyui, sweep, small, run_node):
+    model, clip, vae = small
+    *_, run, _, _ = run_node(
+        "BespokeTrainLora",
+        model=model,
+        clip=clip,
+        vae=vae,
+        images=sprite_set(1, 3, colour="teal"),
+        steps=3,
+        save_every=1,
+        learning_rate=1e-2,
+        batch_size=1,
+        rank=2,
+        alpha=2.0,
+        seed=5,
+        resume=False,
+    )
+    steps = [step for step, _ in saved_files(run.id)]
+    assert steps[:2] == [1, 2]
+    _, report = sweep(run=run, prompts="a teal circle", strengths="1")
+    assert f"{len(steps)} LoRAs, 1 prompt: {len(steps) + 1} pictures drawn" in report
+
+
+def column(name="a"):
+    return Column(name, NamedLora({}, name, {}))
+
+
+def test_a_prompt_with_the_trigger_gets_a_row_without_it():
+    plan = make_plan([column()], "0.5 1", "a sks cat, sks\na dog", "sks")
+    with_trigger, without = plan.blocks
+    assert [(row.prompt, row.strength) for row in with_trigger.rows] == [
+        ("a sks cat, sks", 0.5),
+        ("a sks cat, sks", 1.0),
+        ("a cat", 1.0),
+    ]
+    assert [row.without_trigger for row in without.rows] == [False, False]
+    assert plan.cells == 5 + 2 + 1
+    assert any("a dog" in note for note in plan.notes)
+    assert [block.prompt for block in make_plan([column()], "1", "", "sks").blocks] == ["sks"]
+
+
+def test_trigger_words_are_taken_out_whole():
+    assert without_words("sks asks Sks, a cat", "sks") == "asks, a cat"
+    assert without_words("photo of blue dress, ohwx woman", "ohwx woman, ohwx") == "photo of blue dress"
+    assert without_words("nothing", "sks") == "nothing"
+    assert without_words("a  b", "") == "a  b"
+
+
+def test_wrong_inputs_are_refused():
+    assert parse_strengths("1, 0.5;0.5\n-2") == [1.0, 0.5, -2.0]
+    for text, words in (("", "is empty"), ("1, much", "'much'"), ("11", "'11'"), ("nan", "'nan'")):
+        with pytest.raises(InputError, match=words):
+            parse_strengths(text)
+    with pytest.raises(InputError, match="no LoRA is wired in"):
+        make_plan([], "1", "a", "")
+    with pytest.raises(InputError, match="prompts is empty"):
+        make_plan([column()], "1", "", "")
+    many = "\n".join(map(str, range(20)))
+    with pytest.raises(InputError, match="give at most 2,000"):
+        make_plan([column(str(n)) for n in range(26)], " ".join(str(n / 10) for n in range(20)), many, "")
