@@ -1141,3 +1141,18 @@ export function addNode(type) {
   app.canvas.setDirty(true, true);
   return node;
 }
+
+/** The nodes of the graph that is shown. @returns {Node[]} */
+export const shownNodes = () => [...(app.canvas.graph?.nodes ?? [])];
+
+/**
+ * Connect an output with an input, both by name. Does nothing where one of the nodes has no such.
+ * @param {Node} from
+ * @param {string} output
+ * @param {Node} to
+ * @param {string} input
+ */
+export function connect(from, output, to, input) {
+  const slots = [from.outputs?.findIndex(({ name }) => name === output) ?? -1, slotOf(to, input)];
+  if (slots.every((slot) => slot >= 0)) from.connect?.(slots[0], to, slots[1]);
+}

@@ -6,7 +6,7 @@ import { copyText, defaultsOf, openWorkflow } from "./comfy.js";
 import { drawCurves } from "./curve_plot.js";
 import { askText, confirmed } from "./dialogs.js";
 import { download, el, messageOf, setText } from "./dom.js";
-import { addLora, addWord } from "./insert_nodes.js";
+import { addLora, addSweep, addWord } from "./insert_nodes.js";
 import { fileNames, savedFile, stepsText } from "./run_names.js";
 import { MOST_LABEL, TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
@@ -95,10 +95,11 @@ export function detail(run, runs, title) {
   const openGraph = button("open.graph", async () => openWorkflow(await runs.workflow(run.id), current.record?.technique ?? ""));
   const addLoraButton = button("add.lora", () => addLora(savedFile(loras)));
   const addWordButton = button("add.word", () => addWord(savedFile(embeddings)));
+  const addSweepButton = button("add.sweep", () => addSweep(loras, String(current.record?.trigger ?? "")));
   const removeButton = button("remove", remove);
-  buttons.append(addLoraButton, addWordButton, openGraph, button("curve.save", saveCurve), button("rename", rename), removeButton);
+  buttons.append(addLoraButton, addWordButton, addSweepButton, openGraph, button("curve.save", saveCurve), button("rename", rename), removeButton);
   for (const main of [addLoraButton, addWordButton]) main.classList.add("bespoke-main");
-  addLoraButton.hidden = addWordButton.hidden = complaint.hidden = true;
+  addLoraButton.hidden = addWordButton.hidden = addSweepButton.hidden = complaint.hidden = true;
   /** @type {string[]} */
   let loras = [];
   /** @type {string[]} */
@@ -142,7 +143,7 @@ export function detail(run, runs, title) {
       const found = await runs.files(run.id);
       [loras, embeddings] = [fileNames(found.loras), fileNames(found.embeddings)];
       files = [...loras, ...embeddings];
-      addLoraButton.hidden = !loras.length;
+      addLoraButton.hidden = addSweepButton.hidden = !loras.length;
       addWordButton.hidden = !embeddings.length;
       write(current);
     },

@@ -70,5 +70,5 @@ def arrange(images: Sequence[Tensor], labels: str) -> Grid:
         for j, picture in enumerate(pictures):
             grid.put(row, str(j + 1), [picture])
     if not crossed and grid.columns == ["1"]:
-        grid = Grid(grid.rows, [""], {(row, ""): cell for (row, _), cell in grid.cells.items()}, grid.notes)
+        grid = Grid(grid.rows, [""], {(row, ""): cell for (row, _), cell in grid.cells.items()}, notes=grid.notes)
     return grid

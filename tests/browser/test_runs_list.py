@@ -17,6 +17,7 @@ PANEL = "document.querySelector('.bespoke-training')"
 ITEM = "document.querySelector('[data-id=\"%s\"]')"
 # Two runs of one base without a trigger, and one with a trigger and samples.
 PLAIN, OTHER, WORDED = (f"lora-0000000000{end}" for end in ("a1", "a2", "b1"))
+SWEPT = "lora-0000000000e1", "lora-0000000000e2"
 NEW = "lora-0000000000c1"
 FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 SETTINGS = {"steps": 400, "rank": 8, "learning_rate": 1e-4, "batch_size": 4, "seed": 7, "targets": "attention"}
@@ -49,6 +50,8 @@ def page(browser, server):
     write(server, PLAIN, 1000)
     write(server, OTHER, 2000, settings=SETTINGS | {"rank": 16, "steps": 20})
     write(server, WORDED, 3000, trigger="ohwx cat", samples=[[0, "000000.png"], [10, "000010.png"], [20, "000020.png"]])
+    for run_id in SWEPT:
+        write(server, run_id, 2500, trigger="zwx dog")
     folder = server.base / "user" / "bespoke" / "runs" / WORDED
     for i, step in enumerate((0, 10, 20)):
         Image.new("RGB", (64, 64), (80 * i, 160, 200)).save(folder / "samples" / f"{step:06}.png")
@@ -439,5 +442,45 @@ def test_what_a_node_showed_is_there_after_a_reload(page, look):
         page.load(graph_of(kind, "w2"))  # another workflow
         page.tab.evaluate("new Promise((done) => setTimeout(done, 300))")
         assert page.tab.evaluate(f"{near}.length") == 0
+    finally:
+        page.tab.evaluate("delete app.api.fetchApi")
+
+
+@pytest.mark.parametrize(("look", "run_id"), [("classic", SWEPT[0]), ("nodes 2.0", SWEPT[1])])
+def test_a_runs_files_become_a_sweep(page, look, run_id):
+    """One click: a loader for each file in the order of the steps, the sweep, a preview, and the loader's model."""
+    files = {"loras": [f"bespoke/runs/{run_id}-step{step:06}.safetensors" for step in (20, 10)], "embeddings": []}
+    page.tab.evaluate(
+        "(() => { const own = app.api.fetchApi.bind(app.api); app.api.fetchApi = (path, options) =>"
+        f" path.endsWith('/{run_id}/files') ? Promise.resolve(new Response(JSON.stringify({json.dumps(files)})))"
+        " : own(path, options); return 1; })()"
+    )
+    page.look(look)
+    try:
+        page.load(graph_of("CheckpointLoaderSimple", f"sweep {look}"))
+        found = detail(page, run_id)
+        page.tab.wait(
+            f"[...{found}.querySelectorAll('button')].some((b) => b.innerText.startsWith('Sweep') && !b.hidden)"
+        )
+        click(page, found, "Sweep its steps and strengths")
+        page.tab.wait("app.rootGraph.nodes.some((n) => n.type === 'PreviewImage' && n.inputs[0].link != null)")
+        links = page.tab.wait(
+            """((n) => n && n.inputs.filter((i) => i.link != null).map((i) => {
+              const link = app.rootGraph.getLink(i.link); const from = app.rootGraph.getNodeById(link.origin_id);
+              return [i.name, from.type, from.widgets?.find((w) => w.name === "lora_name")?.value ?? ""]; }))
+            (app.rootGraph.nodes.find((n) => n.type === "BespokeLoraSweep"))"""
+        )
+        loader = "CheckpointLoaderSimple"
+        assert sorted(links) == [
+            ["clip", loader, ""],
+            ["loras.lora0", "BespokeLoadLora", files["loras"][1]],
+            ["loras.lora1", "BespokeLoadLora", files["loras"][0]],
+            ["model", loader, ""],
+            ["vae", loader, ""],
+        ]
+        prompts = (
+            "app.rootGraph.nodes.find((n) => n.type === 'BespokeLoraSweep').widgets.find((w) => w.name === 'prompts')"
+        )
+        assert page.tab.evaluate(f"{prompts}.value") == "zwx dog"
     finally:
         page.tab.evaluate("delete app.api.fetchApi")
