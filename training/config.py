@@ -34,9 +34,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "prior_weight": (0.0, 100.0),
     "text_encoder_lr": (0.0, 1.0),
     "norm_limit": (0.0, 100.0),
+    "min_timestep": (0.0, 1.0),
+    "max_timestep": (0.0, 1.0),
 }
 
-ADDED = ("score_pictures",)  # fields of `TrainConfig` that version 0.1 lacks
+ADDED = ("score_pictures", "min_timestep", "max_timestep")  # fields of `TrainConfig` that version 0.1 lacks
 
 KEEPS = ("best", "last")
 SCORE_PICTURES = ("auto", "off", "on")
@@ -89,8 +91,10 @@ class TrainConfig:
     keep: whether the result is the state with the lowest validation loss ("best") or the last.
     score_pictures: whether every trained picture is scored at the start and at the end; "auto" does where that makes
     the run at most 5 % longer, see `picture_scores.share_of_run`.
+    min_timestep, max_timestep: in 0..1, the part of the schedule that is trained on and scored, see `timestep_range`.
 
-    Raises `InputError` for a value out of its range, and for a warm-up as long as the run.
+    Raises `InputError` for a value out of its range, for a warm-up as long as the run, and for a part of the schedule
+    that is empty.
     """
 
     steps: int
@@ -115,6 +119,8 @@ class TrainConfig:
     sample_every: int = 0
     keep: str = "best"
     score_pictures: str = "auto"
+    min_timestep: float = 0.0
+    max_timestep: float = 1.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -126,6 +132,11 @@ class TrainConfig:
             raise InputError(
                 f"warmup_steps is {self.warmup_steps} of {self.steps} steps, so the learning rate would never be "
                 "reached; give fewer warm-up steps"
+            )
+        if self.min_timestep >= self.max_timestep:
+            raise InputError(
+                f"min_timestep {self.min_timestep:g} is not below max_timestep {self.max_timestep:g}, so no timestep "
+                "would be left to train on; 0 and 1 are the whole schedule"
             )
 
     def settings(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from itertools import islice
@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from .picture_scores import PictureLosses, read_rows, until
 from .plain_json import read_json
+from .timestep_range import TimestepRange
 
 LONGEST_TEXT = 2000  # characters of a text in a summary
 MOST_SETTINGS = 200  # in a summary
@@ -43,6 +44,7 @@ class RunInfo:
     model specification. base_hash: a checksum of its weights. trained: how many numbers are trained. names: what files
     call each trained layer, {layer: {format: name}}. node: the trainer's id in the graph, a path inside subgraphs.
     workflow: the graph's id. started: seconds since 1970. label: the name that the user gave the run, or "".
+    timestep_range: (low, high) in 0..1, the part of the schedule that is trained on; empty for all of it.
     """
 
     id: str
@@ -63,6 +65,12 @@ class RunInfo:
     workflow: str = ""
     started: float = field(default_factory=time.time)
     label: str = ""
+    timestep_range: Sequence[float] = ()
+
+    @property
+    def part(self) -> TimestepRange:
+        """The part of the schedule that is trained on."""
+        return TimestepRange(*self.timestep_range)
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> RunInfo:
@@ -73,6 +81,7 @@ class RunInfo:
         given = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         for name, value in given.items():
             _check_kind(name, value, _INFO_KINDS.get(name, str))
+        _check_range(given.get("timestep_range", ()))
         return cls(**given)
 
 
@@ -84,6 +93,7 @@ _INFO_KINDS: Mapping[str, type | tuple[type, ...]] = {
     "images": _NUMBER_KINDS,
     "trained": _NUMBER_KINDS,
     "started": _NUMBER_KINDS,
+    "timestep_range": (list, tuple),
 }
 
 
@@ -180,9 +190,11 @@ class Run:
     def to_json(self, leave_out: Collection[str] = (), **more: Any) -> str:
         """Info and progress as one flat object of strict JSON: numbers that are not finite become null.
 
-        leave_out: names of fields. more: further values by name.
+        leave_out: names of fields. more: further values by name. An empty `timestep_range` is left out, as version 0.1
+        has none.
         """
         progress = {name: value for name, value in vars(self).items() if name != "info"}
+        leave_out = {*leave_out, *(() if self.info.timestep_range else ("timestep_range",))}
         values = {name: value for name, value in (vars(self.info) | progress).items() if name not in leave_out}
         return json.dumps(_finite(values | more), allow_nan=False)
 
@@ -221,6 +233,11 @@ def _loss(value: float | None) -> float:
 def _check_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
     if not isinstance(value, kind):
         raise ValueError(f"no record of a run: {name} is of type {type(value).__name__}")
+
+
+def _check_range(value: Sequence[Any]) -> None:
+    if len(value) not in (0, 2) or not all(_is_finite(number) for number in value):
+        raise ValueError("no record of a run: timestep_range is not two numbers")
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,9 @@ class LimitedTimesteps:
 
     def sample(self, uniform: Tensor) -> Tensor:
         t = self._sampler.sample(self._first + (self._last - self._first) * uniform)
-        return t.clamp(self.low, self.high * (1 - 2**-24))  # rounding must not leave the range
+        # Rounding must not leave the range: neither that of t nor that of its product with a schedule's length, each of
+        # which is off by at most 2^-24 of the value in float32.
+        return t.clamp(self.low * (1 + 2**-22), self.high * (1 - 2**-22))
 
     def weight(self, t: Tensor) -> Tensor | None:
         weight = self._sampler.weight(t)

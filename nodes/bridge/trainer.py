@@ -38,7 +38,6 @@ from ...training.timesteps import TimestepSampler, timestep_sampler
 from ...training.validation import TIMESTEPS, validation_batches, validation_scorer
 from . import identity
 from .dataset.encoded import EncodedDataset
-from .models.experts import noise_range
 from .runs.context import RunContext
 from .runs.cross_validation import Fold, final_fold, validation_folds, was_finished_by_user
 from .runs.events import show_phase
@@ -47,6 +46,7 @@ from .runs.run_training import run_training
 from .runs.samples import sampler_for
 from .runs.scoring import PictureScorer, scored_indices, what_is_scored
 from .runs.task import TrainingTask
+from .schedule_part import trained_range
 from .training_model.backward_check import check_gradients
 from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training, wider_precision
 from .training_model.memory_forecast import StepMemory
@@ -200,6 +200,7 @@ def train(
     show_phase("loading")
     context, request = context or RunContext(), technique.request
     config, model = request.train, models.model
+    part = trained_range(model, config)
     defaults = defaults_of(TrainConfig, type(request))
     run = dataset.new_run(technique.name, technique.settings(), defaults, lambda run_id: context.store(run_id).record())
     positions = context.world.share(config.batch_size)  # in each global batch, those of this process
@@ -222,8 +223,10 @@ def train(
             weights.measure_again(model)  # this process now holds its shards of them
         technique.prepare(denoiser, text)
         run.info = replace(run.info, prediction=denoiser.prediction, names=technique.layer_names())
-        levels = noise_range(model.model.diffusion_model, identity.base_path(model))
-        limits = (0.0, 1.0) if levels.is_whole else denoiser.timesteps_between(levels.low, levels.high)
+        limits = (0.0, 1.0)
+        if not part.is_whole:
+            limits = denoiser.timesteps_between(part.low, part.high)
+            run.info = replace(run.info, timestep_range=(part.low, part.high))
         timesteps = timestep_sampler(denoiser, config.timestep_sampling, config.loss_weighting, limits)
         trainer = _Trainer(technique, models, dataset, denoiser, positions, timesteps, limits, offload, context)
         result = _train_folds(trainer, run)

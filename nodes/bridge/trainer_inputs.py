@@ -70,6 +70,16 @@ TOOLTIPS = {
         "fit, or that were learned by heart. auto: where that makes the run at most 5 % longer. It changes nothing "
         "that is learned."
     ),
+    "min_timestep": (
+        "Trains on noisier levels than this alone, in timesteps over 1000 (flow models: sigma after the shift): 0 is "
+        "clean, 1 is noise. 0.5 learns layout and shapes and leaves the detail as it is. Inject LoRA then uses it "
+        "there alone."
+    ),
+    "max_timestep": (
+        "Trains on cleaner levels than this alone, in timesteps over 1000 (flow models: sigma after the shift): 0 is "
+        "clean, 1 is noise. 0.5 learns detail and texture and leaves the layout as it is. An expert of Wan 2.2 has its "
+        "own half at 0 and 1."
+    ),
     "resume": (
         "Go on where the same request was interrupted, or with more steps. Off begins anew; the earlier state is set "
         "aside, not deleted."

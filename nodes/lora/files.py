@@ -27,6 +27,7 @@ from ...training.layer_names.parts import (
 )
 from ...training.layer_names.spelling import program_names, with_text_model
 from ...training.record import Run
+from ...training.timestep_range import WHOLE, range_in
 from ..bridge.files import writing as storage
 from ..bridge.files.reading import read_safetensors, read_text
 from .fit import check_parts
@@ -48,14 +49,16 @@ def as_file(
     """(tensors, metadata) of the file that a LoRA is saved as.
 
     title: the file's name in its metadata. key_format: one of `formats.KEY_FORMATS`. dtype: one of `formats.DTYPES`.
-    graph: (prompt, workflow) for the metadata, see `graph_of`. Raises `InputError` for an unknown format or dtype.
+    graph: (prompt, workflow) for the metadata, see `graph_of`. The part of the schedule that it was trained on is what
+    the LoRA itself says, else what the run says. Raises `InputError` for an unknown format or dtype.
     """
     check_choice("dtype", dtype, list(DTYPES))
     tensors = {
         key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
         for key, tensor in to_format(lora, key_format, run.info.names if run else {}).items()
     }
-    return tensors, metadata(lora, run, title, *graph)
+    part = range_in(lora.meta) if isinstance(lora, NamedLora) else run.info.part if run else WHOLE
+    return tensors, metadata(lora, run, title, *graph) | part.metadata()
 
 
 def save_on_the_way(folder: Path, step: int, lora: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)) -> None:

@@ -46,6 +46,7 @@ def metadata(
             "bespoke.template": run.info.settings.get("template"),
             "bespoke.held_out": _curve(run) if run.held_out else None,
             "bespoke.settings": json.dumps(run.info.settings),
+            **run.info.part.metadata(),
         }
     for key, value in (("prompt", prompt), ("workflow", workflow)):
         if value is not None:

@@ -103,7 +103,7 @@ def trainer_inputs() -> list[io.Input]:
             "What the sample images show; {word} is the new word. Empty shows 'a photo of {word}'.",
             **ADVANCED,
         ),
-        *advanced(("save_every", "keep", "resume", "score_pictures")),
+        *advanced(("save_every", "keep", "resume", "score_pictures", "min_timestep", "max_timestep")),
     ]
 
 

@@ -33,6 +33,7 @@ from ..bridge.runs.report import (
     describe_unread,
 )
 from ..bridge.runs.samples import as_conditioning
+from ..bridge.schedule_part import describe_part, trained_range
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_wire
 from ..bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
@@ -52,6 +53,7 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     model, clip, vae = models.model, models.clip, models.vae
     check_wire(model, clip)
     check_trainable(model.model)
+    trained_range(model, request.train)
     if request.template == "captions":
         check_captions(images.items)
     clip_encoders(clip)
@@ -180,6 +182,7 @@ class TextualInversionTechnique:
         ]
         lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run)
+        lines += describe_part(self._models.model, run, "A prompt is read at every step: the word acts at all of them.")
         lines += describe_unread(self._dataset.unread)
         for key, vectors in learned.items():
             tokenizer, table = self.encoders[key][0], self.vocabularies[key]

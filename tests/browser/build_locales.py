@@ -147,6 +147,7 @@ INPUTS = {
     "end_percent": ("结束比例", "終了割合", "fin (part)", "fin (parte)"),
     "keyframes": ("关键帧", "キーフレーム", "images clés", "fotogramas clave"),
     "partial": ("部分应用", "一部でも適用", "partiel", "parcial"),
+    "use_range": ("仅用于训练区间", "学習範囲でのみ使う", "plage entraînée seule", "solo tramo entrenado"),
     "mode": ("方式", "方式", "mode", "modo"),
     "prompts": ("提示词（每行一个）", "プロンプト（一行に一つ）", "prompts (un par ligne)", "prompts (uno por línea)"),
     "loras": ("LoRA 列表", "LoRA の一覧", "liste de LoRA", "lista de LoRA"),
@@ -201,6 +202,8 @@ INPUTS = {
     "overwrite": ("覆盖", "上書き", "remplacer", "sobrescribir"),
     "format": ("格式", "形式", "format", "formato"),
     "score_pictures": ("逐图评分", "画像ごとの評価", "évaluer les images", "evaluar las imágenes"),
+    "min_timestep": ("最小时间步", "最小タイムステップ", "pas de temps minimal", "paso de tiempo mínimo"),
+    "max_timestep": ("最大时间步", "最大タイムステップ", "pas de temps maximal", "paso de tiempo máximo"),
     "labels": ("标签", "ラベル", "étiquettes", "etiquetas"),
 }
 

@@ -16,15 +16,16 @@ from test_round_trip import INSIDE, ROOT_NODES, VALUES
 FILES = Path(__file__).parent / "moved_values"
 RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
 # Widgets that came after the last one of version 0.1, at their defaults.
-LATER_LORA = {"adapter": "LoRA", "lokr_factor": -1, "rslora": False, "score_pictures": "auto"}
+LATER_TRAINING = {"score_pictures": "auto", "min_timestep": 0.0, "max_timestep": 1.0}
+LATER_LORA = {"adapter": "LoRA", "lokr_factor": -1, "rslora": False, **LATER_TRAINING}
 LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},
     "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
-    "BespokeInjectLora": {"partial": False},
+    "BespokeInjectLora": {"partial": False, "use_range": True},
     "BespokeTrainLora": LATER_LORA,
     "BespokeExportLoraJob": LATER_LORA,
-    "BespokeTrainTextualInversion": {"score_pictures": "auto"},
-    "BespokeExportTextualInversionJob": {"score_pictures": "auto"},
+    "BespokeTrainTextualInversion": LATER_TRAINING,
+    "BespokeExportTextualInversionJob": LATER_TRAINING,
 }
 RIGHT_NOW = {kind: values | LATER.get(kind, {}) for kind, values in RIGHT}
 MOVED = {

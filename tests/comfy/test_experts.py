@@ -50,6 +50,14 @@ def test_the_expert_is_told_by_the_name(monkeypatch, name, expected):
         assert f"Wan 2.2's {expert} expert" in levels.note
 
 
+def test_the_experts_of_image_to_video_change_at_another_level(monkeypatch):
+    """`boundary` of wan_i2v_A14B.py is 0.900. They read 36 channels and predict 16."""
+    monkeypatch.setattr(wan, "fits", lambda model: True)
+    model = SimpleNamespace(dim=5120, in_dim=36, out_dim=16)
+    high, low = (noise_range(model, PurePosixPath(f"wan2.2_i2v_{name}_noise.safetensors")) for name in ("high", "low"))
+    assert (high.low, high.high, low.low, low.high) == (0.9, 1.0, 0.0, 0.9)
+
+
 def test_a_name_that_does_not_tell_is_said(monkeypatch):
     """Of the 14B models only: 5B and 1.3B have no experts, and a name with 2.1 tells."""
     large, small = wan_of_width(monkeypatch), wan_of_width(monkeypatch, 3072)

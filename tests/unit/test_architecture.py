@@ -220,7 +220,10 @@ ROOMS_THAT_IMPORT = {
     ("textual_inversion", "images"): TRAINERS_TAKE_IMAGES,
 }
 LORA_ROOMS = {"training", "injection", "composition", "inspection"}
-LORA_ROOMS_THAT_IMPORT = {("injection", "inspection"): "the report of a load begins with the file's description"}
+LORA_ROOMS_THAT_IMPORT = {
+    ("injection", "inspection"): "the report of a load begins with the file's description",
+    ("training", "injection"): "the model that is handed on has a LoRA of a part of the schedule on that part alone",
+}
 
 
 def imports_of(path: str, text: str) -> Iterator[str]:

@@ -42,6 +42,7 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
         if not layers:
             raise InputError("the targets name no layer of this model; choose another set of targets")
         self.kind, self.rates = kind, dict(rates or {})
+        self.enabled = True  # while it is False, the layers' outputs stay as they are within `attached()` too
         self._layers = dict(layers)  # in a dict, so that they are no submodules
         for name, layer in self._layers.items():
             # Not by `add_module`, which refuses names with dots. They make the keys `<layer>.<part>`.
@@ -66,12 +67,18 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
     @contextmanager
     def attached(self) -> Generator[None, None, None]:
         """Within the block every target layer's output goes through its adapter."""
-        hooks = [self._layers[name].register_forward_hook(_hook(adapter)) for name, adapter in self.items()]
+        hooks = [self._layers[name].register_forward_hook(self._hook(adapter)) for name, adapter in self.items()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _hook(self, adapter: Adapter) -> Hook:
+        def apply(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return adapter(inputs[0], output) if self.enabled else output
+
+        return apply
 
     def parameter_groups(self, learning_rate: float) -> list[Group]:
         """The optimiser's groups: the parameters of one name, of all layers with one learning rate, make one group.
@@ -117,10 +124,3 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
                 f"{others[0]}, and they would be lost; choose the targets it was trained with, and train_text_encoder "
                 "if it has text layers"
             )
-
-
-def _hook(adapter: Adapter) -> Hook:
-    def apply(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return adapter(inputs[0], output)
-
-    return apply

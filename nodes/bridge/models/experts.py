@@ -2,8 +2,9 @@
 
 Wan 2.2's 14B model is two networks of one shape, which is also that of Wan 2.1's: the high-noise expert denoises while
 the noise level is at least a boundary, then the low-noise expert takes over. Their weights do not say which one they
-are; their files' names do. The boundary is that of the official configuration `wan_t2v_A14B.py`, 0.875 of the noise
-levels after the shift. (Image to video has 0.9; those models cannot be trained here, see `wan.untrainable_reason`.)
+are; their files' names do. The boundary is that of the official configurations, of the noise levels after the shift:
+`boundary` is 0.875 in `wan_t2v_A14B.py` and 0.900 in `wan_i2v_A14B.py`. Models of image to video cannot be trained here
+(see `wan.untrainable_reason`), but LoRAs of other programs are injected into them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+from ....training.timestep_range import TimestepRange
 from . import wan
 
 BOUNDARY = 0.875  # of Wan 2.2 T2V A14B
+BOUNDARY_OF_PICTURES = 0.9  # of Wan 2.2 I2V A14B
 LARGE_WIDTH = 5120  # of the 14B models
 _NOISE = re.compile(r"(?<![a-z])(high|low)[-_. ]?noise(?![a-z])")
 _WORD = re.compile(r"(?<![a-z])(high|low)(?![a-z])")
@@ -23,19 +26,15 @@ _VERSION = re.compile(r"wan[-_. ]?2[-_. ]?2(?!\d)")
 
 
 @dataclass(frozen=True)
-class NoiseRange:
+class NoiseRange(TimestepRange):
     """The noise levels that a model is trained on: those of `low` <= sigma < `high`, and the highest where `high` is 1.
 
     note: for the report, which expert it is and how that was told, or that it could not be told; "" for most models.
+    expert: "high-noise" or "low-noise"; "" for most models.
     """
 
-    low: float = 0.0
-    high: float = 1.0
     note: str = ""
-
-    @property
-    def is_whole(self) -> bool:
-        return self.low <= 0 and self.high >= 1
+    expert: str = ""
 
 
 def noise_range(diffusion_model: Any, path: PurePath | None) -> NoiseRange:
@@ -44,10 +43,11 @@ def noise_range(diffusion_model: Any, path: PurePath | None) -> NoiseRange:
         return NoiseRange()
     expert = _expert(path)
     name = path.name if path is not None else ""
+    boundary = BOUNDARY_OF_PICTURES if wan.continues_pictures(diffusion_model) else BOUNDARY
     if expert == "high":
-        return NoiseRange(BOUNDARY, 1.0, _found("high-noise", name, f"from {BOUNDARY:g} up"))
+        return NoiseRange(boundary, 1.0, _found("high-noise", name, f"from {boundary:g} up"), "high-noise")
     if expert == "low":
-        return NoiseRange(0.0, BOUNDARY, _found("low-noise", name, f"below {BOUNDARY:g}"))
+        return NoiseRange(0.0, boundary, _found("low-noise", name, f"below {boundary:g}"), "low-noise")
     version = _VERSION.search(name.lower())
     if diffusion_model.dim >= LARGE_WIDTH and (version or not name or "2.1" not in name.replace("_", ".")):
         return NoiseRange(

@@ -32,6 +32,11 @@ def fits(diffusion_model: nn.Module) -> bool:
     return type(diffusion_model) is WanModel
 
 
+def continues_pictures(diffusion_model: Any) -> bool:
+    """Whether a model is one of image to video: it reads more channels than it predicts."""
+    return getattr(diffusion_model, "in_dim", 0) != getattr(diffusion_model, "out_dim", 0)
+
+
 def blocks(diffusion_model: Any) -> Iterator[nn.Module]:
     """The blocks for gradient checkpointing."""
     yield from diffusion_model.blocks

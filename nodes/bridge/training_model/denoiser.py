@@ -18,6 +18,7 @@ from torch import Tensor
 from ....training.errors import InputError
 from ....training.objective import EDM_DATA, Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
+from ..noise_level import noise_level
 from ..wire.compatibility import Compatibility, check_compatibility, compatibility_of
 from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .backward_pass import prepared_for_backward
@@ -104,20 +105,21 @@ class ComfyDenoiser:
         return self._sigmas[index]
 
     def timesteps_between(self, low: float, high: float) -> tuple[float, float]:
-        """(from, to) in 0..1: the timesteps t whose noise levels are `low` <= sigma < `high`, or <= 1 where that is 1.
+        """(from, to) in 0..1: the places t of the schedule with `low` <= level < `high`, or <= 1 where `high` is 1.
 
-        Raises `InputError` where there are none.
+        low, high: levels as `noise_level` gives them. Raises `InputError` where there are none.
         """
-        sigmas = self._sigmas.cpu()
-        edges = torch.searchsorted(sigmas, torch.tensor([low, high], dtype=sigmas.dtype)).tolist()
+        levels = noise_level(self.base.model_sampling, self._sigmas)  # [T], rising
+        edges = torch.searchsorted(levels, torch.tensor([low, high], dtype=levels.dtype)).tolist()
         first = edges[0]
-        last = len(sigmas) if high >= 1 else edges[1]
+        last = len(levels) if high >= 1 else edges[1]
         if first >= last:
             raise InputError(
-                f"the model's noise levels go from {sigmas[0]:g} to {sigmas[-1]:g}, and it is trained on those from "
-                f"{low:g} to {high:g} only; take the node away that changes its sampling"
+                f"the model's timesteps go from {levels[0]:g} to {levels[-1]:g} of 1, and it is trained on those from "
+                f"{low:g} to {high:g} only; widen min_timestep to max_timestep, or take the node away that changes its "
+                "sampling"
             )
-        return first / len(sigmas), last / len(sigmas)
+        return first / len(levels), last / len(levels)
 
     def add_noise(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         """`latent` [B, C, ...] with `noise` of the same shape, at the noise levels `sigma` [B].

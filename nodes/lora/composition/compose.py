@@ -17,6 +17,7 @@ from ....training.layer_names.blocks import place
 from ....training.layer_names.dialects import flat_name
 from ....training.layer_names.parts import ALPHA, DIFF, DIFF_BIAS, DOWN, NORM_BIAS, NORM_WEIGHT, UP, adapts, layers_of
 from ....training.layer_names.spelling import common_name
+from ....training.timestep_range import common_range, range_in
 from ...bridge.models.names import unet_names
 from ..fit import check_same_shape
 from ..kinds import factors
@@ -171,4 +172,6 @@ def _meta(loras: Sequence[NamedLora]) -> dict[str, str]:
         if len(values) == 1 and "" not in values:
             meta[key] = values.pop()
     words = dict.fromkeys(w for lora in loras if (w := trigger_words(lora.meta)))
+    part = common_range(range_in(lora.meta) for lora in loras)
+    meta |= part.metadata() if part else {}
     return meta | ({"modelspec.trigger_phrase": ", ".join(words)} if words else {})

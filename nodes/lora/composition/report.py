@@ -9,6 +9,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from ....training.timestep_range import common_range, range_in
 from ..bases import base_of_file
 from ..named_lora import NamedLora
 from .overlap import Overlap
@@ -44,7 +45,7 @@ def report(
     ]
     lines += _rank_lines(reduction)
     lines.append(sentence(overlap, names))
-    lines += _bases(loras)
+    lines += _bases(loras) + _parts(loras, names)
     return "\n".join(lines)
 
 
@@ -93,6 +94,20 @@ def _bases(loras: Sequence[NamedLora]) -> list[str]:
         return []
     each = ", ".join(f"{name}: {base}" for name, base in bases.items())
     return [f"They were made for different bases ({each}): most likely they do not belong together."]
+
+
+def _parts(loras: Sequence[NamedLora], names: Sequence[str]) -> list[str]:
+    """A line on the parts of the schedule that the LoRAs were trained on; none where all have the whole of it."""
+    parts = [range_in(lora.meta) for lora in loras]
+    common = common_range(parts)
+    if common is not None:
+        whole = common.is_whole
+        return [] if whole else [f"All were trained on the timesteps {common} alone (of 1), and so is their sum."]
+    each = ", ".join(f"{name}: {part}" for name, part in zip(names, parts, strict=True))
+    return [
+        f"They were trained on different parts of the schedule ({each}, of 1), so the sum acts at every step, each of "
+        "them outside of its part too. Inject them by nodes of their own, one after the other, to keep the parts."
+    ]
 
 
 def sentence(overlap: Overlap, names: Sequence[str]) -> str:

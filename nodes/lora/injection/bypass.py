@@ -26,6 +26,7 @@ from comfy.patcher_extension import PatcherInjection
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...bridge.noise_level import sigma_of_timestep
 from ..base_adapters import BaseAdapter, in_order
 from ..patch import Patch
 from .timing import Timing
@@ -156,7 +157,7 @@ def _update_share(timing: Timing, share: Share, base, _module, args: tuple, kwar
     sampling = base().model_sampling
     sigmas = (kwargs.get("transformer_options") or {}).get("sigmas")
     if sigmas is None:  # called outside of ComfyUI's sampling: take the sigma of the timestep
-        sigmas = sampling.sigma(args[1] if len(args) > 1 else kwargs["timesteps"])
+        sigmas = sigma_of_timestep(sampling, args[1] if len(args) > 1 else kwargs["timesteps"])
     share.now = timing.strength(float(sigmas.flatten()[0]), sampling)
 
 

@@ -167,6 +167,7 @@ def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int,
         raise InputError(
             f"{merged[0][1].layer} changes the weight itself and cannot come and go between steps; "
             "set start_percent to 0, end_percent to 1 and leave keyframes empty"
+            + ("" if timing.part.is_whole else ", and switch use_range off")
         )
     _merge(clone, merged)
     if at_call:

@@ -12,6 +12,7 @@ from ...bridge.files.listing import stamp_of_choice
 from ..file_input import lora_choices, name_input, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
 from .inject import MODES, STRENGTH, Request, inject
+from .part import limited_to_part
 from .scope import Scope, parse_blocks
 from .timing import Timing, parse_keyframes
 
@@ -183,6 +184,16 @@ class InjectLora(io.ComfyNode):
                     **advanced,
                 ),
                 name_input(),
+                io.Boolean.Input(
+                    "use_range",
+                    default=True,
+                    tooltip=(
+                        "A LoRA that was trained on a part of the schedule acts on that part alone, as its file says, "
+                        "where start_percent is 0 and end_percent 1. Off lets it act at every step. Other files do not "
+                        "change."
+                    ),
+                    **advanced,
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA."),
@@ -225,10 +236,13 @@ class InjectLora(io.ComfyNode):
         mode=MODES[0],
         partial=False,
         name=None,
+        use_range=True,
     ) -> io.NodeOutput:
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
-        request = Request(strength_model, strength_clip, scope, timing, mode, partial)
         named_lora = wired_or_chosen(lora_name, lora, name)
+        timing, lines = limited_to_part(timing, model, named_lora, use_range)
+        request = Request(strength_model, strength_clip, scope, timing, mode, partial)
         new_model, new_clip, report = inject(model, clip, named_lora, request)
-        return io.NodeOutput(new_model, new_clip, f"{describe(named_lora)}\n{report}", trigger_words(named_lora.meta))
+        report = "\n".join([describe(named_lora), *lines, report])
+        return io.NodeOutput(new_model, new_clip, report, trigger_words(named_lora.meta))

@@ -9,6 +9,7 @@ from ....training.formats import trigger_words
 from ....training.layer_names.blocks import block_order, file_block, kind_of
 from ....training.layer_names.parts import ALPHA, adapts, layers_of
 from ....training.layer_names.spelling import common_name, is_text_encoder, program_names
+from ....training.timestep_range import range_in
 from ...bridge.models.names import unet_names
 from .. import kinds
 from ..bases import base_of_file
@@ -36,6 +37,9 @@ def describe(lora: NamedLora) -> str:
     ]
     if lora.meta.get("ss_sd_model_name"):
         lines.append(f"Trained on {lora.meta['ss_sd_model_name']}.")
+    part = range_in(lora.meta)
+    if not part.is_whole:
+        lines.append(f"Trained on a part of the schedule alone: timesteps {part} of 1 (0 is clean, 1 is noise).")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from ....training.adapters import ADAPTERS
 from ....training.errors import InputError
 from ....training.formats import DTYPES, KEY_FORMATS
 from ....training.layer_names.parts import layer_and_part
+from ....training.record import Run as RunRecord
 from ...bridge.errors import name_node_in_errors
 from ...bridge.files import writing as storage
 from ...bridge.models import TARGETS
@@ -26,7 +27,11 @@ from ...bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget,
 from ...bridge.types import Images, Run, graph_of, pictures_input
 from ...images.wired import training_set
 from ..files import as_file, as_named_lora, save_on_the_way
+from ..injection.inject import Request, inject
+from ..injection.part import limited_to_part
+from ..injection.timing import Timing
 from ..match import match
+from ..named_lora import NamedLora
 from .request import LoraData, LoraRequest
 from .technique import LoraTechnique, encode_dataset
 
@@ -146,6 +151,7 @@ def trainer_inputs() -> list[io.Input]:
         ),
         *_adapter_widgets(),
         *advanced(("score_pictures",)),
+        *advanced(("min_timestep", "max_timestep")),
     ]
 
 
@@ -267,6 +273,7 @@ class TrainLora(io.ComfyNode):
         context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
         learned, run = result.learned, result.run
+        learned = _naming_its_part(learned, run)
         patched, patched_clip = _with_adapters(model, clip if train_text_encoder else None, learned, request.adapter)
         return io.NodeOutput(
             patched,
@@ -279,11 +286,22 @@ class TrainLora(io.ComfyNode):
         )
 
 
+def _naming_its_part(learned: dict[str, Tensor], run: RunRecord) -> dict[str, Tensor]:
+    """What was learned, with the part of the schedule that it was trained on, for the nodes that it is wired into."""
+    return NamedLora(learned, run.id, run.info.part.metadata()) if run.info.timestep_range else learned
+
+
 def _with_adapters(model, clip, learned: Mapping[str, Tensor], kind: str) -> tuple[Any, Any]:
     """Clones of the models with what was learned at strength 1; None for a text encoder that is not given.
 
-    ComfyUI's own DoRA is normalised otherwise than the one that is trained (PEFT's and LyCORIS').
+    What was trained on a part of the schedule acts on that part, as through Inject LoRA. ComfyUI's own DoRA is
+    normalised otherwise than the one that is trained (PEFT's and LyCORIS').
     """
+    if isinstance(learned, NamedLora):
+        timing, _ = limited_to_part(Timing(), model, learned)
+        if not timing.always:
+            patched, patched_clip, _ = inject(model, clip, learned, Request(timing=timing))
+            return patched, patched_clip
     if kind != "DoRA":
         return comfy.sd.load_lora_for_models(model, clip, learned, 1.0, 1.0)
     found = match(model, clip, as_named_lora(learned))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,13 @@ from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
 from ....training.record import Run
+from ....training.timestep_range import TimestepRange
 from ...bridge.dataset.captions import CaptionConditioning, check_fixed_captions
 from ...bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
-from ...bridge.identity import base_path
 from ...bridge.models import check_trainable, file_names, target_layers
-from ...bridge.models.experts import noise_range
+from ...bridge.noise_level import noise_level
 from ...bridge.runs.report import (
     describe_draws,
     describe_held_out,
@@ -37,6 +37,7 @@ from ...bridge.runs.report import (
     describe_unread,
 )
 from ...bridge.runs.samples import as_conditioning
+from ...bridge.schedule_part import describe_part, trained_range
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_wire
 from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
@@ -45,6 +46,11 @@ from ...bridge.training_model.text_encoder import TrainableTextEncoder, attentio
 from ...bridge.training_model.text_encoder import file_names as text_file_names
 from ..match import starting_parts
 from .request import LoraData, LoraRequest
+
+PART_USE = (
+    "The model output and Bespoke Inject LoRA use the LoRA there alone; other loaders use it at every step, so give "
+    "them the same part."
+)
 
 
 def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> EncodedDataset:
@@ -56,6 +62,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     # These are called for their errors only. `LoraTechnique.prepare` looks up the layers of the prepared model.
     check_wire(model, clip)
     check_trainable(model.model)
+    trained_range(model, request.train)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
     target_layers(model.model.diffusion_model, request.targets, request.custom_targets)
     if request.train_text_encoder:
@@ -95,6 +102,35 @@ def _check_own_weights(layers: Mapping[str, torch.nn.Module]) -> None:
             "changed at each call (an offloaded weight with a patch, or scaled fp8); choose adapter LoRA, or take the "
             "LoRA or patch off this MODEL"
         )
+
+
+@contextmanager
+def acting_in(part: TimestepRange, base: Any, adapters: AdapterSet[Adapter]) -> Iterator[None]:
+    """Within the block the adapters act at the levels of noise of `part` alone, as the LoRA does where it is used.
+
+    For sample images: training and validation call the model at these levels only.
+
+    base: ComfyUI's `BaseModel`.
+    """
+
+    def before(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        sigmas = kwargs["transformer_options"]["sigmas"]
+        adapters.enabled = part.contains(noise_level(base.model_sampling, sigmas.flatten()[:1]).item())
+
+    def after(_module: Any, _args: Any, _output: Any) -> None:
+        adapters.enabled = True  # for the text encoder, which is called before the model
+
+    model = base.diffusion_model
+    hooks = [
+        model.register_forward_pre_hook(before, with_kwargs=True),
+        model.register_forward_hook(after, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        adapters.enabled = True
+        for hook in hooks:
+            hook.remove()
 
 
 class LoraTechnique:
@@ -186,8 +222,11 @@ class LoraTechnique:
             adapters.load_state_dict(self._dataset.start)
         return adapters
 
-    def attached(self, trainable: AdapterSet[Adapter]) -> AbstractContextManager[None]:
-        return trainable.attached()
+    @contextmanager
+    def attached(self, trainable: AdapterSet[Adapter]) -> Iterator[None]:
+        part = trained_range(self._models.model, self.request.train)
+        with trainable.attached(), nullcontext() if part.is_whole else acting_in(part, self._denoiser.base, trainable):
+            yield
 
     def loss(self, batch: Batch) -> Tensor:
         denoiser, of_samples = self._denoiser, prompts_of(batch, self._dataset.pictures.items)
@@ -261,10 +300,7 @@ class LoraTechnique:
             )
         lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run)
-        model = self._models.model
-        levels = noise_range(model.model.diffusion_model, base_path(model))
-        if levels.note:
-            lines.append(levels.note)
+        lines += describe_part(self._models.model, run, PART_USE)
         if seen > 400:
             lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
         lines += describe_unread(self._dataset.unread)
