@@ -27,6 +27,7 @@ LONGEST_FIRST = (
     "tests/comfy/test_runs.py",
     "tests/comfy/test_trainer.py",
     "tests/comfy/test_memory.py",
+    "tests/comfy/test_convolutions.py",
     "tests/comfy/test_small_model.py",
     "tests/comfy/test_foreign_files.py",
     "tests/comfy/test_foreign_strengths.py",

@@ -36,6 +36,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "norm_limit": (0.0, 100.0),
     "min_timestep": (0.0, 1.0),
     "max_timestep": (0.0, 1.0),
+    "conv_rank": (0, 1024),
+    "rank_dropout": (0.0, 0.99),
+    "module_dropout": (0.0, 0.99),
+    "max_norm": (0.0, 1000.0),
 }
 
 ADDED = ("score_pictures", "min_timestep", "max_timestep")  # fields of `TrainConfig` that version 0.1 lacks
@@ -53,11 +57,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_range(name: str, value: float) -> None:
-    """Raise `InputError` unless `value` is a number within `RANGES[name]`."""
+def check_range(name: str, value: float, where: str = "") -> None:
+    """Raise `InputError` unless `value` is a number within `RANGES[name]`. where: follows the name in the error."""
     low, high = RANGES[name]
     if (isinstance(value, float) and not math.isfinite(value)) or not low <= value <= high:
-        raise InputError(f"{name} is {value}; give a number from {_shown(low)} to {_shown(high)}")
+        raise InputError(f"{name}{where} is {value}; give a number from {_shown(low)} to {_shown(high)}")
 
 
 def _shown(limit: float) -> str:

@@ -88,7 +88,8 @@ def _diffusers_parts(
     if part == ALPHA:
         return {}
     if part == DORA_SCALE:
-        magnitude = tensor.flatten()  # [out]
+        # [out]; PEFT keeps a convolution's as [1, out, 1, 1].
+        magnitude = tensor.flatten() if tensor.ndim == 2 else tensor.transpose(0, 1)
         if isinstance(name, str):
             return {name + PEFT_MAGNITUDE: magnitude}
         return {piece + PEFT_MAGNITUDE: magnitude[first : first + rows] for piece, first, rows in name}
@@ -149,6 +150,10 @@ def metadata(
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     if run is not None:
+        settings = run.info.settings
+        if settings.get("conv_rank") and {*ranks} <= {settings["rank"], settings["conv_rank"]}:
+            # kohya has the convolutions' apart, in `ss_network_args`.
+            out |= {"ss_network_dim": settings["rank"], "ss_network_alpha": float(settings["alpha"])}
         out |= _run_metadata(run) | {"ss_network_args": _network_args(lora, run)}
     for name, value in (("prompt", prompt), ("workflow", workflow)):
         if value is not None:
@@ -166,6 +171,10 @@ def _network_args(lora: Mapping[str, Tensor], run: Run) -> str | None:
         args["factor"] = settings.get("lokr_factor")
     if settings.get("rslora"):
         args["rs_lora"] = True
+    if conv_rank := settings.get("conv_rank"):
+        share = conv_rank / settings["rank"]
+        args |= {"conv_dim": conv_rank, "conv_alpha": settings["alpha"] * (share**0.5 if "rs_lora" in args else share)}
+    args |= {name: settings.get(name) for name in ("rank_dropout", "module_dropout")}
     given = {name: str(value) for name, value in args.items() if value is not None}
     return json.dumps(given) if given else None
 
@@ -189,6 +198,7 @@ def _run_metadata(run: Run) -> dict[str, Any]:
         "ss_lr_scheduler": settings.get("lr_schedule"),
         "ss_optimizer": settings.get("optimizer"),
         "ss_seed": settings.get("seed"),
+        "ss_scale_weight_norms": settings.get("max_norm"),
         "ss_num_train_images": run.info.images,
         "ss_batch_size_per_device": settings.get("batch_size"),
         "ss_tag_frequency": json.dumps({"images": run.info.tags}),

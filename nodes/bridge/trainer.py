@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...training.adapters import AdapterSet
+from ...training.adapters.dropout import without_dropout
 from ...training.config import TrainConfig
 from ...training.data import Batch
 from ...training.images import by_picture
@@ -319,7 +320,10 @@ class _Trainer:
         """Raise `InputError` where the code of other nodes keeps the gradient from what is trained."""
         denoiser = self.denoiser
         if denoiser.compatibility.code:
-            check_gradients(partial(loss, micro), _parts(trainable), denoiser.without_code, denoiser.compatibility.code)
+            with without_dropout():
+                check_gradients(
+                    partial(loss, micro), _parts(trainable), denoiser.without_code, denoiser.compatibility.code
+                )
 
     def _validation_loss(self, fold: Fold, of_pictures: dict[Picture, float]) -> Callable[[], float] | None:
         """A function that computes the loss on the held-out pictures; None without them.
@@ -371,12 +375,14 @@ class _Trainer:
 
 def _parts(trainable: Trainable) -> list[tuple[str, list[nn.Parameter]]]:
     """The parameters of each adapter, or each parameter of another technique, by name; without optional ones."""
-    optional = set(map(id, trainable.optional_parameters))
     if isinstance(trainable, AdapterSet):
-        named = [(name, list(adapter.parameters())) for name, adapter in trainable.items()]
-    else:
-        every = [parameter for parameters, _ in trainable.parameter_groups(0.0) for parameter in parameters]
-        named = [(f"parameter {number + 1}", [parameter]) for number, parameter in enumerate(every)]
+        optional_layers = trainable.optional_layers
+        return [
+            (name, list(adapter.parameters())) for name, adapter in trainable.items() if name not in optional_layers
+        ]
+    optional = set(map(id, trainable.optional_parameters))
+    every = [parameter for parameters, _ in trainable.parameter_groups(0.0) for parameter in parameters]
+    named = [(f"parameter {number + 1}", [parameter]) for number, parameter in enumerate(every)]
     return [(name, own) for name, own in named if not any(id(each) in optional for each in own)]
 
 

@@ -17,7 +17,6 @@ from ...training.errors import InputError
 from ...training.formats import DTYPES, KEY_FORMATS
 from ...training.record import Run
 from ..bridge.dataset.encoded import EncodedDataset
-from ..bridge.models import target_layers
 from ..bridge.trainer import Models, Technique
 from ..lora import files as lora_files
 from ..lora.training.request import LoraRequest
@@ -66,7 +65,7 @@ def _check_lora_prompts(request: LoraRequest, dataset: EncodedDataset) -> None:
 
 
 def _check_lora_targets(request: LoraRequest, models: Models) -> None:
-    target_layers(models.model.model.diffusion_model, request.targets, request.custom_targets)
+    request.layers(models.model.model.diffusion_model)
 
 
 def _check_lora_result(result: Mapping[str, Any]) -> None:

@@ -230,8 +230,8 @@ def variants():
         return (stratified(seed, 0, batch) + step * 0.6180339887) % 1.0
 
     class Wider(lora.LoraAdapter):
-        def __init__(self, down, up, alpha):
-            super().__init__(down * 3.0, up, alpha)
+        def __init__(self, down, *rest):
+            super().__init__(down * 3.0, *rest)
 
     def root(*args):
         return expected(*args).sqrt()

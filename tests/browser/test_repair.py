@@ -17,7 +17,16 @@ FILES = Path(__file__).parent / "moved_values"
 RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
 # Widgets that came after the last one of version 0.1, at their defaults.
 LATER_TRAINING = {"score_pictures": "auto", "min_timestep": 0.0, "max_timestep": 1.0}
-LATER_LORA = {"adapter": "LoRA", "lokr_factor": -1, "rslora": False, **LATER_TRAINING}
+LATER_LORA = {
+    "adapter": "LoRA",
+    "lokr_factor": -1,
+    "rslora": False,
+    "conv_rank": 0,
+    "rank_dropout": 0.0,
+    "module_dropout": 0.0,
+    "max_norm": 0.0,
+    **LATER_TRAINING,
+}
 LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},
     "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},

@@ -11,7 +11,11 @@ from bespoke.training.images import ImageSet
 from helpers import sprite_set
 
 STEPS = 10
-TRAIN = dict(steps=STEPS, batch_size=2, rank=2, alpha=2.0, optimizer="SGD", learning_rate=0.2, precision="fp32", seed=7)
+TRAIN = dict(
+    steps=STEPS, batch_size=2, rank=2, alpha=2.0, optimizer="SGD", learning_rate=0.2, precision="fp32", seed=7,
+    targets="custom", custom_targets="*attn.qkv, *x_block.attn.qkv : 3 : 1.5", rank_dropout=0.2, module_dropout=0.1,
+    max_norm=0.3,
+)  # fmt: skip
 WEIGHTS, RESOLUTIONS = "2.5\n1", "64, 128"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from bespoke.training.adapters import Adapter, AdapterConfig, AdapterSet, LoraAdapter
-from bespoke.training.adapters.adapter import linear_shape
+from bespoke.training.adapters.layer_shape import layer_shape
 from bespoke.training.config import TrainConfig
 from torch import nn
 
@@ -39,7 +39,7 @@ class BiasAdapter(Adapter):
 
     @classmethod
     def for_layer(cls, name, layer, config, device):
-        return cls(linear_shape(name, layer)[0], device)
+        return cls(layer_shape(name, layer).out, device)
 
     def forward(self, x, output):
         return output + self.diff_b.to(output.device, output.dtype)

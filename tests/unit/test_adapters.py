@@ -171,8 +171,11 @@ def test_layers_without_gradient_are_allowed_where_optional():
 
 
 def test_other_layers_and_empty_targets_are_refused():
-    for layer in (nn.Conv2d(3, 4, 3), nn.LayerNorm(4)):
-        with pytest.raises(InputError, match=f"c is a {type(layer).__name__}; only linear layers"):
+    for layer in (nn.Conv1d(3, 4, 3), nn.LayerNorm(4)):
+        with pytest.raises(InputError, match=f"c is a {type(layer).__name__}; only linear layers and 2D convolutions"):
+            lora({"c": layer})
+    for layer in (nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")):
+        with pytest.raises(InputError, match=r"c is a convolution with groups.*set conv_rank to 0"):
             lora({"c": layer})
     with pytest.raises(InputError, match="no layer"):
         lora({})

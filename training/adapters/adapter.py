@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..tensors import length
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -30,7 +31,7 @@ class AdapterConfig:
 
 
 class Adapter(nn.Module, ABC):
-    """The adapter of one frozen linear layer, in float32 whatever the layer computes in.
+    """The adapter of one frozen linear layer or convolution, in float32 whatever the layer computes in.
 
     Names of parameters and buffers are the names of parts in files: `<layer>.<part>`.
     """
@@ -50,12 +51,44 @@ class Adapter(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, x: Tensor, output: Tensor) -> Tensor:
-        """The adapted output [..., out] from the frozen layer's input `x` [..., in] and its `output` [..., out]."""
+    def forward(self, x: Tensor, output: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The adapted output [..., out] from the frozen layer's input `x` [..., in] and its `output` [..., out].
+
+        Of a convolution [B, out, H', W'] from [B, in, H, W]. keep: factors [B, dropout_units] of rank dropout, or one
+        row for all samples.
+        """
+
+    @property
+    def dropout_units(self) -> int:
+        """How many units rank dropout can drop; 0 for a kind without."""
+        return 0
 
     @abstractmethod
     def delta_weight(self) -> Tensor | None:
-        """The change [out, in] of the layer's weight that has the same effect as the adapter; None is no change."""
+        """The change [out, in, *kernel] of the layer's weight that has the same effect; None is no change."""
+
+    def factors(self) -> list[nn.Parameter]:
+        """The parameters that the change of the weight is a product of, whatever the product; none for other kinds."""
+        return []
+
+    def change_norm(self) -> Tensor:
+        """The Frobenius norm of the product of `factors`, a scalar."""
+        delta = self.delta_weight()
+        assert delta is not None
+        return length(delta.flatten())
+
+    @torch.no_grad()
+    def limit_norm(self, max_norm: float) -> Tensor:
+        """Scale the factors so that their product is at most `max_norm` long; returns the ratio, a scalar.
+
+        kohya's `scale_weight_norms` (`apply_max_norm_regularization`): each of LoRA's two factors is multiplied by the
+        root of the ratio, and so for n factors by its n-th root.
+        """
+        factors = self.factors()
+        ratio = (max_norm / self.change_norm()).clamp(max=1.0)
+        for factor in factors:
+            factor.mul_(ratio ** (1 / len(factors)))
+        return ratio
 
     def delta_bias(self) -> Tensor | None:
         """The change [out] of the layer's bias that has the same effect as the adapter; None is no change."""
@@ -102,11 +135,3 @@ class Adapter(nn.Module, ABC):
 def nothing_for(kind: str, layer: str) -> str:
     """The error text for a state dict without a layer."""
     return f"the {kind} to go on from has nothing for {layer}; choose the targets it was trained with"
-
-
-def linear_shape(name: str, layer: nn.Module) -> tuple[int, int]:
-    """(out, in) features of a linear layer, quantised ones too. Raises `InputError` for other layers."""
-    weight = layer.weight
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise InputError(f"{name} is a {type(layer).__name__}; only linear layers can be targets, choose others")
-    return weight.shape[0], weight.shape[1]

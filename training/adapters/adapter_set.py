@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..optimizers import Group
 from .adapter import Adapter, AdapterConfig
+from .dropout import Dropout, current_draw, draw, in_force, is_switched_off
 
 AdapterT = TypeVar("AdapterT", bound=Adapter)
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -25,7 +26,9 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
 
     kind: see `ADAPTERS`. layers: the frozen target layers by name. rates: learning rates by the beginning of a layer's
     name, instead of the run's. optional_prefix: the beginning of the names of layers that may not contribute to the
-    output (a text encoder's last layer under clip skip) and so may get no gradient.
+    output (a text encoder's last layer under clip skip) and so may get no gradient; their rows are no samples.
+    configs: the settings of layers that have their own, by name. dropout: see `dropping`. max_norm: the longest change
+    of a layer, see `Adapter.limit_norm`; 0 is no limit.
     Raises `InputError` when there is no layer, or one that cannot be adapted.
     """
 
@@ -37,20 +40,29 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
         device: torch.device,
         rates: Mapping[str, float] | None = None,
         optional_prefix: str | None = None,
+        configs: Mapping[str, AdapterConfig] | None = None,
+        dropout: Dropout | None = None,
+        max_norm: float = 0.0,
     ):
         super().__init__()
         if not layers:
             raise InputError("the targets name no layer of this model; choose another set of targets")
         self.kind, self.rates = kind, dict(rates or {})
         self.enabled = True  # while it is False, the layers' outputs stay as they are within `attached()` too
+        self.dropout, self.max_norm = dropout or Dropout(), max_norm
+        self._ratios = list[Tensor]()  # what the last step's changes were scaled by
         self._layers = dict(layers)  # in a dict, so that they are no submodules
         for name, layer in self._layers.items():
             # Not by `add_module`, which refuses names with dots. They make the keys `<layer>.<part>`.
-            self._modules[name] = kind.for_layer(name, layer, config, device)
+            self._modules[name] = kind.for_layer(name, layer, (configs or {}).get(name, config), device)
+        self.optional_layers = frozenset(
+            name for name in self._layers if optional_prefix and name.startswith(optional_prefix)
+        )
+        # An adapter that module dropout has left out of a step has no gradient there.
         self.optional_parameters = [
             parameter
             for name, adapter in self.items()
-            if optional_prefix and name.startswith(optional_prefix)
+            if name in self.optional_layers or self.dropout.module
             for parameter in adapter.parameters()
         ]
 
@@ -67,16 +79,21 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
     @contextmanager
     def attached(self) -> Generator[None, None, None]:
         """Within the block every target layer's output goes through its adapter."""
-        hooks = [self._layers[name].register_forward_hook(self._hook(adapter)) for name, adapter in self.items()]
+        hooks = [self._layers[name].register_forward_hook(self._hook(name, adapter)) for name, adapter in self.items()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _hook(self, adapter: Adapter) -> Hook:
+    def _hook(self, name: str, adapter: Adapter) -> Hook:
         def apply(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return adapter(inputs[0], output) if self.enabled else output
+            if not self.enabled:
+                return output
+            found = current_draw()
+            if found is None:
+                return adapter(inputs[0], output)
+            return output if name in found.dropped else adapter(inputs[0], output, found.of_layer(name, inputs[0]))
 
         return apply
 
@@ -96,8 +113,22 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
             groups += [([own[part] for own in named if part in own], rate * times) for part, times in multiples.items()]
         return groups
 
+    def dropping(self, seed: int | str, micro: int, positions: Sequence[int]) -> AbstractContextManager[None]:
+        """A context in which the adapters drop ranks and layers, by `dropout.draw` of these samples of a batch."""
+        if not self.dropout.is_on or is_switched_off():
+            return nullcontext()
+        units = {name: adapter.dropout_units for name, adapter in self.items()}
+        return in_force(draw(self.dropout, units, self.optional_layers, seed, micro, positions))
+
     def after_step(self) -> None:
-        """Adapters have no constraint to restore after a step."""
+        """Scale down each layer's change that is longer than `max_norm`."""
+        if self.max_norm:
+            self._ratios = [adapter.limit_norm(self.max_norm) for adapter in self]
+
+    @property
+    def limited(self) -> int:
+        """How many layers' changes the last step has scaled down."""
+        return sum(float(ratio) < 1 for ratio in self._ratios)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take over the state of another training of the same kind; see `Adapter.convert_state`.

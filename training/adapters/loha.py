@@ -1,6 +1,7 @@
 """Hadamard-product adapters (FedPara: Hyeon-Woo et al. 2022, arXiv 2108.06098, proposition 2; LyCORIS' LoHa).
 
 dW = (alpha / rank) (W1a W1b) * (W2a W2b), element by element: of rank up to rank^2 with the numbers of two LoRAs.
+Of a convolution the product is of the weight as a matrix [out, in * kernel], LyCORIS' form without a Tucker core.
 """
 
 from __future__ import annotations
@@ -11,49 +12,54 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from ..randomness import generator
-from .adapter import Adapter, AdapterConfig, linear_shape
+from .adapter import Adapter, AdapterConfig
+from .layer_shape import LayerShape, layer_shape
 
 
 class LohaAdapter(Adapter):
-    """Four factors: w1_a, w2_a [out, rank] and w1_b, w2_b [rank, in], with the names that LyCORIS' files have."""
+    """Four factors: w1_a, w2_a [out, rank] and w1_b, w2_b [rank, in * kernel], with the names of LyCORIS' files."""
 
     KIND = "LoHa"
     ZERO_PARTS: ClassVar[tuple[str, ...]] = ("hada_w2_a",)
 
-    def __init__(self, factors: tuple[Tensor, Tensor, Tensor, Tensor], alpha: float):
+    def __init__(self, factors: tuple[Tensor, Tensor, Tensor, Tensor], alpha: float, shape: LayerShape):
         super().__init__()
         self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b = map(nn.Parameter, factors)
         self.register_buffer("alpha", torch.tensor(float(alpha)))
-        self.scale = alpha / factors[1].shape[0]
+        self.scale, self.shape = alpha / factors[1].shape[0], shape
 
     @classmethod
     def for_layer(cls, name: str, layer: nn.Module, config: AdapterConfig, device: torch.device) -> LohaAdapter:
         """LyCORIS' initial values: w1_a normal with 0.1, w1_b and w2_b with 1, w2_a zero."""
-        out_features, in_features = linear_shape(name, layer)
-        rank = config.rank
+        layout, rank = layer_shape(name, layer), config.rank
 
         def normal(part: str, *shape: int) -> Tensor:
             return torch.randn(shape, generator=generator(config.seed, part, name)).to(device)
 
         return cls(
             (
-                normal("hada_w1_a", out_features, rank) * 0.1,
-                normal("hada_w1_b", rank, in_features),
-                torch.zeros(out_features, rank, device=device),
-                normal("hada_w2_b", rank, in_features),
+                normal("hada_w1_a", layout.out, rank) * 0.1,
+                normal("hada_w1_b", rank, layout.columns),
+                torch.zeros(layout.out, rank, device=device),
+                normal("hada_w2_b", rank, layout.columns),
             ),
             config.alpha,
+            layout,
         )
 
-    def forward(self, x: Tensor, output: Tensor) -> Tensor:
+    @property
+    def dropout_units(self) -> int:
+        """The layer's outputs: LyCORIS' rank dropout of a LoHa drops rows of dW."""
+        return self.shape.out
+
+    def forward(self, x: Tensor, output: Tensor, keep: Tensor | None = None) -> Tensor:
         factors = (self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b)
         moved = [factor.to(x.device, output.dtype) for factor in factors]
-        apply = cast("Callable[..., Tensor]", _HadamardLinear.apply)  # pyright: ignore[reportUnknownMemberType]
-        change = apply(x.to(output.dtype), *moved)
-        return torch.add(output, change, alpha=self.scale)
+        apply = cast("Callable[..., Tensor]", _Hadamard.apply)  # pyright: ignore[reportUnknownMemberType]
+        change = apply(x.to(output.dtype), self.shape, *moved)
+        return torch.add(output, self.shape.times(change, keep), alpha=self.scale)
 
     def convert_state(self, layer: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `Adapter.convert_state`. For another alpha w2_a is scaled, so that the effect is the same."""
@@ -61,25 +67,33 @@ class LohaAdapter(Adapter):
         return self._in_own_scale(super().convert_state(layer, {"alpha": torch.tensor(float(rank)), **state}), rank)
 
     def delta_weight(self) -> Tensor:
-        return self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
+        change = self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
+        return change.view(self.shape.weight)
+
+    def factors(self) -> list[nn.Parameter]:
+        return [self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b]
 
 
-class _HadamardLinear(torch.autograd.Function):
-    """x ((W1a W1b) * (W2a W2b))^T. The backward pass makes the products again: kept, they would be two more copies of
-    every target layer's weight.
+class _Hadamard(torch.autograd.Function):
+    """The layer with the weight (W1a W1b) * (W2a W2b). The backward pass makes the products again: kept, they would be
+    two more copies of every target layer's weight.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, shape: LayerShape, w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(x, w1_a, w1_b, w2_a, w2_b)
-        return functional.linear(x, (w1_a @ w1_b) * (w2_a @ w2_b))
+        ctx.shape = shape
+        return shape.apply(x, (w1_a @ w1_b) * (w2_a @ w2_b))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        shape: LayerShape = ctx.shape
         x, w1_a, w1_b, w2_a, w2_b = ctx.saved_tensors
         first, second = w1_a @ w1_b, w2_a @ w2_b
-        to_x = grad @ (first * second) if ctx.needs_input_grad[0] else None
-        to_weight = grad.flatten(0, -2).t() @ x.flatten(0, -2)  # [out, in]
+        to_x = shape.input_gradient(grad, first * second, x.shape) if ctx.needs_input_grad[0] else None
+        to_weight = shape.weight_gradient(grad, x)  # [out, in * kernel]
         to_first, to_second = to_weight * second, to_weight * first
-        return to_x, to_first @ w1_b.t(), w1_a.t() @ to_first, to_second @ w2_b.t(), w2_a.t() @ to_second
+        return to_x, None, to_first @ w1_b.t(), w1_a.t() @ to_first, to_second @ w2_b.t(), w2_a.t() @ to_second

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from ....training.errors import InputError
 from ....training.layer_names.dialects import Place, places
-from ....training.layer_names.glob import check_pattern, glob_matches
+from ....training.layer_names.glob import glob_matches
 from . import flux, lumina, qwen, sd3, unet, wan
+from .custom import custom_targets
 from .discovery import discover, discovered_family, discovery_latent, was_observed, why_not_discovered
 from .exceptions import exceptions_of
 from .family import Family
-from .layers import is_linear
+from .layers import is_convolution, is_linear
 from .refused import reason_against
 
-TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom")
+TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom", *unet.BLOCK_PATTERNS)
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
 
 
@@ -128,39 +129,69 @@ def architecture(base) -> str:
     return family.architecture(base) if family else ""
 
 
-def target_layers(diffusion_model: nn.Module, targets: str, custom: str = "") -> dict[str, nn.Module]:
-    """{layer name: linear layer} of the layers that get an adapter, without layers whose output is not used.
+def target_layers(
+    diffusion_model: nn.Module, targets: str, custom: str = "", convolutions: bool = False
+) -> dict[str, nn.Module]:
+    """{layer name: layer} of the layers that get an adapter, without layers whose output is not used.
 
-    targets: one of `TARGETS`. custom: comma-separated patterns with `*`, matched against whole layer names, for
-    `targets == "custom"`. Raises `InputError` where the layers of a target by name are not known,
-    and where no layer matches.
+    targets: one of `TARGETS`. custom: the lines of `custom.custom_targets`, matched against whole layer names, for
+    `targets == "custom"`. convolutions: also those that kohya's `conv_dim` adapts in a U-Net: all layers of the
+    residual blocks, the down- and upsamplers, and the layers around each transformer; for "custom" the patterns are
+    matched with convolutions too. Raises `InputError` where the layers of a target by name are not known, where a
+    network has no such convolutions or blocks, and where no layer matches.
     """
     family = family_of(diffusion_model)
     unused = set(family.unused_layers(diffusion_model)) if family else set()
-    linear = {name: layer for name, layer in diffusion_model.named_modules() if is_linear(layer) and name not in unused}
     if targets not in TARGETS:
         raise InputError(f"targets is {targets!r}; choose one of {', '.join(TARGETS)}")
+    if convolutions:
+        _check_convolutions(diffusion_model, family, targets)
+    candidates = {
+        name: layer
+        for name, layer in diffusion_model.named_modules()
+        if name not in unused and (is_linear(layer) or (convolutions and is_convolution(layer)))
+    }
     if targets == "custom":
-        patterns = _custom_patterns(custom)
-        found = {name: layer for name, layer in linear.items() if any(glob_matches(one, name) for one in patterns)}
-    elif family is not None:
-        pattern = family.patterns[targets]
-        found = {name: layer for name, layer in linear.items() if re.fullmatch(pattern, name)}
+        patterns = [line.pattern for line in custom_targets(custom)]
+        found = {name: layer for name, layer in candidates.items() if any(glob_matches(one, name) for one in patterns)}
     else:
-        raise InputError(
-            f"the layers of a {type(diffusion_model).__name__} are not known by name here"
-            f"{why_not_discovered(diffusion_model)}; set targets to 'custom' and name them, for example '*attn.qkv'"
-        )
+        pattern = _pattern_of(diffusion_model, family, targets)
+        if convolutions and family is not None:
+            pattern = f"{pattern}|{family.convolutions}"
+        found = {name: layer for name, layer in candidates.items() if re.fullmatch(pattern, name)}
     if not found:
-        some = ", ".join(list(linear)[:: max(1, len(linear) // 4)][:4])
+        some = ", ".join(list(candidates)[:: max(1, len(candidates) // 4)][:4])
         raise InputError(f"no linear layer matches {custom or targets!r}; this model's layers are named like {some}")
     return found
 
 
-def _custom_patterns(custom: str) -> list[str]:
-    """Comma-separated patterns with `*`. Raises `InputError` where there are none."""
-    check_pattern("custom_targets", custom)
-    parts = [part.strip() for part in custom.split(",") if part.strip()]
-    if not parts:
-        raise InputError("targets is 'custom' and custom_targets is empty; write patterns such as '*attn2.to_k'")
-    return parts
+def _check_convolutions(diffusion_model: nn.Module, family: Family | None, targets: str) -> None:
+    if family is None or not family.convolutions:
+        raise InputError(
+            f"conv_rank is for the convolutions of U-Nets (SD1.5, SD2, SDXL), and a {type(diffusion_model).__name__} "
+            "has none that are trained; set conv_rank to 0"
+        )
+    if targets in unet.BLOCK_PATTERNS:
+        raise InputError(
+            f"targets is {targets!r}, of which the attention layers alone are trained, and conv_rank adds convolutions "
+            "of the whole U-Net; set conv_rank to 0, or choose other targets"
+        )
+
+
+def _pattern_of(diffusion_model: nn.Module, family: Family | None, targets: str) -> str:
+    """The regular expression over layer names of a target by name. Raises `InputError` where it is not known."""
+    if targets in unet.BLOCK_PATTERNS:
+        patterns = family.block_patterns(diffusion_model) if family is not None else {}
+        if not patterns:
+            raise InputError(
+                f"targets is {targets!r}: which blocks hold style and content is published for SDXL alone (B-LoRA, "
+                f"arXiv 2403.14572), and this network, a {type(diffusion_model).__name__}, is built otherwise; choose "
+                "'attention', or 'custom' with patterns of the blocks that you mean"
+            )
+        return patterns[targets]
+    if family is None:
+        raise InputError(
+            f"the layers of a {type(diffusion_model).__name__} are not known by name here"
+            f"{why_not_discovered(diffusion_model)}; set targets to 'custom' and name them, for example '*attn.qkv'"
+        )
+    return family.patterns[targets]

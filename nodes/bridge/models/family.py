@@ -27,7 +27,9 @@ class Family:
     `forward_pass.differentiable`. unused_layers: the names of layers whose output is not used. default_conds:
     conditioning of a training besides its prompts. is_inpainting: base -> whether it also reads a masked picture.
     untrainable_reason: base -> why it cannot be trained on pictures and prompts, or "". aliases: base -> other
-    programs' names of its layers, where they are not its own.
+    programs' names of its layers, where they are not its own. convolutions: regular expression over the names of the
+    layers that `conv_rank` adds, see `target_layers`; "" where there are none. block_patterns: {target: regular
+    expression} of the targets that are blocks of the network, for a network where published work names them.
     """
 
     name: str
@@ -44,3 +46,5 @@ class Family:
     is_inpainting: Callable[[Any], bool] = lambda _: False
     untrainable_reason: Callable[[Any], str] = lambda _: ""
     aliases: Callable[[Any], Aliases] = lambda _: ()
+    convolutions: str = ""
+    block_patterns: Callable[[nn.Module], Mapping[str, str]] = lambda _: {}

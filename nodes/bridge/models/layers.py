@@ -12,3 +12,8 @@ def is_linear(layer: nn.Module) -> bool:
         return True
     quantised = isinstance(layer, comfy.ops.CastWeightBiasOp) and hasattr(layer, "in_features")
     return quantised and getattr(getattr(layer, "weight", None), "ndim", 0) == 2
+
+
+def is_convolution(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution of pictures, as the U-Nets have them."""
+    return isinstance(layer, nn.Conv2d)

@@ -16,6 +16,20 @@ PATTERNS = {
     "attention": _BLOCK + r"attn[12]\.(to_q|to_k|to_v|to_out\.0)",
     "attention + feed-forward": _BLOCK + r"(attn[12]\.(to_q|to_k|to_v|to_out\.0)|ff\.net\.(0\.proj|2))",
 }
+# kohya's `conv_dim`: all of the residual blocks, of the down- and upsamplers, and the first and last layer of each
+# transformer (sd-scripts' `LoRANetwork.UNET_TARGET_REPLACE_MODULE` and `..._CONV2D_3X3`).
+CONVOLUTIONS = r".*\.(in_layers\.2|emb_layers\.1|out_layers\.3|skip_connection|op|conv|proj_in|proj_out)"
+# B-LoRA (Frenkel et al. 2024, arXiv 2403.14572): SDXL's up_blocks.0.attentions.0 (the paper's W4) learns the content
+# and up_blocks.0.attentions.1 (W5) the style; both are trained together and used apart. InstantStyle (Wang et al. 2024,
+# arXiv 2404.02733) has the same block of style. B-LoRA's code adapts their attention layers. ComfyUI calls the two
+# output_blocks.0.1 and output_blocks.1.1.
+_CONTENT, _STYLE = r"output_blocks\.0\.1", r"output_blocks\.1\.1"
+_ATTENTION = r"\.transformer_blocks\.\d+\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
+BLOCK_PATTERNS = {
+    "style blocks": _STYLE + _ATTENTION,
+    "content blocks": _CONTENT + _ATTENTION,
+    "style + content blocks": f"({_CONTENT}|{_STYLE}){_ATTENTION}",
+}
 CROSS_ATTENTION_LAYERS = "`attn2` (`to_q`, `to_k`, `to_v`, `to_out.0`) of every transformer block"
 
 
@@ -31,6 +45,20 @@ def blocks(diffusion_model: nn.Module) -> Iterator[nn.Module]:
     from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 
     return (module for module in diffusion_model.modules() if isinstance(module, (ResBlock, SpatialTransformer)))
+
+
+def block_patterns(diffusion_model: nn.Module) -> dict[str, str]:
+    """`BLOCK_PATTERNS` for a network with SDXL's blocks; {} for others, of which nothing is published.
+
+    SDXL has nine blocks on the way up, transformers in the first six and in the middle, and none at full size. Its
+    refiner and SD1.5 have twelve, SSD-1B has no transformer in the middle.
+    """
+    from comfy.ldm.modules.attention import SpatialTransformer
+
+    names = {name for name, module in diffusion_model.named_modules() if isinstance(module, SpatialTransformer)}
+    up = [f"output_blocks.{number}.1" for number in range(6)]
+    down = [f"input_blocks.{number}.1" for number in (4, 5, 7, 8)]
+    return BLOCK_PATTERNS if names == {*up, *down, "middle_block.1"} else {}
 
 
 def file_names(base) -> dict[str, dict[str, str]]:
@@ -90,4 +118,6 @@ FAMILY = Family(
     architecture,
     is_inpainting=is_inpainting,
     aliases=aliases,
+    convolutions=CONVOLUTIONS,
+    block_patterns=block_patterns,
 )

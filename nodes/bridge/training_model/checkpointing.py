@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ....training.adapters.dropout import same_draw_again
+
 
 @contextmanager
 def checkpointed(
@@ -46,7 +48,14 @@ def _forward(forward: Callable[..., Any], context: Callable[[], AbstractContextM
 
 
 def _contexts(context: Callable[[], AbstractContextManager[Any]]):
-    return nullcontext(), context()
+    # Called in the first pass: the second one drops what that has dropped.
+    return nullcontext(), _both(same_draw_again(), context())
+
+
+@contextmanager
+def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any]) -> Iterator[None]:
+    with first, second:
+        yield
 
 
 def _with_cloned_inputs(forward: Callable[..., Any], /, *args, **kwargs):

@@ -15,6 +15,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
+from ....training.adapters.dropout import part_of_batch
 from ....training.errors import InputError
 from ....training.objective import EDM_DATA, Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
@@ -138,7 +139,10 @@ class ComfyDenoiser:
         for each noise level where code on the wire may read it.
         """
         if conditioning.by_length:
-            parts = [self.denoise(noisy[rows], sigma[rows], conds) for rows, conds in conditioning.by_length]
+            parts: list[Tensor] = []
+            for rows, conds in conditioning.by_length:
+                with part_of_batch(rows):
+                    parts.append(self.denoise(noisy[rows], sigma[rows], conds))
             order = torch.tensor([row for rows, _ in conditioning.by_length for row in rows])
             return torch.cat(parts)[order.argsort().to(noisy.device)]
         with self.autocast(), self._normal():

@@ -14,6 +14,7 @@ import comfy.sampler_helpers
 import torch
 from torch import Tensor, nn
 
+from ....training.adapters.dropout import part_of_batch
 from ..dataset.conditioning import ModelConds
 from ..wire.compatibility import compatibility_of
 from .backward_check import checked_attention, checked_patches
@@ -56,7 +57,10 @@ class SamplingCall:
             rows = [[row] for row in range(len(sigma))]
         if len(rows) < 2:
             return self._call(base, noisy, sigma, conditioning)
-        parts = [self._call(base, noisy[own], sigma[own], conditioning.of(own)) for own in rows]
+        parts: list[Tensor] = []
+        for own in rows:
+            with part_of_batch(own):
+                parts.append(self._call(base, noisy[own], sigma[own], conditioning.of(own)))
         order = torch.tensor([row for own in rows for row in own])
         return torch.cat(parts)[order.argsort().to(noisy.device)]
 

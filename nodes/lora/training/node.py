@@ -56,7 +56,8 @@ def trainer_inputs() -> list[io.Input]:
             default=TARGETS[0],
             tooltip=(
                 "Which layers learn. Cross-attention (W_Q, W_K, W_V, W_out) ties words to looks and is the smallest; "
-                "attention and feed-forward learn more of the look itself and over-fit sooner."
+                "attention and feed-forward learn more of the look itself and over-fit sooner. style blocks and "
+                "content blocks are the two of SDXL that hold these (B-LoRA); train both and use one."
             ),
         ),
         widget(
@@ -90,7 +91,10 @@ def trainer_inputs() -> list[io.Input]:
         io.String.Input(
             "custom_targets",
             default="",
-            tooltip="For targets = custom: layer names with *, separated by commas, such as *attn2.to_k, *attn2.to_v.",
+            tooltip=(
+                "For targets = custom: layer names with *, separated by commas, such as *attn2.to_k, *attn2.to_v. Each "
+                "may have its own rank and alpha, *attn2.to_k : 16 : 8; the last one that fits a layer counts."
+            ),
             **ADVANCED,
         ),
         widget("validation", **ADVANCED),
@@ -151,6 +155,7 @@ def trainer_inputs() -> list[io.Input]:
         ),
         *_adapter_widgets(),
         *advanced(("score_pictures",)),
+        *_regularisation_widgets(),
         *advanced(("min_timestep", "max_timestep")),
     ]
 
@@ -186,6 +191,50 @@ def _adapter_widgets() -> list[io.Input]:
                 "The strength is alpha / root of rank instead of alpha / rank (rsLoRA), so that a high rank learns as "
                 "fast as a low one."
             ),
+            **ADVANCED,
+        ),
+    ]
+
+
+def _regularisation_widgets() -> list[io.Input]:
+    return [
+        widget(
+            "conv_rank",
+            (
+                "For U-Nets (SD1.5, SDXL): the rank of adapters on the 3x3 convolutions too (LoCon), about half of "
+                "rank; 1x1 ones get rank. Learns textures and line work better, with a larger file. 0 is off."
+            ),
+            0,
+            **ADVANCED,
+        ),
+        widget(
+            "rank_dropout",
+            (
+                "The share of ranks that count for nothing in each training picture (0.1 is usual), so that no single "
+                "one learns the pictures by heart. 0 is off."
+            ),
+            0.0,
+            step=0.05,
+            **ADVANCED,
+        ),
+        widget(
+            "module_dropout",
+            (
+                "The share of layers without their adapter in each training step (0.1 is usual), so that the layers do "
+                "not depend on each other. 0 is off."
+            ),
+            0.0,
+            step=0.05,
+            **ADVANCED,
+        ),
+        widget(
+            "max_norm",
+            (
+                "The longest change of a layer's weight, as its norm; longer ones are scaled down after each step, as "
+                "kohya's scale_weight_norms. 1 keeps an over-trained LoRA mild and easy to mix. 0 is no limit."
+            ),
+            0.0,
+            step=0.1,
             **ADVANCED,
         ),
     ]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ....training.adapters import ADAPTERS, AdapterConfig
 from ....training.config import PRECISIONS, TrainConfig, check_choice, check_range
 from ....training.errors import InputError
 from ....training.images import ImageSet
 from ...bridge.dataset.cache import digest
-from ...bridge.models import TARGETS
+from ...bridge.models import TARGETS, target_layers
+from ...bridge.models.custom import custom_targets, own_sizes
 
-ADDED = ("adapter", "lokr_factor", "rslora")  # settings that version 0.1 lacks
+# Settings that version 0.1 lacks.
+ADDED = ("adapter", "lokr_factor", "rslora", "conv_rank", "rank_dropout", "module_dropout", "max_norm")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class LoraRequest:
     targets, custom_targets: see `models.target_layers`. alpha: the adapters' output is scaled by alpha / rank, or with
     `rslora` by alpha / sqrt(rank). adapter: a kind of `ADAPTERS`. lokr_factor: see `lokr.factorization`.
     text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes `train.learning_rate`. sample_prompt:
-    empty takes the first picture's caption. Raises `InputError` for values out of range.
+    empty takes the first picture's caption. conv_rank: the rank of 3x3 convolutions; 0 adapts no convolution, see
+    `models.target_layers`. rank_dropout, module_dropout: see `adapters.dropout`. max_norm: the longest change of a
+    layer's weight, see `Adapter.limit_norm`; 0 is no limit. Raises `InputError` for values out of range.
     """
 
     train: TrainConfig
@@ -42,14 +46,27 @@ class LoraRequest:
     adapter: str = "LoRA"
     lokr_factor: int = -1
     rslora: bool = False
+    conv_rank: int = 0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    max_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("rank", "alpha", "text_encoder_lr"):
+        for name in (
+            *("rank", "alpha", "text_encoder_lr"),
+            *("conv_rank", "rank_dropout", "module_dropout", "max_norm"),
+        ):
             check_range(name, getattr(self, name))
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("adapter", self.adapter, list(ADAPTERS))
         if self.lokr_factor == 0 or self.lokr_factor < -1:
             raise InputError(f"lokr_factor is {self.lokr_factor}; give -1, or 1 or more")
+        if self.targets == "custom":
+            custom_targets(self.custom_targets)
+
+    def layers(self, network: nn.Module) -> dict[str, nn.Module]:
+        """{layer name: layer} of the diffusion model's layers that get an adapter, see `models.target_layers`."""
+        return target_layers(network, self.targets, self.custom_targets, self.conv_rank > 0)
 
     @property
     def adapter_config(self) -> AdapterConfig:
@@ -60,6 +77,25 @@ class LoraRequest:
         """
         alpha = self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
         return AdapterConfig(self.rank, alpha, self.train.seed, self.lokr_factor)
+
+    def own_configs(self, layers: Mapping[str, nn.Module]) -> dict[str, AdapterConfig]:
+        """{layer name: settings} of the layers of `layers` that have others than `adapter_config`.
+
+        3x3 convolutions have `conv_rank`, as kohya's `conv_dim`; 1x1 ones and linear layers `rank`. The alpha is such
+        that the strength is that of all other layers, as with kohya's and LyCORIS' `conv_alpha` at alpha * conv_rank /
+        rank. A line of `custom_targets` has its own rank, and its own alpha where it names one.
+        """
+        ranks = {name: self.conv_rank for name, layer in layers.items() if _has_kernel(layer)}
+        sizes: dict[str, tuple[int | None, float | None]] = {name: (rank, None) for name, rank in ranks.items()}
+        if self.targets == "custom":
+            sizes |= own_sizes(layers, self.custom_targets)
+        return {name: self._config(rank or self.rank, alpha) for name, (rank, alpha) in sizes.items()}
+
+    def _config(self, rank: int, alpha: float | None) -> AdapterConfig:
+        config = self.adapter_config
+        if alpha is None:
+            return replace(config, rank=rank, alpha=config.alpha * (rank / self.rank))
+        return replace(config, rank=rank, alpha=alpha * math.sqrt(rank) if self.rslora else alpha)
 
     def settings(self) -> dict[str, Any]:
         """{widget name: value} of all settings but `resume`, and of those that version 0.1 lacks the changed ones.
@@ -95,3 +131,8 @@ def fingerprint_of(lora: Mapping[str, Tensor] | None) -> str:
         return ""
     tensors = {key: lora[key].float().contiguous().numpy().tobytes() for key in sorted(lora)}
     return digest(*(part for item in tensors.items() for part in item))
+
+
+def _has_kernel(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution over more than one position."""
+    return isinstance(layer, nn.Conv2d) and max(layer.kernel_size) > 1

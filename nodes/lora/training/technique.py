@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....training.adapters import ADAPTERS, Adapter, AdapterSet, DoraAdapter, LoraAdapter
+from ....training.adapters import ADAPTERS, Adapter, AdapterConfig, AdapterSet, DoraAdapter, LoraAdapter
+from ....training.adapters.dropout import Dropout
 from ....training.adapters.lora import UP_RATE
 from ....training.data import Batch, prompts_of
 from ....training.errors import InputError
@@ -26,7 +27,8 @@ from ...bridge.dataset.captions import CaptionConditioning, check_fixed_captions
 from ...bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
-from ...bridge.models import check_trainable, file_names, target_layers
+from ...bridge.models import check_trainable, file_names
+from ...bridge.models.custom import own_sizes
 from ...bridge.noise_level import noise_level
 from ...bridge.runs.report import (
     describe_draws,
@@ -64,7 +66,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     check_trainable(model.model)
     trained_range(model, request.train)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
-    target_layers(model.model.diffusion_model, request.targets, request.custom_targets)
+    request.layers(model.model.diffusion_model)
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)
     else:
@@ -148,7 +150,9 @@ class LoraTechnique:
         self._denoiser: ComfyDenoiser
         self._layers: dict[str, torch.nn.Module] = {}  # the target layers by ComfyUI's name
         self._names: dict[str, Any] = {}  # {ComfyUI's name: {file format: name}} of the target layers
+        self._configs: dict[str, AdapterConfig] = {}  # of the layers that have their own
         self._captions: CaptionConditioning
+        self._trainable: AdapterSet[Adapter] | None = None  # the one that is attached
 
     def settings(self) -> dict[str, Any]:
         # The up factor's rate is part of the identity: a state that was trained at another rate must not be resumed.
@@ -169,12 +173,12 @@ class LoraTechnique:
         prompt, latent = pictures.items[index].prompt, pictures.data.latents[index]
         encoded = self._dataset.prompts or encode_prompts(self._models.clip, [prompt])
         one = model_conds(base, *encoded[prompt], latent, torch.device("cpu"))
-        layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
-        config, made = request.adapter_config, list[AdapterSet]()
+        layers = request.layers(base.diffusion_model)
+        config, configs, made = request.adapter_config, request.own_configs(layers), list[AdapterSet]()
 
         def make_parameters() -> list[torch.nn.Parameter]:
             # Called by `forecast` on fake tensors: adapters that are made before would be real ones.
-            made.append(AdapterSet(self._kind, layers, config, torch.device("cpu")))
+            made.append(AdapterSet(self._kind, layers, config, torch.device("cpu"), configs=configs))
             return list(made[0].parameters())
 
         # The prior pictures are a second batch, whose graph is kept beside the first's.
@@ -197,7 +201,8 @@ class LoraTechnique:
         request, base = self.request, denoiser.base
         self._denoiser = denoiser
         # The layers of the prepared model: loading may have replaced its modules.
-        layers = target_layers(base.diffusion_model, request.targets, request.custom_targets)
+        layers = request.layers(base.diffusion_model)
+        self._configs = {COMFY_PREFIX + name: config for name, config in request.own_configs(layers).items()}
         self._layers = {COMFY_PREFIX + name: layer for name, layer in layers.items()}
         names = {COMFY_PREFIX + name: forms for name, forms in file_names(base).items()}
         if text is not None:
@@ -217,18 +222,36 @@ class LoraTechnique:
         config, device = request.adapter_config, self._denoiser.device
         if issubclass(self._kind, DoraAdapter):
             _check_own_weights(self._layers)
-        adapters = AdapterSet(self._kind, self._layers, config, device, rates, optional_prefix=TEXT_PREFIX)
+        adapters = AdapterSet(
+            self._kind,
+            self._layers,
+            config,
+            device,
+            rates,
+            optional_prefix=TEXT_PREFIX,
+            configs=self._configs,
+            dropout=Dropout(request.rank_dropout, request.module_dropout),
+            max_norm=request.max_norm,
+        )
         if self._dataset.start is not None:
             adapters.load_state_dict(self._dataset.start)
         return adapters
 
     @contextmanager
     def attached(self, trainable: AdapterSet[Adapter]) -> Iterator[None]:
+        self._trainable = trainable
         part = trained_range(self._models.model, self.request.train)
         with trainable.attached(), nullcontext() if part.is_whole else acting_in(part, self._denoiser.base, trainable):
             yield
 
     def loss(self, batch: Batch) -> Tensor:
+        """With dropout where a gradient is computed: not in validation, and not where pictures are scored."""
+        if self._trainable is None or not torch.is_grad_enabled():
+            return self._loss(batch)
+        with self._trainable.dropping(batch.seed, batch.number, batch.sample_positions):
+            return self._loss(batch)
+
+    def _loss(self, batch: Batch) -> Tensor:
         denoiser, of_samples = self._denoiser, prompts_of(batch, self._dataset.pictures.items)
         dropped = [index < 0 for index in batch.caption_indices]
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, of_samples, strict=True)]
@@ -265,7 +288,38 @@ class LoraTechnique:
         return (
             f"{request.adapter} of rank {request.rank}, alpha {request.alpha:g} (strength alpha/{root}rank = "
             f"{strength:g})"
+            + (f", 3x3 convolutions of rank {request.conv_rank}" if request.conv_rank else "")
+            + self._describe_own_ranks()
         )
+
+    def _describe_own_ranks(self) -> str:
+        """How many layers have a rank or an alpha of their own from custom_targets; "" where none has."""
+        request = self.request
+        sizes = own_sizes(self._own_names(), request.custom_targets) if request.targets == "custom" else {}
+        return f", {len(sizes)} layers with their own rank" if sizes else ""
+
+    def _own_names(self) -> list[str]:
+        return [name.removeprefix(COMFY_PREFIX) for name in self._layers if name.startswith(COMFY_PREFIX)]
+
+    def _describe_limits(self) -> list[str]:
+        """What dropout and `max_norm` have done, a line each."""
+        request, lines = self.request, list[str]()
+        dropped = [
+            f"{share:.0%} of {what}"
+            for share, what in (
+                (request.rank_dropout, "the ranks" if self._has_up_rate else "the outputs of each change"),
+                (request.module_dropout, "the layers' adapters"),
+            )
+            if share
+        ]
+        if dropped:
+            lines.append(f"{' and '.join(dropped)} were left out at random in training; what is saved has all.")
+        if request.max_norm and self._trainable is not None:
+            lines.append(
+                f"The last step's change was longer than max_norm {request.max_norm:g} in {self._trainable.limited} of "
+                f"{len(self._layers)} layers, and was scaled down to it there."
+            )
+        return lines
 
     def _describe_variants(self) -> str:
         """How many prompts are encoded, and the memory that they take, where captions are varied; "" elsewhere."""
@@ -298,6 +352,7 @@ class LoraTechnique:
                 "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
                 f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."
             )
+        lines += self._describe_limits()
         lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run)
         lines += describe_part(self._models.model, run, PART_USE)
