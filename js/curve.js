@@ -23,6 +23,8 @@ export class Curve {
     this.heldOut = [];
     /** @type {Score | null} the lowest held-out score */
     this.best = null;
+    /** @type {Score[]} [step, leak] ordered by step: how far other prompts moved, as a multiple of how far the captions did */
+    this.leak = [];
   }
 
   /**
@@ -65,12 +67,17 @@ export class Curve {
    */
   addHeldOut(step, loss) {
     if (!Number.isFinite(loss)) return;
-    const isLast = !this.heldOut.length || step > this.heldOut[this.heldOut.length - 1][0]; // nearly always
-    const place = isLast ? -1 : this.heldOut.findIndex(([at]) => at >= step);
-    if (place < 0) this.heldOut.push([step, loss]);
-    else if (this.heldOut[place][0] === step) this.heldOut[place][1] = loss;
-    else this.heldOut.splice(place, 0, [step, loss]);
+    put(this.heldOut, step, loss);
     if (!this.best || loss < this.best[1]) this.best = [step, loss];
+  }
+
+  /**
+   * Add a leak, or replace that of the same step. A value that is not finite is ignored.
+   * @param {number} step
+   * @param {number} leak
+   */
+  addLeak(step, leak) {
+    if (Number.isFinite(leak)) put(this.leak, step, leak);
   }
 
   /**
@@ -85,6 +92,7 @@ export class Curve {
       this.add(step, newer.high[i], newer.average[i]);
     }
     for (const [step, loss] of newer.heldOut) this.addHeldOut(step, loss);
+    for (const [step, leak] of newer.leak) this.addLeak(step, leak);
   }
 
   /**
@@ -125,9 +133,23 @@ export class Curve {
 }
 
 /**
+ * Put a value into a list that is ordered by step, in the place of that of the same step.
+ * @param {Score[]} scores
+ * @param {number} step
+ * @param {number} value
+ */
+function put(scores, step, value) {
+  const isLast = !scores.length || step > scores[scores.length - 1][0]; // nearly always
+  const place = isLast ? -1 : scores.findIndex(([at]) => at >= step);
+  if (place < 0) scores.push([step, value]);
+  else if (scores[place][0] === step) scores[place][1] = value;
+  else scores.splice(place, 0, [step, value]);
+}
+
+/**
  * The curve of a record, with the moving average that the server computes: of n finite losses the mean with equal weights
  * up to n = 50, then with a decay of 0.98.
- * @param {{ settings: Record<string, unknown>, losses: number[] | null, held_out: Score[] }} record
+ * @param {{ settings: Record<string, unknown>, losses: number[] | null, held_out: Score[], leak?: Score[] }} record
  */
 export function curveOf(record) {
   const curve = new Curve(Number(record.settings.steps) || record.losses?.length || 1);
@@ -142,5 +164,6 @@ export function curveOf(record) {
     curve.add(i + 1, loss, average);
   });
   for (const [step, loss] of record.held_out) curve.addHeldOut(step, loss);
+  for (const [step, leak] of record.leak ?? []) curve.addLeak(step, leak);
   return curve;
 }

@@ -13,7 +13,7 @@ import { loss as lossText, t } from "./words.js";
 /** @typedef {(value: number) => number} Scale from a step or a loss to px */
 /** @typedef {{ at: number, text: string, faint: string, border: string, ground: string }} Theme at: when it was read, in ms */
 
-const COLOURS = { average: "#4c9be8", heldOut: "#f0a030", second: "#3fb57f", secondHeldOut: "#c678dd" };
+const COLOURS = { average: "#4c9be8", heldOut: "#f0a030", second: "#3fb57f", secondHeldOut: "#c678dd", leak: "#e0607a" };
 const FONT = "Inter, system-ui, sans-serif";
 const THEME_MS = 500; // the theme's colours are read again after this time: reading them makes the browser compute the layout
 const PIXELS = 2; // canvas pixels per px, at least: the graph may be zoomed in
@@ -75,9 +75,10 @@ export function drawCurves(canvas, curves, { isLive = false, small = false, sing
   const low = Math.min(...ranges.map(([value]) => value));
   const high = Math.max(...ranges.map(([, value]) => value));
   const steps = Math.max(...shown.map((curve) => curve.extent(isLive)));
+  const showsLeak = !small && shown.length === 1 && shown[0].leak.length > 0;
   const box = small
     ? { left: 1, right: width - 1, top: 2, bottom: height - 2 }
-    : { left: 42, right: width - 8, top: 8, bottom: height - 16 };
+    : { left: 42, right: width - (showsLeak ? 28 : 8), top: 8, bottom: height - 16 };
   /** @type {Scale} */
   const x = (step) => box.left + ((box.right - box.left) * Math.max(0, step - 1)) / Math.max(1, steps - 1);
   /** @type {Scale} */
@@ -91,6 +92,7 @@ export function drawCurves(canvas, curves, { isLive = false, small = false, sing
     drawAverage(context, curve, x, clipped, lines(i).average, small ? 1.3 : 1.8);
     drawHeldOut(context, curve, x, clipped, lines(i).heldOut, small);
   });
+  if (showsLeak) drawLeak(context, shown[0].leak, x, box);
   const [{ best, heldOut }, ...others] = shown;
   // A single score of step 0 is the base model's: it is the best of nothing.
   if (!small && !others.length && best && (best[0] > 0 || heldOut.length > 1)) drawBest(context, best, x, clipped, box, colours);
@@ -213,6 +215,31 @@ function drawHeldOut(context, curve, x, y, colour, small) {
   stroke(context, points);
   if (small || points.length > 60) return; // more dots would hide the line
   for (const [px, py] of points) disc(context, px, py, 2.2);
+}
+
+/**
+ * A dashed line on an axis of its own at the right, from 0 to 1 or, where the leak is larger, to the next whole number.
+ * @param {Context} context
+ * @param {Score[]} leak
+ * @param {Scale} x
+ * @param {Box} box
+ */
+function drawLeak(context, leak, x, box) {
+  const top = Math.max(1, Math.ceil(Math.max(...leak.map(([, value]) => value))));
+  /** @type {Scale} */
+  const y = (value) => box.bottom - ((box.bottom - box.top) * value) / top;
+  context.strokeStyle = context.fillStyle = COLOURS.leak;
+  context.lineWidth = 1.3;
+  context.lineJoin = "round";
+  /** @type {[number, number][]} */
+  const points = leak.map(([step, value]) => [x(step), y(value)]);
+  context.setLineDash([4, 3]);
+  stroke(context, points);
+  context.setLineDash([]);
+  for (const [px, py] of points) disc(context, px, py, 1.8);
+  context.font = `10px ${FONT}`;
+  context.textAlign = "left";
+  for (const value of [0, top]) context.fillText(String(value), box.right + 5, y(value) + 3);
 }
 
 /**

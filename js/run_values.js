@@ -34,6 +34,7 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
  * @property {string | null} image file name of a sample
  * @property {string} text
  * @property {number | null} loss
+ * @property {number | null} leak with a held-out score
  * @property {number | null} loss_ema
  * @property {number | null} lr
  * @property {number | null} images_per_second
@@ -68,6 +69,7 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
  * @property {number} steps_done
  * @property {Score | null} best
  * @property {Score[]} held_out
+ * @property {Score[]} leak how far other prompts moved, as a multiple of how far the captions did
  * @property {Sample[]} samples
  * @property {string} label the name that the user gave it, or ""
  * @property {string} startLine the line before its first step, or ""
@@ -163,6 +165,7 @@ export function readEvent(detail) {
     image: sampleFile(detail.image),
     text: text(detail.text, 400),
     loss: finite(detail.loss),
+    leak: finite(detail.leak),
     loss_ema: finite(detail.loss_ema),
     lr: finite(detail.lr),
     images_per_second: finite(detail.images_per_second),
@@ -222,11 +225,22 @@ export function readRecord(json) {
     steps_done: step(json.steps_done) ?? losses?.length ?? 0,
     best: pairs([json.best], 1, finite)[0] ?? null,
     held_out: pairs(json.held_out, MOST_POINTS, finite),
+    leak: readLeak(json.leak),
     samples: pairs(json.samples, MOST_SAMPLES, sampleFile),
     label: text(json.label, MOST_LABEL),
     startLine: text(json.start_line, 400),
     live: json.live === true,
   };
+}
+
+/**
+ * The leak of each row [step, change of other prompts, change of the captions], as the server's `LeakPoint.leak`.
+ * @param {unknown} rows
+ */
+function readLeak(rows) {
+  const list = Array.isArray(rows) ? rows.filter(Array.isArray) : [];
+  const leaks = list.map(([at, other, own]) => [at, other === 0 ? 0 : own > 0 && other > 0 ? Math.sqrt(other / own) : NaN]);
+  return pairs(leaks, MOST_POINTS, finite);
 }
 
 /**

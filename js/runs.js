@@ -165,6 +165,7 @@ export function createRuns() {
     },
     validation(run, event) {
       if (event.step !== null && event.loss !== null) run.curve.addHeldOut(event.step, event.loss);
+      if (event.step !== null && event.leak !== null) run.curve.addLeak(event.step, event.leak);
     },
     sample(run, event) {
       if (event.step === null || !event.image || run.samples.some(([, file]) => file === event.image)) return;

@@ -151,7 +151,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
   const progress = el("span", { class: "bespoke-numbers" });
   const numbers = el("div", { class: "bespoke-numbers" });
   const legend = el("div", { class: "bespoke-legend" });
-  const entries = ["loss", "average", "held-out"].map((name) => {
+  const entries = ["loss", "average", "held-out", "leak"].map((name) => {
     const value = el("b");
     const element = el("span", { class: `bespoke-${name}` }, el("i"), el("span", {}, t(`curve.${name}`)), value);
     legend.append(element);
@@ -252,11 +252,13 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
 
   /** @param {Run} run */
   function updateLegend(run) {
-    const { heldOut, best, lastAverage } = run.curve;
-    const [single, average, score] = entries;
+    const { heldOut, best, lastAverage, leak } = run.curve;
+    const [single, average, score, leaked] = entries;
     setText(single.value, run.live ? finiteLoss(run.loss) : "");
     setText(average.value, finiteLoss(run.live ? run.average : lastAverage));
     score.element.hidden = !heldOut.length;
+    leaked.element.hidden = !leak.length;
+    if (leak.length) setText(leaked.value, leak[leak.length - 1][1].toFixed(2));
     if (!best) return;
     const last = loss(heldOut[heldOut.length - 1][1]);
     // The score of step 0 is the base model's: no result of this training.

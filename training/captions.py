@@ -100,6 +100,22 @@ def says(caption: str, words: str) -> bool:
     return False
 
 
+def without_words(caption: str, words: str) -> str:
+    """The caption without each place that says `words`, and without the commas and spaces that are left there.
+
+    "" where nothing is left, and where what is left still says them, in a spelling that is not found here.
+    """
+    pattern = re.compile(r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
+
+    def keep(found: re.Match[str]) -> str:
+        before, after = caption[found.start() - 1 : found.start()], caption[found.end() : found.end() + 1]
+        return found[0] if _joined(before, found[0][:1]) or _joined(found[0][-1:], after) else ""
+
+    left = pattern.sub(keep, caption) if words.split() else caption
+    left = ", ".join(part for part in (" ".join(part.split()) for part in left.split(",")) if part)
+    return "" if says(left, words) else left
+
+
 def _comparable(text: str) -> str:
     """The text without what `says` is blind to: case, the composition of accents, escapes, the kind of spaces."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())

@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "save_every": (0, 1_000_000),
     "sample_every": (0, 1_000_000),
     "prior_weight": (0.0, 100.0),
+    "preserve_weight": (0.0, 100.0),
     "text_encoder_lr": (0.0, 1.0),
     "norm_limit": (0.0, 100.0),
     "min_timestep": (0.0, 1.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import torch
@@ -127,3 +128,40 @@ def denoising_loss(
         mask = mask.expand_as(error)
         mean = (error * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1e-6)
     return loss_weight(denoiser.prediction, sigma, weighting) * mean
+
+
+def prediction_change(denoiser: Denoiser, one: Tensor, other: Tensor, sigma: Tensor, weighting: str = "none") -> Tensor:
+    """Mean squared difference of the model's own prediction (noise, v or velocity) per image: [B], at least float32.
+
+    one, other: two estimates of the clean latent [B, C, ...] of the same noised latent at the noise levels `sigma` [B].
+    weighting: see `loss_weight`.
+    """
+    wide = torch.promote_types(one.dtype, torch.float32)
+    error = (one.to(wide) - other.to(wide)) ** 2
+    return loss_weight(denoiser.prediction, sigma, weighting) * error.flatten(1).mean(1)
+
+
+def preservation_loss(
+    denoiser: Denoiser,
+    latent: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    conditioning: Callable[[], Any],
+    detached: Callable[[], AbstractContextManager[None]],
+    weighting: str = "none",
+) -> Tensor:
+    """How far the trained model's prediction has moved from the base's own, per image: [B]. See `prediction_change`.
+
+    Learning without Forgetting (Li & Hoiem 2016, arXiv 1606.09282, section 3): what must not change is held to what the
+    old model gives for the new pictures, so that no further pictures are needed. As differential output preservation in
+    ostris/ai-toolkit, both predictions are of the same noised latent at the same noise level, at a prompt of the class.
+    Loss masks do not count, since the whole prediction is to stay.
+
+    latent, noise, sigma: as in `denoising_loss`. conditioning: makes the batch's conditioning; it is called once within
+    `detached` and once outside, since a trained text encoder encodes differently there. detached: a context in which
+    the model is the frozen base, without gradients.
+    """
+    noisy = denoiser.add_noise(sigma, noise, latent)
+    with detached():
+        base = denoiser.denoise(noisy, sigma, conditioning())
+    return prediction_change(denoiser, denoiser.denoise(noisy, sigma, conditioning()), base, sigma, weighting)

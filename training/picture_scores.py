@@ -139,5 +139,9 @@ def _number(value: Any) -> float:
 
 def share_of_run(config: TrainConfig, forward_passes: int) -> float:
     """How much longer a run takes for `forward_passes` samples that are only scored: 0.05 is 5 %."""
-    sample = TRAINED_SAMPLE + config.gradient_checkpointing
-    return forward_passes / (sample * config.steps * config.images_per_step)
+    return forward_passes / passes_of_run(config)
+
+
+def passes_of_run(config: TrainConfig) -> float:
+    """The time of a run's steps, in forward passes of one sample."""
+    return (TRAINED_SAMPLE + config.gradient_checkpointing) * config.steps * config.images_per_step

@@ -13,6 +13,7 @@ from enum import Enum
 from itertools import islice
 from typing import Any, cast
 
+from .leak import LeakPoint
 from .picture_scores import PictureLosses, read_rows, until
 from .plain_json import read_json
 from .timestep_range import TimestepRange
@@ -106,7 +107,8 @@ class Run:
     trainings without some of the pictures (cross-validation) decided when to stop; held_out is then their mean. notes:
     what the user must know of how the run went, a sentence each. start_line: what was shown before the first step.
     pictures: the losses of single pictures: of each held-out one at every validation, and of each trained one at the
-    start and at the end where these were scored.
+    start and at the end where these were scored. leak: how far prompts without the trigger moved, where that was
+    measured; of folds the mean, as held_out.
     """
 
     info: RunInfo
@@ -119,6 +121,7 @@ class Run:
     notes: list[str] = field(default_factory=list[str])
     start_line: str = ""
     pictures: list[PictureLosses] = field(default_factory=list[PictureLosses])
+    leak: list[LeakPoint] = field(default_factory=list[LeakPoint])
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -147,6 +150,14 @@ class Run:
     def no_step_improved(self) -> bool:
         """Whether held-out losses after the first step are known, and none is lower than the one before it."""
         return self.best is not None and self.best[0] == 0 and self.best_after_start is not None
+
+    @property
+    def leak_of_result(self) -> LeakPoint | None:
+        """The leak at the step that was kept, or at the nearest step where it was measured; None without any."""
+        kept = len(self.losses)
+        if self.info.settings.get("keep", "best") == "best" and self.best is not None and self.best[0] > 0:
+            kept = self.best[0]
+        return min(self.leak, key=lambda point: (abs(point.step - kept), -point.step), default=None)
 
     def quarters(self) -> tuple[float, float]:
         """The mean loss over the first and the last quarter of the steps whose loss is known.
@@ -186,14 +197,15 @@ class Run:
         ]
         if held_out:
             self.held_out = [(at, loss) for at, loss in earlier.held_out if at <= step]
+            self.leak = [point for point in earlier.leak if point.step <= step]
 
     def to_json(self, leave_out: Collection[str] = (), **more: Any) -> str:
         """Info and progress as one flat object of strict JSON: numbers that are not finite become null.
 
-        leave_out: names of fields. more: further values by name. An empty `timestep_range` is left out, as version 0.1
-        has none.
+        leave_out: names of fields. more: further values by name. An empty `timestep_range`, which version 0.1 lacks, and
+        a leak that was not measured are left out.
         """
-        progress = {name: value for name, value in vars(self).items() if name != "info"}
+        progress = {name: value for name, value in vars(self).items() if name != "info" and (name != "leak" or value)}
         leave_out = {*leave_out, *(() if self.info.timestep_range else ("timestep_range",))}
         values = {name: value for name, value in (vars(self.info) | progress).items() if name not in leave_out}
         return json.dumps(_finite(values | more), allow_nan=False)
@@ -221,6 +233,7 @@ class Run:
                 [str(note) for note in values.get("notes", [])],
                 str(values.get("start_line", "")),
                 read_rows(values.get("pictures", [])),
+                [LeakPoint(int(step), _loss(other), _loss(own)) for step, other, own in values.get("leak", [])],
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import comfy.model_management
 import torch
@@ -29,7 +29,9 @@ from ...training.adapters import AdapterSet
 from ...training.adapters.dropout import without_dropout
 from ...training.config import TrainConfig
 from ...training.data import Batch
+from ...training.distributed import World
 from ...training.images import by_picture
+from ...training.leak import LeakMeter, plan_leak
 from ...training.loop import Trainable
 from ...training.measure import StepCost
 from ...training.picture_scores import Picture
@@ -181,6 +183,24 @@ class Technique(Protocol[T]):
         ...
 
 
+@runtime_checkable
+class ComparesWithBase(Protocol):
+    """What a `Technique` has besides, where its trainable can be detached from the model within a step.
+
+    Both are called in the block of `attached`.
+    """
+
+    def preservation_loss(self, batch: Batch) -> Tensor | None:
+        """A further loss of each sample [B] of a batch of training pictures, which is not validated; None for none."""
+        ...
+
+    def leak_meter(
+        self, indices: Sequence[int], steps: Sequence[int], timesteps: Sequence[float], world: World
+    ) -> LeakMeter:
+        """What measures the leak after `steps`. indices: the pictures whose latents are noised to `timesteps`."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """learned: {name: tensor} on the CPU, the `state_dict` of the trainable. run: the record."""
@@ -281,7 +301,19 @@ class _Trainer:
         for sentence in self.denoiser.compatibility.notes():
             fold.run.note(sentence)
         held_out_losses = dict[Picture, float]()
-        task = TrainingTask(
+        with technique.attached(trainable):
+            task = self._task(fold, trainable, loss, held_out_losses)
+            return run_training(task, self.context)
+
+    def _task(
+        self,
+        fold: Fold,
+        trainable: Trainable,
+        loss: MicroBatchLoss,
+        held_out_losses: dict[Picture, float],
+    ) -> TrainingTask:
+        technique = self.technique
+        return TrainingTask(
             trainable,
             loss,
             fold.config,
@@ -301,9 +333,8 @@ class _Trainer:
             training_picture=self.dataset.pictures.items[0].pixels if fold.config.sample_every else None,
             scorer=self._picture_scorer(fold),
             held_out_losses=held_out_losses,
+            leak=self._leak_meter(fold),
         )
-        with technique.attached(trainable):
-            return run_training(task, self.context)
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
         cost_of_code = self.denoiser.compatibility.cost()
@@ -345,6 +376,17 @@ class _Trainer:
                 of_pictures[pictures.items[fold.held_out[own[0]]].picture] = sum(losses[i] for i in own) / len(own)
 
         return validation_scorer(batches, loss, self.context.world, keep)
+
+    def _leak_meter(self, fold: Fold) -> LeakMeter | None:
+        """What measures the leak; None without held-out pictures, where that takes long, and for other techniques."""
+        if not isinstance(self.technique, ComparesWithBase):
+            return None
+        copies = by_picture(self.dataset.pictures.items[index] for index in fold.held_out)
+        plan = plan_leak(fold.config, len(copies))
+        if plan is None:
+            return None
+        indices = [fold.held_out[own[0]] for own in copies[: plan.pictures]]
+        return self.technique.leak_meter(indices, plan.steps, self._grid, self.context.world)
 
     def _picture_scorer(self, fold: Fold) -> PictureScorer | None:
         """What scores the trained pictures; None where that is off, or would take long and nobody asks for it."""
@@ -405,6 +447,7 @@ class MicroBatchLoss:
         """This process's share of the mean loss over micro-batch number `micro`, a scalar; None where it has none.
 
         With prior pictures: that of the training pictures plus `prior_weight` times that of a batch of prior pictures.
+        With a `preservation_loss`, that of the training pictures contains it.
         """
         if not self.positions:
             return None
@@ -417,7 +460,11 @@ class MicroBatchLoss:
     def _share_of_mean(self, micro: int, indices: Sequence[int], stream: str = "") -> Tensor:
         config, data = self.technique.request.train, self.dataset.pictures.data
         batch = data.batch(config, micro, self.device, self.timesteps, indices, stream, self.positions)
-        return batch.share_of_mean(self.technique.loss(batch))
+        losses = self.technique.loss(batch)
+        if not stream and isinstance(self.technique, ComparesWithBase):
+            preservation = self.technique.preservation_loss(batch)
+            losses = losses if preservation is None else losses + preservation
+        return batch.share_of_mean(losses)
 
 
 class FrozenWeights:

@@ -20,7 +20,7 @@ from ..bridge.dataset.encoded import EncodedDataset
 from ..bridge.trainer import Models, Technique
 from ..lora import files as lora_files
 from ..lora.training.request import LoraRequest
-from ..lora.training.technique import LoraTechnique, sample_prompt
+from ..lora.training.technique import LoraTechnique, needed_prompts
 from ..textual_inversion import files as word_files
 from ..textual_inversion.request import InversionRequest
 from ..textual_inversion.technique import TextualInversionTechnique
@@ -56,8 +56,7 @@ class JobTechnique:
 def _check_lora_prompts(request: LoraRequest, dataset: EncodedDataset) -> None:
     if request.train_text_encoder:
         return
-    pictures = dataset.pictures
-    missing = sorted({*pictures.prompts, sample_prompt(pictures, request)} - set(dataset.prompts))
+    missing = sorted(needed_prompts(dataset.pictures, request) - set(dataset.prompts))
     if missing:
         raise InputError(
             f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings"

@@ -68,8 +68,8 @@ class JobDisplay:
             self._bar.set_postfix(loss=f"{values['loss_ema']:.4f}", refresh=False)
             self._bar.update(values["step"] - self._bar.n)
 
-    def validation(self, step: int, loss: float, best: bool) -> None:
-        self._log.write("validation", step=step, loss=loss, best=best)
+    def validation(self, step: int, loss: float, best: bool, leak: float | None = None) -> None:
+        self._log.write("validation", step=step, loss=loss, best=best, **({} if leak is None else {"leak": leak}))
         if self._bar is not None:
             self._bar.write(f"step {step}: held-out loss {loss:.4f}{', the lowest so far' if best else ''}")
 

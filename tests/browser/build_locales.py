@@ -204,6 +204,8 @@ INPUTS = {
     "score_pictures": ("逐图评分", "画像ごとの評価", "évaluer les images", "evaluar las imágenes"),
     "min_timestep": ("最小时间步", "最小タイムステップ", "pas de temps minimal", "paso de tiempo mínimo"),
     "max_timestep": ("最大时间步", "最大タイムステップ", "pas de temps maximal", "paso de tiempo máximo"),
+    "preserve": ("保持的提示词", "保つプロンプト", "prompts à préserver", "prompts que preservar"),
+    "preserve_weight": ("保持权重", "保持の重み", "poids de préservation", "peso de la preservación"),
     "labels": ("标签", "ラベル", "étiquettes", "etiquetas"),
 }
 

@@ -25,6 +25,8 @@ LATER_LORA = {
     "rank_dropout": 0.0,
     "module_dropout": 0.0,
     "max_norm": 0.0,
+    "preserve": "",
+    "preserve_weight": 1.0,
     **LATER_TRAINING,
 }
 LATER = {

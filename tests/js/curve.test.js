@@ -61,6 +61,19 @@ test("held-out scores are ordered by step, replaced at the same step, and the lo
   assert.deepEqual(curve.best, [20, 0.4]);
 });
 
+test("leaks are ordered by step and replaced at the same step, and a record without any has none", () => {
+  const curve = new Curve();
+  curve.addLeak(20, 0.5);
+  curve.addLeak(10, 0.25);
+  curve.addLeak(20, 0);
+  curve.addLeak(30, NaN);
+  assert.deepEqual(curve.leak, [[10, 0.25], [20, 0]]);
+  assert.equal(curve.range(), null); // it has an axis of its own
+  const record = { settings: {}, losses: [1], held_out: [] };
+  assert.deepEqual(curveOf(record).leak, []);
+  assert.deepEqual(curveOf({ ...record, leak: [[1, 0.75]] }).leak, [[1, 0.75]]);
+});
+
 test("the axis of a live run reaches a quarter beyond the last step", () => {
   const curve = new Curve(400);
   curve.add(100, 1, 1);
@@ -111,9 +124,11 @@ test("the tail of a newer curve is added after the last step", () => {
   live.add(3, 3, 2);
   live.add(4, 4, 2.5);
   live.addHeldOut(4, 0.25);
+  live.addLeak(4, 0.5);
   record.addTail(live);
   assert.deepEqual([...record.low.subarray(0, 4)], [1, 2, 3, 4]);
   assert.deepEqual([...record.average.subarray(0, 4)], [1, 1.5, 2, 2.5]);
   assert.deepEqual(record.heldOut, [[4, 0.25]]);
+  assert.deepEqual(record.leak, [[4, 0.5]]);
   assert.equal(record.last, 4);
 });

@@ -55,6 +55,7 @@ test("the fields of an event are read in their types", () => {
     image: "step-3.png",
     text: "x".repeat(400),
     loss: 0.25,
+    leak: null,
     loss_ema: null,
     lr: null,
     images_per_second: null,
@@ -103,8 +104,11 @@ test("a record is read with gaps, limits and defaults", () => {
     losses: [1, "x", null, 2],
     best: [2, 0.5],
     held_out: [[2, 0.5], [3, NaN], "no", [1], [-1, 1]],
+    // sqrt(1 / 4), nothing moved, the captions alone did not, no number
+    leak: [[1, 1, 4], [2, 0, 0], [3, 1, 0], [4, null, 1], "no", [5]],
     samples: [[2, "a.png"], [3, "../b.png"]],
   });
+  assert.deepEqual(record.leak, [[1, 0.5], [2, 0]]);
   assert.deepEqual(record.losses, [1, NaN, NaN, 2]);
   assert.equal(record.steps_done, 4);
   assert.deepEqual(record.best, [2, 0.5]);
@@ -115,6 +119,7 @@ test("a record is read with gaps, limits and defaults", () => {
   assert.deepEqual([record.seconds, record.images, record.trigger], [65, 0, ""]);
   assert.equal(readRecord({ id: "no id" }), null);
   const summary = readRecord({ id: ID, state: "?", steps_done: 7 });
+  assert.deepEqual(summary.leak, []);
   assert.deepEqual([summary.state, summary.losses, summary.steps_done, summary.best], ["failed", null, 7, null]);
 });
 

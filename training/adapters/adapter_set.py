@@ -21,8 +21,8 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 class AdapterSet(nn.Module, Generic[AdapterT]):
     """One adapter of a kind per target layer: a `Trainable` of `loop.py`.
 
-    The model is not changed: the adapters act within `attached()` only. The state dict has `<layer>.<part>` keys in
-    the order of the layers.
+    The model is not changed: the adapters act within `attached()` only, and there not within `detached()`. The state
+    dict has `<layer>.<part>` keys in the order of the layers.
 
     kind: see `ADAPTERS`. layers: the frozen target layers by name. rates: learning rates by the beginning of a layer's
     name, instead of the run's. optional_prefix: the beginning of the names of layers that may not contribute to the
@@ -85,6 +85,20 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @contextmanager
+    def detached(self) -> Generator[None, None, None]:
+        """Within the block attached adapters do nothing: the model is the frozen base, to the bit, without gradients.
+
+        No graph is recorded, since gradient checkpointing would compute it again in a backward pass outside of the
+        block, with the adapters. A backward pass must not run within the block.
+        """
+        before, self.enabled = self.enabled, False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.enabled = before
 
     def _hook(self, name: str, adapter: Adapter) -> Hook:
         def apply(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ....training.config import TrainConfig
+from ....training.leak import mean_leak
 from ....training.picture_scores import joined
 from ....training.record import Run, RunState
 from ....training.run_identity import run_id
@@ -81,6 +82,7 @@ def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequenc
         return Fold(run, config, pictures.training_indices, pictures.held_out_indices)
     run.folds, run.held_out = len(folds), mean_curve([fold.run.held_out for fold in folds])
     run.pictures = joined(fold.run.pictures for fold in folds)
+    run.leak = mean_leak([fold.run.leak for fold in folds])
     until = config.steps
     if config.keep == "best" and run.best is not None:
         until = run.best[0] or run.held_out[-1][0] or config.steps

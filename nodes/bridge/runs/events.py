@@ -59,10 +59,13 @@ class RunDisplay:
         self._bar.update_absolute(values["step"], self.steps)
         self._send("step", values)
 
-    def validation(self, step: int, loss: float, best: bool) -> None:
-        """The held-out pictures were scored."""
+    def validation(self, step: int, loss: float, best: bool, leak: float | None = None) -> None:
+        """The held-out pictures were scored. leak: see `LeakPoint.leak`; None where it was not measured."""
         # A page cannot read the JSON of NaN or infinity; `addHeldOut` of js/curve.js leaves null out.
-        self._send("validation", {"step": step, "loss": loss if math.isfinite(loss) else None, "best": best})
+        values = {"step": step, "loss": loss if math.isfinite(loss) else None, "best": best}
+        if leak is not None and math.isfinite(leak):
+            values["leak"] = leak
+        self._send("validation", values)
 
     def sample(self, step: int, name: str) -> None:
         """A sample image is drawn: its file in the run's folder, which the panel on the node fetches."""

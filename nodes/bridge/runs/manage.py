@@ -77,8 +77,9 @@ def curve_of_run(run_id: str) -> dict[str, str]:
     _, run = found_run(run_id)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(CURVE_COLUMNS)
-    table.writerows(_rows(run))
+    leak = {point.step: point.leak for point in run.leak if math.isfinite(point.leak)}
+    table.writerow((*CURVE_COLUMNS, "leak") if leak else CURVE_COLUMNS)
+    table.writerows((*row, leak.get(row[0], "")) if leak else row for row in _rows(run))
     return {"name": f"{run_id}.csv", "csv": text.getvalue()}
 
 

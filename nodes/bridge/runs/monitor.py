@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ....training.distributed import StopRequest
 from ....training.errors import InputError
+from ....training.leak import LeakPoint
 from ....training.loop import Step, Training
 from ....training.measure import measure_step
 from ....training.picture_scores import add_losses
@@ -59,7 +60,8 @@ class RunMonitor:
         self._initial = initial
         self.stop = StopRequest.CONTINUE  # FINISH where that was asked for while pictures were scored
         if training.validation_loss is not None:
-            training.validation_loss = self._in_phase("validation", training.validation_loss)
+            training.validation_loss = self._in_phase("validation", self._with_leak(training.validation_loss))
+        self._leak: LeakPoint | None = None  # measured with the last validation
         self._mean_loss: float | None = None
         self._seconds_before, self._first_step = task.run.seconds, training.steps_done
         self._last_save = time.monotonic()
@@ -112,7 +114,21 @@ class RunMonitor:
     def _add_validation(self, step: int, loss: float, best: bool) -> None:
         self._task.run.held_out.append((step, loss))
         add_losses(self._task.run.pictures, step, self._task.held_out_losses, held_out=True)
-        self._display.validation(step, loss, best)
+        if self._leak is None:
+            self._display.validation(step, loss, best)
+        else:
+            self._task.run.leak.append(self._leak)
+            self._display.validation(step, loss, best, self._leak.leak)
+
+    def _with_leak(self, validate: Callable[[], float]) -> Callable[[], float]:
+        """A function that validates, and measures the leak where it is due, of the same parameters."""
+
+        def validate_and_measure() -> float:
+            loss, meter, step = validate(), self._task.leak, self._training.steps_done
+            self._leak = meter.measure(step) if meter is not None and step in meter.steps else None
+            return loss
+
+        return validate_and_measure
 
     def record(self, step: Step) -> None:
         """Append a step to the record and show it."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ....training.config import TrainConfig
 from ....training.images import by_picture
+from ....training.leak import plan_leak
 from ....training.picture_findings import CAPTION, KINDS, LEAST_PICTURES, Finding, find
 from ....training.record import TOLERATED_RISE, Run
 from ..dataset.pictures import Pictures
@@ -15,6 +16,7 @@ from .cross_validation import training_indices_of
 
 MOST_NAMED = 5  # pictures of a kind in a report
 MOST_FOLDERS = 10  # that the report names
+HIGH_LEAK = 0.5  # above it the report says what lowers it
 LEAST_GAIN = 1e-4  # of the start's held-out loss; with less, a result cannot be told from the start
 
 
@@ -126,6 +128,32 @@ def _no_better_step(run: Run, config: TrainConfig) -> str:
         f"It may be worse than no training: compare images with and without it. {advice}, captions that name what "
         "differs from picture to picture, or more pictures of the same thing."
     )
+
+
+def describe_leak(run: Run, config: TrainConfig | None = None) -> list[str]:
+    """How far prompts without the trigger moved, at the step that was kept or the nearest one that was measured.
+
+    config: the run's settings, by which a sentence says why nothing was measured; None says nothing. Empty without
+    held-out pictures.
+    """
+    if not run.held_out:
+        return []
+    point = run.leak_of_result
+    if point is None:
+        if config is None or plan_leak(config, 1) is not None:
+            return []
+        return ["The leak was not measured: that would make the run more than 5 % longer."]
+    if not math.isfinite(point.leak):
+        return [f"Leak at step {point.step}: not a number."]
+    preserved = str(run.info.settings.get("preserve", "")).strip()
+    others = "the prompts of preserve" if preserved else "prompts without the trigger"
+    advice = ""
+    if not preserved and point.leak > HIGH_LEAK:
+        advice = ". Prompts of the class in preserve, one a line, hold the model to the base there"
+    return [
+        f"Leak {point.leak:.2f} at step {point.step}: the predictions at {others} moved {point.leak:.2f} times as far "
+        f"from the base's as those at the captions (0: not at all){advice}."
+    ]
 
 
 def describe_pictures(run: Run) -> list[str]:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from ....training.config import TrainConfig
+from ....training.leak import LeakMeter
 from ....training.loop import Trainable
 from ....training.measure import StepCost
 from ....training.picture_scores import Picture
@@ -33,6 +34,7 @@ class TrainingTask:
     check: called before the first step with the number of its micro-batch; raises `InputError` where it cannot train.
     training_picture: a picture of the set, uint8 [H, W, 3], which the page shows beside the samples; None without one.
     scorer: scores the trained pictures at the start and at the end; None where they are not scored.
+    leak: measures the leak after some of the validations; None where it is not measured.
     held_out_losses: the loss of each held-out picture at the last call of `validation_loss`.
     frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
     """
@@ -52,3 +54,4 @@ class TrainingTask:
     training_picture: Tensor | None = None
     scorer: PictureScorer | None = None
     held_out_losses: Mapping[Picture, float] = field(default_factory=dict[Picture, float])
+    leak: LeakMeter | None = None

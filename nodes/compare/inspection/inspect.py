@@ -18,7 +18,7 @@ from ...bridge.drawing.fonts import drawable
 from ...bridge.drawing.image import paste_middle, scaled, tensor_of
 from ...bridge.drawing.palette import EMPTY, FAINT, INK, NO_CAPTION, PAPER, WARNING
 from ...bridge.drawing.text_layout import fit_lines, shorten_middle
-from ...bridge.runs.report import describe_pictures
+from ...bridge.runs.report import describe_leak, describe_pictures
 
 THUMB, GAP, LINE_HEIGHT, TEXT, FRAME = 192, 14, 17, 13, 4  # px
 LINES = 5  # of text under a picture: its name, its losses, what was found, its caption
@@ -111,7 +111,7 @@ def _draw_entry(image: Image.Image, pad: ImageDraw.ImageDraw, entry: Entry, corn
 
 def report(run: Run, images: ImageSet, entries: Sequence[Entry]) -> str:
     """What was found, and a table of the hardest pictures."""
-    lines = describe_pictures(run)
+    lines = describe_pictures(run) + describe_leak(run)
     shown = entries[:MOST_NAMED]
     names = [entry.row.path + (" (held out)" if entry.row.held_out else "") for entry in shown]
     width = max(map(len, names))

@@ -157,6 +157,7 @@ def trainer_inputs() -> list[io.Input]:
         *advanced(("score_pictures",)),
         *_regularisation_widgets(),
         *advanced(("min_timestep", "max_timestep")),
+        *_preserve_widgets(),
     ]
 
 
@@ -234,6 +235,31 @@ def _regularisation_widgets() -> list[io.Input]:
                 "kohya's scale_weight_norms. 1 keeps an over-trained LoRA mild and easy to mix. 0 is no limit."
             ),
             0.0,
+            step=0.1,
+            **ADVANCED,
+        ),
+    ]
+
+
+def _preserve_widgets() -> list[io.Input]:
+    return [
+        io.String.Input(
+            "preserve",
+            default="",
+            multiline=True,
+            tooltip=(
+                "Prompts at which the model must stay as it is, one a line, such as 'a photo of a dog' where you teach "
+                "your dog. Needs no pictures. A step takes over twice as long. Empty is off."
+            ),
+            **ADVANCED,
+        ),
+        widget(
+            "preserve_weight",
+            (
+                "How much the prompts of preserve count beside the pictures. Higher: other prompts change less, and "
+                "the pictures are learned more slowly."
+            ),
+            1.0,
             step=0.1,
             **ADVANCED,
         ),

@@ -18,7 +18,10 @@ from ...bridge.models import TARGETS, target_layers
 from ...bridge.models.custom import custom_targets, own_sizes
 
 # Settings that version 0.1 lacks.
-ADDED = ("adapter", "lokr_factor", "rslora", "conv_rank", "rank_dropout", "module_dropout", "max_norm")
+ADDED = (
+    *("adapter", "lokr_factor", "rslora", "conv_rank", "rank_dropout", "module_dropout", "max_norm"),
+    *("preserve", "preserve_weight"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class LoraRequest:
     text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes `train.learning_rate`. sample_prompt:
     empty takes the first picture's caption. conv_rank: the rank of 3x3 convolutions; 0 adapts no convolution, see
     `models.target_layers`. rank_dropout, module_dropout: see `adapters.dropout`. max_norm: the longest change of a
-    layer's weight, see `Adapter.limit_norm`; 0 is no limit. Raises `InputError` for values out of range.
+    layer's weight, see `Adapter.limit_norm`; 0 is no limit. preserve: prompts at which the model is held to the base,
+    one a line; empty is off. preserve_weight: the weight of that loss; that on training pictures has 1. Raises
+    `InputError` for values out of range.
     """
 
     train: TrainConfig
@@ -50,11 +55,13 @@ class LoraRequest:
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
     max_norm: float = 0.0
+    preserve: str = ""
+    preserve_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in (
             *("rank", "alpha", "text_encoder_lr"),
-            *("conv_rank", "rank_dropout", "module_dropout", "max_norm"),
+            *("conv_rank", "rank_dropout", "module_dropout", "max_norm", "preserve_weight"),
         ):
             check_range(name, getattr(self, name))
         check_choice("precision", self.precision, PRECISIONS)
@@ -100,9 +107,12 @@ class LoraRequest:
     def settings(self) -> dict[str, Any]:
         """{widget name: value} of all settings but `resume`, and of those that version 0.1 lacks the changed ones.
 
-        The metadata of a file and the table of a job are then what version 0.1 writes and reads.
+        The metadata of a file and the table of a job are then what version 0.1 writes and reads. Without a prompt to
+        preserve its weight has no effect.
         """
         left_out = {"train", "resume"} | {name for name in ADDED if getattr(self, name) == getattr(type(self), name)}
+        if not self.preserve.strip():
+            left_out |= {"preserve", "preserve_weight"}
         return self.train.settings() | {k: v for k, v in asdict(self).items() if k not in left_out}
 
 

@@ -15,10 +15,12 @@ from ....training.adapters import ADAPTERS, Adapter, AdapterConfig, AdapterSet, 
 from ....training.adapters.dropout import Dropout
 from ....training.adapters.lora import UP_RATE
 from ....training.data import Batch, prompts_of
+from ....training.distributed import World
 from ....training.errors import InputError
 from ....training.images import passes, passes_in_words
 from ....training.layer_names.parts import ALPHA
 from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
+from ....training.leak import LeakMeter
 from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
 from ....training.record import Run
@@ -33,6 +35,7 @@ from ...bridge.noise_level import noise_level
 from ...bridge.runs.report import (
     describe_draws,
     describe_held_out,
+    describe_leak,
     describe_notes,
     describe_pictures,
     describe_shared,
@@ -47,6 +50,7 @@ from ...bridge.training_model.offload import MEMORY_ADVICE
 from ...bridge.training_model.text_encoder import TrainableTextEncoder, attention_layers
 from ...bridge.training_model.text_encoder import file_names as text_file_names
 from ..match import starting_parts
+from .preserve import BaseComparison, leak_prompts, lines_of
 from .request import LoraData, LoraRequest
 
 PART_USE = (
@@ -72,7 +76,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     else:
         check_fixed_captions([*data.images.items, *(data.prior.items if data.prior else ())])
     pictures = encode_pictures(vae, model.model, request.train, data.images, data.validation, data.prior)
-    prompts = {*pictures.prompts, sample_prompt(pictures, request)}
+    prompts = {*needed_prompts(pictures, request), *(() if request.preserve.strip() else leak_prompts(pictures))}
     return EncodedDataset(
         pictures,
         fingerprint=data.fingerprint(),
@@ -81,6 +85,11 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
         start=starting_parts(data.start, model, clip, request.adapter) if data.start else None,
         **identify_models(model, clip, vae),
     )
+
+
+def needed_prompts(pictures: Pictures, request: LoraRequest) -> set[str]:
+    """Every prompt that a training cannot do without, where the text encoder does not run in its steps."""
+    return {*pictures.prompts, sample_prompt(pictures, request), *lines_of(request.preserve)}
 
 
 def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
@@ -153,6 +162,7 @@ class LoraTechnique:
         self._configs: dict[str, AdapterConfig] = {}  # of the layers that have their own
         self._captions: CaptionConditioning
         self._trainable: AdapterSet[Adapter] | None = None  # the one that is attached
+        self._comparison: BaseComparison  # set while adapters are attached
 
     def settings(self) -> dict[str, Any]:
         # The up factor's rate is part of the identity: a state that was trained at another rate must not be resumed.
@@ -181,8 +191,9 @@ class LoraTechnique:
             made.append(AdapterSet(self._kind, layers, config, torch.device("cpu"), configs=configs))
             return list(made[0].parameters())
 
-        # The prior pictures are a second batch, whose graph is kept beside the first's.
-        count = batch_size * (2 if pictures.prior_indices else 1)
+        # The prior pictures are a second batch, and the training pictures at preserved prompts another one, whose
+        # graphs are kept beside the first's. The base's prediction keeps none.
+        count = batch_size * (1 + bool(pictures.prior_indices) + bool(lines_of(request.preserve)))
         return forecast(
             base,
             latent.expand(count, *latent.shape[1:]),
@@ -239,10 +250,30 @@ class LoraTechnique:
 
     @contextmanager
     def attached(self, trainable: AdapterSet[Adapter]) -> Iterator[None]:
-        self._trainable = trainable
-        part = trained_range(self._models.model, self.request.train)
+        request, dataset, self._trainable = self.request, self._dataset, trainable
+        self._comparison = BaseComparison(
+            self._denoiser,
+            dataset.pictures,
+            self._captions,
+            trainable,
+            lines_of(request.preserve),
+            None if request.train_text_encoder else frozenset(dataset.prompts),
+            request.train.loss_weighting,
+        )
+        part = trained_range(self._models.model, request.train)
         with trainable.attached(), nullcontext() if part.is_whole else acting_in(part, self._denoiser.base, trainable):
             yield
+
+    def preservation_loss(self, batch: Batch) -> Tensor | None:
+        """`preserve_weight` times that of `BaseComparison`; None without prompts to preserve."""
+        if not lines_of(self.request.preserve):
+            return None
+        return self.request.preserve_weight * self._comparison.loss(batch)
+
+    def leak_meter(
+        self, indices: Sequence[int], steps: Sequence[int], timesteps: Sequence[float], world: World
+    ) -> LeakMeter:
+        return self._comparison.leak_meter(indices, steps, timesteps, world)
 
     def loss(self, batch: Batch) -> Tensor:
         """With dropout where a gradient is computed: not in validation, and not where pictures are scored."""
@@ -321,6 +352,14 @@ class LoraTechnique:
             )
         return lines
 
+    def _describe_preserve(self) -> list[str]:
+        """That prompts were preserved, and with which weight; empty where none were."""
+        count, weight = len(lines_of(self.request.preserve)), self.request.preserve_weight
+        if not count:
+            return []
+        prompts = "1 prompt was" if count == 1 else f"{count} prompts were"
+        return [f"{prompts} held to the base's own prediction, at the weight {weight:g}; the loss contains it."]
+
     def _describe_variants(self) -> str:
         """How many prompts are encoded, and the memory that they take, where captions are varied; "" elsewhere."""
         contexts = self._captions.tensors()
@@ -352,8 +391,8 @@ class LoraTechnique:
                 "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
                 f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."
             )
-        lines += self._describe_limits()
-        lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
+        lines += self._describe_limits() + self._describe_preserve() + describe_held_out(run, config)
+        lines += describe_leak(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run)
         lines += describe_part(self._models.model, run, PART_USE)
         if seen > 400:
