@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import InputError
-from .objective import LOSS_WEIGHTINGS
+from .objective import LOSS_TYPES, LOSS_WEIGHTINGS, ErrorMeasure
 from .optimizers import LR_SCHEDULES, OPTIMIZERS
 from .timesteps import TIMESTEP_SAMPLERS
 
@@ -41,9 +41,16 @@ RANGES: dict[str, tuple[float, float]] = {
     "rank_dropout": (0.0, 0.99),
     "module_dropout": (0.0, 0.99),
     "max_norm": (0.0, 1000.0),
+    "huber_c": (0.001, 1.0),
+    "multires_noise": (0.0, 1.0),
+    "ip_noise_gamma": (0.0, 1.0),
 }
 
-ADDED = ("score_pictures", "min_timestep", "max_timestep")  # fields of `TrainConfig` that version 0.1 lacks
+# Fields of `TrainConfig` that version 0.1 lacks.
+ADDED = (
+    *("score_pictures", "min_timestep", "max_timestep", "loss_type", "huber_c", "multires_noise", "ip_noise_gamma"),
+    "compile",
+)
 
 KEEPS = ("best", "last")
 SCORE_PICTURES = ("auto", "off", "on")
@@ -55,6 +62,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "timestep_sampling": tuple(TIMESTEP_SAMPLERS),
     "keep": KEEPS,
     "score_pictures": SCORE_PICTURES,
+    "loss_type": tuple(LOSS_TYPES),
 }
 
 
@@ -97,6 +105,11 @@ class TrainConfig:
     score_pictures: whether every trained picture is scored at the start and at the end; "auto" does where that makes
     the run at most 5 % longer, see `picture_scores.share_of_run`.
     min_timestep, max_timestep: in 0..1, the part of the schedule that is trained on and scored, see `timestep_range`.
+    loss_type, huber_c: see `objective.LOSS_TYPES` and `objective.huber_threshold`.
+    multires_noise: in 0..1, the discount of `noises.multires`; 0 is off.
+    ip_noise_gamma: in 0..1, the standard deviation of the noise that is added to the noise in the model's input; see
+    `noises.perturbations`. 0 is off.
+    compile: compile the model's blocks where the device can; the result is the same but for rounding.
 
     Raises `InputError` for a value out of its range, for a warm-up as long as the run, and for a part of the schedule
     that is empty.
@@ -126,6 +139,11 @@ class TrainConfig:
     score_pictures: str = "auto"
     min_timestep: float = 0.0
     max_timestep: float = 1.0
+    loss_type: str = "mse"
+    huber_c: float = 0.1
+    multires_noise: float = 0.0
+    ip_noise_gamma: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -151,6 +169,11 @@ class TrainConfig:
         """
         left_out = {name for name in ADDED if getattr(self, name) == getattr(type(self), name)}
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+    @property
+    def measure(self) -> ErrorMeasure:
+        """How the error of a training sample counts."""
+        return ErrorMeasure(self.loss_type, self.huber_c)
 
     @property
     def images_per_step(self) -> int:

@@ -14,7 +14,9 @@ from .caption_variants import vary
 from .captions import as_prompt, caption_number
 from .config import TrainConfig
 from .images import TrainingImage
-from .randomness import generator, noise, stratified_uniform
+from .noises import perturbations, sample_noises
+from .objective import SQUARED, ErrorMeasure
+from .randomness import generator, stratified_uniform
 from .tensors import to_list
 from .timesteps import TimestepSampler
 
@@ -32,6 +34,8 @@ class Batch:
     seed, number: of the draw that made the batch. A technique makes further draws from them.
     turns: how often the image of each sample was drawn before, which chooses among its captions; see
     `captions.caption_number`. None takes the first caption of each.
+    measure, perturbation: see `objective.denoising_loss`. Held-out and scored pictures have the squared error and no
+    perturbation whatever is trained with, so that the losses of runs with different settings compare.
     """
 
     indices: list[int]
@@ -46,6 +50,8 @@ class Batch:
     seed: int | str = 0
     number: int = 0
     turns: list[int] | None = None
+    measure: ErrorMeasure = SQUARED
+    perturbation: Tensor | None = None
 
     def share_of_mean(self, losses: Tensor) -> Tensor:
         """The part of the mean over the global batch that comes from these samples' losses [B]: a scalar."""
@@ -117,11 +123,12 @@ class LatentSet:
         t = timesteps.sample(stratified_uniform(seed, micro, count)[positions])
         weight = timesteps.weight(t)
         indices = [indices[position] for position in positions]
+        perturbation = perturbations(config, seed, micro, positions, shape)
         return Batch(
             indices,
             [-1 if drop else i for i, drop in zip(indices, to_list(dropped[positions]), strict=True)],
             torch.cat([self.latents[i] for i in indices]).to(device),
-            _noises(seed, micro, positions, shape, config.noise_offset).to(device),
+            sample_noises(config, seed, micro, positions, shape).to(device),
             t.to(device),
             self._mask(indices, device),
             positions,
@@ -130,6 +137,8 @@ class LatentSet:
             seed,
             micro,
             [draws[position][1] for position in positions],
+            config.measure,
+            None if perturbation is None else perturbation.to(device),
         )
 
     def _mask(self, indices: Sequence[int], device: torch.device) -> Tensor | None:
@@ -163,15 +172,3 @@ def _prompt_of(item: TrainingImage, index: int, turn: int, batch: Batch, positio
         draw = generator(batch.seed, "caption variant", batch.number, position)
         text = vary(text, rule, item.trigger, item.caption_syntax, draw)
     return as_prompt(text, item.caption_syntax)
-
-
-def _noises(seed: int | str, micro: int, positions: Sequence[int], shape: Sequence[int], offset: float) -> Tensor:
-    """Standard normal noise [B, C, ...], plus `offset` times one normal number per channel.
-
-    The offset lets the model see latents of other mean brightness than zero ("offset noise", Guttenberg 2023).
-    """
-    noises = torch.stack([noise(seed, micro, position, shape) for position in positions])
-    if offset:
-        means = torch.stack([noise(seed, micro, position, shape[:1], "offset") for position in positions])
-        noises += offset * means.reshape(len(positions), shape[0], *[1] * (len(shape) - 1))
-    return noises

@@ -202,8 +202,8 @@ class Run:
     def to_json(self, leave_out: Collection[str] = (), **more: Any) -> str:
         """Info and progress as one flat object of strict JSON: numbers that are not finite become null.
 
-        leave_out: names of fields. more: further values by name. An empty `timestep_range`, which version 0.1 lacks, and
-        a leak that was not measured are left out.
+        leave_out: names of fields. more: further values by name. An empty `timestep_range` and a leak that was not
+        measured are left out.
         """
         progress = {name: value for name, value in vars(self).items() if name != "info" and (name != "leak" or value)}
         leave_out = {*leave_out, *(() if self.info.timestep_range else ("timestep_range",))}

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-# Settings that may differ between two requests for the same run: how long it is, and how closely it is watched.
-NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep", "score_pictures"})
+# Settings that may differ between two requests for the same run: how long it is, how closely it is watched, and whether
+# its steps are compiled.
+NOT_IDENTITY = frozenset({"steps", "save_every", "sample_every", "sample_prompt", "keep", "score_pictures", "compile"})
 
 _SHARED_0_1 = frozenset(
     {

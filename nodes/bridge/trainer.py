@@ -237,8 +237,12 @@ def train(
             text = stack.enter_context(prepare_text_encoder(models.clip, compute))
         checkpointing = config.gradient_checkpointing
         denoiser = stack.enter_context(
-            prepare_for_training(model, request.precision, checkpointing, offload.leave_free)
+            prepare_for_training(
+                model, request.precision, checkpointing, offload.leave_free, config.compile and not context.sharded
+            )
         )
+        if config.compile and context.sharded:
+            run.note("compile is not used: the weights are spread over several processes")
         context.prepare_model(denoiser)
         if context.sharded:
             weights.measure_again(model)  # this process now holds its shards of them
@@ -300,6 +304,8 @@ class _Trainer:
         )
         for sentence in self.denoiser.compatibility.notes():
             fold.run.note(sentence)
+        if self.denoiser.compiler is not None:
+            self.denoiser.compiler.tell_to(fold.run.note)
         held_out_losses = dict[Picture, float]()
         with technique.attached(trainable):
             task = self._task(fold, trainable, loss, held_out_losses)
@@ -348,13 +354,18 @@ class _Trainer:
         )
 
     def _check_gradients(self, trainable: Trainable, loss: Callable[[int], Tensor | None], micro: int) -> None:
-        """Raise `InputError` where the code of other nodes keeps the gradient from what is trained."""
-        denoiser = self.denoiser
+        """Raise `InputError` where the code of other nodes keeps the gradient from what is trained.
+
+        Compiles the blocks too, where that is asked for: the cost of a step is measured afterwards.
+        """
+        denoiser, compute = self.denoiser, partial(loss, micro)
         if denoiser.compatibility.code:
             with without_dropout():
-                check_gradients(
-                    partial(loss, micro), _parts(trainable), denoiser.without_code, denoiser.compatibility.code
-                )
+                check_gradients(compute, _parts(trainable), denoiser.without_code, denoiser.compatibility.code)
+        if denoiser.compiler is not None:
+            parameters = [each for own, _ in trainable.parameter_groups(0.0) for each in own]
+            with without_dropout():
+                denoiser.compiler.check(compute, parameters, denoiser.compute or denoiser.base.get_dtype_inference())
 
     def _validation_loss(self, fold: Fold, of_pictures: dict[Picture, float]) -> Callable[[], float] | None:
         """A function that computes the loss on the held-out pictures; None without them.

@@ -34,7 +34,8 @@ TOOLTIPS = {
     ),
     "loss_weighting": (
         "Which noise levels count how much. none: all alike. min-SNR: the nearly clean ones less, often faster. "
-        "debiased: the noisy ones more, for composition."
+        "debiased: the noisy ones more, for composition. P2: the nearly clean ones far less. cosmap: the velocity's "
+        "error, the middle a little more. sigma-sqrt: the nearly clean ones by far the most, for fine detail."
     ),
     "timestep_sampling": (
         "Which noise levels are trained on. importance: all alike, but drawn as often as they matter, which learns "
@@ -80,14 +81,34 @@ TOOLTIPS = {
         "clean, 1 is noise. 0.5 learns detail and texture and leaves the layout as it is. An expert of Wan 2.2 has its "
         "own half at 0 and 1."
     ),
+    "loss_type": (
+        "How an error counts. mse: squared, the usual one. huber and smooth l1: large errors count in proportion only, "
+        "so that a flawed picture among the others does less harm; huber learns more slowly."
+    ),
+    "huber_c": (
+        "For huber and smooth l1: how large an error counts as large at pure noise, in standard deviations; at clean "
+        "levels it is 1. Smaller forgives more. mse ignores it."
+    ),
+    "multires_noise": (
+        "The share of coarse noise, over large areas, in each finer noise: how much each coarser level counts beside "
+        "the one before. 0.3 lets light and dark of whole areas be learned; 0 is off. Not for flow models."
+    ),
+    "ip_noise_gamma": (
+        "Noise that is added to what the model sees and not to what it must predict, in shares of the noise. 0.1 "
+        "prepares it for its own errors while sampling; 0 is off."
+    ),
     "resume": (
         "Go on where the same request was interrupted, or with more steps. Off begins anew; the earlier state is set "
         "aside, not deleted."
     ),
+    "compile": (
+        "For graphics cards with Triton: compiles the model's blocks before the first step, which then starts later. "
+        "Where that cannot be done, the report says so and the training runs as without. Same result but for rounding."
+    ),
     "prior_weight": "What the loss on prior_images counts beside that on images.",
 }
 STEP = {"max_grad_norm": 0.1, "noise_offset": 0.01, "caption_dropout": 0.01, "ema": 0.001, "prior_weight": 0.1}
-BOOLEANS = {"gradient_checkpointing": False, "resume": True}
+BOOLEANS = {"gradient_checkpointing": False, "resume": True, "compile": False}
 _DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
 
 

@@ -104,6 +104,7 @@ def trainer_inputs() -> list[io.Input]:
             **ADVANCED,
         ),
         *advanced(("save_every", "keep", "resume", "score_pictures", "min_timestep", "max_timestep")),
+        *advanced(("loss_type", "huber_c", "multires_noise", "ip_noise_gamma", "compile")),
     ]
 
 

@@ -145,9 +145,10 @@ class TextualInversionTechnique:
             for position, prompt in zip(batch.sample_positions, prompts_of(batch, pictures.items), strict=True)
         ]
         conditioning = self._prompts.of_batch(batch.indices, prompts)
-        weighting = request.train.loss_weighting
+        weighting, measure = request.train.loss_weighting, batch.measure
         sigma = denoiser.sigma(batch.t)
-        return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
+        given = (batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
+        return denoising_loss(denoiser, *given, measure=measure, perturbation=batch.perturbation)
 
     def sample_conditioning(self) -> tuple[list, list]:
         word = prompt_word(self.request.name)

@@ -201,8 +201,8 @@ def score_without_weighting():
 
     own = technique.denoising_loss
 
-    def loss(*args):
-        return own(*args) if torch.is_grad_enabled() else own(*args[:-1], "none")
+    def loss(*args, **more):
+        return own(*args, **more) if torch.is_grad_enabled() else own(*args[:-1], "none", **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(technique, "denoising_loss", loss)
@@ -212,11 +212,11 @@ def score_without_weighting():
 def variants():
     """{name: (settings of the node, changes of functions of the pack)}."""
     from bespoke.nodes.lora.training import technique as train
-    from bespoke.training import data, timesteps
+    from bespoke.training import data, noises, timesteps
     from bespoke.training.adapters import lora
     from bespoke.training.randomness import generator
 
-    stratified, noise, expected = data.stratified_uniform, data.noise, timesteps.expected_loss
+    stratified, noise, expected = data.stratified_uniform, noises.noise, timesteps.expected_loss
 
     def independent(seed, step, batch):
         return torch.rand(batch, generator=generator(seed, "independent", step))
@@ -246,7 +246,7 @@ def variants():
         "importance by the loss's root": ({}, [(timesteps, "expected_loss", root)]),
         "importance, independent levels": ({}, [(data, "stratified_uniform", independent)]),
         "levels spread over time too": ({}, [(data, "stratified_uniform", over_time)]),
-        "antithetic noises": ({}, [(data, "noise", antithetic)]),
+        "antithetic noises": ({}, [(noises, "noise", antithetic)]),
         "shifted noise levels": ({"timestep_sampling": "shifted"}, []),
         "min-SNR": ({"loss_weighting": "min-SNR"}, []),
         "equal rates, 1e-3": ({}, ratio(1.0)),

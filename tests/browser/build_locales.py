@@ -206,6 +206,11 @@ INPUTS = {
     "max_timestep": ("最大时间步", "最大タイムステップ", "pas de temps maximal", "paso de tiempo máximo"),
     "preserve": ("保持的提示词", "保つプロンプト", "prompts à préserver", "prompts que preservar"),
     "preserve_weight": ("保持权重", "保持の重み", "poids de préservation", "peso de la preservación"),
+    "loss_type": ("损失类型", "損失の種類", "type de perte", "tipo de pérdida"),
+    "huber_c": ("Huber 阈值", "Huber のしきい値", "seuil de Huber", "umbral de Huber"),
+    "multires_noise": ("多分辨率噪声", "多重解像度ノイズ", "bruit multirésolution", "ruido multirresolución"),
+    "ip_noise_gamma": ("输入扰动", "入力の摂動", "perturbation de l'entrée", "perturbación de la entrada"),
+    "compile": ("编译", "コンパイル", "compiler", "compilar"),
     "labels": ("标签", "ラベル", "étiquettes", "etiquetas"),
 }
 

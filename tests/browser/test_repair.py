@@ -16,7 +16,16 @@ from test_round_trip import INSIDE, ROOT_NODES, VALUES
 FILES = Path(__file__).parent / "moved_values"
 RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
 # Widgets that came after the last one of version 0.1, at their defaults.
-LATER_TRAINING = {"score_pictures": "auto", "min_timestep": 0.0, "max_timestep": 1.0}
+LATER_TRAINING = {
+    "score_pictures": "auto",
+    "min_timestep": 0.0,
+    "max_timestep": 1.0,
+    "loss_type": "mse",
+    "huber_c": 0.1,
+    "multires_noise": 0,
+    "ip_noise_gamma": 0,
+    "compile": False,
+}
 LATER_LORA = {
     "adapter": "LoRA",
     "lokr_factor": -1,

@@ -69,8 +69,11 @@ def test_with_sgd_and_everything_else_switched_on_too(forks, job, count):
         gradient_accumulation=3,
         caption_dropout=0.3,
         noise_offset=0.1,
+        multires_noise=0.3,
+        ip_noise_gamma=0.1,
         ema=0.9,
         loss_weighting="min-SNR",
+        loss_type="huber",
     )
     one, many = (forks.train(jobs.copy_of(job, f"sgd-{count}-{n}", **settings), n) for n in (1, count))
     curve, lora = curves_differ(one, many), jobs.distance(jobs.result(one)[0], jobs.result(many)[0])

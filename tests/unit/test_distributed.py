@@ -38,7 +38,7 @@ def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, timesteps):
     latents = [torch.randn(1, 4, 8, 8 + 4 * (i % 2)) for i in range(9)]
     masks = [torch.rand(1, 1, *latent.shape[2:]) if i == 3 else None for i, latent in enumerate(latents)]
     data = LatentSet(latents, masks)
-    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4)
+    config = TrainConfig(10, 1e-3, 4, 7, noise_offset=0.2, caption_dropout=0.4, multires_noise=0.3, ip_noise_gamma=0.1)
     for micro in range(8):
         whole = data.batch(config, micro, CPU, timesteps)
         parts = [
@@ -46,7 +46,7 @@ def test_a_shared_batch_is_the_whole_batch_to_the_bit(size, timesteps):
             for rank in range(size)
             if (share := World(rank, size).share(4))
         ]
-        for name in ("latent", "noise", "t", *(["weight"] if whole.weight is not None else [])):
+        for name in ("latent", "noise", "perturbation", "t", *(["weight"] if whole.weight is not None else [])):
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
         for name in ("indices", "caption_indices", "sample_positions"):
             assert sum((getattr(part, name) for part in parts), []) == getattr(whole, name)

@@ -8,9 +8,12 @@ from bespoke.training.config import TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
 from bespoke.training.objective import (
+    LOSS_TYPES,
     LOSS_WEIGHTINGS,
+    ErrorMeasure,
     denoising_loss,
     expected_loss,
+    input_share,
     loss_weight,
     prediction_weight,
     signal_to_noise,
@@ -42,19 +45,23 @@ class LinearDenoiser:
         return noisy - s * 0.5 * noisy
 
 
+def _error_by_hand(prediction, latent, noise, sigma, seen=None):
+    """Output - target of one image, as in the papers. seen: the noise in the input where it is not the target's."""
+    seen = noise if seen is None else seen
+    if prediction == "epsilon":
+        return 0.5 * (latent + sigma * seen) - noise
+    if prediction == "v":
+        a = 1 / math.sqrt(1 + sigma**2)  # alpha; sigma of the variance-preserving process is a * sigma
+        return 0.5 * (latent + sigma * seen) - (a * noise - a * sigma * latent)
+    if prediction == "edm":  # Karras et al. 2022, eq. 8 and table 1: F = (x0 - c_skip x) / c_out, data of 0.5
+        x, both = latent + sigma * noise, sigma**2 + 0.5**2
+        return 0.5 * (latent + sigma * seen) - (latent - 0.5**2 / both * x) / (sigma * 0.5 / math.sqrt(both))
+    return 0.5 * (sigma * seen + (1 - sigma) * latent) - (noise - latent)
+
+
 def _by_hand(prediction, latent, noise, sigma):
     """The loss of one image from target and output, as in the papers."""
-    if prediction == "epsilon":
-        output, target = 0.5 * (latent + sigma * noise), noise
-    elif prediction == "v":
-        a = 1 / math.sqrt(1 + sigma**2)  # alpha; sigma of the variance-preserving process is a * sigma
-        output, target = 0.5 * (latent + sigma * noise), a * noise - a * sigma * latent
-    elif prediction == "edm":  # Karras et al. 2022, eq. 8 and table 1: F = (x0 - c_skip x) / c_out, data of 0.5
-        x, both = latent + sigma * noise, sigma**2 + 0.5**2
-        output, target = 0.5 * x, (latent - 0.5**2 / both * x) / (sigma * 0.5 / math.sqrt(both))
-    else:
-        output, target = 0.5 * (sigma * noise + (1 - sigma) * latent), noise - latent
-    return ((output - target) ** 2).mean()
+    return (_error_by_hand(prediction, latent, noise, sigma) ** 2).mean()
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "flow", "edm"])
@@ -64,6 +71,64 @@ def test_loss_matches_the_papers(prediction, sigma):
     loss = denoising_loss(LinearDenoiser(prediction), latent, eps, torch.tensor([sigma]), None)
     assert loss.shape == (1,)
     assert loss.item() == pytest.approx(_by_hand(prediction, latent, eps, sigma).item(), rel=2e-4)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow", "edm"])
+@pytest.mark.parametrize("sigma", [0.05, 0.6, 0.99])
+def test_loss_types_are_kohyas(prediction, sigma):
+    """kohya's `conditional_loss` on output and target, with its schedule of c by `alphas_cumprod` (`huber_schedule`
+    snr), by hand. A flow model has the SNR ((1 - sigma) / sigma)^2, which kohya gives no c for.
+    """
+    latent, eps = torch.randn(1, 4, 6, 6, dtype=torch.float64), torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    error = _error_by_hand(prediction, latent, eps, sigma)
+    ratio = {"flow": sigma / (1 - sigma), "edm": sigma / 0.5}.get(prediction, sigma)  # kohya's "sigmas", 1 / sqrt(SNR)
+    c = (1 - 0.2) / (1 + ratio) ** 2 + 0.2
+    root = (error**2 + c**2).sqrt() - c
+    for kind, expected in {"huber": 2 * c * root, "smooth l1": 2 * root, "mse": error**2}.items():
+        measure = ErrorMeasure(kind, 0.2)
+        given = (LinearDenoiser(prediction), latent, eps, torch.tensor([sigma], dtype=torch.float64), None)
+        assert denoising_loss(*given, measure=measure).item() == pytest.approx(expected.mean().item(), rel=2e-4), kind
+        # A weighting is a factor of the error, whatever its kind: kohya multiplies after `conditional_loss`.
+        s = given[3]
+        weight = (loss_weight(prediction, s, "min-SNR") / loss_weight(prediction, s)).item()
+        weighted = denoising_loss(*given, weighting="min-SNR", measure=measure).item()
+        assert weighted == pytest.approx(weight * expected.mean().item(), rel=2e-4), kind
+    assert {"huber", "smooth l1", "mse"} == set(LOSS_TYPES)
+
+
+def test_huber_is_the_square_of_small_errors_and_grows_evenly_with_large_ones():
+    """In float32: kohya's difference of two roots has no digit left at an error of 1e-5."""
+    errors, c = torch.tensor([1e-5, 1e3, 2e3]), torch.tensor(0.1)
+    small, one, two = LOSS_TYPES["huber"](errors, c).tolist()
+    assert small == pytest.approx(1e-10, rel=1e-4)
+    assert two - one == pytest.approx(2 * 0.1 * 1e3, rel=1e-4)
+    assert LOSS_TYPES["smooth l1"](errors, c).tolist()[2] == pytest.approx(2 * (2e3 - 0.1), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", LOSS_TYPES)
+def test_loss_types_have_the_gradient_of_finite_differences(kind):
+    error = torch.tensor([-3.0, -0.1, 0.0, 1e-3, 0.7, 40.0], dtype=torch.float64, requires_grad=True)
+    c = torch.tensor([0.1, 1.0, 0.3, 0.1, 0.5, 0.2], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda e: LOSS_TYPES[kind](e, c), (error,))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "flow", "edm"])
+@pytest.mark.parametrize("sigma", [0.05, 0.6, 0.99])
+def test_the_target_has_no_part_of_the_perturbation(prediction, sigma):
+    """Ning et al. 2023: the model sees noise + gamma xi, the target is that of noise alone; by hand."""
+    torch.manual_seed(0)
+    latent, eps, xi = torch.randn(3, 1, 4, 6, 6).unbind()
+    expected = (_error_by_hand(prediction, latent, eps, sigma, seen=eps + 0.3 * xi) ** 2).mean()
+    given = (LinearDenoiser(prediction), latent, eps, torch.tensor([sigma]), None)
+    assert denoising_loss(*given, perturbation=0.3 * xi).item() == pytest.approx(expected.item(), rel=2e-4)
+    # Not the loss at the target of the perturbed noise, which is an ordinary sample.
+    assert expected.item() != pytest.approx(_by_hand(prediction, latent, eps + 0.3 * xi, sigma).item(), rel=1e-3)
+
+
+def test_input_share_is_that_of_the_other_predictions():
+    """velocity on z = x / (1 + sigma): x0 = z - t v. A network that predicts x0 reads nothing of it from the input."""
+    assert input_share("velocity", torch.tensor([3.0])).item() == 1 / 4
+    assert input_share("x0", torch.tensor([3.0])).item() == 0
 
 
 def test_one_call_with_exactly_the_batch():
@@ -137,7 +202,21 @@ def test_batches_group_by_latent_shape_and_drop_captions_at_the_given_rate():
 ON_THE_NOISE_ERROR = {
     "min-SNR": lambda snr: min(snr, 5) / snr,
     "debiased": lambda snr: min(snr, 1000) ** 0.5 / snr,  # 1 / sqrt(SNR), SNR at most 1000
+    "P2": lambda snr: 1 / (1 + snr),
+    # On the velocity's error, which is the noise's over 1 - t; t = 1 / (1 + sqrt(SNR)).
+    "cosmap": lambda snr: (
+        2 / (math.pi * (1 - 2 * flow_time(snr) + 2 * flow_time(snr) ** 2)) / (1 - flow_time(snr)) ** 2
+    ),
+    "sigma-sqrt": lambda snr: flow_time(snr) ** -2 / (1 - flow_time(snr)) ** 2,
 }
+
+
+def flow_time(snr):
+    return 1 / (1 + math.sqrt(snr))
+
+
+def cosmap(t):
+    return 2 / (math.pi - 2 * math.pi * t + 2 * math.pi * t**2)
 
 
 def test_every_weighting_is_compared_with_its_paper():
@@ -241,6 +320,12 @@ def test_expected_loss_of_unit_gaussians():
         if sigma < 1:  # n - x0 on (1 - s) x0 + s n
             variance = 2 - (sigma - (1 - sigma)) ** 2 / (sigma**2 + (1 - sigma) ** 2)
             assert expected_loss("flow", s).item() == pytest.approx(variance)
+    # A weighting is a factor of it: for flow of Var(n - x0) at sigma, by the formulas of SD3.
+    half = torch.tensor([0.25], dtype=torch.float64)
+    variance = 2 - (0.25 - 0.75) ** 2 / (0.25**2 + 0.75**2)
+    assert expected_loss("flow", half, "cosmap").item() == pytest.approx(2 / (math.pi * (1 - 0.5 + 0.125)) * variance)
+    assert expected_loss("flow", half, "sigma-sqrt").item() == pytest.approx(16 * variance)
+    assert expected_loss("epsilon", s, "P2").item() == pytest.approx(12.0**-2 / (1 + 12.0**-2) ** 2)
     assert expected_loss("epsilon", s, "min-SNR").item() == pytest.approx(12.0**-2 / (1 + 12.0**-2))
 
 
@@ -254,6 +339,9 @@ def test_expected_loss_of_unit_gaussians():
         ("v", "debiased"),
         ("flow", "none"),
         ("flow", "min-SNR"),
+        ("epsilon", "P2"),
+        ("flow", "cosmap"),
+        ("epsilon", "sigma-sqrt"),
     ],
 )
 def test_importance_sampling_draws_by_the_expected_loss_and_leaves_the_mean_as_it_is(prediction, weighting):
@@ -305,7 +393,7 @@ def test_importance_sampling_with_zero_terminal_snr():
     model.sigmas[0] = 0.0
     with pytest.raises(InputError, match="begin at 0 .* choose uniform"):
         ImportanceSampling.of(model)
-    for weighting in LOSS_WEIGHTINGS.keys() - {"none"}:  # these are finite at sigma 0
+    for weighting in ("min-SNR", "debiased", "P2"):  # these are finite at sigma 0
         assert ImportanceSampling.of(model, weighting).density.isfinite().all(), weighting
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 import pytest
 import torch
 from bespoke.training.checkpoint import pack, unpack
-from bespoke.training.config import TrainConfig
+from bespoke.training.config import ADDED, TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
 from bespoke.training.loop import Training
@@ -236,7 +236,11 @@ def test_run_id_ignores_the_length():
 
 
 # A request of version 0.1 with all its settings, by technique.
-SHARED_0_1 = asdict(TrainConfig(400, 1e-4, 1, 0))
+SHARED_0_1 = {
+    name: value
+    for name, value in asdict(TrainConfig(400, 1e-4, 1, 0)).items()
+    if name not in ADDED or name in NOT_IDENTITY
+}
 REQUESTS_0_1 = {
     "lora": SHARED_0_1
     | dict(targets="cross-attention", rank=8, alpha=8.0, custom_targets="", precision="auto", sample_prompt="")

@@ -48,6 +48,7 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
         if not layers:
             raise InputError("the targets name no layer of this model; choose another set of targets")
         self.kind, self.rates = kind, dict(rates or {})
+        self._is_detached = False  # within `detached()`
         self.enabled = True  # while it is False, the layers' outputs stay as they are within `attached()` too
         self.dropout, self.max_norm = dropout or Dropout(), max_norm
         self._ratios = list[Tensor]()  # what the last step's changes were scaled by
@@ -93,16 +94,16 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
         No graph is recorded, since gradient checkpointing would compute it again in a backward pass outside of the
         block, with the adapters. A backward pass must not run within the block.
         """
-        before, self.enabled = self.enabled, False
+        before, self._is_detached = self._is_detached, True
         try:
             with torch.no_grad():
                 yield
         finally:
-            self.enabled = before
+            self._is_detached = before
 
     def _hook(self, name: str, adapter: Adapter) -> Hook:
         def apply(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self.enabled:
+            if self._is_detached or not self.enabled:
                 return output
             found = current_draw()
             if found is None:

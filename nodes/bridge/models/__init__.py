@@ -108,6 +108,17 @@ def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
     return list(family.blocks(diffusion_model))
 
 
+def compiled_layout(diffusion_model: nn.Module) -> tuple[list[nn.Module], tuple[str, ...]]:
+    """(the blocks to compile, keys of their `transformer_options` that they use for other nodes' patches alone).
+
+    No blocks where they are not known of the class. A U-Net's blocks read their place, `block`, to look up patches, so
+    that each of them would need a compiled graph of its own.
+    """
+    family = family_of(diffusion_model)
+    blocks = [] if family is None else list(family.blocks(diffusion_model))
+    return blocks, ("block",) if unet.fits(diffusion_model) else ()
+
+
 def file_names(base) -> dict[str, dict]:
     """{layer: {"kohya": ..., "diffusers": ...}} for a model whose layers are known, otherwise {}."""
     family = family_of(base.diffusion_model)

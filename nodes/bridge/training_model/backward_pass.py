@@ -10,8 +10,9 @@ from torch import nn
 
 from ..forward_pass.differentiable import differentiable, with_differentiable
 from ..forward_pass.in_place import clone_layer_inputs, fresh_key_caches
-from ..models import checkpoint_blocks, has_plain_backward, layers_with_overwritten_input
+from ..models import checkpoint_blocks, compiled_layout, has_plain_backward, layers_with_overwritten_input
 from .checkpointing import checkpointed
+from .compiled_blocks import BlockCompiler
 
 
 @contextmanager
@@ -19,19 +20,22 @@ def prepared_for_backward(
     network: nn.Module,
     gradient_checkpointing: bool,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    compiler: BlockCompiler | None = None,
 ) -> Iterator[None]:
     """Within the block the diffusion model's forward pass has a backward pass, by blocks with `gradient_checkpointing`.
 
-    context: makes the context of checkpointing's second pass, see `checkpointed`. Raises `InputError` for checkpointing
-    of a class whose blocks are not known.
+    context: makes the context of checkpointing's second pass, see `checkpointed`. compiler: compiles the same blocks.
+    Raises `InputError` for checkpointing of a class whose blocks are not known.
     """
     blocks = checkpoint_blocks(network) if gradient_checkpointing else []
+    compiled = nullcontext() if compiler is None else compiler.compiling(*compiled_layout(network))
     overwritten = layers_with_overwritten_input(network)
     needed = not has_plain_backward(network)
     with (
         clone_layer_inputs(overwritten),
         fresh_key_caches(network),
         differentiable(network, needed),
+        compiled,  # within checkpointing, whose second pass then calls the compiled block again
         checkpointed(blocks, bool(overwritten) or needed, with_differentiable(context, needed)),
     ):
         yield

@@ -23,6 +23,7 @@ from ..noise_level import noise_level
 from ..wire.compatibility import Compatibility, check_compatibility, compatibility_of
 from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .backward_pass import prepared_for_backward
+from .compiled_blocks import BlockCompiler, backend_for
 from .frozen_linear import frozen_layers
 from .inference_tensors import normal_tensors
 from .sampling_call import SamplingCall, frozen_modules
@@ -70,6 +71,7 @@ class ComfyDenoiser:
     patcher: the clone of the user's MODEL that is trained on. autocast: makes the context of the compute dtype. reload:
     the functions that bring the weights to the device, as many as are to be there, and prepare them for autograd.
     compute: the dtype that matrices are multiplied in, or None for the model's own. normal: see `normal_tensors`.
+    compiler: of the blocks; None where they are not to be compiled.
     """
 
     prediction: Prediction
@@ -81,10 +83,11 @@ class ComfyDenoiser:
         reload: Sequence[Callable[[], None]],
         compute: torch.dtype | None = None,
         normal: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compiler: BlockCompiler | None = None,
     ):
         base, device = patcher.model, patcher.load_device
         self.patcher, self.base, self.device, self.autocast = patcher, base, device, autocast
-        self.compute, self._normal = compute, normal
+        self.compute, self._normal, self.compiler = compute, normal, compiler
         self.prediction = prediction_of(base.model_sampling)
         self._reload = reload
         # The training schedule as a table: discrete models have one noise level per timestep, flow models a fine grid.
@@ -213,12 +216,14 @@ def prepare_for_training(
     precision: str = "auto",
     gradient_checkpointing: bool = False,
     leave_free: int | None = None,
+    compile: bool = False,
 ) -> Iterator[ComfyDenoiser]:
     """The MODEL loaded as it is on the wire (patches, shifts, wrappers), frozen, with gradients able to flow.
 
     Works on a clone of the patcher; after the block every weight is the same object with the same bits. The block runs
     outside of inference mode with gradients enabled. leave_free: load only as many weights as leave that many bytes of
-    the device free, and stream the others layer by layer at each call; None loads all. Raises `InputError` for a model
+    the device free, and stream the others layer by layer at each call; None loads all. compile: compile the blocks
+    where that can be done; the denoiser's `compiler` says what became of it. Raises `InputError` for a model
     whose weights cannot be trained through.
     """
     check_wire(model)
@@ -228,19 +233,20 @@ def prepare_for_training(
         _load(patcher, leave_free)
         base, device = patcher.model, patcher.load_device
         compute = compute_type(base, device, precision)
-        normal, held = normal_tensors(patcher), compatibility_of(patcher).modules
+        normal, wire = normal_tensors(patcher), compatibility_of(patcher)
+        compiler = BlockCompiler(*backend_for(device, wire.code, leave_free is not None)) if compile else None
         was_training = comfy.model_management.in_training
         comfy.model_management.in_training = True
         try:
             patcher.pre_run()  # runs other packs' callbacks too
             with (
-                frozen_modules(held),
+                frozen_modules(wire.modules),
                 frozen_layers(base, compute) as freeze,
                 autograd_views(base, device, compute) as make_views,
-                prepared_for_backward(base.diffusion_model, gradient_checkpointing, normal),
+                prepared_for_backward(base.diffusion_model, gradient_checkpointing, normal, compiler),
             ):
                 reload = (partial(_load, patcher, leave_free), freeze, make_views)
-                yield ComfyDenoiser(patcher, autocast_for(device, compute), reload, compute, normal)
+                yield ComfyDenoiser(patcher, autocast_for(device, compute), reload, compute, normal, compiler)
         finally:
             comfy.model_management.in_training = was_training
             patcher.cleanup()

@@ -157,7 +157,9 @@ def trainer_inputs() -> list[io.Input]:
         *advanced(("score_pictures",)),
         *_regularisation_widgets(),
         *advanced(("min_timestep", "max_timestep")),
+        *advanced(("loss_type", "huber_c", "multires_noise", "ip_noise_gamma")),
         *_preserve_widgets(),
+        *advanced(("compile",)),
     ]
 
 

@@ -287,9 +287,10 @@ class LoraTechnique:
         dropped = [index < 0 for index in batch.caption_indices]
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, of_samples, strict=True)]
         conditioning = self._captions.of_batch(batch.indices, prompts)
-        weighting = self.request.train.loss_weighting
+        weighting, measure = self.request.train.loss_weighting, batch.measure
         sigma = denoiser.sigma(batch.t)
-        return denoising_loss(denoiser, batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
+        given = (batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
+        return denoising_loss(denoiser, *given, measure=measure, perturbation=batch.perturbation)
 
     def sample_conditioning(self) -> tuple[list, list]:
         positive, negative = as_conditioning(
