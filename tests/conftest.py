@@ -34,6 +34,7 @@ LONGEST_FIRST = (
     "tests/comfy/test_weights.py",
     "tests/comfy/test_inject_scope.py",
     "tests/comfy/test_jobs.py",
+    "tests/comfy/test_training_adapter.py",
 )
 
 

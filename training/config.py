@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "huber_c": (0.001, 1.0),
     "multires_noise": (0.0, 1.0),
     "ip_noise_gamma": (0.0, 1.0),
+    "training_adapter_strength": (-10.0, 10.0),
 }
 
 # Fields of `TrainConfig` that version 0.1 lacks.

@@ -46,9 +46,9 @@ from .runs.cross_validation import Fold, final_fold, validation_folds, was_finis
 from .runs.events import show_phase
 from .runs.report import describe_unread
 from .runs.run_training import run_training
-from .runs.samples import sampler_for
+from .runs.samples import SamplerSettings, sampler_for
 from .runs.scoring import PictureScorer, scored_indices, what_is_scored
-from .runs.task import TrainingTask
+from .runs.task import Drift, TrainingTask
 from .schedule_part import trained_range
 from .training_model.backward_check import check_gradients
 from .training_model.denoiser import ComfyDenoiser, compute_type, prepare_for_training, wider_precision
@@ -93,9 +93,9 @@ class Technique(Protocol[T]):
     `train` calls the methods in this order:
     1. `settings`, `step_memory` (only where memory may be short) and `frozen_models`, before the models are prepared.
     2. `prepare`, then `layer_names`.
-    3. For each fold of cross-validation, or once: `new_trainable`, `frozen_tensors` and `attached`. In the block of
-       `attached`: `loss` for training and validation batches, `describe_start` once, and `sample_conditioning` for each
-       sample image.
+    3. For each fold of cross-validation, or once: `new_trainable`, `drift` (the last one alone), `frozen_tensors` and
+       `attached`. In the block of `attached`: `loss` for training and validation batches, `describe_start` once, and
+       `sample_conditioning` for each sample image.
     `describe` is called after `train`, by the node or the job.
 
     name: the technique's name in records and run ids. It must not change between versions.
@@ -162,6 +162,14 @@ class Technique(Protocol[T]):
 
     def sample_conditioning(self) -> tuple[list, list]:
         """(positive, negative) of a sample image, as ComfyUI's samplers take them; called without gradients."""
+        ...
+
+    def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> Drift | None:
+        """What measures how far the training moves the base; None where nothing does.
+
+        sampler: how pictures are drawn. timesteps: t of the fixed grid. Samples are then drawn of the base and of the
+        result too, whatever `sample_every` is. Called for the training whose result is the run's, before `attached`.
+        """
         ...
 
     def frozen_tensors(self) -> Sequence[Tensor]:
@@ -318,7 +326,8 @@ class _Trainer:
         loss: MicroBatchLoss,
         held_out_losses: dict[Picture, float],
     ) -> TrainingTask:
-        technique = self.technique
+        technique, drift = self.technique, self._drift(fold)
+        draws = fold.config.sample_every > 0 or (drift is not None and self.models.vae is not None)
         return TrainingTask(
             trainable,
             loss,
@@ -328,7 +337,7 @@ class _Trainer:
             until=fold.until,
             resume=technique.request.resume,
             describe_start=partial(self._describe_start, fold),
-            draw_sample=self._sample_drawer(fold),
+            draw_sample=self._sample_drawer() if draws else None,
             check=partial(self._check_gradients, trainable, loss),
             precision_advice=wider_precision(self.denoiser.base, self.denoiser.compute),
             frozen=[
@@ -336,10 +345,12 @@ class _Trainer:
                 *self.dataset.pictures.data.latents,
                 *technique.frozen_tensors(),
             ],
-            training_picture=self.dataset.pictures.items[0].pixels if fold.config.sample_every else None,
+            training_picture=self.dataset.pictures.items[0].pixels if draws else None,
             scorer=self._picture_scorer(fold),
             held_out_losses=held_out_losses,
             leak=self._leak_meter(fold),
+            draws_ends=draws,
+            drift=drift,
         )
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
@@ -415,9 +426,15 @@ class _Trainer:
         low, high = self.limits
         return [low + (high - low) * t for t in TIMESTEPS]
 
-    def _sample_drawer(self, fold: Fold) -> Callable[[], Image.Image] | None:
+    def _drift(self, fold: Fold) -> Drift | None:
+        """What measures the drift: in the first process, which must be able to call the model alone."""
+        if not fold.is_final or self.context.world.rank != 0 or self.context.sharded:
+            return None
+        return self.technique.drift(self.context.sampler, self._grid)
+
+    def _sample_drawer(self) -> Callable[[], Image.Image] | None:
         """A function that draws a sample image; None where none is drawn, as in all processes but the first."""
-        if not fold.config.sample_every or self.context.world.rank != 0:
+        if self.context.world.rank != 0:
             return None
         pictures = self.dataset.pictures
         like = pictures.data.latents[pictures.training_indices[0]]  # only its shape is read

@@ -1,12 +1,14 @@
 """A job folder: all that a training needs besides the base models, written on one machine and trained on another.
 
 job.toml                the settings, and for each base model its files, their SHA-256 and the loader
-material.safetensors    tensors: latents, masks, conditionings, the LoRA to start from, patches of other nodes
+material.safetensors    tensors: latents, masks, conditionings, the LoRA to start from, the training adapter,
+                        patches of other nodes
 material.json           the same material without tensors: captions, sizes, counts, changes by other nodes
 graph.json              (prompt, workflow) of the graph that exported the job, for the result's metadata
 runs/  saves/  result/  log.jsonl  lock     written by the training
 
-In material.safetensors: latent/I, mask/I, blank/I, prompt/I, prompt/I/KEY, start/KEY, and ROLE/I of `wire`.
+In material.safetensors: latent/I, mask/I, blank/I, prompt/I, prompt/I/KEY, start/KEY, training_adapter/KEY,
+and ROLE/I of `wire`.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from .source import Source, sha256_of
 from .toml import Tables, read_toml, write_toml
 
 FORMAT = 1
+ADAPTER = "training_adapter/"  # the beginning of the keys of its tensors
 SETTINGS, TENSORS, MATERIAL, GRAPH = "job.toml", "material.safetensors", "material.json", "graph.json"
 COMMENT = """A training job of Bespoke. Train it with (see the help page of the node that wrote it)
   torchrun --standalone --nproc-per-node 2 custom_nodes/bespoke/nodes/jobs/command.py THIS_FOLDER
@@ -102,11 +105,18 @@ class Job:
         data = replace(data, weights=[item.weight for item in items])
         prompts = {text: self._prompt(i, extra) for i, (text, extra) in enumerate(material["prompts"])}
         start = {key.removeprefix("start/"): tensor for key, tensor in tensors.items() if key.startswith("start/")}
+        adapter = {key.removeprefix(ADAPTER): tensor for key, tensor in tensors.items() if key.startswith(ADAPTER)}
         blank = {tuple(size): tensors[f"blank/{i}"] for i, size in enumerate(material["blank"])}
         equal = material.get("equal", count)  # the items have no pixels
         pictures = replace(split_pictures(items, data, material["counts"], config, equal), blank_latents=blank)
         return EncodedDataset(
-            pictures, material["fingerprint"], material["models"], material["about"], prompts, start or None
+            pictures,
+            material["fingerprint"],
+            material["models"],
+            material["about"],
+            prompts,
+            start or None,
+            training_adapter=adapter or None,
         )
 
     def _prompt(self, index: int, extra: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -163,7 +173,7 @@ def _settings_tables(contents: JobContents) -> dict[str, Mapping[str, Any]]:
         "settings": contents.settings,
         "result": contents.result,
     }
-    if contents.settings.get("sample_every"):
+    if contents.settings.get("sample_every") or contents.dataset.training_adapter:
         tables["samples"] = vars(contents.samples)
     return tables | {role: model.source.to_table() for role, model in contents.models.items()}
 
@@ -189,6 +199,8 @@ def _encode_dataset(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, 
         prompts.append([text, _encode_prompt_extra(i, extra, tensors)])
     for key, tensor in (dataset.start or {}).items():
         tensors[f"start/{key}"] = tensor.detach().cpu().clone()
+    for key, tensor in (dataset.training_adapter or {}).items():
+        tensors[ADAPTER + key] = tensor.detach().cpu().clone()
     material = {
         "pictures": [_encode_picture(item) for item in pictures.items],
         "counts": pictures.set_sizes,

@@ -12,7 +12,8 @@ from ..bridge.trainer import Models
 from ..bridge.types import graph_of
 from ..images.wired import training_set
 from ..lora.training import node as lora
-from ..lora.training.technique import LoraTechnique
+from ..lora.training.few_steps import DEFAULT_SAMPLER
+from ..lora.training.technique import LoraTechnique, settings_with_adapter
 from ..lora.training.technique import encode_dataset as encode_lora_dataset
 from ..textual_inversion import node as word
 from ..textual_inversion.technique import TextualInversionTechnique
@@ -93,13 +94,14 @@ class ExportLoraJob(io.ComfyNode):
         request, data = lora.request_from_inputs(settings | {"images": images})
         wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
         models = Models(model, clip, vae)
-        exported = export_models(models, LoraTechnique.name, request.settings())
+        written = settings_with_adapter(request, data.training_adapter)
+        exported = export_models(models, LoraTechnique.name, written)
         dataset = encode_lora_dataset(models, data, request)
         result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
-        samples = settings_in(graph[0])
+        samples = settings_in(graph[0], DEFAULT_SAMPLER if data.training_adapter else None)
         return _export(
             wanted,
-            JobContents(LoraTechnique.name, request.settings(), dataset, exported, result, samples, graph),
+            JobContents(LoraTechnique.name, written, dataset, exported, result, samples, graph),
         )
 
 

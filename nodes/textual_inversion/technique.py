@@ -32,7 +32,7 @@ from ..bridge.runs.report import (
     describe_shared,
     describe_unread,
 )
-from ..bridge.runs.samples import as_conditioning
+from ..bridge.runs.samples import SamplerSettings, as_conditioning
 from ..bridge.schedule_part import describe_part, trained_range
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_wire
@@ -155,6 +155,9 @@ class TextualInversionTechnique:
         prompt = self.request.sample_prompt.replace(WORD, word).strip() or f"a photo of {word}"
         positive, negative = as_conditioning(self._prompts.encode([prompt, ""]))
         return positive, negative
+
+    def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> None:
+        return None
 
     def frozen_tensors(self) -> Sequence[Tensor]:
         return list(self._text.model.parameters())

@@ -34,6 +34,7 @@ LATER_LORA = {
     "rank_dropout": 0.0,
     "module_dropout": 0.0,
     "max_norm": 0.0,
+    "training_adapter_strength": 1.0,
     "preserve": "",
     "preserve_weight": 1.0,
     **LATER_TRAINING,

@@ -111,6 +111,9 @@ class BiasTechnique:
     def sample_conditioning(self):
         return tuple(as_conditioning(self._captions.encode(["", ""])))
 
+    def drift(self, sampler, timesteps):
+        return None
+
     def frozen_tensors(self):
         return self._captions.tensors()
 

@@ -222,7 +222,7 @@ ROOMS_THAT_IMPORT = {
 LORA_ROOMS = {"training", "injection", "composition", "inspection"}
 LORA_ROOMS_THAT_IMPORT = {
     ("injection", "inspection"): "the report of a load begins with the file's description",
-    ("training", "injection"): "the model that is handed on has a LoRA of a part of the schedule on that part alone",
+    ("training", "injection"): "how a LoRA of a part of the schedule acts, and how a training adapter is computed",
 }
 
 

@@ -22,13 +22,14 @@ class EncodedDataset:
     """A technique's `encode_dataset` makes it; a job folder stores it, for a training on another machine.
 
     pictures: latents, masks and captions, divided into training, held-out and prior pictures.
-    fingerprint: a hash of all pictures and captions, and of the LoRA that the training starts from.
+    fingerprint: a hash of all pictures and captions, and of the LoRAs below.
     models_digest: a hash of the models as they are on the wire.
     digest_in_0_1: the hash that version 0.1 made of them; "" where it did not read all that the wires carry.
     unread: what the wires carry that cannot be compared; with any of it, no other run has the same `models_digest`.
     run_fields: fields of the run's record that describe models and pictures.
     prompts: prompt -> (context [1, tokens, width], further fields); empty where the text encoder runs in each step.
     start: the LoRA that the training starts from, in ComfyUI's layer names.
+    training_adapter: the LoRA that is part of the base in the steps alone, as its file has it.
     """
 
     pictures: Pictures
@@ -39,6 +40,7 @@ class EncodedDataset:
     start: Mapping[str, Tensor] | None = None
     digest_in_0_1: str = ""
     unread: tuple[str, ...] = ()
+    training_adapter: Mapping[str, Tensor] | None = None
 
     def new_run(
         self,

@@ -25,7 +25,7 @@ class Fold:
     """One training of a run. training_indices, held_out: positions in `Pictures.items`.
 
     run: the record of this training. until: the step to stop at; None for `config.steps`. prefix: precedes the line
-    that is shown before the first step.
+    that is shown before the first step. is_final: whether its result is the run's.
     """
 
     run: Run
@@ -34,6 +34,7 @@ class Fold:
     held_out: Sequence[int]
     until: int | None = None
     prefix: str = ""
+    is_final: bool = True
 
     @property
     def steps(self) -> int:
@@ -60,7 +61,7 @@ def validation_folds(pictures: Pictures, config: TrainConfig, run: Run) -> Itera
         names = ", ".join(pictures.items[i].path if several else pictures.items[i].name for i in held_out)
         prefix = f"training {number} of {count + 1}, without {names}, to learn when to stop: "
         quiet = replace(config, save_every=0, sample_every=0, score_pictures="off")
-        yield Fold(Run(info), quiet, training_indices, held_out, prefix=prefix)
+        yield Fold(Run(info), quiet, training_indices, held_out, prefix=prefix, is_final=False)
 
 
 def training_indices_of(pictures: Pictures, run: Run) -> Sequence[int]:

@@ -88,6 +88,9 @@ class RunMonitor:
             self._make_up()
         else:
             self._start_anew()
+        if task.drift is not None and training.steps_done < training.last_step:
+            self._display.phase("sample")
+            task.drift.start()
         self._last_save = time.monotonic()
 
     def _start_anew(self) -> None:
@@ -96,7 +99,7 @@ class RunMonitor:
             _check_initial_loss(loss, self._task.precision_advice)
             self._add_validation(0, loss, True)
         self._score_pictures(0)
-        if self._task.config.sample_every:
+        if self._draws_ends:
             self._draw_sample(0)
 
     def _make_up(self) -> None:
@@ -172,10 +175,27 @@ class RunMonitor:
         task, training = self._task, self._training
         has_worked = training.steps_done > self._first_step or self._broke_off
         drawn = any(at == training.result_step for at, _ in task.run.samples)
-        if not task.config.sample_every or not has_worked or drawn:
+        if not self._draws_ends or not has_worked or drawn:
             return
         with training.result_loaded():
             self._draw(training.result_step)
+
+    @property
+    def _draws_ends(self) -> bool:
+        return self._task.config.sample_every > 0 or self._task.draws_ends
+
+    def measure_drift(self) -> None:
+        """Measure the drift of what is kept, where it is measured; its note takes the place of an earlier sitting's."""
+        task, training = self._task, self._training
+        if task.drift is None or self.stop is StopRequest.ABORT:
+            return
+        self._display.phase("scoring", done=0, total=1)
+        with training.result_loaded():
+            note = task.drift.measure()
+        if note:
+            kind = note.partition(":")[0]
+            task.run.notes = [other for other in task.run.notes if not other.startswith(f"{kind}:")]
+            task.run.note(note)
 
     def score_result(self) -> None:
         """Score the trained pictures with what is kept, where they are scored and were not yet at its step."""

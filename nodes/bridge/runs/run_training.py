@@ -64,6 +64,7 @@ def _train(task: TrainingTask, context: RunContext, store: Store) -> dict[str, T
         _check_held_out(task)
         monitor.draw_result()
         monitor.score_result()
+        monitor.measure_drift()
         # `config.patience` ends the loop early too; that run is KEPT as well.
         finished = training.steps_done >= training.last_step and stop != StopRequest.FINISH
         run.state = RunState.FINISHED if finished else RunState.KEPT

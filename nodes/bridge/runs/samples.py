@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ class SamplerSettings:
     seed: int = 0
 
 
-def settings_in(prompt: Mapping[str, Any] | None) -> SamplerSettings:
-    """The settings of the first sampler node in a graph whose settings are widgets, else the defaults.
+def settings_in(prompt: Mapping[str, Any] | None, default: SamplerSettings | None = None) -> SamplerSettings:
+    """The settings of the first sampler node in a graph whose settings are widgets, else `default`.
 
     prompt: ComfyUI's graph, {node id: {"inputs": ...}}, or None.
     """
@@ -42,12 +43,55 @@ def settings_in(prompt: Mapping[str, Any] | None) -> SamplerSettings:
             and scheduler in comfy.samplers.KSampler.SCHEDULERS
         ):
             return SamplerSettings(steps, float(cfg), name, scheduler, seed if isinstance(seed, int) else 0)
-    return SamplerSettings()
+    return default or SamplerSettings()
 
 
 def as_conditioning(encoded: Iterable[tuple[Tensor, dict[str, Any]]]) -> tuple[list, ...]:
     """Encoded prompts, each (context [1, tokens, width], further fields), in the form of ComfyUI's CONDITIONING."""
     return tuple([[cond, {key: value for key, value in extra.items() if value is not None}]] for cond, extra in encoded)
+
+
+@contextmanager
+def sampling(denoiser) -> Iterator[None]:
+    """Within the block the model of `denoiser` can be drawn with: what acts in the steps alone is taken off.
+
+    Afterwards the weights are ready for the next step.
+    """
+    was_training = comfy.model_management.in_training
+    with denoiser.without_steps_only():
+        comfy.model_management.in_training = False
+        try:
+            yield
+        finally:
+            comfy.model_management.in_training = was_training
+            denoiser.reload()
+
+
+def draw_latent(
+    denoiser, like: Tensor, settings: SamplerSettings, conditioning: Callable[[], tuple[list, list]]
+) -> Tensor:
+    """What ComfyUI's sampler makes of noise of the shape of `like` [1, C, ...], as the VAE decodes it.
+
+    Call it within `sampling`. conditioning: returns (positive, negative).
+    """
+    with torch.no_grad(), denoiser.autocast():
+        positive, negative = conditioning()
+        latent = torch.zeros_like(like)
+        noise = comfy.sample.prepare_noise(latent, settings.seed)
+        return comfy.sample.sample(
+            denoiser.patcher,
+            noise,
+            settings.steps,
+            settings.cfg,
+            settings.sampler_name,
+            settings.scheduler,
+            positive,
+            negative,
+            latent,
+            denoise=1.0,
+            disable_pbar=True,
+            seed=settings.seed,
+        )
 
 
 def sampler_for(
@@ -59,32 +103,10 @@ def sampler_for(
     """
 
     def draw() -> Image.Image:
-        was_training = comfy.model_management.in_training
-        comfy.model_management.in_training = False
-        try:
-            with torch.no_grad(), denoiser.autocast():
-                positive, negative = conditioning()
-                latent = torch.zeros_like(like)
-                noise = comfy.sample.prepare_noise(latent, settings.seed)
-                samples = comfy.sample.sample(
-                    denoiser.patcher,
-                    noise,
-                    settings.steps,
-                    settings.cfg,
-                    settings.sampler_name,
-                    settings.scheduler,
-                    positive,
-                    negative,
-                    latent,
-                    denoise=1.0,
-                    disable_pbar=True,
-                    seed=settings.seed,
-                )
+        with sampling(denoiser):
+            samples = draw_latent(denoiser, like, settings, conditioning)
             with torch.no_grad():
                 pixels = vae.decode(samples)  # [1, H, W, 3] in 0..1
-        finally:
-            comfy.model_management.in_training = was_training
-            denoiser.reload()
         picture = (pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
         return Image.fromarray(picture.numpy())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,18 @@ from ....training.measure import StepCost
 from ....training.picture_scores import Picture
 from ....training.record import Run
 from .scoring import PictureScorer
+
+
+class Drift(Protocol):
+    """Measures what a training does to the base besides what it is to learn."""
+
+    def start(self) -> None:
+        """Called once before the first step of a sitting, also of one that goes on."""
+        ...
+
+    def measure(self) -> str:
+        """A note on the model with the result in it, for the run's record; "" where `start` was not called."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,8 @@ class TrainingTask:
     scorer: scores the trained pictures at the start and at the end; None where they are not scored.
     leak: measures the leak after some of the validations; None where it is not measured.
     held_out_losses: the loss of each held-out picture at the last call of `validation_loss`.
+    draws_ends: whether a sample is drawn before the first step and of the result, also at a `sample_every` of 0.
+    drift: measured at the start and of the result; None where it is not.
     frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
     """
 
@@ -55,3 +70,5 @@ class TrainingTask:
     scorer: PictureScorer | None = None
     held_out_losses: Mapping[Picture, float] = field(default_factory=dict[Picture, float])
     leak: LeakMeter | None = None
+    draws_ends: bool = False
+    drift: Drift | None = None

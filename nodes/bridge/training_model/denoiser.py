@@ -88,6 +88,8 @@ class ComfyDenoiser:
         base, device = patcher.model, patcher.load_device
         self.patcher, self.base, self.device, self.autocast = patcher, base, device, autocast
         self.compute, self._normal, self.compiler = compute, normal, compiler
+        # A context without what a technique attaches for the steps alone; samples are drawn in it.
+        self.without_steps_only: Callable[[], AbstractContextManager[None]] = nullcontext
         self.prediction = prediction_of(base.model_sampling)
         self._reload = reload
         # The training schedule as a table: discrete models have one noise level per timestep, flow models a fine grid.

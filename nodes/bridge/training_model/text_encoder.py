@@ -37,13 +37,13 @@ class _ClipModel(Protocol):
 class TrainableTextEncoder:
     """The user's text encoder as a private, frozen copy that gradients flow through. Made by `prepare_text_encoder`.
 
-    model: the copy; adapters may be attached to its layers.
+    model: the copy, which computes on `device`; adapters may be attached to its layers.
     """
 
     def __init__(
         self, clip, model: nn.Module, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
     ):
-        self._clip, self.model, self._device, self._autocast = clip, model, device, autocast
+        self._clip, self.model, self.device, self._autocast = clip, model, device, autocast
 
     def encode(self, prompts: Sequence[str], tokenizer) -> list[Encoded]:
         """[(context [1, tokens, width], {"pooled_output": [1, width] or None, ...})] for each prompt, with a graph.
@@ -55,7 +55,7 @@ class TrainableTextEncoder:
         model.reset_clip_options()
         if self._clip.layer_idx is not None:
             model.set_clip_options({"layer": self._clip.layer_idx})
-        model.set_clip_options({"execution_device": self._device})
+        model.set_clip_options({"execution_device": self.device})
         tokens = [tokenizer.tokenize(prompt) for prompt in prompts]
         with self._autocast():
             if isinstance(model, comfy.sd1_clip.SD1ClipModel):

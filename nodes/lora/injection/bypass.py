@@ -46,7 +46,7 @@ def can_bypass(module: nn.Module | None, patch: Patch) -> bool:
     if lacks_bias(module, patch):
         return patch.bias_change is not None and isinstance(module, nn.Linear | Convolution)
     has_functions = patch.weight.endswith((".weight", ".bias")) and hasattr(module, _function_list(patch.weight))
-    return patch.new_shape is None and (_hookable_layer(module, patch) is not None or has_functions)
+    return patch.new_shape is None and (hookable_layer(module, patch) is not None or has_functions)
 
 
 def lacks_bias(module: nn.Module | None, patch: Patch) -> bool:
@@ -67,7 +67,7 @@ def _function_list(weight: str) -> str:
     return "bias_function" if weight.endswith(".bias") else "weight_function"
 
 
-def _hookable_layer(module: nn.Module | None, patch: Patch) -> nn.Linear | Convolution | None:
+def hookable_layer(module: nn.Module | None, patch: Patch) -> nn.Linear | Convolution | None:
     """`module` where a forward hook can add the patch to its output, else None.
 
     The patch must be two factors, with or without a Tucker core, for the whole weight of a linear layer or convolution.
@@ -123,19 +123,7 @@ class _Injection:
             return
         self.owner = weakref.ref(patcher)
         share = Share()
-        for strength, patch in self.patches:
-            module = module_of(patcher.model, patch.weight)
-            layer = _hookable_layer(module, patch)
-            bias = patch.bias_change
-            if bias is not None and isinstance(module, nn.Linear | Convolution) and module.bias is None:
-                added = _bias_of_output(module, patch, strength * bias.float()).to(patcher.load_device)
-                hook = partial(_add_bias, added, share)
-                self.undo.append(module.register_forward_hook(hook).remove)
-            elif layer is not None:
-                hook = _low_rank_hook(layer, patch, strength, share, patcher)
-                self.undo.append(layer.register_forward_hook(hook, with_kwargs=True).remove)
-            else:
-                self.undo.append(_add_weight_function(module, patch, strength, share))
+        self.undo += attach(patcher.model, self.patches, share, patcher.load_device)
         if not self.timing.always:
             hook = partial(_update_share, self.timing, share, weakref.ref(patcher.model))
             self.undo.append(patcher.model.diffusion_model.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -147,6 +135,37 @@ class _Injection:
             return
         while self.undo:
             self.undo.pop()()
+
+
+def attach(
+    model: nn.Module, patches: Sequence[tuple[float, Patch]], share: Share, device: torch.device
+) -> list[Callable[[], None]]:
+    """Let (strength, patch) of each item act at each call of the model's layers; see `can_bypass`.
+
+    Returns the functions that undo it. device: where the layers compute.
+    """
+    undo: list[Callable[[], None]] = []
+    try:
+        for strength, patch in patches:
+            undo.append(_attach(model, strength, patch, share, device))
+    except BaseException:
+        for each in undo:
+            each()
+        raise
+    return undo
+
+
+def _attach(model: nn.Module, strength: float, patch: Patch, share: Share, device: torch.device) -> Callable[[], None]:
+    module = module_of(model, patch.weight)
+    layer, bias = hookable_layer(module, patch), patch.bias_change
+    if bias is not None and isinstance(module, nn.Linear | Convolution) and module.bias is None:
+        added = _bias_of_output(module, patch, strength * bias.float()).to(device)
+        return module.register_forward_hook(partial(_add_bias, added, share)).remove
+    if layer is not None:
+        hook = _low_rank_hook(layer, patch, strength, share, device, _dtype(layer, model))
+        return layer.register_forward_hook(hook, with_kwargs=True).remove
+    assert module is not None
+    return _add_weight_function(module, patch, strength, share)
 
 
 def _update_share(timing: Timing, share: Share, base, _module, args: tuple, kwargs: dict) -> None:
@@ -162,13 +181,16 @@ def _update_share(timing: Timing, share: Share, base, _module, args: tuple, kwar
 
 
 def _low_rank_hook(
-    module: nn.Linear | Convolution, patch: Patch, strength: float, share: Share, patcher
+    module: nn.Linear | Convolution,
+    patch: Patch,
+    strength: float,
+    share: Share,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Callable[..., Tensor | None]:
-    """A forward hook that adds the patch to the output of `module`; its factors are on the patcher's device."""
+    """A forward hook that adds the patch to the output of `module`, which computes in `dtype` on `device`."""
     up, down, alpha, mid = patch.factors
     scale = strength * (1.0 if alpha is None else alpha / down.shape[0])
-    device = patcher.load_device
-    dtype = _dtype(module, patcher)
 
     def prepared(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         # In the narrower of both dtypes, so that no factor takes more memory than in the file. Each call casts it.
@@ -190,9 +212,9 @@ def _low_rank_hook(
     return partial(_convolution, up, down, None if mid is None else prepared(mid, mid.shape), scale, share)
 
 
-def _dtype(module: nn.Linear | Convolution, patcher) -> torch.dtype:
-    """The dtype that the layer computes in; float32 where its weight is quantised or fp8."""
-    cast = getattr(patcher.model, "manual_cast_dtype", None)
+def _dtype(module: nn.Linear | Convolution, model: nn.Module) -> torch.dtype:
+    """The dtype that the layer of the model computes in; float32 where its weight is quantised or fp8."""
+    cast = getattr(model, "manual_cast_dtype", None)
     dtype = cast or module.weight.dtype
     return dtype if dtype.is_floating_point and dtype.itemsize > 1 else torch.float32
 

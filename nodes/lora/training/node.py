@@ -32,6 +32,7 @@ from ..injection.part import limited_to_part
 from ..injection.timing import Timing
 from ..match import match
 from ..named_lora import NamedLora
+from .few_steps import DEFAULT_SAMPLER
 from .request import LoraData, LoraRequest
 from .technique import LoraTechnique, encode_dataset
 
@@ -158,6 +159,7 @@ def trainer_inputs() -> list[io.Input]:
         *_regularisation_widgets(),
         *advanced(("min_timestep", "max_timestep")),
         *advanced(("loss_type", "huber_c", "multires_noise", "ip_noise_gamma")),
+        *_training_adapter_inputs(),
         *_preserve_widgets(),
         *advanced(("compile",)),
     ]
@@ -268,6 +270,26 @@ def _preserve_widgets() -> list[io.Input]:
     ]
 
 
+def _training_adapter_inputs() -> list[io.Input]:
+    return [
+        io.LoraModel.Input(
+            "training_adapter",
+            optional=True,
+            tooltip=(
+                "For a distilled base (Z-Image Turbo, FLUX schnell): the de-distillation LoRA made for it, read by "
+                "Bespoke Load LoRA. It is on in the training steps alone, so that the base still draws in few steps."
+            ),
+        ),
+        widget(
+            "training_adapter_strength",
+            "The strength of training_adapter in the steps. 1 is what it was made for; 0 is off.",
+            1.0,
+            step=0.05,
+            **ADVANCED,
+        ),
+    ]
+
+
 def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraData]:
     """(request, data) of a node's inputs by name.
 
@@ -280,6 +302,7 @@ def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraDat
         validation=values.get("validation_images"),
         prior=values.get("prior_images"),
         start=values.get("lora"),
+        training_adapter=values.get("training_adapter") or None,
     )
     return LoraRequest(config_of(values), **settings), data
 
@@ -347,7 +370,8 @@ class TrainLora(io.ComfyNode):
         models = Models(model, clip, vae)
         dataset = encode_dataset(models, data, request)
         technique = LoraTechnique(request, models, dataset)
-        context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, folder, graph=graph))
+        default = DEFAULT_SAMPLER if data.training_adapter else None
+        context = RunContext(sampler=settings_in(graph[0], default), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
         learned, run = result.learned, result.run
         learned = _naming_its_part(learned, run)

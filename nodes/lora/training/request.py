@@ -20,7 +20,7 @@ from ...bridge.models.custom import custom_targets, own_sizes
 # Settings that version 0.1 lacks.
 ADDED = (
     *("adapter", "lokr_factor", "rslora", "conv_rank", "rank_dropout", "module_dropout", "max_norm"),
-    *("preserve", "preserve_weight"),
+    *("training_adapter_strength", "preserve", "preserve_weight"),
 )
 
 
@@ -33,8 +33,9 @@ class LoraRequest:
     text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes `train.learning_rate`. sample_prompt:
     empty takes the first picture's caption. conv_rank: the rank of 3x3 convolutions; 0 adapts no convolution, see
     `models.target_layers`. rank_dropout, module_dropout: see `adapters.dropout`. max_norm: the longest change of a
-    layer's weight, see `Adapter.limit_norm`; 0 is no limit. preserve: prompts at which the model is held to the base,
-    one a line; empty is off. preserve_weight: the weight of that loss; that on training pictures has 1. Raises
+    layer's weight, see `Adapter.limit_norm`; 0 is no limit. training_adapter_strength: of `LoraData.training_adapter`.
+    preserve: prompts at which the model is held to the base, one a line; empty is off. preserve_weight: the weight of
+    that loss; that on training pictures has 1. Raises
     `InputError` for values out of range.
     """
 
@@ -55,12 +56,13 @@ class LoraRequest:
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
     max_norm: float = 0.0
+    training_adapter_strength: float = 1.0
     preserve: str = ""
     preserve_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in (
-            *("rank", "alpha", "text_encoder_lr"),
+            *("rank", "alpha", "text_encoder_lr", "training_adapter_strength"),
             *("conv_rank", "rank_dropout", "module_dropout", "max_norm", "preserve_weight"),
         ):
             check_range(name, getattr(self, name))
@@ -121,18 +123,22 @@ class LoraData:
     """The inputs of a LoRA training besides the models.
 
     validation: pictures to validate on, instead of some of `images`. prior: pictures of what the training must not
-    change, see `prior_weight`. start: the LoRA that the training starts from.
+    change, see `prior_weight`. start: the LoRA that the training starts from. training_adapter: a LoRA that is part of
+    the base in the steps alone, see `training_adapter.py`.
     """
 
     images: ImageSet
     validation: ImageSet | None = None
     prior: ImageSet | None = None
     start: Mapping[str, Tensor] | None = None
+    training_adapter: Mapping[str, Tensor] | None = None
 
     def fingerprint(self) -> str:
-        """A hash of all pictures, captions and masks, and of `start`."""
+        """A hash of all pictures, captions and masks, and of `start` and `training_adapter`."""
         sets = [data.fingerprint if data else "" for data in (self.images, self.validation, self.prior)]
-        return "|".join([*sets, fingerprint_of(self.start)])
+        # Without an adapter, that of version 0.1.
+        adapter = [fingerprint_of(self.training_adapter)] if self.training_adapter else []
+        return "|".join([*sets, fingerprint_of(self.start), *adapter])
 
 
 def fingerprint_of(lora: Mapping[str, Tensor] | None) -> str:

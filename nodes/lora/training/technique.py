@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,7 @@ from ...bridge.runs.report import (
     describe_shared,
     describe_unread,
 )
-from ...bridge.runs.samples import as_conditioning
+from ...bridge.runs.samples import SamplerSettings, as_conditioning
 from ...bridge.schedule_part import describe_part, trained_range
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_wire
@@ -50,8 +51,10 @@ from ...bridge.training_model.offload import MEMORY_ADVICE
 from ...bridge.training_model.text_encoder import TrainableTextEncoder, attention_layers
 from ...bridge.training_model.text_encoder import file_names as text_file_names
 from ..match import starting_parts
+from .few_steps import PROMPTS, FewStepDrift
 from .preserve import BaseComparison, leak_prompts, lines_of
 from .request import LoraData, LoraRequest
+from .training_adapter import Attachments, TrainingAdapter
 
 PART_USE = (
     "The model output and Bespoke Inject LoRA use the LoRA there alone; other loaders use it at every step, so give "
@@ -75,14 +78,19 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
         attention_layers(clip.cond_stage_model)
     else:
         check_fixed_captions([*data.images.items, *(data.prior.items if data.prior else ())])
+    if data.training_adapter:
+        _training_adapter(models, request, data.training_adapter)
     pictures = encode_pictures(vae, model.model, request.train, data.images, data.validation, data.prior)
     prompts = {*needed_prompts(pictures, request), *(() if request.preserve.strip() else leak_prompts(pictures))}
+    if data.training_adapter:
+        prompts |= {*PROMPTS, ""}
     return EncodedDataset(
         pictures,
         fingerprint=data.fingerprint(),
         run_fields=describe_models(model, clip, data.images),
         prompts={} if request.train_text_encoder else encode_prompts(clip, prompts),
         start=starting_parts(data.start, model, clip, request.adapter) if data.start else None,
+        training_adapter=data.training_adapter,
         **identify_models(model, clip, vae),
     )
 
@@ -90,6 +98,12 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
 def needed_prompts(pictures: Pictures, request: LoraRequest) -> set[str]:
     """Every prompt that a training cannot do without, where the text encoder does not run in its steps."""
     return {*pictures.prompts, sample_prompt(pictures, request), *lines_of(request.preserve)}
+
+
+def _training_adapter(models: Models, request: LoraRequest, lora: Mapping[str, Tensor]) -> TrainingAdapter:
+    """Raises `InputError` where it does not fit the models."""
+    clip = models.clip if request.train_text_encoder else None
+    return TrainingAdapter(lora, request.training_adapter_strength, models.model, clip)
 
 
 def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
@@ -144,6 +158,12 @@ def acting_in(part: TimestepRange, base: Any, adapters: AdapterSet[Adapter]) -> 
             hook.remove()
 
 
+def settings_with_adapter(request: LoraRequest, adapter: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """{widget name: value} of a request; with a training adapter its strength too, also where that is the default."""
+    strength = {"training_adapter_strength": request.training_adapter_strength} if adapter else {}
+    return request.settings() | strength
+
+
 class LoraTechnique:
     """Trains low-rank adapters on the layers that the request targets. See `trainer.Technique`."""
 
@@ -163,10 +183,15 @@ class LoraTechnique:
         self._captions: CaptionConditioning
         self._trainable: AdapterSet[Adapter] | None = None  # the one that is attached
         self._comparison: BaseComparison  # set while adapters are attached
+        self._training_adapter: TrainingAdapter | None = None
+        self._attach_adapter: Callable[[], AbstractContextManager[None]] | None = None
+        self._attachments = Attachments([])
+        self._drift: FewStepDrift | None = None
 
     def settings(self) -> dict[str, Any]:
         # The up factor's rate is part of the identity: a state that was trained at another rate must not be resumed.
-        return self.request.settings() | ({"loraplus_lr_ratio": UP_RATE} if self._has_up_rate else {})
+        rates = {"loraplus_lr_ratio": UP_RATE} if self._has_up_rate else {}
+        return settings_with_adapter(self.request, self._dataset.training_adapter) | rates
 
     @property
     def _kind(self) -> type[Adapter]:
@@ -194,7 +219,7 @@ class LoraTechnique:
         # The prior pictures are a second batch, and the training pictures at preserved prompts another one, whose
         # graphs are kept beside the first's. The base's prediction keeps none.
         count = batch_size * (1 + bool(pictures.prior_indices) + bool(lines_of(request.preserve)))
-        return forecast(
+        memory = forecast(
             base,
             latent.expand(count, *latent.shape[1:]),
             join_conds([one] * count),
@@ -204,6 +229,8 @@ class LoraTechnique:
             OPTIMIZER_BYTES[request.train.optimizer] + (4 if request.train.ema else 0),
             lambda: made[0].attached(),
         )
+        adapter = self._dataset.training_adapter or {}
+        return replace(memory, trained=memory.trained + sum(tensor.nbytes for tensor in adapter.values()))
 
     def frozen_models(self) -> Sequence[Any]:
         return ()
@@ -223,6 +250,25 @@ class LoraTechnique:
         self._names = {name: forms for name, forms in names.items() if name in self._layers}
         dataset = self._dataset
         self._captions = CaptionConditioning(denoiser, dataset.pictures, self._models.clip, text, dataset.prompts)
+        if dataset.training_adapter:
+            self._prepare_training_adapter(dataset.training_adapter, text)
+
+    def _prepare_training_adapter(self, lora: Mapping[str, Tensor], text: TrainableTextEncoder | None) -> None:
+        denoiser, request = self._denoiser, self.request
+        adapter = self._training_adapter = _training_adapter(self._models, request, lora)
+        changed = adapter.weights_read_at_call(self._layers, denoiser.base)
+        if changed and issubclass(self._kind, DoraAdapter):
+            raise InputError(
+                f"adapter is DoRA, which is made from each layer's weight, and training_adapter changes {len(changed)} "
+                f"of these weights at each call, such as {changed[0]}; choose adapter LoRA"
+            )
+        of_text = (None, None) if text is None else (text.model, text.device)
+        self._attach_adapter = partial(adapter.attached, denoiser.base, denoiser.device, *of_text)
+        denoiser.without_steps_only = partial(self._without, 1)
+
+    def _without(self, first: int) -> AbstractContextManager[None]:
+        """A context without what is attached from number `first` on: 0 what is trained, 1 the training adapter."""
+        return self._attachments.without(first)
 
     def layer_names(self) -> Mapping[str, Any]:
         return self._names
@@ -261,7 +307,11 @@ class LoraTechnique:
             request.train.loss_weighting,
         )
         part = trained_range(self._models.model, request.train)
-        with trainable.attached(), nullcontext() if part.is_whole else acting_in(part, self._denoiser.base, trainable):
+        # The training adapter comes last: what is trained sees the layer's own output, as it does where it is used.
+        further = [] if self._attach_adapter is None else [self._attach_adapter]
+        self._attachments = Attachments([trainable.attached, *further])
+        acting = nullcontext() if part.is_whole else acting_in(part, self._denoiser.base, trainable)
+        with self._attachments.attached(), acting:
             yield
 
     def preservation_loss(self, batch: Batch) -> Tensor | None:
@@ -298,6 +348,22 @@ class LoraTechnique:
         )
         return positive, negative
 
+    def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> FewStepDrift | None:
+        if self._training_adapter is None:
+            return None
+        pictures = self._dataset.pictures
+        index = pictures.training_indices[0]
+        self._drift = FewStepDrift(
+            self._denoiser,
+            self._captions,
+            (index, pictures.data.latents[index]),
+            sampler,
+            timesteps,
+            self.request.train.loss_weighting,
+            (partial(self._without, 0), partial(self._without, 1)),
+        )
+        return self._drift
+
     def frozen_tensors(self) -> Sequence[Tensor]:
         return self._captions.tensors()
 
@@ -310,8 +376,13 @@ class LoraTechnique:
             f"{run.info.trained * 2 / 1e6:.1f} MB in fp16; {steps} steps of {config.images_per_step} pictures, each of "
             f"{run.info.images} seen {passes_in_words(run.info.images, steps, config.images_per_step)}; about "
             f"{format_duration(cost.seconds * config.gradient_accumulation * steps)}; {memory / 2**20:.0f} MB beside "
-            "the model" + self._describe_variants()
+            "the model" + self._describe_variants() + self._describe_drift()
         )
+
+    def _describe_drift(self) -> str:
+        if self._drift is None:
+            return ""
+        return f"; the few-step drift takes {self._drift.model_calls} calls of the model with one picture"
 
     def _describe_adapter(self) -> str:
         request = self.request
@@ -396,6 +467,8 @@ class LoraTechnique:
         lines += describe_leak(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run)
         lines += describe_part(self._models.model, run, PART_USE)
+        if self._training_adapter is not None:
+            lines.append(self._training_adapter.describe())
         if seen > 400:
             lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
         lines += describe_unread(self._dataset.unread)
