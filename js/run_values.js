@@ -37,6 +37,7 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
  * @property {number | null} leak with a held-out score
  * @property {number | null} loss_ema
  * @property {number | null} lr
+ * @property {number | null} found_rate the learning rate, where the optimiser finds it
  * @property {number | null} images_per_second
  * @property {number | null} eta_s
  * @property {number | null} memory_mb
@@ -168,6 +169,7 @@ export function readEvent(detail) {
     leak: finite(detail.leak),
     loss_ema: finite(detail.loss_ema),
     lr: finite(detail.lr),
+    found_rate: finite(detail.found_rate),
     images_per_second: finite(detail.images_per_second),
     eta_s: finite(detail.eta_s),
     memory_mb: finite(detail.memory_mb),

@@ -27,6 +27,7 @@ const SILENT_MS = 2000; // a run whose record says "running" is checked where no
  * @property {number} step the last step
  * @property {number} steps that were asked for
  * @property {number | null} rate images per second
+ * @property {number | null} foundRate the learning rate of the last step, where the optimiser finds it
  * @property {number | null} eta seconds to the end
  * @property {number | null} memory MB
  * @property {number} seconds spent on steps
@@ -107,6 +108,7 @@ export function createRuns() {
       step: 0,
       steps,
       rate: null,
+      foundRate: null,
       eta: null,
       memory: null,
       seconds: 0,
@@ -157,6 +159,7 @@ export function createRuns() {
       run.loss = event.loss;
       run.average = event.loss_ema;
       run.rate = event.images_per_second;
+      run.foundRate = event.found_rate;
       run.eta = event.eta_s;
       run.memory = event.memory_mb;
       run.seconds = event.seconds ?? run.seconds;

@@ -7,7 +7,7 @@ import { drawCurves } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
 import { BETWEEN_STEPS, TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
-import { loss, memory, rate, t, time } from "./words.js";
+import { digits, loss, memory, rate, t, time } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
 /** @typedef {import("./run_values.js").Phase} Phase */
@@ -340,8 +340,8 @@ function finiteLoss(value) {
 const isEnding = (word) => word === "finishing" || word === "stopping";
 
 /**
- * ["step 120 / 400", "30 images/s", "0:42 left", "1.2 GB"] while the run is live, then ["400 steps in 1:05"]. A run that
- * is being finished or stopped does not take the time that its other steps would have taken.
+ * ["step 120 / 400", "30 images/s", "0:42 left", "1.2 GB"] while the run is live, then ["400 steps in 1:05"]. The
+ * learning rate comes second where the optimiser finds it. A run that is being finished or stopped does not take the time that its other steps would have taken.
  * @param {Run} run
  * @param {string | undefined} word its state
  */
@@ -352,6 +352,7 @@ function describe(run, word) {
     return [seconds ? t("steps.in", { steps, time: time(seconds) }) : t("steps", { steps })];
   }
   const parts = [t("step.of", { step: steps, steps: run.steps.toLocaleString("en") })];
+  if (run.foundRate !== null) parts.push(t("found.rate", { rate: digits(run.foundRate) }));
   if (run.rate !== null) parts.push(t("rate", { rate: rate(run.rate) }));
   if (run.eta !== null && !isEnding(word)) parts.push(t("left", { time: time(run.eta) }));
   if (run.memory !== null) parts.push(memory(run.memory));

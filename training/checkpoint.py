@@ -30,7 +30,8 @@ class State:
 
     trained: the state dict of what is trained. optimizer: the optimiser's `state_dict()["state"]`. best: the state
     dict with the lowest validation loss, `best_loss` at `best_step`. average: that of `ParameterAverage`, or empty.
-    scored_step: the step whose validation was the last one; None in a state of version 0.1.
+    scored_step: the step whose validation was the last one; None in a state of version 0.1. groups: the numbers that
+    the optimiser keeps in each of its groups, see `optimizers.group_numbers`.
     """
 
     step: int
@@ -41,6 +42,7 @@ class State:
     best_step: int = 0
     average: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     scored_step: int | None = None
+    groups: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
 
 
 def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -57,6 +59,8 @@ def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
                 numbers.setdefault(str(index), {})[name] = value
     meta: dict[str, Any] = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
     meta |= {"optimizer": numbers, "scored_step": state.scored_step}
+    if state.groups:
+        meta["groups"] = state.groups
     return tensors, {"bespoke.state": json.dumps(meta)}
 
 
@@ -76,6 +80,7 @@ def _unpack(tensors: Mapping[str, Tensor], meta: Any) -> State:
         best_loss=float(meta["best_loss"]),
         best_step=_whole_number(meta["best_step"]),
         scored_step=None if meta.get("scored_step") is None else _whole_number(meta["scored_step"]),
+        groups=[_numbers(values) for values in meta.get("groups", [])],
     )
     parts = {"trained": state.trained, "best": state.best, "average": state.average}
     for key, tensor in tensors.items():
@@ -86,8 +91,16 @@ def _unpack(tensors: Mapping[str, Tensor], meta: Any) -> State:
         else:
             parts[part][name] = tensor
     for index, values in meta["optimizer"].items():
-        state.optimizer.setdefault(int(index), {}).update({name: float(value) for name, value in values.items()})
+        state.optimizer.setdefault(int(index), {}).update(_numbers(values))
     return state
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers by name. Whole ones stay int: bitsandbytes counts its steps in one, and takes no other."""
+    for value in values.values():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
+            raise ValueError(f"{str(value)[:40]} is no number of an optimiser")
+    return dict(values)
 
 
 def _whole_number(value: Any) -> int:
@@ -104,11 +117,18 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def check_state(state: State, trained: Shapes, optimizer: Sequence[Shapes], average: Shapes) -> None:
+def check_state(
+    state: State,
+    trained: Shapes,
+    optimizer: Sequence[Shapes],
+    average: Shapes,
+    groups: Sequence[Mapping[str, float]] = (),
+) -> None:
     """Raise `UnusableState` where a training cannot go on from a state: other tensors, or numbers that are not finite.
 
     trained: of the trainable's `state_dict`. optimizer: of what the optimiser keeps for each parameter, see
-    `optimizers.state_shapes`. average: of `ParameterAverage`.
+    `optimizers.state_shapes`. average: of `ParameterAverage`. groups: what the optimiser keeps in each group; only the
+    names are compared.
     """
     _check_tensors("trained tensors", state.trained, trained)
     if state.best:
@@ -120,12 +140,21 @@ def check_state(state: State, trained: Shapes, optimizer: Sequence[Shapes], aver
     for index, wanted in enumerate(optimizer):
         values = state.optimizer[index]
         _check_tensors("optimiser", {k: v for k, v in values.items() if isinstance(v, Tensor)}, wanted)
+    if [set(group) for group in state.groups] != [set(group) for group in groups]:
+        raise UnusableState(
+            f"its optimiser keeps other numbers: {_named(state.groups)}; here it keeps {_named(groups)}"
+        )
     _check_tensors("averages", state.average, average)
     if state.step < 1 or max(state.best_step, state.scored_step or 0) > state.step or math.isnan(state.best_loss):
         raise UnusableState(
             f"its numbers contradict each other: step {state.step}, the best is step {state.best_step} with a loss of "
             f"{state.best_loss:g}"
         )
+
+
+def _named(groups: Sequence[Mapping[str, float]]) -> str:
+    names = sorted({name for group in groups for name in group})
+    return f"{', '.join(names)[:200] or 'none'} in {len(groups)} groups"
 
 
 def _check_tensors(what: str, found: Mapping[str, Tensor], wanted: Shapes) -> None:
@@ -153,13 +182,19 @@ def copy_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
-    """The optimiser's state by the index of the parameter, copied to the CPU."""
-    return {
-        index: {k: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else v for k, v in values.items()}
-        for index, values in optimizer.state_dict()["state"].items()
-    }
+    """The optimiser's state by the index of the parameter, copied to the CPU.
+
+    bitsandbytes puts the tensors of a parameter into a dict of their own, and reads them without it too.
+    """
+    out: OptimizerState = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            flat |= value if isinstance(value, dict) else {name: value}
+        out[index] = {k: v.detach().to("cpu", copy=True) if isinstance(v, Tensor) else v for k, v in flat.items()}
+    return out
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Load the optimiser's state. Its learning rates and settings stay as they are."""
+    """Load the optimiser's state of each parameter. Its learning rates and what is in its groups stay as they are."""
     optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})

@@ -18,7 +18,19 @@ from .checkpoint import State, check_state, copy_state, optimizer_state, restore
 from .config import TrainConfig
 from .distributed import World
 from .errors import InputError
-from .optimizers import Group, check_gradients, clip_gradient, make_lr_schedule, make_optimizer, state_shapes
+from .optimizers import (
+    Group,
+    check_gradients,
+    clip_gradient,
+    evaluation_weights,
+    found_rate,
+    group_numbers,
+    make_lr_schedule,
+    make_optimizer,
+    schedule_of,
+    set_group_numbers,
+    state_shapes,
+)
 from .tensors import backward, divide
 
 # Gradients of half-precision models are of the order of 1e-6, where fp16 has few bits or none: the backward pass runs
@@ -55,7 +67,8 @@ class Trainable(Protocol):
 class Step:
     """One optimiser step that is done.
 
-    step: its number, from 1, of `steps`. loss: the mean over the global batch. learning_rate: of the first group.
+    step: its number, from 1, of `steps`. loss: the mean over the global batch. learning_rate: of the first group, with
+    what the optimiser found itself.
     grad_norm: the length of the gradient before it was clipped. seconds: since the loop began.
     validation_loss: where this step was validated. best: whether that is the lowest so far.
     """
@@ -100,7 +113,8 @@ class Training:
         groups = trainable.parameter_groups(config.learning_rate)
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
         self._optimizer = make_optimizer(config.optimizer, groups, config.learning_rate)
-        self._schedule = make_lr_schedule(config.lr_schedule, self._optimizer, config.steps, config.warmup_steps)
+        schedule = schedule_of(config.optimizer, config.lr_schedule)
+        self._schedule = make_lr_schedule(schedule, self._optimizer, config.steps, config.warmup_steps)
         self.average = ParameterAverage(self.parameters, config.ema)
         self.steps_done, self.last_step = 0, config.steps if until is None else min(until, config.steps)
         self.best: dict[str, Tensor] = {}
@@ -126,7 +140,8 @@ class Training:
             loss = self._compute_gradients()
             grad_norm = clip_gradient(self.parameters, self.config.max_grad_norm)
             self._check_step(loss, grad_norm)
-            learning_rate = self._schedule.get_last_lr()[0]
+            found = found_rate(self._optimizer)
+            learning_rate = self._schedule.get_last_lr()[0] * (1.0 if found is None else found)
             self._update_parameters()
             seconds = time.monotonic() - started
             self.unrecorded = Step(self.steps_done, self.last_step, loss, float(learning_rate), grad_norm, seconds)
@@ -179,9 +194,30 @@ class Training:
     def _keeps_best(self) -> bool:
         return self.config.keep == "best" and bool(self.best) and self.best_step > 0
 
+    @property
+    def found_rate(self) -> float | None:
+        """The learning rate that the optimiser has found so far; None where it is given one."""
+        return found_rate(self._optimizer)
+
+    @contextmanager
+    def evaluated(self) -> Generator[None]:
+        """Within the block the trained parameters are those to be used: with `ema` their average.
+
+        Of a schedule-free optimiser they are its evaluation weights. Afterwards they have their own values, to the bit.
+        """
+        with self._evaluation_weights(), self.average.applied():
+            yield
+
+    @contextmanager
+    def _evaluation_weights(self) -> Generator[None]:
+        with evaluation_weights(self._optimizer, self.parameters) as differ:
+            if differ:
+                self.trainable.after_step()  # what holds between steps holds for these too
+            yield
+
     def current(self) -> dict[str, Tensor]:
-        """The trained tensors as they are (with `ema` their average), copied to the CPU."""
-        with self.average.applied():
+        """The trained tensors as they are to be used, see `evaluated`, copied to the CPU."""
+        with self.evaluated():
             return copy_state(self.trainable.state_dict())
 
     def state(self) -> State:
@@ -195,14 +231,20 @@ class Training:
             self.best_step,
             self.average.state_dict(),
             self._scored_step,
+            group_numbers(self.config.optimizer, self._optimizer),
         )
 
     def restore(self, state: State) -> None:
         """Go on from a saved state. Raises `UnusableState`, before anything is changed, where that is not possible."""
         trained, average = (shapes_of(each) for each in (self.trainable.state_dict(), self.average.state_dict()))
-        check_state(state, trained, state_shapes(self.config.optimizer, self.parameters), average)
+        kept, groups = (
+            state_shapes(self.config.optimizer, self.parameters),
+            group_numbers(self.config.optimizer, self._optimizer),
+        )
+        check_state(state, trained, kept, average, groups)
         self.trainable.load_state_dict(state.trained)
         restore_optimizer(self._optimizer, state.optimizer)
+        set_group_numbers(self._optimizer, state.groups)
         self.average.load_state_dict(state.average)
         self.steps_done, self.best, self.best_loss = state.step, state.best, state.best_loss
         self.best_step, self._scored_step = state.best_step, state.scored_step
@@ -246,7 +288,9 @@ class Training:
         self._schedule.step()
         self.trainable.after_step()
         self.steps_done += 1
-        self.average.update(self.steps_done)
+        if self.average.decay:
+            with self._evaluation_weights():
+                self.average.update(self.steps_done)
         self.is_updating = False
 
     def _scored(self, step: Step, started: float) -> Step:
@@ -264,12 +308,12 @@ class Training:
         return self.steps_done == self.last_step or self.steps_done % max(1, self.config.validate_every) == 0
 
     def _validate(self) -> float:
-        """The validation loss (with `ema` of the average); remembers the state if it is the lowest.
+        """The validation loss, of what `evaluated` loads; remembers the state if it is the lowest.
 
         Of the start only the loss is remembered, see `result`.
         """
         assert self.validation_loss is not None
-        with torch.no_grad(), self.average.applied():
+        with torch.no_grad(), self.evaluated():
             loss = self.validation_loss()
             if loss < self.best_loss:
                 self.best = copy_state(self.trainable.state_dict()) if self.steps_done else {}

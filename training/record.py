@@ -109,6 +109,8 @@ class Run:
     pictures: the losses of single pictures: of each held-out one at every validation, and of each trained one at the
     start and at the end where these were scored. leak: how far prompts without the trigger moved, where that was
     measured; of folds the mean, as held_out.
+    start and at the end where these were scored. found_rate: the learning rate that the optimiser has found itself, up
+    to the last step, before factor and schedule; 0 where it was given one.
     """
 
     info: RunInfo
@@ -122,6 +124,7 @@ class Run:
     start_line: str = ""
     pictures: list[PictureLosses] = field(default_factory=list[PictureLosses])
     leak: list[LeakPoint] = field(default_factory=list[LeakPoint])
+    found_rate: float = 0.0
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -205,7 +208,8 @@ class Run:
         leave_out: names of fields. more: further values by name. An empty `timestep_range` and a leak that was not
         measured are left out.
         """
-        progress = {name: value for name, value in vars(self).items() if name != "info" and (name != "leak" or value)}
+        absent = {name for name in ("leak", "found_rate") if not vars(self)[name]} | {"info"}  # version 0.1 lacks them
+        progress = {name: value for name, value in vars(self).items() if name not in absent}
         leave_out = {*leave_out, *(() if self.info.timestep_range else ("timestep_range",))}
         values = {name: value for name, value in (vars(self.info) | progress).items() if name not in leave_out}
         return json.dumps(_finite(values | more), allow_nan=False)
@@ -222,6 +226,8 @@ class Run:
             seconds, folds = values.get("seconds", 0.0), values.get("folds", values.get("rotations", 0))
             _check_kind("seconds", seconds, _NUMBER_KINDS)
             _check_kind("folds", folds, int)
+            found_rate = values.get("found_rate") or 0.0
+            _check_kind("found_rate", found_rate, _NUMBER_KINDS)
             return cls(
                 RunInfo.from_values(values),
                 [_loss(loss) for loss in values.get("losses", [])],
@@ -234,6 +240,7 @@ class Run:
                 str(values.get("start_line", "")),
                 read_rows(values.get("pictures", [])),
                 [LeakPoint(int(step), _loss(other), _loss(own)) for step, other, own in values.get("leak", [])],
+                float(found_rate),
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error

@@ -39,3 +39,15 @@ def inverse_normal(probability: Tensor) -> Tensor:
     """The standard normal number that is exceeded with 1 - `probability`."""
     ndtri = cast("Callable[[Tensor], Tensor]", torch.special.ndtri)  # pyright: ignore[reportUnknownMemberType]
     return ndtri(probability)
+
+
+def inner_product(tensors: list[Tensor], others: list[Tensor]) -> float:
+    """The sum of the products of all numbers of two lists of tensors. One transfer from the device."""
+    products = [torch.dot(one.flatten(), other.flatten()) for one, other in zip(tensors, others, strict=True)]
+    return float(torch.stack(products).cpu().double().sum())
+
+
+def sum_of_sizes(tensors: list[Tensor]) -> float:
+    """The sum of the absolute values of all numbers. One transfer from the device."""
+    norms = cast("Callable[..., list[Tensor]]", torch._foreach_norm)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+    return float(torch.stack(norms(tensors, 1)).cpu().double().sum())

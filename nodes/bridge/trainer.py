@@ -34,6 +34,7 @@ from ...training.images import by_picture
 from ...training.leak import LeakMeter, plan_leak
 from ...training.loop import Trainable
 from ...training.measure import StepCost
+from ...training.optimizers import check_optimizer
 from ...training.picture_scores import Picture
 from ...training.record import Run
 from ...training.run_identity import defaults_of
@@ -230,6 +231,7 @@ def train(
     context, request = context or RunContext(), technique.request
     config, model = request.train, models.model
     part = trained_range(model, config)
+    check_optimizer(config.optimizer, model.load_device)
     defaults = defaults_of(TrainConfig, type(request))
     run = dataset.new_run(technique.name, technique.settings(), defaults, lambda run_id: context.store(run_id).record())
     positions = context.world.share(config.batch_size)  # in each global batch, those of this process

@@ -26,7 +26,10 @@ TOOLTIPS = {
         "Steps over which the learning rate rises evenly to its highest; the first of them learns a little already."
     ),
     "optimizer": (
-        "AdamW is the safe choice. Adafactor needs less memory, SGD the least, and a far higher learning rate."
+        "AdamW is the safe choice. Adafactor needs less memory, SGD the least, and a far higher learning rate. Prodigy "
+        "(built in) finds the learning rate itself. Muon steps equally far in every direction of a matrix; it takes "
+        "AdamW's rates. These need a package that you install: AdamW 8-bit (bitsandbytes) keeps a quarter of what "
+        "AdamW keeps, schedule-free AdamW (schedulefree) averages instead of a schedule, Prodigy (prodigyopt)."
     ),
     "gradient_accumulation": "Model calls per step: a larger batch than the memory holds, at the cost of time.",
     "max_grad_norm": (

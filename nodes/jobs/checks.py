@@ -10,6 +10,7 @@ import torch
 
 from ...training.config import TrainConfig
 from ...training.errors import InputError
+from ...training.optimizers import check_optimizer
 from ..bridge.files import writing
 from .job import Job
 from .sharding import supports_resharding
@@ -33,6 +34,7 @@ def request_of(job: Job) -> Any:
 
 def check_job(job: Job, request: Any, processes: int, shard: bool) -> None:
     """Raise `InputError` for settings that the job's data or `processes` processes cannot serve. shard: `--shard`."""
+    check_optimizer(request.train.optimizer, torch.device("cpu"))  # on the training's own device, `train` checks it
     technique = job_technique(job.technique)
     technique.check_result(job.result)
     name = Path(str(job.result.get("name") or job.folder.name)).name

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...training.config import PRECISIONS, TrainConfig, check_choice, check_range
 from ...training.embedding import INITS
+from ...training.errors import InputError
 from .names import check_name
 from .templates import TEMPLATES
 
@@ -34,6 +35,8 @@ class InversionRequest:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.train.optimizer == "Muon":
+            raise InputError("optimizer is Muon, which is for matrices, and a word is vectors; choose AdamW")
         check_range("vectors", self.vectors)
         check_range("norm_limit", self.norm_limit)
         for name, value, choices in (

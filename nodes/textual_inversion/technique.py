@@ -29,6 +29,7 @@ from ..bridge.runs.report import (
     describe_held_out,
     describe_notes,
     describe_pictures,
+    describe_rate,
     describe_shared,
     describe_unread,
 )
@@ -108,7 +109,7 @@ class TextualInversionTechnique:
             None,
             compute,
             False,
-            OPTIMIZER_BYTES["AdamW"],
+            OPTIMIZER_BYTES[self.request.train.optimizer],
         )
 
     def frozen_models(self) -> Sequence[Any]:
@@ -181,7 +182,8 @@ class TextualInversionTechnique:
             f"{prompt_word(request.name)}: {run.info.trained:,} numbers, {run.info.trained * 4 / 1e3:.0f} KB; "
             "0 weights changed (hash equal).",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; "
-            f"{describe_draws(self._dataset.pictures, run, config)}.",
+            f"{describe_draws(self._dataset.pictures, run, config)}."
+            + ("" if config.optimizer == "AdamW" else " " + " ".join(describe_rate(run, config))),
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
         lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)

@@ -58,6 +58,7 @@ test("the fields of an event are read in their types", () => {
     leak: null,
     loss_ema: null,
     lr: null,
+    found_rate: null,
     images_per_second: null,
     eta_s: 12,
     memory_mb: null,

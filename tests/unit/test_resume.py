@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import pytest
 import torch
-from bespoke.training.checkpoint import pack, unpack
+from bespoke.training.checkpoint import optimizer_state, pack, unpack
 from bespoke.training.config import ADDED, TrainConfig
 from bespoke.training.data import LatentSet
 from bespoke.training.errors import InputError
@@ -308,12 +308,19 @@ def test_a_later_setting_counts_where_it_is_not_at_its_default(technique):
     assert len(set(ids)) == len(ids)
 
 
+def made_here(optimizer):
+    """Skip where the package of an optimiser is missing. bitsandbytes is none of the tests' requirements: 43 MB."""
+    if OPTIMIZERS[optimizer].package:
+        pytest.importorskip(OPTIMIZERS[optimizer].package)
+
+
 LEARNING_RATES = {"SGD": 0.1}  # instead of 3e-2, at which it would not learn enough in 40 steps
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_every_optimiser_and_ema_resume_bit_identically(tmp_path, optimizer, ema):
+    made_here(optimizer)
     more = dict(optimizer=optimizer, ema=ema, learning_rate=LEARNING_RATES.get(optimizer, 3e-2))
     whole_lora, *rest = problem()
     start = rest[1]()
@@ -328,20 +335,23 @@ def test_every_optimiser_and_ema_resume_bit_identically(tmp_path, optimizer, ema
     again, later = run(lora, *rest, 40, state=state, **more)
     assert [event.loss for event in later] == [event.loss for event in events[17:]]
     assert all(torch.equal(value, again.result()[key]) for key, value in whole.result().items())
-    assert whole.best_loss < 0.95 * start  # it learns
+    assert again.found_rate == whole.found_rate
+    # It learns. A rate that is found begins at 1e-6 and is small for most of 40 steps.
+    assert whole.best_loss < (1.0 if OPTIMIZERS[optimizer].finds_rate else 0.95) * start
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_optimisers_state_takes_the_bytes_that_the_forecast_counts(optimizer):
-    """After one step on a LoRA's factor of rank 16, within one byte for each number. All of it is float32."""
+    """After one step on a LoRA's factor of rank 16, within one byte for each number. All is float32 or 8 bits."""
+    made_here(optimizer)
     factor = torch.nn.Parameter(torch.randn(16, 1024))
     factor.grad = torch.randn(16, 1024)
     made = make_optimizer(optimizer, [([factor], 1e-3)], 1e-3)
     made.step()
-    state = [value for value in made.state_dict()["state"][0].values() if isinstance(value, torch.Tensor)]
-    assert {value.dtype for value in state} == {torch.float32}
+    state = [value for value in optimizer_state(made)[0].values() if isinstance(value, torch.Tensor)]
+    assert {value.dtype for value in state} <= {torch.float32, torch.uint8}
     each = sum(value.nbytes for value in state) / factor.numel()
-    assert OPTIMIZERS[optimizer].state_bytes - 1 < each < OPTIMIZERS[optimizer].state_bytes + 0.1
+    assert OPTIMIZERS[optimizer].state_bytes - 1 < each < OPTIMIZERS[optimizer].state_bytes + 0.2
 
 
 def test_ema_is_scored_and_returned():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ....training.errors import InputError
-from ....training.optimizers import LR_SCHEDULES, make_lr_schedule
+from ....training.optimizers import LR_SCHEDULES, OPTIMIZERS, make_lr_schedule, schedule_of
 from ....training.record import Run
 from ..files.writing import reason_of
 from ..web import CONFLICT, NOT_FOUND, RequestRefused, read_object
@@ -108,7 +108,10 @@ def _rows(run: Run) -> Iterator[tuple[int, float | str, float | str, float | str
 
 
 def _learning_rates(settings: Mapping[str, Any], steps: int) -> list[float | str]:
-    """The learning rate of each step by the settings, "" where these do not tell it."""
+    """The learning rate of each step by the settings, "" where these do not tell it.
+
+    They do not where the optimiser found the rate itself.
+    """
     rate, of_schedule = settings.get("learning_rate"), settings.get("steps")
     name, warmup = settings.get("lr_schedule", "constant"), settings.get("warmup_steps", 0)
     out: list[float | str] = []
@@ -116,8 +119,11 @@ def _learning_rates(settings: Mapping[str, Any], steps: int) -> list[float | str
         return [""] * steps
     if str(name) not in LR_SCHEDULES or not 0 <= warmup < max(of_schedule, 1) or not 0 <= rate < math.inf:
         return [""] * steps
+    chosen = str(settings.get("optimizer", "AdamW"))
+    if chosen not in OPTIMIZERS or OPTIMIZERS[chosen].finds_rate:
+        return [""] * steps
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
-    schedule = make_lr_schedule(str(name), optimizer, of_schedule, warmup)
+    schedule = make_lr_schedule(schedule_of(chosen, str(name)), optimizer, of_schedule, warmup)
     for _ in range(steps):
         out.append(float(schedule.get_last_lr()[0]))
         optimizer.step()

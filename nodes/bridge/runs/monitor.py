@@ -149,6 +149,7 @@ class RunMonitor:
                 "loss": step.loss,
                 "loss_ema": self._mean_loss,
                 "lr": step.learning_rate,
+                "found_rate": None if self._training.found_rate is None else step.learning_rate,
                 "images_per_second": self._task.config.images_per_step * count / max(step.seconds, 1e-9),
                 "eta_s": step.seconds / count * (step.steps - step.step),
                 "memory_mb": memory_mb(),
@@ -310,13 +311,14 @@ class RunMonitor:
 
     def _add_loss(self, step: Step) -> None:
         self._task.run.losses.append(step.loss)
+        self._task.run.found_rate = self._training.found_rate or 0.0
         self._task.run.seconds = self._seconds_before + step.seconds
 
     def _save_file(self) -> None:
         self._context.save(self._training.steps_done, self._training.current(), self._task.run)
 
     def _draw_sample(self, step: int) -> None:
-        with self._training.average.applied():
+        with self._training.evaluated():
             self._draw(step)
 
     def _draw(self, step: int) -> None:

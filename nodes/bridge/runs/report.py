@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from ....training.config import TrainConfig
 from ....training.images import by_picture
 from ....training.leak import plan_leak
+from ....training.optimizers import OPTIMIZERS, rate_factor
 from ....training.picture_findings import CAPTION, KINDS, LEAST_PICTURES, Finding, find
+from ....training.rate_free import D0, LEAST_GROWTH
 from ....training.record import TOLERATED_RISE, Run
 from ..dataset.pictures import Pictures
 from .cross_validation import training_indices_of
@@ -55,6 +57,51 @@ def describe_notes(run: Run) -> list[str]:
     return [f"{note[0].upper()}{note[1:]}." for note in run.notes]
 
 
+def describe_rate_at_start(config: TrainConfig) -> str:
+    """Where the optimiser finds the learning rate: that it does, and what the one that is given means; else ""."""
+    if not OPTIMIZERS[config.optimizer].finds_rate:
+        return ""
+    given, factor = config.learning_rate, rate_factor(config.learning_rate)
+    use = (
+        f"learning_rate ({given:g}) is not used" if factor != given else f"learning_rate ({given:g}) is a factor of it"
+    )
+    return f"; {config.optimizer} finds the learning rate, {use}"
+
+
+def describe_rate(run: Run, config: TrainConfig, up_rate: float = 1.0) -> list[str]:
+    """The learning rate in words, a sentence each: that of the settings, or what the optimiser found.
+
+    up_rate: its multiple for the factor of an adapter that starts at zero.
+    """
+    kind, given = OPTIMIZERS[config.optimizer], config.learning_rate
+    up = f", for the factor that started at zero {up_rate:g} times that" if up_rate != 1.0 else ""
+    if not kind.finds_rate:
+        lines = [f"The learning rate was {given:g} at most{up}."]
+        if not kind.has_schedule and config.lr_schedule != "constant":
+            lines.append(
+                f"{config.optimizer} averages instead of lowering the rate: it stayed constant, and lr_schedule "
+                f"({config.lr_schedule}) was not used."
+            )
+        return lines
+    factor = rate_factor(given)
+    lines = [f"{config.optimizer} found the learning rate: {run.found_rate:.3g} in the end{up}."]
+    if factor != given:
+        lines.append(
+            f"learning_rate ({given:g}) is a rate for other optimisers and was not used; from 0.1 to 1 it is a factor "
+            "of what is found."
+        )
+    elif factor != 1.0:
+        lines.append(f"learning_rate ({given:g}) multiplied it.")
+    if kind.one_rate:
+        lines.append("Its package has one rate for all: no factor learned faster than another (LoRA+).")
+    if run.losses and run.found_rate < LEAST_GROWTH * D0:
+        lines.append(
+            f"THE RATE WAS NOT FOUND: it is still near {D0:g}, at which it begins, so hardly anything was learned. "
+            "Give more steps or a larger batch, no warm-up and learning_rate 1, or choose AdamW and a learning_rate."
+        )
+    return lines
+
+
 def describe_shared(pictures: Pictures) -> list[str]:
     """A line on pictures of a validation set that are trained on too."""
     shared = pictures.held_out_and_trained_on()
@@ -80,7 +127,7 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
     if bad:
         lines.append(
             f"The held-out loss was not a number at {len(bad)} of {len(run.held_out)} validations, first at step "
-            f"{bad[0]}: the model's numbers overflow there. Lower the learning rate (it was {config.learning_rate:g})."
+            f"{bad[0]}: the model's numbers overflow there. {_advice('lower', config)}."
         )
     if run.best is None:
         return lines
@@ -102,8 +149,8 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
         return [*lines, _no_better_step(run, config)]
     if step > 0 and first[1] - loss < LEAST_GAIN * first[1]:
         lines.append(
-            f"That is less than {LEAST_GAIN:.2%} lower than at the start: hardly anything was learned. Try a higher "
-            f"learning_rate (it was {config.learning_rate:g}) or more steps."
+            f"That is less than {LEAST_GAIN:.2%} lower than at the start: hardly anything was learned. "
+            f"{_advice('higher', config)} or more steps."
         )
     since = run.over_fitting_since()
     if since is not None and since > 0:
@@ -119,9 +166,9 @@ def _no_better_step(run: Run, config: TrainConfig) -> str:
     assert run.best_after_start is not None
     (_, before), (step, lowest), last = run.best, run.best_after_start, run.held_out[-1][1]
     if not last <= TOLERATED_RISE * before:  # also where it is no number
-        advice = f"Try a lower learning_rate (it was {config.learning_rate:g})"
+        advice = _advice("lower", config)
     else:
-        advice = f"The loss hardly moved: try a higher learning_rate (it was {config.learning_rate:g}) or more steps"
+        advice = f"The loss hardly moved. {_advice('higher', config)} or more steps"
     return (
         f"NO STEP WAS BETTER than the start on the held-out pictures: {before:.4f} before the training, {lowest:.4f} "
         f"at best after it (step {step}). Kept: the last step, {len(run.losses)}, as the start has learned nothing. "
@@ -154,6 +201,15 @@ def describe_leak(run: Run, config: TrainConfig | None = None) -> list[str]:
         f"Leak {point.leak:.2f} at step {point.step}: the predictions at {others} moved {point.leak:.2f} times as far "
         f"from the base's as those at the captions (0: not at all){advice}."
     ]
+
+
+def _advice(way: str, config: TrainConfig) -> str:
+    """ "Try a lower learning_rate (it was 0.01)", as a beginning of a sentence. way: "lower" or "higher"."""
+    if not OPTIMIZERS[config.optimizer].finds_rate:
+        return f"Try a {way} learning_rate (it was {config.learning_rate:g})"
+    if way == "higher":
+        return f"Try AdamW with a learning_rate of your own instead of {config.optimizer},"
+    return f"Try learning_rate {rate_factor(config.learning_rate) / 2:g}, a factor of what {config.optimizer} finds"
 
 
 def describe_pictures(run: Run) -> list[str]:

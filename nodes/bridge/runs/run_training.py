@@ -112,6 +112,7 @@ def _restore(task: TrainingTask, training: Training, store: Store) -> bool:
     if earlier is None:
         earlier = _without_record(run, state, store)
     run.restore_progress(earlier, state.step, held_out=task.validation_loss is not None)
+    run.found_rate = training.found_rate or 0.0
     if earlier.state is RunState.KEPT:
         steps = earlier.info.settings.get("steps")
         if isinstance(steps, (int, float)) and task.config.steps <= steps:

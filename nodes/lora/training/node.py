@@ -16,6 +16,7 @@ from ....training.adapters import ADAPTERS
 from ....training.errors import InputError
 from ....training.formats import DTYPES, KEY_FORMATS
 from ....training.layer_names.parts import layer_and_part
+from ....training.optimizers import check_optimizer
 from ....training.record import Run as RunRecord
 from ...bridge.errors import name_node_in_errors
 from ...bridge.files import writing as storage
@@ -79,7 +80,8 @@ def trainer_inputs() -> list[io.Input]:
             "learning_rate",
             (
                 "The highest learning rate of the schedule, for the factor that starts at random; the other learns 16 "
-                "times as fast (LoRA+). Too high: garbled images within a hundred steps. Too low: nothing changes."
+                "times as fast (LoRA+). Too high: garbled images within a hundred steps. Too low: nothing changes. "
+                "Prodigy finds the rate itself: leave this as it is, or type 0.1 to 1, a factor of what it finds."
             ),
             1e-4,
             step=1e-5,
@@ -365,6 +367,7 @@ class TrainLora(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, train_text_encoder=False, **inputs) -> io.NodeOutput:
         request, data = request_from_inputs(inputs | {"images": images, "train_text_encoder": train_text_encoder})
+        check_optimizer(request.train.optimizer, model.load_device)
         graph = graph_of(cls.hidden)  # (prompt, workflow)
         folder = storage.models_folder("loras") / "bespoke" / "runs"  # of the files that `save_every` writes
         models = Models(model, clip, vae)

@@ -13,6 +13,7 @@ from ....training.adapters import ADAPTERS, AdapterConfig
 from ....training.config import PRECISIONS, TrainConfig, check_choice, check_range
 from ....training.errors import InputError
 from ....training.images import ImageSet
+from ....training.optimizers import OPTIMIZERS
 from ...bridge.dataset.cache import digest
 from ...bridge.models import TARGETS, target_layers
 from ...bridge.models.custom import custom_targets, own_sizes
@@ -72,10 +73,28 @@ class LoraRequest:
             raise InputError(f"lokr_factor is {self.lokr_factor}; give -1, or 1 or more")
         if self.targets == "custom":
             custom_targets(self.custom_targets)
+        if self.train_text_encoder:
+            self._check_text_encoder_lr()
 
     def layers(self, network: nn.Module) -> dict[str, nn.Module]:
         """{layer name: layer} of the diffusion model's layers that get an adapter, see `models.target_layers`."""
         return target_layers(network, self.targets, self.custom_targets, self.conv_rank > 0)
+
+    def _check_text_encoder_lr(self) -> None:
+        """Raise `InputError` for a rate that means nothing where the optimiser finds the rate itself."""
+        own, rate, kind = self.text_encoder_lr, self.train.learning_rate, OPTIMIZERS[self.train.optimizer]
+        if not kind.finds_rate or own in (0.0, rate):
+            return
+        given = f"text_encoder_lr is {own:g} and optimizer is {self.train.optimizer}"
+        if kind.one_rate:
+            raise InputError(
+                f"{given}, whose package has one rate for all; set text_encoder_lr to 0, or choose {kind.instead}"
+            )
+        if rate > 0 and not 0.01 <= own / rate <= 10:
+            raise InputError(
+                f"{given}, with which only its ratio to learning_rate ({rate:g}) counts, and that is {own / rate:g}; "
+                f"give a tenth of learning_rate, {rate / 10:g}, or at least 0.01 and at most 10 times it"
+            )
 
     @property
     def adapter_config(self) -> AdapterConfig:

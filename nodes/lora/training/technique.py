@@ -24,6 +24,7 @@ from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.leak import LeakMeter
 from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
+from ....training.optimizers import OPTIMIZERS
 from ....training.record import Run
 from ....training.timestep_range import TimestepRange
 from ...bridge.dataset.captions import CaptionConditioning, check_fixed_captions
@@ -39,6 +40,8 @@ from ...bridge.runs.report import (
     describe_leak,
     describe_notes,
     describe_pictures,
+    describe_rate,
+    describe_rate_at_start,
     describe_shared,
     describe_unread,
 )
@@ -190,7 +193,7 @@ class LoraTechnique:
 
     def settings(self) -> dict[str, Any]:
         # The up factor's rate is part of the identity: a state that was trained at another rate must not be resumed.
-        rates = {"loraplus_lr_ratio": UP_RATE} if self._has_up_rate else {}
+        rates = {"loraplus_lr_ratio": self._up_rate} if self._has_up_rate else {}
         return settings_with_adapter(self.request, self._dataset.training_adapter) | rates
 
     @property
@@ -200,6 +203,10 @@ class LoraTechnique:
     @property
     def _has_up_rate(self) -> bool:
         return issubclass(self._kind, LoraAdapter)
+
+    @property
+    def _up_rate(self) -> float:
+        return 1.0 if OPTIMIZERS[self.request.train.optimizer].one_rate else UP_RATE
 
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
         """From the largest picture and its caption. A trained text encoder's own part is not in it."""
@@ -369,14 +376,14 @@ class LoraTechnique:
 
     def describe_start(self, run: Run, cost: StepCost, steps: int) -> str:
         config = self.request.train
-        # The gradient and Adam's two moments, in float32.
-        memory = cost.kept + run.info.trained * 16
+        # The numbers, their gradient, and what the optimiser keeps.
+        memory = cost.kept + run.info.trained * (8 + OPTIMIZER_BYTES[config.optimizer])
         return (
             f"{len(run.info.names) or 'custom'} layers, {run.info.trained:,} numbers, file about "
             f"{run.info.trained * 2 / 1e6:.1f} MB in fp16; {steps} steps of {config.images_per_step} pictures, each of "
             f"{run.info.images} seen {passes_in_words(run.info.images, steps, config.images_per_step)}; about "
             f"{format_duration(cost.seconds * config.gradient_accumulation * steps)}; {memory / 2**20:.0f} MB beside "
-            "the model" + self._describe_variants() + self._describe_drift()
+            "the model" + describe_rate_at_start(config) + self._describe_variants() + self._describe_drift()
         )
 
     def _describe_drift(self) -> str:
@@ -452,9 +459,8 @@ class LoraTechnique:
             f"{run.info.trained:,} numbers trained, 0 of the model's own changed.",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
             f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
-            f"{describe_draws(self._dataset.pictures, run, config)}. The learning rate was "
-            f"{config.learning_rate:g} at most"
-            + (f", for the factor that started at zero {UP_RATE:g} times that." if self._has_up_rate else "."),
+            f"{describe_draws(self._dataset.pictures, run, config)}. "
+            + " ".join(describe_rate(run, config, self._up_rate if self._has_up_rate else 1.0)),
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
             "the noise levels and pictures that were drawn.",
         ]
