@@ -132,3 +132,13 @@ def test_kinds_at_equal_numbers(small, run_node, monkeypatch):
         )
     if missing:
         pytest.skip(f"the time is over; run it again for {', '.join(missing)}")
+
+
+def test_memory_at_equal_numbers(small):
+    """By the forecast on fake tensors, so that it takes seconds."""
+    from helpers import sprite_set
+
+    sets = (sprite_set(1, 12, colour="teal"),)
+    print(f"\n{'':6} {'numbers':>8} {'MB':>6}  settings")
+    for kind, (settings, numbers) in equal_sizes(small[0].model.diffusion_model).items():
+        print(f"{kind:6} {numbers:>8} {forecast_of(small, sets, settings) / 2**20:>6.1f}  {settings}", flush=True)
