@@ -137,15 +137,16 @@ def test_one_call_with_exactly_the_batch():
     assert model.calls == [5]
 
 
-def test_masked_loss_is_the_mean_over_the_mask():
+@pytest.mark.parametrize("kind", LOSS_TYPES)
+def test_masked_loss_is_the_mean_over_the_mask(kind):
     latent, eps, sigma = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6), torch.tensor([0.5, 2.0])
     model = LinearDenoiser("epsilon")
     mask = torch.zeros(2, 1, 6, 6)
     mask[0, :, :3] = 1
     mask[1] = 1
-    masked = denoising_loss(model, latent, eps, sigma, None, mask)
-    top = denoising_loss(model, latent[:1, :, :3], eps[:1, :, :3], sigma[:1], None)
-    whole = denoising_loss(model, latent[1:], eps[1:], sigma[1:], None)
+    masked = denoising_loss(model, latent, eps, sigma, None, mask, measure=ErrorMeasure(kind))
+    top = denoising_loss(model, latent[:1, :, :3], eps[:1, :, :3], sigma[:1], None, measure=ErrorMeasure(kind))
+    whole = denoising_loss(model, latent[1:], eps[1:], sigma[1:], None, measure=ErrorMeasure(kind))
     assert masked.tolist() == pytest.approx([top.item(), whole.item()], rel=1e-5)
 
 

@@ -116,7 +116,7 @@ class BlockCompiler:
         try:
             given = [_without(value, drop) for value in args]
             return compiled(block, *given, **{name: _without(value, drop) for name, value in kwargs.items()})
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except _compile_error() as error:
             self._compiled[key] = None
             words = " ".join(str(error).split())
             self._say(
@@ -144,7 +144,7 @@ class BlockCompiler:
         allowed = max(1e-4, 16 * torch.finfo(compute).eps if compute.itemsize < 4 else 0.0)
         try:
             made = _gradient(loss, parameters)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except _compile_error() as error:
             self._give_up(f"its backward pass could not be compiled ({type(error).__name__})")
             return
         assert made is not None
@@ -166,6 +166,13 @@ class _Forward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._compiler.call(self._kind, self._block, self._eager, args, kwargs, self._drop)
+
+
+def _compile_error() -> type[Exception]:
+    """What torch raises where it cannot compile. Its compiler is imported where it is used alone."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return TorchDynamoException
 
 
 def _configure(stack: ExitStack) -> None:
