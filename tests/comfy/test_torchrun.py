@@ -84,13 +84,17 @@ def test_with_sgd_and_everything_else_switched_on_too(forks, job, count):
 
 @pytest.mark.parametrize("optimizer", ["Prodigy (built in)", "schedule-free AdamW", "Muon"])
 def test_two_processes_step_as_one_with_the_other_optimisers(forks, job, optimizer):
-    """Each process estimates the rate from the same sum of gradients; schedule-free weights are scored by both."""
+    """Each process estimates the rate from the same sum of gradients; schedule-free weights are scored by both.
+
+    Muon makes its matrices orthogonal in bfloat16, which amplifies rounding errors.
+    """
+    within = 1e-3 if optimizer == "Muon" else 1e-4
     settings = dict(optimizer=optimizer, steps=12)
     name = optimizer.split()[0].lower()
     one, two = (forks.train(jobs.copy_of(job, f"{name}-{n}", **settings), n) for n in (1, 2))
-    assert jobs.losses(two) == pytest.approx(jobs.losses(one), rel=1e-4)
+    assert jobs.losses(two) == pytest.approx(jobs.losses(one), rel=within)
     held = [[line["loss"] for line in jobs.events(each, "validation")] for each in (one, two)]
-    assert held[1] == pytest.approx(held[0], rel=1e-4)
+    assert held[1] == pytest.approx(held[0], rel=within)
     assert jobs.result(two)[1]["ss_optimizer"] == optimizer
 
 
