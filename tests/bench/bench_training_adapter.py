@@ -11,8 +11,8 @@ Then the colour teal is taught to the distilled model, with the adapter and with
 at CFG 1: of known colours, which must still obey their prompt, and of teal. A picture counts where colour and shape are
 those of the prompt, as tests/small_model/judge.py measures them.
 
-BESPOKE_BENCH_STEPS (160), BESPOKE_BENCH_SEEDS (3) and BESPOKE_BENCH_DISTIL (200) are the lengths; three to ten minutes
-on two idle cores each.
+BESPOKE_BENCH_STEPS (160), BESPOKE_BENCH_SEEDS (3) and BESPOKE_BENCH_DISTIL (200) are the lengths. Recording the teacher
+takes about three minutes on two cores that others use too.
 """
 
 import os
@@ -248,3 +248,55 @@ def test_the_few_steps_after_a_training(run_node, distilled, adapter):
                 flush=True,
             )
     print("all", totals, f"of {16 * SEEDS} each")
+
+
+def test_the_cost_of_a_step(small):
+    """A forward and a backward pass with what is trained, over the same without an adapter, alternately.
+
+    Of rank 16 on attention and feed-forward: two factors beside the layers, and the same change as whole differences,
+    for which each weight is computed at each call.
+    """
+    import statistics
+
+    from bespoke.nodes.bridge.dataset.conditioning import encode_prompt, join_conds, model_conds
+    from bespoke.nodes.bridge.models import target_layers
+    from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
+    from bespoke.nodes.lora.training.training_adapter import TrainingAdapter
+    from bespoke.training.objective import denoising_loss
+    from random_lora import random_lora
+    from tiny import linear_layers
+    from tiny import random_lora as random_file
+
+    model, clip, _ = small
+    file = random_file(linear_layers(model, "transformer_blocks"), rank=16, alpha=16.0, size=0.01)
+    layers = {key.removesuffix(".alpha") for key in file if key.endswith(".alpha")}
+    whole = {f"{one}.diff": file[f"{one}.lora_up.weight"] @ file[f"{one}.lora_down.weight"] for one in layers}
+    prompt = encode_prompt(clip, "a red circle on white")
+    with torch.inference_mode(False), prepare_for_training(model, "fp32") as denoiser:
+        targets = target_layers(denoiser.base.diffusion_model, "cross-attention")
+        trained, noises = random_lora(targets, 8, denoiser.device), torch.randn(2, 2, 4, 16, 16)
+        conds = join_conds([model_conds(denoiser.base, *prompt, noises[0][:1], denoiser.device)] * 2)
+        sigma = denoiser.sigma(torch.tensor([0.3, 0.7]))
+
+        def step() -> float:
+            started = time.perf_counter()
+            denoising_loss(denoiser, *noises, sigma, conds).mean().backward()
+            return time.perf_counter() - started
+
+        times = {"without": [], "two factors": [], "whole differences": []}
+        adapters = [None, *(TrainingAdapter(each, 1.0, model, None) for each in (file, whole))]
+        with trained.attached():
+            for number in range(5):
+                for seconds, adapter in zip(times.values(), adapters, strict=True):
+                    if adapter is None:
+                        seconds.append(step())
+                        continue
+                    with adapter.attached(denoiser.base, denoiser.device, None, None):
+                        seconds.append(step())
+                if number == 0:
+                    for seconds in times.values():
+                        seconds.clear()
+    base = statistics.median(times["without"])
+    print()
+    for name, seconds in times.items():
+        print(f"{name:18} {statistics.median(seconds):.3f} s a step of 2, {statistics.median(seconds) / base:.2f}")
