@@ -24,7 +24,7 @@ def noise_level(sampling: Any, sigma: Tensor) -> Tensor:
     timestep = sampling.timestep(sigma)
     if not timestep.is_floating_point():  # not on the device: CUDA divides by a scalar less exactly
         return timestep.cpu().float() / THOUSANDTHS
-    if isinstance(sampling, comfy.model_sampling.CONST):
+    if _is_flow(sampling):
         return sigma
     if isinstance(sampling, _FLOW_OF_SIGMA_RATIO):
         return sigma / (1 + sigma)
@@ -37,7 +37,7 @@ def sigma_of_timestep(sampling: Any, timestep: Tensor) -> Tensor:
 
     A flow model's `sampling.sigma` is no inverse: it takes a place of the schedule and shifts it.
     """
-    if isinstance(sampling, comfy.model_sampling.CONST):
+    if _is_flow(sampling):
         return timestep / sampling.timestep(torch.ones((), device=timestep.device))
     return sampling.sigma(timestep)
 
@@ -59,3 +59,7 @@ def percents_of(part: TimestepRange, sampling: Any) -> tuple[float, float]:
         return high
 
     return (0.0 if part.high >= 1 else first_below(part.high)), (1.0 if part.low <= 0 else first_below(part.low))
+
+
+def _is_flow(sampling: Any) -> bool:
+    return isinstance(sampling, comfy.model_sampling.CONST)
