@@ -3,16 +3,14 @@
 Rank dropout: in each sample each of a layer's ranks counts with probability 1 - p, and then 1 / (1 - p) times. Module
 dropout: with probability p a layer's adapter has no effect in a whole model call.
 
-Each draw is a pure function of the seed, the micro-batch and the sample's position, see `randomness`. The draw in force
-is a context variable, so that gradient checkpointing can bring it back when it computes a block again; see
-`same_draw_again`.
+Each draw is a pure function of the seed, the micro-batch and the sample's position, see `randomness`. Gradient
+checkpointing brings the draw of a block's first pass back when it computes the block again; see `same_draw_again`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -109,38 +107,49 @@ def draw(
     return DropoutDraw(columns, torch.stack(rows), shared, of_rows, dropped)
 
 
-_in_force: ContextVar[DropoutDraw | None] = ContextVar("bespoke_dropout", default=None)
-_switched_off: ContextVar[bool] = ContextVar("bespoke_dropout_off", default=False)
+class _State:
+    """What is in force in this process, which trains one model at a time.
+
+    The attributes are an instance's: torch.compile traces these and checks them at each call, but cannot trace context
+    variables and does not check a class's attributes.
+    """
+
+    def __init__(self) -> None:
+        self.draw: DropoutDraw | None = None
+        self.is_off = False
+
+
+_state = _State()
 
 
 def current_draw() -> DropoutDraw | None:
     """The draw in force; None where nothing is dropped."""
-    return _in_force.get()
+    return _state.draw
 
 
 @contextmanager
 def in_force(found: DropoutDraw | None) -> Generator[None]:
     """Within the block adapters drop what `found` says."""
-    token = _in_force.set(found)
+    before, _state.draw = _state.draw, found
     try:
         yield
     finally:
-        _in_force.reset(token)
+        _state.draw = before
 
 
 @contextmanager
 def without_dropout() -> Generator[None]:
     """Within the block `AdapterSet.dropping` drops nothing."""
-    token = _switched_off.set(True)
+    before, _state.is_off = _state.is_off, True
     try:
         yield
     finally:
-        _switched_off.reset(token)
+        _state.is_off = before
 
 
 def is_switched_off() -> bool:
     """Whether `without_dropout` is in effect."""
-    return _switched_off.get()
+    return _state.is_off
 
 
 @contextmanager
@@ -162,8 +171,7 @@ class _SameDraw:
         self._found = found
 
     def __enter__(self) -> None:
-        self._before = current_draw()
-        _in_force.set(self._found)
+        self._before, _state.draw = _state.draw, self._found
 
     def __exit__(self, *_: object) -> None:
-        _in_force.set(self._before)
+        _state.draw = self._before
