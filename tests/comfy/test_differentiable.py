@@ -68,3 +68,17 @@ def test_a_norm_whose_input_is_overwritten_has_its_gradient(comfyui):
     (theirs,) = torch.autograd.grad((x + torch.nn.functional.rms_norm(x, (4,))).sin().sum(), x)
     assert torch.allclose(ours, theirs, rtol=1e-12)
     assert "forward" not in vars(network)
+
+
+def test_a_result_that_is_written_to_an_argument(comfyui):
+    """`torch.add(..., out=x)`, as in ComfyUI 0.33's language models: torch has no gradient of it. The oracle is the
+    derivative of (x + sin x)^2 by hand, 2 (x + sin x) (1 + cos x)."""
+    start = drawn(1, 5)[0].requires_grad_()
+    x = start * 1.0
+    with pytest.raises(RuntimeError, match="out="):
+        torch.add(x, start.sin(), out=x)
+    with DifferentiableFunctions():
+        out = torch.add(x, start.sin(), out=x)
+    assert out is x
+    (gradient,) = torch.autograd.grad(out.square().sum(), start)
+    assert torch.allclose(gradient, 2 * (start + start.sin()) * (1 + start.cos()))

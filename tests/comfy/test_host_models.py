@@ -60,8 +60,9 @@ LAYERS = {
     # vector is none.
     "hunyuan_dit": (12, 20, 28),
     "hunyuan_dit1": (12, 20, 28),
-    # Six blocks with q, k, v, out; two matrices in each of six residual blocks.
-    "cascade_c": (24, 24, 36),
+    # Six blocks with q, k, v, out and the matrix that the prompt's states go through before; two matrices in each of
+    # six residual blocks.
+    "cascade_c": (30, 30, 42),
     # As Flux: qkv and proj of two streams in two blocks, two matrices in two blocks of one stream, two a stream's MLP.
     "chroma_radiance": (8, 12, 20),
     # Two blocks with qkv and out of two streams, and three matrices a stream; the last block's text ends nowhere.
@@ -73,8 +74,9 @@ LAYERS = {
     # qkv, out of two joint blocks and of one refiner each; three matrices in all four blocks.
     "z_image_pixels": (4, 8, 20),
     # Two joint blocks with qkv and proj of two streams (the last text one ends nowhere); two blocks over pixels with
-    # qkv and proj; three matrices a stream and two in a block over pixels.
-    "pixeldit": (7, 11, 24),
+    # a matrix that joins pixels, qkv, proj and one that divides them; three matrices a stream and two in a block over
+    # pixels.
+    "pixeldit": (7, 15, 28),
     # Two joint blocks with eight matrices and a shared last one; their own attention of the picture, four each; two
     # refiners and two blocks of one stream, four each; three matrices of feed-forward in ten places, less none.
     "boogu": (18, 42, 66),

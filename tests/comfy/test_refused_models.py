@@ -121,3 +121,23 @@ def test_no_class_of_the_host_is_untried(comfyui, capsys):
     with capsys.disabled():
         print(host_coverage.report(table))
     assert not [config for config, row in table.items() if not row.names and not row.reason]
+
+
+def test_a_class_that_this_host_lacks_is_refused_by_what_it_is(comfyui):
+    """A class derived from Wan's that continues a picture, as ComfyUI 0.33's WAN_Animate2, and one whose latents are
+    those of sound, as its MiniMaxMusic3. The oracle is that code: its attribute, and one dimension of a latent."""
+    import comfy.model_base
+    from comfy.latent_formats import StableAudio1
+
+    class NewWan(comfy.model_base.WAN21):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.image_to_video = True
+
+    class NewSound(comfy.model_base.BaseModel):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.latent_format = StableAudio1()
+
+    assert "continues a picture" in refused.reason_against(NewWan())
+    assert "its latents are 1-dimensional" in refused.reason_against(NewSound())

@@ -31,8 +31,33 @@ def test_a_blocks_arguments_reach_the_block(in_place):
 
 
 def test_both_passes_get_the_options_as_they_were():
+    """And the caller sees what the block has written, once, as without gradient checkpointing."""
     block, options = Block(), {"calls": 5}
     x = torch.ones(2, requires_grad=True)
     with checkpointed([block]):
         block(x, torch.tensor(1.0), options=options).sum().backward()
-    assert options == {"calls": 5}
+    assert options == {"calls": 6}
+
+
+class Writes(torch.nn.Module):
+    """Scales its input in place and returns nothing; what it puts into the list is its result."""
+
+    def forward(self, x, kept, *, added):
+        x.mul_(2).add_(added.sin())
+        kept[0] = kept[0] * x
+
+
+@pytest.mark.parametrize("later", [1.0, 3.0])
+def test_a_block_that_changes_its_arguments(later):
+    """The oracle is the gradient without checkpointing; the caller changes the input again after the block."""
+    gradients = []
+    for blocks in ([], [Writes()]):
+        start = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
+        block = blocks[0] if blocks else Writes()
+        x, added, kept = start * 1.0, start * 0.5, [start**2]
+        with checkpointed(blocks, in_place=True):
+            block(x, kept, added=added)
+            x = x.add_(kept[0]).mul_(later) if later != 1 and blocks else (x + kept[0]) * later
+            (gradient,) = torch.autograd.grad((x**2).sum(), start)
+        gradients.append(gradient)
+    assert torch.equal(*gradients)

@@ -22,15 +22,15 @@ from .fake import full_masks
 
 PICTURE, TEXT = "picture", "text"  # where a tensor comes from
 _PRODUCTS = {"mm", "bmm", "baddbmm", "matmul", "addmm", "addbmm"}
-_SOFTMAX = {"_softmax", "_safe_softmax", "softmax"}
+_SOFTMAX = {"_softmax", "_safe_softmax", "softmax", "exp"}  # the last where a class divides by the sum itself
 
 
 @dataclass(frozen=True)
 class Mark:
     """What is known of a tensor. layers: the names of the layers that made it. origins: `PICTURE`, `TEXT`, both or
     none. scores: the (query, key) layers whose product it was made of. weights: whether a softmax has been taken of
-    these. attentions: the numbers of the attentions that it was made of. Layers, scores and attentions are those since
-    the last layer with a weight.
+    these. sums: the (key, value) layers whose product, summed over the positions, it was made of. attentions: the
+    numbers of the attentions that it was made of. All but the origins are those since the last layer with a weight.
     """
 
     layers: frozenset[str] = frozenset()
@@ -38,6 +38,7 @@ class Mark:
     scores: frozenset[tuple[frozenset[str], frozenset[str]]] = frozenset()
     attentions: frozenset[int] = frozenset()
     weights: bool = False
+    sums: frozenset[tuple[frozenset[str], frozenset[str]]] = frozenset()
 
     def joined(self, other: Mark) -> Mark:
         """The mark of a result of both."""
@@ -47,6 +48,7 @@ class Mark:
             self.scores | other.scores,
             self.attentions | other.attentions,
             self.weights or other.weights,
+            self.sums | other.sums,
         )
 
 
@@ -78,13 +80,15 @@ class Dataflow:
 
     layers: the first call of each layer with a weight matrix, by name, in the order of the calls. attentions: in the
     order of the calls. modules: the names of all modules that were called. overwritten: the names of the layers, in the
-    order of their calls, whose input was changed in place after they had read it.
+    order of their calls, whose input was changed in place after they had read it. rewritten: the names of the modules
+    with an argument that was changed in place, by themselves or later.
     """
 
     layers: dict[str, Call] = field(default_factory=dict)
     attentions: list[Attention] = field(default_factory=list)
     modules: set[str] = field(default_factory=set)
     overwritten: list[str] = field(default_factory=list)
+    rewritten: set[str] = field(default_factory=set)
 
 
 class _Marks(TorchDispatchMode):
@@ -97,6 +101,7 @@ class _Marks(TorchDispatchMode):
         self._readers: dict[int, list[str]] = {}  # storage -> layers that have read it
         self._written: dict[int, Mark] = {}  # storage -> what was written to it through any tensor over it
         self._storages: list[torch.UntypedStorage] = []  # kept, since their ids could be used again
+        self._takers: dict[int, set[str]] = {}  # storage -> modules that have got it as an argument
 
     def of(self, value: Any) -> Mark:
         """The mark of all tensors in lists, tuples and dictionaries together."""
@@ -121,6 +126,15 @@ class _Marks(TorchDispatchMode):
         storage = tensor.untyped_storage()
         self._storages.append(storage)
         self._written[id(storage)] = mark.joined(self._written.get(id(storage), _NOTHING))
+        self.flow.rewritten |= self._takers.get(id(storage), set())
+
+    def note_arguments(self, values: Any, module: str) -> None:
+        """Note that a module has got the tensors in `values`, any of which may be overwritten later."""
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._storages.append(storage)
+                self._takers.setdefault(id(storage), set()).add(module)
 
     def note_reader(self, tensor: Tensor, layer: str) -> None:
         """Note that a layer has read a tensor, which may be overwritten later."""
@@ -153,31 +167,48 @@ class _Marks(TorchDispatchMode):
             number = self.note_attention(query, key, value)
             mark = Mark(frozenset(), mark.origins, frozenset(), frozenset({number}))
         elif name in _PRODUCTS:
-            mark = self._product(mark, [self.of(value) for value in args if isinstance(value, Tensor)][-2:])
+            *_, left, right = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            mark = self._product(mark, left, right)
         if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], Tensor):
             self.flow.overwritten += self._readers.pop(id(args[0].untyped_storage()), [])
             self._write(args[0], mark)
         self.set(out, mark)
         return out
 
-    def _product(self, mark: Mark, factors: list[Mark]) -> Mark:
+    def _product(self, mark: Mark, left: Tensor, right: Tensor) -> Mark:
         """The mark of the product of two tensors, one of which may be a weight without a mark.
 
-        The scores of a query and a key become the weights of a sum by a softmax; a product of products without one is a
-        small network whose matrices are made by a layer.
+        An attention is (Q K^T) V or, linear in the number of positions, Q (K^T V) (Katharopoulos et al. 2020, arXiv
+        2006.16236, section 3.2): one of its two products is a sum over positions. The scores Q K^T become weights by a
+        softmax. A product of products without a softmax and without a sum over positions is a small network whose
+        matrices are made by a layer.
         """
-        if len(factors) < 2 or not all(one.layers or one.scores for one in factors):
+        first, second = self.of(left), self.of(right)
+        if not all(one.layers or one.scores or one.sums for one in (first, second)):
             return mark
-        first, second = factors
+        summed = left.shape[-1]
+        if first.sums or second.sums:
+            state, query = (first, second) if first.sums else (second, first)
+            return self._attention(mark, [(query, self._known(key), self._known(value)) for key, value in state.sums])
         if not first.scores and not second.scores:
-            return Mark(frozenset(), mark.origins, frozenset({(first.layers, second.layers)}))
+            pair = frozenset({(first.layers, second.layers)})
+            over_positions = self._are_positions(summed, first) and self._are_positions(summed, second)
+            if over_positions and not self._are_positions(left.shape[-2], first):
+                return Mark(origins=mark.origins, sums=pair)
+            return Mark(origins=mark.origins, scores=pair)
         scores, value = (first, second) if first.scores else (second, first)
-        if not scores.weights:
+        if not scores.weights and not self._are_positions(summed, value):
             return mark
-        numbers = set[int]()
-        for query, key in scores.scores:
-            numbers.add(self.note_attention(self._known(query), self._known(key), value))
-        return Mark(frozenset(), mark.origins, frozenset(), frozenset(numbers))
+        return self._attention(mark, [(self._known(query), self._known(key), value) for query, key in scores.scores])
+
+    def _attention(self, mark: Mark, parts: Sequence[tuple[Mark, Mark, Mark]]) -> Mark:
+        """The mark of the result of attentions of these queries, keys and values."""
+        return Mark(origins=mark.origins, attentions=frozenset(self.note_attention(*part) for part in parts))
+
+    def _are_positions(self, size: int, mark: Mark) -> bool:
+        """Whether `size` is the number of positions of what these layers have made together."""
+        tokens = [self.flow.layers[name].tokens for name in mark.layers]
+        return size > 1 and size in (sum(count for count in tokens if count > 1), *tokens)
 
     def _known(self, layers: frozenset[str]) -> Mark:
         """The mark of what these layers have made."""
@@ -210,6 +241,8 @@ class Observer:
             hooks = [layer.register_forward_hook(partial(self._called, name), with_kwargs=True)]
             if not next(layer.children(), None):
                 hooks.append(layer.register_forward_pre_hook(partial(self._read, name), with_kwargs=True))
+            else:
+                hooks.append(layer.register_forward_pre_hook(partial(self._entered, name), with_kwargs=True))
             for hook in hooks:
                 self._open.callback(hook.remove)
         self._open.enter_context(self._marks)
@@ -229,6 +262,9 @@ class Observer:
         for tensor in [*inputs, *named.values()][:1]:
             if isinstance(tensor, Tensor):
                 self._marks.note_reader(tensor, name)
+
+    def _entered(self, name: str, _layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._marks.note_arguments((inputs, named), name)
 
     def _called(self, name: str, layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], out: Any) -> None:
         self.flow.modules.add(name)

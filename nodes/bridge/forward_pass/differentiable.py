@@ -20,7 +20,8 @@ _KERNELS = "comfy_kitchen::"
 
 class DifferentiableFunctions(TorchFunctionMode):
     """Within the block comfy_kitchen's functions for rotary positions are computed by torch's own operations, and norms
-    that are no layers read a copy of their input, as does `x.addcmul_(x, scale)`, which overwrites it (PixelDiT)."""
+    that are no layers read a copy of their input, as does `x.addcmul_(x, scale)`, which overwrites it (PixelDiT). A
+    result that is written to `out=` (language models within a network, from ComfyUI 0.33) is copied there."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -33,6 +34,9 @@ class DifferentiableFunctions(TorchFunctionMode):
                 return replacement(*args, **kwargs)
         elif name in _NORMS and args and isinstance(args[0], Tensor) and args[0].requires_grad:
             args = (args[0].clone(), *args[1:])
+        elif isinstance(kwargs.get("out"), Tensor) and torch.is_grad_enabled():
+            out = kwargs["out"]
+            return out.copy_(func(*args, **{key: value for key, value in kwargs.items() if key != "out"}))
         elif name.endswith("_") and any(value is args[0] for value in args[1:]) and isinstance(args[0], Tensor):
             args = (args[0], *(value.clone() if value is args[0] else value for value in args[1:]))
         return func(*args, **kwargs)

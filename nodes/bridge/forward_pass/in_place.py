@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -18,7 +19,7 @@ def clone_layer_inputs(layers: Iterable[nn.Module]) -> Iterator[None]:
     `torch.autograd.graph.allow_mutation_on_saved_tensors` makes the same copies, but inspects every operation (1.7
     times the processor time of a small Flux's step) and is just as wrong under checkpointing.
     """
-    hooks = [layer.register_forward_pre_hook(_clone_input) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(_clone_input, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -26,9 +27,17 @@ def clone_layer_inputs(layers: Iterable[nn.Module]) -> Iterator[None]:
             hook.remove()
 
 
-def _clone_input(_layer: nn.Module, inputs: tuple) -> tuple:
-    first, *rest = inputs
-    return (first.clone() if torch.is_grad_enabled() and first.requires_grad else first, *rest)
+def _clone_input(_layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple, dict]:
+    """The arguments of a call with a copy of the first, which may have a name."""
+    if inputs:
+        first, *rest = inputs
+        return (_copy(first), *rest), named
+    return inputs, {name: _copy(value) if i == 0 else value for i, (name, value) in enumerate(named.items())}
+
+
+def _copy(value: Any) -> Any:
+    needed = isinstance(value, Tensor) and torch.is_grad_enabled() and value.requires_grad
+    return value.clone() if needed else value
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from .discovery import discover, discovered_family, discovery_latent, was_observ
 from .exceptions import exceptions_of
 from .family import Family
 from .layers import is_convolution, is_linear
+from .names import core_places
 from .refused import reason_against
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom", *unet.BLOCK_PATTERNS)
@@ -56,6 +57,12 @@ def has_plain_backward(diffusion_model: nn.Module) -> bool:
     """Whether the forward pass has a backward pass as it is, without `differentiable.DifferentiableFunctions`."""
     family = family_of(diffusion_model)
     return family is None or family.plain_backward(diffusion_model)
+
+
+def rewrites_blocks(diffusion_model: nn.Module) -> bool:
+    """Whether an argument of a block is changed in place, by the block or later."""
+    family = family_of(diffusion_model)
+    return family is not None and family.rewritten_blocks(diffusion_model)
 
 
 def training_conds(base) -> Mapping[str, Any]:
@@ -105,7 +112,13 @@ def checkpoint_blocks(diffusion_model: nn.Module) -> list[nn.Module]:
             f"the blocks of a {type(diffusion_model).__name__} are not known here"
             f"{why_not_discovered(diffusion_model)}, so gradient_checkpointing cannot be used with it; switch it off"
         )
-    return list(family.blocks(diffusion_model))
+    blocks = list(family.blocks(diffusion_model))
+    if not blocks:
+        raise InputError(
+            f"a {type(diffusion_model).__name__} has no blocks that could be computed again: its attention lies in no "
+            "list of modules and in no modules of one class beside each other; switch gradient_checkpointing off"
+        )
+    return blocks
 
 
 def compiled_layout(diffusion_model: nn.Module) -> tuple[list[nn.Module], tuple[str, ...]]:
@@ -128,10 +141,11 @@ def file_names(base) -> dict[str, dict]:
 def layer_places(base, rows: Mapping[str, int]) -> dict[str, Place]:
     """Where the names of LoRA files belong, by `dialects.readings`. rows: see `places`.
 
-    A model without a record has its own names alone.
+    A model without a record has its own names and those of ComfyUI's table.
     """
     family = recorded_family(base.diffusion_model)
-    return places(rows, family.aliases(base) if family else (), base.model_config.unet_config)
+    table = places(rows, family.aliases(base) if family else (), base.model_config.unet_config)
+    return table if family else core_places(base) | table
 
 
 def architecture(base) -> str:

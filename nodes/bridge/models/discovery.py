@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,6 +40,7 @@ class Layout:
     those and all other attention layers. feed_forward: the layers beside them. blocks: what gradient checkpointing
     computes again. overwritten: layers whose input is changed in place. unused: layers without a gradient, such as
     those of sound. plain: whether the forward pass has a backward pass as it is, without `DifferentiableFunctions`.
+    rewritten: whether an argument of a block is changed in place, by the block or later.
     """
 
     cross: tuple[str, ...]
@@ -48,6 +50,7 @@ class Layout:
     overwritten: tuple[str, ...]
     unused: tuple[str, ...]
     plain: bool = True
+    rewritten: bool = False
 
 
 _known: WeakKeyDictionary[nn.Module, Layout | str] = WeakKeyDictionary()  # a text says why there is none
@@ -75,6 +78,9 @@ def discover(base: comfy.model_base.BaseModel, conds: Mapping[str, Any]) -> Layo
             structure = _structure(network)
             if structure not in _by_structure:
                 seen = _observe(base, discovery_latent(base), conds)
+                if not seen[0].attentions:
+                    _known[network] = "no attention was found in its forward pass"
+                    return _known[network]
                 _by_structure[structure] = _Reading(network, *seen).layout()
             _known[network] = _by_structure[structure]
         except Exception as error:  # whatever the class's code raises on fake tensors
@@ -90,11 +96,23 @@ def was_observed(network: nn.Module) -> bool:
 
 
 def _structure(network: nn.Module) -> tuple:
-    """What tells networks with other layers apart: the classes of all modules, and the shapes of their weights."""
+    """What tells networks with other layers apart: the classes of all modules, the shapes of their weights and their
+    settings, which may change the order of the layers."""
     return tuple(
-        (name, type(layer), tuple(getattr(getattr(layer, "weight", None), "shape", ())))
+        (name, type(layer), tuple(getattr(getattr(layer, "weight", None), "shape", ())), _settings(layer))
         for name, layer in network.named_modules()
     )
+
+
+def _settings(layer: nn.Module) -> tuple:
+    """The attributes of a module that are numbers, texts, functions or none."""
+    kinds = (bool, int, float, str, type(None), FunctionType)
+    return tuple(
+        (name, value) for name, value in vars(layer).items() if isinstance(value, kinds) and not _STATE.match(name)
+    )
+
+
+_STATE = re.compile("_|(prev_)?comfy_|(training|forward|seed_key)$")  # what a training or ComfyUI's loading changes
 
 
 def discovered_family(network: nn.Module) -> Family | None:
@@ -129,6 +147,7 @@ def family_from(layout: Layout, name: str) -> Family:
         overwritten_input=lambda network: [network.get_submodule(layer) for layer in layout.overwritten],
         unused_layers=lambda _: layout.unused,
         plain_backward=lambda _: layout.plain,
+        rewritten_blocks=lambda _: layout.rewritten,
     )
 
 
@@ -203,6 +222,10 @@ class _Reading:
         self._linear = [name for name, layer in network.named_modules() if is_linear(layer)]
         self.blocks = self._find_blocks()
         self._block_of = {name: block for block in self.blocks for name in flow.layers if name.startswith(f"{block}.")}
+        self._readers: dict[str, set[str]] = {}
+        for name, call in flow.layers.items():
+            for feeding in call.inputs.layers:
+                self._readers.setdefault(feeding, set()).add(name)
         self._outs = [self._find_outs(number) for number in range(len(flow.attentions))]
         never_called = set(self._linear) - flow.modules
         self._unused = unused | never_called | self._unused_queries(unused)
@@ -218,6 +241,7 @@ class _Reading:
             tuple(dict.fromkeys(self._flow.overwritten)),
             tuple(name for name in self._linear if name in self._unused),
             self._plain,
+            not self._flow.rewritten.isdisjoint(self.blocks),
         )
 
     def _ordered(self, names: Iterable[str]) -> tuple[str, ...]:
@@ -233,19 +257,30 @@ class _Reading:
 
     def _find_blocks(self) -> list[str]:
         """The modules that gradient checkpointing computes again: all called elements of the outermost lists of modules
-        in which an attention lies."""
-        lists = set[str]()
+        in which an attention lies; where it lies in none, the outermost modules of one class beside each other."""
+        found = dict[str, type | None]()  # {the module around them: the class of the blocks}
         for attention in self._flow.attentions:
             for name in attention.query | attention.key | attention.value:
-                element = next(filter(self._is_called_element, _paths_to(name)), None)
-                if element is not None:
-                    lists.add(element.rpartition(".")[0])
-        called = (name for name, _ in self._network.named_modules() if name in self._flow.modules)
-        return [name for name in called if name.rpartition(".")[0] in lists]
+                paths = [path for path in _paths_to(name)[:-1] if path in self._flow.modules]
+                listed = next(filter(self._is_element, paths), None)
+                block = listed or next(filter(self._has_equal_sibling, paths), None)
+                if block is not None:
+                    kind = None if listed else type(self._network.get_submodule(block))
+                    found[block.rpartition(".")[0]] = kind
+        called = ((name, module) for name, module in self._network.named_modules() if name in self._flow.modules)
+        return [name for name, module in called if found.get(name.rpartition(".")[0], module) in (None, type(module))]
 
-    def _is_called_element(self, name: str) -> bool:
+    def _is_element(self, name: str) -> bool:
         parent = self._network.get_submodule(name.rpartition(".")[0])
-        return name in self._flow.modules and isinstance(parent, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+        return isinstance(parent, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+
+    def _has_equal_sibling(self, name: str) -> bool:
+        around, _, _ = name.rpartition(".")
+        module, parent = self._network.get_submodule(name), self._network.get_submodule(around)
+        equal = (
+            f"{around}.{key}".removeprefix(".") for key, one in parent.named_children() if type(one) is type(module)
+        )
+        return sum(one in self._flow.modules for one in equal) > 1
 
     def _find_outs(self, number: int) -> set[str]:
         """The layers that take the result of an attention before any other layer does.
@@ -261,18 +296,29 @@ class _Reading:
             first = call.inputs.attentions == {number} and all(self._block_of.get(one) == block for one in feeding)
             # A matrix that follows those of both streams. After one alone it may read the sum with a block's own input.
             second = len(feeding) > 1 and feeding <= outs and not call.inputs.attentions
-            if first or second:
+            # The second of two matrices in a row, of which the first is read by nothing else.
+            third = len(feeding) == 1 and feeding <= outs and self._readers[next(iter(feeding))] == {name}
+            if first or second or third:
                 outs.add(name)
         return outs
 
     def _groups(self) -> list[set[str]]:
         """For each attention its query, key, value and output layers; none for one that sums up all positions."""
-        return [
-            self._for_positions(one.query | one.key | one.value) | outs
-            if self._for_positions(one.query)
-            else set[str]()
-            for one, outs in zip(self._flow.attentions, self._outs, strict=True)
-        ]
+        groups = list[set[str]]()
+        for one, outs in zip(self._flow.attentions, self._outs, strict=True):
+            ins = self._for_positions(one.query | one.key | one.value)
+            groups.append(ins | self._before(ins) | outs if self._for_positions(one.query) else set())
+        return groups
+
+    def _before(self, ins: set[str]) -> set[str]:
+        """The first of two matrices in a row, of which the second makes queries, keys or values (low rank)."""
+        feeding = set[str]().union(*(self._flow.layers[name].inputs.layers for name in ins))
+        blocks = {self._block_of.get(name) for name in ins}
+        return {
+            name
+            for name in self._for_positions(feeding)
+            if self._block_of.get(name) in blocks - {None} and self._readers[name] <= ins
+        }
 
     def _unused_queries(self, unused: set[str]) -> set[str]:
         """The query layers of positions whose result is not used: a gradient of zero, which shapes do not show."""

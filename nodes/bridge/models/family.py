@@ -26,10 +26,11 @@ class Family:
     model changes in place. plain_backward: whether the forward pass has a backward pass as it is, see
     `forward_pass.differentiable`. unused_layers: the names of layers whose output is not used. default_conds:
     conditioning of a training besides its prompts. is_inpainting: base -> whether it also reads a masked picture.
-    untrainable_reason: base -> why it cannot be trained on pictures and prompts, or "". aliases: base -> other
-    programs' names of its layers, where they are not its own. convolutions: regular expression over the names of the
-    layers that `conv_rank` adds, see `target_layers`; "" where there are none. block_patterns: {target: regular
-    expression} of the targets that are blocks of the network, for a network where published work names them.
+    rewritten_blocks: whether an argument of a block is changed in place. untrainable_reason: base -> why it cannot be
+    trained on pictures and prompts, or "". aliases: base -> other programs' names of its layers, where they are not its
+    own. convolutions: regular expression over the names of the layers that `conv_rank` adds, see `target_layers`; ""
+    where there are none. block_patterns: {target: regular expression} of the targets that are blocks of the network,
+    for a network where published work names them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Family:
     overwritten_input: Callable[[Any], Iterable[nn.Module]] = lambda _: ()
     unused_layers: Callable[[Any], Iterable[str]] = lambda _: ()
     plain_backward: Callable[[Any], bool] = lambda _: True
+    rewritten_blocks: Callable[[Any], bool] = lambda _: False
     default_conds: Mapping[str, Any] = field(default_factory=dict)
     is_inpainting: Callable[[Any], bool] = lambda _: False
     untrainable_reason: Callable[[Any], str] = lambda _: ""

@@ -7,6 +7,7 @@ from functools import cache
 
 from torch import nn
 
+from ....training.layer_names.dialects import Place, flat_name
 from ....training.layer_names.spelling import COMFY_PREFIX, TRANSFORMER_PREFIX, kohya_name, unet_table
 from .layers import is_linear
 
@@ -52,7 +53,7 @@ def by_core(base) -> dict[str, dict]:
     """`by_program` of a model whose names ComfyUI's table of LoRA keys gives, whatever its class.
 
     diffusers' names stand behind `transformer.` there. Where the table lacks them for a layer, all layers have the
-    checkpoint's own names behind `diffusion_model.`, which every loader reads.
+    checkpoint's own names behind `diffusion_model.`, which every loader of ComfyUI's reads, and diffusers' for some.
     """
     import comfy.lora
 
@@ -69,6 +70,24 @@ def by_core(base) -> dict[str, dict]:
     if all("diffusers" in forms for forms in in_blocks):
         return names
     return as_they_are(base, COMFY_PREFIX)
+
+
+def core_places(base) -> dict[str, Place]:
+    """{name as `dialects.readings` gives it: its place} of all names in ComfyUI's table of LoRA keys, for a model that
+    no record describes: so each of them is read behind any prefix and with either separator."""
+    import comfy.lora
+
+    found: dict[str, Place] = {}
+    for theirs, ours in comfy.lora.model_lora_keys_unet(base, {}).items():
+        key, *rows = (ours,) if isinstance(ours, str) else ours
+        layer = key.removeprefix(COMFY_PREFIX).removesuffix(".weight")
+        if rows and rows[0][0] == 0:
+            part = f"{layer.rpartition('.')[0]}.{theirs.rpartition('.')[2]}"
+            place = Place(layer, (rows[0][1], rows[0][2]), part=part)
+        else:
+            place = Place(layer, part=layer)
+        found.setdefault(flat_name(theirs), place)
+    return found
 
 
 @cache

@@ -38,6 +38,7 @@ REASONS = {
     "StableAudio3": _SOUND,
     "ACEStep": _SOUND,
     "ACEStep15": _SOUND,
+    "MiniMaxMusic3": _SOUND,
     "MiniMaxH3": (
         "it makes film and sound together in one latent, and a set of pictures has no sound; train on a model of "
         "films without sound"
@@ -46,6 +47,7 @@ REASONS = {
     "Hunyuan3Dv2": _SHAPES,
     "Hunyuan3Dv2_1": _SHAPES,
     "TripoSplat": _SHAPES,
+    "Trellis2": _SHAPES,
     # makes no picture
     "RT_DETR_v4": _SEES,
     "SAM3": _SEES,
@@ -82,17 +84,28 @@ REASONS = {
     "WAN21_Camera": f"it is steered by the path of a camera, {_CONTROL}",
     "WAN21_HuMo": f"it is steered by sound and by pictures of a person, {_CONTROL}",
     "WAN22_Animate": f"it is steered by the pose and face of another film, {_CONTROL}",
+    "WAN_Animate2": f"it is steered by the pose and face of another film, {_CONTROL}",
     "WAN22_S2V": f"it is steered by sound and by a picture, {_CONTROL}",
     "WAN21_SCAIL": f"it is steered by the pose of another film, {_CONTROL}",
     "WAN22_WanDancer": f"it is steered by music and by a picture, {_CONTROL}",
 }
-# One class for text to video and for image to video; an attribute tells which it is. Wan 2.2's 5B has the attribute and
-# makes films from a prompt alone.
-_EITHER = ("WAN21", "CosmosVideo", "CosmosPredict2", "CogVideoX")
+# Classes, and those derived from them, of text to video and of image to video; an attribute tells which it is. Wan
+# 2.2's 5B has the attribute and makes films from a prompt alone.
+_EITHER = {"WAN21", "CosmosVideo", "CosmosPredict2", "CogVideoX"}
+_NEITHER = {"WAN22"}
 
 
 def reason_against(base) -> str:
     """Why a model (ComfyUI's `BaseModel`) cannot be trained on pictures and prompts, or ""."""
-    by_class = (REASONS[kind.__name__] for kind in type(base).__mro__ if kind.__name__ in REASONS)
-    continues = type(base).__name__ in _EITHER and base.image_to_video
-    return next(by_class, _CONTINUES if continues else "")
+    names = [kind.__name__ for kind in type(base).__mro__]
+    by_class = next((REASONS[name] for name in names if name in REASONS), "")
+    either = not _EITHER.isdisjoint(names) and _NEITHER.isdisjoint(names)
+    if by_class or (either and getattr(base, "image_to_video", False)):
+        return by_class or _CONTINUES
+    dimensions = base.latent_format.latent_dimensions
+    if dimensions not in (2, 3):
+        return (
+            f"its latents are {dimensions}-dimensional, where those of pictures are 2- and those of films "
+            "3-dimensional; wire in a text-to-image or text-to-video model"
+        )
+    return ""

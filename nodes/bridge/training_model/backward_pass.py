@@ -10,7 +10,13 @@ from torch import nn
 
 from ..forward_pass.differentiable import differentiable, with_differentiable
 from ..forward_pass.in_place import clone_layer_inputs, fresh_key_caches
-from ..models import checkpoint_blocks, compiled_layout, has_plain_backward, layers_with_overwritten_input
+from ..models import (
+    checkpoint_blocks,
+    compiled_layout,
+    has_plain_backward,
+    layers_with_overwritten_input,
+    rewrites_blocks,
+)
 from .checkpointing import checkpointed
 from .compiled_blocks import BlockCompiler
 
@@ -31,11 +37,12 @@ def prepared_for_backward(
     compiled = nullcontext() if compiler is None else compiler.compiling(*compiled_layout(network))
     overwritten = layers_with_overwritten_input(network)
     needed = not has_plain_backward(network)
+    in_place = bool(overwritten) or needed or rewrites_blocks(network)
     with (
         clone_layer_inputs(overwritten),
         fresh_key_caches(network),
         differentiable(network, needed),
         compiled,  # within checkpointing, whose second pass then calls the compiled block again
-        checkpointed(blocks, bool(overwritten) or needed, with_differentiable(context, needed)),
+        checkpointed(blocks, in_place, with_differentiable(context, needed)),
     ):
         yield

@@ -18,18 +18,18 @@ def checkpointed(
     blocks: Iterable[nn.Module],
     in_place: bool = False,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    rewritten: bool = False,
 ) -> Iterator[None]:
     """Within the block, each of `blocks` saves only its inputs and is computed again in the backward pass.
 
-    in_place: the blocks add to their inputs; each pass then works on a copy of the saved inputs. context: makes the
-    context of the second pass; the first one is in the caller's.
+    in_place: the blocks, or what comes after them, write to their arguments; copies of these are saved. context: makes
+    the context of the second pass; the first one is in the caller's.
     """
     wrapped = list(blocks)
     before = [vars(block).get("forward") for block in wrapped]  # another pack may have put one there
     try:
         for block in wrapped:
-            forward = partial(_with_cloned_inputs, block.forward) if in_place else block.forward
-            block.forward = partial(_forward, forward, context)
+            block.forward = partial(_forward, block.forward, context, in_place)
         yield
     finally:
         for block, own in zip(wrapped, before, strict=True):
@@ -38,13 +38,22 @@ def checkpointed(
                 block.forward = own
 
 
-def _forward(forward: Callable[..., Any], context: Callable[[], AbstractContextManager[Any]], /, *args, **kwargs):
-    # ComfyUI counts blocks in the options that it passes on: the second pass must see what the first one saw.
-    args = [dict(value) if isinstance(value, dict) else value for value in args]
-    kwargs = {name: dict(value) if isinstance(value, dict) else value for name, value in kwargs.items()}
-    # A partial, since `checkpoint` would take some names, such as a block's `debug`, as its own.
-    contexts = partial(_contexts, context)
-    return checkpoint(partial(forward, **kwargs), *args, use_reentrant=False, context_fn=contexts)
+def _forward(
+    forward: Callable[..., Any], context: Callable[[], AbstractContextManager[Any]], in_place: bool, /, *args, **kwargs
+):
+    # What the second pass gets, as it was before the first: ComfyUI counts blocks in the options that it passes on.
+    saved = [_copied(value, in_place) for value in args]
+    named = {name: _copied(value, in_place) for name, value in kwargs.items()}
+    first = [(args, kwargs)]
+
+    def run(*saved):
+        if first:  # on the caller's own arguments, which it may read again
+            args, kwargs = first.pop()
+            return forward(*args, **kwargs)
+        again = {name: _copied(value, in_place) for name, value in named.items()}
+        return forward(*(_copied(value, in_place) for value in saved), **again)
+
+    return checkpoint(run, *saved, use_reentrant=False, context_fn=partial(_contexts, context))
 
 
 def _contexts(context: Callable[[], AbstractContextManager[Any]]):
@@ -58,11 +67,10 @@ def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any
         yield
 
 
-def _with_cloned_inputs(forward: Callable[..., Any], /, *args, **kwargs):
-    return forward(*map(_clone, args), **{name: _clone(value) for name, value in kwargs.items()})
-
-
-def _clone(value):
-    if isinstance(value, (list, tuple)):  # LTX-2's blocks get the tokens of film and sound as a pair
-        return type(value)(map(_clone, value))
-    return value.clone() if isinstance(value, Tensor) else value
+def _copied(value: Any, tensors: bool) -> Any:
+    """A copy of a list, tuple or dictionary; with `tensors`, of tensors too."""
+    if isinstance(value, dict):
+        return dict(value)
+    if type(value) in (list, tuple):  # LTX-2's blocks get the tokens of film and sound as a pair
+        return type(value)(_copied(each, tensors) for each in value)
+    return value.clone() if tensors and isinstance(value, Tensor) else value
