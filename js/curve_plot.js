@@ -70,10 +70,9 @@ export function drawCurves(canvas, curves, { isLive = false, small = false, sing
   if (!prepared || !shown.length) return;
   const { context, width, height } = prepared;
   const colours = themeColours();
-  const ranges = shown.map((curve) => curve.range()).filter((range) => range !== null);
-  if (!ranges.length) return;
-  const low = Math.min(...ranges.map(([value]) => value));
-  const high = Math.max(...ranges.map(([, value]) => value));
+  const limits = limitsOf(shown);
+  if (!limits) return;
+  const [low, high] = limits;
   const steps = Math.max(...shown.map((curve) => curve.extent(isLive)));
   const showsLeak = !small && shown.length === 1 && shown[0].leak.length > 0;
   const box = small
@@ -93,10 +92,25 @@ export function drawCurves(canvas, curves, { isLive = false, small = false, sing
     drawHeldOut(context, curve, x, clipped, lines(i).heldOut, small);
   });
   if (showsLeak) drawLeak(context, shown[0].leak, x, box);
-  const [{ best, heldOut }, ...others] = shown;
-  // A single score of step 0 is the base model's: it is the best of nothing.
-  if (!small && !others.length && best && (best[0] > 0 || heldOut.length > 1)) drawBest(context, best, x, clipped, box, colours);
+  const best = small || shown.length > 1 ? null : bestOf(shown[0]);
+  if (best) drawBest(context, best, x, clipped, box, colours);
 }
+
+/**
+ * The lowest and the highest loss of the curves; null where none has a loss.
+ * @param {Curve[]} curves
+ * @returns {[number, number] | null}
+ */
+function limitsOf(curves) {
+  const ranges = curves.map((curve) => curve.range()).filter((range) => range !== null);
+  return ranges.length ? [Math.min(...ranges.map(([low]) => low)), Math.max(...ranges.map(([, high]) => high))] : null;
+}
+
+/**
+ * The point to mark. A single score of step 0 is the base model's: it is the best of nothing.
+ * @param {Curve} curve
+ */
+const bestOf = ({ best, heldOut }) => (best && (best[0] > 0 || heldOut.length > 1) ? best : null);
 
 /**
  * The two colours of the i-th curve.

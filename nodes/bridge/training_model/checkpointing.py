@@ -18,7 +18,6 @@ def checkpointed(
     blocks: Iterable[nn.Module],
     in_place: bool = False,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    rewritten: bool = False,
 ) -> Iterator[None]:
     """Within the block, each of `blocks` saves only its inputs and is computed again in the backward pass.
 
