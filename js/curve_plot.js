@@ -67,7 +67,7 @@ export function prepare(canvas) {
 export function drawCurves(canvas, curves, { isLive = false, small = false, singleLosses = true } = {}) {
   const prepared = prepare(canvas);
   const shown = curves.filter((curve) => curve.last > 0 || curve.heldOut.length);
-  if (!prepared || !shown.length) return;
+  if (!prepared) return;
   const { context, width, height } = prepared;
   const colours = themeColours();
   const limits = limitsOf(shown);
