@@ -10,8 +10,7 @@ import torch
 from ....training.config import TrainConfig
 from ....training.images import ImageSet
 from ....training.validation import TIMESTEPS, validation_batches, validation_scorer
-from ...bridge import identity
-from ...bridge.models.experts import noise_range
+from ...bridge.schedule_part import trained_range
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import prepare_for_training
 from ...lora.training.request import LoraData, LoraRequest
@@ -32,8 +31,8 @@ def loss_on(images: ImageSet, model: Any, clip: Any, vae: Any) -> float:
     technique = LoraTechnique(request, models, dataset)
     with prepare_for_training(model, request.precision) as denoiser, torch.no_grad():
         technique.prepare(denoiser, None)
-        levels = noise_range(model.model.diffusion_model, identity.base_path(model))
-        limits = (0.0, 1.0) if levels.is_whole else denoiser.timesteps_between(levels.low, levels.high)
+        part = trained_range(model, request.train)
+        limits = (0.0, 1.0) if part.is_whole else denoiser.timesteps_between(part.low, part.high)
         batches = validation_batches(dataset.pictures.data, range(len(images.items)), denoiser.device, _grid(limits))
         return validation_scorer(batches, technique.loss)()
 
