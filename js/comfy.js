@@ -16,6 +16,7 @@
 //   app.ui.settings "<id>.change"              a setting was changed
 //   extensionManager.getSidebarTabs            the sidebar's tabs; their buttons follow a change of title and tooltip
 //   node.subgraph, graph.nodes, getNodeById    the graph inside a node; a graph's nodes
+//   graph.groups                               the boxes around nodes, with pos and size
 //   subgraph.outputNode.slots[i].getLinks()    what leaves a subgraph
 //   link.origin_id === -10                     a link from outside a subgraph
 //   node.isVirtualNode, resolveVirtualOutput   nodes that the prompt leaves out: Reroute, Get nodes
@@ -1142,8 +1143,37 @@ export function addNode(type) {
   return node;
 }
 
+/**
+ * The left and the bottom of all nodes and groups of the graph that is shown, in its units; [0, 0] where it is empty.
+ * @returns {[left: number, bottom: number]}
+ */
+export function bottomLeft() {
+  const graph = app.canvas.graph;
+  const boxes = [...(graph?.nodes ?? []), ...(graph?.groups ?? [])];
+  if (!boxes.length) return [0, 0];
+  return [Math.min(...boxes.map(({ pos }) => pos[0])), Math.max(...boxes.map(({ pos, size }) => pos[1] + size[1]))];
+}
+
+/**
+ * Select a node and move the view to it.
+ * @param {Node} node
+ */
+export function goTo(node) {
+  app.canvas.selectNode?.(node);
+  app.canvas.centerOnNode(node);
+}
+
 /** The nodes of the graph that is shown. @returns {Node[]} */
 export const shownNodes = () => [...(app.canvas.graph?.nodes ?? [])];
+
+/**
+ * The name of a node's first output of a type, "" where it has none.
+ * @param {Node} node
+ * @param {string} type
+ */
+export function outputOfType(node, type) {
+  return node.outputs?.find((output) => output.type === type)?.name ?? "";
+}
 
 /**
  * Connect an output with an input, both by name. Does nothing where one of the nodes has no such.

@@ -250,7 +250,7 @@ function drawLeak(context, leak, x, box) {
   context.setLineDash([4, 3]);
   stroke(context, points);
   context.setLineDash([]);
-  for (const [px, py] of points) disc(context, px, py, 1.8);
+  for (const [px, py] of points) disc(context, px, py, points.length > 1 ? 1.8 : 3); // no line shows where one is alone
   context.font = `10px ${FONT}`;
   context.textAlign = "left";
   for (const value of [0, top]) context.fillText(String(value), box.right + 5, y(value) + 3);

@@ -1,7 +1,7 @@
 // @ts-check
 // Inserts a run's LoRA, word or sweep into the open graph. No side effects.
 
-import { addNode, classOf, connect, ownValue, refreshLists, selectedNodes, setValue, shownNodes, widgetOf } from "./comfy.js";
+import { addNode, bottomLeft, classOf, connect, goTo, outputOfType, ownValue, refreshLists, selectedNodes, setValue, shownNodes, widgetOf } from "./comfy.js";
 import { t } from "./words.js";
 
 const LORA_NODE = "BespokeInjectLora";
@@ -10,6 +10,8 @@ const LOADER_NODE = "BespokeLoadLora";
 const PREVIEW_NODE = "PreviewImage";
 const MOST_IN_SWEEP = 26; // sockets of the sweep
 const GAP = 40; // px between inserted nodes
+const ROW_GAP = 90; // px below a node: for the title of the next one, and what Nodes 2.0 adds to a node's size
+const LOADER_WIDTH = 420; // px
 const PROMPT_NODE = "CLIPTextEncode";
 
 /**
@@ -22,48 +24,42 @@ export async function addLora(name) {
 }
 
 /**
- * Insert a Bespoke LoRA Sweep of a run's files, each with its loader, and a preview. Model, text encoder and VAE come from
- * the graph's loader, where it has just one.
+ * Insert a Bespoke LoRA Sweep of a run's files below the graph, each with its loader, and a preview, and show it. Model,
+ * text encoder and VAE come from the graph's loader, where it has just one.
  * @param {string[]} names of the files, as the lists have them
  * @param {string} prompt
  */
 export async function addSweep(names, prompt) {
   await refreshLists();
-  const [sources, sweep] = [shownNodes().filter(isCheckpointLoader), add(SWEEP_NODE)];
-  const [x, y] = sweep.pos;
-  let top = y;
+  const [sources, [left, bottom]] = [shownNodes().filter(isCheckpointLoader), bottomLeft()];
+  const sweep = add(SWEEP_NODE);
+  const top = bottom + ROW_GAP;
+  let [x, y] = [left, top];
   names.slice(-MOST_IN_SWEEP).forEach((name, number) => {
     const loader = add(LOADER_NODE);
     setValue(loader, "lora_name", name);
-    loader.pos = [x - loader.size[0] - 2 * GAP, top];
-    top += loader.size[1] + GAP;
+    loader.size = [Math.max(loader.size[0], LOADER_WIDTH), loader.size[1]]; // the name of a file says its step at the end
+    loader.pos = [left, y];
+    x = left + loader.size[0] + 2 * GAP;
+    y += loader.size[1] + ROW_GAP;
     connect(loader, "lora", sweep, `loras.lora${number}`);
   });
+  sweep.pos = [x, top];
   const preview = add(PREVIEW_NODE);
-  preview.pos = [x + sweep.size[0] + 2 * GAP, y];
+  preview.pos = [x + sweep.size[0] + 2 * GAP, top];
   connect(sweep, "grid", preview, "images");
   if (sources.length === 1) {
-    for (const [type, input] of Object.entries(LOADED)) connectType(sources[0], type, sweep, input);
+    for (const [type, input] of Object.entries(LOADED)) connect(sources[0], outputOfType(sources[0], type), sweep, input);
   }
   if (prompt) setValue(sweep, "prompts", prompt);
+  goTo(sweep);
 }
 
 /** The types that a checkpoint loader gives, and the inputs that take them. */
 const LOADED = { MODEL: "model", CLIP: "clip", VAE: "vae" };
 
 /** @param {import("./comfy.js").Node} node */
-const isCheckpointLoader = (node) => Object.keys(LOADED).every((type) => node.outputs?.some((output) => output.type === type));
-
-/**
- * @param {import("./comfy.js").Node} from
- * @param {string} type
- * @param {import("./comfy.js").Node} to
- * @param {string} input
- */
-function connectType(from, type, to, input) {
-  const output = from.outputs?.find((one) => one.type === type);
-  if (output) connect(from, output.name, to, input);
-}
+const isCheckpointLoader = (node) => Object.keys(LOADED).every((type) => outputOfType(node, type));
 
 /**
  * Append the embedding of a file to the selected prompt, else to a new prompt node.

@@ -3,6 +3,7 @@
 // effects.
 
 import { copyText, defaultsOf, openWorkflow } from "./comfy.js";
+import { curveLegend } from "./curve_legend.js";
 import { drawCurves } from "./curve_plot.js";
 import { askText, confirmed } from "./dialogs.js";
 import { download, el, messageOf, setText } from "./dom.js";
@@ -36,6 +37,7 @@ export function stateOf(run, summary) {
  */
 export function detail(run, runs, title) {
   const canvas = el("canvas", { role: "img", "aria-label": t("training") });
+  const legend = curveLegend();
   const samples = samplesStrip(runs);
   const buttons = el("div", { class: "bespoke-buttons" });
   const word = el("button", { type: "button", class: "bespoke-trigger", onclick: () => attempt(copyTrigger) });
@@ -46,7 +48,7 @@ export function detail(run, runs, title) {
   const error = el("p", { class: "bespoke-note bespoke-error", role: "alert" });
   const complaint = el("p", { class: "bespoke-note", role: "alert" });
   const heading = el("h3", {}, t("settings"));
-  const box = el("section", { class: "bespoke-detail" }, canvas, samples.element, word, error, buttons, complaint, facts, heading, changed, folded);
+  const box = el("section", { class: "bespoke-detail" }, canvas, legend.element, samples.element, word, error, buttons, complaint, facts, heading, changed, folded);
   /** @type {string[]} that the run saved */
   let files = [];
   /** @type {Record<string, unknown>} of the trainer's widgets, by name */
@@ -95,7 +97,7 @@ export function detail(run, runs, title) {
   const openGraph = button("open.graph", async () => openWorkflow(await runs.workflow(run.id), current.record?.technique ?? ""));
   const addLoraButton = button("add.lora", () => addLora(savedFile(loras)));
   const addWordButton = button("add.word", () => addWord(savedFile(embeddings)));
-  const addSweepButton = button("add.sweep", () => addSweep(loras, String(current.record?.trigger ?? "")));
+  const addSweepButton = button("add.sweep", () => addSweep(loras, sweepPrompt(current.record)));
   const removeButton = button("remove", remove);
   buttons.append(addLoraButton, addWordButton, addSweepButton, openGraph, button("curve.save", saveCurve), button("rename", rename), removeButton);
   for (const main of [addLoraButton, addWordButton]) main.classList.add("bespoke-main");
@@ -111,6 +113,7 @@ export function detail(run, runs, title) {
     setText(error, now.error || "");
     error.hidden = !now.error;
     removeButton.disabled = now.live;
+    legend.show(now, true);
     write(now);
     if (!canvas.clientWidth) return;
     drawCurves(canvas, [now.curve], { isLive: now.live });
@@ -155,6 +158,14 @@ export function detail(run, runs, title) {
       write(current);
     },
   };
+}
+
+/**
+ * The prompt for a sweep of a run's files: its trigger word, else what its samples show.
+ * @param {RunRecord | null} record
+ */
+function sweepPrompt(record) {
+  return record?.trigger || String(record?.settings.sample_prompt ?? "");
 }
 
 const WIDE = 20; // characters, from which a value has a row of its own

@@ -3,17 +3,19 @@
 // and saves nothing in the workflow. No side effects: index.js attaches it.
 
 import { addPanel, classOf, fitNode, isOpenWorkflow, onExecuted, onNodeChange, pathsOf, unlinkedValues, whileOnGraph, workflowId } from "./comfy.js";
+import { curveLegend } from "./curve_legend.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
 import { BETWEEN_STEPS, TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
-import { digits, loss, memory, rate, t, time } from "./words.js";
+import { digits, memory, rate, t, time } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
 /** @typedef {import("./run_values.js").Phase} Phase */
 /** @typedef {import("./settings.js").GetSetting} GetSetting */
 
-const HEIGHT = { empty: 44, around: 112, note: 48, failure: 72, step: 24 }; // px, all but the curve and the samples
+const HEIGHT = { empty: 44, around: 112, note: 48, longNote: 78, failure: 72, step: 24 }; // px, all but the curve and the samples
+const LONG_NOTE = 150; // characters, which fill three lines of a new node
 const LABEL_EVERY_MS = 1000; // between two updates of the curve's label
 const COMPLAINT_MS = 6000; // for which the error of a button is shown
 const SETTLED_MS = 300; // without a change of the widgets, before a run with these values is searched
@@ -150,13 +152,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
   const state = el("span", { class: "bespoke-state" });
   const progress = el("span", { class: "bespoke-numbers" });
   const numbers = el("div", { class: "bespoke-numbers" });
-  const legend = el("div", { class: "bespoke-legend" });
-  const entries = ["loss", "average", "held-out", "leak"].map((name) => {
-    const value = el("b");
-    const element = el("span", { class: `bespoke-${name}` }, el("i"), el("span", {}, t(`curve.${name}`)), value);
-    legend.append(element);
-    return { element, value };
-  });
+  const legend = curveLegend();
   const samples = samplesStrip(runs, { follow: true });
   const note = el("p", { class: "bespoke-note" });
   const finishButton = el("button", { type: "button", class: "bespoke-button bespoke-main", onclick: finish, title: t("finish.tip") }, t("finish"));
@@ -164,7 +160,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
   const buttons = el("div", { class: "bespoke-buttons" }, finishButton, cancelButton);
   const spoken = el("div", { class: "bespoke-spoken", "aria-live": "polite" });
   const head = el("div", { class: "bespoke-head" }, state, progress);
-  const parts = [head, numbers, note, canvas, legend, samples.element, buttons, spoken];
+  const parts = [head, numbers, note, canvas, legend.element, samples.element, buttons, spoken];
   const box = el("section", { class: "bespoke-panel bespoke-training", "aria-label": t("training") }, ...parts);
   stopEvents(box, ["keydown", "pointerdown"]);
 
@@ -198,7 +194,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
     setText(progress, first);
     setText(numbers, others.join(" · "));
     numbers.hidden = !others.length;
-    updateLegend(run);
+    legend.show(run, singleLosses);
     samples.show(run.id, run.samples);
     buttons.hidden = !run.live || run.lost;
     finishButton.disabled = cancelButton.disabled = Boolean(pending);
@@ -207,7 +203,6 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
     progress.hidden = isBefore;
     note.hidden = !note.textContent;
     resize(run);
-    entries[0].element.hidden = !singleLosses;
     updateSpoken(run, isBefore ? kind : word);
   }
 
@@ -237,34 +232,23 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
     saidWord = kind;
   }
 
+  /** The note's height in px, from its length: to measure it would make the browser compute the layout. */
+  function noteHeight() {
+    if (note.hidden) return 0;
+    return (note.textContent ?? "").length > LONG_NOTE ? HEIGHT.longNote : HEIGHT.note;
+  }
+
   /**
    * Set the panel's height where it has changed: setting a style makes the browser compute the styles of all elements inside.
    * @param {Run} run
    */
   function resize(run) {
     const size = getSetting("SampleHeight");
-    const now = HEIGHT.around + getSetting("CurveHeight") + (note.hidden ? 0 : HEIGHT.note) + (run.samples.length ? size + HEIGHT.step : 0);
+    const now = HEIGHT.around + getSetting("CurveHeight") + noteHeight() + (run.samples.length ? size + HEIGHT.step : 0);
     if (now === height && size === sampleSize) return;
     [height, sampleSize] = [now, size];
     box.style.minHeight = `${height}px`;
     box.style.setProperty("--bespoke-sample", `${size}px`);
-  }
-
-  /** @param {Run} run */
-  function updateLegend(run) {
-    const { heldOut, best, lastAverage, leak } = run.curve;
-    const [single, average, score, leaked] = entries;
-    setText(single.value, run.live ? finiteLoss(run.loss) : "");
-    setText(average.value, finiteLoss(run.live ? run.average : lastAverage));
-    score.element.hidden = !heldOut.length;
-    leaked.element.hidden = !leak.length;
-    if (leak.length) setText(leaked.value, leak[leak.length - 1][1].toFixed(2));
-    if (!best) return;
-    const last = loss(heldOut[heldOut.length - 1][1]);
-    // The score of step 0 is the base model's: no result of this training.
-    const isOfBase = best[0] === 0;
-    const lowest = t(isOfBase ? "best.none" : "best.at", { loss: loss(best[1]), step: best[0] });
-    setText(score.value, isOfBase && heldOut.length === 1 ? last : `${last} (${lowest})`);
   }
 
   /**
@@ -274,8 +258,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
    * @param {string} word the state or the phase that is shown
    */
   function updateSpoken(run, word) {
-    const average = `${t("curve.average")} ${entries[1].value.textContent}`;
-    const sentence = `${state.textContent}. ${describe(run, box.dataset.state).join(", ")}. ${average}`;
+    const sentence = `${state.textContent}. ${describe(run, box.dataset.state).join(", ")}. ${legend.average()}`;
     const now = performance.now();
     const isNew = word !== saidWord;
     if (isNew || !run.live || now - labelledAt > LABEL_EVERY_MS) {
@@ -323,14 +306,6 @@ function shownKind(run, phase) {
  */
 function phaseText({ kind, position, total }) {
   return t(`phase.${kind}`, { position, total });
-}
-
-/**
- * A loss as text, "" where there is none.
- * @param {number | null} value
- */
-function finiteLoss(value) {
-  return value !== null && Number.isFinite(value) ? loss(value) : "";
 }
 
 /**

@@ -17,6 +17,7 @@ CAPTION_SYNTAXES = (LITERAL, PROMPT)
 _ESCAPED = re.compile(r"\\([()])")
 _BRACKET = re.compile(r"[()]")
 _WEIGHTED = re.compile(r"\([^()]*:\s*-?(?:\d+(?:\.\d+)?|\.\d+)\s*\)")  # "(red:1.4)"
+_EMPTY_BRACKET = re.compile(r"\\?\(\s*(?::\s*-?[\d.]*\s*)?\\?\)")  # "()", "(:1.2)"
 _CHOICE = re.compile(r"\{[^{}]*\|[^{}]*\}")  # "{red|blue}"
 # Scripts that put no spaces between words, or write particles onto them: Thai and Lao, Tibetan, Burmese, Khmer, Hangul,
 # kana and bopomofo, Han. At a letter of these no word's end can be told, so none is asked for.
@@ -101,8 +102,9 @@ def says(caption: str, words: str) -> bool:
 
 
 def without_words(caption: str, words: str) -> str:
-    """The caption without each place that says `words`, and without the commas and spaces that are left there.
+    """The caption without each place that says `words`, and without the brackets, commas and spaces left there.
 
+    "(sks:1.2) dog" without "sks" is "dog": a bracket that holds nothing but a weight goes too.
     "" where nothing is left, and where what is left still says them, in a spelling that is not found here.
     """
     pattern = re.compile(r"\s+".join(map(re.escape, words.split())), re.IGNORECASE)
@@ -112,6 +114,8 @@ def without_words(caption: str, words: str) -> str:
         return found[0] if _joined(before, found[0][:1]) or _joined(found[0][-1:], after) else ""
 
     left = pattern.sub(keep, caption) if words.split() else caption
+    if left != caption:
+        left = _EMPTY_BRACKET.sub("", left)
     left = ", ".join(part for part in (" ".join(part.split()) for part in left.split(",")) if part)
     return "" if says(left, words) else left
 

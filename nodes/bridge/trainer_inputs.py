@@ -46,15 +46,15 @@ TOOLTIPS = {
         "logit-normal: more of the middle, for flow models. shifted: more of the noisy end, for large pictures."
     ),
     "noise_offset": (
-        "How far a noise's mean may wander per channel. About 0.05 lets very dark and very bright pictures be learned; "
-        "0 is off."
+        "Shifts the mean of the noise at random, per channel, by this standard deviation. About 0.05 lets very dark "
+        "and very bright pictures be learned; 0 is off. Not for flow models."
     ),
     "caption_dropout": (
         "The share of captions replaced by the empty prompt, which lets a style show without its trigger word."
     ),
     "ema": (
-        "The running mean of what is learned, and the share of it that each step keeps: 0.99 is steady over a hundred "
-        "steps. 0 is off."
+        "The result is a running average of the steps, and this the share of it that each step keeps: 0.99 averages "
+        "about a hundred steps, which is steadier with small batches. 0 is off."
     ),
     "precision": "What the frozen models compute in. What is trained is float32 always.",
     "gradient_checkpointing": "Computes each block anew in the backward pass: much less memory, about a third slower.",
@@ -75,14 +75,13 @@ TOOLTIPS = {
         "that is learned."
     ),
     "min_timestep": (
-        "Trains on noisier levels than this alone, in timesteps over 1000 (flow models: sigma after the shift): 0 is "
-        "clean, 1 is noise. 0.5 learns layout and shapes and leaves the detail as it is. Inject LoRA then uses it "
-        "there alone."
+        "Only noise levels from this one up are trained on: 0 is clean, 1 is noise (timestep / 1000; for flow models "
+        "sigma after the shift). 0.5 learns layout and shapes and leaves the detail as it is."
     ),
     "max_timestep": (
-        "Trains on cleaner levels than this alone, in timesteps over 1000 (flow models: sigma after the shift): 0 is "
-        "clean, 1 is noise. 0.5 learns detail and texture and leaves the layout as it is. An expert of Wan 2.2 has its "
-        "own half at 0 and 1."
+        "Only noise levels up to this one are trained on: 0 is clean, 1 is noise (timestep / 1000; for flow models "
+        "sigma after the shift). 0.5 learns detail and texture and leaves the layout as it is. With 0 and 1 an expert "
+        "of Wan 2.2 is trained on its own part."
     ),
     "loss_type": (
         "How an error counts. mse: squared, the usual one. huber and smooth l1: large errors count in proportion only, "
@@ -93,12 +92,12 @@ TOOLTIPS = {
         "levels it is 1. Smaller forgives more. mse ignores it."
     ),
     "multires_noise": (
-        "The share of coarse noise, over large areas, in each finer noise: how much each coarser level counts beside "
-        "the one before. 0.3 lets light and dark of whole areas be learned; 0 is off. Not for flow models."
+        "Adds up to six coarser noises to the noise, each with this share of the one before, so that light and dark of "
+        "large areas can be learned. 0.1 to 0.3 for small sets; 0 is off. Not for flow models."
     ),
     "ip_noise_gamma": (
-        "Noise that is added to what the model sees and not to what it must predict, in shares of the noise. 0.1 "
-        "prepares it for its own errors while sampling; 0 is off."
+        "Adds noise to what the model sees but not to what it has to predict, as a share of the noise, which prepares "
+        "the model for its own errors while sampling. 0.1 is usual; 0 is off."
     ),
     "resume": (
         "Go on where the same request was interrupted, or with more steps. Off begins anew; the earlier state is set "

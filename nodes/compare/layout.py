@@ -19,13 +19,14 @@ class Grid:
     """Pictures by row and column.
 
     rows, columns: names in the order of their first use. cells: the pictures of each (row, column). under: the line
-    below a cell's pictures. notes: for the report.
+    below a cell's pictures. marked: the cells whose line is drawn darker. notes: for the report.
     """
 
     rows: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     cells: dict[tuple[str, str], list[Image.Image]] = field(default_factory=dict)
     under: dict[tuple[str, str], str] = field(default_factory=dict)
+    marked: set[tuple[str, str]] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
     def put(self, row: str, column: str, pictures: Sequence[Image.Image]) -> None:

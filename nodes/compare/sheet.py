@@ -57,7 +57,8 @@ def draw_grid(grid: Grid, side: int | None = None) -> Image.Image | None:
                 pad.multiline_text((MARGIN, y), "\n".join(fit_lines(text, font, LABEL - 16, 3)), INK, font, spacing=4)
             _draw_cell(image, pad, grid.cells.get((row, column), ()), (x, y), side, heights[row] - line)
             if text := grid.under.get((row, column), ""):
-                pad.text((x, y + heights[row] - line + 3), text, FAINT, builtin_font(SMALL_TEXT))
+                ink = INK if (row, column) in grid.marked else FAINT
+                pad.text((x, y + heights[row] - line + 3), text, ink, builtin_font(SMALL_TEXT))
             y += heights[row] + GAP
         x += widths[column]
     return image

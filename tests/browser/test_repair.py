@@ -15,7 +15,8 @@ from test_round_trip import INSIDE, ROOT_NODES, VALUES
 
 FILES = Path(__file__).parent / "moved_values"
 RIGHT = json.loads((FILES / "values.json").read_text("utf-8"))
-# Widgets that came after the last one of version 0.1, at their defaults.
+# Widgets that came after the last one of version 0.1, at their defaults, in the order of the node: the list of a saved
+# node's values has no names.
 LATER_TRAINING = {
     "score_pictures": "auto",
     "min_timestep": 0.0,
@@ -30,14 +31,21 @@ LATER_LORA = {
     "adapter": "LoRA",
     "lokr_factor": -1,
     "rslora": False,
+    "score_pictures": "auto",
     "conv_rank": 0,
     "rank_dropout": 0.0,
     "module_dropout": 0.0,
     "max_norm": 0.0,
+    "min_timestep": 0.0,
+    "max_timestep": 1.0,
+    "loss_type": "mse",
+    "huber_c": 0.1,
+    "multires_noise": 0,
+    "ip_noise_gamma": 0,
     "training_adapter_strength": 1.0,
     "preserve": "",
     "preserve_weight": 1.0,
-    **LATER_TRAINING,
+    "compile": False,
 }
 LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},

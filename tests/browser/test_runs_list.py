@@ -482,5 +482,17 @@ def test_a_runs_files_become_a_sweep(page, look, run_id):
             "app.rootGraph.nodes.find((n) => n.type === 'BespokeLoraSweep').widgets.find((w) => w.name === 'prompts')"
         )
         assert page.tab.evaluate(f"{prompts}.value") == "zwx dog"
+        # [left, top, right, bottom] with the title, which is above a node's position: no two boxes overlap.
+        boxes = page.tab.wait(
+            """(() => { const drawn = (n) => document.querySelector(`[data-node-id='${n.id}']`)?.offsetHeight ?? 0;
+            const all = app.rootGraph.nodes.map((n) => [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0],
+              n.pos[1] + Math.max(n.size[1], drawn(n) - 30)]);
+            return !LiteGraph.vueNodesMode || app.rootGraph.nodes.every(drawn) ? all : null; })()"""
+        )
+        assert len(boxes) == 5
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            for other in boxes[:i]:
+                apart = left >= other[2] or other[0] >= right or top >= other[3] or other[1] >= bottom
+                assert apart, boxes
     finally:
         page.tab.evaluate("delete app.api.fetchApi")

@@ -70,6 +70,15 @@ def test_every_node_explains_itself(ours):
                 )
 
 
+def test_the_help_of_train_lora_says_when_each_advanced_input_is_needed(ours):
+    """There are about forty in the order of their release; the help page's table groups them by purpose."""
+    text = (ROOT / "js" / "docs" / "BespokeTrainLora.md").read_text("utf-8")
+    table = text.split("## Which input for what")[1].split("\n## ")[0]
+    inputs = ours["BespokeTrainLora"].GET_SCHEMA().inputs
+    missing = [item.id for item in inputs if item.optional and f"**{item.id}**" not in table]
+    assert not missing
+
+
 def test_defaults_agree_with_execute(ours):
     """An older prompt lacks later inputs, so `execute` needs the default that the widget shows."""
     import inspect

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from bespoke.nodes.bridge.drawing.fonts import builtin_font
+from bespoke.nodes.compare.sheet import GAP, SMALL_TEXT
 from bespoke.nodes.compare.sweep import cells as sweep_cells
-from bespoke.nodes.compare.sweep.plan import Column, make_plan, parse_strengths, saved_files, without_words
+from bespoke.nodes.compare.sweep import sheet
+from bespoke.nodes.compare.sweep.plan import Column, make_plan, parse_strengths, saved_files, without_triggers
 from bespoke.nodes.lora.named_lora import NamedLora
+from bespoke.training.captions import says
 from bespoke.training.errors import InputError
 from helpers import sprite_set
 
@@ -201,11 +205,48 @@ def test_a_prompt_with_the_trigger_gets_a_row_without_it():
     assert [block.prompt for block in make_plan([column()], "1", "", "sks").blocks] == ["sks"]
 
 
-def test_trigger_words_are_taken_out_whole():
-    assert without_words("sks asks Sks, a cat", "sks") == "asks, a cat"
-    assert without_words("photo of blue dress, ohwx woman", "ohwx woman, ohwx") == "photo of blue dress"
-    assert without_words("nothing", "sks") == "nothing"
-    assert without_words("a  b", "") == "a  b"
+@pytest.mark.parametrize(
+    ("prompt", "trigger", "left"),
+    [
+        ("sks asks Sks, a cat", "sks", "asks, a cat"),
+        ("photo of blue dress, ohwx woman", "ohwx woman, ohwx", "photo of blue dress"),
+        ("ohwx woman and a zwx dog", "zwx, ohwx woman", "and a dog"),
+        ("nothing", "sks", "nothing"),
+        ("a  b", "", "a  b"),
+        ("a  b,, c", "sks", "a  b,, c"),  # says no trigger: stays as it is, so that no row is added
+        ("a (sks:1.2) dog", "sks", "a dog"),
+        (r"saber \(fate\), a knight", "saber (fate)", ""),  # another spelling of the trigger: nothing is left of it
+        ("\uff53\u732bと犬", "猫", "\uff53と犬"),  # no spaces between words: as `says` reads it
+    ],
+)
+def test_trigger_words_are_taken_out_whole(prompt, trigger, left):
+    """Oracle: by hand. What is left says no trigger word (`says`), which is what a training calls one."""
+    assert without_triggers(prompt, trigger) == left
+    assert not any(says(left, phrase) for phrase in trigger.split(","))
+
+
+@pytest.mark.parametrize(("others", "word"), [(0, "loss "), (60, "")])
+def test_what_stands_under_the_pictures(monkeypatch, others, word):
+    """Oracle: by hand. A loss is of LoRA and strength, at the captions of images: the row without the trigger has none,
+    and the model without a LoRA, which has one picture for a prompt, says where that picture is."""
+    drawn = []
+    grid_of = sheet.draw_grid
+    monkeypatch.setattr(sheet, "draw_grid", lambda grid, side: (drawn.append((grid, side)), grid_of(grid, side))[1])
+    plan = make_plan([column("a"), *(column(f"b{i}") for i in range(others))], "0.5 1", "a sks cat", "sks")
+    picture = torch.zeros(1, 64, 64, 3)
+    pictures = {(0, row, one): picture for row in plan.blocks[0].rows for one in plan.columns}
+    losses = {("without a LoRA", 0.0): 0.03, ("a", 0.5): 0.01, ("a", 1.0): 0.02}
+    sheet.draw(plan, pictures, losses)
+    (grid, side), *_ = drawn
+    assert {at: text for at, text in grid.under.items() if at[1] in ("without a LoRA", "a")} == {
+        ("strength 0.5", "without a LoRA"): f"{word}0.0300",
+        ("strength 0.5", "a"): f"{word}0.0100",
+        ("strength 1", "without a LoRA"): "as above",
+        ("strength 1", "a"): f"{word}0.0200",
+    }
+    assert grid.marked == {("strength 0.5", "a")}
+    assert builtin_font(SMALL_TEXT).getlength(f"{word}0.0300") < side + GAP
+    assert not grid.cells.get(("strength 1", "without a LoRA"))
 
 
 def test_wrong_inputs_are_refused():

@@ -21,6 +21,7 @@ GROWS = {
     ("BespokeCompare", "images"): ("images.image0", "IMAGE"),
     ("BespokeCompare", "runs"): ("runs.run0", "BESPOKE_RUN"),
     ("BespokeComposeLoras", "loras"): ("loras.lora0", "LORA_MODEL"),
+    ("BespokeLoraSweep", "loras"): ("loras.lora0", "LORA_MODEL"),
 }
 
 

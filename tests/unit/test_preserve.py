@@ -235,6 +235,10 @@ def test_prompts_take_turns_over_the_levels():
         ("sks", "sks", ""),
         (r"saber \(fate\), a knight", "saber (fate)", ""),  # another spelling of the trigger: nothing is left of it
         ("a dog", "sks", "a dog"),
+        ("a dog ()", "sks", "a dog ()"),
+        ("a (sks) dog", "sks", "a dog"),
+        ("a (sks:1.2), dog", "sks", "a, dog"),
+        (r"a \(sks\) dog", "sks", "a dog"),
     ],
 )
 def test_a_caption_without_its_trigger(caption, trigger, left):

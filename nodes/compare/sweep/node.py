@@ -59,7 +59,7 @@ def _inputs() -> list[io.Input]:
             multiline=True,
             tooltip=(
                 "One a line; each is a block of the grid. Empty takes the LoRA's trigger words. A prompt with them "
-                "gets a last row without them: what is seen there has leaked."
+                "gets a last row without them: where that row differs from the first column, the LoRA has leaked."
             ),
         ),
         *_sampling_inputs(),
@@ -68,7 +68,7 @@ def _inputs() -> list[io.Input]:
             optional=True,
             tooltip=(
                 "Pictures that were not trained on, with captions: each LoRA's loss on them is written under its "
-                "pictures. The lowest predicts them best."
+                "pictures, the lowest in darker letters."
             ),
         ),
     ]
@@ -82,18 +82,31 @@ def _sampling_inputs() -> list[io.Input]:
         io.Float.Input(
             "cfg", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip="Guidance, as in KSampler."
         ),
-        io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="As in KSampler."),
-        io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="As in KSampler."),
+        io.Combo.Input(
+            "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, tooltip="The sampler, as in KSampler."
+        ),
+        io.Combo.Input(
+            "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, tooltip="The noise schedule, as in KSampler."
+        ),
         io.Int.Input(
             "seed",
             default=0,
             min=0,
             max=2**64 - 1,
             control_after_generate=False,
-            tooltip="Of every picture, so that only the LoRA and the strength differ.",
+            tooltip="The seed of every picture, so that only the LoRA and the strength differ.",
         ),
-        io.Int.Input("width", default=512, min=16, max=MAX_RESOLUTION, step=8, tooltip="Of a picture, in pixels."),
-        io.Int.Input("height", default=512, min=16, max=MAX_RESOLUTION, step=8, tooltip="Of a picture, in pixels."),
+        io.Int.Input(
+            "width",
+            default=512,
+            min=16,
+            max=MAX_RESOLUTION,
+            step=8,
+            tooltip="The width of a picture, in pixels: 512 is usual for SD1.5, 1024 for SDXL and newer models.",
+        ),
+        io.Int.Input(
+            "height", default=512, min=16, max=MAX_RESOLUTION, step=8, tooltip="The height of a picture, in pixels."
+        ),
     ]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ....training.captions import says, without_words
 from ....training.errors import InputError
 from ....training.record import Run
 from ...bridge.files.listing import ENDING
@@ -98,7 +99,7 @@ def make_plan(loras: Sequence[Column], strengths: str, prompts: str, trigger: st
 
 def _rows(prompt: str, strengths: Sequence[float], trigger: str) -> list[Row]:
     rows = [Row(f"strength {value:g}", prompt, value) for value in strengths]
-    plain = without_words(prompt, trigger)
+    plain = without_triggers(prompt, trigger)
     if plain != prompt:
         strongest = max(strengths, key=abs)
         rows.append(Row(f"without the trigger, strength {strongest:g}", plain, strongest, without_trigger=True))
@@ -127,18 +128,16 @@ def parse_strengths(text: str) -> list[float]:
     return values
 
 
-def without_words(prompt: str, trigger: str) -> str:
-    """The prompt without the trigger words, whole words only and in any case; commas and spaces that they leave go.
+def without_triggers(prompt: str, trigger: str) -> str:
+    """The prompt without the trigger words; as it is where it says none. trigger: several are separated by commas.
 
-    trigger: several are separated by commas. "sks" is not taken out of "asks".
+    "" where one stands there in a spelling that is not found: see `without_words`.
     """
-    words = sorted((word.strip() for word in trigger.split(",") if word.strip()), key=len, reverse=True)
-    out = prompt
-    for word in words:
-        out = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "", out, flags=re.IGNORECASE)
-    if out == prompt:
-        return prompt
-    return re.sub(r"\s*,(?:\s*,)+", ",", re.sub(r"\s+", " ", out)).strip(" ,").replace(" ,", ",")
+    phrases = sorted((phrase.strip() for phrase in trigger.split(",") if phrase.strip()), key=len, reverse=True)
+    for phrase in phrases:  # the longer first: "ohwx woman" before "ohwx"
+        if says(prompt, phrase):
+            prompt = without_words(prompt, phrase)
+    return prompt
 
 
 def columns_of(run: Run | None, loras: Mapping[str, Any] | None) -> list[Column]:

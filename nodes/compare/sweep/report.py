@@ -10,7 +10,8 @@ from .plan import Plan
 
 
 def report(plan: Plan, cells: Cells, losses: Mapping[tuple[str, float], float]) -> str:
-    """What was drawn, what was known from an earlier sweep, and the losses from the lowest. losses: see `draw`."""
+    """What was drawn, what was known from an earlier sweep, and the losses from the lowest. losses: by (column name,
+    strength)."""
     columns, blocks = len(plan.columns) - 1, len(plan.blocks)
     lines = [
         f"{_count(columns, 'LoRA')}, {_count(blocks, 'prompt')}: {_count(cells.drawn, 'picture')} drawn"

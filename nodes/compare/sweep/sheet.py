@@ -17,37 +17,61 @@ from .plan import Block, Column, Plan, Row
 
 HEADING_LINES, LINE = 3, 24  # px of a line
 
+WORDED = 96  # px: a picture this wide has room for "loss" before the number
+
 Pictures = Mapping[tuple[int, Row, Column], Tensor]  # (number of the block, row, column) -> IMAGE
+Losses = Mapping[tuple[str, float], float]  # (column name, strength) -> loss; the strength is 0 without a LoRA
 
 
-def draw(plan: Plan, pictures: Pictures, losses: Mapping[tuple[str, float], float]) -> Tensor:
-    """The sweep as an IMAGE [1, H, W, 3] in 0..1. losses: by (column name, strength); see `under`."""
-    grids = [_grid(plan, number, block, pictures, losses) for number, block in enumerate(plan.blocks)]
+def draw(plan: Plan, pictures: Pictures, losses: Losses) -> Tensor:
+    """The sweep as an IMAGE [1, H, W, 3] in 0..1. losses: by (column name, strength); see `_under`."""
+    grids = [_grid(plan, number, block, pictures) for number, block in enumerate(plan.blocks)]
     rows = sum(len(grid.rows) for grid in grids)
     side = picture_side((cell for grid in grids for cell in grid.cells.values()), len(plan.columns), rows)
     parts = list[Image.Image]()
     for block, grid in zip(plan.blocks, grids, strict=True):
+        _under(grid, plan, block, losses, side)
         drawn = draw_grid(grid, side)
         assert drawn is not None  # a block has a row for each strength
         parts += [_heading(block.prompt, drawn.width), drawn]
     return tensor_of(stacked(parts))
 
 
-def _grid(plan: Plan, number: int, block: Block, pictures: Pictures, losses: Mapping[tuple[str, float], float]) -> Grid:
-    grid, columns = Grid(), list(plan.columns)
-    drawn = set[str]()  # the prompts that the model without a LoRA has drawn: they do not change with the strength
+def _grid(plan: Plan, number: int, block: Block, pictures: Pictures) -> Grid:
+    """A block's pictures. Without a LoRA a prompt has one, which does not change with the strength."""
+    grid = Grid()
     for row in block.rows:
-        for column in columns:
+        for column in plan.columns:
             picture = pictures.get((number, row, column))
-            if column.lora is None and row.prompt in drawn:
+            if picture is None:
                 continue
-            if picture is not None:
+            if column.lora is None and not _is_first(block, row):
+                grid.under[row.name, column.name] = "as above"
+            else:
                 grid.put(row.name, column.name, pictures_of(picture, column.name))
-            strength = row.strength if column.lora is not None else 0.0
-            if (loss := losses.get((column.name, strength))) is not None:
-                grid.under[row.name, column.name] = f"loss {loss:.4f}"
-        drawn.add(row.prompt)
     return grid
+
+
+def _is_first(block: Block, row: Row) -> bool:
+    """Whether no row above it has the same prompt."""
+    return next(other for other in block.rows if other.prompt == row.prompt) is row
+
+
+def _under(grid: Grid, plan: Plan, block: Block, losses: Losses, side: int) -> None:
+    """Write the losses below the pictures, side px wide; the lowest is marked.
+
+    A loss is measured at the captions of the node's images, so a row whose prompt has no trigger words has none.
+    """
+    lowest = min(losses.values(), default=None)
+    for row in block.rows:
+        for column in plan.columns:
+            loss = losses.get((column.name, row.strength if column.lora is not None else 0.0))
+            at = row.name, column.name
+            if loss is None or row.without_trigger or at in grid.under:
+                continue
+            grid.under[at] = f"loss {loss:.4f}" if side >= WORDED else f"{loss:.4f}"
+            if loss == lowest:
+                grid.marked.add(at)
 
 
 def _heading(prompt: str, width: int) -> Image.Image:

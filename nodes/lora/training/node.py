@@ -24,7 +24,7 @@ from ...bridge.models import TARGETS
 from ...bridge.runs.context import RunContext
 from ...bridge.runs.samples import settings_in
 from ...bridge.trainer import Models, train
-from ...bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, validation_images, widget
+from ...bridge.trainer_inputs import ADVANCED, TOOLTIPS, advanced, config_of, seed_widget, validation_images, widget
 from ...bridge.types import Images, Run, graph_of, pictures_input
 from ...images.wired import training_set
 from ..files import as_file, as_named_lora, save_on_the_way
@@ -149,8 +149,8 @@ def trainer_inputs() -> list[io.Input]:
         widget(
             "text_encoder_lr",
             (
-                "The text encoder's own learning rate. 0 takes learning_rate whole, which is usually too much: type a "
-                "tenth of it. As there, the factor that starts at zero learns 16 times as fast."
+                "The text encoder's own learning rate. 0 takes learning_rate as it is, which is usually too much: type "
+                "a tenth of it. As for the model, the factor that starts at zero learns 16 times as fast."
             ),
             0.0,
             step=1e-6,
@@ -159,7 +159,12 @@ def trainer_inputs() -> list[io.Input]:
         *_adapter_widgets(),
         *advanced(("score_pictures",)),
         *_regularisation_widgets(),
-        *advanced(("min_timestep", "max_timestep")),
+        widget(
+            "min_timestep",
+            f"{TOOLTIPS['min_timestep']} Bespoke Inject LoRA then applies the LoRA at these levels only.",
+            **ADVANCED,
+        ),
+        *advanced(("max_timestep",)),
         *advanced(("loss_type", "huber_c", "multires_noise", "ip_noise_gamma")),
         *_training_adapter_inputs(),
         *_preserve_widgets(),
@@ -195,7 +200,7 @@ def _adapter_widgets() -> list[io.Input]:
             "rslora",
             default=False,
             tooltip=(
-                "The strength is alpha / root of rank instead of alpha / rank (rsLoRA), so that a high rank learns as "
+                "The strength is alpha / sqrt(rank) instead of alpha / rank (rsLoRA), so that a high rank learns as "
                 "fast as a low one."
             ),
             **ADVANCED,
@@ -217,8 +222,8 @@ def _regularisation_widgets() -> list[io.Input]:
         widget(
             "rank_dropout",
             (
-                "The share of ranks that count for nothing in each training picture (0.1 is usual), so that no single "
-                "one learns the pictures by heart. 0 is off."
+                "The share of ranks that is left out for each training picture (0.1 is usual), which delays "
+                "over-fitting and slows learning a little. 0 is off."
             ),
             0.0,
             step=0.05,
@@ -227,8 +232,8 @@ def _regularisation_widgets() -> list[io.Input]:
         widget(
             "module_dropout",
             (
-                "The share of layers without their adapter in each training step (0.1 is usual), so that the layers do "
-                "not depend on each other. 0 is off."
+                "The share of layers that work without their adapter in each training step (0.1 is usual), which "
+                "delays over-fitting and slows learning a little. 0 is off."
             ),
             0.0,
             step=0.05,
@@ -237,8 +242,8 @@ def _regularisation_widgets() -> list[io.Input]:
         widget(
             "max_norm",
             (
-                "The longest change of a layer's weight, as its norm; longer ones are scaled down after each step, as "
-                "kohya's scale_weight_norms. 1 keeps an over-trained LoRA mild and easy to mix. 0 is no limit."
+                "The largest Frobenius norm of the change of a layer's weight; a larger change is scaled down after "
+                "each step, as kohya's scale_weight_norms. 1 keeps a LoRA mild and easy to mix. 0 is no limit."
             ),
             0.0,
             step=0.1,
@@ -278,8 +283,9 @@ def _training_adapter_inputs() -> list[io.Input]:
             "training_adapter",
             optional=True,
             tooltip=(
-                "For a distilled base (Z-Image Turbo, FLUX schnell): the de-distillation LoRA made for it, read by "
-                "Bespoke Load LoRA. It is on in the training steps alone, so that the base still draws in few steps."
+                "For a distilled base (Z-Image Turbo, FLUX schnell): the training adapter that was made for it, from "
+                "Bespoke Load LoRA. It is on in the training steps only, so that the base with your LoRA still draws "
+                "in few steps."
             ),
         ),
         widget(
