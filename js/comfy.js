@@ -10,6 +10,7 @@
 // Not documented, each seen on the pages 1.44.19, 1.47.12, 1.49.6, 1.53.6 and 1.58.1:
 //   app.rootGraph, graph.rootGraph, subgraphs  the outermost graph; the graphs inside nodes, by id
 //   app.canvas.graph, setGraph, selectNode, centerOnNode, setDirty, selectedItems, visible_area
+//   app.canvas.emitBeforeChange, emitAfterChange  what changes between both calls is one step of undo
 //   app.loadGraphData, app.reloadNodeDefs      open a workflow; read the lists of files again
 //   api.dispatchCustomEvent                    tell the page and all extensions of an event, as the socket does
 //   api "graphChanged", "reconnected"          the page noticed a change of the graph; the server is back
@@ -374,8 +375,9 @@ function stopRemovedNodes() {
  * Take files that are dropped on the node. Drops without files go to the node's own handler.
  * @param {Node} node
  * @param {(entries: FileSystemEntry[]) => void} take is given the dropped files and folders
+ * @param {(entry: FileSystemEntry) => boolean} [isWanted] drops of which no file is wanted go on to the page
  */
-export function onFilesDropped(node, take) {
+export function onFilesDropped(node, take, isWanted = () => true) {
   const { onDragOver, onDragDrop } = node;
   node.onDragOver = function (event, ...rest) {
     const items = [...(event?.dataTransfer?.items ?? [])];
@@ -384,7 +386,7 @@ export function onFilesDropped(node, take) {
   node.onDragDrop = function (event, ...rest) {
     const items = [...(event?.dataTransfer?.items ?? [])];
     const entries = items.map((item) => item.webkitGetAsEntry?.()).filter((entry) => entry !== null && entry !== undefined);
-    if (!entries.length) return onDragDrop?.call(this, event, ...rest) ?? false;
+    if (!entries.some(isWanted)) return onDragDrop?.call(this, event, ...rest) ?? false;
     take(entries);
     return true;
   };
@@ -470,6 +472,20 @@ export function setValue(node, name, value) {
   widget.value = value;
   widget.callback?.(value);
   node.graph?.setDirtyCanvas?.(true, true);
+}
+
+/**
+ * Set several widgets; one undo takes all of them back.
+ * @param {Node} node
+ * @param {[name: string, value: Widget["value"]][]} changes
+ */
+export function setValues(node, changes) {
+  app.canvas.emitBeforeChange?.();
+  try {
+    for (const [name, value] of changes) setValue(node, name, value);
+  } finally {
+    app.canvas.emitAfterChange?.();
+  }
 }
 
 /** @type {Record<string, SavedWidget["kind"]>} the type of a widget's value, by the widget's type */

@@ -1,5 +1,5 @@
 // @ts-check
-// A question and a text field over the page. No side effects.
+// Questions, a list to choose from and a message over the page. No side effects.
 
 import { el } from "./dom.js";
 import { t } from "./words.js";
@@ -28,16 +28,37 @@ export async function askText(question, value, yes, most) {
 }
 
 /**
+ * Ask for one of a list, or null where the user closed the question.
+ * @param {string} question
+ * @param {string[]} choices
+ * @param {string} yes the button's text
+ * @returns {Promise<string | null>}
+ */
+export async function askChoice(question, choices, yes) {
+  const list = el("select", { autofocus: true }, ...choices.map((choice) => el("option", { value: choice }, choice)));
+  return (await open(el("label", {}, question, list), yes)) === null ? null : list.value;
+}
+
+/**
+ * Show a message until it is closed.
  * @param {HTMLElement} content
- * @param {string} yes
+ */
+export async function showMessage(content) {
+  await open(content, "");
+}
+
+/**
+ * @param {HTMLElement} content
+ * @param {string} yes the text of the first button; "" for a message, which has one button to close it
  * @returns {Promise<string | null>} null: closed
  */
 function open(content, yes) {
   const focused = document.activeElement;
   return new Promise((answer) => {
     const accept = el("button", { type: "submit", class: "bespoke-button bespoke-main", value: "yes" }, yes);
-    const refuse = el("button", { type: "button", class: "bespoke-button", autofocus: content instanceof HTMLParagraphElement, onclick: () => dialog.close() }, t("keep"));
-    const buttons = el("div", { class: "bespoke-buttons" }, accept, refuse);
+    const isFirst = content instanceof HTMLParagraphElement || !yes;
+    const refuse = el("button", { type: "button", class: "bespoke-button", autofocus: isFirst, onclick: () => dialog.close() }, t(yes ? "keep" : "close"));
+    const buttons = el("div", { class: "bespoke-buttons" }, yes && accept, refuse);
     const form = el("form", { method: "dialog" }, content, buttons);
     const onclose = () => {
       dialog.remove();
@@ -46,7 +67,7 @@ function open(content, yes) {
     };
     const onkeydown = (/** @type {KeyboardEvent} */ event) => event.stopPropagation(); // the graph has shortcuts on these keys
     /** @type {HTMLDialogElement} */
-    const dialog = el("dialog", { class: "bespoke-large bespoke-question", "aria-label": content.textContent, onclose, onkeydown }, form);
+    const dialog = el("dialog", { class: "bespoke-large bespoke-question", "aria-label": content.firstChild?.textContent ?? "", onclose, onkeydown }, form);
     document.body.append(dialog);
     dialog.showModal();
   });

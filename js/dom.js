@@ -81,3 +81,15 @@ export function download(name, content, type) {
 export function messageOf(error) {
   return error instanceof Error ? error.message : String(error);
 }
+
+/**
+ * @param {FileSystemEntry} entry of something that was dropped on the page
+ * @returns {entry is FileSystemFileEntry}
+ */
+export const isFile = (entry) => entry.isFile;
+
+/**
+ * @param {FileSystemFileEntry} entry
+ * @returns {Promise<File>}
+ */
+export const readFile = (entry) => new Promise((done, fail) => entry.file(done, fail));

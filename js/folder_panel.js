@@ -16,7 +16,7 @@ import {
   refreshLists,
   setValue,
 } from "./comfy.js";
-import { el, messageOf, setText, stopEvents } from "./dom.js";
+import { el, isFile, messageOf, readFile, setText, stopEvents } from "./dom.js";
 import { t } from "./words.js";
 
 /** @typedef {{ file: string, caption: string | null, otherwise?: string }} Picture */
@@ -215,21 +215,9 @@ async function filesIn(entries) {
 
 /**
  * @param {FileSystemEntry} entry
- * @returns {entry is FileSystemFileEntry}
- */
-const isFile = (entry) => entry.isFile;
-
-/**
- * @param {FileSystemEntry} entry
  * @returns {entry is FileSystemDirectoryEntry}
  */
 const isFolder = (entry) => entry.isDirectory;
-
-/**
- * @param {FileSystemFileEntry} entry
- * @returns {Promise<File>}
- */
-const readFile = (entry) => new Promise((done, fail) => entry.file(done, fail));
 
 /**
  * The next entries of a folder; none at its end.

@@ -10,6 +10,7 @@ import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
 import { attachLoraDial, LORA_NODES } from "./lora_dial.js";
 import { createPhases } from "./phases.js";
 import { repairMovedValues } from "./repair.js";
+import { attachReadSettings, READ_NODES } from "./read_settings.js";
 import { createRuns } from "./runs.js";
 import { isTrainer, TRAINERS } from "./run_values.js";
 import { fillTab } from "./runs_tab.js";
@@ -82,6 +83,7 @@ register({
     if (kind === FOLDER_NODE) attachFolder(node);
     if (kind in LORA_NODES && getSetting("LoraDial")) attachLoraDial(node);
     if (kind === WORD_NODE) attachWords(node);
+    if (READ_NODES.has(kind)) attachReadSettings(node); // before the panel of the training, which is the last
     if (isTrainer(kind)) attachPanel(node, runs, phases, getSetting);
     repairMovedValues(node);
   },

@@ -24,6 +24,7 @@ from .lora.composition.node import ComposeLoras
 from .lora.injection import routes as lora_routes
 from .lora.injection.node import InjectLora, LoadLora
 from .lora.inspection.node import InspectLora
+from .lora.settings import routes as settings_routes
 from .lora.training.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
 
@@ -39,6 +40,7 @@ class BespokeExtension(ComfyExtension):
             thumbnail_routes.register(PromptServer.instance)
             schedule_routes.register(PromptServer.instance)
             lora_routes.register(PromptServer.instance)
+            settings_routes.register(PromptServer.instance)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
