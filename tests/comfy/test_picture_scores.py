@@ -269,6 +269,7 @@ def test_the_node_lays_the_pictures_out(train, run_node):
         run_node("BespokeInspectRun", run=3, images=images)
 
 
+@pytest.mark.slow
 def test_bad_pictures_among_twelve_sprites_are_named_and_no_other_is(small):
     """A wrong caption, a foreign picture and noise on the small model; the table over five seeds is in
     tests/bench/bench_picture_findings.py."""

@@ -205,7 +205,7 @@ def test_a_node_sends_the_schedule_that_ran(kind, small):
     ("name", "kind", "sigma_at_half"),
     [
         pytest.param("sdxl", "EPS", 1.6156, marks=pytest.mark.slow),
-        ("sdxl-v", "V_PREDICTION", 1.6156),
+        pytest.param("sdxl-v", "V_PREDICTION", 1.6156, marks=pytest.mark.slow),
         ("flux-dev", "FLUX", 0.7595),
     ],
 )

@@ -45,6 +45,7 @@ def prompt_shares(small, run_node, combinations, each, sheet_file):
     return {attribute: number / count for attribute, number in right.items()}
 
 
+@pytest.mark.slow
 def test_pictures_follow_the_prompt(small, run_node, tmp_path):
     """Each colour and each shape once, core nodes only."""
     share = prompt_shares(small, run_node, list(enumerate((0, 2, 1, 4, 3, 5))), 1, tmp_path / "grid.png")
