@@ -29,8 +29,15 @@ class PseudoWord:
     def parameter_groups(self, learning_rate: float) -> list[Group]:
         return [(list(self.vectors.values()), learning_rate)]
 
-    @torch.no_grad()
+    @property
+    def is_limited(self) -> bool:
+        return bool(self.norm_limit)
+
     def after_step(self) -> None:
+        self.hold()
+
+    @torch.no_grad()
+    def hold(self) -> None:
         """Scale vectors that are longer than the limit to it: prompts cannot control a word far from the vocabulary."""
         for key, limit in (self.norm_limit or {}).items():
             vectors = self.vectors[key]

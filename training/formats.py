@@ -43,6 +43,16 @@ KOHYA_VERSIONS = {
 }
 
 
+# DoRA's magnitude is a factor of the weight itself, whose rounding to bf16 (0.4 %) is as large as what a training
+# changes. It has one number for each output.
+FULL_PRECISION = (DORA_SCALE, PEFT_MAGNITUDE)
+
+
+def dtype_in_file(key: str, dtype: str) -> torch.dtype:
+    """What a tensor is stored as in a file of `dtype`, one of `DTYPES`. Those of `FULL_PRECISION` are float32."""
+    return torch.float32 if key.endswith(FULL_PRECISION) else DTYPES[dtype]
+
+
 # What a program calls a layer: a name, or where it has several layers for one, (name, first row, rows) of each.
 LayerName = str | Sequence[tuple[str, int, int]]
 

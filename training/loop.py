@@ -25,6 +25,7 @@ from .optimizers import (
     evaluation_weights,
     found_rate,
     group_numbers,
+    hold_between_steps,
     make_lr_schedule,
     make_optimizer,
     schedule_of,
@@ -50,8 +51,17 @@ class Trainable(Protocol):
         """All parameters in the optimiser's groups, each with its learning rate; `learning_rate` is the run's."""
         ...
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether `hold` and `after_step` can change anything."""
+        ...
+
+    def hold(self) -> object:
+        """Restore what must hold of the parameters wherever they are used (a norm limit)."""
+        ...
+
     def after_step(self) -> None:
-        """Called after every optimiser step, to restore what must hold between steps (a norm limit)."""
+        """`hold` after an optimiser step."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -206,13 +216,15 @@ class Training:
         Of a schedule-free optimiser they are its evaluation weights. Afterwards they have their own values, to the bit.
         """
         with self._evaluation_weights(), self.average.applied():
+            if self.trainable.is_limited and self.average.decay:
+                self.trainable.hold()  # means of two factors can have a longer product than any that they are means of
             yield
 
     @contextmanager
     def _evaluation_weights(self) -> Generator[None]:
         with evaluation_weights(self._optimizer, self.parameters) as differ:
-            if differ:
-                self.trainable.after_step()  # what holds between steps holds for these too
+            if differ and self.trainable.is_limited:
+                self.trainable.hold()  # what holds between steps holds for these too
             yield
 
     def current(self) -> dict[str, Tensor]:
@@ -286,7 +298,8 @@ class Training:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._schedule.step()
-        self.trainable.after_step()
+        if self.trainable.is_limited:
+            hold_between_steps(self._optimizer, self.trainable.after_step)
         self.steps_done += 1
         if self.average.decay:
             with self._evaluation_weights():

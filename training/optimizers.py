@@ -222,6 +222,31 @@ def evaluation_weights(optimizer: Optimizer, parameters: Sequence[nn.Parameter])
                 parameter.copy_(value)
 
 
+@torch.no_grad()
+def hold_between_steps(optimizer: Optimizer, after_step: Callable[[], None]) -> None:
+    """Call `after_step`, which restores what must hold of the parameters, after a step of the optimiser.
+
+    A schedule-free optimiser steps z, and uses x, the weighted mean of all z. There z is restored, and x is the mean of
+    the restored ones: y = (1 - beta1) z + beta1 x, where gradients are taken, follows. Were y restored instead, z would
+    grow without end, and x = (y - (1 - beta1) z) / beta1 with it, in the other direction.
+    """
+    if not hasattr(optimizer, "eval"):
+        after_step()
+        return
+    held = [(p, optimizer.state[p]["z"], group) for group in optimizer.param_groups for p in group["params"]]
+    own = [parameter.detach().clone() for parameter, _, _ in held]
+    for parameter, z, _ in held:
+        parameter.copy_(z)
+    after_step()
+    for (parameter, z, group), y in zip(held, own, strict=True):
+        beta1, _ = group["betas"]
+        newest = group["k"] ** group["r"] * group["lr_max"] ** group["weight_lr_power"]
+        share = newest / group["weight_sum"] if group["weight_sum"] else 0.0  # of this step's z in x
+        y.add_(parameter - z, alpha=1 - beta1 + beta1 * share)
+        z.copy_(parameter)
+        parameter.copy_(y)
+
+
 def make_optimizer(name: str, groups: Sequence[Group], learning_rate: float) -> Optimizer:
     """The optimiser `name` of `OPTIMIZERS` over groups of parameters. learning_rate: the run's."""
     return OPTIMIZERS[name].make([{"params": parameters, "lr": rate} for parameters, rate in groups], learning_rate)

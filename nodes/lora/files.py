@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...training.config import check_choice
 from ...training.errors import InputError
-from ...training.formats import DTYPES, from_diffusers, metadata, to_format
+from ...training.formats import DTYPES, dtype_in_file, from_diffusers, metadata, to_format
 from ...training.layer_names.foreign import foreign_kind
 from ...training.layer_names.parts import (
     ALPHA,
@@ -20,6 +20,7 @@ from ...training.layer_names.parts import (
     HADA_W1_A,
     LOKR_W1,
     LOKR_W1_A,
+    LOKR_W2,
     PEFT_UP_BIAS,
     is_peft_magnitude,
     layers_of,
@@ -35,6 +36,7 @@ from .kinds.kind import scale
 from .named_lora import NamedLora
 from .peft_config import CONFIG_FILE, CONFIG_OF, METADATA, PeftConfig
 
+MUSUBI_FACTOR = "lokr_factor"  # the argument of musubi-tuner's LoKr, beside the layers
 MOST_CONFIG_BYTES = 4 * 2**20  # of PEFT's `adapter_config.json`
 
 
@@ -54,7 +56,7 @@ def as_file(
     """
     check_choice("dtype", dtype, list(DTYPES))
     tensors = {
-        key: tensor.detach().to("cpu", DTYPES[dtype], copy=True)
+        key: tensor.detach().to("cpu", dtype_in_file(key, dtype), copy=True)
         for key, tensor in to_format(lora, key_format, run.info.names if run else {}).items()
     }
     part = range_in(lora.meta) if isinstance(lora, NamedLora) else run.info.part if run else WHOLE
@@ -97,6 +99,7 @@ def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, 
         # PEFT keeps a convolution's magnitude as [1, out, 1, 1], the others as [out, 1, 1, 1].
         tensors = {key: t.transpose(0, 1) if is_peft_magnitude(key) and t.ndim > 2 else t for key, t in tensors.items()}
         tensors |= _scaled_by_settings(tensors, PeftConfig(name, meta))
+        tensors = _in_lycoris_scale(tensors)
         converted = from_diffusers(comfy.lora_convert.convert_lora(dict(tensors)))
         converted = {with_text_model(key): tensor for key, tensor in converted.items()}
     except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted
@@ -132,6 +135,21 @@ def _scaled_by_settings(tensors: Mapping[str, Tensor], config: PeftConfig) -> di
         elif first is not None and (scale_of_layer := config.lycoris_scale(layer)) != 1.0:
             found[layer + first] = parts[first].float() * scale_of_layer
     return found
+
+
+def _in_lycoris_scale(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A file of musubi-tuner's own LoKr with the scale of LyCORIS' files; others as they are.
+
+    musubi-tuner (`networks/lokr.py`) multiplies the product of two whole factors by alpha over the longer side of W2,
+    where LyCORIS and sd-scripts have 1. Its files have a tensor that theirs have not.
+    """
+    out = {key: tensor for key, tensor in tensors.items() if key != MUSUBI_FACTOR}
+    if len(out) == len(tensors):
+        return out
+    for layer, parts in layers_of(out).items():
+        if LOKR_W1 in parts and LOKR_W2 in parts and ALPHA in parts and parts[LOKR_W2].ndim:
+            out[layer + LOKR_W1] = parts[LOKR_W1].float() * (float(parts[ALPHA]) / max(parts[LOKR_W2].shape))
+    return out
 
 
 def _fold_biases(lora: NamedLora) -> None:

@@ -173,6 +173,23 @@ def test_rslora_is_a_larger_alpha(run_node, smallest):
     assert "strength alpha/root of rank = 1)" in one[4]
 
 
+def test_the_report_says_where_a_lokr_has_no_alpha(run_node, smallest):
+    """By LyCORIS' own module: for a layer whose larger block is whole its scale is 1, whatever alpha is."""
+    from lycoris.modules.lokr import LokrModule
+
+    _, lora, _, _, report, *_ = train(run_node, smallest, "LoKr", rank=4, alpha=2.0, steps=1)
+    network, scales = smallest[0].model.diffusion_model, []
+    for name in layers_of(lora):
+        layer = network.get_submodule(name.removeprefix("diffusion_model."))
+        plain = torch.nn.Linear(layer.in_features, layer.out_features)
+        scales.append(float(LokrModule("a", plain, lora_dim=4, alpha=2.0).scale))
+    whole = scales.count(1.0)
+    assert 0 < whole <= len(scales) == 40
+    assert set(scales) <= {0.5, 1.0}
+    assert f"{whole} of 40 layers have a strength of 1 instead: rank 4" in report
+    assert "instead" not in train(run_node, smallest, "LoKr", rank=4, alpha=4.0, steps=1)[4]
+
+
 @pytest.mark.parametrize("kind", ["LoKr", "LoHa"])
 def test_diffusers_names_are_refused_where_diffusers_reads_no_such_kind(run_node, smallest, kind):
     _, lora, _, run, *_ = train(run_node, smallest, kind, steps=1)
@@ -201,3 +218,77 @@ def test_the_memory_of_a_step_is_forecast(smallest, kind):
     plain = LoraTechnique(LoraRequest(request.train, rank=2), models, dataset).step_memory(2, None)
     assert memory.trained > 0
     assert memory.kept < 1.5 * plain.kept
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("fp16", 1e-3), ("bf16", 5e-3)])
+def test_a_half_precision_file_keeps_a_small_change_of_dora(comfyui, dtype, most):
+    """The file's parts through LyCORIS' own module and by equation 5 of the paper, in float64: the change is 0.3 % of
+    the weight, and the file's is the trained one but for the rounding of two factors.
+
+    With the magnitude in the file's own type it is off by 6 % in fp16 and 49 % in bf16.
+    """
+    from bespoke.nodes.lora.files import as_file
+    from bespoke.training.adapters import AdapterConfig
+    from lycoris.modules.locon import LoConModule
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(320, 320, bias=False).requires_grad_(False)
+    base = layer.weight.double()
+    adapter = ADAPTERS["DoRA"].for_layer("a", layer, AdapterConfig(10, 8 * 10**0.5, 0), torch.device("cpu"))
+    adapter.up.data.normal_()
+    change = adapter.low_rank_change(adapter.up, adapter.down).detach()
+    adapter.up.data *= 0.003 * layer.weight.norm() / change.norm()
+    adapter.dora_scale.data *= 1 + 0.001 * torch.randn(320, 1)
+    trained = adapter.delta_weight().detach()
+    tensors, _ = as_file({f"diffusion_model.a.{k}": v for k, v in adapter.state_dict().items()}, None, "x", dtype=dtype)
+    parts = {key.removeprefix("lora_unet_a."): tensor for key, tensor in tensors.items()}
+    assert {part: str(tensor.dtype) for part, tensor in parts.items() if part != "dora_scale"} == dict.fromkeys(
+        ("lora_up.weight", "lora_down.weight", "alpha"), {"fp16": "torch.float16", "bf16": "torch.bfloat16"}[dtype]
+    )
+    up, down, alpha, magnitude = (
+        parts[part].double() for part in ("lora_up.weight", "lora_down.weight", "alpha", "dora_scale")
+    )
+    changed = base + alpha / 10 * up @ down
+    by_hand = magnitude * changed / changed.norm(dim=1, keepdim=True) - base
+    assert (by_hand - trained).norm() < most * trained.norm()
+    module = LoConModule("a", layer, lora_dim=10, alpha=float(parts["alpha"]), weight_decompose=True)
+    module.lora_up.weight.data.copy_(parts["lora_up.weight"])
+    module.lora_down.weight.data.copy_(parts["lora_down.weight"])
+    module.dora_scale = torch.nn.Parameter(parts["dora_scale"])
+    x = torch.randn(7, 320)
+    plain = layer(x)
+    module.apply_to()
+    moved = layer(x) - plain
+    module.restore()
+    assert (moved - x @ trained.t()).norm() < (most + 1e-3) * (x @ trained.t()).norm()
+
+
+def test_peft_computes_a_half_precision_file_of_dora(comfyui):
+    """PEFT's layer in bf16 with the parts in the types of the file, as diffusers loads them, against equation 5 of the
+    paper by hand."""
+    from bespoke.nodes.lora.files import as_file
+    from bespoke.training.adapters import AdapterConfig
+    from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+    from run_records import make_run
+
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(12, 20).requires_grad_(False)
+    adapter = ADAPTERS["DoRA"].for_layer("a", layer, AdapterConfig(3, 3.0, 0), torch.device("cpu"))
+    adapter.up.data.normal_()
+    adapter.dora_scale.data *= 1.2
+    names = {"diffusion_model.a": {"diffusers": "unet.a"}}
+    lora = {f"diffusion_model.a.{k}": v for k, v in adapter.state_dict().items()}
+    tensors, _ = as_file(lora, make_run("a", "lora", {}, "base", 1, names=names), "x", "diffusers", "bf16")
+    net = torch.nn.Sequential()
+    net.add_module("a", torch.nn.Linear(12, 20))
+    net.a.load_state_dict(layer.state_dict())
+    model = get_peft_model(net, LoraConfig(r=3, lora_alpha=3.0, target_modules=["a"], use_dora=True)).bfloat16()
+    state = {key.replace("unet.", "base_model.model."): tensor for key, tensor in tensors.items()}
+    assert {str(tensor.dtype) for tensor in state.values()} == {"torch.bfloat16", "torch.float32"}
+    found = set_peft_model_state_dict(model, state, low_cpu_mem_usage=True)
+    assert not found.unexpected_keys
+    x = torch.randn(4, 12)
+    wanted = torch.nn.functional.linear(x, layer.weight + adapter.delta_weight(), layer.bias)
+    out = model(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert (out.float() - wanted).norm() < 0.02 * wanted.norm()

@@ -319,6 +319,32 @@ def test_kohyas_rule(errors, bare_unet, folder):
     assert max(errors(made, mode=mode)[0] for mode in MODES) <= MOST_ERROR
 
 
+@pytest.mark.parametrize("by_musubi", [True, False])
+def test_the_scale_of_a_whole_lokr_is_that_of_its_program(errors, bare_unet, folder, by_musubi):
+    """By hand. musubi-tuner's scale is alpha / rank, and alpha over the longer side of a whole W2
+    (`networks/lokr.py`, `LoKrModule.get_weight`; its files have a tensor `lokr_factor`). For sd-scripts' LoKr and
+    LyCORIS' a whole W2 has the scale 1, whatever alpha is."""
+    generator = torch.Generator().manual_seed(2)
+    tensors, outputs = {"lokr_factor": torch.tensor(4)} if by_musubi else {}, {}
+    for name, whole in zip(LINEAR, (True, False, True), strict=True):
+        layer = foreign.plain(foreign.layer_of(bare_unet, name))
+        out, inner = layer.weight.shape
+        w1 = torch.randn(4, 4, generator=generator)
+        a, b = torch.randn(out // 4, 2, generator=generator), torch.randn(2, inner // 4, generator=generator)
+        kohya = "lora_unet_" + name.replace(".", "_")
+        tensors |= {f"{kohya}.lokr_w1": w1, f"{kohya}.alpha": torch.tensor(3.0)}
+        tensors |= {f"{kohya}.lokr_w2": a @ b} if whole else {f"{kohya}.lokr_w2_a": a, f"{kohya}.lokr_w2_b": b}
+        of_whole = 3 / max(out // 4, inner // 4) if by_musubi else 1.0
+        layer.weight += (of_whole if whole else 3 / 2) * torch.kron(w1, a @ b)
+        outputs[name] = layer(foreign.inputs(layer))
+    path = folder / f"musubi-{by_musubi}.safetensors"
+    safetensors.torch.save_file(tensors, path)
+    for mode in MODES:
+        error, report = errors(foreign.Foreign(path, outputs), mode=mode)
+        assert error <= MOST_ERROR
+        assert "matched nothing" not in report
+
+
 def test_fp8_weights(make, folder, run_node):
     """DoRA and OFT beside fp8 weights act on the numbers that the weights stand for; merged, up to their rounding."""
     import comfy.model_management

@@ -3,7 +3,10 @@
 The oracle of a change is `W + delta` written into the model's weights as a plain difference, with the delta by hand.
 """
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -374,3 +377,27 @@ def test_offloaded_weights_give_the_same(run_node, models, adapter, monkeypatch,
     mine = train(run_node, models, **few)
     assert relative(mine[3].losses, whole[3].losses) < 1e-6
     assert distance(mine[1], whole[1]) < 1e-4
+
+
+def test_the_drift_is_measured_on_a_device_without_float64(comfyui, monkeypatch):
+    """MPS refuses float64 with a TypeError; the mean by hand."""
+    from bespoke.nodes.lora.training import few_steps
+
+    @dataclass(frozen=True)
+    class Settings:
+        steps: int = 4
+
+    class OnDevice(torch.Tensor):
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    monkeypatch.setattr(few_steps, "denoising_loss", lambda *args: torch.tensor([1.0, 4.0]).as_subclass(OnDevice))
+    denoiser = SimpleNamespace(device=torch.device("cpu"), sigma=lambda t: t)
+    captions = SimpleNamespace(of_batch=lambda indices, prompts: None)
+    latent = torch.zeros(1, 4, 2, 2)
+    contexts = (contextlib.nullcontext, contextlib.nullcontext)
+    drift = few_steps.FewStepDrift(denoiser, captions, (0, latent), Settings(), [0.2, 0.8], "none", contexts)
+    assert drift._loss_of(0, "a cat", latent) == 2.5

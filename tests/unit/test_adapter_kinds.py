@@ -132,12 +132,38 @@ def test_a_step_of_dora_is_that_of_peft(bias):
     assert (layer.weight + adapter.delta_weight() - merged).norm() < 1e-5 * merged.norm()
 
 
+def test_dora_takes_the_weight_of_a_device_without_a_kernel_for_dequantize():
+    """By torch's own table of kernels: MPS and XPU have none, and so has the meta device, on which this is tried."""
+    table = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert not any(table("aten::dequantize.self", device) for device in ("MPS", "XPU", "Meta"))
+    layer, adapter = layer_and_adapter("DoRA")
+    assert torch.equal(adapter._base(), layer.weight)
+    layer.to("meta")
+    assert adapter._base().shape == layer.weight.shape
+    layer.weight = nn.Parameter(torch.quantize_per_tensor(torch.ones(20, 12), 0.5, 0, torch.qint8), False)
+    assert torch.equal(adapter._base(), torch.ones(20, 12))
+
+
 def test_dora_goes_on_from_a_lora_without_a_change():
     """A LoRA has no magnitude: the one that keeps its weight as it is is taken."""
     layer, lora = layer_and_adapter("LoRA")
     adapter = DoraAdapter.for_layer("a", layer, AdapterConfig(3, 2.0, 9), CPU)
     adapter.load_state_dict(adapter.convert_state("a", lora.state_dict()))
     assert torch.allclose(adapter.delta_weight(), lora.delta_weight(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_alpha_of_one_number_in_a_list_is_that_number(kind):
+    """Some programs write alpha as [1]; by hand, twice the alpha is twice the change."""
+    layer, adapter = layer_and_adapter(kind, rank=2)
+    state = {name: tensor.clone() for name, tensor in adapter.state_dict().items()} | {"alpha": torch.tensor([4.0])}
+    other = ADAPTERS[kind].for_layer("a", layer, AdapterConfig(2, 2.0, 9), CPU)
+    other.load_state_dict(other.convert_state("a", state))
+    wanted = adapter.delta_weight() * 2
+    if kind == "DoRA":
+        changed = layer.weight + 2 * adapter.low_rank_change(adapter.up, adapter.down)
+        wanted = adapter.dora_scale * changed / changed.norm(dim=1, keepdim=True) - layer.weight
+    assert torch.allclose(other.delta_weight(), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -123,6 +123,8 @@ class Adapter(nn.Module, ABC):
             given = state.get(part)
             if given is None:
                 raise InputError(nothing_for(self.KIND, layer))
+            if own.numel() == given.numel() == 1:  # some programs write alpha as [1]
+                given = given.reshape(own.shape)
             if given.shape != own.shape:
                 raise InputError(
                     f"the {self.KIND} to go on from has the shape {tuple(given.shape)} at {layer}.{part}; "

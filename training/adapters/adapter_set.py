@@ -135,10 +135,17 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
         units = {name: adapter.dropout_units for name, adapter in self.items()}
         return in_force(draw(self.dropout, units, self.optional_layers, seed, micro, positions))
 
+    @property
+    def is_limited(self) -> bool:
+        return self.max_norm > 0
+
     def after_step(self) -> None:
-        """Scale down each layer's change that is longer than `max_norm`."""
-        if self.max_norm:
-            self._ratios = [adapter.limit_norm(self.max_norm) for adapter in self]
+        """`hold`, and count what it has scaled down, see `limited`."""
+        self._ratios = self.hold()
+
+    def hold(self) -> list[Tensor]:
+        """Scale down each layer's change that is longer than `max_norm`; returns the ratios, see `limit_norm`."""
+        return [adapter.limit_norm(self.max_norm) for adapter in self] if self.max_norm else []
 
     @property
     def limited(self) -> int:

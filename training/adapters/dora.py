@@ -39,8 +39,10 @@ class DoraAdapter(LoraAdapter):
     def _base(self) -> Tensor:
         """The frozen weight [out, in * kernel] in float32; a quantised one is brought back to numbers."""
         weight: Any = self._layers[0].weight
-        dequantize = getattr(weight, "dequantize", None)
-        return (weight if dequantize is None else dequantize()).detach().float().flatten(1)
+        # Only where there is something to do: Apple's and Intel's devices have no kernel for `Tensor.dequantize`.
+        if weight.is_quantized or hasattr(weight, "__tensor_flatten__"):
+            weight = weight.dequantize()
+        return weight.detach().float().flatten(1)
 
     def _norm(self, device: torch.device) -> Tensor:
         """||W + dW|| of each row, [out, 1], without a gradient."""

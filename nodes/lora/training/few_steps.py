@@ -122,4 +122,4 @@ class FewStepDrift:
                 None,
                 self._weighting,
             )
-        return loss.double().mean().item()
+        return loss.cpu().double().mean().item()  # in this order: not every device has float64

@@ -19,7 +19,7 @@ from ....training.data import Batch, prompts_of
 from ....training.distributed import World
 from ....training.errors import InputError
 from ....training.images import passes, passes_in_words
-from ....training.layer_names.parts import ALPHA
+from ....training.layer_names.parts import ALPHA, LOKR_W2
 from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ....training.leak import LeakMeter
 from ....training.measure import StepCost, format_duration
@@ -411,6 +411,16 @@ class LoraTechnique:
     def _own_names(self) -> list[str]:
         return [name.removeprefix(COMFY_PREFIX) for name in self._layers if name.startswith(COMFY_PREFIX)]
 
+    def _describe_whole(self, learned: Mapping[str, Tensor]) -> list[str]:
+        """That alpha has no effect on a LoKr's layers without factors of the rank; empty where it has one."""
+        whole, config = sum(key.endswith(LOKR_W2) for key in learned), self.request.adapter_config
+        if not whole or config.alpha == config.rank:
+            return []
+        return [
+            f"{whole} of {len(self._layers)} layers have a strength of 1 instead: rank {config.rank} is at least half "
+            "of their larger block, which is then learned whole, without alpha, as LyCORIS does."
+        ]
+
     def _describe_limits(self) -> list[str]:
         """What dropout and `max_norm` have done, a line each."""
         request, lines = self.request, list[str]()
@@ -469,7 +479,8 @@ class LoraTechnique:
                 "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
                 f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."
             )
-        lines += self._describe_limits() + self._describe_preserve() + describe_held_out(run, config)
+        lines += self._describe_whole(learned) + self._describe_limits() + self._describe_preserve()
+        lines += describe_held_out(run, config)
         lines += describe_leak(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run)
         lines += describe_part(self._models.model, run, PART_USE)
