@@ -20,6 +20,7 @@ from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.node import LatentMaskBlend
 from .inpaint.restore_node import RestoreUnmasked
 from .jobs.node import ExportLoraJob, ExportTextualInversionJob
+from .jobs.techniques import setting_defaults
 from .lora.composition.node import ComposeLoras
 from .lora.injection import routes as lora_routes
 from .lora.injection.node import InjectLora, LoadLora
@@ -35,7 +36,7 @@ class BespokeExtension(ComfyExtension):
 
         if getattr(PromptServer, "instance", None) is not None:
             end_runs_at_exit()
-            run_routes.register(PromptServer.instance)
+            run_routes.register(PromptServer.instance, setting_defaults())
             image_routes.register(PromptServer.instance)
             thumbnail_routes.register(PromptServer.instance)
             schedule_routes.register(PromptServer.instance)

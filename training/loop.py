@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .adapters.dropout import without_dropout
 from .average import ParameterAverage
 from .checkpoint import State, check_state, copy_state, optimizer_state, restore_optimizer, shapes_of
 from .config import TrainConfig
@@ -275,7 +276,8 @@ class Training:
                 continue
             any_loss = True
             loss = loss / accumulation
-            backward(loss * GRADIENT_SCALE)
+            if loss.requires_grad:  # not where dropout has left out every adapter
+                backward(loss * GRADIENT_SCALE)
             mean += loss.item()
         if any_loss:
             for parameter in self.trainable.optional_parameters:
@@ -287,11 +289,20 @@ class Training:
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             self._optimizer.zero_grad()
             raise NotANumber(f"the loss at step {self.steps_done + 1} is {loss:g}, the gradient's length {grad_norm:g}")
-        if self.steps_done == 0 and grad_norm == 0.0:
+        if self.steps_done == 0 and grad_norm == 0.0 and self._is_zero_without_dropout():
             raise InputError(
                 "the gradient is zero at the first step, so nothing would be learned; check the targets, "
                 "that alpha is not 0, and that the masks let something through"
             )
+
+    def _is_zero_without_dropout(self) -> bool:
+        """Whether the gradient is zero too where dropout leaves out nothing. The gradient is zero afterwards."""
+        with without_dropout():
+            self._compute_gradients()
+        is_zero = clip_gradient(self.parameters, 0.0) == 0.0
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        return is_zero
 
     def _update_parameters(self) -> None:
         self.is_updating = True

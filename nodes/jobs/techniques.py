@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ...training.config import check_choice
+from ...training.config import TrainConfig, check_choice
 from ...training.errors import InputError
 from ...training.formats import DTYPES, KEY_FORMATS
 from ...training.record import Run
+from ...training.run_identity import defaults_of
 from ..bridge.dataset.encoded import EncodedDataset
 from ..bridge.trainer import Models, Technique
 from ..lora import files as lora_files
@@ -123,6 +124,12 @@ def job_technique(name: str) -> JobTechnique:
     if name not in TECHNIQUES:
         raise InputError(f"the job's technique is {name!r}; this Bespoke knows {', '.join(TECHNIQUES)}")
     return TECHNIQUES[name]
+
+
+def setting_defaults() -> dict[str, dict[str, Any]]:
+    """{technique: {setting: its default}}, of the settings that a run's record has."""
+    made = {name: defaults_of(TrainConfig, technique.request) for name, technique in TECHNIQUES.items()}
+    return {name: {key: value for key, value in own.items() if key != "resume"} for name, own in made.items()}
 
 
 def needed_models(technique: str, settings: Mapping[str, Any]) -> list[str]:

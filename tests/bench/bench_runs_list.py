@@ -83,6 +83,7 @@ def test_a_page_of_2000_runs(runs, monkeypatch):
     from bespoke.nodes.bridge.runs import routes
     from bespoke.nodes.bridge.runs.index import RunIndex
     from bespoke.nodes.bridge.runs.store import SUMMARY, RunStore
+    from bespoke.nodes.jobs.techniques import setting_defaults
 
     def empty_index() -> None:
         monkeypatch.setattr(routes, "RUNS", RunIndex())
@@ -111,7 +112,7 @@ def test_a_page_of_2000_runs(runs, monkeypatch):
 
     settings = RunStore(runs[0]).record().info.settings
     body = {"technique": "lora", "workflow": "another", "paths": ["no node"], "request": settings}  # the oldest run
-    match = json.dumps(body).encode()
+    match, defaults = json.dumps(body).encode(), setting_defaults()
     page, stamp = (lambda: routes.list_runs({})), routes.list_runs({})["stamp"]
     rows = {
         "first, empty index": measure(page, empty_index),
@@ -119,8 +120,8 @@ def test_a_page_of_2000_runs(runs, monkeypatch):
         "unchanged stamp": measure(lambda: routes.list_runs({"stamp": stamp})),
         "search, last page": measure(lambda: routes.list_runs({"search": "sks XL finished", "page": "19"})),
         "first search, empty index": measure(lambda: routes.list_runs({"search": "sks"}), empty_index),
-        "match, the oldest run": measure(lambda: routes.match_run(match)),
-        "match, no run": measure(lambda: routes.match_run(match.replace(b'"rank": ', b'"rank": 9'))),
+        "match, the oldest run": measure(lambda: routes.match_run(match, defaults)),
+        "match, no run": measure(lambda: routes.match_run(match.replace(b'"rank": ', b'"rank": 9'), defaults)),
         "one run changed": measure(page, one_changed),
         "after an upgrade": measure(page, upgraded, rounds=1),
     }

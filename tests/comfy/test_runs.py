@@ -21,6 +21,7 @@ from bespoke.nodes.bridge.runs.loss_file import LOSSES
 from bespoke.nodes.bridge.runs.match import NodeRequest, find_run, same_request
 from bespoke.nodes.bridge.runs.store import RunStore, request_finish
 from bespoke.nodes.bridge.web import RequestRefused
+from bespoke.nodes.jobs.techniques import setting_defaults
 from bespoke.nodes.lora.training.request import LoraRequest
 from bespoke.nodes.textual_inversion.request import InversionRequest
 from bespoke.training.config import TrainConfig
@@ -551,7 +552,7 @@ def test_a_broken_record_is_not_listed(runs, text):
     for _ in range(2):
         assert [listed.summary.id for listed in index.look().runs] == ["lora-000000000001"]
         assert index.look().unread == ("lora-000000000009",)
-    assert routes.match_run(wanted(request={"rank": 8}))["run"]["id"] == "lora-000000000001"
+    assert routes.match_run(wanted(request={"rank": 8}), {})["run"]["id"] == "lora-000000000001"
     assert routes.list_runs({})["unread"] == ["lora-000000000009"]
     save(numbered_run(9))
     assert len(index.look().runs) == 2
@@ -852,11 +853,42 @@ def test_same_request():
     assert not same_request({}, same)
 
 
+@pytest.mark.parametrize(
+    ("technique", "request_type"), [("lora", LoraRequest), ("textual inversion", InversionRequest)]
+)
+def test_a_run_that_does_not_name_a_setting_has_it_at_its_default(technique, request_type):
+    """The oracle: the rule that a setting at its default is left out of a record, and that 0.1 had none of the later
+    ones. So a node that asks for another value of any of them does not show that run."""
+    defaults = setting_defaults()[technique]
+    later = {name: value for name, value in defaults.items() if name not in SETTINGS_0_1[technique] | NOT_IDENTITY}
+    assert {"min_timestep", "loss_type"} <= set(later)
+    assert ({"preserve", "adapter"} <= set(later)) == (technique == "lora")
+    old = {"seed": 1, "learning_rate": 1e-4}
+    assert same_request(old, old | later | {"resume": False, "compile": True}, defaults)
+    assert same_request(old, old, defaults)  # a page whose nodes have none of them
+    for name, value in later.items():
+        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, (int, float)) else "other"
+        assert not same_request(old, old | later | {name: other}, defaults), name
+        assert same_request(old | {name: other}, old | later | {name: other}, defaults), name
+        assert not same_request(old | {name: other}, old | later, defaults), name
+    assert not same_request({}, later, defaults)
+
+
+def test_the_route_knows_the_defaults(runs):
+    save(numbered_run(1, settings={"seed": 1}))
+
+    def shown(**request):
+        return routes.match_run(wanted(paths=[], request={"seed": 1} | request), setting_defaults())["run"]
+
+    assert shown(preserve="")["id"] == numbered_run(1).id
+    assert shown(preserve="a dog") is None
+
+
 def test_odd_values_in_a_request_match_nothing(runs):
     save(numbered_run(1, settings={"seed": 1, "prompt": "x" * 3000, "huge": 1.7e308}))
-    assert routes.match_run(wanted(request={"prompt": "x" * 3000}))["run"]["id"] == numbered_run(1).id
+    assert routes.match_run(wanted(request={"prompt": "x" * 3000}), {})["run"]["id"] == numbered_run(1).id
     for odd in (10**400, -(10**308), float("nan"), float("inf"), [], {}, {"a": 1}, None, True, "1"):
-        assert routes.match_run(wanted(request={"seed": odd, "huge": 1.7e308})) == {"run": None, "exact": False}
+        assert routes.match_run(wanted(request={"seed": odd, "huge": 1.7e308}), {}) == {"run": None, "exact": False}
 
 
 @pytest.mark.parametrize(
@@ -883,7 +915,7 @@ def test_odd_values_in_a_request_match_nothing(runs):
 )
 def test_bad_bodies_are_refused(runs, body, words):
     with pytest.raises(InputError, match=words):
-        routes.match_run(body)
+        routes.match_run(body, {})
 
 
 def test_the_routes_answer(runs):
@@ -897,7 +929,7 @@ def test_the_routes_answer(runs):
     save(numbered_run(2, state=RunState.KEPT))
 
     async def request_all():
-        routes.register(Server)
+        routes.register(Server, setting_defaults())
         app = web.Application()
         app.add_routes(Server.routes)
         async with TestClient(TestServer(app)) as client:

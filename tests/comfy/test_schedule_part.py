@@ -232,6 +232,32 @@ def test_the_report_says_the_range_and_the_users_own_wins(run_node, trained):
     assert len(merged.patches) > 0
 
 
+@pytest.mark.parametrize("mode", ["merge", "bypass"])
+def test_a_file_that_can_only_be_merged_acts_as_in_a_graph_from_before(run_node, trained, mode):
+    """A weight of another shape (`reshape_weight`) can only be merged. The oracle: the same file without its metadata.
+
+    A range that the user sets is still refused, since that cannot be kept.
+    """
+    base, (lora, _) = families.made("sd15")[0], trained["sd15"]
+    layer = next(key.removesuffix(".lora_up.weight") for key in lora if key.endswith("to_v.lora_up.weight"))
+    shape = base.model.state_dict()[f"{layer}.weight"].shape
+    own = NamedLora({**lora, f"{layer}.reshape_weight": torch.tensor(shape)}, lora.name, lora.meta)
+    given = {"model": base, "lora_name": "none", "strength_model": 1.0, "mode": mode}
+    model, _, report, _ = run_node("BespokeInjectLora", **given, lora=own)
+    assert "timesteps 0.3 to 0.8 alone (of 1: 0 is clean, 1 is noise), and acts outside of them too" in report
+    assert "to_v changes the weight itself and cannot come and go" in report
+    before = run_node("BespokeInjectLora", **given, lora=NamedLora(own, lora.name, {}))[0]
+    sigmas = [float(base.model.model_sampling.sigmas[step]) for step in (10, 500, 990)]
+    found, expected, bare = (answers(each, sigmas) for each in (model, before, base))
+    for one, other, without in zip(found, expected, bare, strict=True):
+        assert torch.equal(one, other)
+        assert max_difference(one, without) > 0.0
+    with pytest.raises(InputError, match=r"cannot come and go between steps; set start_percent to 0"):
+        run_node("BespokeInjectLora", **given, lora=own, end_percent=0.5)
+    with pytest.raises(InputError, match=r"leave keyframes empty"):
+        run_node("BespokeInjectLora", **given, lora=own, keyframes="0.5:0.3")
+
+
 def test_the_percents_of_a_part_by_hand(comfyui):
     """Flow with the shift s: sigma = s u / (1 + (s - 1) u) at u = 1 - percent, so u = sigma / (s - (s - 1) sigma)."""
     sampling = families.made("wan")[0].model.model_sampling

@@ -144,6 +144,32 @@ def test_losses_are_the_error_of_the_noise(sweep, small, run_node, lora):
         assert loss == pytest.approx(sum(errors) / len(errors), rel=0.02), strength  # the network computes in bfloat16
 
 
+def test_a_lora_of_a_part_of_the_schedule_acts_there_alone(sweep, small, run_node, lora, monkeypatch):
+    """The oracle: the graph of Inject LoRA and ComfyUI's own nodes, bit for bit; the loss has the part too."""
+    drawn, draw = [], sweep_cells.Cells._draw
+    monkeypatch.setattr(sweep_cells.Cells, "_draw", lambda self, *args: drawn.append(draw(self, *args)) or drawn[-1])
+    part = NamedLora(lora, "part.safetensors", {"modelspec.timestep_range": "900,1000"})
+    others = sprite_set(77, 1, colour="teal")
+    given = dict(prompts="a teal circle on white", strengths="1", images=others)
+    whole_grid, whole_report = sweep(loras={"lora0": lora}, **given)
+    grid, report = sweep(loras={"lora0": part}, **given)
+    assert "acts there alone" in report
+    assert "1 picture drawn" in report  # what is kept of the whole LoRA is another picture
+    model, clip, vae = small
+    model, clip, *_ = run_node(
+        "BespokeInjectLora", model=model, clip=clip, lora_name="none", strength_model=1.0, lora=part
+    )
+    picture = by_core(run_node, (model, clip, vae), lora, 0.0, given["prompts"])
+    assert not torch.equal(grid, whole_grid)
+    assert torch.equal(drawn[-1], picture.cpu())
+
+    def losses(text):
+        return [float(line.split(" | ")[0]) for line in text.splitlines() if line.count(" | ") == 2 and line[0] in "01"]
+
+    without, on_part = losses(report)  # this LoRA raises the loss, everywhere by more than on its part
+    assert without == losses(whole_report)[0] < on_part < losses(whole_report)[1]
+
+
 def test_an_interrupted_sweep_goes_on_where_it_was(sweep, lora, monkeypatch):
     import comfy.model_management
 

@@ -49,7 +49,7 @@ def test_unknown_resources_are_404():
         routes = web.RouteTableDef()
 
     async def request_all():
-        run_routes.register(Server)
+        run_routes.register(Server, {})
         lora_routes.register(Server)
         app = web.Application()
         app.add_routes(Server.routes)

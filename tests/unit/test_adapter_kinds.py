@@ -4,6 +4,7 @@ import pytest
 import torch
 from bespoke.training.adapters import ADAPTERS, AdapterConfig, DoraAdapter
 from bespoke.training.adapters.lokr import factorization
+from bespoke.training.errors import InputError
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -175,3 +176,20 @@ def test_half_precision_layers_keep_their_type(kind):
     assert all(
         gradient.dtype == torch.float32 for gradient in loss_and_gradients(list(adapter.parameters()), out.float())
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "factor", "words"),
+    [
+        ("LoKr", 1, -1, r"the shape \(5, 2\) at a.lokr_w2_a; \(5, 1\) is wanted: set rank and lokr_factor"),
+        ("LoKr", 8, -1, r"no lokr_w2 at a; \(5, 4\) is wanted: set rank and lokr_factor"),
+        ("LoKr", 2, 2, r"the shape .* at a.lokr_w1; .* is wanted: set rank and lokr_factor"),
+        ("LoHa", 3, -1, r"the shape \(20, 2\) at a.hada_w1_a; \(20, 3\) is wanted: set rank to its rank"),
+    ],
+)
+def test_a_state_of_another_rank_is_refused_with_the_setting_to_change(kind, rank, factor, words):
+    """It had said to choose other targets, or to wire in another model, which mends nothing."""
+    _, of_file = layer_and_adapter(kind, rank=2)
+    _, adapter = layer_and_adapter(kind, rank=rank, factor=factor)
+    with pytest.raises(InputError, match=words):
+        adapter.convert_state("a", of_file.state_dict())

@@ -123,6 +123,22 @@ def test_another_alpha_is_folded_into_up_and_a_missing_one_is_the_rank():
     assert torch.equal(other["a"].up, one["a"].up * (2 / 3))
 
 
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+@pytest.mark.parametrize("alpha", [2.1, 0.7, 8 * 10**0.5])
+def test_an_own_state_comes_back_to_the_bit(kind, alpha):
+    """A state has alpha in float32, which rounds 2.1: the up factor must not be scaled by the rounding.
+
+    Otherwise a resumed run differs from one of one sitting. alpha 8 * 10^0.5 is that of rsLoRA at rank 10.
+    """
+    adapters = AdapterSet(ADAPTERS[kind], make_layers(), AdapterConfig(2, alpha, 0), torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(3))
+    before = copy_of(adapters)
+    adapters.load_state_dict(before)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in adapters.state_dict().items())
+
+
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
     layers = make_layers()
     adapters = lora(layers)

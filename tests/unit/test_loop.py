@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from bespoke.training.adapters import AdapterConfig, AdapterSet, LoraAdapter
+from bespoke.training.adapters.dropout import Dropout
 from bespoke.training.errors import InputError
 from bespoke.training.loop import NotANumber, Training
 from torch import nn
@@ -40,6 +42,33 @@ def test_zero_gradient_is_an_error_at_the_first_step():
         list(Training(adapters, lambda i: (up * 0).sum() + (down * 0).sum(), train_config()))
     with pytest.raises(InputError, match="no gradient"):
         list(Training(adapters, lambda i: up.sum(), train_config()))
+
+
+@pytest.mark.parametrize(("rank", "dropout"), [(3, Dropout(module=0.6)), (1, Dropout(rank=0.6))])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_step_in_which_dropout_leaves_out_everything_learns_nothing_and_goes_on(rank, dropout, seed):
+    """kohya's rule drops each layer (or rank) on its own, so a small LoRA is left out whole in some steps.
+
+    Such a step has the loss of the bare layer and a gradient of zero; among eight seeds the first step is such, too. A
+    gradient that is zero for another reason is an error as before.
+    """
+    layer, _ = one_layer()
+    adapters = AdapterSet(LoraAdapter, {NAME: layer}, AdapterConfig(rank, 1.0, 0), torch.device("cpu"), dropout=dropout)
+    nn.init.normal_(adapters[NAME].up)
+    x, bare = torch.ones(1, 10), layer(torch.ones(1, 10)).square().mean().item()
+
+    def loss(micro):
+        with adapters.dropping(seed, micro, [0]):
+            return layer(x).square().mean()
+
+    with adapters.attached():
+        steps = list(Training(adapters, loss, train_config(steps=12)))
+    zero = [step.grad_norm == 0.0 for step in steps]
+    assert any(zero)
+    assert not all(zero)
+    assert all(step.loss == bare for step in steps if step.grad_norm == 0.0)
+    with pytest.raises(InputError, match="gradient is zero"), adapters.attached():
+        list(Training(adapters, lambda micro: loss(micro) * 0.0, train_config(steps=1)))
 
 
 def test_a_nan_stops_the_run_with_the_last_good_state():

@@ -39,6 +39,7 @@ class Adapter(nn.Module, ABC):
     alpha: Tensor  # the buffer of kinds that have one
 
     KIND: ClassVar[str]  # in error texts, and the name in `ADAPTERS`
+    SHAPE_MEND: ClassVar[str] = ""  # in the error text for a state of other shapes: the settings that decide them
     ZERO_PARTS: ClassVar[tuple[str, ...]] = ()  # the parts that start at zero: while all are zero, nothing is learned
 
     @classmethod
@@ -121,14 +122,15 @@ class Adapter(nn.Module, ABC):
         out: dict[str, Tensor] = {}
         for part, own in self.state_dict().items():
             given = state.get(part)
-            if given is None:
+            if given is None and not {*state} - {"alpha"}:
                 raise InputError(nothing_for(self.KIND, layer))
-            if own.numel() == given.numel() == 1:  # some programs write alpha as [1]
+            if given is not None and own.numel() == given.numel() == 1:  # some programs write alpha as [1]
                 given = given.reshape(own.shape)
-            if given.shape != own.shape:
+            if given is None or given.shape != own.shape:
+                has = f"no {part} at {layer}" if given is None else f"the shape {tuple(given.shape)} at {layer}.{part}"
                 raise InputError(
-                    f"the {self.KIND} to go on from has the shape {tuple(given.shape)} at {layer}.{part}; "
-                    f"{tuple(own.shape)} is wanted: wire in the model it was made for"
+                    f"the {self.KIND} to go on from has {has}; {tuple(own.shape)} is wanted: "
+                    f"{self.SHAPE_MEND}wire in the model it was made for"
                 )
             out[part] = given
         return out

@@ -22,6 +22,7 @@ class LohaAdapter(Adapter):
     """Four factors: w1_a, w2_a [out, rank] and w1_b, w2_b [rank, in * kernel], with the names of LyCORIS' files."""
 
     KIND = "LoHa"
+    SHAPE_MEND = "set rank to its rank (conv_rank, and single layers by a line of custom_targets), and "
     ZERO_PARTS: ClassVar[tuple[str, ...]] = ("hada_w2_a",)
 
     def __init__(self, factors: tuple[Tensor, Tensor, Tensor, Tensor], alpha: float, shape: LayerShape):

@@ -39,6 +39,10 @@ class LokrAdapter(Adapter):
     """
 
     KIND = "LoKr"
+    SHAPE_MEND = (
+        "set rank and lokr_factor to those it was trained with (conv_rank, and single layers by a line of "
+        "custom_targets), and "
+    )
     ZERO_PARTS: ClassVar[tuple[str, ...]] = ("lokr_w2", "lokr_w2_b")
 
     def __init__(self, w1: Tensor, w2: tuple[Tensor, ...], rank: int, alpha: float, shape: LayerShape):

@@ -133,7 +133,8 @@ class LoraAdapter(Adapter):
                 f"{tuple(self.up.shape)} is wanted: set {self._rank_widget} to its rank, for single layers by "
                 "a line of custom_targets, and wire in the model it was made for"
             )
-        alpha = float(state.get("alpha", self.rank))
-        if self.alpha_value:
-            up = up.float() * (alpha / self.alpha_value)
+        # Compared with the buffer: `alpha_value` has more digits than a state, and the ratio would not be 1.
+        alpha, own = float(state.get("alpha", self.rank)), float(self.alpha)
+        if own:
+            up = up.float() * (alpha / own)
         return {"lora_up.weight": up, "lora_down.weight": down, "alpha": self.alpha}

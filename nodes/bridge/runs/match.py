@@ -42,11 +42,13 @@ class NodeRequest:
         return cls(values["technique"], values["workflow"], frozenset(values["paths"]), request)
 
 
-def find_run(runs: Sequence[Summary], wanted: NodeRequest) -> tuple[Summary | None, bool]:
+def find_run(
+    runs: Sequence[Summary], wanted: NodeRequest, defaults: Mapping[str, Any] | None = None
+) -> tuple[Summary | None, bool]:
     """(the run that the node shows or None, whether this node of this workflow made it). runs: newest first.
 
     The first that there is: a run of this node in this workflow; a run at one of the paths with the same request; a run
-    with the same request.
+    with the same request. defaults: of the technique's settings, see `same_request`.
     """
 
     def is_here(run: Summary) -> bool:
@@ -55,16 +57,24 @@ def find_run(runs: Sequence[Summary], wanted: NodeRequest) -> tuple[Summary | No
     of_technique = [run for run in runs if run.technique == wanted.technique]
     here = list(filter(is_here, of_technique))
     own = [run for run in here if run.workflow and run.workflow == wanted.workflow]
-    same = (run for run in (*here, *of_technique) if same_request(run.settings, wanted.request))
+    same = (run for run in (*here, *of_technique) if same_request(run.settings, wanted.request, defaults))
     found = next(iter(own), None) or next(same, None)
     return found, found is not None and is_here(found) and found.workflow == wanted.workflow
 
 
-def same_request(settings: Mapping[str, Any], request: Mapping[str, Any]) -> bool:
-    """Whether a run with these settings is what is asked for: the settings that both have agree, if they count at
-    all."""
-    both = [name for name in settings if name in request and name not in NOT_IDENTITY]
-    return bool(both) and all(_same(settings[name], request[name]) for name in both)
+def same_request(
+    settings: Mapping[str, Any], request: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether a run with these settings is what is asked for: the settings that both have agree, if they count at all.
+
+    defaults: {setting: its default}. A run without such a setting has it at its default: runs of versions before the
+    setting do not name it, and others leave out what is at its default.
+    """
+    if not any(name in request and name not in NOT_IDENTITY for name in settings):
+        return False
+    of_run = {**(defaults or {}), **settings}
+    both = (name for name in of_run if name in request and name not in NOT_IDENTITY)
+    return all(_same(of_run[name], request[name]) for name in both)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 from aiohttp import web
 
@@ -20,10 +21,11 @@ from .match import NodeRequest, find_run
 from .store import RunStore, request_finish
 
 RUNS = RunIndex()
+Defaults = Mapping[str, Mapping[str, Any]]  # {technique: {setting: its default}}
 
 
-def register(server: HasRoutes) -> None:
-    """Add the routes to ComfyUI's server."""
+def register(server: HasRoutes, defaults: Defaults) -> None:
+    """Add the routes to ComfyUI's server. defaults: of the settings of each technique."""
 
     @server.routes.get("/bespoke/runs")
     async def runs(request: web.Request) -> web.Response:
@@ -31,7 +33,7 @@ def register(server: HasRoutes) -> None:
 
     @server.routes.post("/bespoke/runs/match")
     async def match(request: web.Request) -> web.Response:
-        return await post_answer(request, match_run)
+        return await post_answer(request, partial(match_run, defaults=defaults))
 
     @server.routes.get("/bespoke/runs/{id}")
     async def run(request: web.Request) -> web.Response:
@@ -109,10 +111,10 @@ def _page(text: str) -> int:
     return int(text)
 
 
-def match_run(body: bytes) -> dict:
+def match_run(body: bytes, defaults: Defaults) -> dict:
     """{"run": the summary of the run that a trainer node shows or None, "exact": whether that node made it}."""
     wanted = NodeRequest.from_json(body)
-    found, exact = find_run(RUNS.look().summaries(), wanted)
+    found, exact = find_run(RUNS.look().summaries(), wanted, defaults.get(wanted.technique))
     return {"run": None if found is None else vars(found), "exact": exact}
 
 

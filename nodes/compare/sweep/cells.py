@@ -15,11 +15,14 @@ import latent_preview
 import nodes as core_nodes
 from torch import Tensor
 
+from ....training.timestep_range import range_in
 from ...bridge import identity
 from ...bridge.dataset.cache import ContentCache, key_of
 from ...bridge.sampling import fitting_latent, noise_for, schedule_of
 from ...bridge.trainer import Models
-from ...lora.injection.inject import Request, inject
+from ...lora.injection.inject import Request
+from ...lora.injection.part import inject_on_its_part
+from ...lora.named_lora import NamedLora
 from ...lora.training.request import fingerprint_of
 from .plan import Column
 
@@ -62,11 +65,18 @@ class Cells:
 
     def key(self, column: Column, strength: float, *parts: str) -> str | None:
         """The key of what the model with a LoRA makes of `parts`; None where it cannot be compared."""
-        lora = "" if column.lora is None or strength == 0.0 else fingerprint_of(column.lora)
+        lora = "" if column.lora is None or strength == 0.0 else self._lora_key(column.lora)
         return key_of(self.reading, lora, repr(strength if lora else 0.0), *parts)
 
+    def _lora_key(self, lora: NamedLora) -> str:
+        part = range_in(lora.meta)  # the LoRA acts there alone
+        return fingerprint_of(lora) + ("" if part.is_whole else f" {part!r}")
+
     def picture(self, column: Column, strength: float, prompt: str) -> Tensor:
-        """IMAGE [1, H, W, 3] in 0..1: what Load LoRA, CLIP Text Encode, KSampler and VAE Decode give."""
+        """IMAGE [1, H, W, 3] in 0..1: what Load LoRA, CLIP Text Encode, KSampler and VAE Decode give.
+
+        A LoRA that was trained on a part of the schedule acts there alone, as through Inject LoRA.
+        """
         comfy.model_management.throw_exception_if_processing_interrupted()
         drawn = self.drawn
         key = self.key(column, strength, prompt, json.dumps(asdict(self.sampling)))
@@ -82,8 +92,8 @@ class Cells:
             return model, clip
         wanted = (id(column.lora), strength)
         if self._patched is None or self._patched[0] != wanted:
-            *patched, report = inject(model, clip, column.lora, Request(strength, strength))
-            self.notes.setdefault(column.name, report.splitlines()[1:])
+            *patched, lines, report = inject_on_its_part(model, clip, column.lora, Request(strength, strength))
+            self.notes.setdefault(column.name, lines + report.splitlines()[1:])
             self._patched = wanted, (patched[0], patched[1])
         return self._patched[1]
 

@@ -52,13 +52,25 @@ class Request:
                 raise InputError(f"{name} is {getattr(self, name)}; give a number")
 
 
+class ActsAtEveryStep(InputError):
+    """A LoRA that is to come and go between steps has a patch that can only be merged into the weights.
+
+    reason: which one, in words.
+    """
+
+    def __init__(self, reason: str, mend: str) -> None:
+        super().__init__(f"{reason}; {mend}")
+        self.reason = reason
+
+
 Weighted = list[tuple[float, Patch]]  # each patch with its strength
 
 
 def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, object, str]:
     """(model, clip, report): clones with the LoRA. `clip` may be None; the base and its weights stay as they are.
 
-    Raises `InputError`, with nothing changed, where the LoRA does not fit the model or the scope names no block of it.
+    Raises `InputError`, with nothing changed, where the LoRA does not fit the model or the scope names no block of it,
+    and `ActsAtEveryStep` where the timing cannot be kept.
     """
     found = match(model, clip, lora)
     if not request.partial:
@@ -164,10 +176,9 @@ def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int,
                 now = possible and _at_each_call(clone, patch, timing, bypass or patch.weight in read_at_call)
                 (at_call if now else merged).append((strength, patch))
     if merged and not timing.always:
-        raise InputError(
-            f"{merged[0][1].layer} changes the weight itself and cannot come and go between steps; "
-            "set start_percent to 0, end_percent to 1 and leave keyframes empty"
-            + ("" if timing.part.is_whole else ", and switch use_range off")
+        raise ActsAtEveryStep(
+            f"{merged[0][1].layer} changes the weight itself and cannot come and go between steps",
+            "set start_percent to 0, end_percent to 1 and leave keyframes empty",
         )
     _merge(clone, merged)
     if at_call:

@@ -11,8 +11,8 @@ from ...bridge.errors import name_node_in_errors
 from ...bridge.files.listing import stamp_of_choice
 from ..file_input import lora_choices, name_input, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
-from .inject import MODES, STRENGTH, Request, inject
-from .part import limited_to_part
+from .inject import MODES, STRENGTH, Request
+from .part import inject_on_its_part
 from .scope import Scope, parse_blocks
 from .timing import Timing, parse_keyframes
 
@@ -241,8 +241,7 @@ class InjectLora(io.ComfyNode):
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
         named_lora = wired_or_chosen(lora_name, lora, name)
-        timing, lines = limited_to_part(timing, model, named_lora, use_range)
         request = Request(strength_model, strength_clip, scope, timing, mode, partial)
-        new_model, new_clip, report = inject(model, clip, named_lora, request)
+        new_model, new_clip, lines, report = inject_on_its_part(model, clip, named_lora, request, use_range)
         report = "\n".join([describe(named_lora), *lines, report])
         return io.NodeOutput(new_model, new_clip, report, trigger_words(named_lora.meta))

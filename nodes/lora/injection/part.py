@@ -9,7 +9,28 @@ from ....training.timestep_range import range_in
 from ...bridge.noise_level import percents_of
 from ...bridge.schedule_part import range_of_model
 from ..named_lora import NamedLora
+from .inject import ActsAtEveryStep, Request, inject
 from .timing import Timing
+
+
+def inject_on_its_part(
+    model: Any, clip: Any, lora: NamedLora, request: Request, use_range: bool = True
+) -> tuple[Any, Any, list[str], str]:
+    """(model, clip, lines, report): `inject` with the part that the file's metadata names, see `limited_to_part`.
+
+    lines: what the report says of the part. Where the part is proposed by the file alone and a patch of it cannot come
+    and go between steps, the LoRA acts at every step, as in a graph from before files named a part.
+    """
+    timing, lines = limited_to_part(request.timing, model, lora, use_range)
+    try:
+        new_model, new_clip, report = inject(model, clip, lora, replace(request, timing=timing))
+    except ActsAtEveryStep as error:
+        if not request.timing.always:
+            raise
+        first = f"It was trained on the timesteps {timing.part} alone (of 1: 0 is clean, 1 is noise)"
+        lines = [f"{first}, and acts outside of them too: {error.reason}."]
+        new_model, new_clip, report = inject(model, clip, lora, request)
+    return new_model, new_clip, lines, report
 
 
 def limited_to_part(timing: Timing, model: Any, lora: NamedLora, use_range: bool = True) -> tuple[Timing, list[str]]:

@@ -28,8 +28,8 @@ from ...bridge.trainer_inputs import ADVANCED, TOOLTIPS, advanced, config_of, se
 from ...bridge.types import Images, Run, graph_of, pictures_input
 from ...images.wired import training_set
 from ..files import as_file, as_named_lora, save_on_the_way
-from ..injection.inject import Request, inject
-from ..injection.part import limited_to_part
+from ..injection.inject import Request
+from ..injection.part import inject_on_its_part, limited_to_part
 from ..injection.timing import Timing
 from ..match import match
 from ..named_lora import NamedLora
@@ -309,10 +309,19 @@ def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraDat
         training_set(values["images"]),
         validation=values.get("validation_images"),
         prior=values.get("prior_images"),
-        start=values.get("lora"),
-        training_adapter=values.get("training_adapter") or None,
+        start=_lora_on_wire(values, "lora"),
+        training_adapter=_lora_on_wire(values, "training_adapter"),
     )
     return LoraRequest(config_of(values), **settings), data
+
+
+def _lora_on_wire(values: Mapping[str, Any], name: str) -> Mapping[str, Tensor] | None:
+    """The LoRA of an input; None where nothing is wired. Raises `InputError` for what is no LoRA."""
+    lora = values.get(name)
+    if lora is None:
+        return None
+    as_named_lora(lora)  # for its errors, such as that of a dict without layers
+    return lora
 
 
 class TrainLora(io.ComfyNode):
@@ -410,7 +419,7 @@ def _with_adapters(model, clip, learned: Mapping[str, Tensor], kind: str) -> tup
     if isinstance(learned, NamedLora):
         timing, _ = limited_to_part(Timing(), model, learned)
         if not timing.always:
-            patched, patched_clip, _ = inject(model, clip, learned, Request(timing=timing))
+            patched, patched_clip, *_ = inject_on_its_part(model, clip, learned, Request())
             return patched, patched_clip
     if kind != "DoRA":
         return comfy.sd.load_lora_for_models(model, clip, learned, 1.0, 1.0)

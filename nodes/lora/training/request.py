@@ -67,6 +67,9 @@ class LoraRequest:
             *("conv_rank", "rank_dropout", "module_dropout", "max_norm", "preserve_weight"),
         ):
             check_range(name, getattr(self, name))
+        for name in ("preserve", "custom_targets", "sample_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} is {getattr(self, name)!r}; give a text, or an empty one")
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("adapter", self.adapter, list(ADAPTERS))
         if self.lokr_factor == 0 or self.lokr_factor < -1:
