@@ -79,6 +79,11 @@ def to_format(
     for key, tensor in lora.items():
         layer, part = layer_and_part(key)
         name = names.get(layer, {}).get(key_format)
+        if key_format == "diffusers" and name is None and layer in names:
+            raise InputError(
+                "diffusers reads no LoRA of this model's class under names that are known here, so a file of "
+                "key_format diffusers would change nothing there; choose key_format kohya or comfy"
+            )
         if key_format == "diffusers":
             out |= _diffusers_parts(lora, layer, part, tensor, name)
         else:

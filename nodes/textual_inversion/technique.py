@@ -41,6 +41,7 @@ from ..bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory,
 from ..bridge.training_model.offload import MEMORY_ADVICE
 from ..bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table, token_ids
 from ..bridge.training_model.text_encoder import TrainableTextEncoder
+from ..bridge.wire.compiled import restore_own_modules
 from .names import prompt_word
 from .request import InversionRequest
 from .templates import WORD, check_captions, prompt_for
@@ -53,6 +54,7 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     """
     model, clip, vae = models.model, models.clip, models.vae
     check_wire(model, clip)
+    restore_own_modules(model)
     check_trainable(model.model)
     trained_range(model, request.train)
     if request.template == "captions":

@@ -61,3 +61,17 @@ def test_networks_of_the_same_modules_are_told_apart(comfyui):
     first, second = (learnt(ODD[name])[0].model.diffusion_model for name in ("einsums", "added in place"))
     overwritten = [discovery.discovered_family(network).overwritten_input(network) for network in (first, second)]
     assert list(map(len, overwritten)) == [0, 2]
+
+
+def test_a_prompt_that_only_scales_channels_has_no_cross_attention(comfyui):
+    """By hand: the class has one attention, of the picture to itself, and the target is for what reads the prompt."""
+    odd = Odd(odd_networks.Modulated, attention=("sight", "tell"))
+    models = learnt(odd)
+    network = models[0].model.diffusion_model
+    with pytest.raises(InputError, match="no attention of a Network reads the prompt.*choose 'attention'"):
+        target_layers(network, "cross-attention")
+    wanted = {f"{block}.{name}" for block in odd.blocks for name in odd.attention}
+    assert set(target_layers(network, "attention")) == wanted
+    network.double()
+    network.dtype = torch.float64
+    check_gradient(models)

@@ -100,6 +100,22 @@ class LowRank(nn.Module):
         return x + self.feed(self.norm(x))
 
 
+class Modulated(nn.Module):
+    """Attention of the picture to itself; the prompt's mean scales and shifts the channels before it (Peebles and Xie
+    2023, arXiv 2212.09748, section 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.scale, self.feed = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH), Feed()
+        self.sight, self.tell = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        scale, shift = self.scale(words.mean(1, keepdim=True)).chunk(2, -1)
+        parts = self.sight(self.norm(x) * (1 + scale) + shift).chunk(3, -1)
+        x = x + self.tell(rows(functional.scaled_dot_product_attention(*map(heads, parts))))
+        return x + self.feed(self.norm(x))
+
+
 class StartsInPlace(Block):
     """Scales its input in place before anything reads it."""
 

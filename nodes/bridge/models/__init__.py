@@ -19,7 +19,7 @@ from . import flux, lumina, qwen, sd3, unet, wan
 from .custom import custom_targets
 from .discovery import discover, discovered_family, discovery_latent, was_observed, why_not_discovered
 from .exceptions import exceptions_of
-from .family import Family
+from .family import NO_LAYERS, Family
 from .layers import is_convolution, is_linear
 from .names import core_places
 from .refused import reason_against
@@ -218,5 +218,10 @@ def _pattern_of(diffusion_model: nn.Module, family: Family | None, targets: str)
         raise InputError(
             f"the layers of a {type(diffusion_model).__name__} are not known by name here"
             f"{why_not_discovered(diffusion_model)}; set targets to 'custom' and name them, for example '*attn.qkv'"
+        )
+    if targets == "cross-attention" and family.patterns[targets] == NO_LAYERS:
+        raise InputError(
+            f"targets is 'cross-attention', and no attention of a {type(diffusion_model).__name__} reads the prompt: "
+            "it scales or shifts what the layers compute, from outside of them; choose 'attention'"
         )
     return family.patterns[targets]

@@ -23,7 +23,7 @@ from ..forward_pass.dataflow import PICTURE, TEXT, Attention, Dataflow, Observer
 from ..forward_pass.differentiable import DifferentiableFunctions
 from ..forward_pass.fake import FullMasks, fake_training, fake_values, fused_attention
 from ..forward_pass.in_place import clone_layer_inputs
-from .family import Family
+from .family import NO_LAYERS, Family
 from .layers import is_linear
 from .names import by_core
 
@@ -131,7 +131,7 @@ def family_from(layout: Layout, name: str) -> Family:
     """The record of a network with this layout. name: of its class."""
 
     def pattern(*groups: Iterable[str]) -> str:
-        return "|".join(re.escape(layer) for group in groups for layer in group) or r"(?!)"
+        return "|".join(re.escape(layer) for group in groups for layer in group) or NO_LAYERS
 
     return Family(
         name,
@@ -344,13 +344,21 @@ class _Reading:
             return set().union(*cross)
         both = [pair for pair in found if pair[0].key_origins >= {PICTURE, TEXT}]
         # Where text only scales the picture's tokens, or tells them what to add, there are no more keys than those. A
-        # class that fills up both to one length has as many everywhere.
-        joint = [pair for pair in both if self._keys(pair[0]) > self._picture_tokens(pair[0])] or both
+        # class that fills up both to one length (Ideogram 4) has as many everywhere, and tokens of text among them.
+        joint = [pair for pair in both if self._keys(pair[0]) > self._picture_tokens(pair[0])]
+        if not joint and any(self._reads_text_tokens(attention) for attention, _ in both):
+            joint = both
         double = [group for attention, group in joint if len(self._for_positions(attention.key)) > 1]
         return set[str]().union(*(double or [group for _, group in joint]))
 
     def _keys(self, attention: Attention) -> int:
         return sum(map(self._tokens, self._for_positions(attention.key)))
+
+    def _reads_text_tokens(self, attention: Attention) -> bool:
+        """Whether a layer for each token of the prompt alone feeds the layers of the keys; a scale of channels is made
+        by one for the prompt as a whole."""
+        feeding = set[str]().union(*(self._flow.layers[name].inputs.layers for name in attention.key))
+        return any(self._flow.layers[name].inputs.origins == {TEXT} for name in self._for_positions(feeding))
 
     def _picture_tokens(self, attention: Attention) -> int:
         """The positions of the picture before an attention; after it a class may compute something for each pixel."""

@@ -10,6 +10,8 @@ from torch import nn
 
 from ....training.layer_names.aliases import Aliases
 
+NO_LAYERS = r"(?!)"  # the pattern of a target that a network has no layers of
+
 
 @dataclass(frozen=True)
 class Family:

@@ -52,8 +52,9 @@ def as_they_are(base, prefix: str) -> dict[str, dict]:
 def by_core(base) -> dict[str, dict]:
     """`by_program` of a model whose names ComfyUI's table of LoRA keys gives, whatever its class.
 
-    diffusers' names stand behind `transformer.` there. Where the table lacks them for a layer, all layers have the
-    checkpoint's own names behind `diffusion_model.`, which every loader of ComfyUI's reads, and diffusers' for some.
+    diffusers' names stand behind `transformer.` there. Where the table lacks them for a layer, classes of
+    `_READ_BY_DIFFUSERS` have the checkpoint's own names behind `diffusion_model.`, and the others have no name in
+    diffusers: its loader would leave out every key of the file.
     """
     import comfy.lora
 
@@ -69,7 +70,22 @@ def by_core(base) -> dict[str, dict]:
     in_blocks = [forms for name, forms in names.items() if re.search(r"\.\d+\.", name)]
     if all("diffusers" in forms for forms in in_blocks):
         return names
-    return as_they_are(base, COMFY_PREFIX)
+    kinds = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(base.diffusion_model).__mro__}
+    if not _READ_BY_DIFFUSERS.isdisjoint(kinds):
+        return as_they_are(base, COMFY_PREFIX)
+    return {name: {"kohya": forms["kohya"]} for name, forms in names.items()}
+
+
+# Networks whose own layer names diffusers' pipelines translate behind `diffusion_model.` (diffusers 0.42,
+# `loaders/lora_pipeline.py`: LTXVideo, LTX2, Anima, Ideogram4, Wan).
+_READ_BY_DIFFUSERS = frozenset(
+    {
+        "comfy.ldm.lightricks.model.LTXVModel",
+        "comfy.ldm.anima.model.Anima",
+        "comfy.ldm.ideogram4.model.Ideogram4Transformer2DModel",
+        "comfy.ldm.wan.model.WanModel",
+    }
+)
 
 
 def core_places(base) -> dict[str, Place]:

@@ -111,7 +111,8 @@ def _frozen_forward(layer: nn.Module, x: Tensor, *_args, **_kwargs) -> Tensor:
     if isinstance(layer, _CONVOLUTIONS) or x.ndim == 2:
         return _FrozenLayer.apply(x, layer, dtype)
     # As a matrix: the product of more dimensions is a view, and models may add to a layer's output in place.
-    return _FrozenLayer.apply(x.reshape(-1, x.shape[-1]), layer, dtype).view(*x.shape[:-1], -1)
+    out = _FrozenLayer.apply(x.reshape(-1, x.shape[-1]), layer, dtype)
+    return out.view(*x.shape[:-1], out.shape[-1])  # x may have no rows, as LTX-2's sound without one
 
 
 class _FrozenLayer(torch.autograd.Function):

@@ -41,5 +41,17 @@ def restore_names(patcher: Any) -> None:
         comfy.model_management.unload_model_and_clones(patcher)
 
 
+def restore_own_modules(patcher: Any) -> None:
+    """See to it that the base model of a MODEL has its own modules and functions, as a training looks at them.
+
+    All clones share the base model, and ComfyUI leaves the object patches and injections of the one that was used last
+    in it. A clone that has put something else than a noise schedule there is unloaded.
+    """
+    loaded = (each.model for each in comfy.model_management.current_loaded_models)
+    clones = [each for each in loaded if each is not None and each.model is patcher.model]
+    if any(each.is_injected or set(each.object_patches_backup) - {"model_sampling"} for each in clones):
+        comfy.model_management.unload_model_and_clones(patcher)
+
+
 def _is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in module._modules

@@ -53,6 +53,7 @@ from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory
 from ...bridge.training_model.offload import MEMORY_ADVICE
 from ...bridge.training_model.text_encoder import TrainableTextEncoder, attention_layers
 from ...bridge.training_model.text_encoder import file_names as text_file_names
+from ...bridge.wire.compiled import restore_own_modules
 from ..match import starting_parts
 from .few_steps import PROMPTS, FewStepDrift
 from .preserve import BaseComparison, leak_prompts, lines_of
@@ -73,6 +74,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     model, clip, vae = models.model, models.clip, models.vae
     # These are called for their errors only. `LoraTechnique.prepare` looks up the layers of the prepared model.
     check_wire(model, clip)
+    restore_own_modules(model)
     check_trainable(model.model)
     trained_range(model, request.train)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
