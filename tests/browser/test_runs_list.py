@@ -17,7 +17,7 @@ PANEL = "document.querySelector('.bespoke-training')"
 ITEM = "document.querySelector('[data-id=\"%s\"]')"
 # Two runs of one base without a trigger, and one with a trigger and samples.
 PLAIN, OTHER, WORDED = (f"lora-0000000000{end}" for end in ("a1", "a2", "b1"))
-SWEPT = "lora-0000000000e1", "lora-0000000000e2"
+SWEPT = "lora-0000000005a1", "lora-0000000005a2"
 NEW = "lora-0000000000c1"
 FRAMES = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 SETTINGS = {"steps": 400, "rank": 8, "learning_rate": 1e-4, "batch_size": 4, "seed": 7, "targets": "attention"}

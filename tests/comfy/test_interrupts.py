@@ -43,7 +43,7 @@ def phases(comfyui):
         wrap_all(patch.setattr)
         patch.setattr(monitor, "AUTOSAVE_SECONDS", -1.0)  # the state is saved after each step
         sampler = SamplerSettings(steps=1, cfg=1.0)
-        patch.setattr("bespoke.nodes.lora.training.node.settings_in", lambda prompt: sampler)
+        patch.setattr("bespoke.nodes.lora.training.node.settings_in", lambda prompt, default=None: sampler)
         yield
 
 

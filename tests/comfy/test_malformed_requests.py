@@ -15,6 +15,7 @@ from bespoke.nodes.bridge.files.names import LONGEST_NAME
 from bespoke.nodes.bridge.web import LARGEST_BODY
 from bespoke.nodes.images import places, routes
 from bespoke.nodes.images.folder import FolderRequest, read_folder
+from bespoke.nodes.jobs.techniques import setting_defaults
 from PIL import Image
 
 AS_JSON = {"Content-Type": "application/json"}
@@ -46,7 +47,8 @@ def all_routes(comfyui):
 
     for path in sorted(PACK.glob("nodes/**/routes.py")):
         name = ".".join(path.relative_to(PACK).with_suffix("").parts)
-        importlib.import_module(f"bespoke.{name}").register(Server)
+        further = [setting_defaults()] if name == "nodes.bridge.runs.routes" else []
+        importlib.import_module(f"bespoke.{name}").register(Server, *further)
     return Server.routes
 
 

@@ -96,8 +96,10 @@ def copy_of(job: Path, name: str, **settings) -> Path:
     shutil.copytree(job, out, ignore=shutil.ignore_patterns("runs", "saves", "result", "log.jsonl"))
     text = (out / "job.toml").read_text()
     for key, value in settings.items():
-        old = next(line for line in text.splitlines() if line.startswith(f"{key} = "))
-        text = text.replace(old, f"{key} = {json.dumps(value)}", 1)
+        # A setting that version 0.1 lacks is not written at its default.
+        old = next((line for line in text.splitlines() if line.startswith(f"{key} = ")), None)
+        head, line = "\n[settings]\n", f"{key} = {json.dumps(value)}"
+        text = text.replace(head, f"{head}{line}\n", 1) if old is None else text.replace(old, line, 1)
     (out / "job.toml").write_text(text)
     return out
 

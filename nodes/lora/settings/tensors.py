@@ -18,7 +18,7 @@ from ....training.layer_names.parts import (
     PEFT_MAGNITUDE,
     split_key,
 )
-from ....training.layer_names.spelling import common_name, is_text_encoder
+from ....training.layer_names.spelling import KOHYA_PREFIX, common_name, is_text_encoder
 from .sheet import Sheet
 
 _RANKED = (DOWN, HADA_W1_B, LOKR_W2_B, LOKR_W1_B)
@@ -56,7 +56,7 @@ def read(shapes: Mapping[str, Sequence[int]], alphas: Collection[float], sheet: 
 
 def _note_projections(layers: Iterable[tuple[str, str]], sheet: Sheet) -> None:
     """kohya adapts the first and last layer of each of a U-Net's transformers; `targets` here has them not."""
-    if any(part == DOWN and re.fullmatch(r"lora_unet_.*_proj_(in|out)", layer) for layer, part in layers):
+    if any(part == DOWN and re.fullmatch(KOHYA_PREFIX + r".*_proj_(in|out)", layer) for layer, part in layers):
         sheet.note(
             "The file also has the first and last layer of each transformer (proj_in, proj_out); here they are adapted "
             "with conv_rank above 0."
