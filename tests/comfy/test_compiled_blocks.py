@@ -148,6 +148,7 @@ def test_a_block_that_cannot_be_compiled_is_computed_as_without(network):
     assert "no kernels here" in said
 
 
+@pytest.mark.slow
 def test_a_compiler_that_gives_another_gradient_is_not_used(network):
     """One that is a thousandth off, and one that is right."""
     made, x = adapters({"a": network[0].first}), torch.randn(3, 6)

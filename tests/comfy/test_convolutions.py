@@ -136,6 +136,7 @@ def test_style_and_content_blocks_are_b_loras(comfyui):
     assert all(name.startswith("output_blocks.1.1.") for name in target_layers(network, "style blocks"))
 
 
+@pytest.mark.slow
 def test_style_and_content_are_trained_together_and_used_apart(run_node, comfyui):
     """B-LoRA's way, with the names of its files and the blocks of Inject LoRA."""
     models = tiny.sdxl()
@@ -171,6 +172,7 @@ def test_blocks_and_convolutions_are_refused_where_there_are_none(comfyui):
 # --- files --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each
 def test_the_trained_model_is_the_base_with_the_deltas(run_node, smallest, trained, kind):
     """The oracle is `delta_weight`, which PEFT and LyCORIS are compared with in the unit tests. The trainer's MODEL,
@@ -258,6 +260,7 @@ def _plain(layer):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
 def test_diffusers_reads_its_file(run_node, smallest, trained, kind):
     """Every key, in diffusers' own U-Net with the base's weights, through its loader and PEFT: the merged weights are
@@ -320,6 +323,7 @@ def test_inspect_and_compose_read_the_convolutions(run_node, smallest, trained, 
         assert movement(tiny.predict(injected), wanted) < 1e-4 * movement(wanted, plain)
 
 
+@pytest.mark.slow
 @each
 def test_the_memory_of_a_step_is_forecast(smallest, kind):
     """On fake tensors. The trained numbers are those of the real adapters; 12 bytes each with AdamW's two moments."""
@@ -343,6 +347,7 @@ def test_the_memory_of_a_step_is_forecast(smallest, kind):
 # --- going on -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @each
 def test_a_training_goes_on_from_its_own_file(run_node, smallest, trained, kind):
     """Read back from the file in kohya's names, with another alpha too: the effect is the same at the start."""
@@ -360,6 +365,7 @@ def test_a_training_goes_on_from_its_own_file(run_node, smallest, trained, kind)
             train(run_node, smallest, kind, lora=read, conv_rank=0, steps=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "checkpointing"), [("LoRA", False), ("LoRA", True), ("LoHa", False)])
 def test_a_resumed_run_with_dropout_ends_on_the_same_bits(run_node, smallest, runs, kind, checkpointing):
     """Its draws are of the step, not of what was drawn before."""
@@ -375,6 +381,7 @@ def test_a_resumed_run_with_dropout_ends_on_the_same_bits(run_node, smallest, ru
     assert "change was longer than max_norm 0.05 in " in straight[4]
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_of_dropout(run_node, smallest):
     """The second pass of a block drops what the first has dropped. With prior pictures two calls wait for it."""
     own = dict(rank_dropout=0.4, module_dropout=0.2, steps=3, prior_images=sprite_set(9, 4, side=64, colour="red"))

@@ -60,6 +60,7 @@ LOADERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "loader", "reads"), LOADERS)
 def test_names_for_diffusers_are_those_that_it_reads(comfyui, row, loader, reads):
     """The oracle is diffusers' own loader: it keeps what becomes `transformer.` and leaves the rest of a file out."""

@@ -35,6 +35,7 @@ def train(run_node, models, optimizer, **changes):
     return run_node("BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, **settings | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", HERE)
 def test_a_resumed_run_ends_on_the_same_bits(run_node, smallest, runs, optimizer):
     """Two steps and two more are the four steps of one run; DoRA has vectors beside its matrices (Muon)."""
@@ -92,6 +93,7 @@ def test_schedule_free_says_that_it_has_no_schedule(run_node, smallest):
     assert "lr_schedule" not in train(run_node, smallest, SCHEDULE_FREE)[4]
 
 
+@pytest.mark.slow
 def test_schedule_free_saves_what_it_hands_on_and_scores_change_nothing(run_node, smallest, runs, comfyui):
     """The file of the last step is the LoRA at the output; scores and files between the steps change no number."""
     plain = train(run_node, smallest, SCHEDULE_FREE, keep="last")

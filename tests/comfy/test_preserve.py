@@ -53,6 +53,7 @@ def equal(one, other):
 # --- The loss ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_prompts_nothing_changes(run_node, smallest):
     plain = train(run_node, smallest)
     off = train(run_node, smallest, preserve=" \n\n", preserve_weight=3.0)
@@ -73,6 +74,7 @@ def test_the_first_step_is_that_without_prompts(run_node, smallest):
     assert equal(one[1], other[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_resumed_run_ends_on_the_same_bits(run_node, smallest, runs, checkpointed):
     changes = dict(preserve=LINES, preserve_weight=2.0, lr_schedule="constant", gradient_checkpointing=checkpointed)
@@ -83,6 +85,7 @@ def test_a_resumed_run_ends_on_the_same_bits(run_node, smallest, runs, checkpoin
     assert again[3].losses == straight[3].losses
 
 
+@pytest.mark.slow
 def test_checkpointing_learns_the_same(run_node, smallest):
     """A block that is computed again in the backward pass sees the adapters that it saw at first."""
     one, other = (
@@ -147,6 +150,7 @@ def test_the_loss_is_the_change_at_the_prompts(run_node, smallest, text):
         assert change(smallest, (model, smallest[1]), batch, prompts).mean().item() != pytest.approx(wanted, rel=0.01)
 
 
+@pytest.mark.slow
 def test_prior_pictures_are_not_held_to_the_base(run_node, smallest):
     """They have a loss of their own: what the prompts add to the loss of a step is the same with them."""
     lora = train(run_node, smallest)[1]
@@ -172,6 +176,7 @@ def test_the_prompts_depend_on_batch_and_position_alone():
     assert len(draws) > 10
 
 
+@pytest.mark.slow
 def test_the_memory_of_the_second_graph_is_forecast(smallest):
     from bespoke.nodes.lora.training.request import LoraRequest
     from bespoke.training.config import TrainConfig
@@ -263,6 +268,7 @@ def replace_pictures(run):
     return replace(run, pictures=[PictureLosses("", "sprite 0", False, [(0, 1.0), (20, 0.5)])])
 
 
+@pytest.mark.slow
 def test_measuring_the_leak_changes_nothing_that_is_learned(run_node, smallest, measured, monkeypatch):
     from bespoke.nodes.bridge import trainer
 
@@ -285,6 +291,7 @@ def test_a_run_that_is_too_short_says_that_the_leak_was_not_measured(run_node, s
     assert "leak" not in report.lower()
 
 
+@pytest.mark.slow
 def test_folds_have_a_leak_each_and_the_run_their_mean(run_node, smallest, cheap):
     """Four pictures are too few to hold one out: three trainings leave out one each."""
     *_, run, report, _ = train(run_node, smallest, validation=1, **LONG | {"keep": "best"})
@@ -297,6 +304,7 @@ def test_folds_have_a_leak_each_and_the_run_their_mean(run_node, smallest, cheap
 # --- Jobs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_carries_the_prompts_and_learns_the_same(comfyui, run_node, tmp_path):
     from bespoke.nodes.jobs.checks import check_job, request_of
     from bespoke.nodes.jobs.job import read_job

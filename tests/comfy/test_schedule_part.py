@@ -63,6 +63,7 @@ def train(run_node, name: str, model=None, **changes):
     return run_node("BespokeTrainLora", **given | SETTINGS | changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", ["importance", "shifted"])
 def test_an_epsilon_model_is_called_at_the_timesteps_of_the_part_alone(run_node, sampling):
     """Timesteps 300 to 799, as sd-scripts draws them with 300 and 800; training, validation and picture scores."""
@@ -86,6 +87,7 @@ def test_an_epsilon_model_is_called_at_the_timesteps_of_the_part_alone(run_node,
     assert "timesteps 0.3 to 0.8" in report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(0.3, 0.301), (0.999, 1.0), (0.0, 0.001)])
 def test_a_part_of_a_single_timestep(run_node, low, high):
     model, sigmas = watched("sd15")
@@ -104,6 +106,7 @@ def test_a_flow_model_is_called_at_the_noise_levels_of_the_part_alone(run_node, 
     assert max(sigmas) - min(sigmas) > 0.3  # of 0.5
 
 
+@pytest.mark.slow
 def test_without_limits_the_whole_schedule_is_trained(run_node):
     """The spy sees what the two tests above deny."""
     model, sigmas = watched("sd15")
@@ -297,6 +300,7 @@ def test_compose_and_save_keep_a_common_part(run_node, trained):
     assert range_in(as_file(dict(lora), run, "x")[1]) == TimestepRange(LOW, HIGH)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_that_of_one_sitting(run_node):
     """Bit for bit on the CPU; another part is another run."""
     given = dict(min_timestep=LOW, max_timestep=HIGH, lr_schedule="constant", validation=0, seed=77)
@@ -310,6 +314,7 @@ def test_a_resumed_run_is_that_of_one_sitting(run_node):
     assert other.id != first.id
 
 
+@pytest.mark.slow
 def test_a_job_carries_the_part(comfyui, run_node):
     folder, _ = jobs.export(run_node, jobs.base_model(comfyui), "jobs/part", min_timestep=LOW, max_timestep=HIGH)
     settings = read_job(jobs.Path(folder)).settings
@@ -318,6 +323,7 @@ def test_a_job_carries_the_part(comfyui, run_node):
         jobs.export(run_node, jobs.base_model(comfyui), "jobs/none", min_timestep=0.9, max_timestep=HIGH)
 
 
+@pytest.mark.slow
 def test_a_word_is_learned_on_the_part_alone(run_node):
     model, sigmas = watched("sd15")
     _, clip, vae = families.made("sd15")
@@ -345,6 +351,7 @@ def test_a_word_is_learned_on_the_part_alone(run_node):
     assert "the word acts at all of them" in report
 
 
+@pytest.mark.slow
 def test_samples_show_the_lora_on_its_part(comfyui):
     """Attached adapters leave the answers outside of the part as they are, bit for bit; text layers act always."""
     part, levels = TimestepRange(LOW, HIGH), levels_around("sd15", tiny.patcher().model.model_sampling)

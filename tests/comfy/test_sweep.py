@@ -111,6 +111,7 @@ def test_each_cell_is_the_picture_of_cores_nodes_and_is_drawn_once(sweep, small,
     assert "3 pictures drawn" in report
 
 
+@pytest.mark.slow
 def test_losses_are_the_error_of_the_noise(sweep, small, run_node, lora):
     """By hand: the mean of |epsilon - prediction|^2 (Ho et al. 2020, eq. 14), with core's network and core's
     LoRA, at five timesteps of each picture, with the noises of a validation."""
@@ -144,6 +145,7 @@ def test_losses_are_the_error_of_the_noise(sweep, small, run_node, lora):
         assert loss == pytest.approx(sum(errors) / len(errors), rel=0.02), strength  # the network computes in bfloat16
 
 
+@pytest.mark.slow
 def test_a_lora_of_a_part_of_the_schedule_acts_there_alone(sweep, small, run_node, lora, monkeypatch):
     """The oracle: the graph of Inject LoRA and ComfyUI's own nodes, bit for bit; the loss has the part too."""
     drawn, draw = [], sweep_cells.Cells._draw
@@ -190,6 +192,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(sweep, lora, monkeypatch):
     assert "2 kept from before" in report
 
 
+@pytest.mark.slow
 def test_a_runs_files_are_the_columns_by_their_steps(comfyui, sweep, small, run_node):
     model, clip, vae = small
     *_, run, _, _ = run_node(

@@ -121,6 +121,7 @@ def drawn(runs, run, number):
     return torch.frombuffer(bytearray(Image.open(path).convert("RGB").tobytes()), dtype=torch.uint8)
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_without_it_also_where_none_is_due(run_node, models, adapter, runs, monkeypatch):
     """Of the base before the first step, and at the end of what a training without it draws of the same LoRA."""
     from bespoke.nodes.bridge.runs.samples import SamplerSettings
@@ -162,6 +163,7 @@ def made(run_node, models, kind):
     return lora, {f"{name}.weight": adapters[name].delta_weight().detach() for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["DoRA", "LoKr", "LoHa", "differences"])
 def test_every_kind_of_file_is_part_of_the_base(run_node, models, kind):
     """Kinds that are no two factors: the layer's weight is computed at each call, in both passes."""
@@ -232,6 +234,7 @@ def test_the_report_says_what_it_was_and_how_far_the_few_step_pictures_drifted(t
     assert "drift" not in plain[4] + plain[3].start_line
 
 
+@pytest.mark.slow
 def test_the_drift_of_a_training_that_learns_nothing_is_none(run_node, models, adapter):
     """And before it is the base's own loss, whatever the LoRA to go on from is."""
     mine = train(run_node, models, training_adapter=adapter, learning_rate=0.0, steps=1)
@@ -273,6 +276,7 @@ def text_lora(clip):
     }, name
 
 
+@pytest.mark.slow
 def test_a_text_encoders_part_acts_where_it_runs_in_the_steps(run_node, models, adapter):
     """There the loss is that of the CLIP with the change in its weights; elsewhere it is left out, with a word."""
     lora, name = text_lora(models[1])
@@ -289,6 +293,7 @@ def test_a_text_encoders_part_acts_where_it_runs_in_the_steps(run_node, models, 
     assert not any(layer._forward_hooks for layer in models[1].cond_stage_model.modules())
 
 
+@pytest.mark.slow
 def test_a_job_carries_it(run_node, models, adapter, tmp_path, runs, trained):
     """Trained from what was written and read again: the same bits as from the node."""
     from bespoke.nodes.bridge.runs.samples import SamplerSettings
@@ -341,6 +346,7 @@ def eight_bit():
     return plain, comfy.model_patcher.ModelPatcher(base.eval(), cpu, cpu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LoRA", "LoHa"])
 def test_weights_of_fp8_are_changed_as_exactly_as_those_of_float32(run_node, models, adapter, kind):
     """Beside the layer, or in the weight that is cast at each call: no change is rounded to fp8."""
@@ -363,6 +369,7 @@ def offload(patcher, _leave_free):
     patcher.partially_unload(torch.device("cpu"), 10**12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LoRA", "LoHa"])
 def test_offloaded_weights_give_the_same(run_node, models, adapter, monkeypatch, kind):
     """ComfyUI's partly loaded model, also after the samples, for which it loads the weights anew."""

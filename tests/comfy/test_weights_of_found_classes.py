@@ -115,6 +115,7 @@ def test_layers_and_gradient_are_those_of_the_numbers(comfyui, format):
     check("ernie", format)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["fp8", "nvfp4"])
 def test_ltx2s_layers_and_gradient_are_those_of_the_numbers(comfyui, format):
     """Its layers for sound get a batch of no tokens."""

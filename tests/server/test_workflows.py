@@ -160,12 +160,14 @@ def test_subject(run_example):
     )
 
 
+@pytest.mark.slow
 def test_two_loras_composed(server, run_example):
     shown = run_example("lora_compose")
     assert differ(shown["the style alone"][0], shown["the subject alone"][0], shown["both composed"][0])
     assert (server.base / "models" / "loras" / "bespoke" / "style-and-subject_00001.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_lora_in_part(run_example):
     shown = run_example("lora_inspect_and_scope")
     parts = ("all of it", "value and out only", "the up blocks only", "from the middle of the denoising on")
