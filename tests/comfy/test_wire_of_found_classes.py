@@ -94,6 +94,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("carried", "name", "add", "kind"), CASES, ids=[case[0] for case in CASES])
 def test_it_is_trained_as_it_is_sampled_or_refused(comfyui, run_node, tmp_path, carried, name, add, kind):
     if name and config_class(name) is None:
@@ -107,6 +108,7 @@ def test_it_is_trained_as_it_is_sampled_or_refused(comfyui, run_node, tmp_path, 
     assert verdict.effect > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["diffusion_model", "diffusion_model.parts.0", "diffusion_model.parts.0.forward"])
 def test_what_a_loaded_clone_carries_is_not_observed(run_node, monkeypatch, place):
     """The layers are counted by hand in the class. ComfyUI leaves the object patches of what was sampled last in the

@@ -151,6 +151,7 @@ def test_lora(server, run_example):
     assert "lora key not loaded" not in server.console.read_text(errors="replace")
 
 
+@pytest.mark.slow
 def test_subject(run_example):
     shown = run_example("lora_subject")
     assert differ(
