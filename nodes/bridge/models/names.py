@@ -96,10 +96,12 @@ def core_places(base) -> dict[str, Place]:
     found: dict[str, Place] = {}
     for theirs, ours in comfy.lora.model_lora_keys_unet(base, {}).items():
         key, *rows = (ours,) if isinstance(ours, str) else ours
-        layer = key.removeprefix(COMFY_PREFIX).removesuffix(".weight")
-        if rows and rows[0][0] == 0:
+        if any(callable(each) for each in rows):
+            continue  # the factors are rearranged too (AuraFlow's last layer): read by ComfyUI's exact name only
+        layer, offset = key.removeprefix(COMFY_PREFIX).removesuffix(".weight"), rows[0] if rows else None
+        if offset is not None and offset[0] == 0:
             part = f"{layer.rpartition('.')[0]}.{theirs.rpartition('.')[2]}"
-            place = Place(layer, (rows[0][1], rows[0][2]), part=part)
+            place = Place(layer, (offset[1], offset[2]), part=part)
         else:
             place = Place(layer, part=layer)
         found.setdefault(flat_name(theirs), place)
