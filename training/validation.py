@@ -63,6 +63,11 @@ def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int,
     return [(step, sum(one[step] for one in losses) / len(losses)) for step in sorted(common)]
 
 
+def grid_within(low: float, high: float) -> list[float]:
+    """The timesteps at which pictures are scored: `TIMESTEPS` within the range `low` to `high` that is trained on."""
+    return [low + (high - low) * t for t in TIMESTEPS]
+
+
 def validation_batches(
     data: LatentSet, indices: Sequence[int], device: torch.device, timesteps: Sequence[float] = TIMESTEPS
 ) -> list[Batch]:

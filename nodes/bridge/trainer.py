@@ -39,7 +39,7 @@ from ...training.picture_scores import Picture
 from ...training.record import Run
 from ...training.run_identity import defaults_of
 from ...training.timesteps import TimestepSampler, timestep_sampler
-from ...training.validation import TIMESTEPS, validation_batches, validation_scorer
+from ...training.validation import grid_within, validation_batches, validation_scorer
 from . import identity
 from .dataset.encoded import EncodedDataset
 from .runs.context import RunContext
@@ -424,9 +424,8 @@ class _Trainer:
 
     @property
     def _grid(self) -> list[float]:
-        """The timesteps at which pictures are scored: `TIMESTEPS` within the range that is trained on."""
-        low, high = self.limits
-        return [low + (high - low) * t for t in TIMESTEPS]
+        """The timesteps at which pictures are scored."""
+        return grid_within(*self.limits)
 
     def _drift(self, fold: Fold) -> Drift | None:
         """What measures the drift: in the first process, which must be able to call the model alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -25,3 +26,13 @@ def graph_of(hidden) -> tuple[Any, Any]:
     if not hidden:
         return None, None
     return hidden.prompt, (hidden.extra_pnginfo or {}).get("workflow")
+
+
+def grown_values(grown: Mapping[str, Any] | None) -> list[Any]:
+    """The connected values of a growing input, sorted by the number in its name: image10 comes after image9."""
+    return [value for _, value in sorted((grown or {}).items(), key=_number_at_end) if value is not None]
+
+
+def _number_at_end(item: tuple[str, Any]) -> int:
+    name, _ = item
+    return int(name[len(name.rstrip("0123456789")) :])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from comfy_api.latest import io
 
 from ...training.errors import InputError
 from ...training.record import Run as Record
 from ..bridge.drawing.fonts import missing_letters
 from ..bridge.errors import name_node_in_errors
-from ..bridge.types import Run
+from ..bridge.types import Run, grown_values
 from . import sheet, table
 from .layout import arrange
 
@@ -81,7 +78,7 @@ class Compare(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, labels="", images=None, runs=None) -> io.NodeOutput:
-        pictures, records = _in_order(images), _in_order(runs)
+        pictures, records = grown_values(images), grown_values(runs)
         if not pictures and not records:
             raise InputError("0 images and 0 runs are connected; wire in at least one IMAGE, or the run of a trainer")
         for record in records:
@@ -101,13 +98,3 @@ class Compare(io.ComfyNode):
                 f"U+{ord(codes[0]):04X}."
             )
         return io.NodeOutput(sheet.draw(grid, rows), "\n".join(lines + grid.notes))
-
-
-def _in_order(grown: Mapping[str, Any] | None) -> list[Any]:
-    """The connected values of a growing input, sorted by the number in its name: image10 comes after image9."""
-    return [value for _, value in sorted((grown or {}).items(), key=_number_at_end) if value is not None]
-
-
-def _number_at_end(item: tuple[str, Any]) -> int:
-    name, _ = item
-    return int(name[len(name.rstrip("0123456789")) :])

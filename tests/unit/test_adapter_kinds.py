@@ -5,6 +5,7 @@ import torch
 from bespoke.training.adapters import ADAPTERS, AdapterConfig, DoraAdapter
 from bespoke.training.adapters.lokr import factorization
 from bespoke.training.errors import InputError
+from random_adapter import gradients, random_adapter
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -15,18 +16,7 @@ def layer_and_adapter(kind, sizes=(12, 20), rank=3, alpha=2.0, factor=-1, bias=T
     """A frozen layer with random weights, and an adapter of the kind whose parameters are all random."""
     torch.manual_seed(1)
     layer = nn.Linear(*sizes, bias=bias).requires_grad_(False)
-    adapter = ADAPTERS[kind].for_layer("a", layer, AdapterConfig(rank, alpha, 5, factor), CPU)
-    for name, parameter in adapter.named_parameters():
-        if name == "dora_scale":
-            parameter.data.mul_(1 + 0.3 * torch.randn(parameter.shape))
-        else:
-            nn.init.normal_(parameter, std=0.5)
-    return layer, adapter
-
-
-def loss_and_gradients(parameters, output):
-    loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
-    return torch.autograd.grad(loss, parameters)
+    return layer, random_adapter(kind, layer, AdapterConfig(rank, alpha, 5, factor))
 
 
 # --- the mathematics ----------------------------------------------------------------------------------------------
@@ -97,8 +87,8 @@ def test_a_step_is_that_of_lycoris(kind, rank, factor, sizes):
     module.restore()
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
     names = [name for name, _ in adapter.named_parameters()]
-    own = loss_and_gradients([dict(adapter.named_parameters())[name] for name in names], ours)
-    other = loss_and_gradients([dict(module.named_parameters())[name] for name in names], theirs)
+    own = gradients([dict(adapter.named_parameters())[name] for name in names], ours)
+    other = gradients([dict(module.named_parameters())[name] for name in names], theirs)
     for name, one, two in zip(names, own, other, strict=True):
         assert (one - two).norm() < 1e-5 * two.norm(), name
     # Not `get_diff_weight`, which multiplies a LoHa's scale a second time.
@@ -123,9 +113,9 @@ def test_a_step_of_dora_is_that_of_peft(bias):
     x = torch.randn(4, 3, 12)
     ours, wanted = adapter(x, layer(x)), theirs(x)
     assert (ours - wanted).norm() < 1e-5 * wanted.norm()
-    own = loss_and_gradients([adapter.down, adapter.up, adapter.dora_scale], ours)
+    own = gradients([adapter.down, adapter.up, adapter.dora_scale], ours)
     vector = theirs.lora_magnitude_vector["default"].weight
-    other = loss_and_gradients([theirs.lora_A["default"].weight, theirs.lora_B["default"].weight, vector], wanted)
+    other = gradients([theirs.lora_A["default"].weight, theirs.lora_B["default"].weight, vector], wanted)
     for one, two in zip(own, other, strict=True):
         assert (one.view_as(two) - two).norm() < 1e-5 * two.norm()
     model.merge_adapter()
@@ -173,9 +163,7 @@ def test_half_precision_layers_keep_their_type(kind):
     x = torch.randn(2, 12).bfloat16()
     out = adapter(x, layer.bfloat16()(x))
     assert out.dtype == torch.bfloat16
-    assert all(
-        gradient.dtype == torch.float32 for gradient in loss_and_gradients(list(adapter.parameters()), out.float())
-    )
+    assert all(gradient.dtype == torch.float32 for gradient in gradients(list(adapter.parameters()), out.float()))
 
 
 @pytest.mark.parametrize(

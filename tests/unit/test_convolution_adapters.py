@@ -7,6 +7,7 @@ import torch
 from bespoke.training.adapters import ADAPTERS, AdapterConfig, AdapterSet, LoraAdapter
 from bespoke.training.adapters.dropout import Dropout, current_draw, part_of_batch, same_draw_again
 from bespoke.training.layer_names.parts import UNKNOWN, layers_of
+from random_adapter import gradients, random_adapter
 from torch import nn
 from torch.nn import functional
 from toy_training import copy_of
@@ -27,18 +28,7 @@ def layer_and_adapter(kind, which="3x3", channels=(6, 8), rank=2, alpha=3.0, fac
     """A frozen convolution with random weights, and an adapter of the kind whose parameters are all random."""
     torch.manual_seed(1)
     layer = nn.Conv2d(*channels, bias=bias, **CONVOLUTIONS[which]).requires_grad_(False)
-    adapter = ADAPTERS[kind].for_layer("a", layer, AdapterConfig(rank, alpha, 5, factor), CPU)
-    for name, parameter in adapter.named_parameters():
-        if name == "dora_scale":
-            parameter.data.mul_(1 + 0.3 * torch.randn(parameter.shape))
-        else:
-            nn.init.normal_(parameter, std=0.5)
-    return layer, adapter
-
-
-def gradients(parameters, output):
-    loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum()
-    return torch.autograd.grad(loss, parameters)
+    return layer, random_adapter(kind, layer, AdapterConfig(rank, alpha, 5, factor))
 
 
 def close(one, other, tolerance=1e-5):

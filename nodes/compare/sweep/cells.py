@@ -15,15 +15,12 @@ import latent_preview
 import nodes as core_nodes
 from torch import Tensor
 
-from ....training.timestep_range import range_in
 from ...bridge import identity
 from ...bridge.dataset.cache import ContentCache, key_of
 from ...bridge.sampling import fitting_latent, noise_for, schedule_of
 from ...bridge.trainer import Models
 from ...lora.injection.inject import Request
 from ...lora.injection.part import inject_on_its_part
-from ...lora.named_lora import NamedLora
-from ...lora.training.request import fingerprint_of
 from .plan import Column
 
 MAX_BYTES = 2**30  # of the pictures that are kept
@@ -62,15 +59,12 @@ class Cells:
         self.reading = identity.of_models(model, self.models.clip, self.models.vae)
         self._bar = comfy.utils.ProgressBar(self.total * sampling.steps)
         self._patched: tuple[Any, tuple[Any, Any]] | None = None
+        self._encoded: tuple[Any, dict[str, list]] | None = None
 
     def key(self, column: Column, strength: float, *parts: str) -> str | None:
         """The key of what the model with a LoRA makes of `parts`; None where it cannot be compared."""
-        lora = "" if column.lora is None or strength == 0.0 else self._lora_key(column.lora)
+        lora = "" if strength == 0.0 else column.key
         return key_of(self.reading, lora, repr(strength if lora else 0.0), *parts)
-
-    def _lora_key(self, lora: NamedLora) -> str:
-        part = range_in(lora.meta)  # the LoRA acts there alone
-        return fingerprint_of(lora) + ("" if part.is_whole else f" {part!r}")
 
     def picture(self, column: Column, strength: float, prompt: str) -> Tensor:
         """IMAGE [1, H, W, 3] in 0..1: what Load LoRA, CLIP Text Encode, KSampler and VAE Decode give.
@@ -99,8 +93,7 @@ class Cells:
 
     def _draw(self, model: Any, clip: Any, prompt: str) -> Tensor:
         sampling, begun = self.sampling, time.monotonic()
-        encode = core_nodes.CLIPTextEncode().encode
-        (positive,), (negative,) = encode(clip, prompt), encode(clip, sampling.negative)
+        positive, negative = self._encode(clip, prompt), self._encode(clip, sampling.negative)
         (latent,) = core_nodes.EmptyLatentImage().generate(sampling.width, sampling.height)
         samples = fitting_latent(model, latent)
         samples = comfy.sample.sample(
@@ -122,6 +115,15 @@ class Cells:
         self.drawn += 1
         self.seconds += time.monotonic() - begun
         return picture[:1].cpu()  # of a film its first frame
+
+    def _encode(self, clip: Any, text: str) -> list:
+        """CLIP Text Encode's CONDITIONING. Those of the last text encoder are kept: a column's cells share them."""
+        if self._encoded is None or self._encoded[0] is not clip:
+            self._encoded = clip, {}
+        known = self._encoded[1]
+        if text not in known:
+            (known[text],) = core_nodes.CLIPTextEncode().encode(clip, text)
+        return known[text]
 
     def _callback(self, model: Any) -> Callable[..., None]:
         """KSampler's callback, with the progress of the whole sweep."""

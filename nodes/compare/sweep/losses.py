@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ....training.config import TrainConfig
 from ....training.images import ImageSet
-from ....training.validation import TIMESTEPS, validation_batches, validation_scorer
+from ....training.validation import grid_within, validation_batches, validation_scorer
 from ...bridge.schedule_part import trained_range
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import prepare_for_training
@@ -33,10 +32,5 @@ def loss_on(images: ImageSet, model: Any, clip: Any, vae: Any) -> float:
         technique.prepare(denoiser, None)
         part = trained_range(model, request.train)
         limits = (0.0, 1.0) if part.is_whole else denoiser.timesteps_between(part.low, part.high)
-        batches = validation_batches(dataset.pictures.data, range(len(images.items)), denoiser.device, _grid(limits))
-        return validation_scorer(batches, technique.loss)()
-
-
-def _grid(limits: tuple[float, float]) -> Sequence[float]:
-    low, high = limits
-    return [low + (high - low) * t for t in TIMESTEPS]
+        data, indices, grid = dataset.pictures.data, range(len(images.items)), grid_within(*limits)
+        return validation_scorer(validation_batches(data, indices, denoiser.device, grid), technique.loss)()

@@ -6,17 +6,21 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ....training.captions import says, without_words
 from ....training.errors import InputError
 from ....training.record import Run
+from ....training.timestep_range import range_in
 from ...bridge.files.listing import ENDING
 from ...bridge.files.writing import models_folder
+from ...bridge.types import grown_values
 from ...lora.files import as_named_lora, read_lora
 from ...lora.injection.inject import STRENGTH
 from ...lora.named_lora import NamedLora
+from ...lora.training.request import fingerprint_of
 
 MOST_STRENGTHS, MOST_PROMPTS, MOST_CELLS = 20, 20, 2000
 
@@ -27,6 +31,14 @@ class Column:
 
     name: str
     lora: NamedLora | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """A text that tells what the LoRA does from what others do, computed once; "" without a LoRA."""
+        if self.lora is None:
+            return ""
+        part = range_in(self.lora.meta)  # the LoRA acts there alone
+        return fingerprint_of(self.lora) + ("" if part.is_whole else f" {part!r}")
 
 
 @dataclass(frozen=True)
@@ -154,17 +166,12 @@ def columns_of(run: Run | None, loras: Mapping[str, Any] | None) -> list[Column]
                 "bespoke/runs; train with save_every above 0, or wire LoRAs into loras"
             )
         columns += [Column(f"step {step}", read_lora(path)) for step, path in saved]
-    wired = [lora for _, lora in sorted((loras or {}).items(), key=lambda item: _number(item[0])) if lora is not None]
-    for number, value in enumerate(wired, 1):
+    for number, value in enumerate(grown_values(loras), 1):
         lora = as_named_lora(value)
         name = f"lora {number}" if lora.name == "the LoRA on the wire" else lora.name.removesuffix(ENDING)
         names = [column.name for column in columns]
         columns.append(Column(f"{name} ({number})" if name in names else name, lora))
     return columns
-
-
-def _number(name: str) -> int:
-    return int("".join(letter for letter in name if letter.isdigit()) or 0)
 
 
 def saved_files(run_id: str) -> list[tuple[int, Path]]:
