@@ -1,7 +1,9 @@
 """Every setting of the LoRA trainer, on small models of SD1.5's and SDXL's classes."""
 
+import gc
 import logging
 
+import comfy.model_patcher
 import comfy.sd
 import pytest
 import tiny
@@ -321,6 +323,23 @@ def test_nothing_is_left_on_the_users_model(sd15, run_node):
     for module in (model.model, clip.cond_stage_model):
         assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in module.modules())
         assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_no_clone_of_a_model_waits_for_the_collection_of_garbage(sd15, run_node):
+    """ComfyUI finds the owner of loaded weights by references to patchers. Where a clone and its parent are collected
+    in one cycle it finds none, and then collects all garbage at each load of any model (`cleanup_models_gc`)."""
+
+    def patchers():
+        return {id(each): each for each in gc.get_objects() if isinstance(each, comfy.model_patcher.ModelPatcher)}
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = patchers()
+        train(run_node, sd15, validation=1, steps=2)
+        assert patchers().keys() - before.keys() == set()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,16 @@ class ComfyDenoiser:
             prepare()
         self.patcher.pre_run()
 
+    def release(self) -> None:
+        """Let go of the patcher; `denoise` and `reload` cannot be called afterwards.
+
+        Whatever still holds the denoiser would keep the patcher, a clone of the user's, until Python collects cycles.
+        When a clone and its parent are collected together, ComfyUI does not see which patcher owns the loaded weights,
+        and collects garbage at every further load of any model.
+        """
+        del self.patcher, self._call
+        self._reload = ()
+
 
 if TYPE_CHECKING:
     _holds_the_protocol: type[Denoiser] = ComfyDenoiser
@@ -248,7 +258,11 @@ def prepare_for_training(
                 prepared_for_backward(base.diffusion_model, gradient_checkpointing, normal, compiler),
             ):
                 reload = (partial(_load, patcher, leave_free), freeze, make_views)
-                yield ComfyDenoiser(patcher, autocast_for(device, compute), reload, compute, normal, compiler)
+                denoiser = ComfyDenoiser(patcher, autocast_for(device, compute), reload, compute, normal, compiler)
+                try:
+                    yield denoiser
+                finally:
+                    denoiser.release()
         finally:
             comfy.model_management.in_training = was_training
             patcher.cleanup()
