@@ -25,9 +25,11 @@ from .lora.composition.node import ComposeLoras
 from .lora.injection import routes as lora_routes
 from .lora.injection.node import InjectLora, LoadLora
 from .lora.inspection.node import InspectLora
+from .lora.learning_rate.node import FindLearningRate
 from .lora.settings import routes as settings_routes
 from .lora.training.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
+from .textual_inversion.rate_node import FindWordLearningRate
 
 
 class BespokeExtension(ComfyExtension):
@@ -51,6 +53,7 @@ class BespokeExtension(ComfyExtension):
             CombineImageSets,
             SaveImageSet,
             TrainLora,
+            FindLearningRate,
             SaveLora,
             LoadLora,
             InjectLora,
@@ -61,6 +64,7 @@ class BespokeExtension(ComfyExtension):
             LatentMaskBlend,
             RestoreUnmasked,
             TrainTextualInversion,
+            FindWordLearningRate,
             SaveEmbedding,
             ApplyEmbedding,
             InspectEmbedding,

@@ -94,3 +94,26 @@ def _here() -> tuple[dict[str, Any], str] | None:
     if item is None or context is None or str(context.node_id) not in item[2]:
         return None
     return item[2], str(context.node_id)
+
+
+def differing_inputs(kind: str, slot: int) -> list[str]:
+    """The inputs that the executed node shares with a node of class `kind` at its output `slot`, and that differ.
+
+    Each as "rank 16 instead of 8", or as its name where a wire is different. Empty where nothing can be known.
+    """
+    here = _here()
+    if here is None:
+        return []
+    prompt, node_id = here
+    own = prompt[node_id].get("inputs", {})
+    differing = list[str]()
+    for node in prompt.values():
+        theirs = node.get("inputs", {})
+        links = [value for value in theirs.values() if is_link(value)]
+        if node.get("class_type") != kind or not any([str(link[0]), link[1]] == [node_id, slot] for link in links):
+            continue
+        for name in own:
+            if name in theirs and theirs[name] != own[name]:
+                wired = is_link(own[name]) or is_link(theirs[name])
+                differing.append(name if wired else f"{name} {theirs[name]} instead of {own[name]}")
+    return differing

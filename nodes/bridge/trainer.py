@@ -14,7 +14,7 @@ To add a technique, write beside its node:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from ...training.data import Batch
 from ...training.distributed import World
 from ...training.images import by_picture
 from ...training.leak import LeakMeter, plan_leak
-from ...training.loop import Trainable
+from ...training.loop import Trainable, Training
 from ...training.measure import StepCost
 from ...training.optimizers import check_optimizer
 from ...training.picture_scores import Picture
@@ -227,13 +227,24 @@ def train(
     its page. Several processes that train together must all call this. Raises `InputError` for a model or settings that
     cannot be trained; `runs.failures` lists the exceptions of a running training.
     """
+    with prepared(technique, models, dataset, context) as (trainer, run):
+        return _train_folds(trainer, run)
+
+
+@contextlib.contextmanager
+def prepared(
+    technique: Technique[Any], models: Models, dataset: EncodedDataset, context: RunContext | None = None
+) -> Iterator[tuple[PreparedTrainer, Run]]:
+    """(what trains, the record of the run) in a context in which the models are prepared; for `train` and its probes.
+
+    At the end of the context it is checked that no weight has changed. Arguments and errors are those of `train`.
+    """
     show_phase("loading")
     context, request = context or RunContext(), technique.request
     config, model = request.train, models.model
     part = trained_range(model, config)
     check_optimizer(config.optimizer, model.load_device)
-    defaults = defaults_of(TrainConfig, type(request))
-    run = dataset.new_run(technique.name, technique.settings(), defaults, lambda run_id: context.store(run_id).record())
+    run = new_run(technique, dataset, context)
     positions = context.world.share(config.batch_size)  # in each global batch, those of this process
     compute = compute_type(model.model, model.load_device, request.precision)
     offload = OffloadPlan()
@@ -263,13 +274,18 @@ def train(
             limits = denoiser.timesteps_between(part.low, part.high)
             run.info = replace(run.info, timestep_range=(part.low, part.high))
         timesteps = timestep_sampler(denoiser, config.timestep_sampling, config.loss_weighting, limits)
-        trainer = _Trainer(technique, models, dataset, denoiser, positions, timesteps, limits, offload, context)
-        result = _train_folds(trainer, run)
+        yield PreparedTrainer(technique, models, dataset, denoiser, positions, timesteps, limits, offload, context), run
     weights.check()
-    return result
 
 
-def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
+def new_run(technique: Technique[Any], dataset: EncodedDataset, context: RunContext, **changes: Any) -> Run:
+    """The record of the run of `technique` on `dataset`, before its first step. changes: other values of settings."""
+    defaults = defaults_of(TrainConfig, type(technique.request))
+    settings = technique.settings() | changes
+    return dataset.new_run(technique.name, settings, defaults, lambda run_id: context.store(run_id).record())
+
+
+def _train_folds(trainer: PreparedTrainer, run: Run) -> TrainingResult:
     """Train the folds of cross-validation, if there are any, then the final training, whose result is returned.
 
     A fold that the user finishes early ends the run: its result is returned instead.
@@ -286,7 +302,7 @@ def _train_folds(trainer: _Trainer, run: Run) -> TrainingResult:
 
 
 @dataclass(frozen=True)
-class _Trainer:
+class PreparedTrainer:
     """What the trainings (folds) of one run share.
 
     positions, timesteps: see `MicroBatchLoss`. limits: the range of t that is trained on and scored.
@@ -304,22 +320,39 @@ class _Trainer:
 
     def train_fold(self, fold: Fold) -> dict[str, Tensor]:
         """Run one training, from its start or from its saved state; returns what was learned."""
+        trainable, loss = self._begin(fold)
+        held_out_losses = dict[Picture, float]()
+        with self.technique.attached(trainable):
+            task = self._task(fold, trainable, loss, held_out_losses)
+            return run_training(task, self.context)
+
+    @contextlib.contextmanager
+    def attached_training(self, fold: Fold, checked: bool) -> Iterator[Training]:
+        """The steps of `fold` from its start, without validation, in a context in which what they train is attached.
+
+        Nothing of them is shown or saved. Raises as `train_fold`. checked: whether an earlier training of this model
+        has found that the gradients are right; see `_check_gradients`.
+        """
+        trainable, loss = self._begin(fold)
+        with self.technique.attached(trainable):
+            if not checked:
+                self._check_gradients(trainable, loss, 0)
+            yield Training(trainable, loss, fold.config, until=fold.until, world=self.context.world)
+
+    def _begin(self, fold: Fold) -> tuple[Trainable, MicroBatchLoss]:
+        """(what is learned, at its start, the loss that it is trained on); the record says what it must of both."""
         technique = self.technique
         trainable = technique.new_trainable()
         # Only the parameters are read here, so the learning rate has no effect.
         trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
         fold.run.info = replace(fold.run.info, trained=trained)
-        loss = MicroBatchLoss(
-            technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, self.timesteps
-        )
         for sentence in self.denoiser.compatibility.notes():
             fold.run.note(sentence)
         if self.denoiser.compiler is not None:
             self.denoiser.compiler.tell_to(fold.run.note)
-        held_out_losses = dict[Picture, float]()
-        with technique.attached(trainable):
-            task = self._task(fold, trainable, loss, held_out_losses)
-            return run_training(task, self.context)
+        return trainable, MicroBatchLoss(
+            technique, self.dataset, fold.training_indices, self.denoiser.device, self.positions, self.timesteps
+        )
 
     def _task(
         self,
@@ -335,7 +368,7 @@ class _Trainer:
             loss,
             fold.config,
             fold.run,
-            validation_loss=self._validation_loss(fold, held_out_losses),
+            validation_loss=self.validation_loss(fold.held_out, held_out_losses),
             until=fold.until,
             resume=technique.request.resume,
             describe_start=partial(self._describe_start, fold),
@@ -380,16 +413,16 @@ class _Trainer:
             with without_dropout():
                 denoiser.compiler.check(compute, parameters, denoiser.compute or denoiser.base.get_dtype_inference())
 
-    def _validation_loss(self, fold: Fold, of_pictures: dict[Picture, float]) -> Callable[[], float] | None:
-        """A function that computes the loss on the held-out pictures; None without them.
+    def validation_loss(self, held_out: Sequence[int], of_pictures: dict[Picture, float]) -> Callable[[], float] | None:
+        """A function that computes the loss on the pictures `held_out` on the fixed grid; None without them.
 
         of_pictures: takes the loss of each of them at every call.
         """
-        if not fold.held_out:
+        if not held_out:
             return None
         pictures = self.dataset.pictures
-        batches = validation_batches(pictures.data, fold.held_out, self.denoiser.device, self._grid)
-        copies = by_picture(pictures.items[index] for index in fold.held_out)
+        batches = validation_batches(pictures.data, held_out, self.denoiser.device, self._grid)
+        copies = by_picture(pictures.items[index] for index in held_out)
 
         def loss(batch: Batch) -> Tensor:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -397,7 +430,7 @@ class _Trainer:
 
         def keep(losses: list[float]) -> None:
             for own in copies:
-                of_pictures[pictures.items[fold.held_out[own[0]]].picture] = sum(losses[i] for i in own) / len(own)
+                of_pictures[pictures.items[held_out[own[0]]].picture] = sum(losses[i] for i in own) / len(own)
 
         return validation_scorer(batches, loss, self.context.world, keep)
 

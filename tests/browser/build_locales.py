@@ -29,6 +29,18 @@ TITLES = {
         "Guardar conjunto de imágenes",
     ),
     "BespokeTrainLora": ("训练 LoRA", "LoRA を学習", "Entraîner un LoRA", "Entrenar un LoRA"),
+    "BespokeFindLearningRate": (
+        "寻找学习率",
+        "学習率を探す",
+        "Trouver le taux d'apprentissage",
+        "Hallar la tasa de aprendizaje",
+    ),
+    "BespokeFindWordLearningRate": (
+        "寻找新词的学习率",
+        "単語の学習率を探す",
+        "Trouver le taux d'apprentissage d'un mot",
+        "Hallar la tasa de aprendizaje de una palabra",
+    ),
     "BespokeSaveLora": ("保存 LoRA", "LoRA を保存", "Enregistrer le LoRA", "Guardar LoRA"),
     "BespokeLoadLora": ("加载 LoRA", "LoRA を読み込む", "Charger un LoRA", "Cargar LoRA"),
     "BespokeInjectLora": ("注入 LoRA", "LoRA を注入", "Injecter un LoRA", "Inyectar LoRA"),
@@ -74,6 +86,9 @@ TITLES = {
     "BespokeInspectRun": ("检查训练", "学習を調べる", "Examiner un entraînement", "Examinar un entrenamiento"),
 }
 INPUTS = {
+    "lowest": ("最低", "最低", "le plus bas", "el más bajo"),
+    "highest": ("最高", "最高", "le plus haut", "el más alto"),
+    "probes": ("试验数", "試行数", "essais", "pruebas"),
     "sets": ("图片集", "画像セット", "jeux d'images", "conjuntos de imágenes"),
     "weights": ("权重", "重み", "poids", "pesos"),
     "balance": ("平衡", "バランス", "équilibre", "equilibrio"),

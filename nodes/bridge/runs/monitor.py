@@ -53,7 +53,8 @@ class RunMonitor:
     ) -> None:
         """broke_off: whether an earlier training of the run broke off, perhaps before all was done after a step.
 
-        initial: what is trained as it was before the first step; needed where the pictures of a resumed run are scored.
+        initial: what is trained as it was before the first step; needed where the pictures of a resumed run are scored,
+        and where a sample is drawn.
         """
         self._task, self._training, self._display = task, training, display
         self._store, self._context, self._broke_off = store, context, broke_off
@@ -96,7 +97,7 @@ class RunMonitor:
     def _start_anew(self) -> None:
         loss = self._training.initial_validation_loss()
         if loss is not None:
-            _check_initial_loss(loss, self._task.precision_advice)
+            check_initial_loss(loss, self._task.precision_advice)
             self._add_validation(0, loss, True)
         self._score_pictures(0)
         if self._draws_ends:
@@ -110,8 +111,11 @@ class RunMonitor:
         if self._initial is not None and self._wants_scores() and not self._is_scored(0):
             with training.loaded(self._initial):
                 self._score_pictures(0)
-        drawn = any(at == step for at, _ in self._task.run.samples)
-        if self._broke_off and _is_due(self._task.config.sample_every, step) and not drawn:
+        drawn = {at for at, _ in self._task.run.samples}
+        if self._initial is not None and self._broke_off and self._draws_ends and 0 not in drawn:
+            with training.loaded(self._initial):  # of a run whose first steps were a probe of a search
+                self._draw(0)
+        if self._broke_off and _is_due(self._task.config.sample_every, step) and step not in drawn:
             self._draw_sample(step)
 
     def _add_validation(self, step: int, loss: float, best: bool) -> None:
@@ -346,7 +350,7 @@ class RunMonitor:
         self._display.sample(step, name)
 
 
-def _check_initial_loss(loss: float, precision_advice: str) -> None:
+def check_initial_loss(loss: float, precision_advice: str) -> None:
     """Raise `InputError` where the held-out loss is not finite before anything is trained."""
     if not math.isfinite(loss):
         raise InputError(

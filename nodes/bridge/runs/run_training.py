@@ -43,7 +43,8 @@ def _train(task: TrainingTask, context: RunContext, store: Store) -> dict[str, T
     run = task.run
     context.stop_request(run.id)  # discard a request to an earlier training of this run
     training = Training(task.trainable, task.loss, task.config, task.validation_loss, None, task.until, context.world)
-    initial = None if task.scorer is None else copy_state(task.trainable.state_dict())
+    needs_initial = task.scorer is not None or task.draw_sample is not None
+    initial = copy_state(task.trainable.state_dict()) if needs_initial else None
     broke_off = _restore(task, training, store)
     if run.state is RunState.KEPT:  # set by `_restore`: the run ended early before, and there is nothing to train
         return _load_result(training)

@@ -1,0 +1,117 @@
+"""What the probes of a search have found, on disk: a search that was interrupted goes on, a repeated one costs nothing.
+
+A search has a file and a folder of its name in `learning-rates` among the runs. The file keeps the results of all
+probes. The folder has the states of the present search's probes, in folders as runs have them, until it ends: that of
+the chosen rate then becomes a run, with which its training goes on, and the others are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ....training.checkpoint import State
+from ....training.plain_json import read_json
+from ....training.record import Run
+from ..files.reading import read_text
+from ..files.writing import write_text
+from ..runs.store import RunStore, runs_folder
+
+FOLDER = "learning-rates"
+LARGEST_FILE = 10_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A short training at one rate.
+
+    steps: how many it has, of `of` of the training; 0 at rate 0 is the untrained model. loss: on the fixed grid
+    afterwards; infinite where it broke off.
+    pictures: the loss of each scored picture, in the order of the set. losses: of each step. problem: why it broke off.
+    """
+
+    rate: float
+    steps: int
+    of: int
+    loss: float
+    pictures: list[float] = field(default_factory=list[float])
+    losses: list[float] = field(default_factory=list[float])
+    seconds: float = 0.0
+    problem: str = ""
+
+    @property
+    def key(self) -> tuple[float, int, int]:
+        return self.rate, self.steps, self.of
+
+
+class ProbeBook:
+    """The results and states of one search. search_id: that of its file; equal for searches of the same training."""
+
+    def __init__(self, search_id: str) -> None:
+        self._folder = runs_folder() / FOLDER / search_id
+        self._file = self._folder.with_name(f"{search_id}.json")
+
+    def known(self) -> list[Probe]:
+        """All probes that were saved; none where the file is missing or is no such file."""
+        try:
+            return list(_probes(read_json(read_text(self._file, LARGEST_FILE))))
+        except (OSError, ValueError):
+            return []
+
+    def add(self, probe: Probe) -> None:
+        """Save a probe beside the known ones; it takes the place of one of the same rate and length."""
+        others = [each for each in self.known() if each.key != probe.key]
+        values = [_finite(asdict(each)) for each in [*others, probe]]
+        write_text(self._file, json.dumps({"probes": values}, allow_nan=False))
+
+    def forget(self) -> None:
+        """Remove all results and states."""
+        with contextlib.suppress(OSError):
+            self._file.unlink()
+        self.clear_states()
+
+    def save_state(self, run: Run, state: State) -> None:
+        """Keep what a probe has trained, as a run that can be gone on with."""
+        RunStore(run.id, self._folder).save(state, run)
+
+    def hand_over(self, run_id: str) -> bool:
+        """Make the state of a probe a run among the others; whether there is that run now.
+
+        A run that is there already stays: it has as many steps or more.
+        """
+        kept, place = self._folder / run_id, RunStore(run_id).folder
+        if kept.is_dir() and not place.exists():
+            kept.rename(place)
+        return place.exists()
+
+    def clear_states(self) -> None:
+        """Remove the states that are left."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return values | {"loss": values["loss"] if math.isfinite(values["loss"]) else None}
+
+
+def _probes(values: Any) -> Iterator[Probe]:
+    """Raises `ValueError` for what `ProbeBook.add` has not written."""
+    try:
+        for each in values["probes"]:
+            loss = math.inf if each["loss"] is None else float(each["loss"])
+            yield Probe(
+                float(each["rate"]),
+                int(each["steps"]),
+                int(each["of"]),
+                loss,
+                [float(one) for one in each["pictures"]],
+                [float(one) for one in each["losses"]],
+                float(each["seconds"]),
+                str(each["problem"]),
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no probes: {error}") from error

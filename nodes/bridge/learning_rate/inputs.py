@@ -1,0 +1,80 @@
+"""The inputs and outputs that the nodes share which find a learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from comfy_api.latest import io
+
+from ....training.config import RANGES
+from ....training.rate_search import MOST_PROBES
+
+# What a trainer has besides that changes neither its steps nor which run it is.
+LEFT_OUT = {"save_every", "sample_every", "sample_prompt", "keep", "score_pictures"}
+
+
+def search_inputs(trainer: Sequence[io.Input], lowest: float, highest: float) -> list[io.Input]:
+    """The inputs of a trainer with a range of rates, as its first widgets, instead of its rate.
+
+    lowest, highest: the defaults. The range comes first for a node that is bypassed: the page then passes `lowest` on
+    to the trainer, and not another number.
+    """
+    inputs, is_widget = list[io.Input](), False
+    for item in trainer:
+        if isinstance(item, io.WidgetInput) and not is_widget:
+            inputs += _range(lowest, highest)
+            is_widget = True
+        if item.id != "learning_rate" and item.id not in LEFT_OUT:
+            inputs.append(item)
+    return inputs
+
+
+def _range(lowest: float, highest: float) -> list[io.Input]:
+    least, most = RANGES["learning_rate"]
+    return [
+        io.Float.Input(
+            "lowest",
+            default=lowest,
+            min=least,
+            max=most,
+            step=lowest / 10,
+            round=False,
+            tooltip="The lowest learning rate that is tried: one that is too low for sure.",
+        ),
+        io.Float.Input(
+            "highest",
+            default=highest,
+            min=least,
+            max=most,
+            step=lowest / 10,
+            round=False,
+            tooltip="The highest learning rate that may be tried: one that is too high for sure.",
+        ),
+        io.Int.Input(
+            "probes",
+            default=7,
+            min=3,
+            max=MOST_PROBES,
+            tooltip=(
+                "How many learning rates there are from lowest to highest, each the same multiple of the one before. "
+                "A search tries about half of them or fewer. More are finer, and each gets fewer steps."
+            ),
+        ),
+    ]
+
+
+def search_outputs(trainer: str) -> list[io.Output]:
+    """trainer: the name of the node that takes the rate."""
+    return [
+        io.Float.Output(
+            "learning_rate",
+            display_name="learning_rate",
+            tooltip=f"The rate with the lowest loss, for learning_rate of {trainer} with the same settings.",
+        ),
+        io.Image.Output(
+            "plot", display_name="plot", tooltip="The loss over the learning rate, with the chosen one marked."
+        ),
+        io.String.Output(
+            "report", display_name="report", tooltip="What was tried, what was chosen, and how sure that is."
+        ),
+    ]

@@ -1,0 +1,117 @@
+"""A search for a learning rate in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ....training.measure import format_duration
+from ....training.rate_search import SHARE
+from .book import Probe
+from .search import Found
+
+FLAT = 0.02  # of the loss: rates that differ by less are as good as each other
+LEAST_FALL = 1e-3  # of the untrained model's loss; with less, a rate has not begun to learn
+
+
+def report(found: Found, differing: Sequence[str] = ()) -> str:
+    """What was tried and found, how sure that is, and what to do next. differing: names of settings that a trainer at
+    the output has otherwise."""
+    chosen = found.probes[found.rate]
+    lines = [
+        f"Learning rate {found.rate:g}: the lowest loss of {len(found.probes)} tried, of {len(found.rates)} from "
+        f"{found.rates[0]:g} to {found.rates[-1]:g}. Wire the output into learning_rate of the trainer.",
+        _how(found, chosen),
+        _judged(found, chosen),
+        "rate | loss | against the start",
+        *(_row(found, probe) for _, probe in sorted(found.probes.items())),
+        *_sureness(found, chosen),
+        *_edge(found, chosen),
+        _next(found, chosen),
+    ]
+    if differing:
+        lines.append(
+            f"THE TRAINER HAS OTHER SETTINGS: {', '.join(differing)}. The rate is for those of this node; set them "
+            "alike and queue again."
+        )
+    return "\n".join(lines)
+
+
+def _how(found: Found, chosen: Probe) -> str:
+    known = len(found.probes) - found.learned
+    took = f"{found.learned} took {format_duration(found.seconds)}" if found.learned else "none was run now"
+    return (
+        f"Each is the first {chosen.steps} of {chosen.of} steps of this training, with the same pictures, noise levels "
+        f"and noises; {took}"
+        + (f", {known} known from before" if known else "")
+        + f". All together are at most {SHARE:.0%} of the training."
+    )
+
+
+def _judged(found: Found, chosen: Probe) -> str:
+    count = len(chosen.pictures)
+    pictures = f"{count} picture" + ("" if count == 1 else "s")
+    which = (
+        f"{pictures} held out of the training"
+        if found.held_out
+        else f"{pictures} of the training set, since none is held out"
+    )
+    return (
+        f"Judged by the loss on {which}, at fixed noise levels with fixed noises. Before anything is learned it is "
+        f"{found.base:.5f}."
+    )
+
+
+def _row(found: Found, probe: Probe) -> str:
+    if probe.problem:
+        return f"{probe.rate:g} | - | {probe.problem}"
+    mark = " (chosen)" if probe.rate == found.rate else ""
+    return f"{probe.rate:g} | {probe.loss:.5f} | {probe.loss / found.base - 1:+.1%}{mark}"
+
+
+def _sureness(found: Found, chosen: Probe) -> list[str]:
+    """Of the tried rates on either side of the chosen one: on how many pictures they are worse, and by how much."""
+    lines = list[str]()
+    tried = [found.probes[rate] for rate in sorted(found.probes)]
+    place = tried.index(chosen)
+    for side, other in (("lower", tried[place - 1] if place else None), ("higher", _at(tried, place + 1))):
+        if other is None:
+            continue
+        if other.problem:
+            lines.append(f"The next {side} rate, {other.rate:g}, could not be trained at.")
+            continue
+        better = sum(own < theirs for own, theirs in zip(chosen.pictures, other.pictures, strict=True))
+        rise = other.loss / chosen.loss - 1
+        lines.append(
+            f"The next {side} rate that was tried, {other.rate:g}, is {rise:.1%} worse, on {better} of "
+            f"{len(chosen.pictures)} pictures"
+            + ("; that is nearly the same, so either will do." if rise < FLAT else ".")
+        )
+    return lines
+
+
+def _at(probes: Sequence[Probe], place: int) -> Probe | None:
+    return probes[place] if place < len(probes) else None
+
+
+def _edge(found: Found, chosen: Probe) -> list[str]:
+    if chosen.loss > (1 - LEAST_FALL) * found.base:
+        return [
+            f"HARDLY ANYTHING WAS LEARNED at any rate in {chosen.steps} steps: the lowest loss is "
+            f"{chosen.loss / found.base - 1:+.2%} of the start's. Give more steps or higher rates, and check captions "
+            "and targets."
+        ]
+    if found.rate == found.rates[-1]:
+        return [f"It is the highest of the range: a higher one may be better. Set highest to {10 * found.rate:g}."]
+    if found.rate == found.rates[0]:
+        return [f"It is the lowest of the range: a lower one may be better. Set lowest to {found.rate / 10:g}."]
+    return []
+
+
+def _next(found: Found, chosen: Probe) -> str:
+    if found.goes_on:
+        return (
+            f"The training at this rate with the same settings goes on after step {chosen.steps}, which are done, and "
+            "ends in the same bits as one that begins anew."
+        )
+    why = found.why_not or "its short training is not kept"
+    return f"The training at this rate begins anew: {why}."

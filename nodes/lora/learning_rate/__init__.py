@@ -1,0 +1,1 @@
+"""The node that finds the learning rate of a LoRA training."""

@@ -1,0 +1,211 @@
+"""Find Learning Rate: its probes are the beginnings of the trainer's own runs, which go on after the chosen one."""
+
+from __future__ import annotations
+
+import re
+
+import comfy.model_management
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge.learning_rate.book import FOLDER
+from bespoke.nodes.bridge.runs.store import RunStore, runs_folder
+from bespoke.training.adapters import ADAPTERS
+from bespoke.training.errors import InputError
+from bespoke.training.loop import Training
+from helpers import sprite_set
+
+STEPS, PROBE, MOST = 120, 4, 4  # steps of the training and of a probe; probes of seven rates
+RANGE = dict(lowest=1e-3, highest=1.0, probes=7)
+SETTINGS = dict(steps=STEPS, batch_size=2, rank=2, alpha=2.0, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def models(comfyui):
+    model, clip, vae = tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
+    return dict(model=model, clip=clip, vae=vae)
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return dict(
+        images=sprite_set(2, 4, side=64, colour="teal"), validation_images=sprite_set(9, 2, side=64, shape="heart")
+    )
+
+
+@pytest.fixture
+def steps_done(monkeypatch):
+    """[number of optimiser steps] since the test began."""
+    count, own = [0], Training._update_parameters
+
+    def update(self):
+        count[0] += 1
+        own(self)
+
+    monkeypatch.setattr(Training, "_update_parameters", update)
+    return count
+
+
+def find(run_node, models, sets, **changes):
+    return run_node("BespokeFindLearningRate", **models, **sets, **RANGE | SETTINGS | changes)
+
+
+def train(run_node, models, sets, **changes):
+    return run_node("BespokeTrainLora", **models, **sets, **SETTINGS | dict(score_pictures="off") | changes)
+
+
+def test_the_training_goes_on_after_the_probe_and_ends_in_the_same_bits(run_node, models, sets, steps_done):
+    """The oracle is the training at the found rate that begins anew: losses, held-out curve, leak and LoRA."""
+    rate, plot, report = find(run_node, models, sets, seed=1)
+    assert rate in (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1, 0.32, 1.0)
+    assert plot.shape == (1, 560, 960, 3)
+    assert report.startswith(f"Learning rate {rate:g}: the lowest loss of ")
+    assert "2 pictures held out of the training" in report
+    assert f"goes on after step {PROBE}, which are done" in report
+    assert not [path for path in (runs_folder() / FOLDER).iterdir() if path.is_dir()]
+    before = steps_done[0]
+    assert before <= MOST * PROBE
+    _, lora, loss, run, text, _ = train(run_node, models, sets, seed=1, learning_rate=rate, sample_every=60)
+    assert steps_done[0] - before == STEPS - PROBE
+    assert f"The first {PROBE} steps were done by Find Learning Rate." in text
+    _, anew, losses, other, *_ = train(run_node, models, sets, seed=1, learning_rate=rate, resume=False)
+    assert other.id == run.id
+    assert loss == losses
+    assert [step for step, _ in run.samples][:2] == [0, 60]  # the base's is drawn too
+    assert run.held_out == other.held_out
+    assert run.leak == other.leak
+    assert [row[:4] for row in run.pictures] == [row[:4] for row in other.pictures]
+    assert all(torch.equal(value, anew[key]) for key, value in lora.items())
+
+
+def test_a_search_is_interrupted_and_goes_on_and_a_repeated_one_trains_nothing(
+    run_node, models, sets, steps_done, at_step
+):
+    at_step(PROBE + 2, comfy.model_management.interrupt_current_processing)  # in the second probe
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        find(run_node, models, sets, seed=2)
+    assert PROBE < steps_done[0] <= 2 * PROBE
+    first = steps_done[0]
+    rate, _, report = find(run_node, models, sets, seed=2)
+    assert ", 1 known from before" in report
+    assert steps_done[0] - first <= (MOST - 1) * PROBE
+    done = steps_done[0]
+    again, _, report = find(run_node, models, sets, seed=2)
+    assert (again, steps_done[0]) == (rate, done)
+    assert "none was run now" in report
+    find(run_node, models, sets, seed=2, resume=False)
+    assert steps_done[0] > done
+
+
+def test_a_search_with_so_many_probes_that_fewer_pictures_are_scored_begins_anew(run_node, models, sets):
+    reports = [find(run_node, models, sets, seed=9, steps=160, probes=probes)[2] for probes in (7, 20)]
+    assert ["2 pictures held out" in report for report in reports] == [True, False]
+    assert "1 picture held out of the training" in reports[1]
+    assert "begins anew: not all of the held-out pictures are scored" in reports[1]
+
+
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+def test_every_kind_of_adapter_has_a_rate(run_node, models, sets, kind):
+    rate, _, report = find(run_node, models, sets, seed=3, adapter=kind, targets="attention + feed-forward")
+    rows = [line.split(" | ") for line in report.splitlines() if line.count(" | ") == 2][1:]
+    losses = {float(one): float(loss) for one, loss, _ in rows if loss != "-"}
+    assert len(rows) >= 3
+    assert losses[rate] == min(losses.values())
+    assert len(set(losses.values())) == len(losses)
+
+
+WORD = dict(name="a-word", init_text="red", steps=160, validation=2, batch_size=2, seed=4, precision="fp32")
+
+
+def find_for_word(run_node, models, images):
+    return run_node("BespokeFindWordLearningRate", **models, **WORD, images=images, lowest=1e-3, highest=1.0, probes=7)
+
+
+@pytest.fixture(scope="module")
+def things():
+    return sprite_set(3, 12, side=64, colour="pink", word="thing")
+
+
+def test_a_word_has_a_rate(run_node, models, things, steps_done):
+    rate, plot, report = find_for_word(run_node, models, things)
+    assert report.startswith(f"Learning rate {rate:g}: the lowest loss of ")
+    assert "2 pictures held out of the training" in report
+    assert "goes on after step" in report
+    assert 0 < steps_done[0] <= 0.2 * WORD["steps"]
+    assert plot.shape == (1, 560, 960, 3)
+
+
+@pytest.mark.slow
+def test_the_training_of_a_word_goes_on_and_ends_in_the_same_bits(run_node, models, things, steps_done):
+    """The oracle is the training that begins anew."""
+    rate, *_ = find_for_word(run_node, models, things)
+    before, more = steps_done[0], dict(images=things, score_pictures="off", learning_rate=rate)
+    _, word, _, loss, run, _ = run_node("BespokeTrainTextualInversion", **models, **WORD, **more)
+    assert steps_done[0] - before < len(loss["loss"])
+    _, anew, _, losses, other, _ = run_node("BespokeTrainTextualInversion", **models, **WORD, **more, resume=False)
+    assert run.id == other.id
+    assert loss == losses
+    assert run.held_out == other.held_out
+    assert all(torch.equal(value, anew[key]) for key, value in word.items())
+
+
+def test_without_held_out_pictures_trained_ones_are_scored(run_node, models, sets):
+    _, _, report = find(run_node, models, {"images": sets["images"]}, seed=5)
+    assert re.search(r"Judged by the loss on \d pictures? of the training set, since none is held out", report)
+    assert "goes on after step" in report
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(warmup_steps=20), "warm-up steps are left out of the probes"),
+        (dict(ema=0.5), "the average of ema is left out of the probes"),
+    ],
+)
+def test_a_training_that_the_probes_do_not_begin_starts_anew(run_node, models, sets, changes, words):
+    rate, _, report = find(run_node, models, sets, seed=6, **changes)
+    assert f"begins anew: {words}" in report
+    assert RunStore(train(run_node, models, sets, seed=6, learning_rate=rate, **changes)[3].id).record() is not None
+
+
+def test_cross_validation_scores_the_pictures_that_its_first_training_leaves_out(run_node, models, sets):
+    _, _, report = find(run_node, models, {"images": sets["images"]}, seed=7, validation=1, steps=200)
+    assert "1 picture held out of the training" in report
+    assert "begins anew: cross-validation trains on other pictures first" in report
+
+
+def test_a_rate_at_an_edge_of_the_range_says_to_widen_it(run_node, models, sets):
+    rate, _, report = find(run_node, models, sets, seed=8, lowest=1e-6, highest=1e-4)
+    assert rate == 1e-4
+    assert "Set highest to 0.001." in report or "HARDLY ANYTHING WAS LEARNED" in report
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(optimizer="Prodigy (built in)"), "which finds the learning rate itself"),
+        (dict(steps=30), "a fifth of 30 steps is too little"),
+        (dict(lowest=1.0, highest=0.1), "the lower one first"),
+    ],
+)
+def test_what_has_no_rate_to_find_is_refused(run_node, models, sets, changes, words):
+    with pytest.raises(InputError, match=words):
+        find(run_node, models, sets, **changes)
+
+
+def test_a_trainer_with_other_settings_is_named(run_node, models, sets, monkeypatch):
+    from bespoke.nodes.bridge import running_prompt
+
+    inputs = {"model": ["9", 0], "images": ["8", 0], "rank": 2, "alpha": 2.0, "lowest": 1e-3}
+    trainers = {
+        "2": {"model": ["9", 0], "images": ["7", 0], "rank": 16, "alpha": 2.0, "learning_rate": ["1", 0]},
+        "3": {"model": ["9", 0], "images": ["8", 0], "rank": 32, "learning_rate": 1e-4},  # takes no rate from here
+    }
+    prompt = {"1": {"class_type": "BespokeFindLearningRate", "inputs": inputs}}
+    prompt |= {name: {"class_type": "BespokeTrainLora", "inputs": own} for name, own in trainers.items()}
+    monkeypatch.setattr(running_prompt, "_here", lambda: (prompt, "1"))
+    assert running_prompt.differing_inputs("BespokeTrainLora", 0) == ["images", "rank 16 instead of 2"]
+    _, _, report = find(run_node, models, sets, seed=5)
+    assert "THE TRAINER HAS OTHER SETTINGS: images, rank 16 instead of 2." in report
+    prompt["1"]["inputs"] = trainers["2"] | {"lowest": 1e-3}
+    assert running_prompt.differing_inputs("BespokeTrainLora", 0) == []
