@@ -22,6 +22,7 @@ from .inpaint.restore_node import RestoreUnmasked
 from .jobs.node import ExportLoraJob, ExportTextualInversionJob
 from .jobs.techniques import setting_defaults
 from .lora.composition.node import ComposeLoras
+from .lora.extraction.node import ExtractLora
 from .lora.injection import routes as lora_routes
 from .lora.injection.node import InjectLora, LoadLora
 from .lora.inspection.node import InspectLora
@@ -58,6 +59,7 @@ class BespokeExtension(ComfyExtension):
             LoadLora,
             InjectLora,
             ComposeLoras,
+            ExtractLora,
             InspectLora,
             PartialDenoise,
             StrengthSigmas,

@@ -200,14 +200,16 @@ def fits(patch: Patch, shape: Sequence[int]) -> bool:
 # --- two files, and a file and a training ----------------------------------------------------------------------------
 
 
-def check_same_shape(layer: str, one: tuple[NamedLora, Factors], other: tuple[NamedLora, Factors]) -> None:
-    """Two LoRAs' deltas of one layer have one shape, so that they can be summed."""
+def check_same_shape(
+    layer: str, one: tuple[NamedLora, Factors], other: tuple[NamedLora, Factors], verb: str = "compose"
+) -> None:
+    """Two LoRAs' deltas of one layer have one shape, so that they can be summed. verb: what they are to be used for."""
     (first, a), (second, b) = one, other
     if (a.shape, a.kernel) != (b.shape, b.kernel):
         bases = [base_of_file(lora) or "an unknown base" for lora in (first, second)]
         raise InputError(
             f"{layer} is {a.shape} in {first.name} ({bases[0]}) and {b.shape} in {second.name} "
-            f"({bases[1]}); compose LoRAs of one base only"
+            f"({bases[1]}); {verb} LoRAs of one base only"
         )
 
 

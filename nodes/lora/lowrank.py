@@ -82,3 +82,15 @@ def truncate(delta: Factors, rank: int) -> tuple[Factors, Tensor]:
     rank = min(rank, len(s))
     root = s[:rank].sqrt()
     return Factors(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.t(), delta.kernel), s
+
+
+def directions(delta: Factors, share: float) -> tuple[Tensor, Tensor]:
+    """(left [out, k], right [in * kernel, k]): the first singular vectors, which hold a share of the delta's energy.
+
+    k is 0 for a delta of zeros.
+    """
+    q_up, core, q_down = _reduced(delta)
+    u, s, vh = torch.linalg.svd(core)
+    squares = s.double() ** 2
+    k = int((squares.cumsum(0) < share * squares.sum()).sum()) + 1 if float(squares.sum()) > 0 else 0
+    return q_up @ u[:, :k], q_down @ vh[:k].t()

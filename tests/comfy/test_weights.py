@@ -231,6 +231,30 @@ def test_the_node_trains_on_an_fp8_model_and_its_lora_acts_there(states, run_nod
     assert (tiny.predict(trained) - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("format", QUANTISED)
+def test_a_lora_is_extracted_from_quantised_weights_as_from_their_numbers(states, format):
+    """The difference of the dequantised weights, whole; a layer whose numbers are equal is not in the LoRA."""
+    from bespoke.nodes.lora.extraction.extract import extract
+    from bespoke.nodes.lora.extraction.request import Request
+    from comfy.quant_ops import QUANT_ALGOS
+
+    if format.split()[0] not in {*QUANT_ALGOS, "scaled_fp8"}:
+        pytest.skip(f"this ComfyUI has no {format}")
+    name = "double_blocks.0.img_attn.qkv.weight"
+    before, after = states[id(tiny.FLUX)], dict(states[id(tiny.FLUX)])
+    after[name] = before[name] + 0.3 * torch.randn(before[name].shape, generator=torch.Generator().manual_seed(1))
+    base, tuned = (
+        patcher_of(base_of(tiny.FLUX, {"mixed_ops": True}, torch.float32, torch.float32), quantised(state, format))
+        for state in (before, after)
+    )
+    wanted = (dequantised(tuned.model)[name].double() - dequantised(base.model)[name].double()).flatten(1)
+    lora = extract(tuned, base, Request(rank=4096)).lora
+    layer = f"diffusion_model.{name.removesuffix('.weight')}"
+    assert {*lora} == {f"{layer}{part}" for part in (".lora_up.weight", ".lora_down.weight", ".alpha")}
+    found = lora[f"{layer}.lora_up.weight"].double() @ lora[f"{layer}.lora_down.weight"].double()
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-4
+
+
 def flux_clip_with_quantised_t5():
     """A small CLIP of Flux with a quantised T5."""
     import comfy.sd

@@ -219,7 +219,7 @@ ROOMS_THAT_IMPORT = {
     ("lora", "images"): TRAINERS_TAKE_IMAGES,
     ("textual_inversion", "images"): TRAINERS_TAKE_IMAGES,
 }
-LORA_ROOMS = {"training", "injection", "composition", "inspection", "settings", "learning_rate"}
+LORA_ROOMS = {"training", "injection", "composition", "extraction", "inspection", "settings", "learning_rate"}
 LORA_ROOMS_THAT_IMPORT = {
     ("injection", "inspection"): "the report of a load begins with the file's description",
     ("learning_rate", "training"): "tries the trainer's own steps",

@@ -21,6 +21,7 @@ from ....training.objective import EDM_DATA, Denoiser, Prediction
 from ..dataset.conditioning import ModelConds
 from ..noise_level import noise_level
 from ..wire.compatibility import Compatibility, check_compatibility, compatibility_of
+from ..wire.weights import is_gguf, smoothed_layer
 from .autograd_views import autocast_for, autograd_views, check_reloadable
 from .backward_pass import prepared_for_backward
 from .compiled_blocks import BlockCompiler, backend_for
@@ -288,9 +289,7 @@ def check_wire(model: comfy.model_patcher.ModelPatcher, clip: comfy.sd.CLIP | No
 def check_not_gguf(model: comfy.model_patcher.ModelPatcher) -> None:
     """Raise `InputError` for a model from a GGUF file: its layers dequantise weights by themselves, without a
     gradient."""
-    kinds = {kind.__name__ for kind in type(model).__mro__}
-    kinds |= {kind.__name__ for layer in model.model.modules() for kind in type(layer).__mro__}
-    if kinds & {"GGUFModelPatcher", "GGMLLayer"}:
+    if is_gguf(model):
         raise InputError(
             "this MODEL comes from a GGUF file, whose weights cannot be trained through; load the same model from a "
             "safetensors file (fp8 is nearly as small) with Load Diffusion Model, train, and use the LoRA on the "
@@ -305,8 +304,7 @@ def check_not_smoothed(model: comfy.model_patcher.ModelPatcher) -> None:
     ComfyUI adds a LoRA to that matrix, so its numbers would be multiplied with the scaled input: one that is trained on
     the plain input acts otherwise there, and one trained on the scaled input acts otherwise on every other file.
     """
-    names = (name for name, layer in model.model.named_modules() if getattr(layer, "pre_quant_scale", None) is not None)
-    layer = next(names, None)
+    layer = smoothed_layer(model)
     if layer is not None:
         raise InputError(
             f"this MODEL's layers scale their input before a quantised matrix ({layer}.pre_quant_scale), and ComfyUI "

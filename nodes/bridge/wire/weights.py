@@ -58,6 +58,19 @@ def _named(patcher: Any, which: str) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensor
 
 
+def is_gguf(patcher: Any) -> bool:
+    """Whether the model comes from a GGUF file, whose layers dequantise their weights by themselves."""
+    kinds = {kind.__name__ for kind in type(patcher).__mro__}
+    kinds |= {kind.__name__ for layer in patcher.model.modules() for kind in type(layer).__mro__}
+    return bool(kinds & {"GGUFModelPatcher", "GGMLLayer"})
+
+
+def smoothed_layer(patcher: Any) -> str | None:
+    """The first layer that scales its input before a quantised matrix (Lin et al. 2023, arXiv 2306.00978), or None."""
+    layers = patcher.model.named_modules()
+    return next((name for name, layer in layers if getattr(layer, "pre_quant_scale", None) is not None), None)
+
+
 def checksum(patcher: Any) -> str:
     """A hash over every parameter and buffer of the base, as 16 hexadecimal digits, computed now.
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from ....training.layer_names.blocks import COLUMNS, row_order
 from ...bridge.drawing.heatmap import Scale, Table, draw, fixed
-from ...bridge.drawing.palette import PAPER, RISING
+from ...bridge.drawing.image import stacked
+from ...bridge.drawing.palette import RISING, SIGNED
+from .compare import Comparison, Shared
 from .inspect import Projection
 from .report import summary
 
@@ -26,24 +28,27 @@ SPREAD_TEXT = (
     "How its energy is spread over the directions of a layer, the strongest first, in percent (mean of the "
     "layers). All in a few: a smaller rank would do."
 )
+LIKENESS_TEXT = (
+    "How alike its change and that of the LoRA in compare_with are: 1 is the same change, 0 unrelated, below 0 "
+    "opposite."
+)
 
 
-def picture(name: str, found: Sequence[Projection]) -> Image.Image:
-    """Two tables: the size of the change by block and projection; how the energy is spread over the directions."""
+def picture(name: str, found: Sequence[Projection], compared: Comparison | None = None) -> Image.Image:
+    """Two tables: the size of the change by block and projection; how the energy is spread over the directions.
+
+    compared: with another LoRA; a third table shows how alike they are.
+    """
     relative = any(p.relative is not None for p in found)
     tables = [draw(_sizes(name, found, relative))]
     if any(p.directions for p in found):
         tables.append(draw(_spread([p for p in found if p.directions])))
-    width = max(table.width for table in tables)
-    sheet = Image.new("RGB", (width, sum(table.height for table in tables)), PAPER)
-    y = 0
-    for table in tables:
-        sheet.paste(table, (0, y))
-        y += table.height
-    return sheet
+    if compared is not None and compared.shared:
+        tables.append(draw(_likeness(compared)))
+    return stacked(tables)
 
 
-def _columns(found: Sequence[Projection]) -> list[tuple[str, str]]:
+def _columns(found: Sequence[Projection | Shared]) -> list[tuple[str, str]]:
     present = {p.column for p in found}
     return [one for one in COLUMNS if one[1] in present]
 
@@ -124,4 +129,30 @@ def _spread(found: Sequence[Projection]) -> Table:
         apart={ALL},
         gaps={REST},
         cell=52,
+    )
+
+
+def _likeness(found: Comparison) -> Table:
+    """Per block and projection the cosine of two LoRAs' changes."""
+    columns = _columns(found.shared)
+    cells: dict[tuple[str, str], float] = {}
+    for row, (_, column) in product((*found.rows, ALL), (*columns, ("", ALL))):
+        cosine = found.cosine(None if row == ALL else row, None if column == ALL else column)
+        if cosine is not None:
+            cells[row, column] = cosine
+    return Table(
+        "Likeness",
+        [*found.rows, ALL],
+        [*columns, ("", ALL)],
+        cells,
+        Scale(
+            SIGNED,
+            lambda cosine: 0.5 + 0.5 * cosine,
+            tuple((0.5 + 0.5 * cosine, f"{cosine:g}") for cosine in (-1, -0.5, 0, 0.5, 1)),
+            "cosine of the two LoRAs' changes",
+        ),
+        lambda cosine: "0" if abs(cosine) < 0.005 else f"{cosine:+.2f}",
+        (LIKENESS_TEXT,),
+        apart={ALL},
+        gaps={ALL},
     )

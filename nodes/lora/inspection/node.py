@@ -8,6 +8,9 @@ from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
 from ...bridge.files.listing import NO_FILE, stamp_of_choice
 from ..file_input import lora_choices, name_input, wired_or_chosen
+from ..files import as_named_lora
+from .compare import compare
+from .comparison_report import comparison_report
 from .heatmap import picture
 from .inspect import inspect
 from .report import report
@@ -48,6 +51,15 @@ class InspectLora(io.ComfyNode):
                     tooltip="The base it belongs to: then the changes are shown in percent of the base's weights.",
                 ),
                 name_input(),
+                io.LoraModel.Input(
+                    "compare_with",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "A second LoRA, from Bespoke Load LoRA or a trainer: then the report says how alike the two "
+                        "are by block, which directions they share, and how their metadata differs."
+                    ),
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -74,7 +86,12 @@ class InspectLora(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, lora_name=NO_FILE, lora=None, model=None, name=None) -> io.NodeOutput:
+    def execute(cls, lora_name=NO_FILE, lora=None, model=None, name=None, compare_with=None) -> io.NodeOutput:
         adapter = wired_or_chosen(lora_name, lora, name)
         found, remarks = inspect(adapter, model)
-        return io.NodeOutput(report(adapter, found, remarks), tensor_of(picture(adapter.name, found)))
+        words, compared = report(adapter, found, remarks), None
+        if compare_with is not None:
+            other = as_named_lora(compare_with)
+            compared = compare(adapter, other)
+            words = f"{comparison_report(adapter, other, compared)}\n\n{words}"
+        return io.NodeOutput(words, tensor_of(picture(adapter.name, found, compared)))

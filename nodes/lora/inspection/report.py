@@ -11,7 +11,7 @@ from ..named_lora import NamedLora
 from .describe import describe
 from .inspect import Projection
 
-_LONG_META = ("prompt", "workflow", "ss_tag_frequency", "bespoke.settings", "lora_adapter_metadata")
+LONG_META = ("prompt", "workflow", "ss_tag_frequency", "bespoke.settings", "lora_adapter_metadata")
 MOST_META, LONGEST_VALUE = 60, 120
 
 
@@ -85,7 +85,7 @@ def _line(one: Projection) -> str:
 
 
 def _metadata(meta: Mapping[str, str]) -> list[str]:
-    entries = {key: " ".join(value.split()) for key, value in sorted(meta.items()) if key not in _LONG_META}
+    entries = {key: " ".join(value.split()) for key, value in sorted(meta.items()) if key not in LONG_META}
     lines = ["Metadata: " + ("" if entries else "none.")] if entries or not meta else []
     lines += [
         f"  {key[:LONGEST_VALUE]}: {value[:LONGEST_VALUE]}{' ...' if len(value) > LONGEST_VALUE else ''}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import prod
 
 import torch
+from torch import Tensor
 
-from ....training.layer_names.parts import DOWN, MID, PEFT_UP_BIAS, UP
+from ....training.layer_names.parts import ALPHA, DOWN, MID, PEFT_UP_BIAS, UP
 from ..lowrank import Factors
 from .kind import AdapterKind, Pair, Parts, scale
 from .norms import product_norm, tucker_norm
@@ -31,6 +32,19 @@ def _norm(parts: Parts) -> float:
     up, down = parts[UP].flatten(1), parts[DOWN].flatten(1)
     norm = product_norm(up, down) if MID not in parts else tucker_norm(parts[MID], up.t(), down)
     return abs(scale(parts, down.shape[0])) * norm
+
+
+def parts_of(layer: str, delta: Factors) -> dict[str, Tensor]:
+    """A delta as a layer of a LoRA file. alpha is the rank, so that the factors' product is the delta as it is."""
+    up, down = delta.up, delta.down
+    if delta.kernel:
+        up = up.reshape(*up.shape, *[1] * len(delta.kernel))
+        down = down.reshape(len(down), -1, *delta.kernel)
+    return {
+        layer + UP: up.contiguous(),
+        layer + DOWN: down.contiguous(),
+        layer + ALPHA: torch.tensor(float(delta.rank)),
+    }
 
 
 LORA = AdapterKind(

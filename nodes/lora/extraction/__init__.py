@@ -1,0 +1,1 @@
+"""A LoRA from the difference of two models."""
