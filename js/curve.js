@@ -6,6 +6,14 @@ export const BINS = 512;
 const EMA = 0.98; // decay of the moving average as on the server, for records, which hold the losses alone
 
 /** @typedef {[step: number, loss: number]} Score */
+/**
+ * A held-out score beside the lowest one before it, that of the step `lowest`: their difference, and how much of it is noise.
+ * @typedef {{ step: number, lowest: number, difference: number, margin: number }} Comparison
+ */
+
+// Scores in a row above the lowest by more than noise, or without a new lowest, after which it has turned, as on the server.
+const TURNED = 2;
+const WAITED = 10;
 
 /**
  * Losses of steps, counted from 1. Bin i covers the steps (i * stride, (i + 1) * stride]. Held-out scores are kept whole.
@@ -25,6 +33,8 @@ export class Curve {
     this.best = null;
     /** @type {Score[]} [step, leak] ordered by step: how far other prompts moved, as a multiple of how far the captions did */
     this.leak = [];
+    /** @type {Comparison[]} ordered by step; empty where the run does not stop by its held-out scores */
+    this.comparisons = [];
   }
 
   /**
@@ -81,6 +91,37 @@ export class Curve {
   }
 
   /**
+   * Add a comparison. One of a step that is not after the last one is ignored.
+   * @param {Comparison} comparison
+   */
+  addComparison(comparison) {
+    const last = this.comparisons[this.comparisons.length - 1];
+    if (!last || comparison.step > last.step) this.comparisons.push(comparison);
+  }
+
+  /** The step at which the held-out scores turned; null where they did not. */
+  get turn() {
+    const now = this.comparisons[this.comparisons.length - 1];
+    if (!now?.lowest || now.difference < 0) return null;
+    const since = this.comparisons.filter(({ lowest }) => lowest === now.lowest); // those in a row: a lowest does not come back
+    const last = since.slice(-TURNED);
+    const isAbove = last.length === TURNED && last.every(({ difference, margin }) => difference > margin);
+    return isAbove || since.length >= WAITED ? now.lowest : null;
+  }
+
+  /**
+   * The band of noise around the lowest score before each score: a score above it is higher, one below it lower.
+   * @returns {{ step: number, low: number, high: number }[]}
+   */
+  get band() {
+    const scores = new Map(this.heldOut);
+    return this.comparisons.flatMap(({ step, lowest, margin }) => {
+      const level = scores.get(lowest);
+      return level === undefined ? [] : [{ step, low: level - margin, high: level + margin }];
+    });
+  }
+
+  /**
    * Add what another curve of the same run knows beyond this curve's last step.
    * @param {Curve} newer
    */
@@ -93,6 +134,7 @@ export class Curve {
     }
     for (const [step, loss] of newer.heldOut) this.addHeldOut(step, loss);
     for (const [step, leak] of newer.leak) this.addLeak(step, leak);
+    newer.comparisons.forEach((comparison) => this.addComparison(comparison));
   }
 
   /**
@@ -149,7 +191,7 @@ function put(scores, step, value) {
 /**
  * The curve of a record, with the moving average that the server computes: of n finite losses the mean with equal weights
  * up to n = 50, then with a decay of 0.98.
- * @param {{ settings: Record<string, unknown>, losses: number[] | null, held_out: Score[], leak?: Score[] }} record
+ * @param {{ settings: Record<string, unknown>, losses: number[] | null, held_out: Score[], leak?: Score[], comparisons?: Comparison[] }} record
  */
 export function curveOf(record) {
   const curve = new Curve(Number(record.settings.steps) || record.losses?.length || 1);
@@ -165,5 +207,6 @@ export function curveOf(record) {
   });
   for (const [step, loss] of record.held_out) curve.addHeldOut(step, loss);
   for (const [step, leak] of record.leak ?? []) curve.addLeak(step, leak);
+  record.comparisons?.forEach((comparison) => curve.addComparison(comparison));
   return curve;
 }

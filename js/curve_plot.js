@@ -74,10 +74,10 @@ export function drawCurves(canvas, curves, { isLive = false, small = false, sing
   if (!limits) return;
   const [low, high] = limits;
   const steps = Math.max(...shown.map((curve) => curve.extent(isLive)));
-  const showsLeak = !small && shown.length === 1 && shown[0].leak.length > 0;
+  const marked = small || shown.length > 1 ? null : shown[0];
   const box = small
     ? { left: 1, right: width - 1, top: 2, bottom: height - 2 }
-    : { left: 42, right: width - (showsLeak ? 28 : 8), top: 8, bottom: height - 16 };
+    : { left: 42, right: width - (marked?.leak.length ? 28 : 8), top: 8, bottom: height - 16 };
   /** @type {Scale} */
   const x = (step) => box.left + ((box.right - box.left) * Math.max(0, step - 1)) / Math.max(1, steps - 1);
   /** @type {Scale} */
@@ -86,14 +86,28 @@ export function drawCurves(canvas, curves, { isLive = false, small = false, sing
   const clipped = (value) => Math.min(box.bottom, Math.max(box.top, y(value)));
 
   if (!small) drawAxes(context, box, colours, ticks(low, high), y, steps);
+  if (marked) drawBand(context, marked, x, clipped, box);
   shown.forEach((curve, i) => {
     if (!small && singleLosses) drawSingleLosses(context, curve, x, clipped, shown.length > 1 ? lines(i).average : colours.text);
     drawAverage(context, curve, x, clipped, lines(i).average, small ? 1.3 : 1.8);
     drawHeldOut(context, curve, x, clipped, lines(i).heldOut, small);
   });
-  if (showsLeak) drawLeak(context, shown[0].leak, x, box);
-  const best = small || shown.length > 1 ? null : bestOf(shown[0]);
-  if (best) drawBest(context, best, x, clipped, box, colours);
+  if (marked) drawMarks(context, marked, x, clipped, box, colours);
+}
+
+/**
+ * The leak and the best held-out score of the only curve.
+ * @param {Context} context
+ * @param {Curve} curve
+ * @param {Scale} x
+ * @param {Scale} y
+ * @param {Box} box
+ * @param {Theme} colours
+ */
+function drawMarks(context, curve, x, y, box, colours) {
+  if (curve.leak.length) drawLeak(context, curve.leak, x, box);
+  const best = bestOf(curve);
+  if (best) drawBest(context, best, x, y, box, colours, best[0] === curve.turn);
 }
 
 /**
@@ -257,6 +271,33 @@ function drawLeak(context, leak, x, box) {
 }
 
 /**
+ * The band in which a held-out score is neither lower nor higher than the lowest one before it, but for noise; and a line
+ * across the plot at the step where the scores turned.
+ * @param {Context} context
+ * @param {Curve} curve
+ * @param {Scale} x
+ * @param {Scale} y
+ * @param {Box} box
+ */
+function drawBand(context, { band, turn }, x, y, box) {
+  if (band.length < 2) return;
+  context.beginPath();
+  for (const { step, high } of band) context.lineTo(x(step), y(high));
+  for (const { step, low } of [...band].reverse()) context.lineTo(x(step), y(low));
+  context.closePath();
+  context.globalAlpha = 0.2;
+  context.fillStyle = COLOURS.heldOut;
+  context.fill();
+  context.globalAlpha = 1;
+  if (turn === null) return;
+  context.strokeStyle = COLOURS.heldOut;
+  context.lineWidth = 1;
+  context.setLineDash([2, 3]);
+  stroke(context, [[x(turn), box.top], [x(turn), box.bottom]]);
+  context.setLineDash([]);
+}
+
+/**
  * Mark the best held-out score and write its step beside it.
  * @param {Context} context
  * @param {Score} score
@@ -264,15 +305,16 @@ function drawLeak(context, leak, x, box) {
  * @param {Scale} y
  * @param {Box} box
  * @param {Theme} colours
+ * @param {boolean} hasTurned whether the later scores are higher by more than noise
  */
-function drawBest(context, [step, loss], x, y, box, colours) {
+function drawBest(context, [step, loss], x, y, box, colours, hasTurned) {
   const [px, py] = [x(step), y(loss)];
   context.strokeStyle = COLOURS.heldOut;
   context.lineWidth = 1.5;
   context.beginPath();
   context.arc(px, py, 5, 0, 2 * Math.PI);
   context.stroke();
-  const label = `${t("best")} ${step.toLocaleString("en")}`;
+  const label = `${t(hasTurned ? "turned" : "best")} ${step.toLocaleString("en")}`;
   context.font = `10px ${FONT}`;
   const fitsRight = px + 9 + context.measureText(label).width < box.right;
   context.textAlign = fitsRight ? "left" : "right";

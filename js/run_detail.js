@@ -9,7 +9,7 @@ import { askText, confirmed } from "./dialogs.js";
 import { download, el, messageOf, setText } from "./dom.js";
 import { addLora, addSweep, addWord } from "./insert_nodes.js";
 import { fileNames, savedFile, stepsText } from "./run_names.js";
-import { MOST_LABEL, TRAINERS } from "./run_values.js";
+import { MOST_LABEL, samplePrompts, TRAINERS } from "./run_values.js";
 import { samplesStrip } from "./samples_strip.js";
 import { t, time } from "./words.js";
 
@@ -117,7 +117,7 @@ export function detail(run, runs, title) {
     write(now);
     if (!canvas.clientWidth) return;
     drawCurves(canvas, [now.curve], { isLive: now.live });
-    samples.show(run.id, now.samples);
+    samples.show(run.id, now.samples, samplePrompts(now.record?.settings.sample_prompt));
   }
 
   /** @param {Run} now */
@@ -165,7 +165,7 @@ export function detail(run, runs, title) {
  * @param {RunRecord | null} record
  */
 function sweepPrompt(record) {
-  return record?.trigger || String(record?.settings.sample_prompt ?? "");
+  return record?.trigger || samplePrompts(record?.settings.sample_prompt).filter(Boolean).join("\n");
 }
 
 const WIDE = 20; // characters, from which a value has a row of its own

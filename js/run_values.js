@@ -10,6 +10,7 @@ const MOST_STEPS = 2_000_000;
 const MOST_POINTS = 20_000; // held-out scores
 const MOST_SAMPLES = 2_000;
 const MOST_TEXT = 300;
+const MARGIN = 2; // standard errors that are noise, as on the server
 const MOST_SETTINGS = 80;
 export const BETWEEN_STEPS = new Set(["validation", "sample", "scoring"]); // phases that a run has before, between or after its steps
 const PHASES = ["pictures", "captions", "loading", "measuring", ...BETWEEN_STEPS];
@@ -23,6 +24,7 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
 
 /** @typedef {[step: number, file: string]} Sample */
 /** @typedef {[step: number, loss: number]} Score a held-out score */
+/** @typedef {import("./curve.js").Comparison} Comparison */
 /**
  * @typedef {object} RunEvent
  * @property {string} id of the run
@@ -35,6 +37,7 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
  * @property {string} text
  * @property {number | null} loss
  * @property {number | null} leak with a held-out score
+ * @property {Comparison | null} comparison with a held-out score
  * @property {number | null} loss_ema
  * @property {number | null} lr
  * @property {number | null} found_rate the learning rate, where the optimiser finds it
@@ -71,6 +74,7 @@ export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRA
  * @property {Score | null} best
  * @property {Score[]} held_out
  * @property {Score[]} leak how far other prompts moved, as a multiple of how far the captions did
+ * @property {Comparison[]} comparisons of held-out scores, where the run may stop by them
  * @property {Sample[]} samples
  * @property {string} label the name that the user gave it, or ""
  * @property {string} startLine the line before its first step, or ""
@@ -122,6 +126,24 @@ function sampleFile(value) {
 }
 
 /**
+ * The number of the prompt that a sample's file shows, from 0: 000040.png is the first one's, 000040_02.png the second's.
+ * @param {string} file
+ */
+export function sampleRow(file) {
+  const found = /_(\d+)\.\w+$/.exec(file);
+  return found ? Math.max(0, Number(found[1]) - 1) : 0;
+}
+
+/**
+ * The prompts of a trainer's sample_prompt, without their options.
+ * @param {unknown} value
+ */
+export function samplePrompts(value) {
+  const lines = text(value, 2000).split("\n").map((line) => line.trim()).filter(Boolean);
+  return lines.map((line) => line.replace(/(^|\s)--[A-Za-z][\w-]*(\s.*)?$/, "").trim());
+}
+
+/**
  * The value if it is a number of steps, else null.
  * @param {unknown} value
  */
@@ -167,6 +189,7 @@ export function readEvent(detail) {
     text: text(detail.text, 400),
     loss: finite(detail.loss),
     leak: finite(detail.leak),
+    comparison: readComparison(detail.comparison),
     loss_ema: finite(detail.loss_ema),
     lr: finite(detail.lr),
     found_rate: finite(detail.found_rate),
@@ -228,6 +251,7 @@ export function readRecord(json) {
     best: pairs([json.best], 1, finite)[0] ?? null,
     held_out: pairs(json.held_out, MOST_POINTS, finite),
     leak: readLeak(json.leak),
+    comparisons: readComparisons(json.comparisons),
     samples: pairs(json.samples, MOST_SAMPLES, sampleFile),
     label: text(json.label, MOST_LABEL),
     startLine: text(json.start_line, 400),
@@ -243,6 +267,27 @@ function readLeak(rows) {
   const list = Array.isArray(rows) ? rows.filter(Array.isArray) : [];
   const leaks = list.map(([at, other, own]) => [at, other === 0 ? 0 : own > 0 && other > 0 ? Math.sqrt(other / own) : NaN]);
   return pairs(leaks, MOST_POINTS, finite);
+}
+
+/**
+ * A row [step, lowest, difference, standard error, ...], or null where it is none.
+ * @param {unknown} row
+ * @returns {Comparison | null}
+ */
+function readComparison(row) {
+  if (!Array.isArray(row)) return null;
+  const [at, lowest, difference, error] = [step(row[0]), step(row[1]), finite(row[2]), finite(row[3])];
+  if (at === null || lowest === null || difference === null || error === null || error < 0) return null;
+  return { step: at, lowest, difference, margin: MARGIN * error };
+}
+
+/**
+ * @param {unknown} rows
+ * @returns {Comparison[]}
+ */
+function readComparisons(rows) {
+  if (!Array.isArray(rows)) return [];
+  return rows.slice(0, MOST_POINTS).map(readComparison).filter((row) => row !== null);
 }
 
 /**

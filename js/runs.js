@@ -49,6 +49,13 @@ const SILENT_MS = 2000; // a run whose record says "running" is checked where no
  */
 /** @typedef {ReturnType<typeof createRuns>} Runs */
 
+/**
+ * By step, those of a step by file: a row of prompts in their order.
+ * @param {Sample} a
+ * @param {Sample} b
+ */
+const byStep = ([step, file], [otherStep, otherFile]) => step - otherStep || (file < otherFile ? -1 : 1);
+
 /** The runs of the page. */
 export function createRuns() {
   /** @type {Map<string, Run>} */
@@ -169,12 +176,13 @@ export function createRuns() {
     validation(run, event) {
       if (event.step !== null && event.loss !== null) run.curve.addHeldOut(event.step, event.loss);
       if (event.step !== null && event.leak !== null) run.curve.addLeak(event.step, event.leak);
+      if (event.comparison) run.curve.addComparison(event.comparison);
     },
     sample(run, event) {
       if (event.step === null || !event.image || run.samples.some(([, file]) => file === event.image)) return;
       /** @type {Sample} */
       const sample = [event.step, event.image];
-      run.samples = [...run.samples, sample].sort(([a], [b]) => a - b);
+      run.samples = [...run.samples, sample].sort(byStep);
     },
     end(run, event) {
       Object.assign(run, { state: event.state ?? "failed", live: false, lost: false, eta: null });
@@ -288,7 +296,7 @@ export function createRuns() {
       run.curve.steps = Math.max(run.steps, run.curve.steps);
       run.curve.addTail(curve);
       const byFile = new Map([...run.samples, ...samples].map((sample) => [sample[1], sample]));
-      run.samples = [...byFile.values()].sort(([a], [b]) => a - b);
+      run.samples = [...byFile.values()].sort(byStep);
     }
     notify("record", run);
     return run;

@@ -14,8 +14,9 @@ import { t } from "./words.js";
  * @param {string} options.file of the sample to begin with
  * @param {(file: string) => string} options.url the address of a sample
  * @param {string} options.picture the address of the training picture, which may not exist
+ * @param {string} [options.prompt] what the samples show, in place of the word "sample"
  */
-export function showSample({ samples, file, url, picture }) {
+export function showSample({ samples, file, url, picture, prompt }) {
   const focused = document.activeElement;
   let shown = file;
   const large = el("img", { alt: "" });
@@ -28,7 +29,7 @@ export function showSample({ samples, file, url, picture }) {
   const dialog = el(
     "dialog",
     { class: "bespoke-large", "aria-label": t("samples"), onclose, onclick: closeOutside, onkeydown: onKey },
-    el("div", { class: "bespoke-pair" }, figure(large, t("sample")), reference),
+    el("div", { class: "bespoke-pair" }, figure(large, prompt || t("sample")), reference),
     el("div", { class: "bespoke-pager" }, previous, caption, next),
     close,
   );

@@ -6,8 +6,8 @@ import { addPanel, classOf, fitNode, isOpenWorkflow, onExecuted, onNodeChange, p
 import { curveLegend } from "./curve_legend.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
-import { BETWEEN_STEPS, TRAINERS } from "./run_values.js";
-import { samplesStrip } from "./samples_strip.js";
+import { BETWEEN_STEPS, samplePrompts, TRAINERS } from "./run_values.js";
+import { rowsInView, samplesStrip } from "./samples_strip.js";
 import { digits, memory, rate, t, time } from "./words.js";
 
 /** @typedef {import("./runs.js").Run} Run */
@@ -195,7 +195,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
     setText(numbers, others.join(" · "));
     numbers.hidden = !others.length;
     legend.show(run, singleLosses);
-    samples.show(run.id, run.samples);
+    samples.show(run.id, run.samples, samplePrompts(run.record?.settings.sample_prompt));
     buttons.hidden = !run.live || run.lost;
     finishButton.disabled = cancelButton.disabled = Boolean(pending);
     const isBefore = kind !== "" && !run.live; // the run that is shown is an earlier one
@@ -244,7 +244,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
    */
   function resize(run) {
     const size = getSetting("SampleHeight");
-    const now = HEIGHT.around + getSetting("CurveHeight") + noteHeight() + (run.samples.length ? size + HEIGHT.step : 0);
+    const now = HEIGHT.around + getSetting("CurveHeight") + noteHeight() + rowsInView(run.samples) * (size + HEIGHT.step);
     if (now === height && size === sampleSize) return;
     [height, sampleSize] = [now, size];
     box.style.minHeight = `${height}px`;

@@ -31,7 +31,7 @@ class State:
     trained: the state dict of what is trained. optimizer: the optimiser's `state_dict()["state"]`. best: the state
     dict with the lowest validation loss, `best_loss` at `best_step`. average: that of `ParameterAverage`, or empty.
     scored_step: the step whose validation was the last one; None in a state of version 0.1. groups: the numbers that
-    the optimiser keeps in each of its groups, see `optimizers.group_numbers`.
+    the optimiser keeps in each of its groups, see `optimizers.group_numbers`. stopping: that of `StopRule`, or empty.
     """
 
     step: int
@@ -43,6 +43,7 @@ class State:
     average: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     scored_step: int | None = None
     groups: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    stopping: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -61,6 +62,8 @@ def pack(state: State) -> tuple[dict[str, Tensor], dict[str, str]]:
     meta |= {"optimizer": numbers, "scored_step": state.scored_step}
     if state.groups:
         meta["groups"] = state.groups
+    if state.stopping:
+        meta["stopping"] = state.stopping
     return tensors, {"bespoke.state": json.dumps(meta)}
 
 
@@ -81,6 +84,7 @@ def _unpack(tensors: Mapping[str, Tensor], meta: Any) -> State:
         best_step=_whole_number(meta["best_step"]),
         scored_step=None if meta.get("scored_step") is None else _whole_number(meta["scored_step"]),
         groups=[_numbers(values) for values in meta.get("groups", [])],
+        stopping=dict(meta.get("stopping", {})),
     )
     parts = {"trained": state.trained, "best": state.best, "average": state.average}
     for key, tensor in tensors.items():

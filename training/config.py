@@ -10,6 +10,7 @@ from typing import Any
 from .errors import InputError
 from .objective import LOSS_TYPES, LOSS_WEIGHTINGS, ErrorMeasure
 from .optimizers import LR_SCHEDULES, OPTIMIZERS
+from .stopping import STOPS
 from .timesteps import TIMESTEP_SAMPLERS
 
 # (smallest, largest) of each number: the min and max of the nodes' widgets.
@@ -50,7 +51,7 @@ RANGES: dict[str, tuple[float, float]] = {
 # Fields of `TrainConfig` that version 0.1 lacks.
 ADDED = (
     *("score_pictures", "min_timestep", "max_timestep", "loss_type", "huber_c", "multires_noise", "ip_noise_gamma"),
-    "compile",
+    *("compile", "stop"),
 )
 
 KEEPS = ("best", "last")
@@ -64,6 +65,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "keep": KEEPS,
     "score_pictures": SCORE_PICTURES,
     "loss_type": tuple(LOSS_TYPES),
+    "stop": STOPS,
 }
 
 
@@ -111,6 +113,7 @@ class TrainConfig:
     ip_noise_gamma: in 0..1, the standard deviation of the noise that is added to the noise in the model's input; see
     `noises.perturbations`. 0 is off.
     compile: compile the model's blocks where the device can; the result is the same but for rounding.
+    stop: one of `stopping.STOPS`: whether the run ends before its last step by the held-out loss.
 
     Raises `InputError` for a value out of its range, for a warm-up as long as the run, and for a part of the schedule
     that is empty.
@@ -145,6 +148,7 @@ class TrainConfig:
     multires_noise: float = 0.0
     ip_noise_gamma: float = 0.0
     compile: bool = False
+    stop: str = STOPS[0]
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .adapters.dropout import without_dropout
 from .average import ParameterAverage
-from .checkpoint import State, check_state, copy_state, optimizer_state, restore_optimizer, shapes_of
+from .checkpoint import State, UnusableState, check_state, copy_state, optimizer_state, restore_optimizer, shapes_of
 from .config import TrainConfig
 from .distributed import World
 from .errors import InputError
@@ -33,6 +33,7 @@ from .optimizers import (
     set_group_numbers,
     state_shapes,
 )
+from .stopping import StopRule
 from .tensors import backward, divide
 
 # Gradients of half-precision models are of the order of 1e-6, where fp16 has few bits or none: the backward pass runs
@@ -106,7 +107,8 @@ class Training:
     sample. validation_loss: computes the loss on the validation batches, the same in every process; None is no
     validation. state: to resume from, see `restore`. until: a step to stop at, on the learning-rate schedule of the
     whole run.
-    world: the processes that train together.
+    world: the processes that train together. stopping: is given the losses of the held-out samples by
+    `validation_loss`, and ends the run; None where nothing does.
     """
 
     def __init__(
@@ -118,9 +120,11 @@ class Training:
         state: State | None = None,
         until: int | None = None,
         world: World | None = None,
+        stopping: StopRule | None = None,
     ):
         self.trainable, self.loss, self.config, self.validation_loss = trainable, loss, config, validation_loss
         self.world = World() if world is None else world
+        self.stopping = stopping
         groups = trainable.parameter_groups(config.learning_rate)
         self.parameters = [parameter for parameters, _ in groups for parameter in parameters]
         self._optimizer = make_optimizer(config.optimizer, groups, config.learning_rate)
@@ -139,12 +143,12 @@ class Training:
             self.restore(state)
 
     def __iter__(self) -> Iterator[Step]:
-        """Train up to the last step, or until the validation loss has not improved for the config's patience.
+        """Train up to the last step, or until the config's patience or `stopping` ends the run after a validation.
 
         Yields after each step. Raises `NotANumber` before a bad gradient reaches the parameters, and `InputError` at
         the first step when a gradient is missing or all are zero, since nothing would be learned.
         """
-        if self._scored_late and self._patience_is_over():
+        if self._scored_late and self._ends_early():
             return
         started = time.monotonic()
         while self.steps_done < self.last_step:
@@ -157,7 +161,7 @@ class Training:
             seconds = time.monotonic() - started
             self.unrecorded = Step(self.steps_done, self.last_step, loss, float(learning_rate), grad_norm, seconds)
             yield self._scored(self.unrecorded, started)
-            if self._scored_step == self.steps_done and self._patience_is_over():
+            if self._scored_step == self.steps_done and self._ends_early():
                 return
 
     def initial_validation_loss(self) -> float | None:
@@ -245,6 +249,7 @@ class Training:
             self.average.state_dict(),
             self._scored_step,
             group_numbers(self.config.optimizer, self._optimizer),
+            {} if self.stopping is None else self.stopping.state(),
         )
 
     def restore(self, state: State) -> None:
@@ -255,6 +260,11 @@ class Training:
             group_numbers(self.config.optimizer, self._optimizer),
         )
         check_state(state, trained, kept, average, groups)
+        if self.stopping is not None:
+            try:
+                self.stopping.restore(state.stopping)
+            except ValueError as error:
+                raise UnusableState(f"it does not say when to stop ({error})") from error
         self.trainable.load_state_dict(state.trained)
         restore_optimizer(self._optimizer, state.optimizer)
         set_group_numbers(self._optimizer, state.groups)
@@ -342,8 +352,13 @@ class Training:
             if loss < self.best_loss:
                 self.best = copy_state(self.trainable.state_dict()) if self.steps_done else {}
                 self.best_loss, self.best_step = loss, self.steps_done
+            if self.stopping is not None:
+                self.stopping.add(self.steps_done)
         self._scored_step = self.steps_done
         return loss
+
+    def _ends_early(self) -> bool:
+        return self._patience_is_over() or (self.stopping is not None and self.stopping.is_over)
 
     def _patience_is_over(self) -> bool:
         patience = self.config.patience * self.config.validate_every  # in steps; 0 is without end

@@ -16,6 +16,7 @@ from typing import Any, cast
 from .leak import LeakPoint
 from .picture_scores import PictureLosses, read_rows, until
 from .plain_json import read_json
+from .stopping import Comparison, read_comparisons
 from .timestep_range import TimestepRange
 
 LONGEST_TEXT = 2000  # characters of a text in a summary
@@ -108,9 +109,9 @@ class Run:
     what the user must know of how the run went, a sentence each. start_line: what was shown before the first step.
     pictures: the losses of single pictures: of each held-out one at every validation, and of each trained one at the
     start and at the end where these were scored. leak: how far prompts without the trigger moved, where that was
-    measured; of folds the mean, as held_out.
-    start and at the end where these were scored. found_rate: the learning rate that the optimiser has found itself, up
-    to the last step, before factor and schedule; 0 where it was given one.
+    measured; of folds the mean, as held_out. found_rate: the learning rate that the optimiser has found itself, up
+    to the last step, before factor and schedule; 0 where it was given one. comparisons: each validation beside the
+    lowest one before it, where the setting `stop` may end the run; of a run that folds came before none.
     """
 
     info: RunInfo
@@ -125,6 +126,7 @@ class Run:
     pictures: list[PictureLosses] = field(default_factory=list[PictureLosses])
     leak: list[LeakPoint] = field(default_factory=list[LeakPoint])
     found_rate: float = 0.0
+    comparisons: list[Comparison] = field(default_factory=list[Comparison])
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -201,14 +203,16 @@ class Run:
         if held_out:
             self.held_out = [(at, loss) for at, loss in earlier.held_out if at <= step]
             self.leak = [point for point in earlier.leak if point.step <= step]
+            self.comparisons = [row for row in earlier.comparisons if row.step <= step]
 
     def to_json(self, leave_out: Collection[str] = (), **more: Any) -> str:
         """Info and progress as one flat object of strict JSON: numbers that are not finite become null.
 
-        leave_out: names of fields. more: further values by name. An empty `timestep_range` and a leak that was not
-        measured are left out.
+        leave_out: names of fields. more: further values by name. An empty `timestep_range`, a leak that was not
+        measured and comparisons that were not made are left out.
         """
-        absent = {name for name in ("leak", "found_rate") if not vars(self)[name]} | {"info"}  # version 0.1 lacks them
+        later = ("leak", "found_rate", "comparisons")  # version 0.1 lacks them
+        absent = {name for name in later if not vars(self)[name]} | {"info"}
         progress = {name: value for name, value in vars(self).items() if name not in absent}
         leave_out = {*leave_out, *(() if self.info.timestep_range else ("timestep_range",))}
         values = {name: value for name, value in (vars(self.info) | progress).items() if name not in leave_out}
@@ -241,6 +245,7 @@ class Run:
                 read_rows(values.get("pictures", [])),
                 [LeakPoint(int(step), _loss(other), _loss(own)) for step, other, own in values.get("leak", [])],
                 float(found_rate),
+                read_comparisons(values.get("comparisons", [])),
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error

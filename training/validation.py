@@ -112,19 +112,26 @@ def validation_scorer(
     loss: Callable[[Batch], Tensor],
     world: World | None = None,
     keep: Callable[[list[float]], None] = lambda losses: None,
+    keep_samples: Callable[[list[float]], None] | None = None,
 ) -> Callable[[], float]:
     """A function that computes the mean loss over `batches`. loss: batch -> [B]. keep: is given that of each batch.
 
-    world: the processes that share the batches; see `shared_numbers`. The sum does not depend on their number.
+    keep_samples: is given the loss of each sample, batch after batch; all batches then have as many samples. world: the
+    processes that share the batches; see `shared_numbers`. The sum does not depend on their number.
     """
+    width = 1 if keep_samples is None or not batches else 1 + len(batches[0].indices)
 
-    def mean(number: int) -> list[float]:
-        return [loss(batches[number]).cpu().double().mean().item()]
+    def numbers(number: int) -> list[float]:
+        losses = loss(batches[number]).cpu().double()
+        return [losses.mean().item(), *(to_list(losses) if width > 1 else ())]
 
     def score() -> float:
-        losses = shared_numbers(len(batches), 1, mean, world)
-        assert losses is not None
+        found = shared_numbers(len(batches), width, numbers, world)
+        assert found is not None
+        losses = found[::width]
         keep(losses)
+        if keep_samples is not None:
+            keep_samples([each for start in range(0, len(found), width) for each in found[start + 1 : start + width]])
         return sum(losses) / len(losses)
 
     return score

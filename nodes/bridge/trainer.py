@@ -38,6 +38,8 @@ from ...training.optimizers import check_optimizer
 from ...training.picture_scores import Picture
 from ...training.record import Run
 from ...training.run_identity import defaults_of
+from ...training.sample_prompts import SamplePrompt
+from ...training.stopping import ALL_STEPS, StopRule
 from ...training.timesteps import TimestepSampler, timestep_sampler
 from ...training.validation import grid_within, validation_batches, validation_scorer
 from . import identity
@@ -161,7 +163,11 @@ class Technique(Protocol[T]):
         """
         ...
 
-    def sample_conditioning(self) -> tuple[list, list]:
+    def sample_prompts(self) -> Sequence[SamplePrompt]:
+        """What the sample images show: one of each is drawn."""
+        ...
+
+    def sample_conditioning(self, prompt: SamplePrompt) -> tuple[list, list]:
         """(positive, negative) of a sample image, as ComfyUI's samplers take them; called without gradients."""
         ...
 
@@ -362,13 +368,14 @@ class PreparedTrainer:
         held_out_losses: dict[Picture, float],
     ) -> TrainingTask:
         technique, drift = self.technique, self._drift(fold)
+        stopping = StopRule(fold.config.stop) if fold.config.stop != ALL_STEPS and fold.held_out else None
         draws = fold.config.sample_every > 0 or (drift is not None and self.models.vae is not None)
         return TrainingTask(
             trainable,
             loss,
             fold.config,
             fold.run,
-            validation_loss=self.validation_loss(fold.held_out, held_out_losses),
+            validation_loss=self.validation_loss(fold.held_out, held_out_losses, stopping),
             until=fold.until,
             resume=technique.request.resume,
             describe_start=partial(self._describe_start, fold),
@@ -386,6 +393,7 @@ class PreparedTrainer:
             leak=self._leak_meter(fold),
             draws_ends=draws,
             drift=drift,
+            stopping=stopping,
         )
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
@@ -413,10 +421,12 @@ class PreparedTrainer:
             with without_dropout():
                 denoiser.compiler.check(compute, parameters, denoiser.compute or denoiser.base.get_dtype_inference())
 
-    def validation_loss(self, held_out: Sequence[int], of_pictures: dict[Picture, float]) -> Callable[[], float] | None:
+    def validation_loss(
+        self, held_out: Sequence[int], of_pictures: dict[Picture, float], stopping: StopRule | None = None
+    ) -> Callable[[], float] | None:
         """A function that computes the loss on the pictures `held_out` on the fixed grid; None without them.
 
-        of_pictures: takes the loss of each of them at every call.
+        of_pictures: takes the loss of each of them at every call. stopping: takes that of each sample.
         """
         if not held_out:
             return None
@@ -432,7 +442,8 @@ class PreparedTrainer:
             for own in copies:
                 of_pictures[pictures.items[held_out[own[0]]].picture] = sum(losses[i] for i in own) / len(own)
 
-        return validation_scorer(batches, loss, self.context.world, keep)
+        more = {} if stopping is None else {"keep_samples": stopping.take}
+        return validation_scorer(batches, loss, self.context.world, keep, **more)
 
     def _leak_meter(self, fold: Fold) -> LeakMeter | None:
         """What measures the leak; None without held-out pictures, where that takes long, and for other techniques."""
@@ -466,14 +477,16 @@ class PreparedTrainer:
             return None
         return self.technique.drift(self.context.sampler, self._grid)
 
-    def _sample_drawer(self) -> Callable[[], Image.Image] | None:
-        """A function that draws a sample image; None where none is drawn, as in all processes but the first."""
+    def _sample_drawer(self) -> Callable[[], list[Image.Image]] | None:
+        """A function that draws the sample images; None where none is drawn, as in all processes but the first."""
         if self.context.world.rank != 0:
             return None
         pictures = self.dataset.pictures
-        like = pictures.data.latents[pictures.training_indices[0]]  # only its shape is read
+        first, technique = pictures.training_indices[0], self.technique
+        like = pictures.data.latents[first], pictures.items[first].pixels.shape[:2]  # only their shapes are read
+        prompts = technique.sample_prompts()
         return sampler_for(
-            self.denoiser, self.models.vae, like, self.context.sampler, self.technique.sample_conditioning
+            self.denoiser, self.models.vae, like, self.context.sampler, prompts, technique.sample_conditioning
         )
 
 

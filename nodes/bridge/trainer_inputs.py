@@ -66,7 +66,10 @@ TOOLTIPS = {
         "Steps between sample images, drawn with the sampler settings of this graph's KSampler and a fixed seed. 0 "
         "draws none."
     ),
-    "sample_prompt": "What the sample images show. Empty takes the first picture's caption.",
+    "sample_prompt": (
+        "What the sample images show, a prompt a line; each is a row of pictures. Empty takes the first picture's "
+        "caption. --n, --w, --h, --d, --l, --s behind a prompt set its negative prompt, size, seed, cfg and steps."
+    ),
     "keep": "With held-out pictures: hand on the state that scored best, or the last one.",
     "score_pictures": (
         "Measures the loss of every trained picture before and after the training, on fixed noise levels. The report "
@@ -107,6 +110,12 @@ TOOLTIPS = {
         "For graphics cards with Triton: compiles the model's blocks before the first step, which then starts later. "
         "Where that cannot be done, the report says so and the training runs as without. Same result but for rounding."
     ),
+    "stop": (
+        "Whether the training may end before its last step, which needs held-out pictures. when validation turns: "
+        "after two validations in a row whose loss is higher than the lowest by more than noise, or ten (half of the "
+        "run) without a new lowest. when nothing changes: also after five in a row without a change beyond noise. The "
+        "best state is handed on as ever (keep)."
+    ),
     "prior_weight": "What the loss on prior_images counts beside that on images.",
 }
 STEP = {"max_grad_norm": 0.1, "noise_offset": 0.01, "caption_dropout": 0.01, "ema": 0.001, "prior_weight": 0.1}
@@ -129,7 +138,7 @@ def widget(name: str, tooltip: str = "", default: Any = None, **more: Any) -> io
             name, options=list(choices), default=choices[0] if name == "precision" else default, tooltip=tip, **more
         )
     if name == "sample_prompt":
-        return io.String.Input(name, default="", tooltip=tip, **more)
+        return io.String.Input(name, default="", multiline=True, tooltip=tip, **more)
     low, high = RANGES[name]
     if isinstance(low, int) and isinstance(high, int):
         return io.Int.Input(name, default=default, min=low, max=high, tooltip=tip, **more)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ...training.checkpoint import State, UnusableState, pack, unpack
 from ...training.distributed import World
 from ...training.record import Run, RunState
+from ...training.stopping import Comparison
 from ..bridge.runs.store import RunStore
 
 LOG = "log.jsonl"
@@ -68,8 +69,12 @@ class JobDisplay:
             self._bar.set_postfix(loss=f"{values['loss_ema']:.4f}", refresh=False)
             self._bar.update(values["step"] - self._bar.n)
 
-    def validation(self, step: int, loss: float, best: bool, leak: float | None = None) -> None:
-        self._log.write("validation", step=step, loss=loss, best=best, **({} if leak is None else {"leak": leak}))
+    def validation(
+        self, step: int, loss: float, best: bool, leak: float | None = None, comparison: Comparison | None = None
+    ) -> None:
+        more = {"leak": leak, "comparison": comparison}
+        given = {name: value for name, value in more.items() if value is not None}
+        self._log.write("validation", step=step, loss=loss, best=best, **given)
         if self._bar is not None:
             self._bar.write(f"step {step}: held-out loss {loss:.4f}{', the lowest so far' if best else ''}")
 
@@ -135,8 +140,8 @@ class SharedStore:
         if self._writes:
             self._own.save_end(state)
 
-    def save_sample(self, step: int, picture: Image.Image) -> str:
-        return self._own.save_sample(step, picture)
+    def save_sample(self, step: int, picture: Image.Image, number: int = 0) -> str:
+        return self._own.save_sample(step, picture, number)
 
     def set_aside(self) -> str:
         return self._own.set_aside() if self._writes else ""

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ...training.config import check_choice
 from ...training.embedding import INITS
 from ...training.errors import InputError
+from ...training.stopping import ALL_STEPS
 from ..bridge.errors import name_node_in_errors
 from ..bridge.files import writing as storage
 from ..bridge.files.listing import NO_FILE, safetensors_in, stamp_of_choice
@@ -26,7 +28,7 @@ from .file_input import file_of
 from .files import FORMATS, as_file, save_on_the_way
 from .inspect import describe, fitting, neighbours, plot, read_embedding
 from .names import check_name, prompt_word
-from .request import InversionRequest
+from .request import PATIENT, STOPS, InversionRequest
 from .technique import TextualInversionTechnique, encode_dataset
 from .templates import TEMPLATES
 
@@ -100,18 +102,37 @@ def trainer_inputs() -> list[io.Input]:
         *advanced(("precision", "sample_every")),
         widget(
             "sample_prompt",
-            "What the sample images show; {word} is the new word. Empty shows 'a photo of {word}'.",
+            (
+                "What the sample images show, a prompt a line; {word} is the new word. Empty shows 'a photo of "
+                "{word}'. --n, --w, --h, --d, --l, --s behind a prompt set its negative prompt, size, seed, cfg and "
+                "steps."
+            ),
             **ADVANCED,
         ),
         *advanced(("save_every", "keep", "resume", "score_pictures", "min_timestep", "max_timestep")),
         *advanced(("loss_type", "huber_c", "multires_noise", "ip_noise_gamma", "compile")),
+        io.Combo.Input(
+            "stop",
+            options=list(STOPS),
+            default=PATIENT,
+            tooltip=(
+                f"Whether the training may end before its last step. {PATIENT}: after {PATIENCE} validations, a "
+                "quarter of the run, without a new lowest held-out loss. all steps: never. when validation turns: "
+                "after two in a row that are higher than the lowest by more than noise, or ten without a new lowest. "
+                "when nothing changes: also after five without a change beyond noise."
+            ),
+            **ADVANCED,
+        ),
     ]
 
 
 def request_from_inputs(values: Mapping[str, Any]) -> InversionRequest:
     """The request of a node's inputs. Inputs that are missing have the defaults of `InversionRequest`."""
     own = {f.name: values[f.name] for f in fields(InversionRequest) if f.name in values}
-    return InversionRequest(config_of({**values, "patience": PATIENCE}), **own)
+    stop = own.get("stop", PATIENT)
+    check_choice("stop", stop, STOPS)
+    how = {"patience": PATIENCE, "stop": ALL_STEPS} if stop == PATIENT else {"patience": 0, "stop": stop}
+    return InversionRequest(config_of({**values, **how}), **own)
 
 
 class TrainTextualInversion(io.ComfyNode):

@@ -19,6 +19,7 @@ from ...training.images import ImageSet, passes_in_words
 from ...training.measure import StepCost, format_duration
 from ...training.objective import denoising_loss
 from ...training.record import Run
+from ...training.sample_prompts import SamplePrompt, parse_sample_prompts
 from ..bridge.dataset.captions import CaptionConditioning
 from ..bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ..bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
@@ -153,10 +154,13 @@ class TextualInversionTechnique:
         given = (batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
         return denoising_loss(denoiser, *given, measure=measure, perturbation=batch.perturbation)
 
-    def sample_conditioning(self) -> tuple[list, list]:
+    def sample_prompts(self) -> Sequence[SamplePrompt]:
+        return parse_sample_prompts(self.request.sample_prompt)
+
+    def sample_conditioning(self, prompt: SamplePrompt) -> tuple[list, list]:
         word = prompt_word(self.request.name)
-        prompt = self.request.sample_prompt.replace(WORD, word).strip() or f"a photo of {word}"
-        positive, negative = as_conditioning(self._prompts.encode([prompt, ""]))
+        text = (prompt.prompt or f"a photo of {WORD}").replace(WORD, word)
+        positive, negative = as_conditioning(self._prompts.encode([text, prompt.negative.replace(WORD, word)]))
         return positive, negative
 
     def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> None:

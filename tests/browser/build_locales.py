@@ -233,6 +233,7 @@ INPUTS = {
     "multires_noise": ("多分辨率噪声", "多重解像度ノイズ", "bruit multirésolution", "ruido multirresolución"),
     "ip_noise_gamma": ("输入扰动", "入力の摂動", "perturbation de l'entrée", "perturbación de la entrada"),
     "compile": ("编译", "コンパイル", "compiler", "compilar"),
+    "stop": ("停止", "終了", "arrêt", "parada"),
     "labels": ("标签", "ラベル", "étiquettes", "etiquetas"),
 }
 

@@ -26,6 +26,7 @@ LATER_TRAINING = {
     "multires_noise": 0,
     "ip_noise_gamma": 0,
     "compile": False,
+    "stop": "after 5 without a gain",
 }
 LATER_LORA = {
     "adapter": "LoRA",
@@ -46,6 +47,7 @@ LATER_LORA = {
     "preserve": "",
     "preserve_weight": 1.0,
     "compile": False,
+    "stop": "all steps",
 }
 LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},

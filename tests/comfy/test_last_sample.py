@@ -32,7 +32,7 @@ def train(folder, drawn, finish_at=None, fault_at=None, **changes):
         if len(drawn) + 1 == fault_at:
             raise comfy.model_management.InterruptProcessingException
         drawn.append(word.vectors["a"].detach().clone())
-        return Image.new("RGB", (8, 8))
+        return [Image.new("RGB", (8, 8))]
 
     def stop_request(run_id):
         steps.append(run_id)  # called once before the training and once after each step

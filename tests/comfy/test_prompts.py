@@ -14,7 +14,7 @@ from bespoke.nodes.jobs.job import ExportedModel, JobContents, read_job, write_j
 from bespoke.nodes.jobs.source import Source
 from bespoke.nodes.jobs.techniques import TECHNIQUES
 from bespoke.nodes.lora.training.request import LoraData, LoraRequest
-from bespoke.nodes.lora.training.technique import encode_dataset, sample_prompt
+from bespoke.nodes.lora.training.technique import encode_dataset, sample_texts
 from bespoke.training.captions import as_prompt, literal
 from bespoke.training.config import TrainConfig
 
@@ -232,7 +232,7 @@ def test_trainings_and_jobs_carry_the_syntax_of_the_set(tmp_path, syntax, captio
     request = LoraRequest(TrainConfig(1, 1e-3, 1, 0), targets="attention")
     dataset = encode_dataset(Models(*models), LoraData(bracket_set(syntax)), request)
     assert sorted(dataset.prompts) == sorted(["", *captions])
-    assert sample_prompt(dataset.pictures, request) == captions[0]
+    assert sample_texts(dataset.pictures, request) == [captions[0], ""]
     assert dataset.run_fields["trigger"] == trigger
     cond, _ = dataset.prompts[captions[0]]
     plain, _ = encode_prompt(models[1], captions[0])

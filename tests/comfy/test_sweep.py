@@ -3,9 +3,10 @@
 import pytest
 import torch
 from bespoke.nodes.bridge.drawing.fonts import builtin_font
-from bespoke.nodes.compare.sheet import GAP, SMALL_TEXT
+from bespoke.nodes.compare.sheet import SMALL_TEXT
 from bespoke.nodes.compare.sweep import cells as sweep_cells
 from bespoke.nodes.compare.sweep import sheet
+from bespoke.nodes.compare.sweep.losses import Score
 from bespoke.nodes.compare.sweep.plan import Column, make_plan, parse_strengths, saved_files, without_triggers
 from bespoke.nodes.lora.named_lora import NamedLora
 from bespoke.training.captions import says
@@ -111,21 +112,46 @@ def test_each_cell_is_the_picture_of_cores_nodes_and_is_drawn_once(sweep, small,
     assert "3 pictures drawn" in report
 
 
+def test_a_further_strength_computes_its_own_score_alone(sweep, lora, monkeypatch):
+    from bespoke.nodes.compare.sweep import node
+
+    scored = []
+    score, base = node.score_beside, node.predictions_on
+    monkeypatch.setattr(node, "score_beside", lambda *args: scored.append("a LoRA") or score(*args))
+    monkeypatch.setattr(node, "predictions_on", lambda *args: scored.append("the base") or base(*args))
+    given = dict(loras={"lora0": lora}, prompts="a teal circle", images=sprite_set(77, 1, colour="teal"))
+    _, one = sweep(strengths="1", **given)
+    assert scored == ["the base", "a LoRA"]
+    _, two = sweep(strengths="1 0.5 0", **given)
+    assert scored == ["the base", "a LoRA", "a LoRA"]
+    assert set(scores_in(one)) < set(scores_in(two))
+    assert ("0", "lora 1") in [(strength, name) for _, _, strength, name in scores_in(two)]
+
+
+def scores_in(report):
+    """[(loss, leak, strength, LoRA)] of a report's table, as texts."""
+    return [tuple(line.split(" | ")) for line in report.splitlines() if line.count(" | ") == 3][1:]
+
+
 @pytest.mark.slow
-def test_losses_are_the_error_of_the_noise(sweep, small, run_node, lora):
+def test_losses_are_the_error_of_the_noise_and_leaks_how_far_predictions_moved(sweep, small, run_node, lora):
     """By hand: the mean of |epsilon - prediction|^2 (Ho et al. 2020, eq. 14), with core's network and core's
-    LoRA, at five timesteps of each picture, with the noises of a validation."""
+    LoRA, at five timesteps of each picture, with the noises of a validation. The leak is the root of the mean squared
+    change of that prediction at the captions without the trigger over that at the captions."""
     import comfy.model_management
     import comfy.sd
     from bespoke.training.randomness import noise
     from bespoke.training.validation import SEED, TIMESTEPS
 
     others = sprite_set(77, 2, colour="teal")
-    _, report = sweep(loras={"lora0": lora}, prompts="a teal circle on white", strengths="0.5 1", images=others)
-    rows = [line.split(" | ") for line in report.splitlines() if line.count(" | ") == 2][1:]
-    losses = {(name, float(strength)): float(loss) for loss, strength, name in rows}
-    assert set(losses) == {("without a LoRA", 0.0), ("lora 1", 0.5), ("lora 1", 1.0)}
+    named = NamedLora(lora, "named.safetensors", {"modelspec.trigger_phrase": "teal"})
+    _, report = sweep(loras={"lora0": named}, prompts="a teal circle on white", strengths="0.5 1", images=others)
+    losses = {(name, float(strength)): float(loss) for loss, _, strength, name in scores_in(report)}
+    leaks = {float(strength): leak for _, leak, strength, _ in scores_in(report)}
+    assert set(losses) == {("without a LoRA", 0.0), ("named", 0.5), ("named", 1.0)}
     assert sorted(losses.values()) == list(losses.values())
+    assert leaks[0.0] == "-"
+    predicted = {}
     for (_, strength), loss in losses.items():
         model, clip, vae = small
         if strength:
@@ -135,14 +161,27 @@ def test_losses_are_the_error_of_the_noise(sweep, small, run_node, lora):
         for index, item in enumerate(others.items):
             (latent,) = run_node("VAEEncode", pixels=item.pixels[None] / 255, vae=vae)
             clean = model.model.process_latent_in(latent["samples"])
-            ((cond, _),) = run_node("CLIPTextEncode", clip=clip, text=item.prompt)[0]
-            for position, t in enumerate(TIMESTEPS):
-                sigma = model.model.model_sampling.sigmas[int(t * 1000)].reshape(1)
-                epsilon = noise(SEED, index, position, clean.shape[1:], "held out")[None]
-                with torch.no_grad():
-                    denoised = model.model.apply_model(clean + sigma * epsilon, sigma, c_crossattn=cond)
-                errors.append(float((((denoised - clean) / sigma) ** 2).mean()))
+            assert "teal" in item.prompt
+            for kind, text in ("own", item.prompt), ("other", without_triggers(item.prompt, "teal")):
+                ((cond, _),) = run_node("CLIPTextEncode", clip=clip, text=text)[0]
+                for position, t in enumerate(TIMESTEPS):
+                    sigma = model.model.model_sampling.sigmas[int(t * 1000)].reshape(1)
+                    epsilon = noise(SEED, index, position, clean.shape[1:], "held out")[None]
+                    with torch.no_grad():
+                        denoised = model.model.apply_model(clean + sigma * epsilon, sigma, c_crossattn=cond)
+                    predicted.setdefault((strength, kind), []).append(denoised / sigma)
+                    if kind == "own":
+                        errors.append(float((((denoised - clean) / sigma) ** 2).mean()))
         assert loss == pytest.approx(sum(errors) / len(errors), rel=0.02), strength  # the network computes in bfloat16
+    for strength in (0.5, 1.0):
+        other, own = (
+            sum(
+                float(((now - base) ** 2).mean())
+                for now, base in zip(predicted[strength, kind], predicted[0.0, kind], strict=True)
+            )
+            for kind in ("other", "own")
+        )
+        assert float(leaks[strength]) == pytest.approx((other / own) ** 0.5, rel=0.05), strength
 
 
 @pytest.mark.slow
@@ -166,7 +205,7 @@ def test_a_lora_of_a_part_of_the_schedule_acts_there_alone(sweep, small, run_nod
     assert torch.equal(drawn[-1], picture.cpu())
 
     def losses(text):
-        return [float(line.split(" | ")[0]) for line in text.splitlines() if line.count(" | ") == 2 and line[0] in "01"]
+        return [float(loss) for loss, *_ in scores_in(text)]
 
     without, on_part = losses(report)  # this LoRA raises the loss, everywhere by more than on its part
     assert without == losses(whole_report)[0] < on_part < losses(whole_report)[1]
@@ -254,27 +293,30 @@ def test_trigger_words_are_taken_out_whole(prompt, trigger, left):
     assert not any(says(left, phrase) for phrase in trigger.split(","))
 
 
-@pytest.mark.parametrize(("others", "word"), [(0, "loss "), (60, "")])
-def test_what_stands_under_the_pictures(monkeypatch, others, word):
-    """Oracle: by hand. A loss is of LoRA and strength, at the captions of images: the row without the trigger has none,
-    and the model without a LoRA, which has one picture for a prompt, says where that picture is."""
+@pytest.mark.parametrize(("others", "word", "wide"), [(0, "loss ", True), (28, "", True), (60, "", False)])
+def test_what_stands_under_the_pictures(monkeypatch, others, word, wide):
+    """Oracle: by hand. Loss and leak are of LoRA and strength, the loss at the captions of images: the row without the
+    trigger has the leak alone, and the model without a LoRA, which has one picture for a prompt, says where that
+    picture is. Where pictures are narrow, the loss stands alone."""
     drawn = []
     grid_of = sheet.draw_grid
     monkeypatch.setattr(sheet, "draw_grid", lambda grid, side: (drawn.append((grid, side)), grid_of(grid, side))[1])
     plan = make_plan([column("a"), *(column(f"b{i}") for i in range(others))], "0.5 1", "a sks cat", "sks")
-    picture = torch.zeros(1, 64, 64, 3)
+    picture = torch.zeros(1, 256, 256, 3)
+    leak = ", leak {:.2f}".format if wide else lambda leak: ""
     pictures = {(0, row, one): picture for row in plan.blocks[0].rows for one in plan.columns}
-    losses = {("without a LoRA", 0.0): 0.03, ("a", 0.5): 0.01, ("a", 1.0): 0.02}
-    sheet.draw(plan, pictures, losses)
+    scores = {("without a LoRA", 0.0): Score(0.03), ("a", 0.5): Score(0.01, 0.5), ("a", 1.0): Score(0.02, 1.25)}
+    sheet.draw(plan, pictures, scores)
     (grid, side), *_ = drawn
     assert {at: text for at, text in grid.under.items() if at[1] in ("without a LoRA", "a")} == {
-        ("strength 0.5", "without a LoRA"): f"{word}0.0300",
-        ("strength 0.5", "a"): f"{word}0.0100",
+        ("strength 0.5", "without a LoRA"): "loss 0.0300" if wide else "0.0300",
+        ("strength 0.5", "a"): f"{word}0.0100{leak(0.5)}",
         ("strength 1", "without a LoRA"): "as above",
-        ("strength 1", "a"): f"{word}0.0200",
+        ("strength 1", "a"): f"{word}0.0200{leak(1.25)}",
+        ("without the trigger, strength 1", "a"): "leak 1.25",
     }
     assert grid.marked == {("strength 0.5", "a")}
-    assert builtin_font(SMALL_TEXT).getlength(f"{word}0.0300") < side + GAP
+    assert all(builtin_font(SMALL_TEXT).getlength(text) <= side for text in grid.under.values())
     assert not grid.cells.get(("strength 1", "without a LoRA"))
 
 

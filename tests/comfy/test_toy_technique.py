@@ -29,6 +29,7 @@ from bespoke.training.distributed import StopRequest
 from bespoke.training.objective import denoising_loss
 from bespoke.training.optimizers import OPTIMIZERS
 from bespoke.training.record import RunState
+from bespoke.training.sample_prompts import SamplePrompt
 from bespoke.training.timesteps import UniformTimesteps
 from helpers import sprite_set, weights_hash
 from toy_training import BiasAdapter
@@ -108,7 +109,10 @@ class BiasTechnique:
         conditioning = self._captions.of_batch(batch.indices, [items[i].caption for i in batch.indices])
         return denoising_loss(denoiser, batch.latent, batch.noise, denoiser.sigma(batch.t), conditioning, batch.mask)
 
-    def sample_conditioning(self):
+    def sample_prompts(self):
+        return [SamplePrompt()]
+
+    def sample_conditioning(self, prompt):
         return tuple(as_conditioning(self._captions.encode(["", ""])))
 
     def drift(self, sampler, timesteps):

@@ -132,3 +132,35 @@ test("the tail of a newer curve is added after the last step", () => {
   assert.deepEqual(record.leak, [[4, 0.5]]);
   assert.equal(record.last, 4);
 });
+
+test("two scores above the lowest by more than noise are a turn, and the band lies around the lowest before each", () => {
+  const curve = new Curve(400);
+  [[0, 1], [20, 0.5], [40, 0.7], [60, 0.8]].forEach(([step, loss]) => curve.addHeldOut(step, loss));
+  curve.addComparison({ step: 20, lowest: 0, difference: -0.5, margin: 0.1 });
+  assert.equal(curve.turn, null);
+  curve.addComparison({ step: 40, lowest: 20, difference: 0.2, margin: 0.1 });
+  assert.equal(curve.turn, null);
+  curve.addComparison({ step: 40, lowest: 0, difference: 9, margin: 0 }); // of a step that is known
+  curve.addComparison({ step: 60, lowest: 20, difference: 0.3, margin: 0.25 });
+  assert.equal(curve.turn, 20);
+  assert.deepEqual(curve.band, [{ step: 20, low: 0.9, high: 1.1 }, { step: 40, low: 0.4, high: 0.6 }, { step: 60, low: 0.25, high: 0.75 }]);
+  curve.addComparison({ step: 80, lowest: 20, difference: 0.3, margin: 0.3 }); // no more than noise
+  assert.equal(curve.turn, null);
+});
+
+test("scores above the start have not turned: nothing was learned there", () => {
+  const curve = new Curve(400);
+  for (const step of [20, 40, 60]) curve.addComparison({ step, lowest: 0, difference: 1, margin: 0.1 });
+  assert.equal(curve.turn, null);
+});
+
+test("ten scores without a new lowest are a turn, however large the noise is", () => {
+  const curve = new Curve(400);
+  for (let step = 40; step < 40 + 20 * 9; step += 20) curve.addComparison({ step, lowest: 20, difference: 0.1, margin: 9 });
+  assert.equal(curve.turn, null);
+  curve.addComparison({ step: 220, lowest: 20, difference: 0.1, margin: 9 });
+  assert.equal(curve.turn, 20);
+  const lower = new Curve(400);
+  for (let step = 40; step < 240; step += 20) lower.addComparison({ step, lowest: 20, difference: step < 220 ? 0.1 : -0.1, margin: 9 });
+  assert.equal(lower.turn, null); // the tenth is lower
+});

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { finite, isRunId, isTrainer, readEvent, readPage, readPhase, readRecord, text } from "../../js/run_values.js";
+import { finite, isRunId, isTrainer, readEvent, readPage, readPhase, readRecord, samplePrompts, sampleRow, text } from "../../js/run_values.js";
 
 const ID = "lora-0123456789ab";
 
@@ -56,6 +56,7 @@ test("the fields of an event are read in their types", () => {
     text: "x".repeat(400),
     loss: 0.25,
     leak: null,
+    comparison: null,
     loss_ema: null,
     lr: null,
     found_rate: null,
@@ -132,4 +133,21 @@ test("a page of the list", () => {
   assert.deepEqual(readPage({ unread: [ID, "<b>", 7] }).unread, [ID]);
   const running = (live) => readPage({ runs: [{ id: ID, state: "running" }], live }).runs[0].state;
   assert.deepEqual([running([ID]), running([]), running(null)], ["running", "cut off", "cut off"]);
+});
+
+test("comparisons of held-out scores are read with their margin of two standard errors", () => {
+  const event = readEvent({ run_id: ID, step: 40, comparison: [40, 20, 0.25, 0.05, 20] });
+  assert.deepEqual(event?.comparison, { step: 40, lowest: 20, difference: 0.25, margin: 0.1 });
+  for (const wrong of [null, 3, [40, 20, null, 0.05], [40, 20, 0.25, -1], ["x", 20, 0.25, 0.05], [40]]) {
+    assert.equal(readEvent({ run_id: ID, comparison: wrong })?.comparison, null);
+  }
+  const record = readRecord({ id: ID, comparisons: [[20, 0, -0.5, 0.05, 20], "row", [40, 20, 0.25, null, 20]] });
+  assert.deepEqual(record?.comparisons, [{ step: 20, lowest: 0, difference: -0.5, margin: 0.1 }]);
+  assert.deepEqual(readRecord({ id: ID })?.comparisons, []);
+});
+
+test("the row of a sample is that of its prompt, and prompts are read without their options", () => {
+  assert.deepEqual(["000040.png", "000040_02.png", "000040_16.png", "x_00.png"].map(sampleRow), [0, 1, 15, 0]);
+  assert.deepEqual(samplePrompts("a cat --n dog --w 512\n\n  a -- dash \n--d 5"), ["a cat", "a -- dash", ""]);
+  assert.deepEqual([samplePrompts(""), samplePrompts(undefined)], [[], []]);
 });

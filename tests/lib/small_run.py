@@ -48,7 +48,7 @@ def train(folder, faults, **changes):
 
     def sample():
         faults("sample")
-        return Image.new("RGB", (8, 8))
+        return [Image.new("RGB", (8, 8))]
 
     context = RunContext(
         store=lambda run_id: RunStore(run_id, folder),

@@ -14,6 +14,7 @@ from ....training.config import TrainConfig
 from ....training.data import LatentSet
 from ....training.errors import InputError
 from ....training.images import ImageSet, TrainingImage, apart, by_picture, first_equal
+from ....training.stopping import ALL_STEPS
 from ....training.validation import MIN_SPLIT, split
 from ....training.validation import folds as make_folds
 from .. import identity
@@ -133,10 +134,15 @@ def split_pictures(
     set_sizes: how many of `items` are training, validation and prior pictures, in this order. equal: see
     `training.images.first_equal`; by default the pixels of the items tell, which are read for nothing else. A picture
     that is there twice is held out in all its places or in none. Raises `InputError` for more held-out pictures than
-    there are.
+    there are, and for a `config.stop` that needs held-out pictures where there are none.
     """
     training_count, validation_count, prior_count = set_sizes
     is_split = bool(config.validation or validation_count)
+    if config.stop != ALL_STEPS and not is_split:
+        raise InputError(
+            f"stop is {config.stop!r}, which the loss of held-out pictures decides, and none is held out; set "
+            f"validation to 2 or more, or stop to {ALL_STEPS!r}"
+        )
     if equal is None:
         equal = first_equal(items) if is_split else range(len(items))
     copies = apart(items[:training_count], equal[:training_count]) if is_split else []

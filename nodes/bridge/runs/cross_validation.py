@@ -16,6 +16,7 @@ from ....training.leak import mean_leak
 from ....training.picture_scores import joined
 from ....training.record import Run, RunState
 from ....training.run_identity import run_id
+from ....training.stopping import ALL_STEPS, is_over
 from ....training.validation import mean_curve
 from ..dataset.pictures import Pictures
 
@@ -87,14 +88,23 @@ def final_fold(pictures: Pictures, config: TrainConfig, run: Run, folds: Sequenc
     until = config.steps
     if config.keep == "best" and run.best is not None:
         until = run.best[0] or run.held_out[-1][0] or config.steps
+    if config.stop != ALL_STEPS:
+        run.note(_ends_of(folds))
     prefix = f"training {len(folds) + 1} of {len(folds) + 1}, on all pictures, to step {until}: "
     return Fold(run, config, pictures.training_indices, [], until, prefix)
 
 
+def _ends_of(folds: Sequence[Fold]) -> str:
+    """Which folds `config.stop` has ended, and after how many steps, as a note."""
+    stop, ended = folds[0].config.stop, [fold for fold in folds if is_over(fold.config.stop, fold.run.comparisons)]
+    at = ", ".join(str(len(fold.run.losses)) for fold in ended)
+    return f"{len(ended)} of {len(folds)} trainings ended {stop}" + (f", after {at} steps" if ended else "")
+
+
 def was_finished_by_user(fold: Fold) -> bool:
-    """Whether the user ended the training early. One that `config.patience` has ended is in the same state, KEPT."""
+    """Whether the user ended the training early. One that `config.patience` or `config.stop` ended is KEPT too."""
     run, config = fold.run, fold.config
-    if run.state is not RunState.KEPT:
+    if run.state is not RunState.KEPT or is_over(config.stop, run.comparisons):
         return False
     waited = run.held_out[-1][0] - run.best[0] if run.held_out and run.best is not None else 0
     return not (config.patience > 0 and waited >= config.patience * config.validate_every)

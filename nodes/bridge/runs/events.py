@@ -18,6 +18,7 @@ import comfy.utils
 from comfy_execution.utils import get_executing_context
 
 from ....training.record import RunState
+from ....training.stopping import Comparison
 from ..running_prompt import prompt_server, running_workflow, workflow_id
 
 T = TypeVar("T")
@@ -59,12 +60,19 @@ class RunDisplay:
         self._bar.update_absolute(values["step"], self.steps)
         self._send("step", values)
 
-    def validation(self, step: int, loss: float, best: bool, leak: float | None = None) -> None:
-        """The held-out pictures were scored. leak: see `LeakPoint.leak`; None where it was not measured."""
+    def validation(
+        self, step: int, loss: float, best: bool, leak: float | None = None, comparison: Comparison | None = None
+    ) -> None:
+        """The held-out pictures were scored. leak: see `LeakPoint.leak`; None where it was not measured.
+
+        comparison: with the lowest validation before; None where none was made.
+        """
         # A page cannot read the JSON of NaN or infinity; `addHeldOut` of js/curve.js leaves null out.
         values = {"step": step, "loss": loss if math.isfinite(loss) else None, "best": best}
         if leak is not None and math.isfinite(leak):
             values["leak"] = leak
+        if comparison is not None:
+            values["comparison"] = list(comparison)
         self._send("validation", values)
 
     def sample(self, step: int, name: str) -> None:

@@ -8,7 +8,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import torch
@@ -121,11 +123,15 @@ class RunMonitor:
     def _add_validation(self, step: int, loss: float, best: bool) -> None:
         self._task.run.held_out.append((step, loss))
         add_losses(self._task.run.pictures, step, self._task.held_out_losses, held_out=True)
-        if self._leak is None:
-            self._display.validation(step, loss, best)
-        else:
+        more: dict[str, Any] = {}
+        if self._leak is not None:
             self._task.run.leak.append(self._leak)
-            self._display.validation(step, loss, best, self._leak.leak)
+            more["leak"] = self._leak.leak
+        rows = [] if self._training.stopping is None else self._training.stopping.rows
+        if rows and rows[-1].step == step:
+            self._task.run.comparisons.append(rows[-1])
+            more["comparison"] = rows[-1]
+        self._display.validation(step, loss, best, **more)
 
     def _with_leak(self, validate: Callable[[], float]) -> Callable[[], float]:
         """A function that validates, and measures the leak where it is due, of the same parameters."""
@@ -326,12 +332,12 @@ class RunMonitor:
             self._draw(step)
 
     def _draw(self, step: int) -> None:
-        """Draw a sample with the model as it is, and save it as the sample of `step`."""
+        """Draw a sample of each prompt with the model as it is, and save them as those of `step`."""
         if self._task.draw_sample is None:
             return
         self._display.phase("sample")
-        picture = self._task.draw_sample()
-        self._try("a sample image", lambda: self._save_sample(step, picture))
+        for number, picture in enumerate(self._task.draw_sample()):
+            self._try("a sample image", partial(self._save_sample, step, number, picture))
 
     def _in_phase(self, name: str, work: Callable[[], float]) -> Callable[[], float]:
         """A function that shows the phase and then does the work."""
@@ -342,9 +348,9 @@ class RunMonitor:
 
         return shown
 
-    def _save_sample(self, step: int, picture: Image.Image) -> None:
+    def _save_sample(self, step: int, number: int, picture: Image.Image) -> None:
         keep_training_picture(self._store.folder, self._task.training_picture)
-        name = self._store.save_sample(step, picture)
+        name = self._store.save_sample(step, picture, number)
         self._task.run.samples.append((step, name))
         self._task.run.samples.sort()  # the sample of what is kept comes last and can be of an earlier step
         self._display.sample(step, name)

@@ -13,6 +13,17 @@ from ....training.optimizers import OPTIMIZERS, rate_factor
 from ....training.picture_findings import CAPTION, KINDS, LEAST_PICTURES, Finding, find
 from ....training.rate_free import D0, LEAST_GROWTH
 from ....training.record import TOLERATED_RISE, Run
+from ....training.stopping import (
+    ALL_STEPS,
+    MARGIN,
+    NOTHING_CHANGES,
+    QUIET,
+    TURNED,
+    WAITED,
+    Comparison,
+    quiet_since,
+    turned_at,
+)
 from ..dataset.pictures import Pictures
 from .cross_validation import training_indices_of
 
@@ -145,6 +156,7 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
         )
         curve = f"{trainings} said when to stop; then all {run.info.images} were trained on. Of those left out: {curve}"
     lines.append(curve)
+    lines += describe_stop(run, config)
     if run.no_step_improved:
         return [*lines, _no_better_step(run, config)]
     if step > 0 and first[1] - loss < LEAST_GAIN * first[1]:
@@ -158,6 +170,36 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
     # Step 0 is no result: where the training ended before the next validation, the last step is kept.
     lines.append(f"Kept: {'step ' + str(step) if config.keep == 'best' and step > 0 else 'the last step'}.")
     return lines
+
+
+def describe_stop(run: Run, config: TrainConfig) -> list[str]:
+    """Whether and why `config.stop` ended the run, with the margin over noise; empty where it asks for all steps.
+
+    Also empty where folds decided: notes say how these ended.
+    """
+    rows = run.comparisons
+    if config.stop == ALL_STEPS or not rows:
+        return []
+    done, turn, quiet = len(run.losses), turned_at(rows), quiet_since(rows)
+    ended = f"Stopped after step {done} of {config.steps}" if done < config.steps else f"All {done} steps were trained"
+    noise = f"({MARGIN:g} standard errors of the difference)"
+    if turn is not None:
+        turned, last = f"{ended}: the held-out loss turned at step {turn}.", rows[-TURNED:]
+        if all(row.is_above for row in last):
+            return [f"{turned} {_above(last)}, more than its noise {noise}."]
+        return [f"{turned} None of the {WAITED} validations since was lower. {_above(last)} {noise}."]
+    if config.stop == NOTHING_CHANGES and quiet is not None:
+        since = f"in {QUIET} validations since step {quiet}"
+        return [f"{ended}: {since} the held-out loss changed by no more than noise {noise}."]
+    last = rows[-1]
+    margin = f"{last.difference:+.4f} beside step {last.lowest} at the end, noise {last.margin:.4f} {noise}"
+    return [f"{ended}: the held-out loss did not turn ({margin})."]
+
+
+def _above(rows: Sequence[Comparison]) -> str:
+    """ "It was higher by 0.0021 at step 140 (noise 0.0009) and by 0.0032 at step 160 (noise 0.0011)"."""
+    parts = [f"by {row.difference:.4f} at step {row.step} (noise {row.margin:.4f})" for row in rows]
+    return f"It was higher {' and '.join(parts)}"
 
 
 def _no_better_step(run: Run, config: TrainConfig) -> str:

@@ -42,7 +42,15 @@ def run_training(task: TrainingTask, context: RunContext) -> dict[str, Tensor]:
 def _train(task: TrainingTask, context: RunContext, store: Store) -> dict[str, Tensor]:
     run = task.run
     context.stop_request(run.id)  # discard a request to an earlier training of this run
-    training = Training(task.trainable, task.loss, task.config, task.validation_loss, None, task.until, context.world)
+    training = Training(
+        task.trainable,
+        task.loss,
+        task.config,
+        task.validation_loss,
+        until=task.until,
+        world=context.world,
+        stopping=task.stopping,
+    )
     needs_initial = task.scorer is not None or task.draw_sample is not None
     initial = copy_state(task.trainable.state_dict()) if needs_initial else None
     broke_off = _restore(task, training, store)
@@ -66,7 +74,7 @@ def _train(task: TrainingTask, context: RunContext, store: Store) -> dict[str, T
         monitor.draw_result()
         monitor.score_result()
         monitor.measure_drift()
-        # `config.patience` ends the loop early too; that run is KEPT as well.
+        # `config.patience` and `config.stop` end the loop early too; that run is KEPT as well.
         finished = training.steps_done >= training.last_step and stop != StopRequest.FINISH
         run.state = RunState.FINISHED if finished else RunState.KEPT
     except BaseException as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -13,6 +14,9 @@ import comfy.samplers
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ....training.errors import InputError
+from ....training.sample_prompts import SamplePrompt
 
 
 @dataclass(frozen=True)
@@ -94,20 +98,64 @@ def draw_latent(
         )
 
 
-def sampler_for(
-    denoiser, vae, like: Tensor, settings: SamplerSettings, conditioning: Callable[[], tuple[list, list]]
-) -> Callable[[], Image.Image]:
-    """A function that draws one image with the model of `denoiser` as it is when called, adapters included.
+def settings_for(prompt: SamplePrompt, settings: SamplerSettings) -> SamplerSettings:
+    """The settings with what the prompt sets of its own."""
+    own = {name: getattr(prompt, name) for name in ("seed", "cfg", "steps")}
+    return replace(settings, **{name: value for name, value in own.items() if value is not None})
 
-    like: a latent [1, C, ...] of the size to draw. conditioning: returns the present (positive, negative).
+
+def latent_for(prompt: SamplePrompt, like: Tensor, size: Sequence[int]) -> Tensor:
+    """A latent of the size that the prompt asks for; `like` where it asks for none.
+
+    like: a latent [1, C, ...] of a picture of `size`, (height, width) in px, which gives the px of a latent cell.
+    Raises `InputError` for a size that is no whole number of cells.
     """
+    if prompt.width is None and prompt.height is None:
+        return like
+    cells = []
+    for option, wanted, own, count in (
+        ("--h", prompt.height, size[0], like.shape[-2]),
+        ("--w", prompt.width, size[1], like.shape[-1]),
+    ):
+        cell = max(1, own // count)
+        if wanted is not None and wanted % cell:
+            near = max(cell, wanted // cell * cell)
+            raise InputError(
+                f"sample_prompt has {option} {wanted}, and pictures of this model are multiples of {cell} px; "
+                f"write {near}"
+            )
+        cells.append(count if wanted is None else wanted // cell)
+    return torch.zeros(*like.shape[:-2], *cells, dtype=like.dtype)
 
-    def draw() -> Image.Image:
+
+def sampler_for(
+    denoiser,
+    vae,
+    like: tuple[Tensor, Sequence[int]],
+    settings: SamplerSettings,
+    prompts: Sequence[SamplePrompt],
+    conditioning: Callable[[SamplePrompt], tuple[list, list]],
+) -> Callable[[], list[Image.Image]]:
+    """A function that draws one image of each prompt with the model of `denoiser` as it is when called.
+
+    like: (a latent [1, C, ...] of the size to draw where a prompt names none, the size of its picture in px).
+    conditioning: returns the present (positive, negative) of a prompt. Raises `InputError` as `latent_for`.
+    """
+    wanted = [(each, latent_for(each, *like), settings_for(each, settings)) for each in prompts]
+
+    def draw() -> list[Image.Image]:
+        pictures = list[Image.Image]()
         with sampling(denoiser):
-            samples = draw_latent(denoiser, like, settings, conditioning)
-            with torch.no_grad():
-                pixels = vae.decode(samples)  # [1, H, W, 3] in 0..1
-        picture = (pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
-        return Image.fromarray(picture.numpy())
+            for prompt, latent, own in wanted:
+                samples = draw_latent(denoiser, latent, own, partial(conditioning, prompt))
+                with torch.no_grad():
+                    pictures.append(_picture(vae.decode(samples)))
+        return pictures
 
     return draw
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """The first picture of a decoded latent [1, H, W, 3], of a film [1, T, H, W, 3], in 0..1."""
+    picture = (pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    return Image.fromarray(picture.numpy())

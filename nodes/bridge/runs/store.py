@@ -31,7 +31,7 @@ from .record_file import RECORD, STATE_NAME, SavedRecord, state_name
 SUMMARY, SAMPLES = "summary.json", "samples"
 # Bytes. Version 0.1 kept the losses in the record: 20 MB for a million of them.
 LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000
-_SAMPLE = re.compile(r"\d{6,}\.png")
+_SAMPLE = re.compile(r"\d{6,}(_\d{2,})?\.png")
 _ID = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 # The ids of runs that the user has asked to finish: written by the route, read by the training, in different threads.
 _finish_requests: set[str] = set()
@@ -320,10 +320,13 @@ class RunStore:
                 self._write_summary(summary_of(run), record)
         self._last = _LastSave(run.losses, len(run.losses), state_file, record)
 
-    def save_sample(self, step: int, picture: Image.Image) -> str:
-        """Write a sample image. Returns its file name, which `sample_path` takes."""
+    def save_sample(self, step: int, picture: Image.Image, number: int = 0) -> str:
+        """Write a sample image of prompt `number`, from 0. Returns its file name, which `sample_path` takes.
+
+        000040.png is that of the first prompt at step 40, and 000040_02.png that of the second.
+        """
         self._check_owned()
-        name = f"{step:06}.png"
+        name = f"{step:06}.png" if number == 0 else f"{step:06}_{number + 1:02}.png"
         with replacing(self.folder / SAMPLES / name) as temporary:
             picture.save(temporary, "PNG")
         return name

@@ -15,6 +15,7 @@ from ....training.loop import Trainable
 from ....training.measure import StepCost
 from ....training.picture_scores import Picture
 from ....training.record import Run
+from ....training.stopping import StopRule
 from .scoring import PictureScorer
 
 
@@ -41,13 +42,15 @@ class TrainingTask:
     until: the step to stop at, where cross-validation has found it; None for `config.steps`.
     resume: whether an earlier state of the run is continued; otherwise it is set aside.
     describe_start: the line before the first step, from the measured cost of a step.
-    draw_sample: draws one image with the model as it is now; None where none is drawn.
+    draw_sample: draws an image of each sample prompt with the model as it is now; None where none is drawn.
     precision_advice: what to change against numbers that overflow, to end an error text; "" where the model computes
     in float32 already.
     check: called before the first step with the number of its micro-batch; raises `InputError` where it cannot train.
     training_picture: a picture of the set, uint8 [H, W, 3], which the page shows beside the samples; None without one.
     scorer: scores the trained pictures at the start and at the end; None where they are not scored.
     leak: measures the leak after some of the validations; None where it is not measured.
+    stopping: ends the training by the losses of the held-out samples, which `validation_loss` gives it; None where
+    nothing does.
     held_out_losses: the loss of each held-out picture at the last call of `validation_loss`.
     draws_ends: whether a sample is drawn before the first step and of the result, also at a `sample_every` of 0.
     drift: measured at the start and of the result; None where it is not.
@@ -62,7 +65,7 @@ class TrainingTask:
     until: int | None
     resume: bool
     describe_start: Callable[[StepCost], str]
-    draw_sample: Callable[[], Image.Image] | None = None
+    draw_sample: Callable[[], Sequence[Image.Image]] | None = None
     precision_advice: str = ""
     check: Callable[[int], None] = lambda micro: None
     frozen: Sequence[Tensor] = ()
@@ -72,3 +75,4 @@ class TrainingTask:
     leak: LeakMeter | None = None
     draws_ends: bool = False
     drift: Drift | None = None
+    stopping: StopRule | None = None

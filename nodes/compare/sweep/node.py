@@ -9,13 +9,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ....training.errors import InputError
+from ....training.images import ImageSet
 from ....training.record import Run as Record
+from ...bridge.dataset.cache import key_of
 from ...bridge.errors import name_node_in_errors
 from ...bridge.trainer import Models
 from ...bridge.types import Images, Run
 from ...images.wired import training_set
 from .cells import Cells, Sampling, loss_cache
-from .losses import loss_on
+from .losses import Predictions, Score, predictions_on, score_beside
 from .plan import Column, Plan, Row, columns_of, make_plan, trigger_of
 from .report import report
 from .sheet import draw
@@ -67,8 +69,8 @@ def _inputs() -> list[io.Input]:
             "images",
             optional=True,
             tooltip=(
-                "Pictures that were not trained on, with captions: each LoRA's loss on them is written under its "
-                "pictures, the lowest in darker letters."
+                "Pictures that were not trained on, with captions: each LoRA's loss on them, and how far it moves "
+                "prompts without the trigger (leak), are written under its pictures, the lowest loss in darker letters."
             ),
         ),
     ]
@@ -143,16 +145,20 @@ class LoraSweep(io.ComfyNode):
         if run is not None and not isinstance(run, Record):
             raise InputError(f"a {type(run).__name__} is no run; wire in the run output of Bespoke Train LoRA")
         columns = columns_of(run, loras)
-        plan = make_plan(columns, strengths, prompts, trigger_of(run, columns))
+        trigger = trigger_of(run, columns)
+        plan = make_plan(columns, strengths, prompts, trigger)
         scored = training_set(images) if images is not None else None
         cells = Cells(Models(model, clip, vae), Sampling(negative, **sampling), plan.cells)
-        pictures, losses = _fill(plan, cells, scored)
-        return io.NodeOutput(draw(plan, pictures, losses), report(plan, cells, losses))
+        pictures, scores = _fill(plan, cells, scored, trigger)
+        return io.NodeOutput(draw(plan, pictures, scores), report(plan, cells, scores))
 
 
-def _fill(plan: Plan, cells: Cells, images: Any) -> tuple[dict[tuple[int, Row, Column], Tensor], dict]:
-    """(pictures, losses): the LoRA changes least often, since each change loads the model anew."""
-    pictures, losses = dict[tuple[int, Row, Column], Tensor](), dict[tuple[str, float], float]()
+def _fill(
+    plan: Plan, cells: Cells, images: ImageSet | None, trigger: str
+) -> tuple[dict[tuple[int, Row, Column], Tensor], dict[tuple[str, float], Score]]:
+    """(pictures, scores): the LoRA changes least often, since each change loads the model anew."""
+    pictures, scores = dict[tuple[int, Row, Column], Tensor](), dict[tuple[str, float], Score]()
+    base: Predictions | None = None
     strengths = sorted({row.strength for block in plan.blocks for row in block.rows})
     for column in plan.columns:
         for strength in strengths if column.lora is not None else [0.0]:
@@ -164,8 +170,22 @@ def _fill(plan: Plan, cells: Cells, images: Any) -> tuple[dict[tuple[int, Row, C
                             drawn[number, row.prompt] = cells.picture(column, strength, row.prompt)
                         pictures[number, row, column] = drawn[number, row.prompt]
             if images is not None:
-                key = cells.key(column, strength, "loss", images.fingerprint)
-                losses[column.name, strength] = loss_cache.get(
-                    key, lambda c=column, s=strength: loss_on(images, *cells.patched(c, s), cells.models.vae)
-                )
-    return pictures, losses
+                base = base or _base(cells, images, trigger)
+                scores[column.name, strength] = _score(cells, images, trigger, base, column, strength)
+    return pictures, scores
+
+
+def _base(cells: Cells, images: ImageSet, trigger: str) -> Predictions:
+    """What the model without a LoRA predicts, computed now where it is not kept."""
+    key = key_of(cells.reading, "base", images.fingerprint, trigger)
+    return loss_cache.get(key, lambda: predictions_on(images, trigger, cells.models))
+
+
+def _score(cells: Cells, images: ImageSet, trigger: str, base: Predictions, column: Column, strength: float) -> Score:
+    """The loss and leak of a LoRA at a strength. base: what the model without it predicts. Scores are kept."""
+    if column.lora is None or strength == 0.0:
+        return Score(base.loss)
+    return loss_cache.get(
+        cells.key(column, strength, "score", images.fingerprint, trigger),
+        lambda: score_beside(base, images, trigger, Models(*cells.patched(column, strength), cells.models.vae)),
+    )

@@ -168,7 +168,7 @@ def trainer_inputs() -> list[io.Input]:
         *advanced(("loss_type", "huber_c", "multires_noise", "ip_noise_gamma")),
         *_training_adapter_inputs(),
         *_preserve_widgets(),
-        *advanced(("compile",)),
+        *advanced(("compile", "stop")),
     ]
 
 

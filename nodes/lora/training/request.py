@@ -14,6 +14,7 @@ from ....training.config import PRECISIONS, TrainConfig, check_choice, check_ran
 from ....training.errors import InputError
 from ....training.images import ImageSet
 from ....training.optimizers import OPTIMIZERS
+from ....training.sample_prompts import parse_sample_prompts
 from ...bridge.dataset.cache import digest
 from ...bridge.models import TARGETS, target_layers
 from ...bridge.models.custom import custom_targets, own_sizes
@@ -31,13 +32,13 @@ class LoraRequest:
 
     targets, custom_targets: see `models.target_layers`. alpha: the adapters' output is scaled by alpha / rank, or with
     `rslora` by alpha / sqrt(rank). adapter: a kind of `ADAPTERS`. lokr_factor: see `lokr.factorization`.
-    text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes `train.learning_rate`. sample_prompt:
-    empty takes the first picture's caption. conv_rank: the rank of 3x3 convolutions; 0 adapts no convolution, see
-    `models.target_layers`. rank_dropout, module_dropout: see `adapters.dropout`. max_norm: the longest change of a
-    layer's weight, see `Adapter.limit_norm`; 0 is no limit. training_adapter_strength: of `LoraData.training_adapter`.
-    preserve: prompts at which the model is held to the base, one a line; empty is off. preserve_weight: the weight of
-    that loss; that on training pictures has 1. Raises
-    `InputError` for values out of range.
+    text_encoder_lr: the learning rate of the text encoder's adapters; 0 takes `train.learning_rate`. sample_prompt: see
+    `sample_prompts`; an empty prompt takes the first picture's caption. conv_rank: the rank of 3x3 convolutions; 0
+    adapts no convolution, see `models.target_layers`. rank_dropout, module_dropout: see `adapters.dropout`. max_norm:
+    the longest change of a layer's weight, see `Adapter.limit_norm`; 0 is no limit. training_adapter_strength: of
+    `LoraData.training_adapter`. preserve: prompts at which the model is held to the base, one a line; empty is off.
+    preserve_weight: the weight of that loss; that on training pictures has 1. Raises `InputError` for values out of
+    range.
     """
 
     train: TrainConfig
@@ -70,6 +71,7 @@ class LoraRequest:
         for name in ("preserve", "custom_targets", "sample_prompt"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} is {getattr(self, name)!r}; give a text, or an empty one")
+        parse_sample_prompts(self.sample_prompt)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("adapter", self.adapter, list(ADAPTERS))
         if self.lokr_factor == 0 or self.lokr_factor < -1:

@@ -26,6 +26,7 @@ from ....training.measure import StepCost, format_duration
 from ....training.objective import denoising_loss
 from ....training.optimizers import OPTIMIZERS
 from ....training.record import Run
+from ....training.sample_prompts import SamplePrompt, parse_sample_prompts, texts_of
 from ....training.timestep_range import TimestepRange
 from ...bridge.dataset.captions import CaptionConditioning, check_fixed_captions
 from ...bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
@@ -102,7 +103,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
 
 def needed_prompts(pictures: Pictures, request: LoraRequest) -> set[str]:
     """Every prompt that a training cannot do without, where the text encoder does not run in its steps."""
-    return {*pictures.prompts, sample_prompt(pictures, request), *lines_of(request.preserve)}
+    return {*pictures.prompts, *sample_texts(pictures, request), *lines_of(request.preserve)}
 
 
 def _training_adapter(models: Models, request: LoraRequest, lora: Mapping[str, Tensor]) -> TrainingAdapter:
@@ -111,9 +112,9 @@ def _training_adapter(models: Models, request: LoraRequest, lora: Mapping[str, T
     return TrainingAdapter(lora, request.training_adapter_strength, models.model, clip)
 
 
-def sample_prompt(pictures: Pictures, request: LoraRequest) -> str:
-    """The prompt of the sample images: the request's, or that of the first picture's caption."""
-    return request.sample_prompt.strip() or pictures.items[0].prompt
+def sample_texts(pictures: Pictures, request: LoraRequest) -> list[str]:
+    """Every text that the sample images encode: of an empty prompt the first picture's caption."""
+    return texts_of(parse_sample_prompts(request.sample_prompt), pictures.items[0].prompt)
 
 
 def _check_own_weights(layers: Mapping[str, torch.nn.Module]) -> None:
@@ -351,10 +352,12 @@ class LoraTechnique:
         given = (batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
         return denoising_loss(denoiser, *given, measure=measure, perturbation=batch.perturbation)
 
-    def sample_conditioning(self) -> tuple[list, list]:
-        positive, negative = as_conditioning(
-            self._captions.encode([sample_prompt(self._dataset.pictures, self.request), ""])
-        )
+    def sample_prompts(self) -> Sequence[SamplePrompt]:
+        return parse_sample_prompts(self.request.sample_prompt)
+
+    def sample_conditioning(self, prompt: SamplePrompt) -> tuple[list, list]:
+        text = prompt.prompt or self._dataset.pictures.items[0].prompt
+        positive, negative = as_conditioning(self._captions.encode([text, prompt.negative]))
         return positive, negative
 
     def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> FewStepDrift | None:
