@@ -7,6 +7,7 @@ import { curveLegend } from "./curve_legend.js";
 import { drawCurves } from "./curve_plot.js";
 import { askText, confirmed } from "./dialogs.js";
 import { download, el, messageOf, setText } from "./dom.js";
+import { evidenceCard } from "./evidence_card.js";
 import { addLora, addSweep, addWord } from "./insert_nodes.js";
 import { fileNames, savedFile, stepsText } from "./run_names.js";
 import { MOST_LABEL, samplePrompts, TRAINERS } from "./run_values.js";
@@ -39,6 +40,7 @@ export function detail(run, runs, title) {
   const canvas = el("canvas", { role: "img", "aria-label": t("training") });
   const legend = curveLegend();
   const samples = samplesStrip(runs);
+  const card = evidenceCard();
   const buttons = el("div", { class: "bespoke-buttons" });
   const word = el("button", { type: "button", class: "bespoke-trigger", onclick: () => attempt(copyTrigger) });
   const facts = el("dl", { class: "bespoke-settings" });
@@ -48,7 +50,7 @@ export function detail(run, runs, title) {
   const error = el("p", { class: "bespoke-note bespoke-error", role: "alert" });
   const complaint = el("p", { class: "bespoke-note", role: "alert" });
   const heading = el("h3", {}, t("settings"));
-  const box = el("section", { class: "bespoke-detail" }, canvas, legend.element, samples.element, word, error, buttons, complaint, facts, heading, changed, folded);
+  const box = el("section", { class: "bespoke-detail" }, canvas, legend.element, samples.element, card.element, word, error, buttons, complaint, facts, heading, changed, folded);
   /** @type {string[]} that the run saved */
   let files = [];
   /** @type {Record<string, unknown>} of the trainer's widgets, by name */
@@ -114,6 +116,7 @@ export function detail(run, runs, title) {
     error.hidden = !now.error;
     removeButton.disabled = now.live;
     legend.show(now, true);
+    card.show(now.live || !now.record ? "" : runs.cardUrl(run.id, now.step));
     write(now);
     if (!canvas.clientWidth) return;
     drawCurves(canvas, [now.curve], { isLive: now.live });

@@ -421,6 +421,12 @@ export function createRuns() {
      */
     pictureUrl: (id) => apiURL(`/bespoke/runs/${encodeURIComponent(id)}/picture`),
     /**
+     * The address of a run's evidence card; a run that is trained now has none. A run that went on has another.
+     * @param {string} id
+     * @param {number} step how many steps are done
+     */
+    cardUrl: (id, step) => apiURL(`/bespoke/runs/${encodeURIComponent(id)}/card?step=${step}`),
+    /**
      * Call `listener` for every change. Returns the function that ends it.
      * @param {(change: Change) => void} listener
      */

@@ -6,6 +6,7 @@ import { addPanel, classOf, fitNode, isOpenWorkflow, onExecuted, onNodeChange, p
 import { curveLegend } from "./curve_legend.js";
 import { drawCurves } from "./curve_plot.js";
 import { el, messageOf, oncePerFrame, setText, stopEvents } from "./dom.js";
+import { showCard } from "./evidence_card.js";
 import { BETWEEN_STEPS, samplePrompts, TRAINERS } from "./run_values.js";
 import { rowsInView, samplesStrip } from "./samples_strip.js";
 import { digits, memory, rate, t, time } from "./words.js";
@@ -159,7 +160,8 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
   const cancelButton = el("button", { type: "button", class: "bespoke-button", onclick: cancel, title: t("cancel.tip") }, t("cancel"));
   const buttons = el("div", { class: "bespoke-buttons" }, finishButton, cancelButton);
   const spoken = el("div", { class: "bespoke-spoken", "aria-live": "polite" });
-  const head = el("div", { class: "bespoke-head" }, state, progress);
+  const cardButton = el("button", { type: "button", class: "bespoke-card-button", title: t("card.tip"), onclick: () => showCard(cardAt) }, t("card"));
+  const head = el("div", { class: "bespoke-head" }, state, progress, cardButton);
   const parts = [head, numbers, note, canvas, legend.element, samples.element, buttons, spoken];
   const box = el("section", { class: "bespoke-panel bespoke-training", "aria-label": t("training") }, ...parts);
   stopEvents(box, ["keydown", "pointerdown"]);
@@ -172,6 +174,7 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
   let labelledAt = -Infinity;
   let saidAt = -Infinity;
   let saidWord = "";
+  let cardAt = ""; // the address of the evidence card
 
   /**
    * Show a run as it is now.
@@ -201,9 +204,20 @@ function createView({ finish, cancel, repaint, runs, getSetting }) {
     const isBefore = kind !== "" && !run.live; // the run that is shown is an earlier one
     setText(note, complaint || (isBefore ? "" : (!run.live && failure) || noteOf(run, word, exact)));
     progress.hidden = isBefore;
+    offerCard(run, isBefore);
     note.hidden = !note.textContent;
     resize(run);
     updateSpoken(run, isBefore ? kind : word);
+  }
+
+  /**
+   * Offer the evidence card of a run that has ended.
+   * @param {Run} run
+   * @param {boolean} isBefore whether the run that is shown is an earlier one
+   */
+  function offerCard(run, isBefore) {
+    cardAt = runs.cardUrl(run.id, run.step);
+    cardButton.hidden = isBefore || run.live || run.lost || !run.step;
   }
 
   /**

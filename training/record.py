@@ -21,6 +21,7 @@ from .timestep_range import TimestepRange
 
 LONGEST_TEXT = 2000  # characters of a text in a summary
 MOST_SETTINGS = 200  # in a summary
+DEFAULT, SET = "default", "set"  # of `RunInfo.rate_source`: the widget's default, another value in the widget
 TOLERATED_RISE = 1.02  # of the held-out loss over its lowest, before it counts as over-fitting
 
 
@@ -46,7 +47,8 @@ class RunInfo:
     model specification. base_hash: a checksum of its weights. trained: how many numbers are trained. names: what files
     call each trained layer, {layer: {format: name}}. node: the trainer's id in the graph, a path inside subgraphs.
     workflow: the graph's id. started: seconds since 1970. label: the name that the user gave the run, or "".
-    timestep_range: (low, high) in 0..1, the part of the schedule that is trained on; empty for all of it.
+    timestep_range: (low, high) in 0..1, the part of the schedule that is trained on; empty for all of it. rate_source:
+    where the learning rate came from: `DEFAULT`, `SET`, the class of the node that is wired in, "" where not known.
     """
 
     id: str
@@ -68,6 +70,7 @@ class RunInfo:
     started: float = field(default_factory=time.time)
     label: str = ""
     timestep_range: Sequence[float] = ()
+    rate_source: str = ""
 
     @property
     def part(self) -> TimestepRange:
@@ -111,7 +114,8 @@ class Run:
     start and at the end where these were scored. leak: how far prompts without the trigger moved, where that was
     measured; of folds the mean, as held_out. found_rate: the learning rate that the optimiser has found itself, up
     to the last step, before factor and schedule; 0 where it was given one. comparisons: each validation beside the
-    lowest one before it, where the setting `stop` may end the run; of a run that folds came before none.
+    lowest one before it, where the setting `stop` may end the run; of a run that folds came before none. memory_mb: the
+    most memory that was in use, in MiB: on the GPU with CUDA, else of the process; 0 where it was not measured.
     """
 
     info: RunInfo
@@ -127,6 +131,7 @@ class Run:
     leak: list[LeakPoint] = field(default_factory=list[LeakPoint])
     found_rate: float = 0.0
     comparisons: list[Comparison] = field(default_factory=list[Comparison])
+    memory_mb: float = 0.0
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -157,11 +162,17 @@ class Run:
         return self.best is not None and self.best[0] == 0 and self.best_after_start is not None
 
     @property
+    def kept_step(self) -> int:
+        """The step whose state is the result: the best one where `keep` is so and there is one, else the last."""
+        best, settings = self.best, self.info.settings
+        if best is not None and not self.folds and settings.get("keep", "best") == "best":
+            return best[0] or len(self.losses)
+        return len(self.losses)
+
+    @property
     def leak_of_result(self) -> LeakPoint | None:
         """The leak at the step that was kept, or at the nearest step where it was measured; None without any."""
-        kept = len(self.losses)
-        if self.info.settings.get("keep", "best") == "best" and self.best is not None and self.best[0] > 0:
-            kept = self.best[0]
+        kept = self.kept_step
         return min(self.leak, key=lambda point: (abs(point.step - kept), -point.step), default=None)
 
     def quarters(self) -> tuple[float, float]:
@@ -196,6 +207,7 @@ class Run:
         if earlier is None:
             return
         self.seconds, self.notes = earlier.seconds, list(earlier.notes)
+        self.memory_mb = earlier.memory_mb
         self.samples = [(at, name) for at, name in earlier.samples if at <= step]
         self.pictures = until(earlier.pictures, step, held_out) + [
             row for row in self.pictures if row.held_out and not held_out
@@ -208,13 +220,12 @@ class Run:
     def to_json(self, leave_out: Collection[str] = (), **more: Any) -> str:
         """Info and progress as one flat object of strict JSON: numbers that are not finite become null.
 
-        leave_out: names of fields. more: further values by name. An empty `timestep_range`, a leak that was not
-        measured and comparisons that were not made are left out.
+        leave_out: names of fields. more: further values by name. What version 0.1 lacks is left out where it is empty.
         """
-        later = ("leak", "found_rate", "comparisons")  # version 0.1 lacks them
+        later = ("leak", "found_rate", "comparisons", "memory_mb")
         absent = {name for name in later if not vars(self)[name]} | {"info"}
         progress = {name: value for name, value in vars(self).items() if name not in absent}
-        leave_out = {*leave_out, *(() if self.info.timestep_range else ("timestep_range",))}
+        leave_out = {*leave_out, *(name for name in ("timestep_range", "rate_source") if not vars(self.info)[name])}
         values = {name: value for name, value in (vars(self.info) | progress).items() if name not in leave_out}
         return json.dumps(_finite(values | more), allow_nan=False)
 
@@ -231,7 +242,9 @@ class Run:
             _check_kind("seconds", seconds, _NUMBER_KINDS)
             _check_kind("folds", folds, int)
             found_rate = values.get("found_rate") or 0.0
+            memory_mb = values.get("memory_mb") or 0.0
             _check_kind("found_rate", found_rate, _NUMBER_KINDS)
+            _check_kind("memory_mb", memory_mb, _NUMBER_KINDS)
             return cls(
                 RunInfo.from_values(values),
                 [_loss(loss) for loss in values.get("losses", [])],
@@ -246,6 +259,7 @@ class Run:
                 [LeakPoint(int(step), _loss(other), _loss(own)) for step, other, own in values.get("leak", [])],
                 float(found_rate),
                 read_comparisons(values.get("comparisons", [])),
+                memory_mb=float(memory_mb),
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error

@@ -8,6 +8,8 @@ from typing import Any
 from comfy_execution.graph_utils import is_link
 from comfy_execution.utils import get_executing_context
 
+from ...training.record import DEFAULT, SET
+
 
 def prompt_server() -> Any | None:
     """ComfyUI's server, or None in a process without one: a job under torchrun, a test.
@@ -67,6 +69,29 @@ def source_of_list(name: str) -> str:
     prompt, node_id = here
     value = prompt[node_id].get("inputs", {}).get(name)
     return _source(prompt, value, set()) if is_link(value) else ""
+
+
+def origin_of(name: str) -> str:
+    """Where the input `name` of the executed node gets its value: the class of the node that is wired in, `DEFAULT`
+    where the widget has its default, `SET` where it has another value, "" where this cannot be known.
+    """
+    import nodes
+
+    here = _here()
+    if here is None:
+        return ""
+    prompt, node_id = here
+    value, kind = prompt[node_id].get("inputs", {}).get(name), prompt[node_id].get("class_type", "")
+    if is_link(value):
+        return str(prompt.get(str(value[0]), {}).get("class_type", ""))
+    node = nodes.NODE_CLASS_MAPPINGS.get(kind)
+    if node is None:
+        return ""
+    inputs = node.INPUT_TYPES()
+    spec = {**inputs.get("optional", {}), **inputs.get("required", {})}.get(name)
+    if spec is None or len(spec) < 2 or "default" not in spec[1]:
+        return ""
+    return DEFAULT if value is None or value == spec[1]["default"] else SET
 
 
 def _source(prompt: dict[str, Any], link: list, seen: set[str]) -> str:

@@ -30,7 +30,7 @@ from ...training.adapters.dropout import without_dropout
 from ...training.config import TrainConfig
 from ...training.data import Batch
 from ...training.distributed import World
-from ...training.images import by_picture
+from ...training.images import TrainingImage, by_picture
 from ...training.leak import LeakMeter, plan_leak
 from ...training.loop import Trainable, Training
 from ...training.measure import StepCost
@@ -44,6 +44,7 @@ from ...training.timesteps import TimestepSampler, timestep_sampler
 from ...training.validation import grid_within, validation_batches, validation_scorer
 from . import identity
 from .dataset.encoded import EncodedDataset
+from .evidence.kept import keep_card
 from .runs.context import RunContext
 from .runs.cross_validation import Fold, final_fold, validation_folds, was_finished_by_user
 from .runs.events import show_phase
@@ -394,7 +395,11 @@ class PreparedTrainer:
             draws_ends=draws,
             drift=drift,
             stopping=stopping,
+            card=partial(keep_card, self._items(fold.training_indices), self._items(fold.held_out)),
         )
+
+    def _items(self, indices: Sequence[int]) -> list[TrainingImage]:
+        return [self.dataset.pictures.items[index] for index in indices]
 
     def _describe_start(self, fold: Fold, cost: StepCost) -> str:
         cost_of_code = self.denoiser.compatibility.cost()

@@ -26,6 +26,7 @@ from ..bridge.dataset.encoded import EncodedDataset, describe_models, identify_m
 from ..bridge.dataset.pictures import encode_pictures
 from ..bridge.models import check_trainable
 from ..bridge.runs.report import (
+    describe_card,
     describe_draws,
     describe_held_out,
     describe_notes,
@@ -193,7 +194,7 @@ class TextualInversionTechnique:
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last.",
         ]
         lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
-        lines += describe_pictures(run) + describe_notes(run)
+        lines += describe_pictures(run) + describe_notes(run) + describe_card(run)
         lines += describe_part(self._models.model, run, "A prompt is read at every step: the word acts at all of them.")
         lines += describe_unread(self._dataset.unread)
         for key, vectors in learned.items():

@@ -10,7 +10,8 @@ import pytest
 from host import ROOT
 from small_values import BLUEPRINT_VALUES
 
-NAMES = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json"))
+# The recipes are built alike: tests/server/test_subgraphs.py holds each against the nodes.
+NAMES = sorted(path.stem for path in (ROOT / "subgraphs").glob("*.json") if not path.stem.startswith("LoRA recipe"))
 SMALL = BLUEPRINT_VALUES | {"filename_prefix": "bespoke/from-the-page", "name": "from-the-page"}
 EMPTY = {
     "last_node_id": 0,

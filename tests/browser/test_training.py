@@ -62,6 +62,11 @@ def test_train_reload_finish_and_find_the_lora(open_page, server, workflow, scre
     page.tab.wait(f"{lists}.includes('{name}')")
     page.idle()
     page.picture(screenshots / f"kept_{look.replace(' ', '')}_{palette}.png")
+    page.tab.click(".bespoke-training .bespoke-card-button")
+    page.tab.wait("document.querySelector('.bespoke-evidence-large img')?.naturalWidth === 1440")
+    page.picture(screenshots / f"card_{look.replace(' ', '')}_{palette}.png")
+    page.tab.press("Escape")
+    page.tab.wait("!document.querySelector('.bespoke-evidence-large')")
     (run,) = runs(server, seed=seed)
     assert run["state"] == "kept"
     assert first < run["steps_done"] < LONG["steps"]
@@ -103,6 +108,9 @@ def test_the_list_of_runs(open_page, server, workflow, screenshots):
     kept = next(run["id"] for run in runs if run["state"] == "kept")
     page.tab.evaluate(f"document.querySelector('[data-id=\"{kept}\"] .bespoke-card').click()")
     page.tab.wait(f"!!document.querySelector('[data-id=\"{kept}\"] .bespoke-detail .bespoke-main:not([hidden])')")
+    page.tab.wait(
+        f"document.querySelector('[data-id=\"{kept}\"] .bespoke-evidence:not([hidden]) img')?.naturalWidth > 0"
+    )
     page.picture(screenshots / "runs.png")
     before = page.tab.evaluate("app.rootGraph.nodes.length")
     page.tab.evaluate(

@@ -250,15 +250,15 @@ def test_a_word_is_scored_with_its_own_sentences(models, run_node, runs):
 def test_the_node_lays_the_pictures_out(train, run_node):
     *_, run, _, _ = train(resume=False)
     images = sprite_set(2, 12, side=64, colour="teal")
-    sheet, curve, report = run_node("BespokeInspectRun", run=run, images=images)
-    assert sheet.shape[0] == curve.shape[0] == 1
+    sheet, curve, report, card = run_node("BespokeInspectRun", run=run, images=images)
+    assert sheet.shape[0] == curve.shape[0] == card.shape[0] == 1
     assert sheet.shape[2] == 6 * (192 + 14) + 14
     assert curve.shape[1:] == (560, 960, 3)
     losses = sorted((row.points[-1][1] for row in run.pictures), reverse=True)
     lines = [line for line in report.splitlines() if " -> " in line and line.startswith("sprite")]
     assert len(lines) == 12
     assert f"{losses[0]:.4f}" in "".join(lines[:4])  # what was found comes first
-    _, _, report = run_node("BespokeInspectRun", run=run, images=ImageSet(images.items[:5]))
+    _, _, report, _ = run_node("BespokeInspectRun", run=run, images=ImageSet(images.items[:5]))
     assert "7 that were scored are not in the set" in report
     with pytest.raises(InputError, match="none of the 1 pictures is one of the 12"):
         run_node("BespokeInspectRun", run=run, images=image_set([replace(images.items[0], name="other")]))

@@ -257,7 +257,7 @@ def test_the_leak_is_kept_shown_and_told(run_node, comfyui, measured):
     assert lines[0] == "step,loss,validation_loss,lr,leak"
     assert float(lines[1 + 10].split(",")[4]) == run.leak[0].leak
     assert lines[2].endswith(",")
-    *_, told = run_node("BespokeInspectRun", run=replace_pictures(run), images=pictures()[0])
+    *_, told, _ = run_node("BespokeInspectRun", run=replace_pictures(run), images=pictures()[0])
     assert f"Leak {run.leak[-1].leak:.2f} at step 20" in told
 
 

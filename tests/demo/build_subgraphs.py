@@ -1,4 +1,4 @@
-"""Writes the blueprints in `subgraphs/`: four common tasks, each a single node for the user.
+"""Writes the blueprints in `subgraphs/`: four common tasks and the recipes, each a single node for the user.
 
 python tests/demo/build_subgraphs.py
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import sys
 import tempfile
 import uuid
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "server"))
 
 import graph
 import host
+import recipes
 from canvas import WIDTH, Workflow
 
 OUT = host.ROOT / "subgraphs"
@@ -26,9 +28,9 @@ NAMESPACE = uuid.UUID("5e5ab1de-0000-4000-8000-000000000000")
 class Blueprint(Workflow):
     """A subgraph: nodes as in a workflow, and their inputs, widgets and outputs on the node outside."""
 
-    def __init__(self, object_info: dict, name: str, description: str):
+    def __init__(self, object_info: dict, name: str, description: str, category: str = "Bespoke"):
         super().__init__(object_info)
-        self.name, self.description = name, description
+        self.name, self.description, self.category = name, description, category
         self.entries, self.exits = [], []  # inputs as (name, type, widget value or None, link ids); outputs alike
         self.boxes = 0  # widgets of several lines
 
@@ -102,7 +104,7 @@ class Blueprint(Workflow):
             "groups": inner["groups"],
             "links": [dict(zip(names, link, strict=True)) for link in self.links],
             "extra": {},
-            "category": "Bespoke",
+            "category": self.category,
             "description": self.description,
         }
         widgets = [(name, value) for name, _, value, _ in self.entries if value is not None]
@@ -267,7 +269,12 @@ def teach(info: dict) -> Blueprint:
     return b
 
 
-BLUEPRINTS = (train_lora, change, repaint, teach)
+def recipe(name: str, goal: str, info: dict) -> Blueprint:
+    return recipes.make(Blueprint, info, name, goal)
+
+
+RECIPES = {f"{name}, {goal}": partial(recipe, name, goal) for name in recipes.FAMILIES for goal in recipes.GOALS}
+BLUEPRINTS = (train_lora, change, repaint, teach, *RECIPES.values())
 
 
 def main() -> None:

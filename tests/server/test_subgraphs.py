@@ -7,10 +7,12 @@ import io
 import json
 
 import build_subgraphs
+import graph
 import host
 import numpy as np
 import pictures
 import pytest
+import recipes
 import run
 from host import ROOT
 from PIL import Image
@@ -18,11 +20,26 @@ from small_values import BLUEPRINT_VALUES
 from test_graph import node
 
 FOLDER = ROOT / "subgraphs"
+SCHEMAS = json.loads((ROOT / "tests" / "comfy" / "schemas.json").read_text("utf-8"))
+LISTS = {"folder"}  # of files
+OPTIONAL = {
+    *("validation_images", "lora", "prior_images", "training_adapter"),
+    *("images", "loras.lora0", "folder_name"),
+}
 SMALL = BLUEPRINT_VALUES | {"filename_prefix": "bespoke/blueprint", "name": "blueprint-word"}
 
 
 def load(name) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+
+
+def values_of(one: dict) -> dict:
+    """{input: value} of a node of the pack, by the order of its widgets in the schema."""
+    if one["type"] not in SCHEMAS:
+        return {}
+    widgets = [slot["widget"]["name"] for slot in one["inputs"] if "widget" in slot]
+    order = [item["id"] for item in SCHEMAS[one["type"]]["inputs"] if item["id"] in widgets]
+    return dict(zip(order, one["widgets_values"], strict=True))
 
 
 def wired(name, **values) -> dict:
@@ -85,6 +102,82 @@ def test_comfyui_lists_them(server):
     assert set(listed) == {path.stem for path in FOLDER.glob("*.json")}
 
 
+# --- the recipes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", build_subgraphs.RECIPES)
+def test_a_recipe_fits_the_nodes(name):
+    """Every value is in the range or among the choices of its widget, and every link joins one type to the same."""
+    (part,) = load(f"{recipes.PREFIX}{name}")["definitions"]["subgraphs"]
+    nodes = {one["id"]: one for one in part["nodes"]}
+    for one in nodes.values():
+        if one["type"] in graph.NOTES:
+            continue
+        specs = SCHEMAS.get(one["type"])
+        for slot in one["inputs"]:
+            assert slot.get("link") or slot["name"] in OPTIONAL or "widget" in slot, (one["type"], slot["name"])
+        for item in specs["inputs"] if specs else ():
+            value = values_of(one).get(item["id"])
+            where = f"{one['type']}.{item['id']} = {value!r}"
+            if "options" in item and item["id"] not in LISTS:
+                assert value in item["options"], where
+            elif "min" in item and value is not None:
+                assert item["min"] <= value <= item["max"], where
+    for link in part["links"]:
+        if link["origin_id"] in nodes and link["target_id"] in nodes:
+            given = nodes[link["origin_id"]]["outputs"][link["origin_slot"]]["type"]
+            taken = nodes[link["target_id"]]["inputs"][link["target_slot"]]["type"]
+            assert given in taken.split(","), link
+
+
+@pytest.mark.parametrize("name", build_subgraphs.RECIPES)
+def test_a_recipe_says_where_its_values_come_from(name):
+    """The note has a source for each row, and says what was tried; only SD1.5 is run here."""
+    family, goal = name.split(", ")
+    (part,) = load(f"{recipes.PREFIX}{name}")["definitions"]["subgraphs"]
+    (note,) = [one["widgets_values"][0] for one in part["nodes"] if one["type"] == "MarkdownNote"]
+    rows = [line.strip("| ").split(" | ") for line in note.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 6
+    assert all(len(row) == 2 and all(row) for row in rows)
+    assert "published by" in note
+    assert ("Not tried here" in note) == (family != "SD1.5") == ("Not tried here" in part["description"])
+    trainer = values_of(next(one for one in part["nodes"] if one["type"] == "BespokeTrainLora"))
+    table = recipes.FAMILIES[family].goals[goal]
+    assert trainer["rank"] == trainer["alpha"] == table.rank
+    assert f"| rank and alpha {table.rank} |" in note
+    assert f"learning rate {table.rate:g}, {trainer['steps']} steps of {trainer['batch_size']}" in note
+    assert trainer["save_every"] == trainer["sample_every"] == trainer["steps"] // 4
+
+
+def test_there_is_a_recipe_for_each_family_and_goal():
+    families = ("SD1.5", "SDXL", "Flux", "Z-Image", "Qwen-Image", "Wan")
+    names = {f"{family}, {goal}" for family in families for goal in ("subject", "style", "concept")}
+    assert set(build_subgraphs.RECIPES) == names
+
+
+@pytest.mark.slow
+def test_a_recipe_runs_from_the_folder_to_the_sweep(server):
+    """SD1.5 for a subject, on the small model: the sheet, the grid of two saves, the file and its thumbnail."""
+    small = {"ckpt_name": host.CHECKPOINT, "prompt": "a teal circle on white", "steps": 4, "trigger": "teal"}
+    name = f"{recipes.PREFIX}SD1.5, subject"
+    flow = wired(name, **small, filename_prefix="bespoke/recipe", validation=0)
+    (part,) = flow["definitions"]["subgraphs"]
+    for one in part["nodes"]:
+        for widget, value in {
+            "BespokeTrainLora": {"save_every": 2, "sample_every": 2, "precision": "fp32"},
+            "BespokeLoraSweep": {"steps": 2, "width": 64, "height": 64, "cfg": 2.0, "strengths": "1"},
+            "BespokeImageFolder": {"resolution": 64},
+        }.get(one["type"], {}).items():
+            graph.set_widget(one, server.get("/object_info")[one["type"]], widget, value)
+    results = asyncio.run(run.run_workflow(server, flow))
+    shown = {each["title"]: each for each in results.values()}
+    assert shown["grid"]["images"]
+    assert shown["preview"]["images"]
+    folder = server.base / "models" / "loras" / "bespoke"
+    assert (folder / "recipe_00001.safetensors").is_file()
+    assert (folder / "recipe_00001.preview.png").is_file()
+
+
 def test_change_a_picture(server):
     source = np.asarray(Image.open(server.base / "input" / pictures.PICTURE).convert("RGB")).astype(int)
     kept, changed = (
@@ -114,10 +207,9 @@ def test_teach_a_word(server):
     assert (server.base / "models" / "embeddings" / "blueprint-word.safetensors").is_file()
 
 
-@pytest.mark.parametrize("name", [build.__name__ for build in build_subgraphs.BLUEPRINTS])
-def test_a_user_sees_one_node_with_named_inputs(name, object_info):
-    blueprint = next(build for build in build_subgraphs.BLUEPRINTS if build.__name__ == name)(object_info)
-    document = blueprint.document()
+@pytest.mark.parametrize("number", range(len(build_subgraphs.BLUEPRINTS)))
+def test_a_user_sees_one_node_with_named_inputs(number, object_info):
+    document = build_subgraphs.BLUEPRINTS[number](object_info).document()
     (outer,) = document["nodes"]
     assert len({slot["name"] for slot in outer["inputs"]}) == len(outer["inputs"])
     (inner,) = document["definitions"]["subgraphs"]

@@ -53,6 +53,7 @@ VERDICTS = {
     ("BespokeInspectRun", "sheet"): (None, EMPTY),
     ("BespokeInspectRun", "curve"): (None, EMPTY),
     ("BespokeInspectRun", "report"): (None, EMPTY),
+    ("BespokeInspectRun", "card"): (None, EMPTY),
     ("BespokeLatentMaskBlend", "model"): ("model", MEANT),
     ("BespokeLatentMaskBlend", "latent"): ("latent", MEANT),
     ("BespokeLatentMaskBlend", "latent_mask"): ("mask", MEANT),

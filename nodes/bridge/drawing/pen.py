@@ -42,6 +42,10 @@ class Pen:
         if bottom > top:
             self._draw.rectangle((left * SCALE, top * SCALE, right * SCALE, bottom * SCALE), fill=colour)
 
+    def width_of(self, text: str, size: float) -> float:
+        """The width of a text of this size in px."""
+        return builtin_font(size * SCALE).getlength(text) / SCALE
+
     def text(
         self, point: Point, text: str, size: float, colour: RGB, anchor: str = "la", limit: float | None = None
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -15,9 +16,11 @@ import torch
 from ....training.errors import InputError
 from ....training.optimizers import LR_SCHEDULES, OPTIMIZERS, make_lr_schedule, schedule_of
 from ....training.record import Run
+from ..evidence.kept import CARD, write_card
 from ..files.writing import reason_of
 from ..web import CONFLICT, NOT_FOUND, RequestRefused, read_object
 from .live import is_trained, live_run
+from .record_file import RECORD
 from .store import RunStore, runs_folder
 from .training_picture import PICTURE
 
@@ -90,6 +93,27 @@ def picture_of_run(run_id: str) -> Path | None:
     except ValueError:
         return None
     return path if path.is_file() else None
+
+
+def card_of_run(run_id: str) -> Path | None:
+    """The file of a run's evidence card, or None: of a run that is trained now or has no step.
+
+    It is drawn where it is missing or older than the record, as of a run of version 0.1 or one that was renamed since.
+    """
+    try:
+        store, run = found_run(run_id)
+    except RequestRefused:
+        return None
+    if is_trained(run_id) or not run.losses:
+        return None
+    card = store.folder / CARD
+    try:
+        if card.is_file() and card.stat().st_mtime_ns >= (store.folder / RECORD).stat().st_mtime_ns:
+            return card
+        return write_card(run, store.folder)
+    except (OSError, ValueError) as error:  # a folder that cannot be written, a picture that cannot be read
+        logging.warning("Bespoke: the evidence card of %s could not be drawn: %s", run_id, reason_of(error))
+        return card if card.is_file() else None
 
 
 def _rows(run: Run) -> Iterator[tuple[int, float | str, float | str, float | str]]:

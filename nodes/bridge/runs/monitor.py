@@ -30,6 +30,7 @@ from .events import MOST_PER_SECOND
 from .failures import Failure, LastStep
 from .lease import LeaseLost
 from .live import add_live, remove_live
+from .report import NO_CARD
 from .task import TrainingTask
 from .training_picture import keep_training_picture
 
@@ -77,6 +78,8 @@ class RunMonitor:
         """
         task, training = self._task, self._training
         add_live(task.run)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         if training.steps_done < training.last_step:
             first = training.steps_done * task.config.gradient_accumulation
             task.check(first)
@@ -284,12 +287,25 @@ class RunMonitor:
             saved = self._save_end(last_step)
             if training.steps_done and (not saved or (failure is not None and failure.saves_file)):
                 self._save_file_at_end(failure)
+            if last_step is not LastStep.DISCARDED:
+                self._draw_card()
         except LeaseLost:
             run.state = RunState.INTERRUPTED
             raise
         finally:
             remove_live(run)
             self._display.end(run.state)
+
+    def _draw_card(self) -> None:
+        """Draw the evidence card into the run's folder. The result does not need it: a failure is a note."""
+        run = self._task.run
+        if self._task.card is None or not run.losses or self._context.world.rank != 0:
+            return
+        try:
+            self._task.card(run, self._store.folder)
+        except Exception as error:
+            run.note(f"{NO_CARD} ({reason_of(error)})")
+            logging.exception("Bespoke: the evidence card of %s could not be drawn", run.id)
 
     def _save_end(self, last_step: LastStep) -> bool:
         """Save the last state and the record. Where that fails, the record alone says that the run has failed."""
@@ -323,6 +339,7 @@ class RunMonitor:
         self._task.run.losses.append(step.loss)
         self._task.run.found_rate = self._training.found_rate or 0.0
         self._task.run.seconds = self._seconds_before + step.seconds
+        self._task.run.memory_mb = max(self._task.run.memory_mb, peak_memory_mb())
 
     def _save_file(self) -> None:
         self._context.save(self._training.steps_done, self._training.current(), self._task.run)
@@ -380,3 +397,10 @@ def memory_mb() -> float:
     import psutil  # comes with ComfyUI
 
     return psutil.Process().memory_info().rss / 2**20
+
+
+def peak_memory_mb() -> float:
+    """The most memory in use since the run began, in MiB: on the GPU with CUDA, else what this process uses now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return memory_mb()

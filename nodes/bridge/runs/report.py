@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ....training.config import TrainConfig
+from ....training.evidence import HIGH_LEAK, LEAST_GAIN
 from ....training.images import by_picture
 from ....training.leak import plan_leak
 from ....training.optimizers import OPTIMIZERS, rate_factor
@@ -29,8 +30,7 @@ from .cross_validation import training_indices_of
 
 MOST_NAMED = 5  # pictures of a kind in a report
 MOST_FOLDERS = 10  # that the report names
-HIGH_LEAK = 0.5  # above it the report says what lowers it
-LEAST_GAIN = 1e-4  # of the start's held-out loss; with less, a result cannot be told from the start
+NO_CARD = "the evidence card could not be drawn"
 
 
 def describe_draws(pictures: Pictures, run: Run, config: TrainConfig) -> str:
@@ -286,6 +286,16 @@ def _named(finding: Finding) -> str:
     if finding.kind is CAPTION and row.caption_gain is not None:
         losses += f", {math.expm1(-row.caption_gain):.0%} higher with its caption than without"
     return f"{row.path!r} ({losses})"
+
+
+def describe_card(run: Run) -> list[str]:
+    """Where the evidence card is; empty where it could not be drawn, which is a note then."""
+    if any(note.startswith(NO_CARD) for note in run.notes):
+        return []
+    return [
+        f"The evidence card, card.jpg in the folder of the run {run.id}, says which step to use and why, and what to "
+        "change next; on the page, Evidence card on the node opens it."
+    ]
 
 
 def describe_unread(unread: Sequence[str]) -> list[str]:

@@ -1,8 +1,9 @@
-"""HTTP routes for runs: list them, find the run of a node, read one, its graph, its files and its curve, ask one to
-finish, rename or remove one."""
+"""HTTP routes for runs: list them, find the run of a node, read one, its graph, its files, its card and its curve, ask
+one to finish, rename or remove one."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping
 from functools import partial
@@ -16,7 +17,7 @@ from .graph import files_of, kept_graph
 from .index import PAGE, RunIndex
 from .lease import is_held_here, owner_of, request_finish_elsewhere
 from .live import is_trained, trained_ids
-from .manage import curve_of_run, found_run, no_such_run, picture_of_run, remove_run, rename_run
+from .manage import card_of_run, curve_of_run, found_run, no_such_run, picture_of_run, remove_run, rename_run
 from .match import NodeRequest, find_run
 from .store import RunStore, request_finish
 
@@ -59,6 +60,11 @@ def register(server: HasRoutes, defaults: Defaults) -> None:
     async def picture(request: web.Request) -> web.StreamResponse:
         path = picture_of_run(request.match_info["id"])
         return web.FileResponse(path) if path else error_answer(NOT_FOUND, "no picture was kept of this run's set")
+
+    @server.routes.get("/bespoke/runs/{id}/card")
+    async def card(request: web.Request) -> web.StreamResponse:
+        path = await asyncio.to_thread(card_of_run, request.match_info["id"])
+        return web.FileResponse(path) if path else error_answer(NOT_FOUND, "this run has no evidence card")
 
     @server.routes.get("/bespoke/runs/{id}/curve")
     async def curve(request: web.Request) -> web.Response:

@@ -16,6 +16,7 @@ from ....training.errors import InputError
 from ....training.loop import NotANumber, Training
 from ....training.record import Run, RunState
 from ..files.writing import reason_of
+from ..running_prompt import origin_of
 from .context import Display, RunContext, Store
 from .failures import failure_of
 from .graph import keep_graph
@@ -142,7 +143,8 @@ def _without_record(run: Run, state: State, store: Store) -> Run:
 def _save_first_record(run: Run, display: Display, store: Store) -> None:
     """Save the record, so that the page can show the run. Raises `InputError` where nothing can be written."""
     try:
-        run.info = replace(run.info, node=str(display.node_id or ""), workflow=keep_graph(store.folder))
+        node, source = str(display.node_id or ""), origin_of("learning_rate")
+        run.info = replace(run.info, node=node, workflow=keep_graph(store.folder), rate_source=source)
         store.save_record(run)
     except OSError as error:
         raise _not_saved(error) from error

@@ -45,6 +45,11 @@ def runs_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / "bespoke" / "runs"
 
 
+def folder_of_run(run: Run) -> Path | None:
+    """The folder of a run on ComfyUI's page, which need not be there; None where the run has no such id."""
+    return runs_folder() / run.id if _ID.fullmatch(run.id) else None
+
+
 def request_finish(run_id: str) -> None:
     """Ask the run to stop after its present step, save its state and return its result."""
     with _finish_lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
@@ -54,6 +55,7 @@ class TrainingTask:
     held_out_losses: the loss of each held-out picture at the last call of `validation_loss`.
     draws_ends: whether a sample is drawn before the first step and of the result, also at a `sample_every` of 0.
     drift: measured at the start and of the result; None where it is not.
+    card: (run, the run's folder) -> draws the evidence card into the folder at the end; None where none is drawn.
     frozen: tensors that stay in memory between steps; the measured memory of a step does not include them.
     """
 
@@ -76,3 +78,4 @@ class TrainingTask:
     draws_ends: bool = False
     drift: Drift | None = None
     stopping: StopRule | None = None
+    card: Callable[[Run, Path], object] | None = None

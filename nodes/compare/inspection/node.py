@@ -6,7 +6,10 @@ from comfy_api.latest import io
 
 from ....training.errors import InputError
 from ....training.record import Run as Record
+from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
+from ...bridge.evidence.kept import card_image
+from ...bridge.runs.store import folder_of_run
 from ...bridge.types import Images, Run
 from .curve import draw_curve
 from .inspect import entries_of, report, sheet
@@ -43,6 +46,11 @@ class InspectRun(io.ComfyNode):
                 io.String.Output(
                     "report", display_name="report", tooltip="What was found, and a table of the hardest pictures."
                 ),
+                io.Image.Output(
+                    "card",
+                    display_name="card",
+                    tooltip="The run's evidence card: which step to use and why, and what to change next.",
+                ),
             ],
         )
 
@@ -53,4 +61,5 @@ class InspectRun(io.ComfyNode):
             raise InputError(f"a {type(run).__name__} is no run; wire in the run output of a Bespoke trainer")
         entries = entries_of(run, images)
         found = [entry.row for entry in entries if entry.findings]
-        return io.NodeOutput(sheet(entries), draw_curve(run, found), report(run, images, entries))
+        card = tensor_of(card_image(run, folder_of_run(run)))
+        return io.NodeOutput(sheet(entries), draw_curve(run, found), report(run, images, entries), card)

@@ -19,10 +19,12 @@ from ....training.layer_names.parts import layer_and_part
 from ....training.optimizers import check_optimizer
 from ....training.record import Run as RunRecord
 from ...bridge.errors import name_node_in_errors
+from ...bridge.evidence.kept import write_preview
 from ...bridge.files import writing as storage
 from ...bridge.models import TARGETS
 from ...bridge.runs.context import RunContext
 from ...bridge.runs.samples import settings_in
+from ...bridge.runs.store import folder_of_run
 from ...bridge.trainer import Models, train
 from ...bridge.trainer_inputs import ADVANCED, TOOLTIPS, advanced, config_of, seed_widget, validation_images, widget
 from ...bridge.types import Images, Run, graph_of, pictures_input
@@ -476,6 +478,16 @@ class SaveLora(io.ComfyNode):
                     ),
                     **ADVANCED,
                 ),
+                io.Boolean.Input(
+                    "preview",
+                    default=True,
+                    tooltip=(
+                        "With run, and where samples were drawn: writes NAME.preview.png beside the file, the run's "
+                        "last sample with the figures that chose the step, which LoRA lists show. A picture that is "
+                        "there stays."
+                    ),
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -496,7 +508,7 @@ class SaveLora(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, lora, filename_prefix, run=None, key_format="kohya", dtype="fp16") -> io.NodeOutput:
+    def execute(cls, lora, filename_prefix, run=None, key_format="kohya", dtype="fp16", preview=True) -> io.NodeOutput:
         if not lora:
             raise InputError("the LoRA is empty; wire in the lora output of a trainer")
         for key in lora:
@@ -505,4 +517,7 @@ class SaveLora(io.ComfyNode):
         name = storage.write_numbered(
             "loras", filename_prefix, lambda path: storage.write_safetensors(path, tensors, meta, overwrite=False)
         )
-        return io.NodeOutput(name, name, ui={"text": [f"saved as {name}"]})
+        told = f"saved as {name}"
+        if preview and isinstance(run, RunRecord):
+            told += f"; {write_preview(run, folder_of_run(run), storage.models_folder('loras') / name)}"
+        return io.NodeOutput(name, name, ui={"text": [told]})

@@ -36,6 +36,7 @@ from ...bridge.models import check_trainable, file_names
 from ...bridge.models.custom import own_sizes
 from ...bridge.noise_level import noise_level
 from ...bridge.runs.report import (
+    describe_card,
     describe_draws,
     describe_held_out,
     describe_leak,
@@ -487,7 +488,7 @@ class LoraTechnique:
         lines += self._describe_whole(learned) + self._describe_limits() + self._describe_preserve()
         lines += describe_held_out(run, config)
         lines += describe_leak(run, config) + describe_shared(self._dataset.pictures)
-        lines += describe_pictures(run) + describe_notes(run)
+        lines += describe_pictures(run) + describe_notes(run) + describe_card(run)
         lines += describe_part(self._models.model, run, PART_USE)
         if self._training_adapter is not None:
             lines.append(self._training_adapter.describe())
