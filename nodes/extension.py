@@ -17,6 +17,7 @@ from .images.thumbnails import routes as thumbnail_routes
 from .images.variants.node import CaptionVariantsNode
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
+from .inpaint.crop.node import CropToMask
 from .inpaint.node import LatentMaskBlend
 from .inpaint.restore_node import RestoreUnmasked
 from .jobs.node import ExportLoraJob, ExportTextualInversionJob
@@ -63,6 +64,7 @@ class BespokeExtension(ComfyExtension):
             InspectLora,
             PartialDenoise,
             StrengthSigmas,
+            CropToMask,
             LatentMaskBlend,
             RestoreUnmasked,
             TrainTextualInversion,

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 Images = io.Custom("BESPOKE_IMAGES")  # training.images.ImageSet
 Run = io.Custom("BESPOKE_RUN")  # training.record.Run
 Embedding = io.Custom("BESPOKE_EMBEDDING")  # {"clip_l": [vectors, width] float32, ...}
+Crop = io.Custom("BESPOKE_CROP")  # nodes.inpaint.crop.record.Crop
 
 
 def pictures_input(tooltip: str) -> io.Input:

@@ -111,20 +111,15 @@ def clean(mask: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
     shape or values that are not numbers.
     """
     mask = stacked(mask).detach().to("cpu", torch.float32)
-    if not bool(torch.isfinite(mask).all()):
+    low, high = (float(value) for value in mask.aminmax())  # of NaN for a mask with one
+    if not math.isfinite(high - low):
         raise InputError("the mask holds values that are not numbers; make it again")
     notes = []
-    low, high = float(mask.min()), float(mask.max())
     if low < 0.0 or high > 1.0:
         notes.append(f"Mask values from {low:.3g} to {high:.3g} were cut to 0..1.")
         mask = mask.clamp(0.0, 1.0)
-    nearly = (mask >= OPAQUE) & (mask < 1.0)
-    if count := int(nearly.sum()):
-        notes.append(f"Nearly opaque mask: {count} px from {OPAQUE:.0%} up were taken as fully masked.")
-    faint = (mask > 0.0) & (mask <= FAINT)
-    if count := int(faint.sum()):
-        notes.append(f"{count} px masked at {FAINT:.0%} or less were taken as not masked.")
-    mask = torch.where(nearly, 1.0, torch.where(faint, 0.0, mask))
+    if is_soft(mask):
+        mask = _with_clear_ends(mask, notes)
     high = float(mask.max())
     if 0.0 < high < OPAQUE:
         notes.append(f"The mask's highest value is {high:.2f}: no place is repainted fully.")
@@ -134,6 +129,22 @@ def clean(mask: torch.Tensor) -> tuple[torch.Tensor, list[str]]:
             "if the hole in it was to be repainted, invert it (an alpha channel counts as masked where transparent)."
         )
     return mask, notes
+
+
+def is_soft(mask: torch.Tensor) -> bool:
+    """Whether any value lies between 0 and 1."""
+    return bool(((mask > 0.0) & (mask < 1.0)).any())
+
+
+def _with_clear_ends(mask: torch.Tensor, notes: list[str]) -> torch.Tensor:
+    """The mask with values from `OPAQUE` on at 1 and up to `FAINT` at 0; what was done is added to `notes`."""
+    nearly = (mask >= OPAQUE) & (mask < 1.0)
+    if count := int(nearly.sum()):
+        notes.append(f"Nearly opaque mask: {count} px from {OPAQUE:.0%} up were taken as fully masked.")
+    faint = (mask > 0.0) & (mask <= FAINT)
+    if count := int(faint.sum()):
+        notes.append(f"{count} px masked at {FAINT:.0%} or less were taken as not masked.")
+    return torch.where(nearly, 1.0, torch.where(faint, 0.0, mask))
 
 
 def looks_inverted(mask: torch.Tensor) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bridge.errors import name_node_in_errors
+from ..bridge.types import Crop
+from .crop.paste import paste
 from .restore import FEATHER, FEATHER_MAX, FEATHER_MIN, RestoreSettings, restore
 
 
@@ -62,6 +64,14 @@ class RestoreUnmasked(io.ComfyNode):
                         "faint change of tone; details stay."
                     ),
                 ),
+                Crop.Input(
+                    "crop",
+                    optional=True,
+                    tooltip=(
+                        "Of Crop to Mask, where the generated picture is its crop: it is scaled back and laid where it "
+                        "was cut. original is then the whole picture."
+                    ),
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The original with the repainted part in it."),
@@ -79,8 +89,12 @@ class RestoreUnmasked(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, generated, original, mask, feather=FEATHER, match_color=0.0) -> io.NodeOutput:
-        image, after, notes = restore(original, generated, mask, RestoreSettings(feather, match_color))
+    def execute(cls, generated, original, mask, feather=FEATHER, match_color=0.0, crop=None) -> io.NodeOutput:
+        settings = RestoreSettings(feather, match_color)
+        if crop is None:
+            image, after, notes = restore(original, generated, mask, settings)
+        else:
+            image, after, notes = paste(original, generated, mask, crop, settings)
         notes.append(
             f"Restored: {after.changed} of {after.outside} px outside the mask differ, by up to {after.largest:.4f}."
         )

@@ -253,6 +253,60 @@ def test_seam_in_pixels(run_node, spectrum):
     assert max(ours.values()) <= TARGET, max(ours, key=ours.get)
 
 
+# --- Through a crop ---------------------------------------------------------------------------------------------------
+
+
+def picture_of_cells(cell, side, spectrum, seed):
+    """Pictures [3, side, side, 3] of a field with `cell` px to a value, drawn as `decode` does."""
+    field = analytic.Field(side // cell, side // cell, spectrum).sample(3, 4, seed) / SCALE
+    drawn = 0.5 + 0.12 * SCALE * F.interpolate(field[:, :3], scale_factor=cell, mode="bicubic")
+    return drawn.movedim(1, -1).clamp(0, 1)
+
+
+@pytest.mark.parametrize("spectrum", ["pink", "natural", "steep", "blobs"])
+@pytest.mark.parametrize("cell", [4, 8, 12])  # px in the whole picture: the crop is scaled by 2, 1 or 2 / 3
+def test_seam_through_crop_and_restore(run_node, spectrum, cell):
+    """As in pixels, but for a crop that is scaled, repainted, scaled back and laid into its picture.
+
+    The picture's field has cells that are as large in the scaled crop as the latent's, so that inside and outside are
+    alike but for the border. The border of whole cells meets steps of their bicubic drawing that contours away from it
+    do not, so the original has a ratio of its own, which is divided out.
+    """
+    seams = {"original": Seam(unit=cell), "ours": Seam(unit=cell), "no blend, no fade": Seam(unit=cell)}
+    model = analytic.wrap(analytic.Field(CELLS, CELLS, spectrum).denoise)
+    side, border = CELLS * cell, 16 * cell  # px: of the crop, and of the picture around it
+    for seed in (5, 6):
+        original = picture_of_cells(cell, side + 2 * border, spectrum, seed)
+        blob = F.pad(F.interpolate(blob_mask(seed)[:, None], (side, side))[:, 0], (border,) * 4)
+        middle = F.pad(torch.ones(1, side, side), (border,) * 4)
+        cropped, masks, crop, *_ = run_node(
+            "BespokeCropToMask", image=original, mask=blob, resolution=512, context=1.0, context_mask=middle
+        )
+        latent = {"samples": encode(cropped)}
+        patched, masked, latent_mask, *_ = run_node("BespokeLatentMaskBlend", model=model, latent=latent, mask=masks)
+
+        def back(generated, mask=latent_mask, crop=crop, original=original, **options):
+            image, _, changed = run_node(
+                "BespokeRestoreUnmasked", generated=generated, original=original, mask=mask, crop=crop, **options
+            )
+            assert changed == 0
+            return image
+
+        # What may change, from a picture that differs from the original everywhere.
+        inside = (back(torch.full_like(cropped, 2.0), feather=0) != original).any(-1)[0].float()
+        made = {
+            "original": original,
+            "ours": back(decode(ksample(patched, masked, "dpmpp_2m", "karras", 20))),
+            "no blend, no fade": back(decode(ksample(model, latent, "dpmpp_2m", "karras", 20)), feather=0),
+        }
+        for name, image in made.items():
+            seams[name].add(image.movedim(-1, 1), inside)
+    scale = crop.scaled[1] / crop.pieces[0].rect.width
+    title = "Pixels, through a crop: step across the border / step 2 to 6 cells away"
+    table(title, list(seams), [(f"{spectrum}, x {scale:.2f}", [f"{s.ratio():.2f}" for s in seams.values()])])
+    assert seams["ours"].ratio() / seams["original"].ratio() <= TARGET
+
+
 # --- Outside ---------------------------------------------------------------------------------------------------------
 
 

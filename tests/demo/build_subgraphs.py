@@ -209,13 +209,15 @@ def repaint(info: dict) -> Blueprint:
     b = Blueprint(
         info,
         "Repaint under a mask",
-        "A picture and a mask in; the picture repainted under the mask, and untouched outside it, out.",
+        "A picture and a mask in; the picture repainted under the mask at the model's own resolution, and untouched "
+        "outside it, out.",
     )
     b.column()
-    latent = b.node("VAEEncode")
+    cut = b.node("BespokeCropToMask")
+    latent = b.node("VAEEncode", pixels=(cut, "image"))
     words, nothing = prompts(b)
     b.column()
-    blend = b.node("BespokeLatentMaskBlend", latent=(latent, "LATENT"))
+    blend = b.node("BespokeLatentMaskBlend", latent=(latent, "LATENT"), mask=(cut, "mask"))
     made = b.node(
         "KSampler",
         model=(blend, "model"),
@@ -226,21 +228,26 @@ def repaint(info: dict) -> Blueprint:
     )
     b.column()
     image = b.node("VAEDecode", samples=(made, "LATENT"))
-    whole = b.node("BespokeRestoreUnmasked", generated=(image, "IMAGE"), mask=(blend, "latent_mask"))
+    whole = b.node(
+        "BespokeRestoreUnmasked", generated=(image, "IMAGE"), mask=(blend, "latent_mask"), crop=(cut, "crop")
+    )
     b.entry("model", (blend, "model"))
     b.entry("clip", (words, "clip"), (nothing, "clip"))
-    b.entry("vae", (latent, "vae"), (image, "vae"))
-    b.entry("image", (latent, "pixels"), (whole, "original"))
-    b.entry("mask", (blend, "mask"))
+    b.entry("vae", (cut, "vae"), (latent, "vae"), (image, "vae"))
+    b.entry("image", (cut, "image"), (whole, "original"))
+    b.entry("mask", (cut, "mask"))
     b.entry("prompt", (words, "text"))
     b.entry("negative", (nothing, "text"))
     b.entry("grow", (blend, "grow"))
     b.entry("feather", (blend, "feather"))
+    b.entry("context", (cut, "context"))
+    b.entry("resolution", (cut, "resolution"))
     for name in ("steps", "cfg", "sampler_name", "scheduler", "seed"):
         b.entry(name, (made, name))
     b.exit("image", whole, "image")
     b.exit("preview", blend, "preview")
     b.exit("report", whole, "report")
+    b.exit("where", cut, "preview")
     return b
 
 

@@ -366,9 +366,11 @@ def masked(w: Workflow, note: str, title: str, prompt: str, **blend):
     return base, picture, blended, words, nothing
 
 
-def restored(w: Workflow, base: Base, picture, blended, latent, title: str, file: str):
+def restored(w: Workflow, base: Base, picture, blended, latent, title: str, file: str, **crop):
     image = base.decode(latent)
-    node = w.node("BespokeRestoreUnmasked", generated=image, original=(picture, "IMAGE"), mask=(blended, "latent_mask"))
+    node = w.node(
+        "BespokeRestoreUnmasked", generated=image, original=(picture, "IMAGE"), mask=(blended, "latent_mask"), **crop
+    )
     report(w, node)
     w.column()
     w.node("SaveImage", "the original", 280, images=(picture, "IMAGE"), filename_prefix=f"bespoke/{file}_original")
@@ -386,6 +388,67 @@ def inpaint_region(w: Workflow) -> None:
     )
     made = base.sample("Repaint", words, nothing, (blended, "latent"), (blended, "model"))
     restored(w, base, picture, blended, made, "repainted under the mask", "inpaint")
+
+
+def boxes(w: Workflow, side: int, places: dict[str, tuple[int, int]]) -> tuple:
+    """A mask of the picture's size with white squares of `side` px at places (x, y), by the titles of their nodes."""
+    mask = w.node("SolidMask", "Black, the size of the picture", value=0.0, width=768, height=768), "MASK"
+    white = w.node("SolidMask", "White, what may change", value=1.0, width=side, height=side), "MASK"
+    for title, (x, y) in places.items():
+        mask = w.node("MaskComposite", title, destination=mask, source=white, x=x, y=y, operation="add"), "MASK"
+    return mask
+
+
+def repaint_crops(w: Workflow, base: Base, picture, mask, prompt: str, result: tuple[str, str], denoise: float, **crop):
+    """The crops around a mask, repainted and put back. result: (title, file)."""
+    w.column()
+    cut = w.node("BespokeCropToMask", image=(picture, "IMAGE"), mask=mask, vae=base.vae, resolution=512, **crop)
+    report(w, cut)
+    w.column()
+    latent = w.node("VAEEncode", pixels=(cut, "image"), vae=base.vae), "LATENT"
+    blended = w.node(
+        "BespokeLatentMaskBlend", "Blend: what it sees", model=base.model, latent=latent, mask=(cut, "mask")
+    )
+    words, nothing = base.prompt(prompt), base.nothing()
+    w.column()
+    made = base.sample("Repaint the crops", words, nothing, (blended, "latent"), (blended, "model"), denoise=denoise)
+    restored(w, base, picture, blended, made, *result, crop=(cut, "crop"))
+
+
+def inpaint_only_masked(w: Workflow) -> None:
+    w.column()
+    w.group("Repaint a small place at the model's own resolution", "use")
+    w.note(
+        "**Only masked.** What is few latent cells wide is drawn badly. *Crop to Mask* cuts the picture around the "
+        "mask and scales the crop to 512 px, the size that SD1.5 was trained at (SDXL and Flux: 1024); *Restore "
+        "Unmasked* scales it back and lays it where it was, and every pixel outside the mask is the original's.\n\n"
+        "The prompt is for what is in the crop. *context* says how much around the mask the model sees.\n\n"
+        f"{BRING} The mask here is a square: white may change. To paint one instead, right click *The picture*, *Open "
+        "in MaskEditor*, and wire its MASK into the crop.",
+        330,
+    )
+    base = Base(w)
+    picture = w.node("LoadImage", "The picture", 330, image=PICTURE)
+    mask = boxes(w, 96, {"The place": (612, 208)})
+    result = ("the place repainted", "inpaint_only_masked")
+    repaint_crops(w, base, picture, mask, "a red balloon in the sky", result, 1.0)
+
+
+def fix_many_faces(w: Workflow) -> None:
+    w.column()
+    w.group("Many small places in one batch", "use")
+    w.note(
+        "**Many faces at once.** With *each* on, every separate part of the mask is a crop of its own, scaled to the "
+        "model's resolution; all are repainted in one batch and put back, each in its place. A *denoise* of .5 keeps "
+        "what a face is like and draws it in detail.\n\nThe three boxes stand for what a detector finds. Wire its "
+        f"mask into the crop instead: one with all faces, or a batch with one mask for each face.\n\n{BRING}",
+        330,
+    )
+    base = Base(w)
+    picture = w.node("LoadImage", "The picture", 330, image=PICTURE)
+    mask = boxes(w, 128, {"The first box": (328, 184), "The second box": (64, 40), "The third box": (560, 40)})
+    result = ("every place repainted", "fix_many_faces")
+    repaint_crops(w, base, picture, mask, "a smiling face", result, 0.5, each=True)
 
 
 def inpaint_soft(w: Workflow) -> None:
@@ -579,6 +642,8 @@ WORKFLOWS = {
     "strength_ladder": strength_ladder,
     "img2img_few_steps": few_steps,
     "inpaint_region": inpaint_region,
+    "inpaint_only_masked": inpaint_only_masked,
+    "fix_many_faces": fix_many_faces,
     "inpaint_soft": inpaint_soft,
     "inpaint_two_stages": inpaint_stages,
     "textual_inversion": textual_inversion,

@@ -53,6 +53,11 @@ SECTIONS = {
     ),
     "word_and_lora": ("Word plus LoRA", "The word says what, the LoRA says how."),
     "img2img_few_steps": ("Few steps", "Four steps: two strengths in two contracts."),
+    "inpaint_only_masked": (
+        "Only masked",
+        "A small place cut out, repainted at the model's own resolution, and put back.",
+    ),
+    "fix_many_faces": ("Many places", "Each separate part of a mask is a crop; all are repainted in one batch."),
     "inpaint_soft": ("Soft inpainting", "A grey mask is a strength for each place."),
     "inpaint_two_stages": ("Two stages", "The steps split over two samplers; the background stays exact."),
 }

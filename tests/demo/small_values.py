@@ -21,8 +21,16 @@ VALUES: dict[str, dict[str, object]] = {
     "EmptyLatentImage": {"width": 128, "height": 128},
     "LoadImage": {"image": {"The picture": pictures.PICTURE, "One of them": pictures.ONE}},
     # The rectangle of `pictures.MASK`: the circle's box and one cell more.
-    "SolidMask": {"width": {768: 128, 192: 96}, "height": {768: 128, 192: 96}},
-    "MaskComposite": {"x": 16, "y": 16},
+    "SolidMask": {
+        "width": {768: 128, 192: 96, 128: 24, 96: 24},
+        "height": {768: 128, 192: 96, 128: 24, 96: 24},
+    },
+    # The small places lie in the corners, beside the circle.
+    "MaskComposite": {
+        "x": {"The mask": 16, "The place": 4, "The first box": 4, "The second box": 100, "The third box": 4},
+        "y": {"The mask": 16, "The place": 4, "The first box": 4, "The second box": 4, "The third box": 100},
+    },
+    "BespokeCropToMask": {"resolution": 128},
     "BespokeImageFolder": {
         "folder": {
             "Pictures of the style": pictures.TEAL,
@@ -64,6 +72,7 @@ VALUES: dict[str, dict[str, object]] = {
             "a photo of sks dog on a beach, in my style": "a teal heart on white",
             "the same scene in winter, snow": "a blue square on white",
             "a red balloon in the sky": "a green cross on white",
+            "a smiling face": "a blue square on white",
             "a photo of a toy on a table": "a red circle on white",
             "a photo of a toy on a table, in my style": "a red heart on white",
             "a photo of a embedding:my-word on a table, in my style": "a embedding:my-word heart on white",
@@ -74,7 +83,7 @@ VALUES: dict[str, dict[str, object]] = {
         "string_a": {"": "", "a photo of a": "a", "a lighthouse on a cliff in the style of": "a"},
         "string_b": {"": "", "on a table": "circle on white", ",": "circle on white"},
     },
-    "KSampler": {"steps": 16, **STRENGTH},
+    "KSampler": {"steps": 16, "denoise": 1.0, **STRENGTH},
     "KSamplerAdvanced": {
         "steps": 20,
         "end_at_step": {12: 10, 10000: 10000},
@@ -94,6 +103,7 @@ BLUEPRINT_VALUES = {
     "cfg": 2.0,
     "prompt": "a green cross on white",
     "feather": 0,
+    "resolution": 128,
     "template": "object",
     "init_text": "red",
 }

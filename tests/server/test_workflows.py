@@ -212,6 +212,24 @@ def test_inpainting(server, run_example, name, title):
     assert (result[mask] != source[mask]).any()
 
 
+@pytest.mark.parametrize(
+    ("name", "title", "corners"),
+    [
+        ("inpaint_only_masked", "the place repainted", [(4, 4)]),
+        ("fix_many_faces", "every place repainted", [(4, 4), (100, 4), (4, 100)]),
+    ],
+)
+def test_repainting_crops(server, run_example, name, title, corners):
+    """Each place of 24 px changes, and nothing beyond the latent cells of its crop and the blend's feather."""
+    result = run_example(name)[title][0]
+    source = np.asarray(Image.open(server.base / "input" / "bespoke_picture.png").convert("RGB"))
+    allowed = np.zeros(source.shape[:2], bool)
+    for x, y in corners:
+        assert (result[y : y + 24, x : x + 24] != source[y : y + 24, x : x + 24]).any()
+        allowed[max(y - 8, 0) : y + 32, max(x - 8, 0) : x + 32] = True
+    assert (result[~allowed] == source[~allowed]).all()
+
+
 def test_textual_inversion(server, run_example):
     shown = run_example("textual_inversion")
     old, new = shown["the starting word"], shown["the new word"]

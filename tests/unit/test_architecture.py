@@ -356,7 +356,10 @@ def identifiers(text: str) -> set[str]:
 def test_no_function_is_too_long_and_no_private_word_is_left(path):
     text = path.read_text("utf-8")
     assert long_functions(text) == []
-    assert (identifiers(text) | {path.stem}) & PRIVATE_IN_THE_PACK == set()
+    inputs = set(
+        re.findall(r'\.Input\(\s*"(\w+)"', text)
+    )  # their names are public, and execute takes them as arguments
+    assert (identifiers(text) - inputs | {path.stem}) & PRIVATE_IN_THE_PACK == set()
 
 
 def test_no_private_word_is_left_in_tests_and_scripts():
