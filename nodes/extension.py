@@ -18,6 +18,8 @@ from .images.variants.node import CaptionVariantsNode
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
 from .inpaint.crop.node import CropToMask
+from .inpaint.colors.node import MatchColors
+from .inpaint.fill.node import FillMasked
 from .inpaint.node import LatentMaskBlend
 from .inpaint.restore_node import RestoreUnmasked
 from .jobs.node import ExportLoraJob, ExportTextualInversionJob
@@ -65,8 +67,10 @@ class BespokeExtension(ComfyExtension):
             PartialDenoise,
             StrengthSigmas,
             CropToMask,
+            FillMasked,
             LatentMaskBlend,
             RestoreUnmasked,
+            MatchColors,
             TrainTextualInversion,
             FindWordLearningRate,
             SaveEmbedding,

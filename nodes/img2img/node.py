@@ -10,7 +10,6 @@ from ..bridge.errors import name_node_in_errors
 from ..bridge.sampling import (
     fitting_latent,
     is_blank,
-    noise_for,
     noise_share,
     noised,
     sample,
@@ -35,6 +34,9 @@ from .strength import (
     Strength,
     plan_sigmas,
 )
+from .variation import STRENGTH_MAX as VARIATION_MAX
+from .variation import STRENGTH_MIN as VARIATION_MIN
+from .variation import Variation, varied_noise
 
 STRENGTH_DEFAULT, STEPS_DEFAULT = 0.75, 20
 
@@ -92,6 +94,36 @@ def contract_inputs() -> list[io.Input]:
             "contract", options=list(CONTRACTS), default=NOISE_LEVEL, optional=True, advanced=True, tooltip=CONTRACT_TIP
         ),
         io.Boolean.Input("exact_steps", default=False, optional=True, advanced=True, tooltip=EXACT_TIP),
+    ]
+
+
+def variation_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "variation_seed",
+            default=0,
+            min=0,
+            max=0xFFFFFFFFFFFFFFFF,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "A second seed, towards whose noise the first one's is turned. It does nothing at variation_strength 0."
+            ),
+        ),
+        io.Float.Input(
+            "variation_strength",
+            default=0.0,
+            min=VARIATION_MIN,
+            max=VARIATION_MAX,
+            step=0.01,
+            round=0.001,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "How far the noise is turned to the variation seed's, 0 to 1. 0: the picture of seed. About .1: its "
+                "near relatives. 1: the picture of variation_seed."
+            ),
+        ),
     ]
 
 
@@ -171,6 +203,7 @@ class PartialDenoise(io.ComfyNode):
                     tooltip="The noise that is added. The same seed gives KSampler's noise, so the same picture.",
                 ),
                 *contract_inputs(),
+                *variation_inputs(),
             ],
             has_intermediate_output=True,  # what the node sends is sent again where it is cached: see `sent_schedule`
             outputs=[
@@ -209,8 +242,11 @@ class PartialDenoise(io.ComfyNode):
         seed,
         contract=NOISE_LEVEL,
         exact_steps=False,
+        variation_seed=0,
+        variation_strength=0.0,
     ) -> io.NodeOutput:
         request = Strength(strength, steps, contract, exact_steps)
+        variation = Variation(variation_seed, variation_strength)
         samples = fitting_latent(model, latent_image)
         chosen = plan_for(model, request, scheduler, sampler_name)
         if not request.whole and request.strength > 0 and is_blank(samples):
@@ -223,7 +259,9 @@ class PartialDenoise(io.ComfyNode):
         sent = sent_schedule(chosen, model_sampling, request, scheduler, sampler_name)
         if chosen.run == 0:
             return io.NodeOutput(latent_image, latent_image, chosen.sigmas, report, ui=sent)
-        noise = noise_for(samples, seed, latent_image)
+        if variation.strength > 0.0:
+            report += f"\nThe noise of seed {seed} is turned by {variation_strength:g} to seed {variation_seed}'s."
+        noise = varied_noise(samples, seed, variation, latent_image)
         start = noised(model, samples, noise, chosen.sigmas)
         mask = latent_image.get("noise_mask")
         out = sample(model, samples, noise, chosen.sigmas, positive, negative, cfg, sampler_name, seed, mask)

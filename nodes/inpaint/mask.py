@@ -19,6 +19,7 @@ from .assignment import Layout, assign, pool
 COVERAGES = ("any", "area")
 GROW_MIN, GROW_MAX = -256, 256  # px
 FEATHER_MIN, FEATHER_MAX = 0, 256  # px
+RAMP_MIN, RAMP_MAX = 0, 1024  # px
 FEATHER = 24  # px: the least that hid the seam for all spectra in tests/bench/bench_inpaint_seam.py
 OPAQUE = 0.95  # from here on taken as 1: a brush at 98 % opacity would leave a rest that cannot be repainted
 FAINT = 0.02  # up to here taken as 0: an alpha of 254 / 255 would let the whole picture change
@@ -32,6 +33,7 @@ class MaskSettings:
     feather: int = 0  # px beyond the grown edge
     coverage: str = "any"
     min_strength: float = 0.0
+    ramp: int = 0  # px beyond the fully masked cells
 
     def __post_init__(self):
         if not GROW_MIN <= self.grow <= GROW_MAX:
@@ -42,6 +44,8 @@ class MaskSettings:
             raise InputError(f"coverage is {self.coverage!r}; give one of {', '.join(COVERAGES)}")
         if not 0.0 <= self.min_strength <= 1.0:
             raise InputError(f"min_strength is {self.min_strength}; give 0 to 1")
+        if not RAMP_MIN <= self.ramp <= RAMP_MAX:
+            raise InputError(f"ramp is {self.ramp}; give {RAMP_MIN} to {RAMP_MAX} pixels")
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,46 @@ def to_cells(mask: torch.Tensor, grid: Grid, coverage: str) -> torch.Tensor:
     return pool(inner[:, None], cell)[:, 0]
 
 
+def ramp(cells: torch.Tensor, pixels: int, cell: int) -> torch.Tensor:
+    """[N, rows, columns] with a linear ramp around its full cells (1): 0 from `pixels` beyond them on.
+
+    cell: px. The distance is that of the cells' centres, so the cell next to a full one has 1 - cell / (pixels + cell).
+    No cell becomes lower.
+    """
+    if pixels == 0:
+        return cells
+    reach = -(-pixels // cell)  # cells
+    rise = 1.0 - distance(cells >= 1.0, reach) * (cell / (pixels + cell))
+    return torch.maximum(cells, torch.where(rise > 1e-6, rise, 0.0))
+
+
+def distance(marked: torch.Tensor, reach: int) -> torch.Tensor:
+    """The Euclidean distance to the nearest marked place: [N, h, w] bool -> [N, h, w] in places, inf beyond `reach`.
+
+    Exact, in two passes (Felzenszwalb & Huttenlocher 2012, section 2.1): the distance within each row, then for each
+    column the least sum of the squares of both.
+    """
+    along = torch.where(marked, 0.0, torch.inf)
+    for offset in range(1, reach + 1):
+        along = _min_shifted(along, torch.where(marked, float(offset * offset), torch.inf), offset, dim=2)
+    squared = along
+    for offset in range(1, reach + 1):
+        squared = _min_shifted(squared, along + float(offset * offset), offset, dim=1)
+    return squared.sqrt()
+
+
+def _min_shifted(into: torch.Tensor, source: torch.Tensor, offset: int, dim: int) -> torch.Tensor:
+    # min(into, source moved by `offset`, source moved by -`offset`) along `dim`; outside the picture it is infinite.
+    size = into.shape[dim] - offset
+    if size <= 0:
+        return into
+    out = into.clone()
+    for to, come_from in ((offset, 0), (0, offset)):
+        view = out.narrow(dim, to, size)
+        torch.minimum(view, source.narrow(dim, come_from, size), out=view)
+    return out
+
+
 def floor(cells: torch.Tensor, min_strength: float) -> torch.Tensor:
     """Raise every touched cell to at least `min_strength`; untouched cells stay at 0."""
     return torch.where(cells > 0.0, cells.clamp(min=min_strength), cells)
@@ -269,7 +313,7 @@ class CellMask:
 def shape_mask(
     mask: torch.Tensor, rows: int, columns: int, cell: int, settings: MaskSettings, layout: Layout | None = None
 ) -> CellMask:
-    """Clean a mask, fit it to the picture, grow, feather and pool it for `rows` x `columns` cells of `cell` px.
+    """Clean a mask, fit it to the picture, grow, feather, pool and ramp it for `rows` x `columns` cells of `cell` px.
 
     mask: see `clean`. layout: what the latent holds, one picture if not given. Raises the errors of `clean` and
     `assign`.
@@ -294,6 +338,9 @@ def shape_mask(
             f"{black} frames with a black mask share a latent frame with others and may change with them. To keep "
             "them, give Restore Unmasked a mask for each frame instead of latent_mask."
         )
+    if settings.ramp and not bool((cells >= 1.0).any()):
+        notes.append("The ramp begins at places that are masked fully, and this mask has none: there is no ramp.")
+    cells = ramp(cells, settings.ramp, cell)
     # Lifted last: a mean over a group of frames may be lower than its members.
     cells = floor(cells, settings.min_strength)
     return CellMask(pool(mask, members, "any"), pool(shaped, members, settings.coverage), cells, grid, tuple(notes))

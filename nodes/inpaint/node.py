@@ -34,6 +34,8 @@ from .mask import (
     FEATHER_MIN,
     GROW_MAX,
     GROW_MIN,
+    RAMP_MAX,
+    RAMP_MIN,
     CellMask,
     MaskSettings,
     shape_mask,
@@ -163,6 +165,20 @@ class LatentMaskBlend(io.ComfyNode):
                         "there. 0: grey is repainted as white is."
                     ),
                 ),
+                io.Int.Input(
+                    "ramp",
+                    default=0,
+                    min=RAMP_MIN,
+                    max=RAMP_MAX,
+                    step=8,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Pixels over which the strength falls evenly from 1 at the edge of the mask to 0. Wider than "
+                        "the feather: what lies there keeps its shapes and takes on the new part's light and style. "
+                        "For new borders: 64 to 256."
+                    ),
+                ),
             ],
             has_intermediate_output=True,  # what it showed comes again with a cached run
             outputs=[
@@ -208,8 +224,9 @@ class LatentMaskBlend(io.ComfyNode):
         min_strength=0.0,
         bias=0.0,
         preservation=PRESERVATION,
+        ramp=RAMP_MIN,
     ) -> io.NodeOutput:
-        settings = MaskSettings(grow, feather, coverage, min_strength)
+        settings = MaskSettings(grow, feather, coverage, min_strength, ramp)
         # An empty latent gets the model's channels only when it is sampled; the mask must fit those.
         samples = fitting_latent(model, latent, "latent")
         picture_latent = samples.unbind()[0] if samples.is_nested else samples

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 
 from ...training.errors import InputError
 from .mask import blur, clean, grow, resize
+from .smooth_field import color_shift
 
 FEATHER_MIN, FEATHER_MAX = 0, 256  # px
 FEATHER = 8  # px: hides the change of the pixels at the border by encoding and decoding
-RING = 8  # px: width of the ring outside the mask on which colours are compared
-FINEST = 8  # px: colour differences finer than this are detail, not a shift
 MOST_CROP = 64  # px: a picture smaller by more is not tried as a part of the original
 CELLS = (4, 8, 16, 32)  # px: the cells of ComfyUI's VAEs, to whole ones of which they crop a picture
 GROUPS = (4, 6, 8)  # frames to a latent frame of ComfyUI's video VAEs, which drop the frames that fill no group
@@ -281,36 +280,3 @@ def ramp_inward(inside: torch.Tensor, pixels: int) -> torch.Tensor:
         return inside
     half = (pixels + 1) // 2
     return blur(grow(inside, -half), half) * inside
-
-
-def color_shift(original: torch.Tensor, generated: torch.Tensor, inside: torch.Tensor) -> torch.Tensor | None:
-    """The smooth colour difference original - generated, measured on a ring outside the mask and extended inside.
-
-    original, generated: [B, H, W, C]. inside: [B, H, W] bool -> [B, H, W, C], or None where no pixel lies on the ring.
-    On the ring it is the local mean of the difference. Inside it is filled from coarser and coarser pictures
-    (pull-push, Gortler et al. 1996), so it holds low frequencies only.
-    """
-    ring = (grow(inside.to(torch.float32), RING) > 0.0) & ~inside
-    if not bool(ring.any()):
-        return None
-    difference = original - generated
-    ring = ring & torch.isfinite(difference).all(-1)  # one NaN would spread over all pixels
-    weight = ring.to(torch.float32)[:, None]  # [B, 1, H, W]
-    known = torch.where(ring[..., None], difference, 0.0).movedim(-1, 1)  # [B, C, H, W]
-    shift = pull_push(F.avg_pool2d(known, FINEST, ceil_mode=True), F.avg_pool2d(weight, FINEST, ceil_mode=True))
-    # A block is FINEST px wide, so the last ones may reach beyond the picture: resize in blocks, then crop.
-    shift = F.interpolate(shift, scale_factor=FINEST, mode="bilinear")[..., : inside.shape[1], : inside.shape[2]]
-    return shift.movedim(1, -1)
-
-
-def pull_push(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Values [B, C, h, w] with their holes filled from coarser levels.
-
-    values: already multiplied by weight [B, 1, h, w], which is 0 in holes and at most 1.
-    """
-    if bool((weight > 0.0).all()) or max(values.shape[-2:]) == 1:
-        return values / weight.clamp(min=1e-12)
-    coarse = pull_push(F.avg_pool2d(values, 2, ceil_mode=True), F.avg_pool2d(weight, 2, ceil_mode=True))
-    filled = F.interpolate(coarse, scale_factor=2, mode="bilinear")[..., : values.shape[-2], : values.shape[-1]]
-    trust = (4.0 * weight).clamp(max=1.0)  # full trust from a quarter of the block on
-    return trust * values / weight.clamp(min=1e-12) + (1.0 - trust) * filled

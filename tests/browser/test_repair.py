@@ -53,6 +53,8 @@ LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},
     "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
     "BespokeInjectLora": {"partial": False, "use_range": True},
+    "BespokePartialDenoise": {"variation_seed": 0, "variation_strength": 0.0},
+    "BespokeLatentMaskBlend": {"ramp": 0},
     "BespokeTrainLora": LATER_LORA,
     "BespokeExportLoraJob": LATER_LORA,
     "BespokeTrainTextualInversion": LATER_TRAINING,

@@ -29,6 +29,7 @@ FIRST_TRAIN = "press R to refresh the lists, and choose the files that they save
 PICTURE = "example.png"  # comes with ComfyUI, 768 x 768
 NO_FOLDER, NO_LORA = "(no folder yet)", "none"  # choices that every host has
 CHOOSE_FOLDER = "and choose it in *folder*, or drop the folder on that node"
+STRENGTH_OF_A_BORDER = 0.8  # where a border joins best: see tests/bench/bench_outpaint.py
 SAMPLING = {"seed": 3, "steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
 
 
@@ -52,7 +53,10 @@ class Base:
         return self.w.node("EmptyLatentImage", width=512, height=512, batch_size=count), "LATENT"
 
     def encode(self, picture) -> tuple:
-        return self.w.node("VAEEncode", pixels=(picture, "IMAGE"), vae=self.vae), "LATENT"
+        return self.encode_image((picture, "IMAGE"))
+
+    def encode_image(self, image: tuple) -> tuple:
+        return self.w.node("VAEEncode", pixels=image, vae=self.vae), "LATENT"
 
     def sample(self, title: str, positive, negative, latent, model=None, kind: str = "KSampler", **values) -> tuple:
         node = self.w.node(
@@ -499,6 +503,49 @@ def inpaint_stages(w: Workflow) -> None:
     restored(w, base, picture, blended, latent, "repainted in two stages", "inpaint_stages")
 
 
+def outpaint(w: Workflow) -> None:
+    w.column()
+    w.group("Make the picture wider", "use")
+    w.note(
+        "**Outpainting.** *Fill Masked* adds a border on the right, fills it with the colours at the old edge, carried "
+        "on smoothly, and gives the mask of it. *Latent Mask Blend* repaints under that mask alone, with a grey *ramp* "
+        "into the old picture so that light and style join. *Restore Unmasked* then puts the old picture back outside "
+        f"the ramp, exactly.\n\n{BRING} The prompt describes the whole wider picture.",
+        330,
+    )
+    base = Base(w)
+    picture = w.node("LoadImage", "The picture", 330, image=PICTURE)
+    filled = w.node("BespokeFillMasked", "A new border on the right", image=(picture, "IMAGE"), right=256)
+    report(w, filled, 100)
+    w.column()
+    latent = base.encode_image((filled, "image"))
+    words, nothing = base.prompt("a wide valley in the evening sun"), base.nothing()
+    blended = w.node(
+        "BespokeLatentMaskBlend",
+        "Blend: what it sees",
+        model=base.model,
+        latent=latent,
+        mask=(filled, "mask"),
+        ramp=64,
+    )
+    w.column()
+    made = base.sample(
+        "Paint the border",
+        words,
+        nothing,
+        (blended, "latent"),
+        (blended, "model"),
+        "BespokePartialDenoise",
+        strength=STRENGTH_OF_A_BORDER,
+    )
+    image = base.decode(made)
+    node = w.node("BespokeRestoreUnmasked", generated=image, original=(filled, "image"), mask=(blended, "latent_mask"))
+    report(w, node)
+    w.column()
+    w.node("SaveImage", "the filled border", 280, images=(filled, "image"), filename_prefix="bespoke/outpaint_filled")
+    w.node("SaveImage", "painted on", 280, images=(node, "image"), filename_prefix="bespoke/outpaint_result")
+
+
 # --- textual inversion --------------------------------------------------------------------------------------------
 
 
@@ -646,6 +693,7 @@ WORKFLOWS = {
     "fix_many_faces": fix_many_faces,
     "inpaint_soft": inpaint_soft,
     "inpaint_two_stages": inpaint_stages,
+    "outpaint": outpaint,
     "textual_inversion": textual_inversion,
     "word_and_lora": word_and_lora,
     "three_techniques": three_techniques,

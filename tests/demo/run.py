@@ -60,6 +60,7 @@ SECTIONS = {
     "fix_many_faces": ("Many places", "Each separate part of a mask is a crop; all are repainted in one batch."),
     "inpaint_soft": ("Soft inpainting", "A grey mask is a strength for each place."),
     "inpaint_two_stages": ("Two stages", "The steps split over two samplers; the background stays exact."),
+    "outpaint": ("Outpainting", "A new border, filled from the edge and painted on; the old picture stays exact."),
 }
 
 

@@ -73,6 +73,7 @@ VALUES: dict[str, dict[str, object]] = {
             "the same scene in winter, snow": "a blue square on white",
             "a red balloon in the sky": "a green cross on white",
             "a smiling face": "a blue square on white",
+            "a wide valley in the evening sun": "a red circle on white",
             "a photo of a toy on a table": "a red circle on white",
             "a photo of a toy on a table, in my style": "a red heart on white",
             "a photo of a embedding:my-word on a table, in my style": "a embedding:my-word heart on white",
@@ -92,9 +93,11 @@ VALUES: dict[str, dict[str, object]] = {
     },
     "BespokePartialDenoise": {"steps": {25: 20, 4: 4}, **STRENGTH},
     "CFGGuider": {"cfg": 2.0},
+    "BespokeFillMasked": {"right": 32},
     "BespokeLatentMaskBlend": {
-        "feather": {24: 0, 64: 24}
-    },  # it paints in cells of 8 px, which a feather would only blur
+        "feather": {24: 0, 64: 24},  # it paints in cells of 8 px, which a feather would only blur
+        "ramp": 0,
+    },
 }
 # Values of widgets on the blueprints' nodes, by name.
 BLUEPRINT_VALUES = {

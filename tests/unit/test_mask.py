@@ -8,11 +8,13 @@ from bespoke.nodes.inpaint.mask import (
     MaskSettings,
     blur,
     clean,
+    distance,
     feather,
     floor,
     grow,
     looks_inverted,
     picture_size,
+    ramp,
     shape_mask,
     to_cells,
     to_picture,
@@ -474,3 +476,48 @@ def test_random_sizes_of_pictures_and_masks():
         assert cells.nonzero().tolist() == [wanted]
         told += 1
     assert told > 200
+
+
+# --- The ramp --------------------------------------------------------------------------------------------------------
+
+
+def test_distance_is_the_nearest_marked_place():
+    """Oracle: the least of all distances, computed for every pair of places."""
+    marked = torch.rand(2, 13, 19, generator=torch.Generator().manual_seed(0)) > 0.97
+    places = torch.stack(torch.meshgrid(torch.arange(13), torch.arange(19), indexing="ij"), -1).reshape(-1, 2).float()
+    for one, found in zip(marked, distance(marked, 6), strict=True):
+        exact = torch.cdist(places, places[one.flatten()]).amin(1).reshape(13, 19)
+        assert torch.allclose(found[exact <= 6], exact[exact <= 6], atol=1e-6)
+        assert (found[exact > 6 * 2**0.5] == torch.inf).all()
+
+
+def test_the_ramp_falls_evenly_from_full_cells_to_0():
+    """By hand: 24 px in cells of 8 px are the values 3/4, 2/4 and 1/4 of the three cells beyond a full one."""
+    cells = torch.zeros(1, 9, 9)
+    cells[0, 4, 4] = 1.0
+    out = ramp(cells, 24, 8)
+    assert torch.allclose(out[0, 4], torch.tensor([0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]))
+    assert torch.equal(out, out.transpose(1, 2))
+    assert torch.allclose(out[0, 3, 3], torch.tensor(1 - 2**0.5 / 4))
+
+
+def test_the_ramp_starts_at_full_places_alone_and_lowers_nothing():
+    cells = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(1)) * 0.99
+    assert torch.equal(ramp(cells, 64, 8), cells)
+    cells[0, 0, 0] = 1.0
+    out = ramp(cells, 64, 8)
+    assert (out >= cells).all()
+    assert torch.equal(out[1:], cells[1:])
+    assert torch.equal(ramp(cells, 0, 8), cells)
+
+
+def test_a_ramp_goes_beyond_the_feather_and_is_named_where_it_cannot_start():
+    plain = shape_mask(square(), 8, 8, 8, MaskSettings(feather=8)).cells
+    ramped = shape_mask(square(), 8, 8, 8, MaskSettings(feather=8, ramp=32))
+    assert (ramped.cells >= plain).all()
+    assert int((ramped.cells > 0).sum()) > int((plain > 0).sum())
+    assert not ramped.notes
+    grey = shape_mask(square() * 0.5, 8, 8, 8, MaskSettings(ramp=32))
+    assert "The ramp begins at places that are masked fully, and this mask has none: there is no ramp." in grey.notes
+    with pytest.raises(InputError, match="ramp is -8; give 0 to 1024 pixels"):
+        MaskSettings(ramp=-8)

@@ -1,0 +1,1 @@
+"""Matching the colours of a whole picture to another's."""
