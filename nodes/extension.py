@@ -17,8 +17,8 @@ from .images.thumbnails import routes as thumbnail_routes
 from .images.variants.node import CaptionVariantsNode
 from .img2img import routes as schedule_routes
 from .img2img.node import PartialDenoise, StrengthSigmas
-from .inpaint.crop.node import CropToMask
 from .inpaint.colors.node import MatchColors
+from .inpaint.crop.node import CropToMask
 from .inpaint.fill.node import FillMasked
 from .inpaint.node import LatentMaskBlend
 from .inpaint.restore_node import RestoreUnmasked
