@@ -31,6 +31,7 @@ from .lora.injection.node import InjectLora, LoadLora
 from .lora.inspection.node import InspectLora
 from .lora.learning_rate.node import FindLearningRate
 from .lora.settings import routes as settings_routes
+from .lora.stacks.node import LoraStackFromRun
 from .lora.training.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
 from .textual_inversion.rate_node import FindWordLearningRate
@@ -64,6 +65,7 @@ class BespokeExtension(ComfyExtension):
             ComposeLoras,
             ExtractLora,
             InspectLora,
+            LoraStackFromRun,
             PartialDenoise,
             StrengthSigmas,
             CropToMask,

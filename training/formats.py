@@ -20,6 +20,7 @@ from .layer_names.parts import (
     PEFT_DOWN,
     PEFT_MAGNITUDE,
     PEFT_UP,
+    TRAINED_PARTS,
     adapts,
     layer_and_part,
     layers_of,
@@ -43,6 +44,10 @@ KOHYA_VERSIONS = {
 }
 
 
+# What is known of a LoRA's base and its words, which a LoRA made of others keeps.
+OF_ITS_BASE = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name", "modelspec.prediction_type")
+OF_ITS_WORDS = "modelspec.trigger_phrase"
+
 # DoRA's magnitude is a factor of the weight itself, whose rounding to bf16 (0.4 %) is as large as what a training
 # changes. It has one number for each output.
 FULL_PRECISION = (DORA_SCALE, PEFT_MAGNITUDE)
@@ -53,6 +58,8 @@ def dtype_in_file(key: str, dtype: str) -> torch.dtype:
     return torch.float32 if key.endswith(FULL_PRECISION) else DTYPES[dtype]
 
 
+_OF_DIFFUSERS = {*TRAINED_PARTS["LoRA"], *TRAINED_PARTS["DoRA"]}  # parts that `_diffusers_parts` writes
+
 # What a program calls a layer: a name, or where it has several layers for one, (name, first row, rows) of each.
 LayerName = str | Sequence[tuple[str, int, int]]
 
@@ -62,10 +69,10 @@ def to_format(
 ) -> dict[str, Tensor]:
     """The LoRA under another program's key names.
 
-    lora: `<layer>.<part>` with ComfyUI's layer names, `diffusion_model....` and `text_encoders....`, and the parts of
-    `TRAINED_PARTS`. names: {layer: {format: name}}; a run has them. Without a name, kohya's format gets the
-    checkpoint's own layer names, which ComfyUI and kohya load too.
-    Raises `InputError` for a format that does not exist, for parts that no training here writes, and for diffusers'
+    lora: `<layer>.<part>` with ComfyUI's layer names, `diffusion_model....` and `text_encoders....`. names: {layer:
+    {format: name}}; a run has them, and a LoRA from Inject LoRA. Without a name, kohya's format gets the checkpoint's
+    own layer names, which ComfyUI and kohya load too; a layer under a file's name keeps it.
+    Raises `InputError` for a format that does not exist, for a key that is part of no adapter, and for diffusers'
     format where a layer's name is not known or diffusers does not read the kind of adapter.
     """
     if key_format not in KEY_FORMATS:
@@ -75,6 +82,10 @@ def to_format(
     kind = trained_kind(lora)
     if key_format == "diffusers" and kind not in ("LoRA", "DoRA"):
         raise InputError(f"diffusers reads no {kind}, so key_format diffusers cannot be used; choose kohya")
+    if key_format == "diffusers" and (others := sorted({layer_and_part(key)[1] for key in lora} - _OF_DIFFUSERS)):
+        raise InputError(
+            f"diffusers reads no layer with {', '.join(others)}, so key_format diffusers cannot be used; choose kohya"
+        )
     out: dict[str, Tensor] = {}
     for key, tensor in lora.items():
         layer, part = layer_and_part(key)
@@ -112,7 +123,8 @@ def _diffusers_parts(
         if isinstance(name, str):
             return {name + PEFT_DOWN: tensor}
         return {piece + PEFT_DOWN: tensor.clone() if first else tensor for piece, first, _ in name}
-    alpha, rank = float(lora[layer + ALPHA]), tensor.shape[1]
+    rank = tensor.shape[1]
+    alpha = float(lora.get(layer + ALPHA, rank))
     if isinstance(name, str):
         return {name + PEFT_UP: tensor * (alpha / rank)}
     return {piece + PEFT_UP: tensor[first : first + rows] * (alpha / rank) for piece, first, rows in name}

@@ -28,13 +28,18 @@ def name_input() -> io.Input:
     )
 
 
+def is_chosen(lora_name: str | None, name: str | None = None) -> bool:
+    """Whether a file is named on the wire or chosen in the widget."""
+    return (lora_name if name is None else name) not in (None, "", NO_FILE)
+
+
 def read_chosen(lora_name: str, name: str | None = None) -> NamedLora:
     """The file that is named on the wire, else the one chosen in the widget.
 
     Raises `InputError` for none, and for a file that is no LoRA.
     """
     chosen = lora_name if name is None else name
-    if chosen is None or chosen in ("", NO_FILE):
+    if not is_chosen(lora_name, name):
         raise InputError(
             "no LoRA is chosen; choose a file in lora_name, or wire a lora or a name in" + not_listed("loras")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from ...training.config import check_choice
 from ...training.errors import InputError
-from ...training.formats import DTYPES, dtype_in_file, from_diffusers, metadata, to_format
+from ...training.formats import (
+    DTYPES,
+    OF_ITS_BASE,
+    OF_ITS_WORDS,
+    dtype_in_file,
+    from_diffusers,
+    metadata,
+    to_format,
+)
 from ...training.layer_names.foreign import foreign_kind
 from ...training.layer_names.parts import (
     ALPHA,
@@ -52,15 +61,19 @@ def as_file(
 
     title: the file's name in its metadata. key_format: one of `formats.KEY_FORMATS`. dtype: one of `formats.DTYPES`.
     graph: (prompt, workflow) for the metadata, see `graph_of`. The part of the schedule that it was trained on is what
-    the LoRA itself says, else what the run says. Raises `InputError` for an unknown format or dtype.
+    the LoRA itself says, else what the run says; without a run the file keeps what the LoRA says of its base and its
+    words. Raises `InputError` for an unknown format or dtype.
     """
     check_choice("dtype", dtype, list(DTYPES))
+    named = lora if isinstance(lora, NamedLora) else None
+    names = run.info.names if run else named.layer_names if named else {}
     tensors = {
         key: tensor.detach().to("cpu", dtype_in_file(key, dtype), copy=True)
-        for key, tensor in to_format(lora, key_format, run.info.names if run else {}).items()
+        for key, tensor in to_format(lora, key_format, names).items()
     }
-    part = range_in(lora.meta) if isinstance(lora, NamedLora) else run.info.part if run else WHOLE
-    return tensors, metadata(lora, run, title, *graph) | part.metadata()
+    part = range_in(named.meta) if named else run.info.part if run else WHOLE
+    kept = {key: named.meta[key] for key in (*OF_ITS_BASE, OF_ITS_WORDS) if key in named.meta} if named else {}
+    return tensors, kept | metadata(lora, run, title, *graph) | part.metadata()
 
 
 def save_on_the_way(folder: Path, step: int, lora: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)) -> None:
@@ -70,6 +83,17 @@ def save_on_the_way(folder: Path, step: int, lora: Mapping[str, Tensor], run: Ru
     """
     path = folder / f"{run.id}-step{step:06}.safetensors"
     storage.write_safetensors(path, *as_file(lora, run, path.stem, dtype="fp32", graph=graph), overwrite=True)
+
+
+def saved_on_the_way(run_id: str) -> list[tuple[int, Path]]:
+    """[(step, path)] of the files in the loras folder that `save_on_the_way` wrote for a run, by step."""
+    folder = storage.models_folder("loras") / "bespoke" / "runs"
+    found = [
+        (int(match.group(1)), path)
+        for path in folder.glob("*.safetensors")
+        if (match := re.fullmatch(re.escape(run_id) + r"-step(\d+)", path.stem))
+    ]
+    return sorted(found)
 
 
 def read_lora(path: Path) -> NamedLora:

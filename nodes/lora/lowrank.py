@@ -5,7 +5,7 @@ A layer's delta is up @ down with up [out, R] and down [R, in * kernel], the str
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,14 +72,15 @@ def spectrum(delta: Factors) -> Tensor:
     return torch.linalg.svdvals(core)
 
 
-def truncate(delta: Factors, rank: int) -> tuple[Factors, Tensor]:
+def truncate(delta: Factors, rank: int | Callable[[Tensor], int]) -> tuple[Factors, Tensor]:
     """(the nearest delta of at most this rank, all singular values, falling), as of Eckart and Young (1936).
 
-    With energy the sum of the squared singular values, 1 - kept / whole is the squared relative error.
+    rank: or a function that decides it by the singular values. With energy the sum of the squared singular values,
+    1 - kept / whole is the squared relative error.
     """
     q_up, core, q_down = _reduced(delta)
     u, s, vh = torch.linalg.svd(core)
-    rank = min(rank, len(s))
+    rank = min(rank(s) if callable(rank) else rank, len(s))
     root = s[:rank].sqrt()
     return Factors(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.t(), delta.kernel), s
 

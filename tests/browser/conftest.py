@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 
 import chromium
 import host
+import loras
 import pictures
 from comfy_page import ComfyPage
 from small_values import for_small_model
@@ -36,6 +37,7 @@ def server(browser, tmp_path_factory, small_checkpoint):
     host.end_on_terminate()
     base = host.prepare_base(tmp_path_factory.mktemp("page"), small_checkpoint)
     pictures.make(base / "input")
+    loras.make(base / "models" / "loras")
     with host.Host(base) as running:
         yield running
 

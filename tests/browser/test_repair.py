@@ -55,6 +55,7 @@ LATER = {
     "BespokeInjectLora": {"partial": False, "use_range": True},
     "BespokePartialDenoise": {"variation_seed": 0, "variation_strength": 0.0},
     "BespokeLatentMaskBlend": {"ramp": 0},
+    "BespokeComposeLoras": {"method": "sum", "density": 0.5, "energy": 0.0, "energy_kind": "energy"},
     "BespokeTrainLora": LATER_LORA,
     "BespokeExportLoraJob": LATER_LORA,
     "BespokeTrainTextualInversion": LATER_TRAINING,

@@ -8,7 +8,9 @@ import safetensors.torch
 import tiny
 import torch
 from bespoke.nodes.lora import kinds, lowrank
-from bespoke.nodes.lora.composition import compose as composition
+from bespoke.nodes.lora.composition.compose import compose as compose_sources
+from bespoke.nodes.lora.composition.methods import How
+from bespoke.nodes.lora.composition.source import Source
 from bespoke.nodes.lora.inspection import heatmap
 from bespoke.nodes.lora.inspection.inspect import inspect
 from bespoke.nodes.lora.inspection.report import report as inspection_report
@@ -37,6 +39,10 @@ def loras(layers):
 
 def compose(run_node, loras, **inputs):
     return run_node("BespokeComposeLoras", loras={f"lora{i}": lora for i, lora in enumerate(loras)}, **inputs)
+
+
+def composed(loras, strengths, rank):
+    return compose_sources([Source(*pair) for pair in zip(loras, strengths, strict=True)], How(rank))
 
 
 def bare(model):
@@ -286,7 +292,7 @@ def test_cosines_are_those_of_the_whole_deltas(layers):
     """Against the matrices: the same LoRA, its negative, an unrelated one, one that shares only a block."""
     one, other = (NamedLora(tiny.random_lora(layers, 4, seed=seed), str(seed), {}) for seed in (1, 2))
     part = NamedLora({key: tensor for key, tensor in one.items() if "middle_block" in key}, "part", {})
-    done = composition.compose([one, one, other, part], [1.0, -0.5, 1.0, 2.0], 0)
+    done = composed([one, one, other, part], [1.0, -0.5, 1.0, 2.0], 0)
     cosines = done.overlap.cosines("mid")
     assert cosines[0, 1] == pytest.approx(-1.0)
     assert cosines[0, 3] == pytest.approx(1.0)
@@ -319,15 +325,12 @@ def test_cosines_are_those_of_the_whole_deltas(layers):
 def test_interference_names_pair_and_block(layers, strengths, words):
     one = NamedLora(tiny.random_lora(layers, 4, seed=1), "one", {})
     two = NamedLora({key: tensor for key, tensor in one.items() if "middle_block" in key}, "two", {})
-    assert words in composition.compose([one, two], strengths, 0).report
+    assert words in composed([one, two], strengths, 0).report
     disjoint = NamedLora({key: tensor for key, tensor in one.items() if "output_blocks" in key}, "disjoint", {})
-    assert (
-        "Interference: none, no block is changed by two of them."
-        in composition.compose([two, disjoint], [1.0, 1.0], 0).report
-    )
+    assert "Interference: none, no block is changed by two of them." in composed([two, disjoint], [1.0, 1.0], 0).report
     other = NamedLora(tiny.random_lora({f"{n}": (1280, 1280) for n in layers}, 2, seed=9), "other", {})
     again = NamedLora(tiny.random_lora({f"{n}": (1280, 1280) for n in layers}, 2, seed=8), "again", {})
-    assert "Interference: hardly any" in composition.compose([other, again], [1.0, 1.0], 0).report
+    assert "Interference: hardly any" in composed([other, again], [1.0, 1.0], 0).report
 
 
 @pytest.mark.parametrize(
@@ -369,7 +372,7 @@ def test_trigger_words_and_base_are_kept(comfyui, layers):
         {"modelspec.trigger_phrase": "teal", "ss_base_model_version": "sd_v1"},
         {"modelspec.trigger_phrase": "ring", "ss_base_model_version": "sd_v1"},
     )
-    done = composition.compose(
+    done = composed(
         [NamedLora(tiny.random_lora(layers, 2, seed=i), f"n{i}", meta) for i, meta in enumerate(metas)], [1.0, 1.0], 0
     )
     assert done.lora.meta == {"modelspec.trigger_phrase": "teal, ring", "ss_base_model_version": "sd_v1"}
@@ -377,7 +380,7 @@ def test_trigger_words_and_base_are_kept(comfyui, layers):
         NamedLora(tiny.random_lora(layers, 2), "a", metas[0]),
         NamedLora(tiny.random_lora(layers, 2), "b", {"ss_base_model_version": "sdxl_base_v1-0"}),
     ]
-    assert "a: SD1.5, b: SDXL" in composition.compose(mixed, [1.0, 1.0], 0).report
+    assert "a: SD1.5, b: SDXL" in composed(mixed, [1.0, 1.0], 0).report
 
 
 def test_the_sum_round_trips_through_a_file(run_node, loras, model):

@@ -167,7 +167,7 @@ def test_a_file_of_musubis_z_image_changes_the_rows_of_the_fused_weight(comfyui,
         name = f"lora_unet_layers_0_attention_{layer}"
         lora |= {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down, f"{name}.alpha": torch.tensor(1.0)}
         parts[layer] = up @ down / 2
-    injected, _, report, _ = run_node(
+    injected, _, report, *_ = run_node(
         "BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora=lora, query=0.5
     )
     assert "Applied to 4 layers" in report

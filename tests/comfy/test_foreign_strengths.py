@@ -60,7 +60,7 @@ def errors(run_node, model, folder):
 
     def measure(made, path=None, base=model, expected=None, **inputs):
         name = (made.path if path is None else path).relative_to(loras).as_posix()
-        patched, _, report, _ = run_node(
+        patched, _, report, *_ = run_node(
             "BespokeInjectLora", model=base, lora_name=name, **({"strength_model": 1.0} | inputs)
         )
         layers = tuple(made.outputs)

@@ -200,7 +200,7 @@ def test_the_unmutated_file_works(run_node, model, clip, folder, unchanged, capl
     safetensors.torch.save_file(good(), folder / "good.safetensors")
     base = tiny.predict(model)
     for mode in ("merge", "bypass"):
-        moved, new_clip, report, _ = run_node(
+        moved, new_clip, report, *_ = run_node(
             "BespokeInjectLora",
             model=model,
             clip=clip,

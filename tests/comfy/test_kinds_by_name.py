@@ -37,7 +37,7 @@ def test_kohyas_own_oft(run_node, model, scale, constraint, strength):
     weight = model.model.state_dict()[OWN]
     blocks = scale * torch.randn(4, len(weight) // 4, len(weight) // 4, generator=torch.Generator().manual_seed(0))
     lora = {f"oft_unet_{TO_Q}.oft_blocks": blocks, f"oft_unet_{TO_Q}.alpha": torch.tensor(constraint)}
-    injected, _, report, _ = run_node(
+    injected, _, report, *_ = run_node(
         "BespokeInjectLora", model=model, lora_name="none", strength_model=strength, lora=lora
     )
     assert "1 layers (1 OFT)" in report

@@ -120,7 +120,7 @@ def test_every_format_round_trips_through_the_packs_nodes(sd15, run_node, traine
         )
         loaded, _, text = run_node("BespokeLoadLora", lora_name=name)
         assert "rank 8" in text
-        injected, _, report, _ = run_node("BespokeInjectLora", model=model, lora_name=name, strength_model=1.0)
+        injected, _, report, *_ = run_node("BespokeInjectLora", model=model, lora_name=name, strength_model=1.0)
         wired, *_ = run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora=loaded)
         assert f"{LAYERS} layers of the model" in report
         for other in (injected, wired):

@@ -224,12 +224,12 @@ def test_the_report_says_the_range_and_the_users_own_wins(run_node, trained):
     # By hand: ComfyUI's percent p of SD1.5 is the timestep 999 (1 - p); nearest to 799 from .2, and to 299 from .7 on.
     assert "it acts there alone, start_percent 0.20 to end_percent 0.70" in report
     assert "use_range is off" in run_node("BespokeInjectLora", **given, use_range=False)[2]
-    model, _, report, _ = run_node("BespokeInjectLora", **given, end_percent=0.9)
+    model, _, report, *_ = run_node("BespokeInjectLora", **given, end_percent=0.9)
     assert "start_percent and end_percent are set and count instead" in report
     sigma = float(base.model.model_sampling.sigmas[900])
     assert max_difference(answers(model, [sigma])[0], answers(base, [sigma])[0]) > 0.0
     ordinary = NamedLora(lora, lora.name, {})
-    merged, _, report, _ = run_node("BespokeInjectLora", **given | {"lora": ordinary})
+    merged, _, report, *_ = run_node("BespokeInjectLora", **given | {"lora": ordinary})
     assert "timesteps" not in report
     assert merged.injections == {}
     assert len(merged.patches) > 0
@@ -246,7 +246,7 @@ def test_a_file_that_can_only_be_merged_acts_as_in_a_graph_from_before(run_node,
     shape = base.model.state_dict()[f"{layer}.weight"].shape
     own = NamedLora({**lora, f"{layer}.reshape_weight": torch.tensor(shape)}, lora.name, lora.meta)
     given = {"model": base, "lora_name": "none", "strength_model": 1.0, "mode": mode}
-    model, _, report, _ = run_node("BespokeInjectLora", **given, lora=own)
+    model, _, report, *_ = run_node("BespokeInjectLora", **given, lora=own)
     assert "timesteps 0.3 to 0.8 alone (of 1: 0 is clean, 1 is noise), and acts outside of them too" in report
     assert "to_v changes the weight itself and cannot come and go" in report
     before = run_node("BespokeInjectLora", **given, lora=NamedLora(own, lora.name, {}))[0]
@@ -278,10 +278,10 @@ def test_a_file_of_an_expert_on_its_own_and_on_the_other_one(run_node):
     _, lora, *_ = train(run_node, "wan", high, steps=1)
     theirs = NamedLora(lora, "musubi.safetensors", {"modelspec.timestep_range": "875,1000"})
     given = {"lora_name": "none", "strength_model": 1.0, "lora": theirs}
-    on_high, _, report, _ = run_node("BespokeInjectLora", model=high, **given)
+    on_high, _, report, *_ = run_node("BespokeInjectLora", model=high, **given)
     assert "no range is set" in report
     assert len(on_high.patches) > 0  # merged, as before
-    on_low, _, report, _ = run_node("BespokeInjectLora", model=low, **given)
+    on_low, _, report, *_ = run_node("BespokeInjectLora", model=low, **given)
     assert "CHANGES NOTHING HERE" in report
     assert on_low.patches == {}
 

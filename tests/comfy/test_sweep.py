@@ -7,7 +7,8 @@ from bespoke.nodes.compare.sheet import SMALL_TEXT
 from bespoke.nodes.compare.sweep import cells as sweep_cells
 from bespoke.nodes.compare.sweep import sheet
 from bespoke.nodes.compare.sweep.losses import Score
-from bespoke.nodes.compare.sweep.plan import Column, make_plan, parse_strengths, saved_files, without_triggers
+from bespoke.nodes.compare.sweep.plan import Column, make_plan, parse_strengths, without_triggers
+from bespoke.nodes.lora.files import saved_on_the_way
 from bespoke.nodes.lora.named_lora import NamedLora
 from bespoke.training.captions import says
 from bespoke.training.errors import InputError
@@ -249,7 +250,7 @@ def test_a_runs_files_are_the_columns_by_their_steps(comfyui, sweep, small, run_
         seed=5,
         resume=False,
     )
-    steps = [step for step, _ in saved_files(run.id)]
+    steps = [step for step, _ in saved_on_the_way(run.id)]
     assert steps[:2] == [1, 2]
     _, report = sweep(run=run, prompts="a teal circle", strengths="1")
     assert f"{len(steps)} LoRAs, 1 prompt: {len(steps) + 1} pictures drawn" in report

@@ -143,7 +143,7 @@ def test_a_lora_of_a_found_class_in_fp8_is_saved_and_injected(run_node):
     movement = (ours - untrained).abs().max()
     assert movement > 1e-2 * untrained.abs().max()
     file, *_ = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/narrow", run=run, dtype="fp32")
-    injected, *_, text, _ = run_node("BespokeInjectLora", model=narrow[0], lora_name=file, strength_model=1.0)
+    injected, _, text, *_ = run_node("BespokeInjectLora", model=narrow[0], lora_name=file, strength_model=1.0)
     assert "matched nothing" not in text
     assert (predict(narrow, injected)[0] - ours).abs().max() < 1e-4 * movement
     cores, _ = run_node(

@@ -84,7 +84,7 @@ def test_a_part_of_a_lora_is_refused(run_node, models, size, share, partial):
             inject(run_node, models, lora)
         assert not models[0].patches
         return
-    *_, report, _ = inject(run_node, models, lora, partial=partial)
+    _, _, report, *_ = inject(run_node, models, lora, partial=partial)
     assert "Applied to 2 layers of the model" in report
     assert "1 layers of the file matched nothing here: lora_unet_down_blocks_7" in report
 

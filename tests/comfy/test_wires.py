@@ -523,8 +523,8 @@ def test_loras_of_core_and_ours_both_ways(queue, runs):
 
 
 def test_cores_trained_lora_through_our_nodes(queue, small, run_node):
-    """Core's own trainer on core's training dataset: Inspect, Compose and Inject take what it gives. It trains biases
-    too, which no LoRA file of ours holds: Save LoRA refuses it and names core's node.
+    """Core's own trainer on core's training dataset: Inspect, Compose, Inject and Save take what it gives. It trains
+    biases too.
 
     Oracle: core's loader of LORA_MODEL patches the same weights as Inject.
     """
@@ -580,10 +580,12 @@ def test_cores_trained_lora_through_our_nodes(queue, small, run_node):
     keys = [set(patcher.patches) for (patcher,) in kept["model"]]
     assert keys[0]
     assert keys == [keys[0]] * 2
-    with pytest.raises(
-        InputError, match="which is part of no adapter that is trained here; save it with ComfyUI's own node"
-    ):
-        run_node("BespokeSaveLora", lora=kept["trained"][0][0], filename_prefix="wires/cores")
+    name, _ = run_node("BespokeSaveLora", lora=kept["trained"][0][0], filename_prefix="wires/cores")
+    read = run_node("BespokeInjectLora", model=small[0], lora_name=name, strength_model=1.0)[0]
+    assert set(read.patches) == keys[0]
+    unknown = {"diffusion_model.out.2.weight.odd": torch.ones(2)}
+    with pytest.raises(InputError, match="which is part of no adapter; save it with ComfyUI's own node"):
+        run_node("BespokeSaveLora", lora=unknown, filename_prefix="wires/odd")
     assert small[0].patches == {}
 
 

@@ -1,4 +1,4 @@
-"""Writes the blueprints in `subgraphs/`: four common tasks and the recipes, each a single node for the user.
+"""Writes the blueprints in `subgraphs/`: common tasks and the recipes, each a single node for the user.
 
 python tests/demo/build_subgraphs.py
 """
@@ -276,12 +276,34 @@ def teach(info: dict) -> Blueprint:
     return b
 
 
+def smaller(info: dict) -> Blueprint:
+    b = Blueprint(
+        info,
+        "Make a LoRA smaller",
+        "A LoRA file in; the nearest LoRA of a smaller rank, as a new file, out. The report says how much is kept.",
+    )
+    b.column()
+    loaded = b.node("BespokeLoadLora", lora_name="none")
+    b.column()
+    made = b.node("BespokeComposeLoras", loras=[(loaded, "lora")], rank=16)
+    b.column()
+    saved = b.node("BespokeSaveLora", lora=(made, "lora"), filename_prefix="bespoke/smaller")
+    b.entry("lora_name", (loaded, "lora_name"))
+    for name in ("rank", "energy", "energy_kind"):
+        b.entry(name, (made, name))
+    b.entry("filename_prefix", (saved, "filename_prefix"))
+    b.exit("lora", made, "lora")
+    b.exit("lora_name", saved, "lora_name")
+    b.exit("report", made, "report")
+    return b
+
+
 def recipe(name: str, goal: str, info: dict) -> Blueprint:
     return recipes.make(Blueprint, info, name, goal)
 
 
 RECIPES = {f"{name}, {goal}": partial(recipe, name, goal) for name in recipes.FAMILIES for goal in recipes.GOALS}
-BLUEPRINTS = (train_lora, change, repaint, teach, *RECIPES.values())
+BLUEPRINTS = (train_lora, change, repaint, teach, smaller, *RECIPES.values())
 
 
 def main() -> None:

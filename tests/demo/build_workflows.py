@@ -207,6 +207,55 @@ def lora_compose(w: Workflow) -> None:
         base.show(title, one, "composed")
 
 
+def lora_checkpoint(w: Workflow) -> None:
+    w.column()
+    w.group("A LoRA becomes part of a checkpoint", "use")
+    w.note(
+        "**Merge a LoRA into a checkpoint.** *Inject LoRA* in mode *merge* adds it to the weights, and ComfyUI's own "
+        "*Save Checkpoint* writes them as they are then, bit for bit, with the text encoder's part. The file lands in "
+        "*output/checkpoints*: move it into *models/checkpoints*, press R, and *Load Checkpoint* draws the same "
+        "pictures as the right side does now, without a LoRA loader. *lora* has the LoRA at these strengths as a file "
+        "of its own.\n\n"
+        f"First run *lora_train_and_use*; then {FIRST_TRAIN}",
+        250,
+    )
+    base = Base(w)
+    loaded = w.node("BespokeLoadLora", "The style", lora_name=NO_LORA)
+    w.column()
+    merged = w.node(
+        "BespokeInjectLora",
+        "Merged into the weights",
+        model=base.model,
+        clip=base.clip,
+        lora=(loaded, "lora"),
+        strength_model=0.8,
+        strength_clip=0.8,
+    )
+    report(w, merged)
+    w.node(
+        "CheckpointSave",
+        model=(merged, "model"),
+        clip=(merged, "clip"),
+        vae=base.vae,
+        filename_prefix="checkpoints/with-my-style",
+    )
+    w.node("BespokeSaveLora", lora=(merged, "lora"), filename_prefix="bespoke/my-style-at-0.8")
+    w.column()
+    text = "a lighthouse on a cliff, in my style"
+    words, nothing, latent = base.prompt(text, clip=(merged, "clip")), base.nothing(), base.empty(2)
+    plain = base.prompt(text, "Prompt for the base")
+    w.column()
+    made = {
+        "the base": base.sample("the base", plain, nothing, latent),
+        "what the checkpoint draws": base.sample(
+            "what the checkpoint draws", words, nothing, latent, (merged, "model")
+        ),
+    }
+    w.column()
+    for title, one in made.items():
+        base.show(title, one, "merged")
+
+
 def lora_inspect(w: Workflow) -> None:
     w.column()
     w.group("1  What is in the file", "plain")
@@ -685,6 +734,7 @@ WORKFLOWS = {
     "lora_train_and_use": lora_style,
     "lora_subject": lora_subject,
     "lora_compose": lora_compose,
+    "lora_into_checkpoint": lora_checkpoint,
     "lora_inspect_and_scope": lora_inspect,
     "strength_ladder": strength_ladder,
     "img2img_few_steps": few_steps,

@@ -47,6 +47,7 @@ SECTIONS = {
     "three_techniques": ("Side by side", "One set of pictures, three techniques, the same seeds, and what each took."),
     "lora_subject": ("A subject", "A shape that the model never saw, and its class kept by prior pictures."),
     "lora_compose": ("Two LoRAs composed", "The colour and the shape, alone and as the exact sum of both."),
+    "lora_into_checkpoint": ("A LoRA in a checkpoint", "The base, and what the checkpoint with the LoRA draws."),
     "lora_inspect_and_scope": (
         "A LoRA in part",
         "What it changes by block and projection, and what only a part of it does.",

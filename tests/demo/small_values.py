@@ -11,6 +11,7 @@ import copy
 
 import graph
 import host
+import loras
 import pictures
 
 # The files that the first two workflows save.
@@ -109,6 +110,7 @@ BLUEPRINT_VALUES = {
     "resolution": 128,
     "template": "object",
     "init_text": "red",
+    "lora_name": loras.FILE,
 }
 
 

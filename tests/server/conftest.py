@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 
 import host
+import loras
 import pictures
 
 
@@ -20,6 +21,7 @@ def server(tmp_path_factory, small_checkpoint):
     host.end_on_terminate()
     base = host.prepare_base(tmp_path_factory.mktemp("server"), small_checkpoint)
     pictures.make(base / "input")
+    loras.make(base / "models" / "loras")
     with host.Host(base) as running:
         yield running
 

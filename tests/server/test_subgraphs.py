@@ -16,6 +16,7 @@ import recipes
 import run
 from host import ROOT
 from PIL import Image
+from safetensors import safe_open
 from small_values import BLUEPRINT_VALUES
 from test_graph import node
 
@@ -205,6 +206,13 @@ def test_train_a_lora(server):
 def test_teach_a_word(server):
     run_blueprint(server, "Teach a word")
     assert (server.base / "models" / "embeddings" / "blueprint-word.safetensors").is_file()
+
+
+def test_make_a_lora_smaller(server):
+    run_blueprint(server, "Make a LoRA smaller", filename_prefix="bespoke/smaller", rank=8)
+    with safe_open(server.base / "models" / "loras" / "bespoke" / "smaller_00001.safetensors", "np") as file:
+        ranks = {file.get_slice(key).get_shape()[0] for key in file.keys() if key.endswith("lora_down.weight")}  # noqa: SIM118
+    assert ranks == {8}
 
 
 @pytest.mark.parametrize("number", range(len(build_subgraphs.BLUEPRINTS)))

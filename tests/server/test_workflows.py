@@ -170,6 +170,14 @@ def test_two_loras_composed(server, run_example):
 
 
 @pytest.mark.slow
+def test_a_lora_in_a_checkpoint(server, run_example):
+    shown = run_example("lora_into_checkpoint")
+    assert differ(shown["the base"][0], shown["what the checkpoint draws"][0])
+    assert (server.base / "output" / "checkpoints" / "with-my-style_00001_.safetensors").is_file()
+    assert (server.base / "models" / "loras" / "bespoke" / "my-style-at-0.8_00001.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_a_lora_in_part(run_example):
     shown = run_example("lora_inspect_and_scope")
     parts = ("all of it", "value and out only", "the up blocks only", "from the middle of the denoising on")

@@ -219,9 +219,20 @@ ROOMS_THAT_IMPORT = {
     ("lora", "images"): TRAINERS_TAKE_IMAGES,
     ("textual_inversion", "images"): TRAINERS_TAKE_IMAGES,
 }
-LORA_ROOMS = {"training", "injection", "composition", "extraction", "inspection", "settings", "learning_rate"}
+LORA_ROOMS = {
+    "training",
+    "injection",
+    "composition",
+    "extraction",
+    "inspection",
+    "settings",
+    "learning_rate",
+    "stacks",
+}
 LORA_ROOMS_THAT_IMPORT = {
     ("injection", "inspection"): "the report of a load begins with the file's description",
+    ("injection", "composition"): "the scoped LoRA of a stack is the sum of its LoRAs",
+    ("stacks", "injection"): "the limits of a strength",
     ("learning_rate", "training"): "tries the trainer's own steps",
     ("settings", "training"): "gives values for the trainer's widgets, checked as the trainer checks them",
     ("training", "injection"): "how a LoRA of a part of the schedule acts, and how a training adapter is computed",

@@ -92,17 +92,14 @@ TRAINED_PARTS: Mapping[str, tuple[str, ...]] = {
 
 
 def layer_and_part(key: str) -> tuple[str, str]:
-    """("diffusion_model....to_k", ".lora_up.weight") of a key as this pack's trainer writes it.
+    """("diffusion_model....to_k", ".lora_up.weight") of a key that ends in a part of any adapter.
 
-    Raises `InputError` for a part that no training here writes.
+    Raises `InputError` for a key that ends in none.
     """
-    for parts in TRAINED_PARTS.values():
-        for part in parts:
-            if key.endswith(part):
-                return key.removesuffix(part), part
-    raise InputError(
-        f"the LoRA holds {key!r}, which is part of no adapter that is trained here; save it with ComfyUI's own node"
-    )
+    layer, part = split_key(key)
+    if part == UNKNOWN:
+        raise InputError(f"the LoRA holds {key!r}, which is part of no adapter; save it with ComfyUI's own node")
+    return layer, part
 
 
 def trained_kind(keys: Iterable[str]) -> str:

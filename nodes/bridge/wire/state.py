@@ -58,8 +58,9 @@ RUNTIME_STATE: Mapping[str, frozenset[str]] = {
     "TransformerOptionsHook": frozenset({"_skip_adding"}),
     # comfy.sd1_clip: the options of the last prompt, which each prompt sets anew, and how a file is loaded.
     "SDClipModel": frozenset({"layer", "layer_idx", "return_projected_pooled", "execution_device", "can_assign_sd"}),
-    # This pack's path beside the weights (nodes/lora/injection/bypass.py): where it is injected now.
-    "_Injection": frozenset({"owner", "undo"}),
+    # This pack's path beside the weights (nodes/lora/injection/): where it is injected now, and the present call.
+    "BaseInjection": frozenset({"owner", "undo"}),
+    "Region": frozenset({"latent", "batch", "text", "cells", "_made"}),
     # comfy.ops: how weights are brought to the device.
     "CastWeightBiasOp": frozenset(
         {"comfy_cast_weights", "prev_comfy_cast_weights", "weight_function", "bias_function", "comfy_patched_weights"}

@@ -19,8 +19,8 @@ from ...bridge import identity
 from ...bridge.dataset.cache import ContentCache, key_of
 from ...bridge.sampling import fitting_latent, noise_for, schedule_of
 from ...bridge.trainer import Models
-from ...lora.injection.inject import Request
 from ...lora.injection.part import inject_on_its_part
+from ...lora.injection.request import Request
 from .plan import Column
 
 MAX_BYTES = 2**30  # of the pictures that are kept

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from ....training.captions import says, without_words
@@ -15,10 +13,9 @@ from ....training.errors import InputError
 from ....training.record import Run
 from ....training.timestep_range import range_in
 from ...bridge.files.listing import ENDING
-from ...bridge.files.writing import models_folder
 from ...bridge.types import grown_values
-from ...lora.files import as_named_lora, read_lora
-from ...lora.injection.inject import STRENGTH
+from ...lora.files import as_named_lora, read_lora, saved_on_the_way
+from ...lora.injection.request import STRENGTH
 from ...lora.named_lora import NamedLora
 from ...lora.training.request import fingerprint_of
 
@@ -159,7 +156,7 @@ def columns_of(run: Run | None, loras: Mapping[str, Any] | None) -> list[Column]
     """
     columns = list[Column]()
     if run is not None:
-        saved = saved_files(run.id)
+        saved = saved_on_the_way(run.id)
         if not saved:
             raise InputError(
                 f"the run {run.id} saved no LoRA on the way: its files would be in the loras folder under "
@@ -172,17 +169,6 @@ def columns_of(run: Run | None, loras: Mapping[str, Any] | None) -> list[Column]
         names = [column.name for column in columns]
         columns.append(Column(f"{name} ({number})" if name in names else name, lora))
     return columns
-
-
-def saved_files(run_id: str) -> list[tuple[int, Path]]:
-    """[(step, path)] of the files that `save_on_the_way` wrote for a run, by step."""
-    folder = models_folder("loras") / "bespoke" / "runs"
-    found = [
-        (int(match.group(1)), path)
-        for path in folder.glob("*" + ENDING)
-        if (match := re.fullmatch(re.escape(run_id) + r"-step(\d+)", path.stem))
-    ]
-    return sorted(found)
 
 
 def trigger_of(run: Run | None, columns: Sequence[Column]) -> str:

@@ -1,18 +1,19 @@
-"""The sum of several LoRAs as one: exact, or the nearest of a chosen rank; and how far they get in each other's way."""
+"""Several LoRAs as one: their sum, exact or the nearest of a chosen rank, or what another method makes of them; and how
+far they get in each other's way."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 
 import torch
 from torch import Tensor
 
 from ....training.errors import InputError
-from ....training.formats import trigger_words
+from ....training.formats import OF_ITS_BASE, OF_ITS_WORDS, trigger_words
 from ....training.layer_names.blocks import place
 from ....training.layer_names.dialects import flat_name
 from ....training.layer_names.parts import ALPHA, DIFF, DIFF_BIAS, DOWN, NORM_BIAS, NORM_WEIGHT, UP, adapts, layers_of
@@ -22,12 +23,14 @@ from ...bridge.models.names import unet_names
 from ..fit import check_same_shape
 from ..kinds import factors
 from ..kinds.kind import Parts
-from ..lowrank import Factors, add, inner_products, truncate
+from ..lowrank import Factors, add, from_matrix, inner_products, truncate
 from ..named_lora import NamedLora
+from .methods import How, balanced, dare, ties
 from .overlap import Overlap
-from .report import Reduction, report
+from .ranks import rank_by
+from .report import Kept, Reduction, report
+from .source import Source
 
-MOST_RANK = 4096
 _VECTORS = (DIFF_BIAS, NORM_WEIGHT, NORM_BIAS)  # summed as they are; and `DIFF`, where it has one axis
 
 
@@ -63,87 +66,139 @@ def parse_strengths(text: str, count: int) -> list[float]:
     return out
 
 
+@dataclass(frozen=True)
+class _Term:
+    """One LoRA's change of a layer. number: the LoRA's. delta: without the strength."""
+
+    number: int
+    delta: Factors
+    strength: float
+
+    @property
+    def scaled(self) -> Factors:
+        return self.delta.scaled(self.strength)
+
+
 @dataclass
 class _Terms:
-    """What the LoRAs have, strengths included, by each layer's common name.
+    """What the LoRAs have, by each layer's common name.
 
     names: the first common name by its `flat_name`, since a name with underscores does not tell all of its dots.
-    titles: the first file's own name for the layer. deltas: [(the LoRA's number, its delta)]. vectors: sums of biases
-    and norms by key.
+    titles: the first file's own name for the layer. vectors: biases and norms by key, strengths included, with the
+    LoRA's number.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
-    deltas: dict[str, list[tuple[int, Factors]]] = field(default_factory=dict)
-    vectors: dict[str, Tensor] = field(default_factory=dict)
+    deltas: dict[str, list[_Term]] = field(default_factory=dict)
+    vectors: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
 
-    def add_layer(self, number: int, layer: str, parts: Parts, strength: float) -> None:
+    def add_layer(self, number: int, layer: str, parts: Parts, source: Source) -> None:
         name = common_name(layer, unet_names())
         name = self.names.setdefault(flat_name(name), name)
+        strength = source.strength_of(name)
         vectors = [part for part in (*_VECTORS, DIFF) if part in parts and (part != DIFF or parts[part].ndim < 2)]
         for part in vectors:
             key = self.titles.setdefault(name, layer) + part
-            self.vectors[key] = _sum(key, self.vectors.get(key), strength * parts[part].detach().cpu().float())
+            self.vectors.setdefault(key, []).append((number, strength * parts[part].detach().cpu().float()))
         matrices = {part: tensor for part, tensor in parts.items() if part not in vectors}
         if strength and adapts(matrices):
             self.titles.setdefault(name, layer)
-            self.deltas.setdefault(name, []).append((number, factors(layer, matrices).scaled(strength)))
+            self.deltas.setdefault(name, []).append(_Term(number, factors(layer, matrices), strength))
+
+    def scaled_by(self, by: Sequence[float]) -> _Terms:
+        """The same with another factor for each LoRA."""
+        deltas = {
+            name: [replace(term, strength=term.strength * by[term.number]) for term in terms]
+            for name, terms in self.deltas.items()
+        }
+        vectors = {key: [(i, by[i] * tensor) for i, tensor in found] for key, found in self.vectors.items()}
+        return replace(self, deltas=deltas, vectors=vectors)
 
 
-def _gather(loras: Sequence[NamedLora], strengths: Sequence[float]) -> _Terms:
+def _gather(sources: Sequence[Source]) -> _Terms:
     """All layers of all LoRAs. Raises `InputError` where two deltas of one layer differ in shape."""
     terms = _Terms()
-    for i, (lora, strength) in enumerate(zip(loras, strengths, strict=True)):
-        for layer, parts in layers_of(lora).items():
-            terms.add_layer(i, layer, parts, strength)
-    for name, ((first, one), *others) in terms.deltas.items():
-        for i, other in others:
-            check_same_shape(name, (loras[first], one), (loras[i], other))
+    for i, source in enumerate(sources):
+        for layer, parts in layers_of(source.lora).items():
+            terms.add_layer(i, layer, parts, source)
+    for name, (first, *others) in terms.deltas.items():
+        for other in others:
+            pair = ((sources[term.number].lora, term.delta) for term in (first, other))
+            check_same_shape(name, *pair)
     return terms
 
 
-def compose(loras: Sequence[NamedLora], strengths: Sequence[float], rank: int) -> Composition:
-    """The sum of strength * delta over LoRAs of one base, as a LoRA.
+def compose(sources: Sequence[Source], how: How | None = None) -> Composition:
+    """LoRAs of one base as one: by default the sum of strength * delta, exactly.
 
-    rank: 0 adds the ranks, exactly; else the nearest LoRA of at most this rank in every layer (by singular values).
-    Raises `InputError` for a layer that is no sum (DoRA, OFT, ...), or whose shapes differ between two LoRAs.
+    how: the method and the rank. Raises `InputError` for a layer that is no sum (DoRA, OFT, ...), or whose shapes
+    differ between two LoRAs, and as `methods.balanced` does.
     """
-    if not loras:
+    if not sources:
         raise InputError("no LoRA is wired in; wire in two or more")
-    if not 0 <= rank <= MOST_RANK:
-        raise InputError(f"rank is {rank}; give 0 for the exact sum, or 1 to {MOST_RANK}")
-    if len(strengths) != len(loras):
-        raise InputError(f"there are {len(strengths)} strengths for {len(loras)} LoRAs; give one for each")
-    terms = _gather(loras, strengths)
-    sums = {name: add([term for _, term in deltas]) for name, deltas in terms.deltas.items()}
-    overlap = Overlap(_products(terms.deltas, sums, len(loras)), len(loras))
-    out, energies = dict(terms.vectors), {}
-    for name, delta in sums.items():
-        if rank or delta.rank > min(delta.shape):  # no delta has a higher rank than its shorter side
-            delta, energies[name] = truncate(delta, rank or min(delta.shape))
-        out |= _tensors(terms.titles[name], delta)
+    how = how or How()
+    terms, loras = _gather(sources), [source.lora for source in sources]
     names = tuple(ascii_uppercase[i] if len(loras) <= 26 else f"L{i + 1}" for i in range(len(loras)))
-    ranks = {name: sum(term.rank for _, term in deltas) for name, deltas in terms.deltas.items()}
-    reduction = Reduction(rank, ranks, energies, sum(tensor.numel() for tensor in out.values()))
-    words = report(loras, strengths, names, overlap, reduction)
+    sums = {name: add([term.scaled for term in deltas]) for name, deltas in terms.deltas.items()}
+    overlap = Overlap(_products(terms.deltas, sums, len(loras)), len(loras))
+    by = None
+    if how.method == "balance":
+        by = balanced(overlap.total, names)
+        terms = terms.scaled_by(by)
+        sums = {name: add([term.scaled for term in deltas]) for name, deltas in terms.deltas.items()}
+    out, kept = {key: _sum(key, found) for key, found in terms.vectors.items()}, {}
+    for name, deltas in terms.deltas.items():
+        delta, found = _combined(name, deltas, sums[name], how)
+        if found is not None:
+            kept[name] = Kept(delta.rank, found)
+        out |= _tensors(terms.titles[name], delta)
+    ranks = {name: sum(term.delta.rank for term in deltas) for name, deltas in terms.deltas.items()}
+    reduction = Reduction(how, ranks, kept, sum(tensor.numel() for tensor in out.values()))
+    words = report(sources, names, overlap, reduction, by)
     return Composition(NamedLora(out, " + ".join(lora.name for lora in loras), _meta(loras)), words, overlap, names)
 
 
-def _sum(key: str, old: Tensor | None, new: Tensor) -> Tensor:
-    if old is not None and old.shape != new.shape:
-        raise InputError(
-            f"{key} is {tuple(old.shape)} in one LoRA and {tuple(new.shape)} in another; choose LoRAs of one base"
+def _combined(name: str, terms: Sequence[_Term], whole: Factors, how: How) -> tuple[Factors, Tensor | None]:
+    """(a layer's change by the method, its singular values where its rank was lowered). whole: the sum of the terms."""
+    limit = min(whole.shape)  # no delta has a higher rank than its shorter side
+    rank = how.rank or min(limit, whole.rank)
+    delta = whole
+    if how.is_dense:
+        changes = [term.delta.up @ term.delta.down for term in terms]
+        strengths = [term.strength for term in terms]
+        made = (
+            ties(changes, strengths, how.density)
+            if how.method == "ties"
+            else dare(changes, strengths, how.density, name)
         )
-    return new if old is None else old + new
+        delta = from_matrix(made.reshape(made.shape[0], -1, *whole.kernel))
+    if how.energy:
+        return truncate(delta, lambda values: rank_by(values, how.energy, how.energy_kind))
+    if how.rank or how.is_dense or delta.rank > limit:
+        return truncate(delta, rank)
+    return delta, None
+
+
+def _sum(key: str, found: Sequence[tuple[int, Tensor]]) -> Tensor:
+    (_, total), *others = found
+    for _, tensor in others:
+        if total.shape != tensor.shape:
+            raise InputError(
+                f"{key} is {tuple(total.shape)} in one LoRA and {tuple(tensor.shape)} in another; choose LoRAs of one "
+                "base"
+            )
+        total = total + tensor
+    return total
 
 
 def _products(
-    terms: dict[str, list[tuple[int, Factors]]], sums: dict[str, Factors], count: int
+    terms: Mapping[str, Sequence[_Term]], sums: Mapping[str, Factors], count: int
 ) -> dict[tuple[str, str], Tensor]:
     out: dict[tuple[str, str], Tensor] = {}
     for name, parts in terms.items():
-        mine = inner_products([term for _, term in parts], sums[name])
-        owner = torch.tensor([i for i, _ in parts])
+        mine = inner_products([term.scaled for term in parts], sums[name])
+        owner = torch.tensor([term.number for term in parts])
         rows = torch.zeros(count, len(parts), dtype=torch.float64).index_add_(0, owner, mine)
         here = torch.zeros(count, count, dtype=torch.float64).index_add_(1, owner, rows)
         at = place(name)
@@ -167,11 +222,11 @@ def _tensors(layer: str, delta: Factors) -> dict[str, Tensor]:
 def _meta(loras: Sequence[NamedLora]) -> dict[str, str]:
     """What all of them agree on, and all their trigger words."""
     meta = {}
-    for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name", "modelspec.prediction_type"):
+    for key in OF_ITS_BASE:
         values = {lora.meta.get(key, "") for lora in loras}
         if len(values) == 1 and "" not in values:
             meta[key] = values.pop()
     words = dict.fromkeys(w for lora in loras if (w := trigger_words(lora.meta)))
     part = common_range(range_in(lora.meta) for lora in loras)
     meta |= part.metadata() if part else {}
-    return meta | ({"modelspec.trigger_phrase": ", ".join(words)} if words else {})
+    return meta | ({OF_ITS_WORDS: ", ".join(words)} if words else {})

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ....training.errors import InputError
 from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
+from ...bridge.types import grown_values
 from ..files import as_named_lora
-from .compose import MOST_RANK, compose, parse_strengths
+from ..stack import read_stack, stack_input
+from .compose import compose, parse_strengths
 from .heatmap import picture
+from .methods import DENSITY, METHODS, MOST_RANK, How
+from .ranks import KINDS, MOST_RATIO
+from .source import Source
 
 MOST = 26
+_ADVANCED: dict[str, Any] = {"optional": True, "advanced": True}
 
 
 class ComposeLoras(io.ComfyNode):
@@ -40,7 +48,7 @@ class ComposeLoras(io.ComfyNode):
             inputs=[
                 io.Autogrow.Input(
                     "loras",
-                    template=io.Autogrow.TemplatePrefix(one, prefix="lora", min=1, max=MOST),
+                    template=io.Autogrow.TemplatePrefix(one, prefix="lora", min=0, max=MOST),
                     tooltip="The LoRAs to add up, all made for one base.",
                 ),
                 io.String.Input(
@@ -57,13 +65,57 @@ class ComposeLoras(io.ComfyNode):
                     default=0,
                     min=0,
                     max=MOST_RANK,
-                    optional=True,
-                    advanced=True,
                     tooltip=(
                         "0 keeps the exact sum, with the ranks added. Above 0 the nearest LoRA of that rank: a smaller "
                         "file that keeps the share of the energy which the report names. With one LoRA it makes that "
                         "one smaller."
                     ),
+                    **_ADVANCED,
+                ),
+                stack_input("Further LoRAs, each with its own strengths, after those of the sockets."),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default=METHODS[0],
+                    tooltip=(
+                        "sum adds the changes. balance adds them at strengths with which each LoRA has its own effect "
+                        "in the sum, where a plain sum makes them stronger or weaker. ties keeps the largest numbers "
+                        "of each and the mean of those that agree in sign; dare keeps some at random: both for LoRAs "
+                        "that get in each other's way, and slower."
+                    ),
+                    **_ADVANCED,
+                ),
+                io.Float.Input(
+                    "density",
+                    default=0.5,
+                    **DENSITY,
+                    step=0.05,
+                    tooltip="For ties and dare: the share of each LoRA's numbers that is kept in a layer.",
+                    **_ADVANCED,
+                ),
+                io.Float.Input(
+                    "energy",
+                    default=0.0,
+                    min=0.0,
+                    max=MOST_RATIO,
+                    step=0.01,
+                    tooltip=(
+                        "0 is off. Else each layer gets the least rank that keeps this share of its energy (the "
+                        "squared singular values), such as 0.95, whatever rank says: a small file where a layer needs "
+                        "little."
+                    ),
+                    **_ADVANCED,
+                ),
+                io.Combo.Input(
+                    "energy_kind",
+                    options=list(KINDS),
+                    default=KINDS[0],
+                    tooltip=(
+                        "What energy means. energy: the share of the squared singular values. sv_fro: the share of the "
+                        "Frobenius norm, the root of that. sv_ratio: how many times smaller than the largest singular "
+                        "value the smallest may be, such as 20. The last two are kohya's."
+                    ),
+                    **_ADVANCED,
                 ),
             ],
             outputs=[
@@ -92,10 +144,26 @@ class ComposeLoras(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, loras: io.Autogrow.Type, strengths="", rank=0) -> io.NodeOutput:
-        wired = [as_named_lora(lora) for lora in (loras or {}).values() if lora is not None]
-        if not wired:
-            raise InputError("no LoRA is wired in; wire in two or more")
-        done = compose(wired, parse_strengths(strengths or "", len(wired)), rank)
-        heatmap = picture(done, [lora.name for lora in wired])
+    def execute(
+        cls,
+        loras: io.Autogrow.Type | None = None,
+        strengths="",
+        rank=0,
+        lora_stack=None,
+        method=METHODS[0],
+        density=0.5,
+        energy=0.0,
+        energy_kind=KINDS[0],
+    ) -> io.NodeOutput:
+        wired = [as_named_lora(lora) for lora in grown_values(loras)]
+        stack = read_stack(lora_stack)
+        if not wired and not stack:
+            raise InputError("no LoRA is wired in; wire in two or more, or a lora_stack")
+        sources = [
+            Source(lora, strength)
+            for lora, strength in zip(wired, parse_strengths(strengths or "", len(wired)) if wired else [], strict=True)
+        ]
+        sources += [Source(one.lora(), one.strength_model, one.strength_clip) for one in stack]
+        done = compose(sources, How(rank, method, density, energy, energy_kind))
+        heatmap = picture(done, [source.lora.name for source in sources])
         return io.NodeOutput(done.lora, done.report, tensor_of(heatmap))

@@ -20,12 +20,20 @@ class Overlap:
 
     def cosines(self, row: str | None = None, column: str | None = None) -> Tensor:
         """[n, n] over what lies in a row, in a column, or everywhere; nan where one of two has nothing there."""
-        parts = [t for (r, c), t in self.products.items() if row in (None, r) and column in (None, c)]
-        total = sum(parts, torch.zeros(self.count, self.count, dtype=torch.float64))
+        total = self._sum(row, column)
         norms = total.diagonal().clamp(min=0).sqrt()
         return total / (norms[:, None] * norms[None, :]).where(
             norms[:, None] * norms[None, :] > 0, torch.tensor(math.nan)
         )
+
+    @property
+    def total(self) -> Tensor:
+        """The Gram matrix over all layers, [n, n]."""
+        return self._sum(None, None)
+
+    def _sum(self, row: str | None, column: str | None) -> Tensor:
+        parts = [t for (r, c), t in self.products.items() if row in (None, r) and column in (None, c)]
+        return sum(parts, torch.zeros(self.count, self.count, dtype=torch.float64))
 
     @property
     def rows(self) -> list[str]:

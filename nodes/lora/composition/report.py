@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -12,74 +13,118 @@ from torch import Tensor
 from ....training.timestep_range import common_range, range_in
 from ..bases import base_of_file
 from ..named_lora import NamedLora
+from .methods import How, own_effects
 from .overlap import Overlap
+from .source import Source
 
 FEW, MUCH = 0.1, 0.3  # |cosine| below which LoRAs hardly meet, and from which they do a lot
 
 
 @dataclass(frozen=True)
-class Reduction:
-    """How the ranks of a sum were lowered.
-
-    rank: the greatest that was asked for, 0 for the exact sum. ranks: the sum of the ranks by layer. energies: the
-    singular values, falling, of the layers whose rank was lowered. numbers: how many the LoRA that was made has.
-    """
+class Kept:
+    """A layer whose rank was lowered. values: all of its singular values, falling."""
 
     rank: int
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How the ranks were lowered.
+
+    how: what was asked for. ranks: the sum of the LoRAs' ranks by layer. kept: the layers whose rank was lowered.
+    numbers: how many the LoRA that was made has.
+    """
+
+    how: How
     ranks: Mapping[str, int]
-    energies: Mapping[str, Tensor]
+    kept: Mapping[str, Kept]
     numbers: int
 
 
 def report(
-    loras: Sequence[NamedLora],
-    strengths: Sequence[float],
+    sources: Sequence[Source],
     names: Sequence[str],
     overlap: Overlap,
     reduction: Reduction,
+    balance: Sequence[float] | None = None,
 ) -> str:
-    """The whole report. names: the LoRAs' letters, in their order."""
-    lines = [
-        f"{name} = {lora.name} at strength {strength:g}."
-        for name, lora, strength in zip(names, loras, strengths, strict=True)
-    ]
+    """The whole report. names: the LoRAs' letters, in their order. balance: the factors of the method balance."""
+    loras = [source.lora for source in sources]
+    lines = []
+    for i, (name, source) in enumerate(zip(names, sources, strict=True)):
+        text = "" if source.text_strength is None else f" (text encoder {source.text_strength:g})"
+        balanced = "" if balance is None else f", balanced: times {balance[i]:.3f}"
+        lines.append(f"{name} = {source.lora.name} at strength {source.strength:g}{text}{balanced}.")
+    lines += _method_lines(reduction.how, overlap, names, balance)
     lines += _rank_lines(reduction)
     lines.append(sentence(overlap, names))
     lines += _bases(loras) + _parts(loras, names)
     return "\n".join(lines)
 
 
+def _method_lines(how: How, overlap: Overlap, names: Sequence[str], balance: Sequence[float] | None) -> list[str]:
+    """What the method did, beyond a sum."""
+    if how.method == "ties":
+        return [
+            f"TIES: of each change the {how.density:.0%} largest numbers of a layer, then the mean of those that agree "
+            "in sign with their sum."
+        ]
+    if how.method == "dare":
+        return [f"DARE: {how.density:.0%} of each change's numbers, drawn at random and divided by {how.density:g}."]
+    if balance is None:
+        return []
+    before = own_effects(overlap.total, [1.0] * len(balance))
+    each = ", ".join(
+        f"{name} {effect:.2f}" for name, effect in zip(names, before, strict=True) if not math.isnan(effect)
+    )
+    return [
+        "Balance: each LoRA has its own effect in the sum, 1 times its change at its strength (in a plain sum: "
+        f"{each})."
+    ]
+
+
 def _rank_lines(reduction: Reduction) -> list[str]:
-    ranks, rank = reduction.ranks, reduction.rank
+    ranks, how = reduction.ranks, reduction.how
     size = f"{len(ranks)} layers, {reduction.numbers:,} numbers"
     if not ranks:
         return [f"{size}: biases and norms only, summed exactly."]
-    low, high = min(ranks.values()), max(ranks.values())
-    span = f"{low}" if low == high else f"{low} to {high}"
-    if not rank:
-        return [f"The exact sum: {size}, the ranks added, {span} in a layer."]
-    return _kept_lines(reduction.energies, rank, f"Rank {rank} of {span}: {size}.")
+    span = _span(ranks.values())
+    if how.energy:
+        got = _span(kept.rank for kept in reduction.kept.values())
+        words = f"{how.energy_kind} {how.energy:g}"
+        return _kept_lines(reduction.kept, None, f"Rank {got} of {span}, by {words} in each layer: {size}.")
+    if how.rank:
+        return _kept_lines(reduction.kept, how.rank, f"Rank {how.rank} of {span}: {size}.")
+    if how.is_dense:
+        return _kept_lines(reduction.kept, None, f"Rank {span}, that of the sum: {size}.")
+    return [f"The exact sum: {size}, the ranks added, {span} in a layer."]
 
 
-def _kept_lines(energies: Mapping[str, Tensor], rank: int, start: str) -> list[str]:
-    """The share of the energy that the sum keeps at this rank, where least, and the rank that would keep 99 %."""
-    squares = {name: s.double() ** 2 for name, s in energies.items()}
+def _span(numbers: Iterable[int]) -> str:
+    found = set(numbers)
+    return f"{min(found)}" if len(found) == 1 else f"{min(found)} to {max(found)}"
+
+
+def _kept_lines(kept: Mapping[str, Kept], rank: int | None, start: str) -> list[str]:
+    """The share of the energy that is kept, where least, and the rank that would keep 99 %. rank: the same in all."""
+    squares = {name: one.values.double() ** 2 for name, one in kept.items()}
     whole = float(sum(s.sum() for s in squares.values()))
     if whole <= 0.0:
         return [f"{start} All of it is 0."]
-    kept = float(sum(s[:rank].sum() for s in squares.values())) / whole
-    lines = [f"{start} It keeps {_percent(kept)} of the energy (the squared singular values)."]
-    if kept < 0.9999:
-        longest = max(len(s) for s in squares.values())
-        padded = [torch.nn.functional.pad(s, (0, longest - len(s))) for s in squares.values()]
-        by_rank = sum(padded[1:], padded[0]).cumsum(0) / whole
-        shares = {name: float(s[:rank].sum() / s.sum()) for name, s in squares.items() if s.sum() > 0}
+    share = float(sum(squares[name][: one.rank].sum() for name, one in kept.items())) / whole
+    lines = [f"{start} It keeps {_percent(share)} of the energy (the squared singular values)."]
+    if share < 0.9999:
+        shares = {name: float(s[: kept[name].rank].sum() / s.sum()) for name, s in squares.items() if s.sum() > 0}
         worst = min(shares, key=lambda name: shares[name])
-        need = int((by_rank >= 0.99).nonzero()[0, 0]) + 1
-        lines.append(
-            f"Least is kept in {worst}: {_percent(shares[worst])}."
-            + (f" Rank {need} would keep 99 % of the whole." if need > rank else "")
-        )
+        more = ""
+        if rank is not None:
+            longest = max(len(s) for s in squares.values())
+            padded = [torch.nn.functional.pad(s, (0, longest - len(s))) for s in squares.values()]
+            by_rank = sum(padded[1:], padded[0]).cumsum(0) / whole
+            need = int((by_rank >= 0.99).nonzero()[0, 0]) + 1
+            more = f" Rank {need} would keep 99 % of the whole." if need > rank else ""
+        lines.append(f"Least is kept in {worst}: {_percent(shares[worst])}.{more}")
     return lines
 
 

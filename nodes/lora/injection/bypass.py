@@ -82,12 +82,8 @@ def hookable_layer(module: nn.Module | None, patch: Patch) -> nn.Linear | Convol
     return None
 
 
-def add_injection(patcher, patches: Sequence[tuple[float, Patch]], timing: Timing) -> None:
-    """Let (strength, patch) of each item act at each call of the patcher's model, from when ComfyUI next loads it.
-
-    timing: needs a diffusion model; a text encoder has no noise levels and is given `Timing()`.
-    """
-    injection = _Injection(patches, timing)
+def add_injection(patcher, injection: BaseInjection) -> None:
+    """Let the injection act at each call of the patcher's model, from when ComfyUI next loads it."""
     callbacks = PatcherInjection(inject=injection.inject, eject=injection.eject)
     patcher.set_injections(f"bespoke_lora_{uuid.uuid4().hex}", [callbacks])
 
@@ -104,17 +100,18 @@ def weights_read_at_call(patcher) -> set[str]:
     }
 
 
-class _Injection:
+class BaseInjection:
     """The hooks and weight functions of one LoRA on one model.
 
     ComfyUI calls `inject` when it has loaded the model and `eject` before it unloads it. Clones of the ModelPatcher
     share this object.
 
-    owner: the patcher that injected. undo: functions that remove what `inject` added.
+    timing: needs a diffusion model; a text encoder has no noise levels and is given `Timing()`. owner: the patcher that
+    injected. undo: functions that remove what `inject` added.
     """
 
-    def __init__(self, patches: Sequence[tuple[float, Patch]], timing: Timing):
-        self.patches, self.timing = list(patches), timing
+    def __init__(self, timing: Timing):
+        self.timing = timing
         self.owner: weakref.ref | None = None
         self.undo: list[Callable[[], None]] = []
 
@@ -123,10 +120,14 @@ class _Injection:
             return
         self.owner = weakref.ref(patcher)
         share = Share()
-        self.undo += attach(patcher.model, self.patches, share, patcher.load_device)
+        self.undo += self.attach(patcher, share)
         if not self.timing.always:
             hook = partial(_update_share, self.timing, share, weakref.ref(patcher.model))
             self.undo.append(patcher.model.diffusion_model.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def attach(self, patcher, share: Share) -> list[Callable[[], None]]:
+        """Add the hooks; the functions that remove them."""
+        raise NotImplementedError
 
     def eject(self, patcher) -> None:
         # A clone that is discarded calls this too, while the owner still uses the hooks.
@@ -135,6 +136,22 @@ class _Injection:
             return
         while self.undo:
             self.undo.pop()()
+
+
+class _Injection(BaseInjection):
+    """patches: (strength, patch) each."""
+
+    def __init__(self, patches: Sequence[tuple[float, Patch]], timing: Timing):
+        super().__init__(timing)
+        self.patches = list(patches)
+
+    def attach(self, patcher, share: Share) -> list[Callable[[], None]]:
+        return attach(patcher.model, self.patches, share, patcher.load_device)
+
+
+def injection_of(patches: Sequence[tuple[float, Patch]], timing: Timing) -> BaseInjection:
+    """(strength, patch) of each item at each call of the model; see `can_bypass`."""
+    return _Injection(patches, timing)
 
 
 def attach(
@@ -162,7 +179,7 @@ def _attach(model: nn.Module, strength: float, patch: Patch, share: Share, devic
         added = _bias_of_output(module, patch, strength * bias.float()).to(device)
         return module.register_forward_hook(partial(_add_bias, added, share)).remove
     if layer is not None:
-        hook = _low_rank_hook(layer, patch, strength, share, device, _dtype(layer, model))
+        hook = low_rank_hook(layer, patch, strength, share, device, model)
         return layer.register_forward_hook(hook, with_kwargs=True).remove
     assert module is not None
     return _add_weight_function(module, patch, strength, share)
@@ -180,15 +197,20 @@ def _update_share(timing: Timing, share: Share, base, _module, args: tuple, kwar
     share.now = timing.strength(float(sigmas.flatten()[0]), sampling)
 
 
-def _low_rank_hook(
+def low_rank_hook(
     module: nn.Linear | Convolution,
     patch: Patch,
     strength: float,
     share: Share,
     device: torch.device,
-    dtype: torch.dtype,
+    model: nn.Module,
+    where: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[..., Tensor | None]:
-    """A forward hook that adds the patch to the output of `module`, which computes in `dtype` on `device`."""
+    """A forward hook that adds the patch to the output of `module`, a layer of `model`, which computes on `device`.
+
+    where: of the path's hidden output, [..., rank] or [B, rank, ...], the factor of each position; None for 1.
+    """
+    dtype = _dtype(module, model)
     up, down, alpha, mid = patch.factors
     scale = strength * (1.0 if alpha is None else alpha / down.shape[0])
 
@@ -204,12 +226,12 @@ def _low_rank_hook(
             prepared(down, (rank_in, -1)),
             None if mid is None else prepared(mid, mid.shape[:2]),
         )
-        return partial(_linear, *factors, scale, share)
+        return partial(_linear, *factors, scale, share, where)
     ones = (1,) * len(module.kernel_size)
     kernel = ones if mid is not None else tuple(module.kernel_size)
     up = prepared(up, (-1, rank_out, *ones))
     down = prepared(down, (rank_in, -1, *kernel))
-    return partial(_convolution, up, down, None if mid is None else prepared(mid, mid.shape), scale, share)
+    return partial(_convolution, up, down, None if mid is None else prepared(mid, mid.shape), scale, share, where)
 
 
 def _dtype(module: nn.Linear | Convolution, model: nn.Module) -> torch.dtype:
@@ -224,11 +246,11 @@ def _input(args: tuple, kwargs: dict, like: Tensor) -> Tensor:
     return (args[0] if args else kwargs["input"]).to(like.dtype)
 
 
-def _linear(up_t, down, mid, scale, share, _module, args, kwargs, out):
+def _linear(up_t, down, mid, scale, share, where, _module, args, kwargs, out):
     """A forward hook of a linear layer: out [..., out_features] + share * scale * up (mid (down x)).
 
-    up_t: [rank, out]. down: [rank, in]. mid: [rank, rank] or None. The last four arguments are torch's. Without
-    gradients `out` is changed in place. None leaves the output as it is.
+    up_t: [rank, out]. down: [rank, in]. mid: [rank, rank] or None. where: see `low_rank_hook`. The last four arguments
+    are torch's. Without gradients `out` is changed in place. None leaves the output as it is.
     """
     if share.now == 0.0 or scale == 0.0:
         return None
@@ -236,6 +258,8 @@ def _linear(up_t, down, mid, scale, share, _module, args, kwargs, out):
     hidden = F.linear(x, down.to(x.dtype))
     if mid is not None:
         hidden = F.linear(hidden, mid.to(x.dtype))
+    if where is not None:
+        hidden = hidden * where(hidden)
     flat, hidden, up_t = out.reshape(-1, out.shape[-1]), hidden.reshape(-1, up_t.shape[0]), up_t.to(x.dtype)
     if torch.is_grad_enabled():
         return torch.addmm(flat, hidden, up_t, alpha=scale * share.now).view(out.shape)
@@ -243,7 +267,7 @@ def _linear(up_t, down, mid, scale, share, _module, args, kwargs, out):
     return flat.addmm_(hidden, up_t, alpha=scale * share.now).view(out.shape)
 
 
-def _convolution(up, down, mid, scale, share, module, args, kwargs, out):
+def _convolution(up, down, mid, scale, share, where, module, args, kwargs, out):
     """A forward hook of a convolution: out + share * scale * up (mid (down x)).
 
     up: [out, rank, 1, ...]. down: [rank, in, *kernel], mid: None; or with a Tucker core down: [rank, in, 1, ...],
@@ -258,6 +282,8 @@ def _convolution(up, down, mid, scale, share, module, args, kwargs, out):
         hidden = module._conv_forward(x, down.to(x.dtype), None)
     else:
         hidden = module._conv_forward(convolve(x, down.to(x.dtype)), mid.to(x.dtype), None)
+    if where is not None:
+        hidden = hidden * where(hidden)
     return torch.add(out, convolve(hidden, up.to(x.dtype)), alpha=scale * share.now)
 
 

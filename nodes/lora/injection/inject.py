@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
-from comfy.weight_adapter import LoRAAdapter
 
 from ....training.errors import InputError
-from ....training.layer_names.blocks import fused_rows, projection_of
-from ....training.layer_names.spelling import COMFY_PREFIX
-from ..base_adapters import BaseAdapter, RowsAdapter, in_order, makes_base
-from ..keys import keys_of
-from ..match import check_found, describe_unmatched, match
+from ..base_adapters import BaseAdapter, in_order, makes_base
+from ..match import describe_unmatched
 from ..named_lora import NamedLora
 from ..patch import Patch
 from ..wording import listed
-from .bypass import add_injection, can_bypass, lacks_bias, module_of, weights_read_at_call
-from .scope import Scope
+from .bypass import add_injection, can_bypass, injection_of, lacks_bias, module_of, weights_read_at_call
+from .request import Request
+from .strengths import Weighted, layer_of, place
 from .timing import Timing
-
-MODES = ("merge", "bypass")
-STRENGTH: dict[str, Any] = {"min": -10.0, "max": 10.0}
-
-
-@dataclass(frozen=True)
-class Request:
-    """How a LoRA is injected.
-
-    mode: "merge" lets ComfyUI add it to the weights when the model is loaded. "bypass" computes it at each call of a
-    layer, where the layer allows that. A `timing` that changes between steps needs "bypass" and implies it. partial:
-    whether a LoRA that has no place here for much of itself is applied all the same.
-    """
-
-    strength_model: float = 1.0
-    strength_clip: float = 1.0
-    scope: Scope = field(default_factory=Scope)
-    timing: Timing = field(default_factory=Timing)
-    mode: str = MODES[0]
-    partial: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
-        for name in ("strength_model", "strength_clip"):
-            if not math.isfinite(getattr(self, name)):
-                raise InputError(f"{name} is {getattr(self, name)}; give a number")
 
 
 class ActsAtEveryStep(InputError):
@@ -63,35 +28,15 @@ class ActsAtEveryStep(InputError):
         self.reason = reason
 
 
-Weighted = list[tuple[float, Patch]]  # each patch with its strength
-
-
 def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, object, str]:
     """(model, clip, report): clones with the LoRA. `clip` may be None; the base and its weights stay as they are.
 
     Raises `InputError`, with nothing changed, where the LoRA does not fit the model or the scope names no block of it,
     and `ActsAtEveryStep` where the timing cannot be kept.
     """
-    found = match(model, clip, lora)
-    if not request.partial:
-        check_found(found, lora, model, "switch partial on to apply the rest of it")
-    unet_config = getattr(model.model.model_config, "unet_config", None)
-    scope = request.scope
-    shapes = keys_of(model.model, is_clip=False).shapes
-    if scope.blocks:
-        scope.check((key for key in shapes if key.startswith(COMFY_PREFIX)), unet_config)
-    of_model = [
-        (
-            request.strength_model * scope.strength(_layer(patch), unet_config),
-            _scale_rows(patch, scope, unet_config, shapes.get(patch.weight)),
-        )
-        for patch in found.model
-    ]
-    # Blocks are those of the diffusion model: a text encoder's layers have strengths by projection only.
-    of_clip = [
-        (request.strength_clip * scope.projections.get(projection_of(_layer(patch)) or "", 1.0), patch)
-        for patch in found.clip
-    ]
+    placed = place(model, clip, lora, request)
+    found, scope = placed.found, request.scope
+    of_model, of_clip = placed.of_model(), placed.of_clip()
     new_model, new_clip = model.clone(), None
     bypass = request.mode == "bypass"
     merged, at_call = _apply(new_model, of_model, request.timing, bypass or not request.timing.always)
@@ -102,51 +47,12 @@ def inject(model, clip, lora: NamedLora, request: Request) -> tuple[object, obje
         clip_merged, clip_at_call = _apply(new_clip.patcher, of_clip, Timing(), bypass)
         merged, at_call = merged + clip_merged, at_call + clip_at_call
     report = [_applied(of_model, of_clip, merged, at_call)]
-    report += [f"Blocks: {line}." for line in scope.matched((_layer(p) for p in found.model), unet_config)]
+    layers = (layer_of(patch) for patch in found.model)
+    report += [f"Blocks: {line}." for line in scope.matched(layers, placed.unet_config)]
     report += _remarks(request, found.model, of_model, of_clip, merged)
     report += given
     report += describe_unmatched(found, lora, model)
     return new_model, new_clip, "\n".join(report)
-
-
-def _layer(patch: Patch) -> str:
-    """The layer's name for the scope: the key of its weight or bias without ".weight" or ".bias".
-
-    Where the patch changes a part of a fused weight: the part's name, which says which projection it is.
-    """
-    whole = patch.weight.removesuffix(".weight").removesuffix(".bias")
-    return patch.part or (patch.layer if patch.offset else whole)
-
-
-def _scale_rows(patch: Patch, scope: Scope, unet_config, shape: tuple[int, ...] | None) -> Patch:
-    """For a layer that holds query, key and value: the patch with the rows of each scaled by its strength.
-
-    shape: the weight's, or None for a bias that the layer does not have. Other patches are returned as they are, also
-    those whose rows cannot be told apart.
-    """
-    strengths = scope.rows(_layer(patch))
-    bias = patch.bias_change
-    if strengths is None:
-        return patch
-    if patch.low_rank or bias is not None:
-        up, *rest = patch.adapter.weights if bias is None else (bias,)
-        factors = _row_factors(strengths, up.shape[0], unet_config)
-        if factors is None:
-            return patch
-        scaled = up * factors.to(up.dtype).reshape(-1, *[1] * (up.ndim - 1))
-        adapter = LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)) if bias is None else ("diff", (scaled,))
-        return replace(patch, adapter=adapter)
-    if shape is None or patch.new_shape is not None or (patch.offset is not None and patch.offset[0] != 0):
-        return patch
-    factors = _row_factors(strengths, shape[0] if patch.offset is None else patch.offset[2], unet_config)
-    keys = getattr(patch.adapter, "loaded_keys", set())
-    return patch if factors is None else replace(patch, adapter=RowsAdapter(keys, (patch.adapter, factors)))
-
-
-def _row_factors(strengths: tuple[float, float, float], count: int, unet_config) -> torch.Tensor | None:
-    """The factor of each of `count` rows; None where query, key and value cannot be told apart."""
-    rows = fused_rows(count, unet_config)
-    return None if rows is None else torch.tensor(strengths).repeat_interleave(torch.tensor(rows))
 
 
 def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int, int]:
@@ -182,7 +88,7 @@ def _apply(clone, patches: Weighted, timing: Timing, bypass: bool) -> tuple[int,
         )
     _merge(clone, merged)
     if at_call:
-        add_injection(clone, at_call, timing)
+        add_injection(clone, injection_of(at_call, timing))
     return len(merged), len(at_call)
 
 
@@ -227,7 +133,7 @@ def _applied(of_model: Weighted, of_clip: Weighted, merged: int, at_call: int) -
 
 
 def _remarks(request: Request, found: Sequence[Patch], of_model: Weighted, of_clip: Weighted, merged: int) -> list[str]:
-    """The report's remarks on what a user may not expect. found: the model's patches before `_scale_rows`."""
+    """The report's remarks on what a user may not expect. found: the model's patches before rows were scaled."""
     lines = []
     at_call = request.mode == "bypass" or not request.timing.always
     if not request.timing.always:
@@ -244,7 +150,7 @@ def _remarks(request: Request, found: Sequence[Patch], of_model: Weighted, of_cl
             "slower than merging."
         )
     inseparable = [
-        p for p, (_, scaled) in zip(found, of_model, strict=True) if scaled is p and request.scope.rows(_layer(p))
+        p for p, (_, scaled) in zip(found, of_model, strict=True) if scaled is p and request.scope.rows(layer_of(p))
     ]
     if inseparable:
         names = listed([p.layer for p in inseparable], 3)

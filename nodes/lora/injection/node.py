@@ -9,12 +9,16 @@ from comfy_api.latest import io
 from ....training.formats import trigger_words
 from ...bridge.errors import name_node_in_errors
 from ...bridge.files.listing import stamp_of_choice
-from ..file_input import lora_choices, name_input, read_chosen, wired_or_chosen
+from ...bridge.running_prompt import is_wired
+from ..file_input import is_chosen, lora_choices, name_input, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
-from .inject import MODES, STRENGTH, Request
-from .part import inject_on_its_part
+from ..stack import read_stack, stack_input
+from .request import MODES, STRENGTH, Request
 from .scope import Scope, parse_blocks
+from .several import inject_all, scoped_sum
 from .timing import Timing, parse_keyframes
+
+LORA_SLOT = 4  # the number of the output `lora`
 
 
 class LoadLora(io.ComfyNode):
@@ -194,6 +198,19 @@ class InjectLora(io.ComfyNode):
                     ),
                     **advanced,
                 ),
+                stack_input(
+                    "Further LoRAs, applied after this one, each with its own strengths times strength_model and "
+                    "strength_clip, and with the same projections, blocks, range and mode."
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip=(
+                        "Where in the picture the LoRA acts: 1 fully, 0 not at all. One mask, one for each picture of "
+                        "the batch, or one for each frame of a video. Needs mode bypass. The text encoder's part "
+                        "cannot be masked and is left out."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The model with the LoRA."),
@@ -208,12 +225,22 @@ class InjectLora(io.ComfyNode):
                     display_name="trigger_words",
                     tooltip="The words that call it, from the file's metadata.",
                 ),
+                io.LoraModel.Output(
+                    "lora",
+                    display_name="lora",
+                    tooltip=(
+                        "The LoRA as the dials scope it, as a file of its own: strengths, projections and blocks are "
+                        "folded in. For Save LoRA, Compose LoRAs and any node that takes a LoRA."
+                    ),
+                ),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **inputs):
-        return stamp_of_choice("loras", lora_name, "name" in inputs)
+        stamp = stamp_of_choice("loras", lora_name, "name" in inputs)
+        # With or without the lora output: what was made for the one is not handed on for the other.
+        return f"{stamp}:lora" if is_wired(LORA_SLOT) else stamp
 
     @classmethod
     @name_node_in_errors
@@ -237,11 +264,21 @@ class InjectLora(io.ComfyNode):
         partial=False,
         name=None,
         use_range=True,
+        lora_stack=None,
+        mask=None,
     ) -> io.NodeOutput:
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
-        named_lora = wired_or_chosen(lora_name, lora, name)
         request = Request(strength_model, strength_clip, scope, timing, mode, partial)
-        new_model, new_clip, lines, report = inject_on_its_part(model, clip, named_lora, request, use_range)
-        report = "\n".join([describe(named_lora), *lines, report])
-        return io.NodeOutput(new_model, new_clip, report, trigger_words(named_lora.meta))
+        stack = read_stack(lora_stack)
+        alone = not stack or lora is not None or is_chosen(lora_name, name)
+        loras = [(wired_or_chosen(lora_name, lora, name), request)] if alone else []
+        loras += [(one.lora(), request.times(one.strength_model, one.strength_clip)) for one in stack]
+        new_model, new_clip, report = inject_all(model, clip, loras, use_range, mask)
+        scoped = None
+        if is_wired(LORA_SLOT):
+            scoped, remarks = scoped_sum(model, clip, loras, use_range)
+            remarks += [] if mask is None else ["A file holds no mask: the lora output is for the whole picture."]
+            report = "\n".join([report, *remarks])
+        words = ", ".join(dict.fromkeys(found for one, _ in loras if (found := trigger_words(one.meta))))
+        return io.NodeOutput(new_model, new_clip, report, words, scoped)

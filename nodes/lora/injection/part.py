@@ -9,7 +9,8 @@ from ....training.timestep_range import range_in
 from ...bridge.noise_level import percents_of
 from ...bridge.schedule_part import range_of_model
 from ..named_lora import NamedLora
-from .inject import ActsAtEveryStep, Request, inject
+from .inject import ActsAtEveryStep, inject
+from .request import Request
 from .timing import Timing
 
 

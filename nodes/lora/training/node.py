@@ -30,8 +30,8 @@ from ...bridge.trainer_inputs import ADVANCED, TOOLTIPS, advanced, config_of, se
 from ...bridge.types import Images, Run, graph_of, pictures_input
 from ...images.wired import training_set
 from ..files import as_file, as_named_lora, save_on_the_way
-from ..injection.inject import Request
 from ..injection.part import inject_on_its_part, limited_to_part
+from ..injection.request import Request
 from ..injection.timing import Timing
 from ..match import match
 from ..named_lora import NamedLora

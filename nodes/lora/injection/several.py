@@ -1,0 +1,55 @@
+"""Several LoRAs by one node: its own, and those of a stack, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..composition.compose import compose
+from ..composition.source import Source
+from ..inspection.describe import describe
+from ..named_lora import NamedLora
+from .masked import inject_masked
+from .part import inject_on_its_part, limited_to_part
+from .request import Request
+from .scoped import scoped_lora
+
+Loras = Sequence[tuple[NamedLora, Request]]
+
+
+def inject_all(
+    model: Any, clip: Any, loras: Loras, use_range: bool = True, mask: Tensor | None = None
+) -> tuple[Any, Any, str]:
+    """(model, clip, report): `inject_on_its_part`, or with a mask `inject_masked`, with each in turn.
+
+    Raises `InputError` as these do.
+    """
+    report: list[str] = []
+    for lora, request in loras:
+        if mask is None:
+            model, clip, lines, own = inject_on_its_part(model, clip, lora, request, use_range)
+        else:
+            timing, lines = limited_to_part(request.timing, model, lora, use_range)
+            model, own = inject_masked(model, clip, lora, replace(request, timing=timing), mask)
+        report += ["\n".join([describe(lora), *lines, own])]
+    return model, clip, "\n\n".join(report)
+
+
+def scoped_sum(model: Any, clip: Any, loras: Loras, use_range: bool = True) -> tuple[NamedLora, list[str]]:
+    """(one LoRA, remarks): the scoped LoRA, see `scoped_lora`; of several their exact sum.
+
+    Raises `InputError` where several cannot be summed, see `compose`.
+    """
+    made = [scoped_lora(model, clip, lora, request, use_range) for lora, request in loras]
+    remarks = list(dict.fromkeys(line for _, lines in made for line in lines))
+    scoped = [lora for lora, _ in made if lora]
+    if not scoped:
+        return made[0][0], [*remarks, "The lora output is empty: with these strengths nothing of the LoRA is left."]
+    if len(scoped) == 1:
+        return scoped[0], remarks
+    total = compose([Source(lora) for lora in scoped]).lora
+    remarks.append(f"The lora output is the exact sum of the {len(scoped)} LoRAs, with their ranks added.")
+    return NamedLora(total, total.name, total.meta, layer_names=scoped[0].layer_names), remarks

@@ -1,0 +1,1 @@
+"""Stacks of LoRAs for other packs' nodes."""

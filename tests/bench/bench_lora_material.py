@@ -1,0 +1,200 @@
+"""What the small model draws with LoRAs that are put together or masked: counted over 24 seeds.
+
+    python3 dev.py test -m bench tests/bench/bench_lora_material.py -s
+
+A colour (teal) and a shape (heart) that the model has never seen are trained as LoRAs of their own. The first table
+says in how many pictures of a teal heart both are shown: with each LoRA alone, with their sum, and with `balance`,
+`ties` and `dare` of Compose LoRAs. The second says how many pictures of a circle are teal on the left and not on the
+right, with the colour's LoRA under a mask of the left half, against ComfyUI's own hooks, which compute the whole model
+once with the LoRA and once without and mask the predictions. The judge measures hue and silhouette.
+
+BESPOKE_BENCH_STEPS (300) shortens the trainings. BESPOKE_BENCH_KEEP names a folder where the LoRAs stay between runs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
+
+STEPS, COUNT = int(os.environ.get("BESPOKE_BENCH_STEPS", 300)), 24
+KEEP = os.environ.get("BESPOKE_BENCH_KEEP")
+SETTINGS = {
+    "learning_rate": 0.001,
+    "rank": 8,
+    "alpha": 8.0,
+    "warmup_steps": 10,
+    "ema": 0.95,
+    "timestep_sampling": "shifted",
+    "loss_weighting": "debiased",
+    "batch_size": 4,
+    "resume": False,
+}
+SETS = {"teal": {"colour": "teal"}, "heart": {"shape": "heart"}, "purple": {"colour": "purple"}}
+
+
+def trained(small, run_node, name: str) -> dict[str, torch.Tensor]:
+    """The LoRA of a set of 12 pictures."""
+    from helpers import sprite_set
+
+    path = Path(KEEP or ".") / f"material-{name}-{STEPS}.safetensors"
+    if KEEP and path.is_file():
+        return safetensors.torch.load_file(path)
+    model, clip, vae = small
+    images = sprite_set(7, 12, **SETS[name])
+    _, lora, *_ = run_node(
+        "BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, seed=1, steps=STEPS, **SETTINGS
+    )
+    if KEEP:
+        safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in lora.items()}, path)
+    return dict(lora)
+
+
+def pictures(small, run_node, lora, prompt: str):
+    from helpers import sample
+
+    model, clip, vae = small
+    if lora is not None:
+        model = run_node("BespokeInjectLora", model=model, lora=lora, lora_name="none", strength_model=1.0)[0]
+    return sample(run_node, model, clip, vae, [prompt], COUNT)
+
+
+def test_a_colour_and_a_shape(small, run_node):
+    from judge import judge
+
+    loras = {name: trained(small, run_node, name) for name in ("teal", "heart")}
+    wired = {f"lora{i}": lora for i, lora in enumerate(loras.values())}
+
+    def composed(**inputs):
+        lora, report, _ = run_node("BespokeComposeLoras", loras=wired, **inputs)
+        print("\n".join(line for line in report.splitlines() if " = " in line or "Balance" in line))
+        return lora
+
+    ways = {
+        "the base": None,
+        "teal alone": loras["teal"],
+        "heart alone": loras["heart"],
+        "sum": composed(),
+        "balance": composed(method="balance"),
+        "ties, 2 each": composed(method="ties", strengths="2\n2"),
+        "dare": composed(method="dare", density=0.8),
+    }
+    print(f"\n{'a teal heart on white':24} {'teal':>5} {'heart':>6} {'both':>5}  of {COUNT}")
+    for name, lora in ways.items():
+        found = [judge(picture) for picture in pictures(small, run_node, lora, "a teal heart on white")]
+        teal = np.array([verdict.colour == "teal" for verdict in found])
+        heart = np.array([verdict.shape == "heart" for verdict in found])
+        print(f"{name:24} {teal.sum():5} {heart.sum():6} {(teal & heart).sum():5}")
+
+
+def test_balance_of_three_trained_loras(small, run_node):
+    """Each one's projection in the sum, from the whole matrices: 1 within 1e-3 by balance."""
+    from bespoke.nodes.lora import kinds
+    from bespoke.training.layer_names.parts import layers_of
+
+    def changes(lora):
+        out = {}
+        for layer, parts in layers_of(lora).items():
+            made = kinds.factors(layer, parts)
+            out[layer] = (made.up @ made.down).double()
+        return out
+
+    loras = [trained(small, run_node, name) for name in SETS]
+    wired = {f"lora{i}": lora for i, lora in enumerate(loras)}
+    print(f"\n{'own effect':12} " + " ".join(f"{name:>8}" for name in SETS))
+    for method in ("sum", "balance"):
+        total = changes(run_node("BespokeComposeLoras", loras=wired, method=method)[0])
+        effects = []
+        for lora in loras:
+            own = changes(lora)
+            square = sum(float(change.square().sum()) for change in own.values())
+            effects.append(sum(float((total[layer] * change).sum()) for layer, change in own.items()) / square)
+        print(f"{method:12} " + " ".join(f"{effect:8.4f}" for effect in effects))
+        if method == "balance":
+            assert all(abs(effect - 1) < 1e-3 for effect in effects)
+
+
+def halves(picture) -> tuple[str | None, str | None]:
+    """The names of the figure's colours in the left and the right half."""
+    from judge import colour_name, silhouette
+
+    mask, _ = silhouette(picture)
+    rgb, middle = np.asarray(picture.convert("RGB"), float), picture.width // 2
+    sides = []
+    for part in (slice(0, middle), slice(middle, None)):
+        inside = rgb[:, part][mask[:, part]]
+        sides.append(colour_name(np.median(inside, axis=0)) if len(inside) > 30 else None)
+    return sides[0], sides[1]
+
+
+def test_teal_on_the_left(small, run_node, comfyui):
+    from helpers import sample
+
+    model, clip, vae = small
+    lora = trained(small, run_node, "teal")
+    prompt = "a teal circle on white"
+    mask = torch.zeros(1, 128, 128)
+    mask[..., :64] = 1.0
+    given = {"model": model, "lora": lora, "lora_name": "none", "strength_model": 1.0}
+    masked = run_node("BespokeInjectLora", **given, mode="bypass", mask=mask)[0]
+    whole = run_node("BespokeInjectLora", **given)[0]
+    ways = {
+        "the base": sample(run_node, model, clip, vae, [prompt], COUNT),
+        "the LoRA, without a mask": sample(run_node, whole, clip, vae, [prompt], COUNT),
+        "Inject LoRA with the mask": sample(run_node, masked, clip, vae, [prompt], COUNT),
+        "ComfyUI's hooks": _by_hooks(small, run_node, comfyui, lora, prompt, mask),
+    }
+    print(f"\n{prompt:28} {'left teal':>9} {'right teal':>10} {'left only':>9}  of {COUNT}")
+    for name, found in ways.items():
+        sides = [halves(picture) for picture in found]
+        left, right = (np.array([side[i] == "teal" for side in sides]) for i in (0, 1))
+        print(f"{name:28} {left.sum():9} {right.sum():10} {(left & ~right).sum():9}")
+        if KEEP:
+            _sheet(found).save(Path(KEEP) / f"left, {name}.png")
+
+
+def _sheet(found):
+    """The first twelve pictures side by side."""
+    from PIL import Image
+
+    sheet = Image.new("RGB", (6 * 132, 2 * 132), "white")
+    for i, picture in enumerate(found[:12]):
+        sheet.paste(picture, (132 * (i % 6), 132 * (i // 6)))
+    return sheet
+
+
+def _by_hooks(small, run_node, comfyui, lora, prompt, mask):
+    """The same with core's nodes: the prompt with a hooked LoRA under the mask, the prompt under its inverse."""
+    from PIL import Image
+
+    model, clip, vae = small
+    safetensors.torch.save_file(
+        {key: tensor.contiguous() for key, tensor in lora.items()}, comfyui / "models" / "loras" / "hooked.safetensors"
+    )
+    (hooks,) = run_node("CreateHookLoraModelOnly", lora_name="hooked.safetensors", strength_model=1.0)
+    (plain,) = run_node("CLIPTextEncode", clip=clip, text=prompt)
+    (negative,) = run_node("CLIPTextEncode", clip=clip, text="")
+    area = {"strength": 1.0, "set_cond_area": "default"}
+    (left,) = run_node("ConditioningSetProperties", cond_NEW=plain, mask=mask, hooks=hooks, **area)
+    (both,) = run_node("ConditioningSetPropertiesAndCombine", cond=left, cond_NEW=plain, mask=1 - mask, **area)
+    (latent,) = run_node(
+        "KSampler",
+        model=model,
+        seed=1,
+        steps=16,
+        cfg=2.0,
+        sampler_name="euler",
+        scheduler="normal",
+        positive=both,
+        negative=negative,
+        latent_image={"samples": torch.zeros(COUNT, 4, 16, 16)},
+        denoise=1.0,
+    )
+    (pixels,) = run_node("VAEDecode", vae=vae, samples=latent)
+    return [Image.fromarray((p.cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8)) for p in pixels]

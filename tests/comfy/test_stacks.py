@@ -1,0 +1,149 @@
+"""LORA_STACK of other packs on Inject and Compose LoRAs, and the stack of a run's files.
+
+The forms are those that the packs' own nodes make: Efficiency (`LoRA Stacker`), Comfyroll (`CR LoRA Stack`) and
+Easy-Use (`easy loraStack`) give (name, model, clip) and leave out what is "None"; Easy-Use gives None where it is off;
+LoRA Manager (`Lora Stacker (LoraManager)`) writes the host's separators; a later Comfyroll gives None for clip where a
+LoRA is for the model alone.
+"""
+
+from __future__ import annotations
+
+import os
+import types
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+from helpers import max_difference
+
+FORMS = {
+    "Efficiency, Comfyroll, Easy-Use": [("stacks/one.safetensors", 0.8, 0.5), ("stacks/two.safetensors", -0.4, 0.0)],
+    "lists for tuples": [["stacks/one.safetensors", 0.8, 0.5], ["stacks/two.safetensors", -0.4, 0.0]],
+    "LoRA Manager": [(os.path.join("stacks", "one.safetensors"), 0.8, 0.5), ("stacks/two.safetensors", -0.4, 0.0)],
+    "Windows": [("stacks\\one.safetensors", 0.8, 0.5), ("stacks\\two.safetensors", -0.4, 0.0)],
+    "entries that are off": [
+        ("None", 1.0, 1.0),
+        ("stacks/one.safetensors", 0.8, 0.5),
+        ("none", 1, 1),
+        (None, 1, 1),
+        ("stacks/two.safetensors", -0.4, 0.0),
+    ],
+    "model only": [("stacks/one.safetensors", 0.8, 0.5), ("stacks/two.safetensors", -0.4, None)],
+    "without an ending": [("stacks/one", 0.8, 0.5), ("stacks/two", -0.4)],
+}
+
+
+@pytest.fixture(scope="module")
+def model(comfyui):
+    return tiny.patcher(tiny.SMALLEST)
+
+
+@pytest.fixture(scope="module")
+def clip(comfyui):
+    return tiny.clip()
+
+
+@pytest.fixture(scope="module")
+def files(comfyui, model):
+    """[LoRA of the model and the text encoder] that lie in the loras folder as stacks/one and stacks/two."""
+    (comfyui / "models" / "loras" / "stacks").mkdir()
+    out = []
+    for seed, name in enumerate(("one", "two")):
+        lora = tiny.random_lora(tiny.linear_layers(model), 2 + seed, seed=seed)
+        at = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1"
+        generator = torch.Generator().manual_seed(seed)
+        lora[f"{at}.lora_up.weight"] = torch.randn(2 * tiny.CONTEXT, 2, generator=generator) / 4
+        lora[f"{at}.lora_down.weight"] = torch.randn(2, tiny.CONTEXT, generator=generator) / 4
+        meta = {"modelspec.trigger_phrase": name}
+        safetensors.torch.save_file(lora, comfyui / "models" / "loras" / "stacks" / f"{name}.safetensors", meta)
+        out.append(lora)
+    return out
+
+
+def outputs(model, clip):
+    return tiny.predict(model), tiny.encode(clip)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stack_is_what_cores_loader_makes_one_after_the_other(run_node, model, clip, files, form):
+    """Core's LoraLoader with each file and its two strengths is the oracle, as the packs' own loaders call it."""
+    at = (model, clip)
+    for name, strength, text in (("one", 0.8, 0.5), ("two", -0.4, 0.0)):
+        at = run_node(
+            "LoraLoader", model=at[0], clip=at[1], lora_name=f"stacks/{name}.safetensors", strength_model=strength,
+            strength_clip=text,
+        )  # fmt: skip
+    wanted, bare = outputs(*at), outputs(model, clip)
+    given = {"model": model, "clip": clip, "lora_stack": FORMS[form], "lora_name": "none", "strength_model": 1.0}
+    ours = run_node("BespokeInjectLora", **given)
+    for found, expected, plain in zip(outputs(*ours[:2]), wanted, bare, strict=True):
+        assert max_difference(expected, plain) > 1e-3
+        assert max_difference(found, expected) < 1e-4 * max_difference(expected, plain)
+    assert ours[3] == "one, two"
+    # The scoped file of both, and Compose LoRAs of the stack, do the same at strength 1.
+    sums = [ours[4], run_node("BespokeComposeLoras", lora_stack=FORMS[form])[0]]
+    for lora in sums:
+        again = run_node("BespokeInjectLora", model=model, clip=clip, lora=lora, lora_name="none", strength_model=1.0)
+        for found, expected, plain in zip(outputs(*again[:2]), wanted, bare, strict=True):
+            assert max_difference(found, expected) < 1e-3 * max_difference(expected, plain)
+
+
+def test_the_nodes_own_lora_comes_first_and_its_strengths_count_for_all(run_node, model, clip, files):
+    stack = [("stacks/two.safetensors", 0.5, 1.0)]
+    both = run_node(
+        "BespokeInjectLora", model=model, lora_name="stacks/one.safetensors", strength_model=0.5, lora_stack=stack
+    )
+    one = run_node("BespokeInjectLora", model=model, lora_name="stacks/one.safetensors", strength_model=0.5)
+    two = run_node("BespokeInjectLora", model=one[0], lora_name="stacks/two.safetensors", strength_model=0.25)
+    bare, wanted = tiny.predict(model), tiny.predict(two[0])
+    assert max_difference(tiny.predict(both[0]), wanted) < 1e-4 * max_difference(wanted, bare)
+    assert both[2].index("one.safetensors") < both[2].index("two.safetensors")
+
+
+def test_none_and_an_empty_stack_are_no_stack(run_node, model, files):
+    for stack in (None, [], [("None", 1.0, 1.0)]):
+        with pytest.raises(ValueError, match="no LoRA is chosen"):
+            run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora_stack=stack)
+        with pytest.raises(ValueError, match="no LoRA is wired in"):
+            run_node("BespokeComposeLoras", lora_stack=stack)
+
+
+@pytest.mark.parametrize(
+    ("stack", "words"),
+    [
+        ("style.safetensors", "lora_stack is of the kind str"),
+        ([{"name": "one", "strength": 1.0}], "item 1 of lora_stack is {'name'"),
+        ([("stacks/one", 1.0, 1.0), ("stacks/one", 1.0, 1.0, 1.0)], "item 2 of lora_stack is"),
+        ([({"a": torch.zeros(1)}, 1.0, 1.0)], "item 1 of lora_stack has a dict for a file name"),
+        ([("stacks/one", "much", 1.0)], "item 1 of lora_stack has the strength 'much'"),
+        ([("stacks/gone", 1.0, 1.0)], "'stacks/gone' is not in ComfyUI's loras folder"),
+        ([("../../secret", 1.0, 1.0)], "is not in ComfyUI's loras folder"),
+    ],
+)
+def test_other_forms_are_named(run_node, model, files, stack, words):
+    with pytest.raises(ValueError, match="^Bespoke Inject LoRA: ") as error:
+        run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora_stack=stack)
+    assert words in str(error.value)
+
+
+def test_a_stack_of_a_runs_files(run_node, comfyui, model, files):
+    """The last file, or that of a step, in the packs' form, after what was in the stack."""
+    run = types.SimpleNamespace(id="20260101-stack")
+    with pytest.raises(ValueError, match="^Bespoke LoRA Stack from Run: the run 20260101-stack saved no LoRA"):
+        run_node("BespokeLoraStackFromRun", run=run)
+    folder = comfyui / "models" / "loras" / "bespoke" / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for step, lora in zip((20, 100), files, strict=True):
+        safetensors.torch.save_file(lora, folder / f"{run.id}-step{step:06}.safetensors")
+    before = [("stacks/one.safetensors", 0.8, 0.5)]
+    stack, report = run_node("BespokeLoraStackFromRun", run=run, lora_stack=before, strength_model=0.7)
+    last = os.path.join("bespoke", "runs", "20260101-stack-step000100.safetensors")
+    assert stack == [*before, (last, 0.7, 1.0)]
+    assert before == [("stacks/one.safetensors", 0.8, 0.5)]
+    assert report.splitlines()[1].endswith("step000100.safetensors: model 0.7, text encoder 1.")
+    assert run_node("BespokeLoraStackFromRun", run=run, step=20)[0][0][0].endswith("step000020.safetensors")
+    with pytest.raises(ValueError, match="step is 30, and the run saved files at 20, 100"):
+        run_node("BespokeLoraStackFromRun", run=run, step=30)
+    injected = run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora_stack=stack)
+    assert injected[0].patches
