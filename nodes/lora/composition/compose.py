@@ -124,8 +124,8 @@ def _gather(sources: Sequence[Source]) -> _Terms:
             terms.add_layer(i, layer, parts, source)
     for name, (first, *others) in terms.deltas.items():
         for other in others:
-            pair = ((sources[term.number].lora, term.delta) for term in (first, other))
-            check_same_shape(name, *pair)
+            one, two = ((sources[term.number].lora, term.delta) for term in (first, other))
+            check_same_shape(name, one, two)
     return terms
 
 
