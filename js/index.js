@@ -23,7 +23,7 @@ import { attachWords, WORD_NODE } from "./word_list.js";
 import { setTexts, t } from "./words.js";
 
 /** Nodes whose server-side class sets `has_intermediate_output`: what they show is not in the workflow. */
-const RESTORED = new Set([...Object.keys(TRAINERS), WORD_NODE, "BespokeLatentMaskBlend"]);
+const RESTORED = new Set([...Object.keys(TRAINERS), WORD_NODE, "BespokeLatentMaskBlend", "BespokeCropToMask"]);
 
 const TAB = "bespoke-runs"; // the sidebar's tab
 const tabTexts = () => ({ title: t("runs"), tooltip: t("runs.tip") });

@@ -75,11 +75,11 @@ def origin_of(name: str) -> str:
     """Where the input `name` of the executed node gets its value: the class of the node that is wired in, `DEFAULT`
     where the widget has its default, `SET` where it has another value, "" where this cannot be known.
     """
-    import nodes
-
     here = _here()
     if here is None:
         return ""
+    import nodes  # not in a job, which has no server
+
     prompt, node_id = here
     value, kind = prompt[node_id].get("inputs", {}).get(name), prompt[node_id].get("class_type", "")
     if is_link(value):

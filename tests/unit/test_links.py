@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "js" / "docs").rglob("*.md")]
+RECIPE = "LoRA recipe - "
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -36,4 +37,11 @@ def test_the_readme_names_every_workflow():
     for path in (ROOT / "example_workflows").glob("*.json"):
         assert f"`{path.stem}`" in readme
     for path in (ROOT / "subgraphs").glob("*.json"):
-        assert f"*{path.stem}*" in readme
+        name = path.stem
+        if name.startswith(RECIPE):  # one name for all, with the families and goals
+            family, goal = name.removeprefix(RECIPE).split(", ")
+            assert f"*{RECIPE}" in readme
+            assert family in readme
+            assert f"a {goal}" in readme
+        else:
+            assert f"*{name}*" in readme

@@ -96,11 +96,7 @@ class ComfyDenoiser:
         # The training schedule as a table: discrete models have one noise level per timestep, flow models a fine grid.
         self._sigmas = base.model_sampling.sigmas.detach().float().clone().to(device)  # [T], rising
         self._call = SamplingCall(patcher, self._sigmas)
-
-    @property
-    def compatibility(self) -> Compatibility:
-        """What other nodes have put on the MODEL."""
-        return self._call.compatibility
+        self.compatibility: Compatibility = self._call.compatibility  # what other nodes have put on the MODEL
 
     def without_code(self) -> AbstractContextManager[None]:
         """A context in which the model is called without the patches and wrappers of other nodes."""
