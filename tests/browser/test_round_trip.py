@@ -7,9 +7,11 @@ the end (`-s` shows it) counts the values that changed: it must be all zeros.
 from __future__ import annotations
 
 import json
+import os
 import urllib.parse
 from collections import Counter
 
+import matrix
 import pytest
 from comfy_page import ComfyPage
 
@@ -193,7 +195,8 @@ def table():
             print(f"  {operation:32} {wrong} changed")
 
 
-@pytest.mark.parametrize("look", LOOKS)
+# Nodes 2.0 takes half a minute: it is tried on each pinned page, and on the host's own under `slow`.
+@pytest.mark.parametrize("look", LOOKS if "BESPOKE_FRONTEND" in os.environ else matrix.mark_slow(LOOKS, ("classic",)))
 def test_no_value_changes(open_page, table, look):
     page = open_page(look=look)
     trip = Trip(page)

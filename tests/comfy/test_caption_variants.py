@@ -45,7 +45,12 @@ WORD = ("BespokeTrainTextualInversion", dict(name="variants", init_text="red", t
 
 
 @pytest.mark.parametrize(
-    ("trainer", "variants"), [(LORA, 8), (TEXT, 0), (WORD, 0)], ids=["LoRA", "text encoder", "word"]
+    ("trainer", "variants"),
+    [
+        pytest.param(LORA, 8, marks=pytest.mark.slow, id="LoRA"),
+        pytest.param(TEXT, 0, marks=pytest.mark.slow, id="text encoder"),
+        pytest.param(WORD, 0, id="word"),
+    ],
 )
 def test_a_training_is_resumed_to_the_bit(sd15, run_node, at_step, trainer, variants):
     name, settings = trainer

@@ -11,6 +11,7 @@ import logging
 import re
 
 import foreign
+import matrix
 import pytest
 import safetensors.torch
 import tiny
@@ -365,7 +366,7 @@ def lycoris(kind, name, settings, lycoris_file, same, loras):
     return report
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", matrix.mark_slow(KINDS, set(KINDS) - {"oft", "dora"}))
 def test_lycoris(name, lycoris_file, same, loras):
     report = lycoris("sd15", name, KINDS[name], lycoris_file, same, loras)
     assert {"locon": "LoRA", "loha": "LoHa", "lokr": "LoKr", "oft": "OFT", "dora": "DoRA", "full": "full"}[

@@ -135,6 +135,7 @@ def make(bare_unet, folder):
     return one
 
 
+@pytest.mark.slow
 def test_every_kind_of_peft_and_lycoris(errors, make):
     """All kinds over linear layers and convolutions, merged and in bypass. Prints the table of errors (pytest -s)."""
     rows, worst = [], 0.0

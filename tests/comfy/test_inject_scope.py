@@ -188,7 +188,7 @@ def schedulers():
     return comfy.samplers.KSampler.SCHEDULERS
 
 
-@pytest.mark.parametrize("flow", [False, True])
+@pytest.mark.parametrize("flow", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_range_is_exactly_the_steps_whose_sigma_lies_in_it(inject, flow, monkeypatch):
     """Through KSampler for every scheduler: each model call equals that with the LoRA or without, by its sigma."""
     import comfy.model_management

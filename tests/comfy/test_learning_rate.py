@@ -159,7 +159,7 @@ def test_without_held_out_pictures_trained_ones_are_scored(run_node, models, set
     ("changes", "words"),
     [
         (dict(warmup_steps=20), "warm-up steps are left out of the probes"),
-        (dict(ema=0.5), "the average of ema is left out of the probes"),
+        pytest.param(dict(ema=0.5), "the average of ema is left out of the probes", marks=pytest.mark.slow),
     ],
 )
 def test_a_training_that_the_probes_do_not_begin_starts_anew(run_node, models, sets, changes, words):

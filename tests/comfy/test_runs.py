@@ -149,6 +149,7 @@ def test_held_out_pictures_are_not_trained_on_and_the_best_is_kept(small, run_no
     assert len(own_set.held_out) == 2
 
 
+@pytest.mark.slow
 def test_a_word_is_resumed(small, run_node, at_step):
     model, clip, vae = small
     args = dict(

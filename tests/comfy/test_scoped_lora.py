@@ -58,7 +58,7 @@ def check_same(one, other):
         assert float((first[key] - second[key]).norm()) <= 1e-6 * float(first[key].norm()), key
 
 
-FAST = ("sd15", "flux", "z_image", "wan")  # a U-Net, fused layers, rows of their own, parts of the schedule
+FAST = ("flux", "z_image", "wan")  # fused layers, rows of their own, parts of the schedule
 
 
 @pytest.mark.parametrize(

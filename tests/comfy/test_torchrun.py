@@ -60,7 +60,8 @@ def test_the_number_of_processes_changes_nothing(forks, job, whole, count):
     assert jobs.result(other)[1]["bespoke.run"] == jobs.result(whole[1])[1]["bespoke.run"]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 4])
 def test_with_sgd_and_everything_else_switched_on_too(forks, job, count):
     """SGD, unlike Adam, does not amplify rounding errors. With 3 processes the shares of a batch of 4 are uneven."""
     settings = dict(
