@@ -17,6 +17,7 @@ from .record import TOLERATED_RISE, Run, RunState
 MOST_ADVICE = 3
 FALLING = 0.02  # of the held-out loss over the last fifth of the steps: from here on it counts as falling still
 FLAT = 0.01  # of the lowest held-out loss: steps that gain less count as spare
+ROSE_FIRST = 1.1  # times the start: a curve that was above it before it fell had too large steps
 EARLY = 0.25  # of the steps: a curve that turns before speaks for a lower learning rate rather than for fewer steps
 MOST_SPARE = 0.6  # of the steps: a curve that is flat from here on, or sooner, has spare steps
 HIGH_LEAK = 0.5  # above it the leak asks for a change
@@ -176,6 +177,20 @@ def little_learned(run: Run) -> Advice | None:
     )
 
 
+def rose_first(run: Run) -> Advice | None:
+    """The curve rose far above the start before it fell below it: the steps were too large."""
+    start = _start(run)
+    if start is None or run.best is None or run.best[0] == 0:
+        return None
+    step, highest = max(((at, loss) for at, loss in _finite(run) if at < run.best[0]), key=lambda point: point[1])
+    if highest <= ROSE_FIRST * start:
+        return None
+    return Advice(
+        _rate(run, "lower"),
+        f"the held-out loss was {_percent(highest / start - 1)} above the start at step {step}, before it fell below it",
+    )
+
+
 def keeps_last(run: Run) -> Advice | None:
     """`keep` hands on the last step, and an earlier one scored better."""
     best = run.best_after_start
@@ -205,6 +220,8 @@ def still_falling(run: Run) -> Advice | None:
     """The curve fell up to its end."""
     last = _last_step(run)
     if not _shape_is_known(run) or run.best is None or run.best[0] != last or run.state is RunState.INTERRUPTED:
+        return None
+    if rose_first(run) is not None:
         return None
     since, before = max(((at, loss) for at, loss in _finite(run) if at <= 0.8 * last), default=(0, math.nan))
     fall = 1 - run.best[1] / before if before > 0 else math.nan
@@ -284,6 +301,7 @@ RULES: Sequence[Callable[[Run], Advice | None]] = (
     not_a_number,
     no_improvement,
     little_learned,
+    rose_first,
     keeps_last,
     turned,
     still_falling,

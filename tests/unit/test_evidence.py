@@ -66,6 +66,16 @@ def test_a_curve_that_still_falls():
     assert told(run_of(slower)) == []
 
 
+def test_a_curve_that_rose_before_it_fell_had_too_large_steps():
+    """0.09 / 0.04 - 1 is 125 %; the fall at the end says nothing then. 0.044 is 10 % above the start, which may be."""
+    curve = [(0, 0.04), (100, 0.09), (200, 0.06), (300, 0.05), (400, 0.035)]
+    (said,) = told(run_of(curve))
+    assert said.endswith("the held-out loss was 125 % above the start at step 100, before it fell below it.")
+    assert said.startswith("Lower learning_rate")
+    tolerated = [(0, 0.04), (100, 0.044), (200, 0.039), (300, 0.037), (400, 0.035)]
+    assert all("above the start" not in each for each in told(run_of(tolerated)))
+
+
 def test_a_curve_that_stays_flat_has_spare_steps():
     """From step 100 on all points are within 1 % of 0.1; 100 of 400 is below 60 %. At step 300 it is not."""
     curve = [(0, 0.2), (100, 0.1005), (200, 0.1002), (300, 0.1001), (400, 0.1)]
