@@ -121,7 +121,7 @@ def variation_inputs() -> list[io.Input]:
             advanced=True,
             tooltip=(
                 "How far the noise is turned to the variation seed's, 0 to 1. 0: the picture of seed. About .1: its "
-                "near relatives. 1: the picture of variation_seed."
+                "near relatives. 1: the noise of variation_seed, and its picture with samplers that add none."
             ),
         ),
     ]

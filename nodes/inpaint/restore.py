@@ -58,8 +58,10 @@ def audit(original: torch.Tensor, image: torch.Tensor, outside: torch.Tensor) ->
             rows = slice(row, row + STRIP)
             if torch.equal(after[rows], before[rows]):  # the usual case, and the fastest
                 continue
-            difference = (after[rows] - before[rows]).abs().amax(-1)  # [rows, W]
-            difference = torch.where(counted[rows], difference.nan_to_num(torch.inf, torch.inf), 0.0)
+            a, b = after[rows], before[rows]
+            same = (a == b) | (a.isnan() & b.isnan())  # what is no number and stays so has not changed
+            difference = torch.where(same, 0.0, (a - b).abs().nan_to_num(torch.inf, torch.inf)).amax(-1)  # [rows, W]
+            difference = torch.where(counted[rows], difference, 0.0)
             changed, largest = changed + int((difference > 0).sum()), max(largest, float(difference.max()))
     return Audit(changed, largest, int(outside.sum()))
 
@@ -104,7 +106,10 @@ def restore(
             notes.append(f"Colours were matched at the border: mean change {change:.4f}.")
             matched = (fitted + settings.match_color * shift).clamp(0.0, 1.0)
             fitted = torch.where((mask > 0.0)[..., None], matched, fitted)
-    weight = (mask * ramp_inward(mask > 0.0, settings.feather))[..., None]  # [B, H, W, 1]
+    weight = mask * ramp_inward(mask > 0.0, settings.feather)
+    if hidden := sum(is_hidden(one, float(faded.max())) for one, faded in zip(mask, weight, strict=True)):
+        notes.append(hidden_note(hidden))
+    weight = weight[..., None]  # [B, H, W, 1]
     image = torch.where(weight == 1.0, fitted, original + weight * (fitted - original))
     image = torch.where((weight == 0.0) | outside[..., None], original, image)
     return image, audit(original, image, outside), notes
@@ -268,6 +273,17 @@ def _placed(
     compared = (mask == 0.0) & (frame > 0.0) & torch.isfinite(difference)
     error = float(difference[compared].mean()) if int(compared.sum()) >= COMPARED else None
     return Placed(fitted, mask, frame, error, (*notes, *([note] if note else ())))
+
+
+def is_hidden(mask: torch.Tensor, most: float) -> bool:
+    """Whether a fade leaves less than half of a mask [H, W] anywhere: `most` is its highest value with the fade."""
+    highest = float(mask.max())
+    return highest > 0.0 and most < highest / 2
+
+
+def hidden_note(masks: int) -> str:
+    which = "The mask is" if masks == 1 else f"{masks} masks are"
+    return f"{which} so narrow that feather leaves less than half of the new picture anywhere: lower feather."
 
 
 def ramp_inward(inside: torch.Tensor, pixels: int) -> torch.Tensor:

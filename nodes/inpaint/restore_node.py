@@ -48,7 +48,7 @@ class RestoreUnmasked(io.ComfyNode):
                     advanced=True,
                     tooltip=(
                         "Pixels over which the generated picture fades in from the mask's edge, inward only: nothing "
-                        "outside changes."
+                        "outside changes. Of an enlarged crop, its own pixels."
                     ),
                 ),
                 io.Float.Input(

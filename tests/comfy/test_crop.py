@@ -89,6 +89,27 @@ def test_each_part_of_a_mask_is_repainted_in_one_batch(run_node, small, picture)
         assert bool((result != picture)[part > 0].any())
 
 
+def test_a_resolution_below_what_models_draw_is_named(run_node, picture):
+    *_, report = run_node("BespokeCropToMask", image=picture, mask=box(), resolution=16)
+    assert "A side of less than 64 px is too small for most models to draw anything: raise resolution" in report
+    *_, report = run_node("BespokeCropToMask", image=picture, mask=box(), resolution=64)
+    assert "too small" not in report
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 2000), (2000, 1), (4, 8192), (1, 1)])
+@pytest.mark.parametrize("pad", ["reflect", "none"])
+def test_a_picture_of_one_line_is_cropped_and_shown(run_node, height, width, pad):
+    image, mask = torch.rand(1, height, width, 3), torch.zeros(1, height, width)
+    mask[:, : height // 2 + 1, : width // 2 + 1] = 1.0
+    images, masks, crop, preview, _ = run_node("BespokeCropToMask", image=image, mask=mask, resolution=64, pad=pad)
+    assert min(preview.shape) >= 1
+    result, _, changed = run_node(
+        "BespokeRestoreUnmasked", generated=1 - images, original=image, mask=masks, crop=crop, feather=0
+    )
+    assert changed == 0
+    assert torch.equal((result != image).any(-1), mask > 0)
+
+
 def test_the_multiple_fits_the_vae(run_node, small, picture, monkeypatch):
     vae = small[2]
     monkeypatch.setattr(vae, "downscale_ratio", 32)

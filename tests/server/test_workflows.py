@@ -238,6 +238,17 @@ def test_repainting_crops(server, run_example, name, title, corners):
     assert (result[~allowed] == source[~allowed]).all()
 
 
+def test_outpainting(server, run_example):
+    """The old picture is bit for bit what it was, beside 32 px of new border."""
+    shown = run_example("outpaint")
+    (result,), (filled,) = shown["painted on"], shown["the filled border"]
+    source = np.asarray(Image.open(server.base / "input" / "bespoke_picture.png").convert("RGB"))
+    assert result.shape == filled.shape == (128, 160, 3)
+    assert (result[:, :128] == source).all()
+    assert (filled[:, :128] == source).all()
+    assert (result[:, 136:] != filled[:, 136:]).any()
+
+
 def test_textual_inversion(server, run_example):
     shown = run_example("textual_inversion")
     old, new = shown["the starting word"], shown["the new word"]

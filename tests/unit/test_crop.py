@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bespoke.nodes.inpaint.colors.match import MatchSettings, match_colors
 from bespoke.nodes.inpaint.crop.cut import cut
 from bespoke.nodes.inpaint.crop.paste import paste
 from bespoke.nodes.inpaint.crop.rectangles import LEAST, MOST_ASPECT, MOST_SCALE
 from bespoke.nodes.inpaint.crop.settings import CropSettings, common_multiple
+from bespoke.nodes.inpaint.fill.fill import FillSettings, fill_masked
 from bespoke.nodes.inpaint.restore import RestoreSettings
 from bespoke.training.errors import InputError
 
@@ -238,6 +240,20 @@ def test_a_video_of_which_the_vae_dropped_frames():
     assert torch.equal(result[21:], frames[21:])
     assert not torch.equal(result[20], frames[20])
     assert any("24 crops and 21 generated pictures: taken for a video" in note for note in notes)
+
+
+def test_a_clip_only_drops_frames():
+    """Six faces of one picture are no video: of five generated ones nobody knows which is missing."""
+    image = noise(0, height=40, width=240)
+    made = cropped(
+        image, boxes(*((10, 40 * i + 5, 30, 40 * i + 25) for i in range(6)), height=40, width=240), each=True
+    )
+    assert len(made.images) == 6
+    for left in (5, 1):
+        with pytest.raises(InputError, match=f"{left} generated pictures for 6 crops; decode all of them"):
+            back(image, made.images[:left], made.masks, made.crop)
+    with pytest.raises(InputError, match="0 generated pictures for 6 crops"):
+        back(image, made.images[:0], made.masks, made.crop)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
@@ -478,6 +494,7 @@ def test_the_generated_part_is_seen_in_the_mask_and_fades_in():
     made = cropped(image, boxes((20, 30, 70, 90)))
     full, _, _ = back(image, torch.ones_like(made.images), made.masks, made.crop)
     assert torch.allclose(full[0, ..., 0], boxes((20, 30, 70, 90))[0], atol=1e-5)
+    made = cropped(image, boxes((20, 30, 70, 90)), resolution=0)  # at scale 1
     soft, _, _ = back(image, torch.ones_like(made.images), made.masks, made.crop, feather=8)
     row = soft[0, 45, :, 0]
     assert float(row[:30].max()) == 0.0
@@ -573,3 +590,71 @@ def test_alpha_of_the_original_stays():
     result, _, _ = back(image, torch.zeros_like(made.images[..., :3]), made.masks, made.crop)
     assert torch.equal(result[..., 3], image[..., 3])
     assert float(result[0, 25:35, 35:45, :3].max()) == 0.0
+
+
+def test_whole_masks_belong_to_their_pictures_where_there_are_as_many_crops():
+    """Two parts in the first picture and none in the second are two crops, as many as the pictures."""
+    image = noise(0, batch=2)
+    masks = torch.cat((boxes((5, 5, 25, 25), (50, 70, 80, 100)), boxes()))
+    made = cropped(image, masks, each=True)
+    assert [piece.picture for piece in made.crop.pieces] == [0, 0]
+    result, after, _ = back(image, torch.zeros_like(made.images), masks, made.crop)
+    assert torch.equal((result == 0).all(-1), masks > 0)
+    assert after.outside == 2 * 90 * 120 - 400 - 900
+
+
+def test_the_fade_is_as_wide_as_in_an_enlarged_crop():
+    """By hand: 8 px of a crop that was enlarged 4 times are 2 px of the picture. A reduced one fades over 8 px."""
+    for side, resolution, width in ((32, 128, 2), (128, 64, 8)):
+        image = torch.zeros(1, 300, 300, 3)
+        mask = boxes((100, 100, 100 + side, 100 + side), height=300, width=300)
+        made = cropped(image, mask, resolution=resolution, context=1.0)
+        result, *_ = back(image, torch.ones_like(made.images), made.masks, made.crop, feather=8)
+        row = result[0, 100 + side // 2, :, 0]
+        assert float(row[:100].max()) == 0.0
+        assert 0.0 < float(row[100]) < 0.5
+        assert float(row[100 + width - 2]) < 0.999
+        assert float(row[100 + width + 1 : 100 + side // 2].min()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_small_place_is_seen_and_a_fade_that_hides_one_is_named():
+    """A place of 6 px is enlarged 8 times, so a fade of 8 px is 1 px and shows all but its edge.
+
+    At scale 1 a fade of 16 px from both sides leaves nothing of it.
+    """
+    image, mask = torch.zeros(1, 90, 120, 3), boxes((40, 50, 46, 56))
+    made = cropped(image, mask, resolution=512, context=1.5)
+    result, _, notes = back(image, torch.ones_like(made.images), made.masks, made.crop, feather=8)
+    assert float(result[0, 42:44, 52:54].min()) > 0.99
+    assert float(result[0, 41:45, 51:55].min()) > 0.5
+    assert not any("lower feather" in note for note in notes)
+    made = cropped(image, mask, resolution=0)
+    result, _, notes = back(image, torch.ones_like(made.images), made.masks, made.crop, feather=16)
+    assert torch.equal(result, image)
+    assert (
+        "The mask is so narrow that feather leaves less than half of the new picture anywhere: lower feather." in notes
+    )
+
+
+def test_a_new_border_goes_through_a_crop():
+    """Fill Masked, Crop to Mask and Restore Unmasked together: the old picture stays bit for bit, the border is new."""
+    image = noise(0) * 0.5
+    filled, mask, _ = fill_masked(image, None, FillSettings(right=48, top=16))
+    assert filled.shape == (1, 106, 168, 3)
+    made = cropped(filled, mask, resolution=128, context=1.3)
+    result, after, _ = back(filled, torch.ones_like(made.images), made.masks, made.crop, feather=6)
+    assert after.changed == 0
+    assert torch.equal(result[:, 16:, :120], image)
+    assert float(result[0, :6].min()) > 0.99
+    assert float(result[0, :, 130:].min()) > 0.99
+
+
+def test_colours_of_a_crop_are_matched_before_it_is_put_back():
+    """A tint of the decoded crop, measured against the crop where the mask is black, is gone in the picture."""
+    image = detail(90, 120) * 0.5 + 0.2
+    made = cropped(image, boxes((30, 40, 60, 80)), resolution=96, context=2.0)
+    tinted = made.images * 0.9 + torch.tensor([0.05, 0.0, 0.08])
+    matched, _ = match_colors(tinted, made.images, 1.0 - made.masks, MatchSettings())
+    result, *_ = back(image, matched, made.masks, made.crop)
+    assert float((result - image).abs().max()) < 0.03
+    assert float((back(image, tinted, made.masks, made.crop)[0] - image)[0, 30:60, 40:80].abs().mean()) > 0.025

@@ -280,3 +280,36 @@ def test_a_line_at_the_old_edge_is_not_carried_into_the_border_where_it_is_maske
     assert float(carried[:, :, 64:].min()) > 0.9
     out, *_ = fill(image, line, right=32)
     assert float((out[:, :, 61:] - 0.3).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["carry", "mean", "noise"])
+def test_colours_come_from_afar_where_the_mask_is_in_a_transparent_place(kind):
+    """By hand: an object of one colour in a transparent picture is all that is known, so that colour fills the mask."""
+    image = torch.zeros(1, 200, 200, 4)
+    image[:, :40, :40] = torch.tensor([0.75, 0.25, 0.5, 1.0])
+    mask = square(120, 140, 120, 140, 200, 200)
+    out, *_ = fill(image, mask, fill=kind)
+    assert torch.allclose(out[mask > 0], torch.tensor([0.75, 0.25, 0.5, 1.0]), atol=1e-4)
+    assert torch.equal(out[mask == 0], image[mask == 0])
+    image[..., 3] = 0.0
+    with pytest.raises(InputError, match="what is not masked is fully transparent or holds no numbers, and"):
+        fill(image, mask, fill=kind)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("kind", FILLS)
+def test_the_fill_of_a_place_without_numbers_is_a_picture(kind, value):
+    """An infinite pixel under the mask is at most as bright as white, and at least as dark as black."""
+    image, mask = picture(), square()
+    image[0, 20, 30] = value
+    out, *_ = fill(image, mask, fill=kind, amount=0.5)
+    assert 0.0 <= float(out.min()) <= float(out.max()) <= 1.0
+
+
+def test_pixels_without_numbers_that_are_not_masked_are_counted():
+    image = picture()
+    image[0, 2, 3] = image[0, 40, 60, 1] = image[0, 20, 30] = float("nan")  # the last is under the mask
+    *_, notes = fill(image, square())
+    assert notes[-1].startswith("2 px that are not masked are not numbers, and stay so")
+    *_, notes = fill(picture(), square())
+    assert not any("not numbers" in note for note in notes)

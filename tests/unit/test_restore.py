@@ -342,3 +342,28 @@ def test_settings_out_of_range_are_refused_with_their_value():
         RestoreSettings(feather=-1)
     with pytest.raises(InputError, match="match_color is 2"):
         RestoreSettings(match_color=2)
+
+
+def test_a_fade_that_hides_a_narrow_mask_is_named():
+    """By hand: a line of 6 px has no pixel 8 px from both of its edges, so a fade of 16 px leaves nothing of it."""
+    mask = torch.zeros(2, 48, 64)
+    mask[0, 20:26] = 1.0
+    mask[1, 8:40, 8:56] = 1.0
+    image, _, notes = run(torch.zeros(2, 48, 64, 3), torch.ones(2, 48, 64, 3), mask, feather=16)
+    assert float(image[0].max()) == 0.0
+    assert float(image[1].max()) > 0.99
+    assert sum("The mask is so narrow that feather" in note for note in notes) == 1
+    _, _, notes = run(torch.zeros(2, 48, 64, 3), torch.ones(2, 48, 64, 3), mask, feather=2)
+    assert not any("lower feather" in note for note in notes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_in_the_original_and_stays_so_has_not_changed(value):
+    """The original's pixel is kept bit for bit, so 0 pixels differ; one that becomes a number does."""
+    original = picture(0)
+    original[0, 3, 5, 1] = value
+    image, after, _ = run(original, picture(1), square())
+    assert torch.equal(image[0, 3, 5].nan_to_num(9.0), original[0, 3, 5].nan_to_num(9.0))
+    assert (after.changed, after.largest) == (0, 0.0)
+    found = audit(original, picture(0), square() == 0)
+    assert (found.changed, found.largest) == (1, float("inf"))

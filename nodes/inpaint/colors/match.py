@@ -66,8 +66,8 @@ def match_colors(
             errors.append(error)
     if not errors:
         raise InputError(
-            "too few pixels can be compared: the mask is black, or the pictures hold no numbers; make the mask white "
-            "where both pictures show the same thing, or leave it out"
+            f"too few pixels can be compared ({LEAST_COMPARED} are needed): the mask is below .5, or the pictures are "
+            "too small or hold no numbers; make the mask white where both show the same thing, or leave it out"
         )
     if skipped := len(image) - len(errors):
         notes.append(f"Not matched: {skipped} of {len(image)} pictures, in which too few pixels can be compared.")

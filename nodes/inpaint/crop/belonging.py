@@ -47,10 +47,11 @@ def repeats_of(made: int, crop: Crop) -> tuple[int, int, list[str]]:
     Raises `InputError` for a number that does not fit.
     """
     count = len(crop.pieces)
-    if made % count == 0:
+    if made and made % count == 0:
         several = [f"{made} generated pictures for {count} crops: {made // count} results, one after the other."]
         return count, made // count, several if made > count else []
-    if drops_frames(count, made):
+    is_clip = all(a.picture < b.picture for a, b in zip(crop.pieces, crop.pieces[1:], strict=False))
+    if made > 1 and is_clip and drops_frames(count, made):
         note = (
             f"{count} crops and {made} generated pictures: taken for a video of which the VAE dropped frames at the "
             f"end ({count - made}), which stay the original's."
@@ -78,7 +79,8 @@ class Masks:
         if self.own:
             return piece.mask
         if self.whole:
-            of = 0 if len(self.masks) == 1 else index if len(self.masks) == len(self.crop.pieces) else piece.picture
+            # One picture's several masks have a crop each; those of several pictures are one each.
+            of = 0 if len(self.masks) == 1 else index if self.crop.pictures == 1 else piece.picture
             mask = self.masks[of][seen.top : seen.bottom, seen.left : seen.right]
             return mask if piece.others is None else mask * ~piece.others
         mask = self.masks[made % len(self.masks)]
@@ -108,7 +110,7 @@ def masks_of(mask: torch.Tensor, crop: Crop, made: int) -> tuple[Masks, list[str
         return Masks(mask, False, crop, own), notes
     if crop.pictures == 1 and len(mask) not in (1, count):
         mask = mask.amax(0, keepdim=True)
-    if len(mask) not in (1, count, crop.pictures):
+    if crop.pictures > 1 and len(mask) not in (1, crop.pictures):
         raise InputError(f"{len(mask)} masks for {crop.pictures} pictures; give one, or {crop.pictures}")
     notes.append("The mask is of the whole picture. Cells of the latent that it cuts may show at its edge.")
     return Masks(mask, True, crop), notes

@@ -8,6 +8,7 @@ from ...bridge.errors import name_node_in_errors
 from ...bridge.types import Crop
 from .cut import Cut, cut
 from .preview import LINES, describe, draw
+from .rectangles import LEAST
 from .settings import (
     CONTEXT,
     CONTEXT_MAX,
@@ -196,6 +197,11 @@ def _report(made: Cut, settings: CropSettings) -> str:
         lines.append(f"And {len(pieces) - LINES} more.")
     if settings.resolution == 0 and any((p.rect.height, p.rect.width) != made.crop.scaled for p in pieces):
         lines.append("The picture has no whole multiple of that size around the mask, so the crop was scaled a little.")
+    if min(made.crop.scaled) < LEAST:
+        lines.append(
+            f"A side of less than {LEAST} px is too small for most models to draw anything: raise resolution to the "
+            "size that the model was trained at, such as 512 or 1024."
+        )
     if padded := sum(p.rect.within(*made.crop.size) != p.rect for p in pieces):
         which = f"{padded} crops are" if several else "It is"
         lines.append(

@@ -10,7 +10,19 @@ import torch
 import torch.nn.functional as F
 
 from ....training.errors import InputError
-from ..restore import Audit, RestoreSettings, audit, color_shift, is_crop, picture, place, ramp_inward, with_channels
+from ..restore import (
+    Audit,
+    RestoreSettings,
+    audit,
+    color_shift,
+    hidden_note,
+    is_crop,
+    is_hidden,
+    picture,
+    place,
+    ramp_inward,
+    with_channels,
+)
 from .belonging import check_original, masks_of, repeats_of
 from .cut import crop_of
 from .distance import distance_within
@@ -29,6 +41,7 @@ class Layer:
     rect: Rect  # within the picture
     image: torch.Tensor  # [h, w, C]
     mask: torch.Tensor  # [h, w] in 0..1
+    feather: int  # px of the picture over which it fades in
 
 
 @dataclass
@@ -43,6 +56,7 @@ class Counts:
     matched: int = 0
     shift: float = 0.0  # the sum of their mean changes
     overlapping: int = 0  # px in two crops or more
+    hidden: int = 0  # crops whose fade leaves less than half of them anywhere
 
 
 def paste(
@@ -71,12 +85,13 @@ def paste(
             if piece.picture == of:
                 made = result * count + i
                 layer = _layer(original[of], generated[made], masks.within(made), piece, crop, counts)
+                layer = replace(layer, feather=feather_at(settings.feather, piece.rect, crop.scaled))
                 layers.append(_matched(original[of], layer, settings.match_color, counts))
         for group in overlapping(layers):
             if len(group) == 1:
-                _lay(image[at], touched[at], group[0], settings.feather)
+                _lay(image[at], touched[at], group[0], counts)
             else:
-                _lay_mixed(image[at], touched[at], group, settings.feather, counts)
+                _lay_mixed(image[at], touched[at], group, counts)
     notes += [*_notes(counts, settings.match_color), _places(crop, count)]
     return image, audit(original.repeat(repeats, 1, 1, 1) if repeats > 1 else original, image, ~touched), notes
 
@@ -117,7 +132,16 @@ def _layer(
     before = audit(here[None], fitted[None], (mask == 0.0)[None])
     counts.changed, counts.outside = counts.changed + before.changed, counts.outside + before.outside
     counts.largest = max(counts.largest, before.largest)
-    return Layer(seen, fitted, mask)
+    return Layer(seen, fitted, mask, 0)
+
+
+def feather_at(pixels: int, rect: Rect, scaled: tuple[int, int]) -> int:
+    """px of the picture over which a crop fades in: `pixels` of the crop where it was enlarged, else of the picture.
+
+    What has to be hidden, a decoder's error in the cells at the mask's edge, becomes as narrow as they do.
+    """
+    scale = math.sqrt(scaled[0] * scaled[1] / (rect.height * rect.width))
+    return round(pixels / max(scale, 1.0))
 
 
 def _matched(original: torch.Tensor, layer: Layer, amount: float, counts: Counts) -> Layer:
@@ -146,12 +170,12 @@ def overlapping(layers: Sequence[Layer]) -> list[list[Layer]]:
     return groups
 
 
-def _lay(image: torch.Tensor, touched: torch.Tensor, layer: Layer, feather: int) -> None:
+def _lay(image: torch.Tensor, touched: torch.Tensor, layer: Layer, counts: Counts) -> None:
     """Lay a layer on a picture [H, W, C], and mark its mask in `touched` [H, W].
 
     In tiles: only those that the mask's edge crosses need the ramp.
     """
-    rect, margin = layer.rect, feather + 2
+    rect, margin, most = layer.rect, layer.feather + 2, 0.0
     top, left, bottom, right = _open_sides(rect, image.shape)
     inside = F.pad(layer.mask > 0.0, (left, right, top, bottom))
     touched[rect.top : rect.bottom, rect.left : rect.right] |= layer.mask > 0.0
@@ -167,9 +191,11 @@ def _lay(image: torch.Tensor, touched: torch.Tensor, layer: Layer, feather: int)
             weight = layer.mask[tile]
             if not bool(around.all()):
                 first = (y + top - y0, x + left - x0)
-                ramp = ramp_inward(around[None], feather)[0]
+                ramp = ramp_inward(around[None], layer.feather)[0]
                 weight = weight * ramp[first[0] : first[0] + weight.shape[0], first[1] : first[1] + weight.shape[1]]
             _blend(here[tile], layer.image[tile], weight)
+            most = max(most, float(weight.max()))
+    counts.hidden += is_hidden(layer.mask, most)
 
 
 def _blend(here: torch.Tensor, image: torch.Tensor, weight: torch.Tensor) -> None:
@@ -179,9 +205,7 @@ def _blend(here: torch.Tensor, image: torch.Tensor, weight: torch.Tensor) -> Non
     here.copy_(torch.where(weight == 0.0, here, blended))
 
 
-def _lay_mixed(
-    image: torch.Tensor, touched: torch.Tensor, group: Sequence[Layer], feather: int, counts: Counts
-) -> None:
+def _lay_mixed(image: torch.Tensor, touched: torch.Tensor, group: Sequence[Layer], counts: Counts) -> None:
     """Lay layers that overlap on a picture [H, W, C], and mark their masks in `touched` [H, W].
 
     The weight at a pixel is the largest of any layer, so no edge shows where another layer goes on. Among layers each
@@ -202,7 +226,9 @@ def _lay_mixed(
         up, to_left, down, to_right = _open_sides(one.rect, image.shape)
         padded = F.pad(inside, (to_left, to_right, up, down))
         core = (slice(up, up + one.rect.height), slice(to_left, to_left + one.rect.width))
-        weight[at] = torch.maximum(weight[at], one.mask * ramp_inward(padded[None], feather)[0][core])
+        faded = one.mask * ramp_inward(padded[None], one.feather)[0][core]
+        counts.hidden += is_hidden(one.mask, float(faded.max()))
+        weight[at] = torch.maximum(weight[at], faded)
         own = distance_within(padded)[core]
         share = torch.where(inside, own / (own + distance[at]), 0.0)[..., None]
         colour[at] = torch.where(share == 1.0, one.image, colour[at] + share * (one.image - colour[at]))
@@ -229,6 +255,8 @@ def _notes(counts: Counts, match_color: float) -> list[str]:
     )
     if counts.overlapping:
         notes.append(f"{counts.overlapping} px lie in several crops and were mixed by the distance from their edges.")
+    if counts.hidden:
+        notes.append(hidden_note(counts.hidden))
     if match_color > 0.0 and counts.matched:
         notes.append(f"Colours were matched at the border: mean change {counts.shift / counts.matched:.4f}.")
     if match_color > 0.0 and counts.unmatched:

@@ -72,7 +72,7 @@ def _shaded(
         indices(extent.left, extent.width, width, mirrored)[None, ::step],
     )
     tint = torch.where(seen, mask[at] * TINT, 0.0)
-    size = (round(extent.width * zoom), round(extent.height * zoom))
+    size = (max(1, round(extent.width * zoom)), max(1, round(extent.height * zoom)))
     method = Image.Resampling.BILINEAR if zoom < 1 else Image.Resampling.NEAREST
     (picture,) = pictures_of(image[at][None], "image")
     picture, ground = picture.resize(size, method), Image.new("RGB", size, rgb(MASK_LEGEND))
@@ -91,8 +91,9 @@ def _frame(sheet: Image.Image, rect: Rect, extent: Rect, zoom: float, text: str,
     """A crop's frame, and its number in the upper left corner."""
     pad, line = ImageDraw.Draw(sheet), max(2, round(max(sheet.size) / 320))
     x, y = round((rect.left - extent.left) * zoom), round((rect.top - extent.top) * zoom)
-    right = min(round((rect.right - extent.left) * zoom), sheet.width) - 1
-    bottom = min(round((rect.bottom - extent.top) * zoom), sheet.height) - 1
+    # At least 2 px more, as Pillow needs for the frame within the frame.
+    right = max(min(round((rect.right - extent.left) * zoom), sheet.width) - 1, x + 2)
+    bottom = max(min(round((rect.bottom - extent.top) * zoom), sheet.height) - 1, y + 2)
     pad.rectangle((x, y, right, bottom), outline=rgb(MASK_LEGEND), width=line + 2)
     pad.rectangle((x + 1, y + 1, right - 1, bottom - 1), outline=rgb(MASK_COMPOSITE), width=line)
     font = builtin_font(size)

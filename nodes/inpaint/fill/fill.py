@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ AMOUNT_MIN, AMOUNT_MAX = 0.0, 1.0
 BORDER_MAX = 8192  # px on one side
 MOST_PIXELS = 2**27  # px of all pictures together after they grew: 1.6 GB in three channels
 CELL = 8  # px of a latent cell of most models
+NOTHING_KNOWN = "what is not masked is fully transparent or holds no numbers"
 
 
 @dataclass(frozen=True)
@@ -77,20 +79,35 @@ def fill_masked(
     for i, picture in enumerate(image):
         generator = torch.Generator().manual_seed((settings.seed + i) % 2**64)
         one = mask[min(i, len(mask) - 1)]
-        part = _part(one, settings.fill)
+        part = _part(one, known_of(picture, one), settings.fill)
         image[i][part] = _filled(picture[part], one[part], border[part], settings, generator)
     notes += _report(image, mask, border, settings)
+    unclear = [one for one in image if not math.isfinite(float(one.sum()))]
+    if broken := sum(int((~torch.isfinite(one).all(-1)).sum()) for one in unclear):
+        notes.append(f"{broken} px that are not masked are not numbers, and stay so: mask them, too, to fill them.")
     return image, mask, notes
 
 
-def _part(mask: torch.Tensor, fill: str) -> tuple[slice, slice]:
-    """The rows and columns that a fill needs: for carry those of the mask [H, W] and a margin, else all."""
+def known_of(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[H, W] bool: where a picture [H, W, C] holds colours that a fill may take, outside its mask [H, W]."""
+    known = mask == 0.0
+    if not math.isfinite(float(picture.sum())):  # to look at each pixel takes longer than most fills
+        known = known & torch.isfinite(picture).all(-1)
+    # The colours of a fully transparent place mean nothing.
+    return known & (picture[..., 3] > 0.0) if picture.shape[-1] == 4 else known
+
+
+def _part(mask: torch.Tensor, known: torch.Tensor, fill: str) -> tuple[slice, slice]:
+    """The rows and columns that a fill needs: for carry those of the mask [H, W] and a margin, else all.
+
+    All, too, where nothing in that part is `known` [H, W].
+    """
     masked = mask > 0.0
     if fill != CARRY or not bool(masked.any()):
         return slice(None), slice(None)
     top, bottom, left, right = bounds(masked, MARGIN)
     part = slice(top, bottom), slice(left, right)
-    return part if bool((~masked[part]).any()) else (slice(None), slice(None))
+    return part if bool(known[part].any()) else (slice(None), slice(None))
 
 
 def _fitted(mask: torch.Tensor | None, image: torch.Tensor, settings: FillSettings) -> tuple[torch.Tensor, list[str]]:
@@ -143,15 +160,14 @@ def _filled(
     """One picture [H, W, C] with its border (bool [H, W]) and its masked places filled; mask [H, W]."""
     if not bool((mask > 0.0).any()):
         return picture
-    known = (mask == 0.0) & torch.isfinite(picture).all(-1)
-    if picture.shape[-1] == 4:
-        known &= picture[..., 3] > 0.0  # the colours of a fully transparent place mean nothing
+    known = known_of(picture, mask)
     if settings.fill in FROM_OUTSIDE and not bool(known.any()):
+        covered = "the mask covers the whole picture" if not bool((mask == 0.0).any()) else NOTHING_KNOWN
         raise InputError(
-            f"the mask covers the whole picture, and {settings.fill} takes its colours from what is not masked; "
+            f"{covered}, and {settings.fill} takes its colours from what is not masked; "
             "shrink the mask, or choose blur or neutral"
         )
-    colours = torch.nan_to_num(picture[..., :3]).movedim(-1, 0)  # [C, H, W]
+    colours = torch.nan_to_num(picture[..., :3], 0.0, 1.0, 0.0).movedim(-1, 0)  # [C, H, W]
     if bool(border.any()) and (settings.fill == BLUR or settings.amount < 1.0):
         # What there is in the border, before it is filled: the picture, continued.
         colours = torch.where(border, carry(colours, known if bool(known.any()) else ~border), colours)
