@@ -124,10 +124,10 @@ def _diffusers_parts(
             return {name + PEFT_DOWN: tensor}
         return {piece + PEFT_DOWN: tensor.clone() if first else tensor for piece, first, _ in name}
     rank = tensor.shape[1]
-    alpha = float(lora.get(layer + ALPHA, rank))
+    up = tensor.float() * (float(lora.get(layer + ALPHA, rank)) / rank)  # torch multiplies no fp8
     if isinstance(name, str):
-        return {name + PEFT_UP: tensor * (alpha / rank)}
-    return {piece + PEFT_UP: tensor[first : first + rows] * (alpha / rank) for piece, first, rows in name}
+        return {name + PEFT_UP: up}
+    return {piece + PEFT_UP: up[first : first + rows].clone() for piece, first, rows in name}
 
 
 def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -54,7 +54,8 @@ class TimestepRange:
         """
         if self.is_whole:
             return {}
-        low, high = round(self.low * THOUSANDTHS), round(self.high * THOUSANDTHS)
+        low = min(round(self.low * THOUSANDTHS), THOUSANDTHS - 1)
+        high = max(round(self.high * THOUSANDTHS), low + 1)  # to other programs, equal numbers are no timestep at all
         return {
             OWN_KEY: f"{self.low!r},{self.high!r}",
             SPEC_KEY: f"{low},{high}",

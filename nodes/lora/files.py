@@ -62,18 +62,26 @@ def as_file(
     title: the file's name in its metadata. key_format: one of `formats.KEY_FORMATS`. dtype: one of `formats.DTYPES`.
     graph: (prompt, workflow) for the metadata, see `graph_of`. The part of the schedule that it was trained on is what
     the LoRA itself says, else what the run says; without a run the file keeps what the LoRA says of its base and its
-    words. Raises `InputError` for an unknown format or dtype.
+    words. Raises `InputError` for an unknown format or dtype, and for numbers that the dtype cannot hold.
     """
     check_choice("dtype", dtype, list(DTYPES))
     named = lora if isinstance(lora, NamedLora) else None
     names = run.info.names if run else named.layer_names if named else {}
-    tensors = {
-        key: tensor.detach().to("cpu", dtype_in_file(key, dtype), copy=True)
-        for key, tensor in to_format(lora, key_format, names).items()
-    }
+    tensors = {key: _in_file(key, tensor.detach(), dtype) for key, tensor in to_format(lora, key_format, names).items()}
     part = range_in(named.meta) if named else run.info.part if run else WHOLE
     kept = {key: named.meta[key] for key in (*OF_ITS_BASE, OF_ITS_WORDS) if key in named.meta} if named else {}
     return tensors, kept | metadata(lora, run, title, *graph) | part.metadata()
+
+
+def _in_file(key: str, tensor: Tensor, dtype: str) -> Tensor:
+    """A copy of a tensor as it is stored. Raises `InputError` for numbers that fp16 makes infinite."""
+    out = tensor.to("cpu", dtype_in_file(key, dtype), copy=True)
+    if out.dtype == torch.float16 and bool(out.isinf().any()) and not bool(tensor.float().isinf().any()):
+        largest = float(tensor.float().abs().max())
+        raise InputError(
+            f"{key} holds numbers up to {largest:.3g}, and fp16 none above 65504; set dtype to bf16 or fp32"
+        )
+    return out
 
 
 def save_on_the_way(folder: Path, step: int, lora: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)) -> None:

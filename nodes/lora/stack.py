@@ -22,6 +22,7 @@ from .files import read_lora
 from .named_lora import NamedLora
 
 LoraStack = io.Custom("LORA_STACK")
+UNWIRED: list[Any] = []  # the default of the input: some stackers give None, or a list of none, where all is off
 _OFF = {"", "none", NO_FILE.lower()}
 _FORM = 'give a list of (file name, model strength, clip strength), such as ("style.safetensors", 0.8, 0.8)'
 

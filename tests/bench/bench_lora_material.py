@@ -29,7 +29,7 @@ SETTINGS = {
     "learning_rate": 0.001,
     "rank": 8,
     "alpha": 8.0,
-    "warmup_steps": 10,
+    "warmup_steps": min(10, STEPS // 2),
     "ema": 0.95,
     "timestep_sampling": "shifted",
     "loss_weighting": "debiased",

@@ -199,6 +199,29 @@ def test_balance_of_one_lora_twice_is_refused(loras):
     assert balanced(torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64), "AB") == pytest.approx([2 / 3, 2 / 3])
 
 
+def mixture(one, other, share):
+    """A LoRA whose change is one's plus `share` times the other's."""
+    made = compose([Source(one), Source(other, share)]).lora
+    return NamedLora(dict(made), "mixture", {})
+
+
+def test_balance_names_the_loras_that_depend_on_each_other(loras):
+    """C = A + B / 2 has no strengths of its own, though no two of them are one: by linear algebra, G is singular."""
+    third = mixture(loras[0], loras[1], 0.5)
+    with pytest.raises(InputError, match="^A, B, C depend on each other: the change of one is a sum of the others'"):
+        compose(sources([*loras[:2], third]), How(0, "balance"))
+    with pytest.raises(InputError, match="^A and C make the same change, up to a factor .cosine -1.0000"):
+        compose(sources([loras[0], loras[1], loras[0]], [1.0, 1.0, -0.5]), How(0, "balance"))
+
+
+def test_balance_warns_of_factors_far_from_1(loras):
+    """By hand: B = 10 (A + a tenth of another one): both factors are large, and A would go in the wrong way round."""
+    near = mixture(loras[0], loras[1], 0.1)
+    report = compose(sources([loras[0], near], [1.0, 10.0]), How(0, "balance")).report
+    assert "The factors of A, B are far from 1" in report
+    assert "far from 1" not in compose(sources(loras), How(0, "balance")).report
+
+
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,10 +5,14 @@ The oracle is arithmetic: base + up @ down, in float64.
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from bespoke.nodes.lora.composition.compose import compose
+from bespoke.nodes.lora.composition.methods import How
+from bespoke.nodes.lora.composition.source import Source
 from bespoke.nodes.lora.extraction.extract import extract
 from bespoke.nodes.lora.extraction.request import Request
 from bespoke.training.errors import InputError
@@ -57,7 +61,7 @@ def deltas(lora, prefix=""):
     for layer, parts in layers_of(lora).items():
         if ".lora_up.weight" in parts:
             up, down = (parts[f".lora_{side}.weight"].double() for side in ("up", "down"))
-            flat = up.flatten(1) @ down.flatten(1) * float(parts[".alpha"]) / down.shape[0]
+            flat = up.flatten(1) @ down.flatten(1) * float(parts.get(".alpha", len(down))) / len(down)
             out[layer.removeprefix(prefix) + ".weight"] = flat.reshape(len(up), -1, *down.shape[2:]).squeeze()
     return out
 
@@ -248,6 +252,47 @@ def test_energy_keeps_the_share_in_every_layer(base):
         squares = torch.linalg.svdvals(change[f"{layer}.weight"].flatten(1)) ** 2
         least = int((squares.cumsum(0) < 0.8 * squares.sum()).sum()) + 1
         assert parts[".lora_down.weight"].shape[0] == least
+
+
+@pytest.mark.parametrize(("energy", "rank"), [(0.999998, 1), (0.999999, 2), (1.0, 3)])
+def test_an_energy_next_to_1_is_kept(energy, rank):
+    """By hand: the squared singular values are .9999982, .000001 and .0000008 of all."""
+    from bespoke.nodes.lora.composition.ranks import rank_by
+    from bespoke.nodes.lora.extraction.decompose import Size, nearest
+
+    values = torch.tensor([0.9999982, 1e-6, 8e-7], dtype=torch.float64).sqrt()
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(40, 3, generator=generator).double())[0] for _ in range(2))
+    found = nearest((left * values @ right.t()).float(), Size(1, energy))
+    assert found.factors.rank == rank
+    assert found.lost <= (1 - energy + 1e-8) * found.total
+    assert rank_by(values, energy, "energy") == rank  # Compose LoRAs means the same
+
+
+def test_a_sum_of_extracted_loras_knows_their_names(run_node, extracted, base):
+    """Save LoRA in all three formats of one extraction composed with another: at half strength each, the extraction
+    itself, as Inject LoRA applies the files."""
+    half = run_node(
+        "BespokeComposeLoras", loras={"lora0": extracted[0], "lora1": extracted[0]}, strengths="0.5\n0.5", rank=RANK
+    )[0]
+    wanted = deltas(extracted[0])
+    import folder_paths
+    from bespoke.nodes.lora.files import read_lora
+    from bespoke.nodes.lora.injection.request import Request as Injected
+    from bespoke.nodes.lora.injection.scoped import scoped_lora
+
+    for form in ("kohya", "diffusers", "comfy"):
+        name = run_node("BespokeSaveLora", lora=half, filename_prefix=f"half-{form}", key_format=form, dtype="fp32")[0]
+        read = read_lora(Path(folder_paths.get_full_path("loras", name)))
+        scoped, _ = scoped_lora(base, None, read, Injected())
+        assert relative_error(deltas(scoped), wanted) < 1e-5, form
+
+
+@pytest.mark.parametrize("method", ["sum", "ties", "dare", "balance"])
+def test_an_extraction_goes_through_every_method(extracted, method):
+    """By definition: of one LoRA alone and all of its numbers kept, each method gives the LoRA back."""
+    made = compose([Source(extracted[0])], How(0, method, density=1.0)).lora
+    assert relative_error(deltas(made), deltas(extracted[0])) < 1e-5
 
 
 def test_the_report_names_the_ranks_that_would_keep_more(run_node, base, changes):

@@ -107,6 +107,25 @@ def test_names_of_two_programs_are_one_layer(layers):
     assert found.cosine() == pytest.approx(1.0)
 
 
+def test_both_spellings_of_a_layer_count(layers):
+    """A file that has each layer under kohya's and under ComfyUI's name is the sum of both, by the whole changes."""
+    one, other = (tiny.random_lora(layers, 2, seed=seed) for seed in (1, 2))
+    both = dict(one)
+    for key, tensor in other.items():
+        layer, _, part = key.removeprefix("diffusion_model.").partition(".lora_")
+        layer, part = (layer, f".lora_{part}") if part else (layer.removesuffix(".alpha"), ".alpha")
+        both[f"lora_unet_{layer.replace('.', '_')}{part}"] = tensor
+    first, second = whole(one), whole(other)
+    product = sum(float((first[name] * (first[name] + second[name])).sum()) for name in first)
+    norms = [
+        sum(float(change.square().sum()) for change in some)
+        for some in (first.values(), (first[name] + second[name] for name in first))
+    ]
+    found = compare(named(one), named(both))
+    assert found.cosine() == pytest.approx(product / math.sqrt(norms[0] * norms[1]), abs=1e-5)
+    assert abs(found.cosine() - 1 / math.sqrt(2)) < 0.1
+
+
 def test_the_node_shows_both(run_node, layers):
     one = named(tiny.random_lora(layers, 4, seed=1), "first", ss_session_id="12", ss_seed="3", ss_lr="1")
     other = named(tiny.random_lora(layers, 8, seed=2), "second", ss_session_id="12", ss_seed="4", ss_lr="1")

@@ -279,6 +279,83 @@ def test_each_picture_of_a_batch_has_its_mask(run_node):
         out(masked(run_node, model, lora, torch.ones(3, 8, 8)))
 
 
+def test_more_masks_than_pictures_are_refused_with_two_prompts_in_a_call():
+    """ComfyUI's calls of two pictures: four latents where both prompts fit into memory, and two calls of two where not.
+    By that, four masks for two pictures are refused in both, and two masks are each picture's own in both."""
+    network = tiny.patcher(tiny.SMALLEST).model.diffusion_model
+    x, text = torch.zeros(4, 4, 8, 8), torch.zeros(4, 7, tiny.CONTEXT)
+    masks = torch.stack([torch.full((8, 8), value) for value in (0.1, 0.2, 0.3, 0.4)])
+    region = Region(masks, layout_of(network), network)
+    region.begin(x, text)  # four pictures with one prompt
+    with pytest.raises(ValueError, match="mask has 4 pictures, and the model is called with 4 latents for 2 pictures"):
+        region.begin(x, text, prompts=2)
+    with pytest.raises(ValueError, match="mask has 4 pictures, and the model is called with 2 latents; give one"):
+        region.begin(x[:2], text[:2])
+    two = Region(masks[:2], layout_of(network), network)
+    for batch, prompts in ((4, 2), (2, 1)):
+        two.begin(x[:batch], text[:batch], prompts)
+        found = two.where("out.2", Site.PICTURE, torch.zeros(batch, 3, 8, 8))[:, 0, 0, 0]
+        assert found.tolist() == pytest.approx([0.1, 0.2] * prompts)
+
+
+def test_the_sampler_refuses_more_masks_than_pictures(run_node):
+    """With both prompts in one call, which has as many latents as there are masks here: core's own sampling."""
+
+    model = tiny.patcher(tiny.SMALLEST)
+    masks = torch.rand(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    patched = masked(run_node, model, tiny.random_lora(tiny.linear_layers(model), 2), masks)
+    latent = {"samples": torch.zeros(2, 4, 8, 8)}
+    cond = [[torch.zeros(1, 7, tiny.CONTEXT), {}]]
+    with pytest.raises(ValueError, match="mask has 4 pictures, and the model is called with 4 latents for 2 pictures"):
+        run_node(
+            "KSampler", model=patched, seed=0, steps=1, cfg=2.0, sampler_name="euler", scheduler="normal",
+            positive=cond, negative=cond, latent_image=latent, denoise=1.0,
+        )  # fmt: skip
+
+
+def test_a_reference_picture_before_the_videos_tokens():
+    """By hand, from Wan's forward: `ref_conv` makes a token of each 2 x 2 of the reference's latents, and they are put
+    before the video's; none of them is in the picture."""
+    network = families.made("wan")[0].model.diffusion_model
+    mask = torch.zeros(1, 4, 4)
+    mask[..., :2] = 1.0
+    region = Region(mask, layout_of(network), network)
+    region.begin(torch.zeros(1, 16, 2, 4, 4), None, reference=torch.zeros(1, 16, 4, 4))
+    found = region.where("blocks.0.ffn.0", Site.PICTURE, torch.zeros(1, 4 + 2 * 4, 5))
+    assert found[0, :, 0].tolist() == [0.0] * 4 + [1.0, 0.0] * 4
+    region.begin(torch.zeros(1, 16, 2, 4, 4), None)  # the next call has none
+    assert region.where("blocks.0.ffn.0", Site.PICTURE, torch.zeros(1, 8, 5))[0, :, 0].tolist() == [1.0, 0.0] * 4
+
+
+def test_reference_pictures_before_the_pictures_tokens():
+    """By hand, from Lumina's forward: the tokens of the references stand before the picture's, also in the layers that
+    refine pictures alone, and each is padded to a multiple of 32 where the model has one."""
+    network = families.made("z_image")[0].model.diffusion_model
+    multiple = network.pad_tokens_multiple
+    assert multiple
+    mask = torch.zeros(1, 4, 4)
+    mask[..., :2] = 1.0
+    region = Region(mask, layout_of(network), network)
+    region.begin(torch.zeros(1, 16, 8, 8), torch.zeros(1, 5, 8))
+    cells = 4 * 4
+    wanted = [0.0] * multiple + [1.0, 1.0, 0.0, 0.0] * 4 + [0.0] * (multiple - cells)
+    for name, site in (("noise_refiner.0.feed_forward.w1", Site.PICTURE), ("layers.0.feed_forward.w1", Site.JOINT)):
+        assert region.where(name, site, torch.zeros(1, 2 * multiple, 3))[0, :, 0].tolist() == wanted
+    plain = region.where("x_embedder", Site.PICTURE, torch.zeros(1, cells, 3))
+    assert plain[0, :, 0].tolist() == [1.0, 1.0, 0.0, 0.0] * 4
+
+
+@pytest.mark.parametrize("dials", [{"strength_model": 0.0}, {"blocks": "mid:0"}, {"blocks": "in.0"}])
+def test_a_strength_of_0_under_a_mask_is_the_base(run_node, dials):
+    """As without a mask: bit for bit the base, and the report says that nothing is left."""
+    model = tiny.patcher(tiny.SMALLEST)
+    lora = tiny.random_lora(tiny.linear_layers(model), 2)
+    given = ONE | {"model": model, "lora": lora, "mask": left_half()} | dials
+    patched, _, report, _, _ = run_node("BespokeInjectLora", **given)
+    assert torch.equal(tiny.predict(patched), tiny.predict(model))
+    assert "Nothing is applied: with these strengths and blocks nothing of the LoRA is left." in report
+
+
 def test_frames_of_a_video():
     """By hand: Wan's first latent is the first frame, every further one four frames."""
     models = families.made("wan")
@@ -402,6 +479,11 @@ def test_a_lora_of_time_alone_and_an_unknown_class_are_refused(run_node):
     shape = tuple(model.model.diffusion_model.time_embed[0].weight.shape)
     with pytest.raises(ValueError, match="nothing of .* has a place in the picture"):
         masked(run_node, model, tiny.random_lora({"time_embed.0": shape}, 2), left_half())
+
+    models = families.made("sd15")
+    text = {key: tensor for key, tensor in lora_of(models).items() if key.startswith("text_encoders")}
+    with pytest.raises(ValueError, match="adapts the text encoder only, and a prompt is encoded for the whole picture"):
+        run_node("BespokeInjectLora", **ONE, model=models[0], clip=models[1], lora=text, mask=left_half())
 
     class Other(torch.nn.Module):
         pass

@@ -246,3 +246,72 @@ def test_a_strength_of_0_leaves_nothing(run_node):
     *_, report, _, scoped = run_node("BespokeInjectLora", **ONE | {"strength_model": 0.0}, model=model, lora=lora)
     assert scoped == {}
     assert "The lora output is empty" in report
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_range_of_one_level_stays_one(flow, start, end):
+    """Timing with the dials is the oracle at its own level of noise; elsewhere the LoRA does not act."""
+    from bespoke.nodes.lora.injection.part import limited_to_part
+    from bespoke.nodes.lora.injection.scoped import part_of_timing
+    from bespoke.nodes.lora.injection.timing import Timing
+
+    model = tiny.patcher(tiny.SMALLEST, flow=flow)
+    sampling = model.model.model_sampling
+    part = part_of_timing(Timing(start, end), model)
+    read = limited_to_part(Timing(), model, NamedLora({}, "a", part.metadata()))[0]
+    assert not read.always
+    at = min(float(sampling.percent_to_sigma(start)), float(sampling.sigma_max))
+    at = torch.tensor(at, dtype=torch.float32).item()
+    assert read.strength(at, sampling) == 1.0
+    far = float(sampling.percent_to_sigma(0.75 if start < 0.75 else 0.25))
+    assert read.strength(far, sampling) == 0.0
+    low, high = map(int, part.metadata()["modelspec.timestep_range"].split(","))
+    assert 0 <= low < high <= 1000  # other programs draw from low <= timestep < high
+
+
+def test_numbers_beyond_half_precision_are_named(run_node):
+    """fp16 ends at 65504: what is above would be infinite in the file, and every picture black."""
+    model = tiny.patcher(tiny.SMALLEST)
+    lora = tiny.random_lora(tiny.linear_layers(model), 2)
+    name = next(key for key in lora if key.endswith("lora_up.weight"))
+    *_, scoped = run_node(
+        "BespokeInjectLora", **ONE, model=model, lora=lora | {name: 7e4 * torch.ones_like(lora[name])}
+    )
+    with pytest.raises(ValueError, match="holds numbers up to 7e.04, and fp16 none above 65504; set dtype to bf16 or"):
+        run_node("BespokeSaveLora", lora=scoped, filename_prefix="test/large", dtype="fp16")
+    assert run_node("BespokeSaveLora", lora=scoped, filename_prefix="test/large", dtype="bf16")
+
+
+@pytest.mark.parametrize("mode", ["merge", "bypass", "mask"])
+def test_a_file_of_fp8_numbers_is_the_lora_of_these_numbers(run_node, mode):
+    """The same numbers in fp32 are the oracle, in each way of applying them and in every format of the lora output."""
+    models = families.made("flux")
+    eighth = {
+        key: tensor.to(torch.float8_e4m3fn) if tensor.ndim else tensor
+        for key, tensor in lora_of(models, text=False).items()
+    }
+    given = ONE | {"model": models[0], "query": 0.5, "strength_model": 0.75, "mode": mode}
+    if mode == "mask":
+        given |= {"mode": "bypass", "mask": torch.ones(1, 8, 8)}
+    found, wanted = (
+        run_node("BespokeInjectLora", **given, lora=lora)
+        for lora in (eighth, {key: tensor.float() for key, tensor in eighth.items()})
+    )
+    plain, expected = (predict(models, at)[0] for at in (models[0], wanted[0]))
+    assert max_difference(expected, plain) > 1e-3
+    assert max_difference(predict(models, found[0])[0], expected) < 1e-5 * max_difference(expected, plain)
+    import folder_paths
+    from safetensors.torch import load_file
+
+    whole = run_node("BespokeInjectLora", **ONE, model=models[0], lora=eighth)[4]
+    for form in ("kohya", "diffusers", "comfy"):
+        files = []
+        for lora in (
+            whole,
+            NamedLora({k: t.float() for k, t in whole.items()}, "a", {}, layer_names=whole.layer_names),
+        ):
+            name, *_ = run_node("BespokeSaveLora", lora=lora, filename_prefix="test/fp8", key_format=form, dtype="fp32")
+            files.append(load_file(folder_paths.get_full_path("loras", name)))
+        assert files[0].keys() == files[1].keys()
+        assert all(torch.equal(tensor, files[1][key]) for key, tensor in files[0].items())

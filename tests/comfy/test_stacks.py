@@ -101,12 +101,87 @@ def test_the_nodes_own_lora_comes_first_and_its_strengths_count_for_all(run_node
     assert both[2].index("one.safetensors") < both[2].index("two.safetensors")
 
 
-def test_none_and_an_empty_stack_are_no_stack(run_node, model, files):
-    for stack in (None, [], [("None", 1.0, 1.0)]):
-        with pytest.raises(ValueError, match="no LoRA is chosen"):
-            run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora_stack=stack)
-        with pytest.raises(ValueError, match="no LoRA is wired in"):
-            run_node("BespokeComposeLoras", lora_stack=stack)
+OFF = (None, [], [("None", 1.0, 1.0)])
+
+
+@pytest.mark.parametrize("stack", OFF)
+def test_a_stack_with_all_loras_off_changes_nothing(run_node, model, clip, stack):
+    """As the packs' own loaders: model and clip go through. Easy-Use's stacker gives None where it is off."""
+    given = dict(model=model, clip=clip, lora_name="none", strength_model=1.0)
+    ours = run_node("BespokeInjectLora", **given, lora_stack=stack)
+    assert ours[0] is model
+    assert ours[1] is clip
+    assert "lora_stack has no LoRA that is on" in ours[2]
+    assert ours[4] == {}
+    with pytest.raises(ValueError, match="no LoRA is chosen"):
+        run_node("BespokeInjectLora", **given)
+    with pytest.raises(ValueError, match="no LoRA is wired in"):
+        run_node("BespokeComposeLoras", lora_stack=stack)
+
+
+def test_strengths_of_0_in_a_stack_and_beside_one(run_node, files):
+    """A sum of nothing is refused, wherever the zeros stand; LoRAs beside them are summed."""
+    off, on = [("stacks/one", 0.0, 0.0)], [("stacks/one", 0.5, 0.0)]
+    with pytest.raises(ValueError, match="all strengths are 0"):
+        run_node("BespokeComposeLoras", lora_stack=off)
+    alone = run_node("BespokeComposeLoras", lora_stack=on)[0]
+    both = run_node("BespokeComposeLoras", loras={"lora0": files[1]}, strengths="0", lora_stack=on)[0]
+    assert both.keys() == alone.keys()
+    assert all(torch.equal(both[key], alone[key]) for key in alone)
+
+
+def test_a_file_of_a_stack_that_changes_is_read_again(comfyui, files):
+    """Its name comes over the wire: any change in the loras folder is another stamp, none without a stack."""
+    from bespoke.nodes.lora.composition.node import ComposeLoras
+    from bespoke.nodes.lora.injection.node import InjectLora
+
+    def stamps():
+        given = {"lora_stack": None}  # what ComfyUI gives for a wire
+        return [
+            InjectLora.fingerprint_inputs(lora_name="none", **given),
+            ComposeLoras.fingerprint_inputs(**given),
+            InjectLora.fingerprint_inputs(lora_name="none"),
+            ComposeLoras.fingerprint_inputs(strengths=""),
+        ]
+
+    before = stamps()
+    safetensors.torch.save_file(files[0], comfyui / "models" / "loras" / "stacks" / "later.safetensors")
+    after = stamps()
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True, True]
+
+
+def test_parts_of_the_schedule_that_differ_are_named(run_node, comfyui, model, files):
+    """One file is for the noisy half, the other for all: their sum acts everywhere, and the report says so."""
+    meta = {"modelspec.timestep_range": "500,1000"}
+    safetensors.torch.save_file(files[0], comfyui / "models" / "loras" / "stacks" / "noisy.safetensors", meta)
+    stack = [("stacks/noisy", 1.0, 1.0), ("stacks/two", 1.0, 1.0)]
+    given = dict(model=model, lora_name="none", strength_model=1.0)
+    *_, report, _, lora = run_node("BespokeInjectLora", **given, lora_stack=stack)
+    assert "They are for different parts of the schedule, which one file cannot hold" in report
+    assert "bespoke.timestep_range" not in lora.meta
+    *_, report, _, lora = run_node("BespokeInjectLora", **given, lora_stack=[stack[0], stack[0]])
+    assert "different parts" not in report
+    assert lora.meta["modelspec.timestep_range"] == "500,1000"
+
+
+def test_two_hundred_entries(run_node, model, files):
+    """By hand: 200 times a hundredth and twice 0 is the LoRA at 2."""
+    stack = [("stacks/one", 0.01, 0.0)] * 200 + [("stacks/two", 0.0, 0.0)] * 2
+    many = run_node("BespokeInjectLora", model=model, lora_name="none", strength_model=1.0, lora_stack=stack)[0]
+    once = run_node("BespokeInjectLora", model=model, lora_name="stacks/one.safetensors", strength_model=2.0)[0]
+    bare, wanted = tiny.predict(model), tiny.predict(once)
+    assert max_difference(tiny.predict(many), wanted) < 1e-3 * max_difference(wanted, bare)
+
+
+def test_absolute_paths_stay_in_the_loras_folder(run_node, comfyui, model, files, tmp_path):
+    inside = comfyui / "models" / "loras" / "stacks" / "one.safetensors"
+    given = dict(model=model, lora_name="none", strength_model=1.0)
+    assert run_node("BespokeInjectLora", **given, lora_stack=[(str(inside), 1.0, 1.0)])[0].patches
+    outside = tmp_path / "outside.safetensors"
+    safetensors.torch.save_file(files[0], outside)
+    for name in (str(outside), os.path.relpath(outside, inside.parent.parent), f"stacks/../../{outside}"):
+        with pytest.raises(ValueError, match="is not in ComfyUI's loras folder"):
+            run_node("BespokeInjectLora", **given, lora_stack=[(name, 1.0, 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -142,6 +217,8 @@ def test_a_stack_of_a_runs_files(run_node, comfyui, model, files):
     assert stack == [*before, (last, 0.7, 1.0)]
     assert before == [("stacks/one.safetensors", 0.8, 0.5)]
     assert report.splitlines()[1].endswith("step000100.safetensors: model 0.7, text encoder 1.")
+    with pytest.raises(ValueError, match="^Bespoke LoRA Stack from Run: lora_stack is of the kind int"):
+        run_node("BespokeLoraStackFromRun", run=run, lora_stack=3)
     assert run_node("BespokeLoraStackFromRun", run=run, step=20)[0][0][0].endswith("step000020.safetensors")
     with pytest.raises(ValueError, match="step is 30, and the run saved files at 20, 100"):
         run_node("BespokeLoraStackFromRun", run=run, step=30)

@@ -60,7 +60,7 @@ RUNTIME_STATE: Mapping[str, frozenset[str]] = {
     "SDClipModel": frozenset({"layer", "layer_idx", "return_projected_pooled", "execution_device", "can_assign_sd"}),
     # This pack's path beside the weights (nodes/lora/injection/): where it is injected now, and the present call.
     "BaseInjection": frozenset({"owner", "undo"}),
-    "Region": frozenset({"latent", "batch", "text", "cells", "_made"}),
+    "Region": frozenset({"latent", "text", "before", "cells", "_made"}),
     # comfy.ops: how weights are brought to the device.
     "CastWeightBiasOp": frozenset(
         {"comfy_cast_weights", "prev_comfy_cast_weights", "weight_function", "bias_function", "comfy_patched_weights"}

@@ -16,13 +16,14 @@ from ....training.errors import InputError
 from ....training.formats import OF_ITS_BASE, OF_ITS_WORDS, trigger_words
 from ....training.layer_names.blocks import place
 from ....training.layer_names.dialects import flat_name
-from ....training.layer_names.parts import ALPHA, DIFF, DIFF_BIAS, DOWN, NORM_BIAS, NORM_WEIGHT, UP, adapts, layers_of
+from ....training.layer_names.parts import DIFF, DIFF_BIAS, NORM_BIAS, NORM_WEIGHT, adapts, layers_of
 from ....training.layer_names.spelling import common_name
 from ....training.timestep_range import common_range, range_in
 from ...bridge.models.names import unet_names
 from ..fit import check_same_shape
 from ..kinds import factors
 from ..kinds.kind import Parts
+from ..kinds.lora import parts_of
 from ..lowrank import Factors, add, from_matrix, inner_products, truncate
 from ..named_lora import NamedLora
 from .methods import How, balanced, dare, ties
@@ -61,8 +62,6 @@ def parse_strengths(text: str, count: int) -> list[float]:
             out.append(math.nan)
         if not math.isfinite(out[-1]):
             raise InputError(f"strengths has {word.strip()!r}; write a number, such as 0.8")
-    if not any(out):
-        raise InputError("all strengths are 0, so that nothing would be left; give one of them another number")
     return out
 
 
@@ -137,6 +136,8 @@ def compose(sources: Sequence[Source], how: How | None = None) -> Composition:
     """
     if not sources:
         raise InputError("no LoRA is wired in; wire in two or more")
+    if not any(source.strength or source.text_strength for source in sources):
+        raise InputError("all strengths are 0, so that nothing would be left; give one of them another number")
     how = how or How()
     terms, loras = _gather(sources), [source.lora for source in sources]
     names = tuple(ascii_uppercase[i] if len(loras) <= 26 else f"L{i + 1}" for i in range(len(loras)))
@@ -152,11 +153,13 @@ def compose(sources: Sequence[Source], how: How | None = None) -> Composition:
         delta, found = _combined(name, deltas, sums[name], how)
         if found is not None:
             kept[name] = Kept(delta.rank, found)
-        out |= _tensors(terms.titles[name], delta)
+        out |= parts_of(terms.titles[name], delta)
     ranks = {name: sum(term.delta.rank for term in deltas) for name, deltas in terms.deltas.items()}
     reduction = Reduction(how, ranks, kept, sum(tensor.numel() for tensor in out.values()))
     words = report(sources, names, overlap, reduction, by)
-    return Composition(NamedLora(out, " + ".join(lora.name for lora in loras), _meta(loras)), words, overlap, names)
+    of_files = {layer: forms for lora in reversed(loras) for layer, forms in lora.layer_names.items()}
+    made = NamedLora(out, " + ".join(lora.name for lora in loras), _meta(loras), layer_names=of_files)
+    return Composition(made, words, overlap, names)
 
 
 def _combined(name: str, terms: Sequence[_Term], whole: Factors, how: How) -> tuple[Factors, Tensor | None]:
@@ -204,19 +207,6 @@ def _products(
         at = place(name)
         out[at] = out[at] + here if at in out else here
     return out
-
-
-def _tensors(layer: str, delta: Factors) -> dict[str, Tensor]:
-    up, down = delta.up, delta.down
-    if delta.kernel:
-        up = up.reshape(*up.shape, *[1] * len(delta.kernel))
-        down = down.reshape(len(down), -1, *delta.kernel)
-    # alpha = rank: the factors' product as it is, and no loader has to guess.
-    return {
-        layer + UP: up.contiguous(),
-        layer + DOWN: down.contiguous(),
-        layer + ALPHA: torch.tensor(float(delta.rank)),
-    }
 
 
 def _meta(loras: Sequence[NamedLora]) -> dict[str, str]:

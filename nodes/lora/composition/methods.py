@@ -107,8 +107,8 @@ def balanced(products: Tensor, names: Sequence[str]) -> list[float]:
     """Factors c with which each LoRA keeps its own effect in the sum: <sum c_j D_j, D_i> = <D_i, D_i> for every i.
 
     products: the Gram matrix G of the changes D, [n, n], strengths included; c solves G c = diag(G). A LoRA that
-    changes nothing keeps 1. Raises `InputError` where two LoRAs are one in all but the strength: no factors give both
-    back.
+    changes nothing keeps 1. Raises `InputError` where two LoRAs are one in all but the strength, or one is a sum of
+    others: no factors give all of them back.
     """
     own = products.diagonal()
     factors = torch.ones(len(own), dtype=torch.float64)
@@ -116,21 +116,28 @@ def balanced(products: Tensor, names: Sequence[str]) -> list[float]:
     scale = own[there].sqrt()
     cosines = products[there][:, there].double() / (scale[:, None] * scale[None, :])
     if len(there) and float(torch.linalg.cond(cosines)) > MOST_CONDITION:
-        i, j = _nearest(cosines)
-        pair = f"{names[int(there[i])]} and {names[int(there[j])]}"
-        raise InputError(
-            f"{pair} make the same change, up to a factor (cosine {float(cosines[i, j]):.4f}), so no strengths give "
-            "both their own effect; leave one of them out, or set method to sum"
-        )
+        raise InputError(_dependent(cosines, [names[int(i)] for i in there]))
     if len(there):
         factors[there] = torch.linalg.solve(cosines, scale) / scale
     return factors.tolist()
 
 
-def _nearest(cosines: Tensor) -> tuple[int, int]:
-    apart = (cosines - torch.eye(len(cosines), dtype=cosines.dtype)).abs()
-    at = int(apart.triu().argmax())
-    return at // len(cosines), at % len(cosines)
+def _dependent(cosines: Tensor, names: Sequence[str]) -> str:
+    """Which LoRAs no factors give back, in words: two that are one, or those that a mixture of which is next to 0."""
+    mixture = torch.linalg.eigh(cosines)[1][:, 0].abs()  # of the least eigenvalue
+    some = [i for i, share in enumerate(mixture.tolist()) if share > 0.01]
+    mend = "leave one of them out, or set method to sum"
+    if len(some) == 2:
+        i, j = some
+        return (
+            f"{names[i]} and {names[j]} make the same change, up to a factor (cosine {float(cosines[i, j]):.4f}), so "
+            f"no strengths give both their own effect; {mend}"
+        )
+    listed = ", ".join(names[i] for i in some)
+    return (
+        f"{listed} depend on each other: the change of one is a sum of the others' changes, up to factors, so no "
+        f"strengths give each its own effect; {mend}"
+    )
 
 
 def own_effects(products: Tensor, factors: Sequence[float]) -> list[float]:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ....training.errors import InputError
 from ...bridge.drawing.image import tensor_of
 from ...bridge.errors import name_node_in_errors
+from ...bridge.files.listing import NO_FILE, stamp_of_choice
 from ...bridge.types import grown_values
 from ..files import as_named_lora
 from ..stack import read_stack, stack_input
@@ -141,6 +142,11 @@ class ComposeLoras(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        # Which files a stack names is known only when the node runs: any change in the loras folder counts.
+        return stamp_of_choice("loras", NO_FILE, "lora_stack" in inputs)
 
     @classmethod
     @name_node_in_errors

@@ -17,6 +17,7 @@ from .methods import How, own_effects
 from .overlap import Overlap
 from .source import Source
 
+FAR = 4.0  # a factor of balance above which, or below its inverse, the report warns
 FEW, MUCH = 0.1, 0.3  # |cosine| below which LoRAs hardly meet, and from which they do a lot
 
 
@@ -78,10 +79,17 @@ def _method_lines(how: How, overlap: Overlap, names: Sequence[str], balance: Seq
     each = ", ".join(
         f"{name} {effect:.2f}" for name, effect in zip(names, before, strict=True) if not math.isnan(effect)
     )
-    return [
+    lines = [
         "Balance: each LoRA has its own effect in the sum, 1 times its change at its strength (in a plain sum: "
         f"{each})."
     ]
+    odd = [name for name, factor in zip(names, balance, strict=True) if not 1 / FAR <= factor <= FAR]
+    if odd:
+        lines.append(
+            f"The factors of {', '.join(odd)} are far from 1: their change is mostly that of the others, or its "
+            "opposite, and the picture may fall apart. Set method to sum, or leave one out."
+        )
+    return lines
 
 
 def _rank_lines(reduction: Reduction) -> list[str]:

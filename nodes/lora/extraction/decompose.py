@@ -87,7 +87,8 @@ def squared_norm(tensor: Tensor) -> float:
 def rank_for(squares: Tensor, share: float, total: float) -> int | None:
     """The least rank that holds a share of the energy; None where the known singular values do not hold it."""
     held = squares.cumsum(0)
-    enough = held >= share * total * (1 - 1e-6)  # what float32 rounds
+    slack = min(1e-6, 0.01 * (1 - share)) + 1e-12  # what is rounded, and little beside what may be left out
+    enough = held >= (share - slack) * total
     return int(enough.nonzero()[0, 0]) + 1 if bool(enough.any()) else None
 
 

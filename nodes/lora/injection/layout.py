@@ -30,8 +30,9 @@ class Site(Enum):
 class Layout:
     """The layers of a family by their site: regular expressions over their names without `diffusion_model.`.
 
-    feature_maps: whether the layers work at several resolutions (a U-Net). from_end: whether the cells end a joint
-    sequence, padded to a multiple of the model's `pad_tokens_multiple`; else they follow the prompt's tokens.
+    feature_maps: whether the layers work at several resolutions (a U-Net). from_end: whether the cells end each
+    sequence, padded to a multiple of the model's `pad_tokens_multiple`; else they begin it, and follow the prompt's
+    tokens in a joint one.
     """
 
     picture: str

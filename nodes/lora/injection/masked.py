@@ -19,10 +19,11 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ....training.errors import InputError
-from ....training.layer_names.parts import SET_WEIGHT, WHOLE_BIAS, layers_of
+from ....training.layer_names.parts import DOWN, SET_WEIGHT, UP, WHOLE_BIAS, layers_of
 from ....training.layer_names.spelling import COMFY_PREFIX
 from .. import kinds
 from ..kinds.kind import Parts
+from ..kinds.lora import parts_of
 from ..lowrank import Factors
 from ..match import describe_unmatched
 from ..named_lora import NamedLora
@@ -73,15 +74,21 @@ def inject_masked(model: Any, clip: Any, lora: NamedLora, request: Request, mask
             continue
         whole = scaled_rows(_two_factors(patch, parts[patch.layer], module), strength.rows)
         found.append(_Masked(strength.value, whole, site))
-    if not found:
+    if elsewhere and not found:
         raise InputError(
             f"nothing of {lora.name} has a place in the picture ({listed(elsewhere, 3)}), so mask cannot limit it; "
             "leave mask unwired"
         )
+    if not placed.found.model:
+        raise InputError(
+            f"{lora.name} adapts the text encoder only, and a prompt is encoded for the whole picture, so mask cannot "
+            "limit it; leave mask unwired"
+        )
     new_model = model.clone()
     new_model.is_injected = False
-    region = Region(mask, layout, new_model.model.diffusion_model)
-    add_injection(new_model, _MaskedInjection(found, request.timing, region))
+    if found:  # else all strengths are 0
+        region = Region(mask, layout, new_model.model.diffusion_model)
+        add_injection(new_model, _MaskedInjection(found, request.timing, region))
     report = _report(found, elsewhere, len(placed.found.clip) or len(placed.found.no_clip), request.timing)
     layers = (layer_of(patch) for patch in placed.found.model)
     report += [f"Blocks: {line}." for line in request.scope.matched(layers, placed.unet_config)]
@@ -93,6 +100,8 @@ def _report(found: Sequence[_Masked], elsewhere: Sequence[str], text: int, timin
     """text: the number of the text encoder's layers."""
     keys = sum(one.site is Site.KEYS for one in found)
     lines = [f"Applied to {len(found)} layers under the mask, beside the weights."]
+    if not found:
+        lines = ["Nothing is applied: with these strengths and blocks nothing of the LoRA is left."]
     if not timing.always:
         lines.append(f"Acts {timing.describe()}.")
     if keys:
@@ -156,11 +165,9 @@ def _padded(delta: Factors, patch: Patch, module: Any) -> Factors:
 
 
 def _adapter(delta: Factors, patch: Patch) -> LoRAAdapter:
-    up, down = delta.up, delta.down
-    if delta.kernel:
-        up = up.reshape(*up.shape, *[1] * len(delta.kernel))
-        down = down.reshape(len(down), -1, *delta.kernel)
-    return LoRAAdapter(getattr(patch.adapter, "loaded_keys", set()), (up, down, None, None, None, None))
+    parts = parts_of("", delta)
+    keys = getattr(patch.adapter, "loaded_keys", set())
+    return LoRAAdapter(keys, (parts[UP], parts[DOWN], None, None, None, None))
 
 
 class _MaskedInjection(BaseInjection):
@@ -212,9 +219,12 @@ class _MaskedInjection(BaseInjection):
             undo.append(base.diffusion_model.register_forward_pre_hook(_refuse_replaced, with_kwargs=True).remove)
 
 
-def _begin(region: Region, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+def _begin(region: Region, module: nn.Module, args: tuple, kwargs: dict) -> None:
     """A forward pre-hook of the diffusion model: forward(x, timesteps, context, ...)."""
-    region.begin(args[0] if args else kwargs["x"], args[2] if len(args) > 2 else kwargs.get("context"))
+    prompts = len((kwargs.get("transformer_options") or {}).get("cond_or_uncond") or (0,))
+    reference = kwargs.get("reference_latent") if getattr(module, "ref_conv", None) is not None else None
+    x, context = args[0] if args else kwargs["x"], args[2] if len(args) > 2 else kwargs.get("context")
+    region.begin(x, context, prompts, reference)
 
 
 def _refuse_replaced(_module: nn.Module, _args: tuple, kwargs: dict) -> None:

@@ -12,7 +12,7 @@ from ...bridge.files.listing import stamp_of_choice
 from ...bridge.running_prompt import is_wired
 from ..file_input import is_chosen, lora_choices, name_input, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
-from ..stack import read_stack, stack_input
+from ..stack import UNWIRED, read_stack, stack_input
 from .request import MODES, STRENGTH, Request
 from .scope import Scope, parse_blocks
 from .several import inject_all, scoped_sum
@@ -238,7 +238,7 @@ class InjectLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name, **inputs):
-        stamp = stamp_of_choice("loras", lora_name, "name" in inputs)
+        stamp = stamp_of_choice("loras", lora_name, not inputs.keys().isdisjoint(("name", "lora_stack")))
         # With or without the lora output: what was made for the one is not handed on for the other.
         return f"{stamp}:lora" if is_wired(LORA_SLOT) else stamp
 
@@ -264,15 +264,15 @@ class InjectLora(io.ComfyNode):
         partial=False,
         name=None,
         use_range=True,
-        lora_stack=None,
+        lora_stack=UNWIRED,
         mask=None,
     ) -> io.NodeOutput:
         scope = Scope({"query": query, "key": key, "value": value, "out": out}, parse_blocks(blocks))
         timing = Timing(start_percent, end_percent, parse_keyframes(keyframes))
         request = Request(strength_model, strength_clip, scope, timing, mode, partial)
         stack = read_stack(lora_stack)
-        alone = not stack or lora is not None or is_chosen(lora_name, name)
-        loras = [(wired_or_chosen(lora_name, lora, name), request)] if alone else []
+        own = lora_stack is UNWIRED or lora is not None or is_chosen(lora_name, name)
+        loras = [(wired_or_chosen(lora_name, lora, name), request)] if own else []
         loras += [(one.lora(), request.times(one.strength_model, one.strength_clip)) for one in stack]
         new_model, new_clip, report = inject_all(model, clip, loras, use_range, mask)
         scoped = None

@@ -18,8 +18,8 @@ FRAMES_OF_LATENT = 4  # frames of a video that one of its latents holds, after t
 class Region:
     """mask: [N, H, W], 0 to 1: one for all pictures, one for each, or one for each frame of a video.
 
-    latent: frames, rows and columns of the latent of the present call. cells: rows and columns of the feature map that
-    a U-Net's transformer works on at present.
+    latent: frames, rows and columns of the latent of the present call. before: tokens of a reference picture that stand
+    before the picture's own. cells: rows and columns of the feature map that a U-Net's transformer works on at present.
     """
 
     def __init__(self, mask: Tensor, layout: Layout, diffusion_model: Any) -> None:
@@ -27,15 +27,27 @@ class Region:
         self.layout = layout
         self.patch = (1, 1, 1) if layout.feature_maps else patch_size(diffusion_model)
         self.multiple: int = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
-        self.latent, self.batch, self.text = (1, 1, 1), 1, 0
+        self.latent, self.text, self.before = (1, 1, 1), 0, 0
         self.cells: tuple[int, int] | None = None
         self._made: dict[tuple, Tensor] = {}
 
-    def begin(self, x: Tensor, context: Any) -> None:
-        """A call of the model with latents x [B, C, (frames,) H, W] and the prompts' tokens, context [B, tokens, C]."""
+    def begin(self, x: Tensor, context: Any, prompts: int = 1, reference: Any = None) -> None:
+        """A call of the model.
+
+        x: latents [B, C, (frames,) H, W]. context: the prompts' tokens [B, tokens, C]. prompts: how many prompts the
+        pictures of the batch are joined with in this call. reference: the latents [B, C, h, w] of a picture whose
+        tokens the model puts before its own (Wan's `ref_conv`). Raises `InputError` for another number of masks.
+        """
         frames, rows, columns = (1, *x.shape[2:])[-3:]
-        self.latent, self.batch = (frames, rows, columns), x.shape[0]
+        self.latent = (frames, rows, columns)
         self.text = context.shape[1] if isinstance(context, Tensor) and context.ndim > 2 else 0
+        self.before = 0
+        if isinstance(reference, Tensor):
+            self.before = math.prod(
+                size // patch for size, patch in zip(reference.shape[-2:], self.patch[1:], strict=True)
+            )
+        if frames == 1:
+            self._check_batch(x.shape[0], prompts)
 
     def where(self, layer: str, site: Site, hidden: Tensor) -> Tensor:
         """The mask in a shape that multiplies `hidden`.
@@ -50,10 +62,12 @@ class Region:
             raise self._misfit(layer, hidden)
         sizes = self._grid(layer, hidden)
         count, tokens = math.prod(sizes), hidden.shape[1]
-        first = 0
-        if site is Site.JOINT:
+        first = self.before
+        if self.layout.from_end:  # after the prompt, reference pictures or both
             padded = -(-count // self.multiple) * self.multiple
-            first = tokens - padded if self.layout.from_end else self.text
+            first = max(0, tokens - padded)
+        elif site is Site.JOINT:
+            first = self.text
         if not 0 <= first <= tokens - count or (self.layout.feature_maps and tokens != count):
             raise self._misfit(layer, hidden)
         key = ("tokens", sizes, first, tokens, hidden.shape[0], hidden.device, hidden.dtype)
@@ -95,13 +109,18 @@ class Region:
             )
         return mask.expand(frames, -1, -1)[None]
 
+    def _check_batch(self, batch: int, prompts: int) -> None:
+        """Raise `InputError` where the masks are not those of the pictures, whose latents are there for each prompt."""
+        pictures = batch // prompts if batch % prompts == 0 else batch
+        if pictures % len(self.mask):
+            each = f" for {pictures} pictures" if pictures < batch else ""
+            raise InputError(
+                f"mask has {len(self.mask)} pictures, and the model is called with {batch} latents{each}; give one "
+                "mask for all or one for each picture of the batch"
+            )
+
     def _of_batch(self, mask: Tensor, batch: int) -> Tensor:
         """[B, 1, rows, columns]. ComfyUI joins the pictures with each prompt one after the other."""
-        if batch % len(mask):
-            raise InputError(
-                f"mask has {len(mask)} pictures, and the model is called with {batch} latents; give one mask for all "
-                "or one for each picture of the batch"
-            )
         return mask.repeat(batch // len(mask), 1, 1)[:, None]
 
     def _keep(self, key: tuple, mask: Tensor) -> None:

@@ -221,6 +221,7 @@ def part_of_timing(timing: Timing, model: Any) -> TimestepRange:
 
     above = torch.nextafter(level(timing.start), torch.tensor([math.inf])).item()
     low = level(timing.end).item() if timing.end < 1.0 else 0.0
+    low = min(low, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)).item())  # a range that ends where it begins
     return TimestepRange(low, min(above, 1.0) if timing.start > 0.0 else 1.0)
 
 

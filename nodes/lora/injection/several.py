@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ....training.timestep_range import common_range, range_in
 from ..composition.compose import compose
 from ..composition.source import Source
 from ..inspection.describe import describe
@@ -28,6 +29,8 @@ def inject_all(
     Raises `InputError` as these do.
     """
     report: list[str] = []
+    if not loras:
+        return model, clip, "lora_stack has no LoRA that is on, so model and clip are as they were."
     for lora, request in loras:
         if mask is None:
             model, clip, lines, own = inject_on_its_part(model, clip, lora, request, use_range)
@@ -43,6 +46,8 @@ def scoped_sum(model: Any, clip: Any, loras: Loras, use_range: bool = True) -> t
 
     Raises `InputError` where several cannot be summed, see `compose`.
     """
+    if not loras:
+        return NamedLora({}, "none", {}), ["The lora output is empty."]
     made = [scoped_lora(model, clip, lora, request, use_range) for lora, request in loras]
     remarks = list(dict.fromkeys(line for _, lines in made for line in lines))
     scoped = [lora for lora, _ in made if lora]
@@ -52,4 +57,9 @@ def scoped_sum(model: Any, clip: Any, loras: Loras, use_range: bool = True) -> t
         return scoped[0], remarks
     total = compose([Source(lora) for lora in scoped]).lora
     remarks.append(f"The lora output is the exact sum of the {len(scoped)} LoRAs, with their ranks added.")
-    return NamedLora(total, total.name, total.meta, layer_names=scoped[0].layer_names), remarks
+    if common_range(range_in(lora.meta) for lora in scoped) is None:
+        remarks.append(
+            "They are for different parts of the schedule, which one file cannot hold: the lora output is for every "
+            "step."
+        )
+    return total, remarks

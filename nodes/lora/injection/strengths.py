@@ -116,6 +116,7 @@ def scaled_rows(patch: Patch, factors: Tensor | None) -> Patch:
     bias = patch.bias_change
     if patch.low_rank or bias is not None:
         up, *rest = patch.adapter.weights if bias is None else (bias,)
+        up = up.float() if up.dtype.itemsize == 1 else up  # torch multiplies no fp8
         scaled = up * factors.to(up.dtype).reshape(-1, *[1] * (up.ndim - 1))
         adapter = LoRAAdapter(patch.adapter.loaded_keys, (scaled, *rest)) if bias is None else ("diff", (scaled,))
         return replace(patch, adapter=adapter)

@@ -20,7 +20,7 @@ from .. import kinds
 from ..fit import check_same_shape
 from ..kinds.full import OF_BIAS, OF_WEIGHT
 from ..kinds.kind import Parts
-from ..lowrank import Factors, directions, inner_products
+from ..lowrank import Factors, add, directions, inner_products
 from ..named_lora import NamedLora
 from .inspect import ENERGY
 
@@ -106,14 +106,14 @@ def compare(one: NamedLora, other: NamedLora) -> Comparison:
     """
     ours, theirs = _by_name(one), _by_name(other)
     found, unknown = [], 0
-    for key, (layer, parts) in ours.items():
+    for key, layers in ours.items():
         if key not in theirs:
             continue
-        deltas = _factors(layer, parts), _factors(*theirs[key])
+        deltas = _change(layers, one), _change(theirs[key], other)
         if deltas[0] is None or deltas[1] is None:
             unknown += 1
             continue
-        name = common_name(layer, unet_names())
+        name = common_name(layers[0][0], unet_names())
         check_same_shape(name, (one, deltas[0]), (other, deltas[1]), "compare")
         found.append(_shared(name, deltas[0], deltas[1]))
     found.sort(key=lambda each: (row_order(each.row), each.name))
@@ -121,10 +121,26 @@ def compare(one: NamedLora, other: NamedLora) -> Comparison:
     return Comparison(found, alone, unknown)
 
 
-def _by_name(lora: NamedLora) -> dict[str, tuple[str, Parts]]:
-    """{the layer's name without dots and underscores: (its name in the file, its parts)}."""
-    layers = ((layer, parts) for layer, parts in layers_of(lora).items() if adapts(parts))
-    return {flat_name(common_name(layer, unet_names())): (layer, parts) for layer, parts in layers}
+def _by_name(lora: NamedLora) -> dict[str, list[tuple[str, Parts]]]:
+    """{the layer's name without dots and underscores: [(its name in the file, its parts)]}; a file may have a layer in
+    two spellings, which both count."""
+    out: dict[str, list[tuple[str, Parts]]] = {}
+    for layer, parts in layers_of(lora).items():
+        if adapts(parts):
+            out.setdefault(flat_name(common_name(layer, unet_names())), []).append((layer, parts))
+    return out
+
+
+def _change(layers: Sequence[tuple[str, Parts]], lora: NamedLora) -> Factors | None:
+    """The sum of a layer's spellings in one file; None where one of them is not known without the base."""
+    terms: list[Factors] = []
+    for layer, parts in layers:
+        delta = _factors(layer, parts)
+        if delta is None:
+            return None
+        check_same_shape(layer, (lora, terms[0] if terms else delta), (lora, delta), "compare")
+        terms.append(delta)
+    return add(terms)
 
 
 def _factors(layer: str, parts: Parts) -> Factors | None:

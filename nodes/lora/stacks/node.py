@@ -76,6 +76,6 @@ class LoraStackFromRun(io.ComfyNode):
             )
         path = saved[step or max(saved)]
         added = (str(path.relative_to(models_folder("loras"))), strength_model, strength_clip)  # as ComfyUI lists it
-        stack = [*(lora_stack or []), added]
-        lines = [f"{e.name}: model {e.strength_model:g}, text encoder {e.strength_clip:g}." for e in read_stack(stack)]
-        return io.NodeOutput(stack, "\n".join(lines))
+        entries = [*read_stack(lora_stack), *read_stack([added])]
+        lines = [f"{e.name}: model {e.strength_model:g}, text encoder {e.strength_clip:g}." for e in entries]
+        return io.NodeOutput([*(lora_stack or []), added], "\n".join(lines))

@@ -465,7 +465,8 @@ class SaveLora(io.ComfyNode):
                     default="kohya",
                     tooltip=(
                         "How the file names the layers. kohya is read by nearly every program, ComfyUI included; "
-                        "diffusers needs the run wired in."
+                        "diffusers needs the run wired in, or a LoRA from Bespoke Inject LoRA or Bespoke Extract "
+                        "LoRA, which know the names."
                     ),
                     **ADVANCED,
                 ),
