@@ -139,7 +139,7 @@ export function sampleRow(file) {
  * @param {unknown} value
  */
 export function samplePrompts(value) {
-  const lines = text(value, 2000).split("\n").map((line) => line.trim()).filter(Boolean);
+  const lines = text(value, 2000).split(/\r\n|\r|\n/).map((line) => line.trim()).filter(Boolean);
   return lines.map((line) => line.replace(/(^|\s)--[A-Za-z][\w-]*(\s.*)?$/, "").trim());
 }
 

@@ -13,7 +13,10 @@ from typing import Any
 from .optimizers import OPTIMIZERS, rate_factor
 from .picture_findings import CAPTION, find
 from .record import TOLERATED_RISE, Run, RunState
+from .stopping import ALL_STEPS, STOPS, is_over
 
+# The nodes that measure the learning rate, and their names.
+FIND_RATE = {"BespokeFindLearningRate": "Find Learning Rate", "BespokeFindWordLearningRate": "Find Word Learning Rate"}
 MOST_ADVICE = 3
 FALLING = 0.02  # of the held-out loss over the last fifth of the steps: from here on it counts as falling still
 FLAT = 0.01  # of the lowest held-out loss: steps that gain less count as spare
@@ -116,11 +119,19 @@ def _fall(run: Run) -> str:
 
 def _afterwards(run: Run, step: int) -> str:
     last, loss = run.held_out[-1]
-    best = run.best
+    best, ended = run.best, _ended(run)
     assert best is not None
     if last <= step or not math.isfinite(loss):
-        return "That was the last measurement."
-    return f"At step {last} it was {loss:.4f}, {_percent(loss / best[1] - 1)} above that."
+        return f"That was the last measurement{ended}."
+    return f"At step {last} it was {loss:.4f}, {_percent(loss / best[1] - 1)} above that{ended}."
+
+
+def _ended(run: Run) -> str:
+    """ ", and the run ended (when validation turns)" where the setting `stop` ended it, else ""."""
+    stop = run.info.settings.get("stop", ALL_STEPS)
+    if run.state is not RunState.KEPT or stop not in STOPS or not is_over(stop, run.comparisons):
+        return ""
+    return f", and the run ended, as stop is '{stop}'"
 
 
 def advice(run: Run) -> list[Advice]:
@@ -227,10 +238,11 @@ def still_falling(run: Run) -> Advice | None:
     fall = 1 - run.best[1] / before if before > 0 else math.nan
     if not fall >= FALLING:
         return None
-    return Advice(
-        f"Train longer, about {_round(1.5 * last)} steps",
-        f"the held-out loss still fell by {_percent(fall)} over the last fifth, from step {since} to {last}",
-    )
+    figure = f"the held-out loss still fell by {_percent(fall)} over the last fifth, from step {since} to {last}"
+    if run.state is RunState.KEPT and len(run.losses) < _steps(run):
+        # Queued with fewer steps than were asked for it gives the same result again.
+        return Advice(f"Train longer: with more than {_steps(run)} steps it goes on after {len(run.losses)}", figure)
+    return Advice(f"Train longer, about {_round(1.5 * last)} steps", figure)
 
 
 def spare_steps(run: Run) -> Advice | None:
@@ -358,6 +370,8 @@ def _rate(run: Run, way: str) -> str:
         if way == "higher":
             return f"Try AdamW with a learning_rate of your own instead of {name}"
         return f"Set learning_rate to {rate_factor(given) / 2:g}, a factor of what {name} finds"
+    if run.info.rate_source in FIND_RATE and math.isfinite(given):
+        return f"Type a {way} learning_rate than the {rate_text(given)} of {FIND_RATE[run.info.rate_source]}"
     now = f" (it was {rate_text(given)})" if math.isfinite(given) else ""
     return f"{'Lower' if way == 'lower' else 'Raise'} learning_rate{now}"
 

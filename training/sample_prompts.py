@@ -57,12 +57,27 @@ def parse_sample_prompts(text: str) -> list[SamplePrompt]:
     """
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InputError(f"sample_prompt is {text!r}; give a text, or an empty one")
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(lines_of(text), 1) if line]
     if len(lines) > MOST_PROMPTS:
         raise InputError(
             f"sample_prompt has {len(lines)} lines, and each is drawn at every sample; give {MOST_PROMPTS} at most"
         )
     return [_parse(line, f"line {number} of sample_prompt") for number, line in lines] or [SamplePrompt()]
+
+
+def prompt_alone(line: str) -> str:
+    """A line without its options, of which a name need not be read here; "" for a line of options alone."""
+    named = {*_OPTIONS, *_ELSEWHERE}
+    first = next((found.start() for found in _OPTION.finditer(line) if found.group(1) in named), len(line))
+    return line[:first].strip()
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text without blanks around them, blank lines too.
+
+    Other separators, such as U+2028, may stand within a prompt; the page does not break lines at them either.
+    """
+    return [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
 
 
 def _parse(line: str, where: str) -> SamplePrompt:

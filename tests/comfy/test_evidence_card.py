@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bespoke.nodes.bridge.drawing.palette import PAPER
-from bespoke.nodes.bridge.evidence.card import GAP, LEFT, MARGIN, WIDTH, draw_card
+from bespoke.nodes.bridge.evidence.card import GAP, LEFT, MARGIN, WIDTH, draw_card, prompts_of
 from bespoke.nodes.bridge.evidence.curve import averaged, interval
 from bespoke.nodes.bridge.evidence.facts import numbers_of, rate_of
 from bespoke.nodes.bridge.evidence.kept import CARD, SHEET, card_image, write_preview
@@ -130,6 +130,21 @@ def test_samples_of_several_prompts_are_paired_by_their_order(tmp_path):
     found = pairs_of(record(samples=[(int(name[:6]), name) for name in names]), tmp_path)
     assert [(pair.base.width, pair.kept.width, pair.step) for pair in found] == [(8 + i, 8 + i, 210) for i in range(3)]
     assert draw_card(record(samples=[(int(name[:6]), name) for name in names]), tmp_path, None).width == WIDTH
+
+
+@pytest.mark.parametrize(
+    ("technique", "text", "shown", "told"),
+    [
+        ("lora", "", 1, "Drawn with the first picture's caption"),
+        ("textual inversion", "--d 5", 1, "Drawn with a photo of the word"),
+        ("lora", "a\t--n blurry\r\n\r\n--d 5\r\nc -- d", 3, "a | (the first picture's caption) | c -- d"),
+        ("lora", "\n".join("abcdef"), 4, "a | b | c | d | and 2 more"),
+    ],
+)
+def test_the_prompts_are_those_of_the_samples_that_are_shown(technique, text, shown, told):
+    run = record(settings={"sample_prompt": text})
+    run.info = replace(run.info, technique=technique)
+    assert prompts_of(run, shown) == told
 
 
 @pytest.mark.parametrize(

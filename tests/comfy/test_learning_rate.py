@@ -8,11 +8,17 @@ import comfy.model_management
 import pytest
 import tiny
 import torch
-from bespoke.nodes.bridge.learning_rate.book import FOLDER
+from bespoke.nodes.bridge.learning_rate.book import FOLDER, Probe, ProbeBook, note_of
+from bespoke.nodes.bridge.learning_rate.report import report as describe
+from bespoke.nodes.bridge.learning_rate.search import Found
 from bespoke.nodes.bridge.runs.store import RunStore, runs_folder
 from bespoke.training.adapters import ADAPTERS
+from bespoke.training.checkpoint import State
 from bespoke.training.errors import InputError
 from bespoke.training.loop import Training
+from bespoke.training.rate_search import ProbePlan
+from bespoke.training.record import Run, RunInfo, RunState
+from bespoke.training.stopping import NOTHING_CHANGES
 from helpers import sprite_set
 
 STEPS, PROBE, MOST = 120, 4, 4  # steps of the training and of a probe; probes of seven rates
@@ -55,8 +61,10 @@ def train(run_node, models, sets, **changes):
 
 
 def test_the_training_goes_on_after_the_probe_and_ends_in_the_same_bits(run_node, models, sets, steps_done):
-    """The oracle is the training at the found rate that begins anew: losses, held-out curve, leak and LoRA."""
-    rate, plot, report = find(run_node, models, sets, seed=1)
+    """The oracle is the training at the found rate that begins anew: losses, held-out curve, what `stop` compares, leak
+    and LoRA."""
+    same = dict(seed=1, stop=NOTHING_CHANGES)
+    rate, plot, report = find(run_node, models, sets, **same)
     assert rate in (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1, 0.32, 1.0)
     assert plot.shape == (1, 560, 960, 3)
     assert report.startswith(f"Learning rate {rate:g}: the lowest loss of ")
@@ -65,14 +73,18 @@ def test_the_training_goes_on_after_the_probe_and_ends_in_the_same_bits(run_node
     assert not [path for path in (runs_folder() / FOLDER).iterdir() if path.is_dir()]
     before = steps_done[0]
     assert before <= MOST * PROBE
-    _, lora, loss, run, text, _ = train(run_node, models, sets, seed=1, learning_rate=rate, sample_every=60)
-    assert steps_done[0] - before == STEPS - PROBE
+    _, lora, loss, run, text, _ = train(run_node, models, sets, learning_rate=rate, sample_every=60, **same)
+    assert steps_done[0] - before == len(run.losses) - PROBE
     assert f"The first {PROBE} steps were done by Find Learning Rate." in text
-    _, anew, losses, other, *_ = train(run_node, models, sets, seed=1, learning_rate=rate, resume=False)
+    report = find(run_node, models, sets, **same)[2]
+    assert f"is there from before, with {len(run.losses)} steps done. The trainer goes on after them." in report
+    _, anew, losses, other, *_ = train(run_node, models, sets, learning_rate=rate, resume=False, **same)
     assert other.id == run.id
     assert loss == losses
     assert [step for step, _ in run.samples][:2] == [0, 60]  # the base's is drawn too
     assert run.held_out == other.held_out
+    assert run.comparisons == other.comparisons
+    assert run.comparisons[0][:2] == (10, 0)  # the first validation of the training, beside that of the start
     assert run.leak == other.leak
     assert [row[:4] for row in run.pictures] == [row[:4] for row in other.pictures]
     assert all(torch.equal(value, anew[key]) for key, value in lora.items())
@@ -93,8 +105,9 @@ def test_a_search_is_interrupted_and_goes_on_and_a_repeated_one_trains_nothing(
     again, _, report = find(run_node, models, sets, seed=2)
     assert (again, steps_done[0]) == (rate, done)
     assert "none was run now" in report
-    find(run_node, models, sets, seed=2, resume=False)
+    _, _, report = find(run_node, models, sets, seed=2, resume=False)
     assert steps_done[0] > done
+    assert "begins anew: resume is off" in report
 
 
 def test_a_search_with_so_many_probes_that_fewer_pictures_are_scored_begins_anew(run_node, models, sets):
@@ -102,6 +115,43 @@ def test_a_search_with_so_many_probes_that_fewer_pictures_are_scored_begins_anew
     assert ["2 pictures held out" in report for report in reports] == [True, False]
     assert "1 picture held out of the training" in reports[1]
     assert "begins anew: not all of the held-out pictures are scored" in reports[1]
+
+
+def test_a_lower_loss_of_a_rate_that_swings_is_explained():
+    probes = {rate: Probe(rate, 4, 100, loss, [loss], [0.1] * 4) for rate, loss in ((1e-3, 0.2), (2e-3, 0.19))}
+    told = describe(Found((1e-3, 2e-3, 3e-3), probes, 0.3, 1e-3, ProbePlan(4, 1, 4), True, 2, 1.0, 4, True, ""))
+    assert told.startswith("Learning rate 0.001: the lowest loss with steady steps of 2 tried")
+    assert "0.002 has a lower loss and was not chosen, since its last steps had higher losses" in told
+    assert "worse" not in told
+
+
+@pytest.mark.parametrize(
+    ("there", "probe", "steps", "begun"),
+    [
+        (None, (4, 120), 120, (4, 120)),
+        ((4, 120), (7, 160), 160, (7, 160)),  # a probe of a training of another length
+        ((4, 120), (7, 120), 120, (7, 120)),
+        ((7, 120), (4, 120), 120, (7, 120)),
+        ((30, 120), (7, 160), 160, (30, 120)),  # the trainer has gone on with it
+        (None, (4, 120), 160, None),  # left behind by a search that was interrupted
+    ],
+)
+def test_a_run_from_before_stays_unless_it_is_a_worse_probe(runs, there, probe, steps, begun):
+    """(steps, of): the learning rates of 160 steps are others than those of 120, so a probe of 120 is no beginning."""
+    run_id = "lora-00000000f1d0"
+    book = ProbeBook("lora-00000000b00c")
+
+    def run_of(done, of, probed):
+        info = RunInfo(run_id, "lora", {"steps": of}, "base", 4)
+        return Run(info, [0.1] * done, state=RunState.INTERRUPTED, notes=[note_of(probed)])
+
+    if there is not None:
+        RunStore(run_id).save(State(there[0], {"a": torch.zeros(1)}, {}), run_of(*there, min(there[0], 7)))
+    book.save_state(run_of(*probe, probe[0]), State(probe[0], {"a": torch.ones(1)}, {}))
+    found = book.hand_over(run_id, steps)
+    assert (found and (len(found.losses), found.info.settings["steps"])) == begun
+    if begun is not None:
+        assert RunStore(run_id).state().step == begun[0]
 
 
 @pytest.mark.parametrize("kind", list(ADAPTERS))
@@ -128,7 +178,7 @@ def things():
 
 def test_a_word_has_a_rate(run_node, models, things, steps_done):
     rate, plot, report = find_for_word(run_node, models, things)
-    assert report.startswith(f"Learning rate {rate:g}: the lowest loss of ")
+    assert report.startswith(f"Learning rate {rate:g}: the lowest loss ")
     assert "2 pictures held out of the training" in report
     assert "goes on after step" in report
     assert 0 < steps_done[0] <= 0.2 * WORD["steps"]
@@ -177,7 +227,22 @@ def test_cross_validation_scores_the_pictures_that_its_first_training_leaves_out
 def test_a_rate_at_an_edge_of_the_range_says_to_widen_it(run_node, models, sets):
     rate, _, report = find(run_node, models, sets, seed=8, lowest=1e-6, highest=1e-4)
     assert rate == 1e-4
-    assert "Set highest to 0.001." in report or "HARDLY ANYTHING WAS LEARNED" in report
+    assert "Set lowest to 1e-05 and highest to 0.001." in report or "HARDLY ANYTHING WAS LEARNED" in report
+
+
+@pytest.mark.parametrize(
+    ("rates", "rate", "words"),
+    [
+        ((1e-5, 1e-3, 1e-2), 1e-2, "Set lowest to 0.0001 and highest to 0.1."),
+        ((1e-5, 1e-3, 1e-2), 1e-5, "Set lowest to 1e-06 and highest to 0.001."),
+        ((5e-4, 0.1, 0.5), 0.5, "Set lowest to 0.001 and highest to 1."),  # the trainers take 1 at most
+        ((1e-3, 0.1, 1.0), 1.0, "It is the highest rate that a trainer takes. Give more steps."),
+    ],
+)
+def test_a_range_is_moved_within_what_the_trainers_take(rates, rate, words):
+    probes = {each: Probe(each, 4, 100, 0.1 if each == rate else 0.2, [0.1], [0.1] * 4) for each in rates}
+    found = Found(rates, probes, 0.3, rate, ProbePlan(4, 1, 4), True, 3, 1.0, 4, True, "")
+    assert words in describe(found)
 
 
 @pytest.mark.parametrize(

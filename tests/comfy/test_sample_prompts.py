@@ -82,6 +82,21 @@ def test_each_prompt_is_drawn_as_core_draws_it_and_the_first_as_if_it_were_alone
     assert all(single[name].tobytes() == drawn[name].tobytes() for name in single)
 
 
+def test_base_and_result_are_of_one_prompt_where_a_run_goes_on_with_another(models, run_node):
+    """The base is drawn anew with the prompt of now, as core's nodes draw it. A run without a step to do keeps its
+    pictures and what they show."""
+    train(run_node, models, sample_prompt="a teal circle")
+    *_, run, report, _ = train(run_node, models, sample_prompt="a red ring", resume=True, steps=4)
+    assert run.samples == [(0, "000000.png"), (4, "000004.png")]
+    assert pictures_of(run)["000000.png"].tobytes() == drawn_by_core(
+        run_node, models, "a red ring", "", 64, 64, seed=3, steps=2, cfg=1.5
+    )
+    assert "Samples up to step 2 showed another sample_prompt and are left out." in report
+    *_, again, _, _ = train(run_node, models, sample_prompt="a blue ring", resume=True, steps=4)
+    assert again.samples == run.samples
+    assert again.info.settings["sample_prompt"] == "a red ring"
+
+
 def test_a_word_stands_in_each_prompt(models, run_node):
     """The second prompt has the word, so only its picture changes with the training."""
     own = dict(sample_prompt="a red ring\n{word} --n a red ring", learning_rate=0.5)

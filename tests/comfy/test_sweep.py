@@ -274,6 +274,16 @@ def test_a_prompt_with_the_trigger_gets_a_row_without_it():
     assert [block.prompt for block in make_plan([column()], "1", "", "sks").blocks] == ["sks"]
 
 
+def test_options_of_sample_prompts_are_no_part_of_a_prompt():
+    """One text can be wired into sample_prompt of the trainer and into prompts, as in the recipes."""
+    text = "a sks cat --n blurry --w 768\r\n\r\n--d 5\na -- b --x"
+    plan = make_plan([column()], "1", text, "sks")
+    assert [block.prompt for block in plan.blocks] == ["a sks cat", "a -- b --x"]
+    assert any("prompts has options of sample prompts" in note for note in plan.notes)
+    assert [block.prompt for block in make_plan([column()], "1", "--d 5", "sks").blocks] == ["sks"]
+    assert not any("options" in note for note in make_plan([column()], "1", "a sks cat", "sks").notes)
+
+
 @pytest.mark.parametrize(
     ("prompt", "trigger", "left"),
     [

@@ -295,7 +295,9 @@ def note(name: str, goal: str, has_search: bool) -> str:
     """The note of a blueprint: where each value comes from, and what was tried."""
     family, values = FAMILIES[name], FAMILIES[name].goals[goal]
     searched = (
-        "**learning_rate** is measured by *Find Learning Rate*, from a tenth of the published rate to ten times it."
+        "**learning_rate** is measured by *Find Learning Rate*, from a twentieth of the published rate to five times "
+        "it: the published one is for both factors of a LoRA alike, and here the factor that starts at zero learns 16 "
+        "times as fast."
         if has_search
         else "**learning_rate** is the published one. It is for both factors of a LoRA alike; here the factor that "
         "starts at zero learns 16 times as fast, so look at the curve."
@@ -358,7 +360,11 @@ def make(blueprint: Callable, info: dict, name: str, goal: str):
     b.column()
     rate, searches = values.rate, []
     if FIND_RATE in info:
-        searches = [b.node(FIND_RATE, lowest=values.rate / 10, highest=values.rate * 10, **settings)]
+        searches = [
+            b.node(
+                FIND_RATE, lowest=float(f"{values.rate / 20:.2g}"), highest=float(f"{values.rate * 5:.2g}"), **settings
+            )
+        ]
         rate = (searches[0], "learning_rate")
         b.column()
     quarter = values.steps // 4
@@ -388,6 +394,9 @@ def make(blueprint: Callable, info: dict, name: str, goal: str):
     b.exit("lora_name", saved, "lora_name")
     b.exit("grid", sweep, "grid")
     b.exit("preview", folder, "preview")
+    for search in searches:
+        b.exit("rate_plot", search, "plot")
+        b.exit("rate_report", search, "report")
     b.exit("report", trainer, "report")
     b.exit("run", trainer, "run")
     return b

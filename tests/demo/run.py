@@ -73,7 +73,8 @@ class DemoError(RuntimeError):
 
 
 async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
-    """Queue a workflow and wait for its end; returns {node id: {"title", "images": [bytes]}} of its outputs.
+    """Queue a workflow and wait for its end; returns {node id: {"title", "images": [bytes], "text": [str]}} of its
+    outputs.
 
     A node that wants a file which another node of the same workflow writes is refused at first, as in the page. Then
     the rest runs and the workflow is queued once more, when the file is there; what ran already comes from the cache.
@@ -92,7 +93,8 @@ async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
             await _follow(ws, prompt_id, prompt)
             for node, output in (await _outputs(server, prompt_id)).items():
                 images = [await asyncio.to_thread(_view, server, image) for image in output.get("images", [])]
-                results[node] = {"title": prompt[node]["_meta"]["title"], "images": images}
+                title = prompt[node]["_meta"]["title"]
+                results[node] = {"title": title, "images": images, "text": list(output.get("text", []))}
             if not refused:
                 break
     return results

@@ -158,14 +158,17 @@ def test_there_is_a_recipe_for_each_family_and_goal():
 
 @pytest.mark.slow
 def test_a_recipe_runs_from_the_folder_to_the_sweep(server):
-    """SD1.5 for a subject, on the small model: the sheet, the grid of two saves, the file and its thumbnail."""
-    small = {"ckpt_name": host.CHECKPOINT, "prompt": "a teal circle on white", "steps": 4, "trigger": "teal"}
+    """SD1.5 for a subject, on the small model: the sheet, the rate, the grid of two saves, the file and its thumbnail.
+
+    The training goes on after its probe, so both nodes have the same wires and settings."""
+    small = {"ckpt_name": host.CHECKPOINT, "prompt": "a teal circle on white", "steps": 140, "trigger": "teal"}
     name = f"{recipes.PREFIX}SD1.5, subject"
     flow = wired(name, **small, filename_prefix="bespoke/recipe", validation=0)
     (part,) = flow["definitions"]["subgraphs"]
     for one in part["nodes"]:
         for widget, value in {
-            "BespokeTrainLora": {"save_every": 2, "sample_every": 2, "precision": "fp32"},
+            "BespokeTrainLora": {"save_every": 70, "sample_every": 70, "precision": "fp32"},
+            "BespokeFindLearningRate": {"precision": "fp32"},
             "BespokeLoraSweep": {"steps": 2, "width": 64, "height": 64, "cfg": 2.0, "strengths": "1"},
             "BespokeImageFolder": {"resolution": 64},
         }.get(one["type"], {}).items():
@@ -174,6 +177,10 @@ def test_a_recipe_runs_from_the_folder_to_the_sweep(server):
     shown = {each["title"]: each for each in results.values()}
     assert shown["grid"]["images"]
     assert shown["preview"]["images"]
+    assert shown["rate_plot"]["images"]
+    (told,), (report,) = shown["rate_report"]["text"], shown["report"]["text"]
+    assert "OTHER SETTINGS" not in told
+    assert "steps were done by Find Learning Rate" in report
     folder = server.base / "models" / "loras" / "bespoke"
     assert (folder / "recipe_00001.safetensors").is_file()
     assert (folder / "recipe_00001.preview.png").is_file()

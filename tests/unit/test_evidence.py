@@ -6,6 +6,7 @@ Every expected number is arithmetic on those curves.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from bespoke.training.evidence import MOST_ADVICE, RULES, advice, rate_text, ver
 from bespoke.training.leak import LeakPoint
 from bespoke.training.picture_scores import PictureLosses
 from bespoke.training.record import Run, RunInfo, RunState
+from bespoke.training.stopping import TURNS, Comparison
 
 SETTINGS = {"steps": 400, "learning_rate": 1e-3, "keep": "best", "optimizer": "AdamW"}
 
@@ -74,6 +76,33 @@ def test_a_curve_that_rose_before_it_fell_had_too_large_steps():
     assert said.startswith("Lower learning_rate")
     tolerated = [(0, 0.04), (100, 0.044), (200, 0.039), (300, 0.037), (400, 0.035)]
     assert all("above the start" not in each for each in told(run_of(tolerated)))
+
+
+def test_a_run_that_was_ended_while_its_curve_fell_needs_more_steps_than_were_asked_for():
+    """A run of 400 steps that was ended at 100 trains nothing when 150 are queued: it gives the same result."""
+    curve = [(0, 0.2), (25, 0.15), (50, 0.13), (75, 0.125), (100, 0.12)]
+    assert told(run_of(curve, steps=100, state=RunState.KEPT)) == [
+        "Train longer: with more than 400 steps it goes on after 100: the held-out loss still fell by 4.0 % over the "
+        "last fifth, from step 75 to 100."
+    ]
+
+
+def test_a_measured_rate_is_not_told_to_be_changed_in_a_widget():
+    """The rate comes over a wire, so what is changed is that it is typed."""
+    run = run_of([(0, 0.2), (50, 0.19), (100, 0.2), (200, 0.21), (400, 0.22)])
+    run.info = replace(run.info, rate_source="BespokeFindLearningRate")
+    assert told(run)[0].startswith("Type a lower learning_rate than the 1e-3 of Find Learning Rate, so that it learns")
+
+
+def test_the_setting_that_ended_a_run_is_named():
+    """Both last validations are above step 200 by 0.005 and 0.01, and twice the error is 0.002."""
+    rows = [Comparison(250, 200, 0.005, 0.001, 250), Comparison(300, 200, 0.01, 0.001, 300)]
+    more = dict(settings={"stop": TURNS}, steps=300, comparisons=rows)
+    reason = verdict(run_of(TURNED[:7], state=RunState.KEPT, **more)).reason
+    assert (
+        "At step 300 it was 0.1400, 12 % above that, and the run ended, as stop is 'when validation turns'." in reason
+    )
+    assert "the run ended" not in verdict(run_of(TURNED[:7], **more)).reason  # it was at its last step
 
 
 def test_a_curve_that_stays_flat_has_spare_steps():

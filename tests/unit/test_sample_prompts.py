@@ -3,7 +3,7 @@ prompt, --w and --h the size, --d the seed, --l the guidance scale, --s the step
 
 import pytest
 from bespoke.training.errors import InputError
-from bespoke.training.sample_prompts import MOST_PROMPTS, SamplePrompt, parse_sample_prompts, texts_of
+from bespoke.training.sample_prompts import MOST_PROMPTS, SamplePrompt, parse_sample_prompts, prompt_alone, texts_of
 
 
 def test_a_line_without_options_is_the_prompt_as_it_was():
@@ -19,6 +19,28 @@ def test_lines_are_prompts_and_options_follow_them():
         SamplePrompt("a cat", cfg=5.5, steps=30),
         SamplePrompt("", "x", seed=2**64 - 1),
     ]
+
+
+def test_lines_end_where_the_page_ends_them():
+    """A text box has line feeds, a text over the API may have others; U+2028 and a form feed stand within a prompt."""
+    found = parse_sample_prompts("a\r\n\r\nb --d 1\rc\u2028d\x0ce\n \t\n")
+    assert found == [SamplePrompt("a"), SamplePrompt("b", seed=1), SamplePrompt("c\u2028d\x0ce")]
+
+
+@pytest.mark.parametrize(
+    ("line", "prompt"),
+    [
+        ("a car --w 512 --x", "a car"),
+        ("--n blurry", ""),
+        ("a\t--d 5", "a"),
+        ("a --ss euler", "a"),
+        ("a --x --d 5", "a --x"),
+        ("well--known -- n", "well--known -- n"),
+        ("{a|b} --s 3", "{a|b}"),
+    ],
+)
+def test_a_prompt_without_its_options(line, prompt):
+    assert prompt_alone(line) == prompt
 
 
 @pytest.mark.parametrize(

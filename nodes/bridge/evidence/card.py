@@ -11,6 +11,7 @@ from PIL.ImageFont import FreeTypeFont
 
 from ....training.evidence import UNFINISHED, Advice, advice, verdict
 from ....training.record import Run
+from ....training.sample_prompts import lines_of, prompt_alone
 from ..drawing.fonts import drawable
 from ..drawing.image import paste_middle, scaled_size
 from ..drawing.palette import BAR, EMPTY, FAINT, INK, PAPER, RGB
@@ -94,7 +95,7 @@ def _samples(run: Run, pairs: Sequence[Pair]) -> Image.Image:
             x = i * (SIDE + 12)
             _write(part, (x, 0), label, SMALL, INK, SIDE)
             part.paste(picture or _box((NO_BASE, NO_RESULT)[i], SIDE, height), (x, 24))
-        _write(part, (0, height + 30), _prompts(run), SMALL, FAINT, LEFT, most=2)
+        _write(part, (0, height + 30), prompts_of(run, len(pairs)), SMALL, FAINT, LEFT, most=2)
         return part
     side = min((LEFT - 12 * (len(pairs) - 1)) // len(pairs), (ROW - 2 * 36 - 24) // 2)
     for row, label in enumerate(labels):
@@ -105,7 +106,7 @@ def _samples(run: Run, pairs: Sequence[Pair]) -> Image.Image:
             ImageDraw.Draw(part).rectangle((*corner, corner[0] + side - 1, corner[1] + side - 1), EMPTY)
             if picture is not None:
                 paste_middle(part, enlarged(picture, side), corner, side)
-    _write(part, (0, 2 * (side + 36)), _prompts(run), SMALL, FAINT, LEFT)
+    _write(part, (0, 2 * (side + 36)), prompts_of(run, len(pairs)), SMALL, FAINT, LEFT)
     return part
 
 
@@ -118,10 +119,14 @@ def _kept_label(run: Run, step: int) -> str:
     return f"{label} (kept)" if step == run.kept_step else f"{label}; kept: {run.kept_step:,}"
 
 
-def _prompts(run: Run) -> str:
-    lines = str(run.info.settings.get("sample_prompt", "")).splitlines()
-    shown = filter(None, (line.partition(" --")[0].strip() for line in lines))  # without options such as --w
-    return " | ".join(shown) or "Drawn with the first picture's caption"
+def prompts_of(run: Run, shown: int) -> str:
+    """The prompts of the first `shown` samples, without options such as --w."""
+    own = "a photo of the word" if _noun(run) == "word" else "the first picture's caption"
+    given = [prompt_alone(line) for line in lines_of(str(run.info.settings.get("sample_prompt", ""))) if line]
+    if not any(given):
+        return f"Drawn with {own}"
+    more = f" | and {len(given) - shown} more" if len(given) > shown else ""
+    return " | ".join(prompt or f"({own})" for prompt in given[:shown]) + more
 
 
 def _noun(run: Run) -> str:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ....training.evidence import rate_text
+from ....training.evidence import FIND_RATE, rate_text
 from ....training.optimizers import OPTIMIZERS
 from ....training.record import DEFAULT, SET, Run, RunState
-
-# The nodes that measure the learning rate.
-FIND_RATE = {"BespokeFindLearningRate": "Find Learning Rate", "BespokeFindWordLearningRate": "Find Word Learning Rate"}
 
 
 def title_of(run: Run, otherwise: str = "") -> str:

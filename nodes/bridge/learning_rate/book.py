@@ -11,13 +11,14 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from ....training.checkpoint import State
+from ....training.errors import InputError
 from ....training.plain_json import read_json
-from ....training.record import Run
+from ....training.record import Run, RunState
 from ..files.reading import read_text
 from ..files.writing import write_text
 from ..runs.store import RunStore, runs_folder
@@ -33,6 +34,8 @@ class Probe:
     steps: how many it has, of `of` of the training; 0 at rate 0 is the untrained model. loss: on the fixed grid
     afterwards; infinite where it broke off.
     pictures: the loss of each scored picture, in the order of the set. losses: of each step. problem: why it broke off.
+    stopping: of the untrained model the state of a `StopRule` that has its validation, where the training has such a
+    rule.
     """
 
     rate: float
@@ -43,6 +46,7 @@ class Probe:
     losses: list[float] = field(default_factory=list[float])
     seconds: float = 0.0
     problem: str = ""
+    stopping: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def key(self) -> tuple[float, int, int]:
@@ -79,19 +83,40 @@ class ProbeBook:
         """Keep what a probe has trained, as a run that can be gone on with."""
         RunStore(run.id, self._folder).save(state, run)
 
-    def hand_over(self, run_id: str) -> bool:
-        """Make the state of a probe a run among the others; whether there is that run now.
+    def hand_over(self, run_id: str, steps: int) -> Run | None:
+        """Make the state of a probe a run among the others; gives the run that is there now, None where there is none.
 
-        A run that is there already stays: it has as many steps or more.
+        A run that is there already stays, unless it is no more than an earlier probe: one of fewer steps, or of a
+        training of another length, whose learning rates were others. steps: of the training.
         """
-        kept, place = self._folder / run_id, RunStore(run_id).folder
-        if kept.is_dir() and not place.exists():
-            kept.rename(place)
-        return place.exists()
+        kept, store = RunStore(run_id, self._folder), RunStore(run_id)
+        probe, there = kept.record(), store.record()
+        if probe is not None and is_as_long(probe, steps):
+            if _is_only_a_probe(there) and not (is_as_long(there, steps) and len(there.losses) >= len(probe.losses)):
+                with contextlib.suppress(InputError, OSError), store.owned():  # else another server trains it now
+                    shutil.rmtree(store.folder)
+            if not store.folder.exists():
+                kept.folder.rename(store.folder)
+        return store.record()
 
     def clear_states(self) -> None:
         """Remove the states that are left."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def note_of(steps: int) -> str:
+    """What the record of a training says whose first steps a probe has done."""
+    return f"the first {steps} steps were done by Find Learning Rate"
+
+
+def _is_only_a_probe(run: Run | None) -> TypeGuard[Run]:
+    """Whether a run has the steps of a probe and no further one."""
+    return run is not None and run.state is RunState.INTERRUPTED and note_of(len(run.losses)) in run.notes
+
+
+def is_as_long(run: Run, steps: int) -> bool:
+    """Whether a run is of a training of that many steps, so that its steps had the same learning rates."""
+    return run.info.settings.get("steps") == steps
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +137,7 @@ def _probes(values: Any) -> Iterator[Probe]:
                 [float(one) for one in each["losses"]],
                 float(each["seconds"]),
                 str(each["problem"]),
+                dict(each["stopping"]),
             )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no probes: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ....training.config import RANGES
 from ....training.measure import format_duration
 from ....training.rate_search import SHARE
 from .book import Probe
@@ -17,13 +18,16 @@ def report(found: Found, differing: Sequence[str] = ()) -> str:
     """What was tried and found, how sure that is, and what to do next. differing: names of settings that a trainer at
     the output has otherwise."""
     chosen = found.probes[found.rate]
+    swinging = [probe for _, probe in sorted(found.probes.items()) if probe.loss < chosen.loss]
+    best = "the lowest loss with steady steps" if swinging else "the lowest loss"
     lines = [
-        f"Learning rate {found.rate:g}: the lowest loss of {len(found.probes)} tried, of {len(found.rates)} from "
+        f"Learning rate {found.rate:g}: {best} of {len(found.probes)} tried, of {len(found.rates)} from "
         f"{found.rates[0]:g} to {found.rates[-1]:g}. Wire the output into learning_rate of the trainer.",
         _how(found, chosen),
         _judged(found, chosen),
         "rate | loss | against the start",
         *(_row(found, probe) for _, probe in sorted(found.probes.items())),
+        *(_swings(probe) for probe in swinging),
         *_sureness(found, chosen),
         *_edge(found, chosen),
         _next(found, chosen),
@@ -68,14 +72,21 @@ def _row(found: Found, probe: Probe) -> str:
     return f"{probe.rate:g} | {probe.loss:.5f} | {probe.loss / found.base - 1:+.1%}{mark}"
 
 
+def _swings(probe: Probe) -> str:
+    return (
+        f"{probe.rate:g} has a lower loss and was not chosen, since its last steps had higher losses than those of the "
+        "chosen rate on the same draws: its loss swings and is low at times only."
+    )
+
+
 def _sureness(found: Found, chosen: Probe) -> list[str]:
     """Of the tried rates on either side of the chosen one: on how many pictures they are worse, and by how much."""
     lines = list[str]()
     tried = [found.probes[rate] for rate in sorted(found.probes)]
     place = tried.index(chosen)
     for side, other in (("lower", tried[place - 1] if place else None), ("higher", _at(tried, place + 1))):
-        if other is None:
-            continue
+        if other is None or other.loss < chosen.loss:
+            continue  # of the latter `_swings` says why
         if other.problem:
             lines.append(f"The next {side} rate, {other.rate:g}, could not be trained at.")
             continue
@@ -100,18 +111,36 @@ def _edge(found: Found, chosen: Probe) -> list[str]:
             f"{chosen.loss / found.base - 1:+.2%} of the start's. Give more steps or higher rates, and check captions "
             "and targets."
         ]
-    if found.rate == found.rates[-1]:
-        return [f"It is the highest of the range: a higher one may be better. Set highest to {10 * found.rate:g}."]
-    if found.rate == found.rates[0]:
-        return [f"It is the lowest of the range: a lower one may be better. Set lowest to {found.rate / 10:g}."]
+    lowest, highest = found.rates[0], found.rates[-1]
+    if found.rate == highest:
+        factor = min(10.0, RANGES["learning_rate"][1] / highest)
+        if factor <= 1:
+            return ["It is the highest rate that a trainer takes. Give more steps."]
+        return [f"It is the highest of the range: a higher one may be better. {_moved(lowest, highest, factor)}"]
+    if found.rate == lowest:
+        return [f"It is the lowest of the range: a lower one may be better. {_moved(lowest, highest, 0.1)}"]
     return []
 
 
+def _moved(lowest: float, highest: float, factor: float) -> str:
+    """Both ends are moved, so that the range is as fine as before and shares rates with it."""
+    return f"Set lowest to {factor * lowest:.3g} and highest to {factor * highest:.3g}."
+
+
 def _next(found: Found, chosen: Probe) -> str:
-    if found.goes_on:
+    if found.begun == chosen.steps and found.is_alike:
         return (
             f"The training at this rate with the same settings goes on after step {chosen.steps}, which are done, and "
             "ends in the same bits as one that begins anew."
         )
-    why = found.why_not or "its short training is not kept"
+    if 0 < found.begun <= chosen.of:
+        return (
+            f"A training at this rate with the same settings is there from before, with {found.begun} steps done. The "
+            "trainer goes on after them."
+        )
+    why = found.why_not or (
+        f"the one from before has {found.begun} steps, which are more than {chosen.of}"
+        if found.begun
+        else "its short training is not kept"
+    )
     return f"The training at this rate begins anew: {why}."

@@ -19,6 +19,7 @@ from ....training.optimizers import OPTIMIZERS
 from ....training.picture_scores import Picture, add_losses
 from ....training.rate_search import ProbePlan, best_by_sections, is_better, is_hopeless, plan_probes, rates_between
 from ....training.record import Run, RunState
+from ....training.stopping import ALL_STEPS, StopRule
 from ....training.validation import TIMESTEPS
 from ..dataset.encoded import EncodedDataset
 from ..runs.context import RunContext
@@ -27,7 +28,7 @@ from ..runs.failures import failure_of
 from ..runs.monitor import check_initial_loss
 from ..trainer import Models, PreparedTrainer, Technique, new_run, prepared
 from ..training_model.denoiser import wider_precision
-from .book import Probe, ProbeBook
+from .book import Probe, ProbeBook, is_as_long, note_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Found:
     rates: all of the range, rising. probes: those that were tried, by rate. base: the loss before anything is learned.
     rate: the chosen one. plan: of the probes. held_out: whether the scored pictures are held out of the training.
     learned: how many of them were run now and not known from before. seconds: that these took, scores included.
-    goes_on: whether the training at the chosen rate begins where its probe ended.
-    why_not: why it does not, where no probe could be gone on with.
+    begun: how many steps of the training at the chosen rate are done, 0 for none. is_alike: whether they are those of a
+    training of this length. why_not: why no probe can be gone on with, "" where one can.
     """
 
     rates: Sequence[float]
@@ -66,7 +67,8 @@ class Found:
     held_out: bool
     learned: int
     seconds: float
-    goes_on: bool
+    begun: int
+    is_alike: bool
     why_not: str
 
 
@@ -98,7 +100,9 @@ def find_rate(technique: Technique[Any], models: Models, dataset: EncodedDataset
             f"no learning rate from {wanted.lowest:g} to {wanted.highest:g} could be trained at: "
             f"{search.tried[rate].problem}; give a lower range"
         )
-    goes_on = book.hand_over(search.record_of(rate).id) if not search.why_not else False
+    there = book.hand_over(search.record_of(rate).id, request.train.steps) if request.resume else None
+    if dataset.unread:
+        book.forget()  # no later search is equal to this one
     book.clear_states()
     return Found(
         rates,
@@ -109,7 +113,8 @@ def find_rate(technique: Technique[Any], models: Models, dataset: EncodedDataset
         bool(held_out),
         search.learned,
         search.seconds,
-        goes_on,
+        0 if there is None else len(there.losses),
+        there is not None and is_as_long(there, request.train.steps),
         search.why_not,
     )
 
@@ -153,7 +158,9 @@ class _Search:
         self.tried: dict[float, Probe] = {}
         self.learned, self.seconds = 0, 0.0
         self.why_not = (
-            "warm-up steps are left out of the probes"
+            "resume is off"
+            if not technique.request.resume
+            else "warm-up steps are left out of the probes"
             if config.warmup_steps
             else "the average of ema is left out of the probes"
             if config.ema
@@ -190,11 +197,15 @@ class _Search:
         """The loss before anything is learned."""
         if (found := self._known.get((0.0, 0, self._config.steps))) is None:
             began = time.monotonic()
+            rule = None if self._config.stop == ALL_STEPS else StopRule(self._config.stop)
             with self._training(0.0) as (trainer, training, _):
-                loss, of_pictures = self._score(trainer, training)
+                loss, of_pictures = self._score(trainer, training, rule)
             check_initial_loss(loss, wider_precision(trainer.denoiser.base, trainer.denoiser.compute))
-            seconds = time.monotonic() - began
-            found = Probe(0.0, 0, self._config.steps, loss, list(of_pictures.values()), [], seconds)
+            seconds, stopping = time.monotonic() - began, dict[str, Any]()
+            if rule is not None:
+                rule.add(0)
+                stopping = rule.state()
+            found = Probe(0.0, 0, self._config.steps, loss, list(of_pictures.values()), [], seconds, stopping=stopping)
             self._known[found.key] = found
             self._book.add(found)
             self.seconds += seconds
@@ -248,10 +259,12 @@ class _Search:
         seconds, scores = time.monotonic() - began, list(of_pictures.values())
         return Probe(rate, self._plan.steps, self._config.steps, loss, scores, losses, seconds, problem)
 
-    def _score(self, trainer: PreparedTrainer, training: Training) -> tuple[float, dict[Picture, float]]:
-        """(the loss on the fixed grid, that of each picture) with what is trained as it is now."""
+    def _score(
+        self, trainer: PreparedTrainer, training: Training, rule: StopRule | None = None
+    ) -> tuple[float, dict[Picture, float]]:
+        """(the loss on the fixed grid, that of each picture) of what is trained. rule: takes that of each sample."""
         of_pictures = dict[Picture, float]()
-        score = trainer.validation_loss(self._scored, of_pictures)
+        score = trainer.validation_loss(self._scored, of_pictures, rule)
         assert score is not None  # a set has a picture
         with torch.no_grad(), training.evaluated():
             return score(), of_pictures
@@ -265,7 +278,7 @@ class _Search:
             names = dict.fromkeys(items[index].picture for index in self._scored)
             record.held_out = [(0, base.loss)]
             add_losses(record.pictures, 0, dict(zip(names, base.pictures, strict=True)), held_out=True)
-            state = replace(state, best_loss=base.loss)
+            state = replace(state, best_loss=base.loss, stopping=base.stopping)
         record.state = RunState.INTERRUPTED
-        record.note(f"the first {training.steps_done} steps were done by Find Learning Rate")
+        record.note(note_of(training.steps_done))
         self._book.save_state(record, state)

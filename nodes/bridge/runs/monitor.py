@@ -117,8 +117,9 @@ class RunMonitor:
             with training.loaded(self._initial):
                 self._score_pictures(0)
         drawn = {at for at, _ in self._task.run.samples}
-        if self._initial is not None and self._broke_off and self._draws_ends and 0 not in drawn:
-            with training.loaded(self._initial):  # of a run whose first steps were a probe of a search
+        goes_on = self._broke_off or training.steps_done < training.last_step
+        if self._initial is not None and goes_on and self._draws_ends and 0 not in drawn:
+            with training.loaded(self._initial):  # its first steps were a probe, or its samples were of other prompts
                 self._draw(0)
         if self._broke_off and _is_due(self._task.config.sample_every, step) and step not in drawn:
             self._draw_sample(step)

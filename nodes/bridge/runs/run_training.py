@@ -127,7 +127,21 @@ def _restore(task: TrainingTask, training: Training, store: Store) -> bool:
         steps = earlier.info.settings.get("steps")
         if isinstance(steps, (int, float)) and task.config.steps <= steps:
             run.info, run.state = replace(run.info, settings={**run.info.settings, "steps": steps}), RunState.KEPT
+    _match_samples(run, earlier, has_steps_left=run.state is RunState.RUNNING and state.step < last)
     return earlier.state not in (RunState.KEPT, RunState.FINISHED)
+
+
+def _match_samples(run: Run, earlier: Run, has_steps_left: bool) -> None:
+    """Where the earlier samples show other prompts than those that are asked for now: leave the samples out, as base
+    and result would be of two prompts; without a step to do, keep what they show."""
+    given = earlier.info.settings.get("sample_prompt", "")
+    if not run.samples or given == run.info.settings.get("sample_prompt", ""):
+        return
+    if not has_steps_left:
+        run.info = replace(run.info, settings={**run.info.settings, "sample_prompt": given})
+        return
+    run.samples = []
+    run.note(f"samples up to step {len(run.losses)} showed another sample_prompt and are left out")
 
 
 def _without_record(run: Run, state: State, store: Store) -> Run:

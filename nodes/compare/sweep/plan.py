@@ -11,6 +11,7 @@ from typing import Any
 from ....training.captions import says, without_words
 from ....training.errors import InputError
 from ....training.record import Run
+from ....training.sample_prompts import lines_of, prompt_alone
 from ....training.timestep_range import range_in
 from ...bridge.files.listing import ENDING
 from ...bridge.types import grown_values
@@ -74,17 +75,20 @@ class Plan:
 def make_plan(loras: Sequence[Column], strengths: str, prompts: str, trigger: str) -> Plan:
     """The plan of a sweep.
 
-    loras: the columns. strengths: numbers, separated by commas, spaces or lines. prompts: one a line; without any the
-    trigger words are the prompt. trigger: the words that call the LoRAs, several separated by commas. A prompt that has
-    them gets a last row without them at the strength that is farthest from 0. Raises `InputError` for no column, for
-    numbers that are no strengths, without a prompt, and for more cells than `MOST_CELLS`.
+    loras: the columns. strengths: numbers, separated by commas, spaces or lines. prompts: one a line, of which options
+    of sample prompts, such as --w 768, are left out; without any the trigger words are the prompt. trigger: the words
+    that call the LoRAs, several separated by commas. A prompt that has them gets a last row without them at the
+    strength that is farthest from 0. Raises `InputError` for no column, for numbers that are no strengths, without a
+    prompt, and for more cells than `MOST_CELLS`.
     """
     if not loras:
         raise InputError(
             "no LoRA is wired in; wire LoRAs into loras, or the run of a trainer whose save_every is above 0"
         )
     values = parse_strengths(strengths)
-    texts = [line.strip() for line in prompts.splitlines() if line.strip()] or ([trigger] if trigger.strip() else [])
+    lines = [line for line in lines_of(prompts) if line]
+    alone = [prompt_alone(line) for line in lines]
+    texts = [text for text in alone if text] or ([trigger] if trigger.strip() else [])
     if not texts:
         raise InputError(
             "prompts is empty, and the LoRA names no trigger words that could stand for it; type a prompt a line"
@@ -92,6 +96,11 @@ def make_plan(loras: Sequence[Column], strengths: str, prompts: str, trigger: st
     if len(texts) > MOST_PROMPTS:
         raise InputError(f"prompts has {len(texts)} lines; give {MOST_PROMPTS} at most")
     notes = list[str]()
+    if alone != lines:
+        notes.append(
+            "prompts has options of sample prompts (--n, --w, --h, --d, --l, --s). They are not used here: negative, "
+            "width, height, seed, cfg and steps are inputs of this node."
+        )
     blocks = [Block(text, _rows(text, values, trigger)) for text in dict.fromkeys(texts)]
     if not trigger.strip():
         notes.append("No trigger words are known, so there is no row without them: it is not shown what leaks.")
