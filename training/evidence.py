@@ -196,10 +196,8 @@ def rose_first(run: Run) -> Advice | None:
     step, highest = max(((at, loss) for at, loss in _finite(run) if at < run.best[0]), key=lambda point: point[1])
     if highest <= ROSE_FIRST * start:
         return None
-    return Advice(
-        _rate(run, "lower"),
-        f"the held-out loss was {_percent(highest / start - 1)} above the start at step {step}, before it fell below it",
-    )
+    above = f"{_percent(highest / start - 1)} above the start at step {step}"
+    return Advice(_rate(run, "lower"), f"the held-out loss was {above}, before it fell below it")
 
 
 def keeps_last(run: Run) -> Advice | None:
