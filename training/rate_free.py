@@ -21,7 +21,7 @@ LEAST_GROWTH, GROWTH, PATIENCE = 10.0, 1.05, 5
 
 
 class Prodigy(Optimizer):
-    """Algorithm 4 of the paper, without weight decay, and with Adam's bias correction once d has settled.
+    """Algorithm 4 of the paper, without weight decay, run twice: until d has settled, and again from the start with it.
 
     The estimate d is of the distance from the start to the solution, in the largest norm over the parameters. It begins
     at `D0`, never falls, and multiplies the learning rate of every group:
@@ -31,7 +31,8 @@ class Prodigy(Optimizer):
     with weights that decay by sqrt(beta2) a step. Until d has settled, the steps are those of the paper: up to six
     times d, as Adam's moments are not corrected for their start at zero. So d grows to its order within some tens of
     steps, also with the noisy gradients of small batches. With corrected steps it hardly leaves `D0` in a hundred.
-    Afterwards they are corrected, so that a step is about d.
+    Steps that large do harm that a short training does not make good. So once d has settled, the parameters go back to
+    their start and the algorithm begins again with that d, now with Adam's bias correction: a step is about d.
 
     groups: each with its parameters, "lr" and "ratio". The ratio r is the multiple of the group's rate (LoRA+): its
     step is r times as large as that of a group with ratio 1. That is Prodigy on the variables x / r, whose gradients
@@ -40,7 +41,8 @@ class Prodigy(Optimizer):
     estimated too high after a warm-up ("safeguard_warmup" of the authors' program).
 
     state of a parameter: the two moments, the decayed sum s of gradients, and its start p0, all float32. State of each
-    group, equal in all: `GROUP_STATE`; k counts steps, `grown` is the last one in which d grew.
+    group, equal in all: `GROUP_STATE`; k counts steps, `grown` is the last one in which d grew, `settled` is the number
+    of steps up to the new beginning, 0 before it.
     """
 
     GROUP_STATE = ("d", "d_numerator", "k", "grown", "settled")
@@ -55,7 +57,8 @@ class Prodigy(Optimizer):
         first = self.param_groups[0]
         d, factor, k = first["d"], first["lr"] / first["ratio"], first["k"]
         beta1, beta2 = BETAS
-        correction = math.sqrt(1 - beta2 ** (k + 1)) / (1 - beta1 ** (k + 1)) if first["settled"] else 1.0
+        since = k + 1 - first["settled"]
+        correction = math.sqrt(1 - beta2**since) / (1 - beta1**since) if first["settled"] else 1.0
         step_size = d * factor * correction
         numerator, denominator = self._estimate(d, step_size)
         if denominator == 0.0:  # no gradient at all
@@ -66,12 +69,26 @@ class Prodigy(Optimizer):
         first["k"] = k + 1
         if first["d"] > GROWTH * d:
             first["grown"] = k
-        elif first["d"] > LEAST_GROWTH * D0 and k - first["grown"] >= PATIENCE:
-            first["settled"] = 1
+        elif not first["settled"] and first["d"] > LEAST_GROWTH * D0 and k - first["grown"] >= PATIENCE:
+            self._begin_again()
+            return None
         for group in self.param_groups:
             group.update({name: first[name] for name in self.GROUP_STATE})
             self._step_group(group, d=first["d"], step_size=step_size)
         return None
+
+    def _begin_again(self) -> None:
+        """Put the parameters back to their start and forget all but d and the number of steps."""
+        first = self.param_groups[0]
+        first.update(d_numerator=0.0, settled=first["k"])
+        for group in self.param_groups:
+            group.update({name: first[name] for name in self.GROUP_STATE})
+            for parameter in group["params"]:
+                state = self.state.get(parameter)
+                if state:
+                    parameter.copy_(state["p0"])
+                    for key in ("exp_avg", "exp_avg_sq", "s"):
+                        state[key].zero_()
 
     def _estimate(self, d: float, step_size: float) -> tuple[float, float]:
         """(what is added to the numerator, the denominator), both over d0. Updates the moments and the sums."""

@@ -50,12 +50,13 @@ def gradients_at(parameters, step, scales=(1.0, 1.0)):
 def both(mine, own, reference, theirs, count, scales=(1.0, 1.0), factor=lambda step: 1.0):
     """(d of each step, that of the reference): `count` steps of our Prodigy and of prodigyopt.
 
-    The reference corrects the bias from the step on in which ours has settled.
+    Where ours has settled, a new reference begins at the start with that d and with Adam's bias correction.
     """
+    starts, has_settled = [p.detach().clone() for p in theirs], False
     ours, others, rates = [], [], [group["lr"] for group in mine.param_groups]
     for step in range(count):
         for group in reference.param_groups:
-            group.update(use_bias_correction=bool(mine.param_groups[0]["settled"]), lr=factor(step))
+            group["lr"] = factor(step)
         for group, rate in zip(mine.param_groups, rates, strict=True):
             group["lr"] = rate * factor(step)
         for optimizer, parameters, scale in ((mine, own, (1.0, 1.0)), (reference, theirs, scales)):
@@ -64,11 +65,17 @@ def both(mine, own, reference, theirs, count, scales=(1.0, 1.0), factor=lambda s
             optimizer.step()
         ours.append(mine.param_groups[0]["d"])
         others.append(reference.param_groups[0]["d"])
+        if not has_settled and mine.param_groups[0]["settled"]:
+            has_settled = True
+            with torch.no_grad():
+                for parameter, start in zip(theirs, starts, strict=True):
+                    parameter.copy_(start)
+            reference = of_the_authors(theirs, use_bias_correction=True, d0=others[-1])
     return ours, others
 
 
-def of_the_authors(parameters):
-    return prodigyopt.Prodigy(list(parameters), lr=1.0, safeguard_warmup=True)
+def of_the_authors(parameters, **more):
+    return prodigyopt.Prodigy(list(parameters), lr=1.0, safeguard_warmup=True, **more)
 
 
 @pytest.mark.parametrize("warmup", [0, 10])
