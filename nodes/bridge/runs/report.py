@@ -149,10 +149,11 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
         f"{run.held_out[-1][1]:.4f} at the end."
     )
     if run.folds:
+        pictures = "picture" if config.validation == 1 else "pictures"
         trainings = (
             f"1 training, without {config.validation} of the pictures,"
             if run.folds == 1
-            else f"{run.folds} trainings, each without {config.validation} other pictures,"
+            else f"{run.folds} trainings, each without {config.validation} other {pictures},"
         )
         curve = f"{trainings} said when to stop; then all {run.info.images} were trained on. Of those left out: {curve}"
     lines.append(curve)
