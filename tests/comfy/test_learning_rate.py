@@ -91,9 +91,16 @@ def test_the_training_goes_on_after_the_probe_and_ends_in_the_same_bits(run_node
 
 
 def test_a_search_is_interrupted_and_goes_on_and_a_repeated_one_trains_nothing(
-    run_node, models, sets, steps_done, at_step
+    run_node, models, sets, steps_done, monkeypatch
 ):
-    at_step(PROBE + 2, comfy.model_management.interrupt_current_processing)  # in the second probe
+    counted = Training._update_parameters
+
+    def update(self):
+        counted(self)
+        if steps_done[0] == PROBE + 2:  # in the second probe
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(Training, "_update_parameters", update)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         find(run_node, models, sets, seed=2)
     assert PROBE < steps_done[0] <= 2 * PROBE
