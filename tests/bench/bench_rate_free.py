@@ -12,7 +12,7 @@ over the base that Prodigy reaches. The aim is a loss at most 10 % above that of
 
 BESPOKE_BENCH_ROWS names a file in which rows are kept, so that the table can be made in several sittings; a row in it
 is not computed again. BESPOKE_BENCH_SECONDS (170) ends a sitting; the table is printed when all rows are there.
-BESPOKE_BENCH_STEPS (80) is the length of a run, BESPOKE_BENCH_SEEDS (1) the number of seeds.
+BESPOKE_BENCH_STEPS (200) is the length of a run, BESPOKE_BENCH_SEEDS (1) the number of seeds.
 """
 
 import json
@@ -27,7 +27,7 @@ import torch
 
 pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 
-STEPS, SEEDS = int(os.environ.get("BESPOKE_BENCH_STEPS", 80)), int(os.environ.get("BESPOKE_BENCH_SEEDS", 1))
+STEPS, SEEDS = int(os.environ.get("BESPOKE_BENCH_STEPS", 200)), int(os.environ.get("BESPOKE_BENCH_SEEDS", 1))
 SECONDS, ROWS = float(os.environ.get("BESPOKE_BENCH_SECONDS", 170)), os.environ.get("BESPOKE_BENCH_ROWS", "")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 CONCEPTS = ("teal", "heart", "smiley")
