@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from ...training.errors import InputError
 from .assignment import Layout, assign, pool
+from .distance import distance
 
 COVERAGES = ("any", "area")
 GROW_MIN, GROW_MAX = -256, 256  # px
@@ -256,33 +257,6 @@ def ramp(cells: torch.Tensor, pixels: int, cell: int) -> torch.Tensor:
     reach = -(-pixels // cell)  # cells
     rise = 1.0 - distance(cells >= 1.0, reach) * (cell / (pixels + cell))
     return torch.maximum(cells, torch.where(rise > 1e-6, rise, 0.0))
-
-
-def distance(marked: torch.Tensor, reach: int) -> torch.Tensor:
-    """The Euclidean distance to the nearest marked place: [N, h, w] bool -> [N, h, w] in places, inf beyond `reach`.
-
-    Exact, in two passes (Felzenszwalb & Huttenlocher 2012, section 2.1): the distance within each row, then for each
-    column the least sum of the squares of both.
-    """
-    along = torch.where(marked, 0.0, torch.inf)
-    for offset in range(1, reach + 1):
-        along = _min_shifted(along, torch.where(marked, float(offset * offset), torch.inf), offset, dim=2)
-    squared = along
-    for offset in range(1, reach + 1):
-        squared = _min_shifted(squared, along + float(offset * offset), offset, dim=1)
-    return squared.sqrt()
-
-
-def _min_shifted(into: torch.Tensor, source: torch.Tensor, offset: int, dim: int) -> torch.Tensor:
-    # min(into, source moved by `offset`, source moved by -`offset`) along `dim`; outside the picture it is infinite.
-    size = into.shape[dim] - offset
-    if size <= 0:
-        return into
-    out = into.clone()
-    for to, come_from in ((offset, 0), (0, offset)):
-        view = out.narrow(dim, to, size)
-        torch.minimum(view, source.narrow(dim, come_from, size), out=view)
-    return out
 
 
 def floor(cells: torch.Tensor, min_strength: float) -> torch.Tensor:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from bespoke.nodes.inpaint.crop.distance import FARTHEST, distance_within
 from bespoke.nodes.inpaint.crop.parts import SPECK, box_of, parts_of
 from bespoke.nodes.inpaint.crop.resample import area, resample, resample_mask
+from bespoke.nodes.inpaint.distance import FARTHEST, distance_within
 
 
 def flooded(inside):

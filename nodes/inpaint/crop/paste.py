@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ....training.errors import InputError
+from ..distance import distance_within
 from ..restore import (
     Audit,
     RestoreSettings,
@@ -25,7 +26,6 @@ from ..restore import (
 )
 from .belonging import check_original, masks_of, repeats_of
 from .cut import crop_of
-from .distance import distance_within
 from .record import Crop, Piece
 from .rectangles import Rect
 from .resample import area, resample
