@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...training.layer_names.dialects import Place, readings, text_readings
-from ...training.layer_names.spelling import COMFY_PREFIX, candidates
-from ..bridge.models import layer_places, recorded_family
+from ...training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX, candidates
+from ..bridge.models import file_names, layer_places, recorded_family
+from ..bridge.training_model.text_encoder import file_names as text_file_names
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ def swapped_halves(change: Tensor) -> Tensor:
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, Keys] = weakref.WeakKeyDictionary()
+
+
+def names_in_files(base: Any, text_encoder: Any = None) -> dict[str, Any]:
+    """What other programs call the layers of a MODEL's `BaseModel` and of a CLIP's model: {layer: {format: name}}."""
+    names = {COMFY_PREFIX + layer: forms for layer, forms in file_names(base).items()}
+    if text_encoder is not None:
+        names |= {TEXT_PREFIX + layer: forms for layer, forms in text_file_names(text_encoder).items()}
+    return names
 
 
 def keys_of(module: Any, is_clip: bool) -> Keys:

@@ -33,6 +33,11 @@ class Patch:
         return self.key if isinstance(self.key, str) else self.key[0]
 
     @property
+    def weight_layer(self) -> str:
+        """`weight` without ".weight" or ".bias"."""
+        return self.weight.removesuffix(".weight").removesuffix(".bias")
+
+    @property
     def whole(self) -> bool:
         """Whether it changes the whole weight, not a part of it."""
         return isinstance(self.key, str)

@@ -18,11 +18,11 @@ from ....training.layer_names.blocks import place
 from ....training.layer_names.parts import DIFF, DIFF_BIAS
 from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX, common_name
 from ...bridge.identity import base_name
-from ...bridge.models import architecture, file_names
+from ...bridge.models import architecture
 from ...bridge.models.names import unet_names
-from ...bridge.training_model.text_encoder import file_names as text_file_names
 from ...bridge.wire.effective import Weight, check_weights_alone, difference, weights_of
 from ...bridge.wire.weights import never_used
+from ..keys import names_in_files
 from ..kinds.lora import parts_of
 from ..named_lora import NamedLora
 from .decompose import Nearest, nearest, squared_norm
@@ -111,7 +111,7 @@ def extract(model, base, request: Request, clips: tuple[Any, Any] | None = None)
         for patcher, wire in zip((pair.tuned, pair.base), pair.wires, strict=True):
             check_weights_alone(patcher, wire)
         _check_classes(pair)
-    names = _layer_names(base, None if clips is None else clips[1])
+    names = names_in_files(base.model, None if clips is None else clips[1].cond_stage_model)
     out = Extraction(NamedLora({}, _title(model, base), _meta(model, base), layer_names=names))
     weights = [(pair, tuned, own) for pair in pairs for tuned, own in _both(pair, out)]
     bar, done = comfy.utils.ProgressBar(max(1, sum(tuned.stored.numel() for _, tuned, _ in weights))), 0
@@ -238,14 +238,6 @@ def _some(rest: Sequence[Rest]) -> str:
 def _title(model, base) -> str:
     names = [Path(base_name(each)).stem for each in (model, base)]
     return f"{names[0]} minus {names[1]}"
-
-
-def _layer_names(base, clip) -> dict[str, Any]:
-    """What other programs call the layers, for a file in their names."""
-    names = {COMFY_PREFIX + layer: forms for layer, forms in file_names(base.model).items()}
-    if clip is not None:
-        names |= {TEXT_PREFIX + layer: forms for layer, forms in text_file_names(clip.cond_stage_model).items()}
-    return names
 
 
 def _meta(model, base) -> dict[str, str]:

@@ -66,7 +66,7 @@ def inject_masked(model: Any, clip: Any, lora: NamedLora, request: Request, mask
     for patch, strength in zip(placed.found.model, placed.model, strict=True):
         if strength.value == 0.0:
             continue
-        name = patch.weight.removeprefix(COMFY_PREFIX).removesuffix(".weight").removesuffix(".bias")
+        name = patch.weight_layer.removeprefix(COMFY_PREFIX)
         site = layout.site(name)
         module = module_of(model.model, patch.weight)
         if site is Site.ELSEWHERE or not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):

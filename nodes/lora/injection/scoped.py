@@ -31,13 +31,13 @@ from ....training.layer_names.parts import (
     adapts,
     layers_of,
 )
-from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX, common_name
+from ....training.layer_names.spelling import TEXT_PREFIX, common_name
 from ....training.timestep_range import OWN_KEY, SPEC_KEY, SS_KEYS, WHOLE, TimestepRange, range_in
-from ...bridge.models import file_names
 from ...bridge.models.names import unet_names
 from ...bridge.noise_level import noise_level
-from ...bridge.training_model.text_encoder import file_names as text_file_names
 from .. import kinds
+from ..base_adapters import base_weight
+from ..keys import names_in_files
 from ..kinds.loha import LOHA
 from ..kinds.lokr import LOKR
 from ..kinds.lora import LORA
@@ -83,7 +83,8 @@ def scoped_lora(
             f"{out.from_base} layers depend on the base's weights (DoRA, OFT, ...): in the lora output they are whole "
             "differences for this base, which take more room."
         )
-    return NamedLora(out.tensors, lora.name, meta, layer_names=_names(model, clip)), remarks
+    names = names_in_files(model.model, None if clip is None else clip.cond_stage_model)
+    return NamedLora(out.tensors, lora.name, meta, layer_names=names), remarks
 
 
 @dataclass
@@ -102,7 +103,7 @@ class _Folded:
     def name(self, prefix: str, patch: Patch) -> str:
         """ComfyUI's name of the layer; the file's, where the patch is for a part of a weight or in another order of
         rows, and where the file has ComfyUI's name beside this one."""
-        whole = prefix + patch.weight.removesuffix(".weight").removesuffix(".bias")
+        whole = prefix + patch.weight_layer
         if not patch.whole or whole in self.own_names:
             return patch.layer
         self.own_names.add(whole)  # a further spelling of the layer keeps its name
@@ -127,7 +128,7 @@ class _Folded:
     def _on_base(self, patch: Patch, strength: Strength, patcher: Any) -> Tensor:
         """What the patch adds to the base's own weight, in the file's order of rows, float32."""
         bases = self.bases.setdefault(id(patcher), patcher.get_key_patches())
-        base = _bare(bases[patch.weight][0])
+        base = base_weight(bases[patch.weight][0])
         base = base if patch.offset is None else base.narrow(*patch.offset)
         base = base if patch.row_order is None else patch.row_order(base)
         if patch.new_shape is not None:
@@ -138,13 +139,6 @@ class _Folded:
         adapter = scaled_rows(patch, strength.rows).adapter
         changed = comfy.lora.calculate_weight([(strength.value, adapter, 1.0, None, None)], base.clone(), patch.weight)
         return changed - base
-
-
-def _bare(entry: tuple) -> Tensor:
-    """A weight in float32 on the CPU without what is merged into it at present. entry: of `get_key_patches`."""
-    weight, convert = entry
-    weight = comfy.model_management.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True)
-    return convert(weight, inplace=True).float()
 
 
 def _folded(layer: str, parts: Mapping[str, Tensor], strength: Strength) -> dict[str, Tensor] | None:
@@ -223,10 +217,3 @@ def part_of_timing(timing: Timing, model: Any) -> TimestepRange:
     low = level(timing.end).item() if timing.end < 1.0 else 0.0
     low = min(low, torch.nextafter(torch.tensor(1.0), torch.tensor(0.0)).item())  # a range that ends where it begins
     return TimestepRange(low, min(above, 1.0) if timing.start > 0.0 else 1.0)
-
-
-def _names(model: Any, clip: Any) -> dict[str, Any]:
-    names = {COMFY_PREFIX + layer: forms for layer, forms in file_names(model.model).items()}
-    if clip is not None:
-        names |= {TEXT_PREFIX + layer: forms for layer, forms in text_file_names(clip.cond_stage_model).items()}
-    return names

@@ -85,8 +85,7 @@ def layer_of(patch: Patch) -> str:
 
     Where the patch changes a part of a fused weight: the part's name, which says which projection it is.
     """
-    whole = patch.weight.removesuffix(".weight").removesuffix(".bias")
-    return patch.part or (patch.layer if patch.offset else whole)
+    return patch.part or (patch.layer if patch.offset else patch.weight_layer)
 
 
 def _row_factors(

@@ -25,6 +25,7 @@ from ....training.layer_names.parts import (
 from ....training.layer_names.spelling import COMFY_PREFIX, common_name
 from ...bridge.models.names import unet_names
 from .. import kinds, lowrank
+from ..base_adapters import base_weight
 from ..bases import base_of_model
 from ..kinds.full import OF_BIAS
 from ..kinds.kind import Parts
@@ -81,7 +82,7 @@ def inspect(lora: NamedLora, model=None) -> tuple[list[Projection], list[str]]:
         if not adapts(parts):
             continue
         patch = patches.get(layer)
-        base = None if patch is None or patch.weight not in bases else _base_weight(bases[patch.weight][0], patch)
+        base = None if patch is None or patch.weight not in bases else _own_weight(bases[patch.weight][0], patch)
         found.append(_projection(layer, parts, patch, base))
     return sorted(found, key=lambda p: (row_order(p.row), p.name)), remarks
 
@@ -104,13 +105,10 @@ def _patches(lora: NamedLora, model) -> tuple[dict[str, Patch], list[str]]:
     return patches, lines + describe_unmatched(found, lora, model)
 
 
-def _base_weight(entry: tuple, patch: Patch) -> Tensor:
-    """The base's own weight in float32 on the CPU, without what is merged into it at present."""
-    weight, convert = entry
-    weight = convert(
-        comfy.model_management.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True), inplace=True
-    )
-    return weight.float() if patch.offset is None else weight.float().narrow(*patch.offset)
+def _own_weight(entry: tuple, patch: Patch) -> Tensor:
+    """The base's own weight that the patch is for, or the part of it. entry: see `base_weight`."""
+    weight = base_weight(entry)
+    return weight if patch.offset is None else weight.narrow(*patch.offset)
 
 
 def _projection(layer: str, parts: Parts, patch: Patch | None, base: Tensor | None) -> Projection:

@@ -32,7 +32,7 @@ from ...bridge.dataset.captions import CaptionConditioning, check_fixed_captions
 from ...bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
-from ...bridge.models import check_trainable, file_names
+from ...bridge.models import check_trainable
 from ...bridge.models.custom import own_sizes
 from ...bridge.noise_level import noise_level
 from ...bridge.runs.report import (
@@ -54,8 +54,8 @@ from ...bridge.training_model.denoiser import ComfyDenoiser, check_wire
 from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
 from ...bridge.training_model.offload import MEMORY_ADVICE
 from ...bridge.training_model.text_encoder import TrainableTextEncoder, attention_layers
-from ...bridge.training_model.text_encoder import file_names as text_file_names
 from ...bridge.wire.compiled import restore_own_modules
+from ..keys import names_in_files
 from ..match import starting_parts
 from .few_steps import PROMPTS, FewStepDrift
 from .preserve import BaseComparison, leak_prompts, lines_of
@@ -253,11 +253,9 @@ class LoraTechnique:
         layers = request.layers(base.diffusion_model)
         self._configs = {COMFY_PREFIX + name: config for name, config in request.own_configs(layers).items()}
         self._layers = {COMFY_PREFIX + name: layer for name, layer in layers.items()}
-        names = {COMFY_PREFIX + name: forms for name, forms in file_names(base).items()}
         if text is not None:
             self._layers |= {TEXT_PREFIX + name: layer for name, layer in attention_layers(text.model).items()}
-            clip_names = text_file_names(self._models.clip.cond_stage_model)
-            names |= {TEXT_PREFIX + name: forms for name, forms in clip_names.items()}
+        names = names_in_files(base, None if text is None else self._models.clip.cond_stage_model)
         self._names = {name: forms for name, forms in names.items() if name in self._layers}
         dataset = self._dataset
         self._captions = CaptionConditioning(denoiser, dataset.pictures, self._models.clip, text, dataset.prompts)
