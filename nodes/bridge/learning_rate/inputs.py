@@ -31,25 +31,14 @@ def search_inputs(trainer: Sequence[io.Input], lowest: float, highest: float) ->
 
 def _range(lowest: float, highest: float) -> list[io.Input]:
     least, most = RANGES["learning_rate"]
+
+    def rate(name: str, default: float, tooltip: str) -> io.Input:
+        step = lowest / 10
+        return io.Float.Input(name, default=default, min=least, max=most, step=step, round=False, tooltip=tooltip)
+
     return [
-        io.Float.Input(
-            "lowest",
-            default=lowest,
-            min=least,
-            max=most,
-            step=lowest / 10,
-            round=False,
-            tooltip="The lowest learning rate that is tried: one that is too low for sure.",
-        ),
-        io.Float.Input(
-            "highest",
-            default=highest,
-            min=least,
-            max=most,
-            step=lowest / 10,
-            round=False,
-            tooltip="The highest learning rate that may be tried: one that is too high for sure.",
-        ),
+        rate("lowest", lowest, "The lowest learning rate that is tried: one that is too low for sure."),
+        rate("highest", highest, "The highest learning rate that may be tried: one that is too high for sure."),
         io.Int.Input(
             "probes",
             default=7,
