@@ -12,7 +12,7 @@ import tiny
 from bespoke.nodes.bridge.runs.index import RunIndex
 from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.training.record import RunState
-from helpers import sprite_set
+from helpers import train_with_held_out
 
 NAN = math.nan
 
@@ -37,21 +37,7 @@ def scores(monkeypatch):
 
 
 def train(run_node, models, pictures=12, node="BespokeTrainLora", **changes):
-    model, clip, vae = models
-    settings = dict(
-        images=sprite_set(2, pictures, side=64, colour="teal"),
-        steps=20,
-        batch_size=1,
-        seed=1,
-        validation=2,
-        precision="fp32",
-        resume=False,
-    )
-    if node == "BespokeTrainLora":
-        settings |= dict(rank=2, alpha=2.0, learning_rate=1e-2)
-    else:
-        settings |= dict(name="w", init_text="red")
-    return run_node(node, model=model, clip=clip, vae=vae, **settings | changes)
+    return train_with_held_out(run_node, models, pictures, node, **dict(steps=20) | changes)
 
 
 def last_run():

@@ -15,7 +15,7 @@ from bespoke.nodes.jobs.job import Job
 from bespoke.nodes.textual_inversion.node import request_from_inputs
 from bespoke.training.record import RunState
 from bespoke.training.run_identity import run_id
-from helpers import sprite_set
+from helpers import train_with_held_out
 
 SAMPLES = [0.1, 0.2, 0.3, 0.4, 0.5] * 2
 TURNING = (0.0, -0.01, -0.02, -0.03, -0.04, -0.05, -0.02, -0.01)  # beside the start, at the steps 0, 10, ..., 70
@@ -53,22 +53,7 @@ def curves(monkeypatch):
 
 
 def train(run_node, models, pictures=12, node="BespokeTrainLora", **changes):
-    model, clip, vae = models
-    settings = dict(
-        images=sprite_set(2, pictures, side=64, colour="teal"),
-        steps=100,
-        batch_size=1,
-        seed=1,
-        validation=2,
-        precision="fp32",
-        resume=False,
-        score_pictures="off",
-    )
-    if node == "BespokeTrainLora":
-        settings |= dict(rank=2, alpha=2.0, learning_rate=1e-2)
-    else:
-        settings |= dict(name="w", init_text="red")
-    return run_node(node, model=model, clip=clip, vae=vae, **settings | changes)
+    return train_with_held_out(run_node, models, pictures, node, **dict(steps=100, score_pictures="off") | changes)
 
 
 def test_a_run_ends_where_it_has_turned_and_learns_what_all_steps_learn(models, run_node, curves):

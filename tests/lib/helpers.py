@@ -113,3 +113,21 @@ def share(pictures, **wanted) -> float:
     """The share of pictures that show the wanted attributes (colour=..., shape=...)."""
     verdicts = [judge(picture) for picture in pictures]
     return sum(all(getattr(v, k) == w for k, w in wanted.items()) for v in verdicts) / len(verdicts)
+
+
+def train_with_held_out(run_node, models, pictures=12, node="BespokeTrainLora", **changes):
+    """The outputs of a trainer on small models (model, clip, vae), with two of the pictures held out."""
+    model, clip, vae = models
+    settings = dict(
+        images=sprite_set(2, pictures, side=64, colour="teal"),
+        batch_size=1,
+        seed=1,
+        validation=2,
+        precision="fp32",
+        resume=False,
+    )
+    if node == "BespokeTrainLora":
+        settings |= dict(rank=2, alpha=2.0, learning_rate=1e-2)
+    else:
+        settings |= dict(name="w", init_text="red")
+    return run_node(node, model=model, clip=clip, vae=vae, **settings | changes)
