@@ -6,6 +6,7 @@ from the original, which makes them equal bit for bit, after any number of round
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +26,7 @@ GROUPS = (4, 6, 8)  # frames to a latent frame of ComfyUI's video VAEs, which dr
 NEARER = 0.7
 COMPARED = 256  # px: fewer outside the mask decide nothing
 STRIP = 128  # rows that are compared at once
+FEW = 0.25  # of a strip's pixels: fewer are compared by themselves
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,25 @@ def audit(original: torch.Tensor, image: torch.Tensor, outside: torch.Tensor) ->
             rows = slice(row, row + STRIP)
             if torch.equal(after[rows], before[rows]):  # the usual case, and the fastest
                 continue
-            a, b = after[rows], before[rows]
-            same = (a == b) | (a.isnan() & b.isnan())  # what is no number and stays so has not changed
-            difference = torch.where(same, 0.0, (a - b).abs().nan_to_num(torch.inf, torch.inf)).amax(-1)  # [rows, W]
-            difference = torch.where(counted[rows], difference, 0.0)
-            changed, largest = changed + int((difference > 0).sum()), max(largest, float(difference.max()))
+            some, most = _difference(before[rows], after[rows], counted[rows])
+            changed, largest = changed + some, max(largest, most)
     return Audit(changed, largest, int(outside.sum()))
+
+
+def _difference(before: torch.Tensor, after: torch.Tensor, counted: torch.Tensor) -> tuple[int, float]:
+    """(pixels that differ, the largest difference) of two strips [rows, W, C] where `counted` [rows, W] is true."""
+    if int(counted.sum()) < FEW * counted.numel():
+        before, after, counted = before[counted], after[counted], counted[counted]
+    if len(counted) == 0:
+        return 0, 0.0
+    difference = torch.where(counted, (before - after).abs_().amax(-1), 0.0)
+    most = float(difference.max())
+    if not math.isfinite(most):  # what is no number and stays so has not changed
+        same = (before == after) | (before.isnan() & after.isnan())
+        difference = torch.where(same, 0.0, (before - after).abs().nan_to_num(torch.inf, torch.inf)).amax(-1)
+        difference = torch.where(counted, difference, 0.0)
+        most = float(difference.max())
+    return int((difference > 0).sum()), most
 
 
 def restore(

@@ -200,6 +200,9 @@ def _lay(image: torch.Tensor, touched: torch.Tensor, layer: Layer, counts: Count
 
 def _blend(here: torch.Tensor, image: torch.Tensor, weight: torch.Tensor) -> None:
     """Lay `image` on `here` [h, w, C] with a weight [h, w]; 0 and 1 are exact."""
+    if bool((weight == 1.0).all()):
+        here.copy_(image)
+        return
     weight = weight[..., None]
     blended = torch.where(weight == 1.0, image, here + weight * (image - here))
     here.copy_(torch.where(weight == 0.0, here, blended))

@@ -29,8 +29,7 @@ def resample(image: torch.Tensor, height: int, width: int, reduce: Kernel | None
     """
     h, w = image.shape[:2]
     reduce = reduce or lanczos
-    out = image if h == height else _down_columns(image, height, reduce if height < h else lanczos)
-    out = out if w == width else _along_rows(out, width, reduce if width < w else lanczos)
+    out = _scaled(image, height, width, reduce if height < h else lanczos, reduce if width < w else lanczos)
     if out is not image and (reduce is lanczos or height > h or width > w):
         low, high = image.aminmax()
         out = out.clamp_(min(float(low), 0.0), max(float(high), 1.0))
@@ -43,10 +42,21 @@ def resample_mask(mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
     A mask of only 0 and 1 therefore becomes grey in the pixels that its edge crosses.
     """
     h, w = mask.shape
-    out = mask[..., None]
-    out = out if h == height else _down_columns(out, height, area)
-    out = out if w == width else _along_rows(out, width, area)
+    out = _scaled(mask[..., None], height, width, area, area)
     return mask if (h, w) == (height, width) else torch.where(out > 1.0 - 1e-5, 1.0, out)[..., 0]
+
+
+def _scaled(image: torch.Tensor, height: int, width: int, down: Kernel, along: Kernel) -> torch.Tensor:
+    """[h, w, C] -> [height, width, C] by `down` the columns and `along` the rows.
+
+    The rows cost more, so they are scaled while there are fewer of them.
+    """
+    h, w = image.shape[:2]
+    out = image
+    if w != width and h < height:
+        out = _along_rows(out, width, along)
+    out = out if h == height else _down_columns(out, height, down)
+    return out if out.shape[1] == width else _along_rows(out, width, along)
 
 
 def area(outputs: np.ndarray, before: int, ratio: float) -> tuple[int, np.ndarray]:
