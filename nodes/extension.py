@@ -22,7 +22,7 @@ from .inpaint.crop.node import CropToMask
 from .inpaint.fill.node import FillMasked
 from .inpaint.node import LatentMaskBlend
 from .inpaint.restore_node import RestoreUnmasked
-from .jobs.node import ExportLoraJob, ExportTextualInversionJob
+from .jobs.node import ExportLoraJob, ExportSliderJob, ExportTextualInversionJob
 from .jobs.techniques import setting_defaults
 from .lora.composition.node import ComposeLoras
 from .lora.extraction.node import ExtractLora
@@ -31,6 +31,7 @@ from .lora.injection.node import InjectLora, LoadLora
 from .lora.inspection.node import InspectLora
 from .lora.learning_rate.node import FindLearningRate
 from .lora.settings import routes as settings_routes
+from .lora.slider.node import TrainSlider
 from .lora.stacks.node import LoraStackFromRun
 from .lora.training.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
@@ -58,6 +59,7 @@ class BespokeExtension(ComfyExtension):
             CombineImageSets,
             SaveImageSet,
             TrainLora,
+            TrainSlider,
             FindLearningRate,
             SaveLora,
             LoadLora,
@@ -82,5 +84,6 @@ class BespokeExtension(ComfyExtension):
             InspectRun,
             LoraSweep,
             ExportLoraJob,
+            ExportSliderJob,
             ExportTextualInversionJob,
         ]

@@ -46,6 +46,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "multires_noise": (0.0, 1.0),
     "ip_noise_gamma": (0.0, 1.0),
     "training_adapter_strength": (-10.0, 10.0),
+    "guidance": (0.1, 100.0),
+    "resolution": (64, 4096),
 }
 
 # Fields of `TrainConfig` that version 0.1 lacks.

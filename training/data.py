@@ -130,7 +130,7 @@ class LatentSet:
             torch.cat([self.latents[i] for i in indices]).to(device),
             sample_noises(config, seed, micro, positions, shape).to(device),
             t.to(device),
-            self._mask(indices, device),
+            self.mask(indices, device),
             positions,
             count,
             None if weight is None else weight.to(device),
@@ -141,7 +141,7 @@ class LatentSet:
             None if perturbation is None else perturbation.to(device),
         )
 
-    def _mask(self, indices: Sequence[int], device: torch.device) -> Tensor | None:
+    def mask(self, indices: Sequence[int], device: torch.device) -> Tensor | None:
         """The loss masks [B, 1, ...], ones where an image has none; None where no image has one."""
         masks = [self.masks[i] for i in indices]
         if all(mask is None for mask in masks):

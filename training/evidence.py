@@ -67,7 +67,8 @@ def verdict(run: Run) -> Verdict:
     if run.best is None:
         return Verdict(
             f"Step {kept} of {max(done, requested)}, the last",
-            "No pictures were held out, so no figure says which step is best. Compare samples of several steps.",
+            ("No pictures were held out" if run.info.images else "There are no pictures to hold out")
+            + ", so no figure says which step is best. Compare samples of several steps.",
         )
     step, loss = run.best
     if kept != step and run.best_after_start is not None and not run.folds:

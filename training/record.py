@@ -116,6 +116,7 @@ class Run:
     to the last step, before factor and schedule; 0 where it was given one. comparisons: each validation beside the
     lowest one before it, where the setting `stop` may end the run; of a run that folds came before none. memory_mb: the
     most memory that was in use, in MiB: on the GPU with CUDA, else of the process; 0 where it was not measured.
+    useful_strengths: (lowest, highest) strength at which a slider was found to work; empty where that was not measured.
     """
 
     info: RunInfo
@@ -132,6 +133,7 @@ class Run:
     found_rate: float = 0.0
     comparisons: list[Comparison] = field(default_factory=list[Comparison])
     memory_mb: float = 0.0
+    useful_strengths: Sequence[float] = ()
 
     def note(self, sentence: str) -> None:
         """Add a note, once."""
@@ -207,7 +209,7 @@ class Run:
         if earlier is None:
             return
         self.seconds, self.notes = earlier.seconds, list(earlier.notes)
-        self.memory_mb = earlier.memory_mb
+        self.memory_mb, self.useful_strengths = earlier.memory_mb, earlier.useful_strengths
         self.samples = [(at, name) for at, name in earlier.samples if at <= step]
         self.pictures = until(earlier.pictures, step, held_out) + [
             row for row in self.pictures if row.held_out and not held_out
@@ -222,7 +224,7 @@ class Run:
 
         leave_out: names of fields. more: further values by name. What version 0.1 lacks is left out where it is empty.
         """
-        later = ("leak", "found_rate", "comparisons", "memory_mb")
+        later = ("leak", "found_rate", "comparisons", "memory_mb", "useful_strengths")
         absent = {name for name in later if not vars(self)[name]} | {"info"}
         progress = {name: value for name, value in vars(self).items() if name not in absent}
         leave_out = {*leave_out, *(name for name in ("timestep_range", "rate_source") if not vars(self.info)[name])}
@@ -260,6 +262,7 @@ class Run:
                 float(found_rate),
                 read_comparisons(values.get("comparisons", [])),
                 memory_mb=float(memory_mb),
+                useful_strengths=_pair_of_numbers(values.get("useful_strengths", ())),
             )
         except (AttributeError, TypeError, OverflowError) as error:
             raise ValueError(f"no record of a run: {error}") from error
@@ -272,6 +275,15 @@ def _loss(value: float | None) -> float:
 def _check_kind(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
     if not isinstance(value, kind):
         raise ValueError(f"no record of a run: {name} is of type {type(value).__name__}")
+
+
+def _pair_of_numbers(value: Any) -> Sequence[float]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("no record of a run: useful_strengths is no list")
+    numbers = cast("Sequence[Any]", value)
+    if len(numbers) not in (0, 2) or not all(_is_finite(number) for number in numbers):
+        raise ValueError("no record of a run: useful_strengths is not two numbers")
+    return [float(number) for number in numbers]
 
 
 def _check_range(value: Sequence[Any]) -> None:

@@ -217,6 +217,15 @@ class ComparesWithBase(Protocol):
         ...
 
 
+@runtime_checkable
+class DrawsStrips(Protocol):
+    """What a `Technique` has besides, where a sample image shows the model at several strengths."""
+
+    def sample_strip(self, draw: Callable[[], Image.Image]) -> Image.Image:
+        """The sample image of one prompt. draw: draws a picture of it with the model as it is when called."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """learned: {name: tensor} on the CPU, the `state_dict` of the trainable. run: the record."""
@@ -490,8 +499,9 @@ class PreparedTrainer:
         first, technique = pictures.training_indices[0], self.technique
         like = pictures.data.latents[first], pictures.items[first].pixels.shape[:2]  # only their shapes are read
         prompts = technique.sample_prompts()
+        strip = {"strip": technique.sample_strip} if isinstance(technique, DrawsStrips) else {}
         return sampler_for(
-            self.denoiser, self.models.vae, like, self.context.sampler, prompts, technique.sample_conditioning
+            self.denoiser, self.models.vae, like, self.context.sampler, prompts, technique.sample_conditioning, **strip
         )
 
 

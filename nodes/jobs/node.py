@@ -11,6 +11,9 @@ from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models
 from ..bridge.types import graph_of
 from ..images.wired import training_set
+from ..lora.slider import node as slider
+from ..lora.slider.dataset import encode_slider_dataset
+from ..lora.slider.technique import SliderTechnique
 from ..lora.training import node as lora
 from ..lora.training.few_steps import DEFAULT_SAMPLER
 from ..lora.training.technique import LoraTechnique, settings_with_adapter
@@ -102,6 +105,34 @@ class ExportLoraJob(io.ComfyNode):
         return _export(
             wanted,
             JobContents(LoraTechnique.name, written, dataset, exported, result, samples, graph),
+        )
+
+
+class ExportSliderJob(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema(
+            "BespokeExportSliderJob",
+            "Bespoke Export Slider Job",
+            "the training of a slider",
+            slider.trainer_inputs(),
+            "compile",
+            "bespoke/jobs/slider",
+        )
+
+    @classmethod
+    @name_node_in_errors
+    def execute(cls, model, clip, vae=None, folder="bespoke/jobs/slider", **settings) -> io.NodeOutput:
+        request, data = slider.request_from_inputs(settings)
+        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
+        models = Models(model, clip, vae)
+        exported = export_models(models, SliderTechnique.name, request.settings())
+        dataset = encode_slider_dataset(models, data, request)
+        result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
+        samples = settings_in(graph[0])
+        return _export(
+            wanted,
+            JobContents(SliderTechnique.name, request.settings(), dataset, exported, result, samples, graph),
         )
 
 

@@ -20,6 +20,9 @@ from ...training.run_identity import defaults_of
 from ..bridge.dataset.encoded import EncodedDataset
 from ..bridge.trainer import Models, Technique
 from ..lora import files as lora_files
+from ..lora.slider.dataset import slider_prompts
+from ..lora.slider.request import SliderRequest
+from ..lora.slider.technique import SliderTechnique
 from ..lora.training.request import LoraRequest
 from ..lora.training.technique import LoraTechnique, needed_prompts
 from ..textual_inversion import files as word_files
@@ -57,7 +60,15 @@ class JobTechnique:
 def _check_lora_prompts(request: LoraRequest, dataset: EncodedDataset) -> None:
     if request.train_text_encoder:
         return
-    missing = sorted(needed_prompts(dataset.pictures, request) - set(dataset.prompts))
+    _check_encoded(needed_prompts(dataset.pictures, request), dataset)
+
+
+def _check_slider_prompts(request: SliderRequest, dataset: EncodedDataset) -> None:
+    _check_encoded(slider_prompts(dataset.pictures, request), dataset)
+
+
+def _check_encoded(prompts: set[str], dataset: EncodedDataset) -> None:
+    missing = sorted(prompts - set(dataset.prompts))
     if missing:
         raise InputError(
             f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings"
@@ -101,6 +112,16 @@ TECHNIQUES = {
         technique=LoraTechnique,
         needs_text_encoder=lambda settings: bool(settings.get("train_text_encoder")),
         check_request=_check_lora_prompts,
+        check_model=_check_lora_targets,
+        check_result=_check_lora_result,
+        save_file=lora_files.save_on_the_way,
+        result_file=_lora_file,
+    ),
+    SliderTechnique.name: JobTechnique(
+        request=SliderRequest,
+        technique=SliderTechnique,
+        needs_text_encoder=lambda settings: False,
+        check_request=_check_slider_prompts,
         check_model=_check_lora_targets,
         check_result=_check_lora_result,
         save_file=lora_files.save_on_the_way,

@@ -10,6 +10,7 @@ import comfy.lora_convert
 import torch
 from torch import Tensor
 
+from ...training import strength_range
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.formats import (
@@ -37,6 +38,7 @@ from ...training.layer_names.parts import (
 )
 from ...training.layer_names.spelling import program_names, with_text_model
 from ...training.record import Run
+from ...training.strength_range import strengths_in
 from ...training.timestep_range import WHOLE, range_in
 from ..bridge.files import writing as storage
 from ..bridge.files.reading import read_safetensors, read_text
@@ -61,16 +63,18 @@ def as_file(
 
     title: the file's name in its metadata. key_format: one of `formats.KEY_FORMATS`. dtype: one of `formats.DTYPES`.
     graph: (prompt, workflow) for the metadata, see `graph_of`. The part of the schedule that it was trained on is what
-    the LoRA itself says, else what the run says; without a run the file keeps what the LoRA says of its base and its
-    words. Raises `InputError` for an unknown format or dtype, and for numbers that the dtype cannot hold.
+    the LoRA itself says, else what the run says, and so are the useful strengths of a slider; without a run the file
+    keeps what the LoRA says of its base and its words. Raises `InputError` for an unknown format or dtype, and for
+    numbers that the dtype cannot hold.
     """
     check_choice("dtype", dtype, list(DTYPES))
     named = lora if isinstance(lora, NamedLora) else None
     names = run.info.names if run else named.layer_names if named else {}
     tensors = {key: _in_file(key, tensor.detach(), dtype) for key, tensor in to_format(lora, key_format, names).items()}
     part = range_in(named.meta) if named else run.info.part if run else WHOLE
+    useful = (strengths_in(named.meta) if named else None) or (run.useful_strengths if run else ())
     kept = {key: named.meta[key] for key in (*OF_ITS_BASE, OF_ITS_WORDS) if key in named.meta} if named else {}
-    return tensors, kept | metadata(lora, run, title, *graph) | part.metadata()
+    return tensors, kept | metadata(lora, run, title, *graph) | part.metadata() | strength_range.metadata(useful)
 
 
 def _in_file(key: str, tensor: Tensor, dtype: str) -> Tensor:

@@ -28,6 +28,7 @@ TITLES = {
         "Enregistrer le jeu d'images",
         "Guardar conjunto de imágenes",
     ),
+    "BespokeTrainSlider": ("训练滑块", "スライダーを学習", "Entraîner un curseur", "Entrenar un control deslizante"),
     "BespokeTrainLora": ("训练 LoRA", "LoRA を学習", "Entraîner un LoRA", "Entrenar un LoRA"),
     "BespokeFindLearningRate": (
         "寻找学习率",
@@ -90,6 +91,12 @@ TITLES = {
         "Exporter la tâche LoRA",
         "Exportar tarea LoRA",
     ),
+    "BespokeExportSliderJob": (
+        "导出滑块任务",
+        "スライダーのジョブを書き出す",
+        "Exporter la tâche de curseur",
+        "Exportar tarea de control deslizante",
+    ),
     "BespokeExportTextualInversionJob": (
         "导出文本反演任务",
         "Textual Inversion ジョブを書き出す",
@@ -111,6 +118,12 @@ INPUTS = {
     "model": ("模型", "モデル", "modèle", "modelo"),
     "images": ("图片", "画像", "images", "imágenes"),
     "targets": ("目标层", "対象の層", "couches visées", "capas objetivo"),
+    "target": ("目标提示词", "対象のプロンプト", "prompt visé", "prompt objetivo"),
+    "more": ("更多", "増やす方", "davantage de", "más de"),
+    "less": ("更少", "減らす方", "moins de", "menos de"),
+    "guidance": ("引导强度", "ガイダンス", "guidage", "guía"),
+    "positive_images": ("正图片", "正の画像", "images positives", "imágenes positivas"),
+    "negative_images": ("负图片", "負の画像", "images négatives", "imágenes negativas"),
     "rank": ("秩", "ランク", "rang", "rango"),
     "learning_rate": ("学习率", "学習率", "taux d'apprentissage", "tasa de aprendizaje"),
     "steps": ("步数", "ステップ数", "étapes", "pasos"),

@@ -20,6 +20,7 @@ OUT = host.ROOT / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 # For a style with some tens of pictures; a subject with 5 to 20 needs fewer steps and a lower rank.
 STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 5e-5, "steps": 750}
+SLIDER_TRAINING = {"sample_every": 50}
 SUBJECT_TRAINING = {"learning_rate": 1e-4, "steps": 400}
 BRING = (
     "*The picture* is the drawing that comes with ComfyUI. Choose your own there: 512 to 768 px a side for SD1.5, as "
@@ -173,6 +174,77 @@ def lora_subject(w: Workflow) -> None:
         ("the subject, without the LoRA", "the subject, with the LoRA", "its class, with the LoRA"), made, strict=True
     ):
         base.show(title, one, "subject")
+
+
+def slider_from_words(w: Workflow) -> None:
+    w.column()
+    w.group("1  Learn a direction from words", "learn")
+    w.note(
+        "**Train a slider without pictures.** *target* is what changes, *more* and *less* are its two ends. The "
+        "model's own predictions at the three prompts say which way to go.\n\n"
+        "1. Write the three prompts. Lines of *preserve* stay as they are.\n"
+        "2. Queue. Each sample is one seed at -2, -1, 0, 1 and 2.\n"
+        "3. The report says up to which strength the slider is useful; *Inject LoRA* says it of the file too.\n\n"
+        "The file is an ordinary LoRA: its "
+        "strength in any loader is the slider.",
+        300,
+    )
+    base = Base(w)
+    w.column()
+    trainer = w.node("BespokeTrainSlider", model=base.model, clip=base.clip, vae=base.vae, **SLIDER_TRAINING)
+    w.column()
+    w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-slider")
+    report(w, trainer, 260)
+    use_slider(w, base, trainer, "a photo of a person in a park", "slider")
+
+
+def slider_from_pairs(w: Workflow) -> None:
+    w.column()
+    w.group("1  Learn a direction from pairs of pictures", "learn")
+    w.note(
+        "**Train a slider on pairs.** Two folders: each picture of the one is there in the other too, under the same "
+        f"name, with one thing changed. 4 to 10 pairs; press R {CHOOSE_FOLDER}.\n\n*target* is the prompt of all "
+        "pictures. Strength 1 is towards *With more of it*, -1 towards *With less of it*.",
+        240,
+    )
+    base = Base(w)
+    more = w.node("BespokeImageFolder", "With more of it", folder=NO_FOLDER)
+    less = w.node("BespokeImageFolder", "With less of it", folder=NO_FOLDER)
+    w.column()
+    trainer = w.node(
+        "BespokeTrainSlider",
+        model=base.model,
+        clip=base.clip,
+        vae=base.vae,
+        positive_images=(more, "images"),
+        negative_images=(less, "images"),
+        **(SLIDER_TRAINING | {"more": "", "less": ""}),
+    )
+    w.column()
+    w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-slider")
+    report(w, trainer, 260)
+    use_slider(w, base, trainer, "a photo of a person in a park", "slider_pairs")
+
+
+def use_slider(w: Workflow, base: Base, trainer, prompt: str, file: str) -> None:
+    """The same seeds at -1, 0 and 1."""
+    w.column()
+    w.group("2  The same seeds at -1, 0 and 1", "use")
+    words, nothing, latent = base.prompt(prompt), base.nothing(), base.empty(2)
+    models = [
+        w.node(
+            "BespokeInjectLora", f"Strength {strength}", model=base.model, lora=(trainer, "lora"), strength_model=value
+        )
+        for strength, value in (("-1", -1.0), ("1", 1.0))
+    ]
+    w.column()
+    made = [
+        base.sample(title, words, nothing, latent, model)
+        for title, model in (("-1", (models[0], "model")), ("0", base.model), ("1", (models[1], "model")))
+    ]
+    w.column()
+    for title, one in zip(("at -1", "without", "at 1"), made, strict=True):
+        base.show(title, one, file)
 
 
 def lora_compose(w: Workflow) -> None:
@@ -733,6 +805,8 @@ def three_techniques(w: Workflow) -> None:
 WORKFLOWS = {
     "lora_train_and_use": lora_style,
     "lora_subject": lora_subject,
+    "slider_from_words": slider_from_words,
+    "slider_from_pairs": slider_from_pairs,
     "lora_compose": lora_compose,
     "lora_into_checkpoint": lora_checkpoint,
     "lora_inspect_and_scope": lora_inspect,

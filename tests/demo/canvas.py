@@ -18,6 +18,7 @@ COLOURS = {"plain": "#3f5159", "learn": "#8a6d3b", "use": "#3b6e8a"}
 BOXES = {
     "BespokeImageFolder": 50,
     "BespokeTrainLora": 80,
+    "BespokeTrainSlider": 80,
     "BespokeTrainTextualInversion": 80,
     "BespokePartialDenoise": 60,
     "BespokeStrengthSigmas": 80,
@@ -28,7 +29,12 @@ BOXES = {
 }
 # By how much a node becomes taller later: the list of a chosen folder; the curve and the samples of a training. This
 # room stays free below it.
-GROWTH = {"BespokeImageFolder": 230, "BespokeTrainLora": 330, "BespokeTrainTextualInversion": 330}
+GROWTH = {
+    "BespokeImageFolder": 230,
+    "BespokeTrainLora": 330,
+    "BespokeTrainSlider": 330,
+    "BespokeTrainTextualInversion": 330,
+}
 FOLDED_FROM = 4  # advanced inputs, as in js/advanced_inputs.js
 AUTOGROW = "COMFY_AUTOGROW_V3"
 

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "small_model"))
 import sprites
 
 TEAL, PINK, PICTURE, MASK = "bespoke_teal_style", "bespoke_pink", "bespoke_picture.png", "bespoke_mask.png"
+LARGE, SMALL = "bespoke_large", "bespoke_small"  # pairs
 TEAL_WORD, ONE, HEART, CLASS = "bespoke_teal_word", "bespoke_teal.png", "bespoke_heart", "bespoke_shapes"
 SEED = 7
 
@@ -39,6 +40,8 @@ def make(folder: Path) -> None:
     )
     _write_set(folder / HEART, sprites.training_set(rng, 12, shape="heart"))
     _write_set(folder / CLASS, sprites.training_set(rng, 12))
+    for name, radius in ((LARGE, 6.0), (SMALL, 3.0)):
+        _write_set(folder / name, [(sprites.image(each), "a circle") for each in sized(radius)])
     circle = sprites.Sprite("red", "circle", "white", cx=8.0, cy=8.0, radius=5.0)
     sprites.image(circle).save(folder / PICTURE)
     # The circle's box and one cell more on each side, on the grid of cells.
@@ -46,6 +49,15 @@ def make(folder: Path) -> None:
     mask = np.zeros((sprites.CELLS * sprites.CELL,) * 2, np.uint8)
     mask[low:high, low:high] = 255
     Image.fromarray(mask).convert("RGB").save(folder / MASK)
+
+
+def sized(radius: float) -> list[sprites.Sprite]:
+    """Eight circles of one size, in cells; those of two sizes are pairs."""
+    colours, grounds = list(sprites.COLOURS), list(sprites.GROUNDS)
+    return [
+        sprites.Sprite(colours[i % len(colours)], "circle", grounds[i % 2], 7.5 + i % 3 / 2, 7.5 + i // 3 / 2, radius)
+        for i in range(8)
+    ]
 
 
 def _write_set(folder: Path, pairs) -> None:

@@ -46,6 +46,14 @@ SECTIONS = {
     ),
     "three_techniques": ("Side by side", "One set of pictures, three techniques, the same seeds, and what each took."),
     "lora_subject": ("A subject", "A shape that the model never saw, and its class kept by prior pictures."),
+    "slider_from_words": (
+        "A slider from words",
+        "From blue to red, learned without a picture: the same seeds at -1, 0 and 1.",
+    ),
+    "slider_from_pairs": (
+        "A slider from pairs",
+        "From small to large, learned from eight pairs: the same seeds at -1, 0 and 1.",
+    ),
     "lora_compose": ("Two LoRAs composed", "The colour and the shape, alone and as the exact sum of both."),
     "lora_into_checkpoint": ("A LoRA in a checkpoint", "The base, and what the checkpoint with the LoRA draws."),
     "lora_inspect_and_scope": (

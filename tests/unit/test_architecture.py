@@ -227,11 +227,13 @@ LORA_ROOMS = {
     "inspection",
     "settings",
     "learning_rate",
+    "slider",
     "stacks",
 }
 LORA_ROOMS_THAT_IMPORT = {
     ("injection", "inspection"): "the report of a load begins with the file's description",
     ("injection", "composition"): "the scoped LoRA of a stack is the sum of its LoRAs",
+    ("slider", "training"): "a slider is a LoRA, with another loss",
     ("stacks", "injection"): "the limits of a strength",
     ("learning_rate", "training"): "tries the trainer's own steps",
     ("settings", "training"): "gives values for the trainer's widgets, checked as the trainer checks them",

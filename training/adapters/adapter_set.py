@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..optimizers import Group
 from .adapter import Adapter, AdapterConfig
 from .dropout import Dropout, current_draw, draw, in_force, is_switched_off
+from .strength import scaled
 
 AdapterT = TypeVar("AdapterT", bound=Adapter)
 Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -107,8 +108,10 @@ class AdapterSet(nn.Module, Generic[AdapterT]):
                 return output
             found = current_draw()
             if found is None:
-                return adapter(inputs[0], output)
-            return output if name in found.dropped else adapter(inputs[0], output, found.of_layer(name, inputs[0]))
+                return scaled(output, adapter(inputs[0], output))
+            if name in found.dropped:
+                return output
+            return scaled(output, adapter(inputs[0], output, found.of_layer(name, inputs[0])))
 
         return apply
 

@@ -26,7 +26,7 @@ class EncodedDataset:
     models_digest: a hash of the models as they are on the wire.
     digest_in_0_1: the hash that version 0.1 made of them; "" where it did not read all that the wires carry.
     unread: what the wires carry that cannot be compared; with any of it, no other run has the same `models_digest`.
-    run_fields: fields of the run's record that describe models and pictures.
+    run_fields: fields of the run's record that describe models and pictures; `images` 0 where there are no pictures.
     prompts: prompt -> (context [1, tokens, width], further fields); empty where the text encoder runs in each step.
     start: the LoRA that the training starts from, in ComfyUI's layer names.
     training_adapter: the LoRA that is part of the base in the steps alone, as its file has it.
@@ -63,7 +63,7 @@ class EncodedDataset:
             if earlier is not None and earlier.info.base_hash == self.run_fields["base_hash"]:
                 name = in_0_1
         images = self.pictures.count_pictures(self.pictures.training_indices)
-        return Run(RunInfo(name, technique, settings, images=images, **self.run_fields))
+        return Run(RunInfo(name, technique, settings, **{"images": images, **self.run_fields}))
 
 
 def describe_models(model, clip, images: ImageSet) -> dict[str, Any]:

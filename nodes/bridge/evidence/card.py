@@ -13,7 +13,7 @@ from ....training.evidence import UNFINISHED, Advice, advice, verdict
 from ....training.record import Run
 from ....training.sample_prompts import lines_of, prompt_alone
 from ..drawing.fonts import drawable
-from ..drawing.image import paste_middle, scaled_size
+from ..drawing.image import paste_middle, scaled, scaled_size
 from ..drawing.palette import BAR, EMPTY, FAINT, INK, PAPER, RGB
 from ..drawing.text_layout import fit_lines, shorten_middle
 from .curve import draw_curve
@@ -25,6 +25,7 @@ MARGIN, GAP = 36, 24  # px
 WIDTH = INSIDE + 2 * MARGIN  # px
 TITLE, BIG, TEXT, SMALL = 26, 30, 18, 15  # px: sizes of letters
 LEADING = 1.32  # height of a line over the size of its letters
+SLIDER = "slider"  # the technique whose samples show several strengths
 LEFT = 700  # px: width of the samples and of the numbers
 ROW = 440  # px: height of the curve, and of one pair of samples with its captions
 SIDE = (LEFT - 12) // 2  # px of a sample, where there is one pair
@@ -59,9 +60,19 @@ def _head(run: Run) -> Image.Image:
     noun = _noun(run)
     under = f"{noun[0].upper()}{noun[1:]}, {state_of(run)}, begun {started}, {run.id}, for {run.info.base or '?'}"
     pen = _Writer(INSIDE)
-    pen.write(title_of(run, f"A {noun} without a trigger"), TITLE, INK, most=1)
+    pen.write(title_of(run, _untitled(run, noun)), TITLE, INK, most=1)
     pen.write(under, SMALL, FAINT, most=1)
     return pen.picture()
+
+
+def _untitled(run: Run, noun: str) -> str:
+    if noun != SLIDER:
+        return f"A {noun} without a trigger"
+    settings = run.info.settings
+    ends = [str(settings[name]) for name in ("less", "more") if settings.get(name)]
+    if settings.get("mode") == "erase":
+        return f"Erased: {settings.get('target', '')}"
+    return f"A slider: {' to '.join(ends)}" if ends else "A slider"
 
 
 def _verdict(run: Run) -> Image.Image:
@@ -86,6 +97,8 @@ def _samples(run: Run, pairs: Sequence[Pair]) -> Image.Image:
     """The base and the result: side by side for one prompt, below each other for several."""
     if not pairs:
         return _box(NO_SAMPLES, LEFT, ROW)
+    if run.info.technique == SLIDER:
+        return _strips(run, pairs)
     labels = ("Base model, same seed", _kept_label(run, pairs[0].step))
     part = Image.new("RGB", (LEFT, ROW), PAPER)
     if len(pairs) == 1:
@@ -110,6 +123,20 @@ def _samples(run: Run, pairs: Sequence[Pair]) -> Image.Image:
     return part
 
 
+def _strips(run: Run, pairs: Sequence[Pair]) -> Image.Image:
+    """The samples of a slider, each a row of pictures at several strengths, below each other."""
+    found = (each.kept or each.base for each in pairs)
+    strips = [scaled(picture, LEFT) for picture in found if picture is not None]
+    part = Image.new("RGB", (LEFT, max(ROW, 54 + sum(strip.height + 12 for strip in strips))), PAPER)
+    _write(part, (0, 0), _kept_label(run, pairs[0].step), SMALL, INK, LEFT)
+    top = 24
+    for strip in strips:
+        part.paste(strip, (0, top))
+        top += strip.height + 12
+    _write(part, (0, top), prompts_of(run, len(pairs)), SMALL, FAINT, LEFT)
+    return part
+
+
 def _kept_label(run: Run, step: int) -> str:
     if not step:
         return NO_RESULT
@@ -121,7 +148,10 @@ def _kept_label(run: Run, step: int) -> str:
 
 def prompts_of(run: Run, shown: int) -> str:
     """The prompts of the first `shown` samples, without options such as --w."""
-    own = "a photo of the word" if _noun(run) == "word" else "the first picture's caption"
+    target = str(run.info.settings.get("target", ""))
+    own = {"word": "a photo of the word", SLIDER: target or "the first caption"}.get(
+        _noun(run), "the first picture's caption"
+    )
     given = [prompt_alone(line) for line in lines_of(str(run.info.settings.get("sample_prompt", ""))) if line]
     if not any(given):
         return f"Drawn with {own}"
@@ -130,7 +160,7 @@ def prompts_of(run: Run, shown: int) -> str:
 
 
 def _noun(run: Run) -> str:
-    return "word" if run.info.technique == "textual inversion" else "LoRA"
+    return {"textual inversion": "word", SLIDER: SLIDER}.get(run.info.technique, "LoRA")
 
 
 def _facts(run: Run) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 from ....training.evidence import FIND_RATE, rate_text
 from ....training.optimizers import OPTIMIZERS
 from ....training.record import DEFAULT, SET, Run, RunState
+from ....training.strength_range import in_words
 
 
 def title_of(run: Run, otherwise: str = "") -> str:
@@ -32,6 +33,7 @@ def numbers_of(run: Run) -> list[tuple[str, str]]:
         "pictures": _pictures(run),
         "held-out loss": _held_out(run),
         "leak": _leak(run),
+        "useful strengths": in_words(run.useful_strengths) if run.useful_strengths else "",
         "trained numbers": f"{int(run.info.trained):,}" if run.info.trained else "",
         "schedule": _schedule(run),
         "part trained": _part(run),
@@ -106,6 +108,8 @@ def _memory(run: Run) -> str:
 
 def _pictures(run: Run) -> str:
     count = int(run.info.images)
+    if not count:
+        return ""
     size = f" at {run.info.resolution}" if run.info.resolution else ""
     held_out = sum(row.held_out for row in run.pictures)
     more = f", {held_out} held out" if held_out and not run.folds else ""
@@ -115,7 +119,7 @@ def _pictures(run: Run) -> str:
 def _held_out(run: Run) -> str:
     points = [(step, loss) for step, loss in run.held_out if math.isfinite(loss)]
     if not points or run.best is None:
-        return "" if run.held_out else "not measured"
+        return "" if run.held_out or not run.info.images else "not measured"
     (first, start), (step, loss) = points[0], run.best
     if run.no_step_improved:
         step, loss = points[-1]

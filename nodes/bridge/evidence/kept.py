@@ -24,8 +24,8 @@ PREVIEW_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm")
 
 
 def keep_card(trained: Sequence[TrainingImage], held_out: Sequence[TrainingImage], run: Run, folder: Path) -> None:
-    """Draw the card of a run into its folder, and once the sheet of what it is trained on."""
-    if not (folder / SHEET).is_file():
+    """Draw the card of a run into its folder, and once the sheet of the pictures that it is trained on."""
+    if run.info.images and not (folder / SHEET).is_file():
         sheet = draw_training_sheet(trained, held_out)
         if sheet is not None:
             _save(sheet, folder / SHEET)

@@ -206,7 +206,7 @@ class RunMonitor:
             return
         self._display.phase("scoring", done=0, total=1)
         with training.result_loaded():
-            note = task.drift.measure()
+            note = task.drift.measure(task.run)
         if note:
             kind = note.partition(":")[0]
             task.run.notes = [other for other in task.run.notes if not other.startswith(f"{kind}:")]

@@ -135,11 +135,13 @@ def sampler_for(
     settings: SamplerSettings,
     prompts: Sequence[SamplePrompt],
     conditioning: Callable[[SamplePrompt], tuple[list, list]],
+    strip: Callable[[Callable[[], Image.Image]], Image.Image] = lambda draw: draw(),
 ) -> Callable[[], list[Image.Image]]:
     """A function that draws one image of each prompt with the model of `denoiser` as it is when called.
 
     like: (a latent [1, C, ...] of the size to draw where a prompt names none, the size of its picture in px).
-    conditioning: returns the present (positive, negative) of a prompt. Raises `InputError` as `latent_for`.
+    conditioning: returns the present (positive, negative) of a prompt. strip: makes the image of a prompt of a function
+    that draws one picture of it. Raises `InputError` as `latent_for`.
     """
     wanted = [(each, latent_for(each, *like), settings_for(each, settings)) for each in prompts]
 
@@ -147,12 +149,20 @@ def sampler_for(
         pictures = list[Image.Image]()
         with sampling(denoiser):
             for prompt, latent, own in wanted:
-                samples = draw_latent(denoiser, latent, own, partial(conditioning, prompt))
-                with torch.no_grad():
-                    pictures.append(_picture(vae.decode(samples)))
+                pictures.append(
+                    strip(partial(_draw_picture, denoiser, vae, latent, own, partial(conditioning, prompt)))
+                )
         return pictures
 
     return draw
+
+
+def _draw_picture(
+    denoiser, vae, like: Tensor, settings: SamplerSettings, conditioning: Callable[[], tuple[list, list]]
+) -> Image.Image:
+    samples = draw_latent(denoiser, like, settings, conditioning)
+    with torch.no_grad():
+        return _picture(vae.decode(samples))
 
 
 def _picture(pixels: Tensor) -> Image.Image:

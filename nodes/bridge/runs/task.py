@@ -27,8 +27,11 @@ class Drift(Protocol):
         """Called once before the first step of a sitting, also of one that goes on."""
         ...
 
-    def measure(self) -> str:
-        """A note on the model with the result in it, for the run's record; "" where `start` was not called."""
+    def measure(self, run: Run) -> str:
+        """A note on the model with the result in it, for the run's record; "" where `start` was not called.
+
+        run: the record, which takes what else was found. The part of the note before a colon names its kind.
+        """
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ....training.adapters.dropout import same_draw_again
+from ....training.adapters.strength import same_strength_again
 
 
 @contextmanager
@@ -56,13 +57,15 @@ def _forward(
 
 
 def _contexts(context: Callable[[], AbstractContextManager[Any]]):
-    # Called in the first pass: the second one drops what that has dropped.
-    return nullcontext(), _both(same_draw_again(), context())
+    # Called in the first pass: the second one drops what that has dropped, at the strength that it had.
+    return nullcontext(), _all(same_draw_again(), same_strength_again(), context())
 
 
 @contextmanager
-def _both(first: AbstractContextManager[Any], second: AbstractContextManager[Any]) -> Iterator[None]:
-    with first, second:
+def _all(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for each in contexts:
+            stack.enter_context(each)
         yield
 
 

@@ -12,6 +12,7 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ....training import strength_range
 from ....training.errors import InputError
 from ....training.layer_names.parts import (
     ALPHA,
@@ -78,6 +79,8 @@ def scoped_lora(
         folded = _folded(layer, layers[layer], strength)
         out.keep(layer, layers[layer] if folded is None else folded, strength)
     meta, remarks = _meta(lora, model, request.timing, use_range)
+    if request.strength_model != 1.0:
+        meta.pop(strength_range.KEY, None)  # strength 1 of the scoped LoRA is another of the file's
     if out.from_base:
         remarks.append(
             f"{out.from_base} layers depend on the base's weights (DoRA, OFT, ...): in the lora output they are whole "

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ....training.strength_range import in_words, strengths_in
 from ....training.timestep_range import common_range, range_in
 from ..composition.compose import compose
 from ..composition.source import Source
@@ -37,8 +38,16 @@ def inject_all(
         else:
             timing, lines = limited_to_part(request.timing, model, lora, use_range)
             model, own = inject_masked(model, clip, lora, replace(request, timing=timing), mask)
-        report += ["\n".join([describe(lora), *lines, own])]
+        report += ["\n".join([describe(lora), *lines, *_beyond(lora, request.strength_model), own])]
     return model, clip, "\n\n".join(report)
+
+
+def _beyond(lora: NamedLora, strength: float) -> list[str]:
+    """That the strength is outside of those that a slider was found useful at; empty for others."""
+    useful = strengths_in(lora.meta)
+    if useful is None or useful[0] <= strength <= useful[1]:
+        return []
+    return [f"strength_model is {strength:g}, outside of the useful strengths {in_words(useful)}."]
 
 
 def scoped_sum(model: Any, clip: Any, loras: Loras, use_range: bool = True) -> tuple[NamedLora, list[str]]:

@@ -9,6 +9,7 @@ from ....training.formats import trigger_words
 from ....training.layer_names.blocks import block_order, file_block, kind_of
 from ....training.layer_names.parts import ALPHA, adapts, layers_of
 from ....training.layer_names.spelling import common_name, is_text_encoder, program_names
+from ....training.strength_range import in_words, strengths_in
 from ....training.timestep_range import range_in
 from ...bridge.models.names import unet_names
 from .. import kinds
@@ -40,6 +41,9 @@ def describe(lora: NamedLora) -> str:
     part = range_in(lora.meta)
     if not part.is_whole:
         lines.append(f"Trained on a part of the schedule alone: timesteps {part} of 1 (0 is clean, 1 is noise).")
+    useful = strengths_in(lora.meta)
+    if useful:
+        lines.append(f"A slider: strengths from {in_words(useful)} were found useful when it was trained.")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ....training.objective import denoising_loss
 from ....training.randomness import noise
+from ....training.record import Run
 from ....training.validation import SEED
 from ...bridge.dataset.captions import CaptionConditioning
 from ...bridge.runs.samples import SamplerSettings, as_conditioning, draw_latent, sampling
@@ -73,8 +74,8 @@ class FewStepDrift:
             self._latents = [self._draw(number, prompt) for number, prompt in enumerate(PROMPTS)]
             self._before = self._loss()
 
-    def measure(self) -> str:
-        """The sentence of the report; "" before `start`."""
+    def measure(self, run: Run) -> str:
+        """The sentence of the report; "" before `start`. run: is not changed."""
         if not self._latents:
             return ""
         with self._used():

@@ -311,13 +311,13 @@ def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraDat
         training_set(values["images"]),
         validation=values.get("validation_images"),
         prior=values.get("prior_images"),
-        start=_lora_on_wire(values, "lora"),
-        training_adapter=_lora_on_wire(values, "training_adapter"),
+        start=lora_on_wire(values, "lora"),
+        training_adapter=lora_on_wire(values, "training_adapter"),
     )
     return LoraRequest(config_of(values), **settings), data
 
 
-def _lora_on_wire(values: Mapping[str, Any], name: str) -> Mapping[str, Tensor] | None:
+def lora_on_wire(values: Mapping[str, Any], name: str) -> Mapping[str, Tensor] | None:
     """The LoRA of an input; None where nothing is wired. Raises `InputError` for what is no LoRA."""
     lora = values.get(name)
     if lora is None:
@@ -395,7 +395,7 @@ class TrainLora(io.ComfyNode):
         result = train(technique, models, dataset, context)
         learned, run = result.learned, result.run
         learned = _naming_its_part(learned, run)
-        patched, patched_clip = _with_adapters(model, clip if train_text_encoder else None, learned, request.adapter)
+        patched, patched_clip = with_adapters(model, clip if train_text_encoder else None, learned, request.adapter)
         return io.NodeOutput(
             patched,
             learned,
@@ -412,7 +412,7 @@ def _naming_its_part(learned: dict[str, Tensor], run: RunRecord) -> dict[str, Te
     return NamedLora(learned, run.id, run.info.part.metadata()) if run.info.timestep_range else learned
 
 
-def _with_adapters(model, clip, learned: Mapping[str, Tensor], kind: str) -> tuple[Any, Any]:
+def with_adapters(model, clip, learned: Mapping[str, Tensor], kind: str) -> tuple[Any, Any]:
     """Clones of the models with what was learned at strength 1; None for a text encoder that is not given.
 
     What was trained on a part of the schedule acts on that part, as through Inject LoRA. ComfyUI's own DoRA is

@@ -212,6 +212,11 @@ class LoraTechnique:
     def _up_rate(self) -> float:
         return 1.0 if OPTIMIZERS[self.request.train.optimizer].one_rate else UP_RATE
 
+    @property
+    def _trained_calls(self) -> int:
+        """How many graphs of a batch `loss` keeps."""
+        return 1
+
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
         """From the largest picture and its caption. A trained text encoder's own part is not in it."""
         request, base, pictures = self.request, self._models.model.model, self._dataset.pictures
@@ -229,7 +234,7 @@ class LoraTechnique:
 
         # The prior pictures are a second batch, and the training pictures at preserved prompts another one, whose
         # graphs are kept beside the first's. The base's prediction keeps none.
-        count = batch_size * (1 + bool(pictures.prior_indices) + bool(lines_of(request.preserve)))
+        count = batch_size * (self._trained_calls + bool(pictures.prior_indices) + bool(lines_of(request.preserve)))
         memory = forecast(
             base,
             latent.expand(count, *latent.shape[1:]),
@@ -384,11 +389,24 @@ class LoraTechnique:
         memory = cost.kept + run.info.trained * (8 + OPTIMIZER_BYTES[config.optimizer])
         return (
             f"{len(run.info.names) or 'custom'} layers, {run.info.trained:,} numbers, file about "
-            f"{run.info.trained * 2 / 1e6:.1f} MB in fp16; {steps} steps of {config.images_per_step} pictures, each of "
-            f"{run.info.images} seen {passes_in_words(run.info.images, steps, config.images_per_step)}; about "
+            f"{run.info.trained * 2 / 1e6:.1f} MB in fp16; {self._describe_plan(run, steps)}; about "
             f"{format_duration(cost.seconds * config.gradient_accumulation * steps)}; {memory / 2**20:.0f} MB beside "
             "the model" + describe_rate_at_start(config) + self._describe_variants() + self._describe_drift()
         )
+
+    def _describe_plan(self, run: Run, steps: int) -> str:
+        """What the steps train on, before the first one."""
+        per_step = self.request.train.images_per_step
+        seen = passes_in_words(run.info.images, steps, per_step)
+        return f"{steps} steps of {per_step} pictures, each of {run.info.images} seen {seen}"
+
+    def _describe_data(self, run: Run) -> str:
+        """What the steps have trained on."""
+        return describe_draws(self._dataset.pictures, run, self.request.train)
+
+    def _passes(self, run: Run) -> float:
+        """How often each picture was seen."""
+        return passes(run.info.images, len(run.losses), self.request.train.images_per_step)
 
     def _describe_drift(self) -> str:
         if self._drift is None:
@@ -465,7 +483,6 @@ class LoraTechnique:
         """The report: what was trained, the number of passes over the pictures, and the losses."""
         losses, request = run.losses, self.request
         config = request.train
-        seen = passes(run.info.images, len(losses), config.images_per_step)
         first, last = run.quarters()
         lines = [
             f"{self._describe_adapter()} on {sum(key.endswith(ALPHA) for key in learned)} layers "
@@ -473,7 +490,7 @@ class LoraTechnique:
             f"{run.info.trained:,} numbers trained, 0 of the model's own changed.",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s "
             f"({len(losses) * config.images_per_step / max(run.seconds, 1e-9):.1f} images/s); "
-            f"{describe_draws(self._dataset.pictures, run, config)}. "
+            f"{self._describe_data(run)}. "
             + " ".join(describe_rate(run, config, self._up_rate if self._has_up_rate else 1.0)),
             f"Loss {first:.4f} over the first quarter, {last:.4f} over the last. A single step's loss scatters with "
             "the noise levels and pictures that were drawn.",
@@ -490,7 +507,7 @@ class LoraTechnique:
         lines += describe_part(self._models.model, run, PART_USE)
         if self._training_adapter is not None:
             lines.append(self._training_adapter.describe())
-        if seen > 400:
+        if self._passes(run) > 400:
             lines.append("That is a lot: look at images from an earlier number of steps too, for over-training.")
         lines += describe_unread(self._dataset.unread)
         if run.info.trigger:

@@ -1,0 +1,1 @@
+"""Sliders and erased concepts: LoRAs that are trained on words or on pairs of pictures."""
