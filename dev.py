@@ -457,19 +457,20 @@ def install(uv: str, comfyui: Path, with_tests: bool) -> None:
 
 
 def small_model() -> Path:
-    """The small model's checkpoint in the cache folder, expanded if it is missing."""
+    """The small model's checkpoint in the cache folder, and beside it its edit form, expanded if they are missing."""
     script = ROOT / "tests" / "small_model" / "model.py"
     recipe = re.search(r"^RECIPE = (\d+)", script.read_text("utf-8"), re.MULTILINE)[1]
-    path = cache_folder() / f"bespoke-small-{recipe}.safetensors"
-    if not path.exists():
+    folder, name = cache_folder(), f"bespoke-small-{recipe}"
+    for path, more in ((folder / f"{name}.safetensors", []), (folder / f"{name}-edit.safetensors", ["--edit"])):
+        if path.exists():
+            continue
         need_space(path, 1, "The small model")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="model-", dir=path.parent) as work:
-            step(
-                "Unpacking the small model", "340 MB, about 15 s", [PYTHON, script, Path(work) / path.name], quiet=True
-            )
-            os.replace(Path(work) / path.name, path)
-    return path
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="model-", dir=folder) as work:
+            made = Path(work) / path.name
+            step("Unpacking the small model", "340 MB, about 15 s", [PYTHON, script, made, *more], quiet=True)
+            os.replace(made, path)
+    return folder / f"{name}.safetensors"
 
 
 def prepare(with_tests: bool = False, frontend: str = "") -> dict[str, str]:

@@ -103,6 +103,7 @@ export function attachFolder(node) {
     const name = String(value ?? "");
     const captions = linkedValue(node, "captions");
     const query = new URLSearchParams({ name, subfolders: String(linkedValue(node, "subfolders") === true) });
+    query.set("pairs", String(linkedValue(node, "pairs") === true));
     if (captions !== undefined) query.set("captions", String(captions));
     const key = String(query);
     if (!name || (key === shown && !anew)) return;

@@ -12,6 +12,7 @@ from .compare.sweep.node import LoraSweep
 from .images import routes as image_routes
 from .images.combination.node import CombineImageSets
 from .images.node import ImageBatch, ImageFolder
+from .images.pairing.node import PairImageSets
 from .images.saving.node import SaveImageSet
 from .images.thumbnails import routes as thumbnail_routes
 from .images.variants.node import CaptionVariantsNode
@@ -57,6 +58,7 @@ class BespokeExtension(ComfyExtension):
             ImageBatch,
             CaptionVariantsNode,
             CombineImageSets,
+            PairImageSets,
             SaveImageSet,
             TrainLora,
             TrainSlider,

@@ -132,7 +132,7 @@ def small_checkpoint() -> Path:
     import model as small
 
     path = _cache() / f"bespoke-small-{small.RECIPE}.safetensors"
-    return path if path.is_file() else small.write_checkpoint(path)
+    return small.with_edit_form(path if path.is_file() else small.write_checkpoint(path))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,9 @@ class TrainingImage:
     source: the folder, as the user knows it, or what else tells pictures of one name in several sets apart; items of
     one source and name are the same picture: its mirrored and repeated copies, and those of other sizes. variants: how
     each caption is varied in a training, or None; the captions themselves are not.
+
+    control: a second picture [H, W, 3] uint8 of the same size, or None: what an edit model is given, where `pixels` is
+    the result and the caption the instruction. Raises `InputError` for one of another size.
     """
 
     name: str
@@ -44,8 +47,14 @@ class TrainingImage:
     trigger: str = ""
     source: str = ""
     variants: CaptionVariants | None = None
+    control: Tensor | None = None
 
     def __post_init__(self) -> None:
+        if self.control is not None and self.control.shape != self.pixels.shape:
+            raise InputError(
+                f"{self.name!a} has a second picture of the shape {list(self.control.shape)} and is itself "
+                f"{list(self.pixels.shape)}; scale it to the picture's size"
+            )
         for caption in self.captions:
             half = next((character for character in caption if "\ud800" <= character <= "\udfff"), None)
             if half is not None:
@@ -120,6 +129,11 @@ class ImageSet:
     def triggers(self) -> list[str]:
         """Every trigger word of the set once: the set's own first, then those of the items."""
         return list(dict.fromkeys(word for word in (self.trigger, *(item.trigger for item in self.items)) if word))
+
+    @property
+    def are_pairs(self) -> bool:
+        """Whether every picture has a second one, `TrainingImage.control`."""
+        return all(item.control is not None for item in self.items)
 
     def by_size(self) -> list[list[int]]:
         """Indices grouped by height and width; a batch has one size. The largest group is first."""

@@ -496,8 +496,8 @@ class PreparedTrainer:
         if self.context.world.rank != 0:
             return None
         pictures = self.dataset.pictures
-        first, technique = pictures.training_indices[0], self.technique
-        like = pictures.data.latents[first], pictures.items[first].pixels.shape[:2]  # only their shapes are read
+        shown, technique = pictures.sample_index, self.technique
+        like = pictures.data.latents[shown], pictures.items[shown].pixels.shape[:2]  # only their shapes are read
         prompts = technique.sample_prompts()
         strip = {"strip": technique.sample_strip} if isinstance(technique, DrawsStrips) else {}
         return sampler_for(

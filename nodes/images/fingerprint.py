@@ -20,4 +20,7 @@ def fingerprint(items: Iterable[TrainingImage]) -> str:
         digest.update(item.pixels.contiguous().numpy().data)
         if item.mask is not None:
             digest.update(item.mask.contiguous().numpy().data)
+        if item.control is not None:
+            digest.update(b"\0second picture\0")
+            digest.update(item.control.contiguous().numpy().data)
     return digest.hexdigest()

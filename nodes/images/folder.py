@@ -14,6 +14,7 @@ from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions.sources import CAPTIONS, EVERY_LINE, MOST_CAPTIONS, WRITTEN, FolderWords, captions_of, filled
 from .captions.text_files import doubled_captions, match_captions
 from .captions.written import Written, read_written
+from .controls import FolderControls
 from .fingerprint import fingerprint
 from .layout import Layout, Part, layout_of
 from .left_out import left_out, parts_note
@@ -44,7 +45,8 @@ class FolderRequest:
     resolution: px, the side of the square whose area a picture may have at most. bucket: keep aspect ratios. flip: add
     mirrored copies. repeats: how often each picture stands in the set. masks: one of `MASKS`. bucket_step: px, the step
     between the sides of buckets; see `target_size`. caption_syntax: one of `CAPTION_SYNTAXES`. source: the folder as
-    the user has chosen it, see `TrainingImage`. Raises `InputError` for a value out of range.
+    the user has chosen it, see `TrainingImage`. pairs: each picture has a second one, see `controls`. Raises
+    `InputError` for a value out of range.
     """
 
     folder: Path
@@ -60,6 +62,7 @@ class FolderRequest:
     caption_syntax: str = LITERAL
     source: str = ""
     subfolders: bool = False
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
@@ -160,12 +163,16 @@ def read_folder(request: FolderRequest, progress: Progress = no_progress) -> Ima
     """
     if not request.folder.is_dir():
         raise InputError(f"the folder {request.folder.name!r} is not there; make it under ComfyUI's input folder")
-    layout = layout_of(request.folder, request.subfolders)
-    masks = FolderMasks(request.masks, layout.files, layout.pictures, layout.shown)
+    layout = layout_of(request.folder, request.subfolders, request.pairs)
+    controls = FolderControls(layout)
+    masks = FolderMasks(request.masks, controls.others, controls.pictures, layout.shown)
+    controls.match(masks.pictures)
     findings = _Findings(layout, _written(request, layout))
-    wrong = [*_captions_without_picture(request, layout, masks), *findings.written.tables.wrong]
+    captioned = [*masks.pictures, *masks.captioned, *controls.companions]
+    wrong = [*_captions_without_picture(request, layout, captioned), *findings.written.tables.wrong, *controls.wrong]
     pictures, traits = [], []
-    files = [PictureFile(path, masks.of(path), request.masks == "alpha") for path in masks.pictures]
+    with_alpha = request.masks == "alpha"
+    files = [PictureFile(path, masks.of(path), with_alpha, controls.of(path)) for path in masks.pictures]
     for path, read in zip(masks.pictures, read_pictures(files, request.target, request.shape, progress), strict=True):
         try:
             if isinstance(read, InputError):
@@ -176,6 +183,7 @@ def read_folder(request: FolderRequest, progress: Progress = no_progress) -> Ima
             wrong.append(f"{place}/{error}" if place and isinstance(read, InputError) else str(error))
             continue
         traits.append(read.traits)
+        controls.note_shape(path, read)
         if read.mask is None:
             masks.note_missing(path)
     if wrong:
@@ -185,9 +193,10 @@ def read_folder(request: FolderRequest, progress: Progress = no_progress) -> Ima
         )
     if not pictures:
         text = f"the folder {layout.folder.name!r} holds no picture; put at least one .png, .jpg or .webp into it"
-        notes = masks.notes() + left_out(layout, request.captions, findings.written)
+        notes = masks.notes() + controls.notes() + left_out(layout, request.captions, findings.written)
         raise InputError(" ".join([f"{text}.", *notes]) if notes else text)
-    return _image_set(request, pictures, traits, findings.notes(request, masks.pictures) + masks.notes())
+    notes = findings.notes(request, masks.pictures) + masks.notes() + controls.notes()
+    return _image_set(request, pictures, traits, notes)
 
 
 def _image_set(
@@ -230,6 +239,7 @@ def _item(path: Path, read: ReadPicture, request: FolderRequest, findings: _Find
         float(part.repeats),
         trigger,
         request.source,
+        control=read.control,
     )
 
 
@@ -259,10 +269,10 @@ def _captions(path: Path, part: Part, request: FolderRequest, findings: _Finding
     return captions, part.concept if is_said else ""
 
 
-def _captions_without_picture(request: FolderRequest, layout: Layout, masks: FolderMasks) -> list[str]:
-    """What is said of caption files that belong to no picture."""
+def _captions_without_picture(request: FolderRequest, layout: Layout, captioned: Iterable[Path]) -> list[str]:
+    """What is said of caption files that belong to no picture. captioned: the files that may have one."""
     captions = sorted(layout.captions)
-    used = set(match_captions([*masks.pictures, *masks.captioned], captions).values())
+    used = set(match_captions(captioned, captions).values())
     doubles = doubled_captions(captions, used)  # `left_out` names them
     return [
         f"{layout.shown(path)} is a caption without a picture of that name"
@@ -280,6 +290,6 @@ def _written(request: FolderRequest, layout: Layout) -> Written:
 
 
 def mirrored(item: TrainingImage) -> TrainingImage:
-    """The picture and its mask mirrored left to right."""
-    mask = None if item.mask is None else item.mask.flip(1)
-    return replace(item, name=item.name + MIRRORED, pixels=item.pixels.flip(1), mask=mask)
+    """The picture, its mask and its second picture mirrored left to right."""
+    mask, control = (None if each is None else each.flip(1) for each in (item.mask, item.control))
+    return replace(item, name=item.name + MIRRORED, pixels=item.pixels.flip(1), mask=mask, control=control)

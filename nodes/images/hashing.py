@@ -20,16 +20,19 @@ DIGESTS: Kept[bytes] = Kept(100_000)  # files, each counted as 1
 PIECE = 1 << 20  # bytes
 
 
-def hash_files(folder: Path, stopped: Callable[[], bool] = lambda: False, subfolders: bool = False) -> str | None:
+def hash_files(
+    folder: Path, stopped: Callable[[], bool] = lambda: False, subfolders: bool = False, pairs: bool = False
+) -> str | None:
     """A hash of the names of all files and of the bytes of pictures and captions, in all folders that are read.
 
-    subfolders: see `layout.layout_of`. stopped: is asked before each file; None is given where it says so. A file that
-    has not changed since it was hashed, see `reading.stamps`, is not read again. Of files that are refused unread,
-    since they are too large, the size counts.
+    subfolders, pairs: see `layout.layout_of`. stopped: is asked before each file; None is given where it says so. A
+    file that has not changed since it was hashed, see `reading.stamps`, is not read again. Of files that are refused
+    unread, since they are too large, the size counts.
     """
     reading, digest = DIGESTS.new_reading(), hashlib.sha256()
-    parts = layout_of(folder, subfolders).parts if folder.is_dir() else ()
-    paths = sorted(path for part in parts for path in part.entries if path.is_file())
+    parts = layout_of(folder, subfolders, pairs).parts if folder.is_dir() else ()
+    entries = [path for part in parts for path in (*part.entries, *(part.controls if pairs else ()))]
+    paths = sorted(path for path in entries if path.is_file())
     stamps = {path: stamp_of(path) for path in paths if _counts(path)}
     contents = {path: DIGESTS.get(stamp, reading) if stamp else None for path, stamp in stamps.items()}
     new = [path for path, content in contents.items() if content is None]

@@ -20,6 +20,7 @@ from .masks import without_companions
 
 MOST_FOLDERS = 1000
 DEEPEST = 16  # subfolders below one another
+CONTROLS = "control"  # the folder of a set's second pictures
 NEVER_READ = {"_controls"}  # ai-toolkit's control pictures, which it leaves out too (toolkit/data_loader.py)
 MOST_REPEATS = 1000  # of one folder over those of another
 _REPEATS = re.compile(r"([0-9]+)_(.*)", re.DOTALL)
@@ -65,6 +66,12 @@ class Part:
         return without_companions(self.files, self.captions)
 
     @cached_property
+    def controls(self) -> list[Path]:
+        """The files in its folder `CONTROLS`, in the order of names; none where it has no such folder."""
+        found = [path for path in self.entries if path.name == CONTROLS and path.is_dir()]
+        return Part(found[0], tuple(entries_of(found[0], len(self.entries)))).files if found else []
+
+    @cached_property
     def subfolders(self) -> list[Path]:
         """The folders in it, in the order of names; hidden ones, links and `NEVER_READ` are not among them."""
         found = [path for path in self.entries if path.is_dir() and not path.name.startswith(".")]
@@ -82,11 +89,12 @@ class Part:
 class Layout:
     """The folders of a set. parts: the chosen folder first, then its subfolders that are read, each before its own.
 
-    with_subfolders: whether all of them were asked for.
+    with_subfolders: whether all of them were asked for. pairs: whether their folders `CONTROLS` hold second pictures.
     """
 
     parts: tuple[Part, ...]
     with_subfolders: bool = False
+    pairs: bool = False
     _part_of: dict[Path, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -131,19 +139,20 @@ def repeats_in(name: str) -> tuple[int, str] | None:
     return (int(found[1][:9]), found[2].strip()) if found else None
 
 
-def layout_of(folder: Path, subfolders: bool = False) -> Layout:
+def layout_of(folder: Path, subfolders: bool = False, pairs: bool = False) -> Layout:
     """The folders of the set in a folder.
 
     subfolders: read all below it. Without that, where the folder holds no picture of its own, those directly in it that
     are named N_name, and those that its table names; else the folder alone. Folders named 0_name and links to
-    folders are never read. Raises `InputError` for more than `MOST_ENTRIES` files or `MOST_FOLDERS` folders, and for
-    repeats that are too far apart.
+    folders are never read. pairs: with that, a folder named `CONTROLS` holds second pictures and is no part. Raises
+    `InputError` for more than `MOST_ENTRIES` files or `MOST_FOLDERS` folders, and for repeats that are
+    too far apart.
     """
     chosen = repeats_in(folder.name)
     own = Part(folder, tuple(entries_of(folder)), name=chosen[1] if chosen and chosen[1] else folder.name)
     found = _Found([own])
     if subfolders:
-        _add_all(found, own)
+        _add_all(found, own, {CONTROLS} if pairs else set())
     elif not own.pictures:
         named = folders_named(own.table) if own.table else set()
         for path in own.subfolders:
@@ -151,7 +160,7 @@ def layout_of(folder: Path, subfolders: bool = False) -> Layout:
                 found.add(path, own)
         _add_named(found, own, named)
     _check_repeats(found.parts)
-    return Layout(tuple(found.parts), subfolders)
+    return Layout(tuple(found.parts), subfolders, pairs)
 
 
 @dataclass
@@ -182,12 +191,12 @@ class _Found:
         return self.parts[-1]
 
 
-def _add_all(found: _Found, above: Part) -> None:
-    """Add everything below a folder, each folder before those in it."""
+def _add_all(found: _Found, above: Part, without: set[str]) -> None:
+    """Add everything below a folder, each folder before those in it. without: names of folders that are not added."""
     waiting = [(path, above, 1) for path in reversed(above.subfolders)]
     while waiting:
         path, parent, depth = waiting.pop()
-        part = found.add(path, parent)
+        part = None if path.name in without else found.add(path, parent)
         if part and depth < DEEPEST:
             waiting += [(below, part, depth + 1) for below in reversed(part.subfolders)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from .captions.sources import WRITTEN
 from .captions.text_files import look_alike
 from .captions.written import Written
-from .layout import Layout, Part, repeats_in
+from .layout import CONTROLS, Layout, Part, repeats_in
 from .listing import OTHER_FILES, PICTURES
 from .quality import counted, listed
 
@@ -31,6 +31,8 @@ def left_out(layout: Layout, source: str, written: Written) -> list[str]:
     files = [path for path in shown if path.is_file()]
     read = {part.folder for part in layout.parts}
     folders = [path for path in shown if path not in read and path.is_dir()]
+    if layout.pairs:
+        folders = [path for path in folders if path.name != CONTROLS]
     odd = [path for path in shown if not path.is_file() and not path.is_dir()]
     notes = [
         *_chosen_notes(layout),

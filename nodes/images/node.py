@@ -177,6 +177,16 @@ class ImageFolder(io.ComfyNode):
                         "each folder a trigger of its own."
                     ),
                 ),
+                io.Boolean.Input(
+                    "pairs",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Reads a second picture of each, the source that an edit model is given: NAME-control.png "
+                        "beside NAME.png, or control/NAME.png in the same folder. The caption is the instruction."
+                    ),
+                ),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -211,7 +221,8 @@ class ImageFolder(io.ComfyNode):
                 return f"{stamp_of_folders([input_folder(), *data_set_folders()])}:{pictures}"
             # ComfyUI takes what is raised here for a warning; it sees an interrupt before the node runs.
             stopped = comfy.model_management.processing_interrupted
-            files = hash_files(find_folder(folder), stopped, bool(inputs.get("subfolders")))
+            read = bool(inputs.get("subfolders")), bool(inputs.get("pairs"))
+            files = hash_files(find_folder(folder), stopped, *read)
             return f"{files}:{pictures}" if files else float("nan")
         except (ValueError, OSError) as error:
             return str(error)

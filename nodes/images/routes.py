@@ -18,6 +18,7 @@ from .captions.sources import CAPTIONS, EVERY_LINE, WRITTEN
 from .captions.tables import read_tables
 from .captions.text_files import lines_in, match_captions
 from .captions.written import read_written
+from .controls import FolderControls
 from .layout import Layout, Part, layout_of
 from .listing import entries_of
 from .places import find_folder, input_folder
@@ -33,7 +34,8 @@ def register(server: HasRoutes) -> None:
     @server.routes.get("/bespoke/folder")
     async def show(request: web.Request) -> web.Response:
         query = request.query
-        request_values = query.get("name", ""), query.get("captions", CAPTIONS[0]), query.get("subfolders") == "true"
+        on = (query.get(name) == "true" for name in ("subfolders", "pairs"))
+        request_values = query.get("name", ""), query.get("captions", CAPTIONS[0]), *on
         return await json_answer(contents, *request_values, errors=(OSError,))
 
     @server.routes.post("/bespoke/folder")
@@ -54,14 +56,14 @@ def _write_caption(body: bytes) -> dict:
     return write_caption(values["folder"], values["file"], values["caption"], values.get("lines") is True)
 
 
-def contents(name: str, captions: str = CAPTIONS[0], subfolders: bool = False) -> dict:
+def contents(name: str, captions: str = CAPTIONS[0], subfolders: bool = False, pairs: bool = False) -> dict:
     """{"folder", "pictures": [{"file", "caption"}]} of a training folder: the pictures that the node reads.
 
-    captions, subfolders: as the node has them. file: the path below the folder, with "/". caption: what is written for
-    the picture, None without anything. "lines" is True where each line of it is a caption, "unused" where captions come
-    from elsewhere. A picture whose caption would be the name of its folder has that as "otherwise". Where pictures lie
-    in subfolders, "folders" is [{"place", "pictures", "repeats"}]: the folder's path, "" for the chosen one, the number
-    of its pictures, and how often each is drawn in proportion to those of other folders.
+    captions, subfolders, pairs: as the node has them. file: the path below the folder, with "/". caption: what is
+    written for the picture, None without anything. "lines" is True where each line of it is a caption, "unused" where
+    captions come from elsewhere. A picture whose caption would be the name of its folder has that as "otherwise". Where
+    pictures lie in subfolders, "folders" is [{"place", "pictures", "repeats"}]: the folder's path, "" for the chosen
+    one, the number of its pictures, and how often each is drawn in proportion to those of other folders.
 
     A folder that does not exist has no pictures and a text "missing". This is no error: a workflow from another
     computer may name it. Raises `InputError` for a name that leads out of where such folders lie.
@@ -69,7 +71,7 @@ def contents(name: str, captions: str = CAPTIONS[0], subfolders: bool = False) -
     folder = find_folder(name)
     if not folder.is_dir():
         return {"folder": name, "pictures": [], "missing": f"the folder {name!r} is not there; choose another"}
-    layout = layout_of(folder, subfolders)
+    layout = layout_of(folder, subfolders, pairs)
     lines = captions == EVERY_LINE
     answer: dict = {"folder": name, "pictures": _shown_pictures(layout, lines)}
     if any(part.place for part in layout.parts if part.pictures):
@@ -85,7 +87,7 @@ def _shown_pictures(layout: Layout, every_line: bool) -> list[dict]:
     tables = [part.table for part in layout.parts if part.table]
     written = read_written(layout.pictures, layout.captions, tables, layout.shown)
     shown = []
-    for path in layout.pictures[:MOST_PICTURES]:
+    for path in FolderControls(layout).pictures[:MOST_PICTURES]:
         picture: dict[str, str | None] = {"file": layout.shown(path), "caption": None}
         if written.has(path):
             with contextlib.suppress(OSError):  # the node says why its file cannot be read

@@ -17,12 +17,18 @@ from ..bridge.drawing.text_layout import fit_lines
 from .quality import counted, listed
 
 THUMB, TEXT, GAP, HEADING = 192, 54, 12, 32  # px
+BETWEEN = 24  # px between the two pictures of a pair
 MOST = 60  # pictures on a sheet
 
 
 def contact_sheet(images: ImageSet) -> torch.Tensor:
-    """Every picture (the first 60) with its caption under it: [1, H, W, 3] in 0..1."""
-    return tensor_of(_grid(images.items[:MOST], 6))
+    """Every picture (the first 60) with its caption under it: [1, H, W, 3] in 0..1.
+
+    A second picture stands to the left of its picture.
+    """
+    items = images.items[:MOST]
+    cell = _cell_of(items)
+    return tensor_of(_grid(items, _most_columns(6, cell), cell))
 
 
 def sheet_of_sets(sets: Sequence[tuple[str, Sequence[TrainingImage]]]) -> torch.Tensor:
@@ -35,12 +41,13 @@ def sheet_of_sets(sets: Sequence[tuple[str, Sequence[TrainingImage]]]) -> torch.
         shown.append(max(1, min(count, room // (len(sets) - number))))
         room -= shown[-1]
     most = shown[-1]
-    columns = min(6, max(min(most, len(items)) for _, items in sets))
+    cell = _cell_of([item for _, items in sets for item in items])
+    columns = min(_most_columns(6, cell), max(min(most, len(items)) for _, items in sets))
     rows = list[Image.Image]()
     for heading, items in sets:
         more = len(items) - most
         heading += f" ({more} more are not shown)" if more > 0 else ""
-        rows += [_heading(heading, columns * (THUMB + GAP) + GAP), _grid(items[:most], columns)]
+        rows += [_heading(heading, columns * (cell + GAP) + GAP), _grid(items[:most], columns, cell)]
     return tensor_of(stacked(rows))
 
 
@@ -53,22 +60,36 @@ def _heading(text: str, width: int) -> Image.Image:
     return bar
 
 
-def _grid(items: Sequence[TrainingImage], most_columns: int) -> Image.Image:
-    """Pictures with their captions in rows of at most `most_columns`."""
+def _cell_of(items: Sequence[TrainingImage]) -> int:
+    """The width in px that each item takes: two pictures wide where any has a second one."""
+    return THUMB if all(item.control is None for item in items) else 2 * THUMB + BETWEEN
+
+
+def _most_columns(most: int, cell: int) -> int:
+    """How many columns a sheet has, where it has `most` of single pictures: half as many of pairs."""
+    return most if cell == THUMB else max(1, most // 2)
+
+
+def _grid(items: Sequence[TrainingImage], most_columns: int, cell: int) -> Image.Image:
+    """Pictures with their captions in rows of at most `most_columns`. cell: see `_cell_of`."""
     columns = min(most_columns, len(items))
     rows = -(-len(items) // columns)
-    sheet = Image.new("RGB", (columns * (THUMB + GAP) + GAP, rows * (THUMB + TEXT + GAP) + GAP), PAPER)
+    sheet = Image.new("RGB", (columns * (cell + GAP) + GAP, rows * (THUMB + TEXT + GAP) + GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, item in enumerate(items):
-        x, y = GAP + i % columns * (THUMB + GAP), GAP + i // columns * (THUMB + TEXT + GAP)
+        x, y = GAP + i % columns * (cell + GAP), GAP + i // columns * (THUMB + TEXT + GAP)
+        if item.control is not None:
+            paste_middle(sheet, scaled(Image.fromarray(item.control.numpy()), THUMB), (x, y), THUMB)
+            middle, left = y + THUMB // 2, x + THUMB
+            draw.polygon([(left + 8, middle - 7), (left + BETWEEN - 8, middle), (left + 8, middle + 7)], INK)
         picture = scaled(Image.fromarray(item.pixels.numpy()), THUMB)
         if item.mask is not None:
             size = picture.size
             keep = Image.fromarray((item.mask.numpy() * 255).astype(np.uint8)).resize(size)
             picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
-        paste_middle(sheet, picture, (x, y), THUMB)
+        paste_middle(sheet, picture, (x + cell - THUMB if item.control is not None else x, y), THUMB)
         text, font = drawable(item.caption or "(no caption)", 13)
-        lines = fit_lines(text, font, THUMB, 3)
+        lines = fit_lines(text, font, cell if item.control is not None else THUMB, 3)
         draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else NO_CAPTION, font, spacing=2)
     return sheet
 
@@ -140,6 +161,12 @@ def describe(images: ImageSet) -> str:
         several = "s" if len(images.triggers) > 1 else ""
         lines.append(f"Trigger word{several}: {words}." + (f" In prompts write {prompt}." if prompt != words else ""))
     lines += _bracket_notes(images) + _choice_notes(images)
+    pairs = [own for own in images.copies() if images.items[own[0]].control is not None]
+    if pairs:
+        some = "each picture has" if len(pairs) == distinct else f"{counted(len(pairs), 'picture')} of {distinct} have"
+        lines.append(
+            f"Pairs: {some} a second one, the source that an edit model is given; the caption is the instruction."
+        )
     if any(item.mask is not None for item in images.items):
         lines.append("Masks: only what they let through counts in the loss.")
     average = " on average" if len({item.weight for item in images.items}) > 1 else ""

@@ -7,7 +7,7 @@ material.json           the same material without tensors: captions, sizes, coun
 graph.json              (prompt, workflow) of the graph that exported the job, for the result's metadata
 runs/  saves/  result/  log.jsonl  lock     written by the training
 
-In material.safetensors: latent/I, mask/I, blank/I, prompt/I, prompt/I/KEY, start/KEY, training_adapter/KEY,
+In material.safetensors: latent/I, mask/I, blank/I, told/I/KEY, prompt/I, prompt/I/KEY, start/KEY, training_adapter/KEY,
 and ROLE/I of `wire`.
 """
 
@@ -109,6 +109,10 @@ class Job:
         blank = {tuple(size): tensors[f"blank/{i}"] for i, size in enumerate(material["blank"])}
         equal = material.get("equal", count)  # the items have no pixels
         pictures = replace(split_pictures(items, data, material["counts"], config, equal), blank_latents=blank)
+        seconds = material.get("seconds")
+        if seconds:
+            told = [_decode_told(i, entry, tensors) for i, entry in enumerate(seconds["told"])]
+            pictures = replace(pictures, how=seconds["how"], told=told, in_prompts=tuple(seconds["in_prompts"]))
         return EncodedDataset(
             pictures,
             material["fingerprint"],
@@ -210,10 +214,33 @@ def _encode_dataset(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, 
         "models": dataset.models_digest,
         "about": dict(dataset.run_fields),
     }
+    if pictures.how:
+        told = [_encode_told(i, each, tensors) for i, each in enumerate(pictures.told)]
+        material["seconds"] = {"how": pictures.how, "in_prompts": list(pictures.in_prompts), "told": told}
     equal = first_equal(pictures.items)
     if equal != list(range(len(equal))):  # a field since 0.1, see `_FIELDS_SINCE_0_1`
         material["equal"] = equal
     return material, tensors
+
+
+def _encode_told(index: int, told: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, int | None]:
+    """What is told of a second picture, with its tensors in `tensors`: {key: length of a list, None for a tensor}."""
+    out: dict[str, int | None] = {}
+    for key, value in told.items():
+        out[key] = len(value) if isinstance(value, list) else None
+        for number, tensor in enumerate(value if isinstance(value, list) else [value]):
+            tensors[f"told/{index}/{key}/{number}"] = tensor.cpu().clone()
+    return out
+
+
+def _decode_told(index: int, encoded: Mapping[str, int | None], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What `_encode_told` encoded."""
+    return {
+        key: tensors[f"told/{index}/{key}/0"]
+        if count is None
+        else [tensors[f"told/{index}/{key}/{number}"] for number in range(count)]
+        for key, count in encoded.items()
+    }
 
 
 def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -231,7 +258,7 @@ def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str
     return out
 
 
-_NOT_WRITTEN = ("pixels", "mask", "caption_syntax")
+_NOT_WRITTEN = ("pixels", "mask", "control", "caption_syntax")
 # {field of a picture that version 0.1 lacks: its default}
 _FIELDS_SINCE_0_1 = {"more_captions": (), "weight": 1.0, "trigger": "", "source": "", "variants": None}
 

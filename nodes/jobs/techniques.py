@@ -70,8 +70,9 @@ def _check_slider_prompts(request: SliderRequest, dataset: EncodedDataset) -> No
 def _check_encoded(prompts: set[str], dataset: EncodedDataset) -> None:
     missing = sorted(prompts - set(dataset.prompts))
     if missing:
+        prompt = missing[0].partition("\0")[0]
         raise InputError(
-            f"the prompt {missing[0]!r} was not encoded when the job was exported; export it again with these settings"
+            f"the prompt {prompt!r} was not encoded when the job was exported; export it again with these settings"
         )
 
 

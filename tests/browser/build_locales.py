@@ -22,6 +22,12 @@ TITLES = {
         "Combiner des jeux d'images",
         "Combinar conjuntos de imágenes",
     ),
+    "BespokePairImageSets": (
+        "配对图片集",
+        "画像セットを対にする",
+        "Apparier des jeux d'images",
+        "Emparejar conjuntos de imágenes",
+    ),
     "BespokeSaveImageSet": (
         "保存图片集",
         "画像セットを保存",
@@ -177,6 +183,10 @@ INPUTS = {
     "key_format": ("键名格式", "キー形式", "format des clés", "formato de claves"),
     "dtype": ("数值精度", "数値の型", "type de nombre", "tipo de número"),
     "subfolders": ("子文件夹", "サブフォルダー", "sous-dossiers", "subcarpetas"),
+    "pairs": ("成对图片", "画像の対", "paires", "pares"),
+    "source": ("原图", "元の画像", "source", "origen"),
+    "result": ("结果图", "結果の画像", "résultat", "resultado"),
+    "source_encoding": ("原图编码", "元の画像の渡し方", "encodage de la source", "codificación del origen"),
     "folder_name": ("文件夹名", "フォルダー名", "nom du dossier", "nombre de la carpeta"),
     "base": ("基础模型", "ベースモデル", "modèle de base", "modelo base"),
     "base_clip": ("基础 CLIP", "ベース CLIP", "CLIP de base", "CLIP base"),

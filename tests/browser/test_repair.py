@@ -48,9 +48,10 @@ LATER_LORA = {
     "preserve_weight": 1.0,
     "compile": False,
     "stop": "all steps",
+    "source_encoding": "auto",
 }
 LATER = {
-    "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False},
+    "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False, "pairs": False},
     "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
     "BespokeSaveLora": {"preview": True},
     "BespokeInjectLora": {"partial": False, "use_range": True},

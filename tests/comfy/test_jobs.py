@@ -45,7 +45,7 @@ LATER_SETTINGS = dict(
     adapter="LoKr", lokr_factor=4, rslora=True, rank_dropout=0.1, module_dropout=0.2, max_norm=1.5, preserve_weight=0.7,
     preserve="a dog\n a 'cat' \"x\"\n\ttab \\ back é\r\n[table]\n# c", min_timestep=0.25, max_timestep=0.75,
     loss_type="smooth l1", huber_c=0.3, multires_noise=0.3, ip_noise_gamma=0.1, compile=True, score_pictures="off",
-    training_adapter_strength=0.5, conv_rank=3, stop="when nothing changes",
+    training_adapter_strength=0.5, conv_rank=3, stop="when nothing changes", source_encoding="reference latent",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from canvas import Workflow
 
 OUT = host.ROOT / "example_workflows"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+EDIT_CHECKPOINT = "instruct-pix2pix-00-22000.safetensors"
 # For a style with some tens of pictures; a subject with 5 to 20 needs fewer steps and a lower rank.
 STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 5e-5, "steps": 750}
 SLIDER_TRAINING = {"sample_every": 50}
@@ -40,8 +41,8 @@ SAMPLING = {"seed": 3, "steps": 25, "cfg": 7.0, "sampler_name": "dpmpp_2m", "sch
 class Base:
     """A checkpoint's three outputs, and the prompts, latents and pictures made with them."""
 
-    def __init__(self, w: Workflow):
-        self.w, self.loader = w, w.node("CheckpointLoaderSimple", "Base model", ckpt_name=CHECKPOINT)
+    def __init__(self, w: Workflow, title: str = "Base model", checkpoint: str = CHECKPOINT):
+        self.w, self.loader = w, w.node("CheckpointLoaderSimple", title, ckpt_name=checkpoint)
         self.model, self.clip, self.vae = ((self.loader, kind) for kind in ("MODEL", "CLIP", "VAE"))
 
     def prompt(self, text: str | tuple, title: str = "Prompt", clip=None) -> tuple:
@@ -245,6 +246,42 @@ def use_slider(w: Workflow, base: Base, trainer, prompt: str, file: str) -> None
     w.column()
     for title, one in zip(("at -1", "without", "at 1"), made, strict=True):
         base.show(title, one, file)
+
+
+def edit_from_pairs(w: Workflow) -> None:
+    w.column()
+    w.group("1  Learn an edit from pairs", "learn")
+    w.note(
+        "**Teach an edit model one kind of change.** 12 or more pairs: the picture before, and the same picture after "
+        "the change.\n\n"
+        "1. Put both into one folder under *input*: `a.png` is the result, `a-control.png` the source, `a.txt` the "
+        f"instruction. Press R {CHOOSE_FOLDER}. Two folders become pairs with *Pair Image Sets*.\n"
+        "2. The sheet shows each source with an arrow to its result.\n"
+        "3. Queue. The right side edits a picture that is not in the set, without and with the LoRA.\n\n"
+        "This is instruct-pix2pix for SD1.5. For **Flux Kontext**, **Flux 2** and **OmniGen 2** load that model, and "
+        "put VAE Encode and *ReferenceLatent* in the place of *InstructPixToPixConditioning*; for **Qwen-Image-Edit** "
+        "*TextEncodeQwenImageEditPlus*. The training stays as it is.",
+        400,
+    )
+    base = Base(w, "Edit model", EDIT_CHECKPOINT)
+    trainer = learn(w, base, "BespokeTrainLora", "Pairs", {"pairs": True}, **SUBJECT_TRAINING)
+    w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-edit")
+    report(w, trainer, 160)
+    w.column()
+    w.group("2  Edit another picture, without and with the LoRA", "use")
+    w.note(BRING, 110)
+    picture = w.node("LoadImage", "The picture", 300, image=PICTURE)
+    words, nothing = base.prompt("make it a watercolor painting", "Instruction"), base.nothing()
+    given = w.node(
+        "InstructPixToPixConditioning", positive=words, negative=nothing, vae=base.vae, pixels=(picture, "IMAGE")
+    )
+    w.column()
+    told = [(given, name) for name in ("positive", "negative", "latent")]
+    plain = base.sample("without the LoRA", *told)
+    edited = base.sample("with the LoRA", *told, (trainer, "model"))
+    w.column()
+    base.show("without the LoRA", plain, "edit_base")
+    base.show("with the LoRA", edited, "edit_lora")
 
 
 def lora_compose(w: Workflow) -> None:
@@ -807,6 +844,7 @@ WORKFLOWS = {
     "lora_subject": lora_subject,
     "slider_from_words": slider_from_words,
     "slider_from_pairs": slider_from_pairs,
+    "edit_from_pairs": edit_from_pairs,
     "lora_compose": lora_compose,
     "lora_into_checkpoint": lora_checkpoint,
     "lora_inspect_and_scope": lora_inspect,

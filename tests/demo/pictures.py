@@ -6,12 +6,14 @@
 * `bespoke_pink/`: 8 sprites in pink, a colour that it knows; the captions have `{word}` for the new word.
 * `bespoke_teal_word/`: the pictures of the first set, with `{word}` for teal. `bespoke_teal.png`: one of them.
 * `bespoke_heart/`: 12 hearts, a shape that it has never seen. `bespoke_shapes/`: 12 of the shapes that it knows.
+* `bespoke_pairs/`: 12 sprites in green, each with the same in another colour as its source, `01-control.png`.
 * `bespoke_picture.png`: a red circle on white. `bespoke_mask.png`: white around and on the circle, black elsewhere.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ import sprites
 TEAL, PINK, PICTURE, MASK = "bespoke_teal_style", "bespoke_pink", "bespoke_picture.png", "bespoke_mask.png"
 LARGE, SMALL = "bespoke_large", "bespoke_small"  # pairs
 TEAL_WORD, ONE, HEART, CLASS = "bespoke_teal_word", "bespoke_teal.png", "bespoke_heart", "bespoke_shapes"
+PAIRS, EDIT = "bespoke_pairs", "make it green"
 SEED = 7
 
 
@@ -42,6 +45,7 @@ def make(folder: Path) -> None:
     _write_set(folder / CLASS, sprites.training_set(rng, 12))
     for name, radius in ((LARGE, 6.0), (SMALL, 3.0)):
         _write_set(folder / name, [(sprites.image(each), "a circle") for each in sized(radius)])
+    _write_pairs(folder / PAIRS)
     circle = sprites.Sprite("red", "circle", "white", cx=8.0, cy=8.0, radius=5.0)
     sprites.image(circle).save(folder / PICTURE)
     # The circle's box and one cell more on each side, on the grid of cells.
@@ -65,6 +69,17 @@ def _write_set(folder: Path, pairs) -> None:
     for i, (image, caption) in enumerate(pairs, 1):
         image.save(folder / f"{i:02}.png")
         (folder / f"{i:02}.txt").write_text(caption + "\n", "utf-8")
+
+
+def _write_pairs(folder: Path) -> None:
+    rng, colours = np.random.default_rng(SEED), [name for name in sprites.COLOURS if name != "green"]
+    kinds = [
+        sprites.random_sprite(rng, colours[i % 6], sprites.SHAPES[i // 2 % 6], list(sprites.GROUNDS)[i % 2])
+        for i in range(12)
+    ]
+    _write_set(folder, [(sprites.image(replace(kind, colour="green")), EDIT) for kind in kinds])
+    for i, kind in enumerate(kinds, 1):
+        sprites.image(kind).save(folder / f"{i:02}-control.png")
 
 
 if __name__ == "__main__":

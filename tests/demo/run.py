@@ -54,6 +54,7 @@ SECTIONS = {
         "A slider from pairs",
         "From small to large, learned from eight pairs: the same seeds at -1, 0 and 1.",
     ),
+    "edit_from_pairs": ("An edit", "A change learned from twelve pairs of a source and a result."),
     "lora_compose": ("Two LoRAs composed", "The colour and the shape, alone and as the exact sum of both."),
     "lora_into_checkpoint": ("A LoRA in a checkpoint", "The base, and what the checkpoint with the LoRA draws."),
     "lora_inspect_and_scope": (

@@ -18,7 +18,7 @@ import pictures
 STYLE, SUBJECT = "bespoke/my-style_00001.safetensors", "bespoke/my-subject_00001.safetensors"
 STRENGTH = {"cfg": 2.0, "sampler_name": "euler", "scheduler": {"karras": "normal", "sgm_uniform": "sgm_uniform"}}
 VALUES: dict[str, dict[str, object]] = {
-    "CheckpointLoaderSimple": {"ckpt_name": host.CHECKPOINT},
+    "CheckpointLoaderSimple": {"ckpt_name": {"Base model": host.CHECKPOINT, "Edit model": host.EDIT_CHECKPOINT}},
     "EmptyLatentImage": {"width": 128, "height": 128},
     "LoadImage": {"image": {"The picture": pictures.PICTURE, "One of them": pictures.ONE}},
     # The rectangle of `pictures.MASK`: the circle's box and one cell more.
@@ -41,6 +41,7 @@ VALUES: dict[str, dict[str, object]] = {
             "Pictures of the thing": pictures.PINK,
             "With more of it": pictures.LARGE,
             "With less of it": pictures.SMALL,
+            "Pairs": pictures.PAIRS,
         },
         "trigger": "",
         "captions": "text files",
@@ -85,6 +86,7 @@ VALUES: dict[str, dict[str, object]] = {
             "a photo of sks dog on a beach": "a red heart on white",
             "a photo of a dog on a beach": "a red circle on white",
             "a photo of sks dog on a beach, in my style": "a teal heart on white",
+            "make it a watercolor painting": "make it green",
             "the same scene in winter, snow": "a blue square on white",
             "a red balloon in the sky": "a green cross on white",
             "a smiling face": "a blue square on white",

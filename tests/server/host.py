@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "bespoke"
 CHECKPOINT = "bespoke-small.safetensors"  # the name under which workflows find the small model
+EDIT_CHECKPOINT = "bespoke-small-edit.safetensors"  # its instruct-pix2pix form, where that lies beside it
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints", "models/loras", "models/embeddings")
 # Left out of a copy of the pack, where links are not allowed: what the pack does not need at run time.
 NOT_THE_PACK = (".dev", ".git", ".ci", "tests", "__pycache__")
@@ -51,7 +52,11 @@ def prepare_base(base: Path, checkpoint: Path | None = None) -> Path:
         (base / folder).mkdir(parents=True, exist_ok=True)
     _place_pack(base / "custom_nodes" / PACK)
     if checkpoint is not None:
-        _place_file(Path(checkpoint).resolve(), base / "models" / "checkpoints" / CHECKPOINT)
+        source, folder = Path(checkpoint).resolve(), base / "models" / "checkpoints"
+        _place_file(source, folder / CHECKPOINT)
+        edit = source.with_name(f"{source.stem}-edit{source.suffix}")
+        if edit.is_file():
+            _place_file(edit, folder / EDIT_CHECKPOINT)
     return base
 
 

@@ -163,6 +163,14 @@ def test_subject(run_example):
 
 
 @pytest.mark.slow
+def test_an_edit(server, run_example):
+    """The sheet shows the pairs, and the file says that the training took them."""
+    shown = run_example("edit_from_pairs")
+    assert shown["The training set"][0].shape[1] == 12 + 3 * (2 * 192 + 24 + 12)
+    assert differ(shown["without the LoRA"][0], shown["with the LoRA"][0])
+    assert (server.base / "models" / "loras" / "bespoke" / "my-edit_00001.safetensors").is_file()
+
+
 def test_two_loras_composed(server, run_example):
     shown = run_example("lora_compose")
     assert differ(shown["the style alone"][0], shown["the subject alone"][0], shown["both composed"][0])

@@ -224,12 +224,38 @@ def write_checkpoint(path: Path, unet: dict[str, torch.Tensor] | None = None) ->
     return path
 
 
+def edit_unet(unet: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """The U-Net in an instruct-pix2pix form: four further input channels, which begin at zero.
+
+    It does not see the picture that it is given until it is trained, as Brooks et al. 2023 (arXiv 2211.09800, section
+    3.2) begin.
+    """
+    state = dict(unpack() if unet is None else unet)
+    first = state["input_blocks.0.0.weight"]
+    return state | {"input_blocks.0.0.weight": torch.cat([first, torch.zeros_like(first)], 1)}
+
+
+def with_edit_form(checkpoint: Path) -> Path:
+    """The checkpoint's path, with the one of the edit form beside it."""
+    path = edit_path(checkpoint)
+    if not path.is_file():
+        write_checkpoint(path, edit_unet())
+    return checkpoint
+
+
+def edit_path(checkpoint: Path) -> Path:
+    """Where the edit form of a checkpoint lies."""
+    return checkpoint.with_name(f"{checkpoint.stem}-edit{checkpoint.suffix}")
+
+
 def main() -> None:
     import argparse
 
     parser = argparse.ArgumentParser(description="Expand the small model into a checkpoint that ComfyUI loads.")
     parser.add_argument("out", type=Path)
-    print(write_checkpoint(parser.parse_args().out))
+    parser.add_argument("--edit", action="store_true", help="its instruct-pix2pix form")
+    args = parser.parse_args()
+    print(write_checkpoint(args.out, edit_unet() if args.edit else None))
 
 
 if __name__ == "__main__":

@@ -52,11 +52,19 @@ class CaptionConditioning:
             return join_conds([self._conds(i, *one) for i, one in zip(indices, encoded, strict=True)])
         return join_conds([self._kept(i, prompt) for i, prompt in zip(indices, prompts, strict=True)])
 
-    def encode(self, prompts: Sequence[str]) -> list[tuple[Tensor, dict[str, Any]]]:
-        """[(context [1, tokens, width], further fields)] of each prompt, for sample images."""
+    def encode(self, prompts: Sequence[str], index: int | None = None) -> list[tuple[Tensor, dict[str, Any]]]:
+        """[(context [1, tokens, width], further fields)] of each prompt, for sample images.
+
+        index: the picture whose source is given to the model, where the set has sources; None gives none.
+        """
+        pictures = self._pictures
         if self._text is not None:
-            return self._text.encode(prompts, self._clip)
-        return [self._encoded[prompt] for prompt in prompts]
+            encoded = self._text.encode(prompts, self._clip)
+        else:
+            keys = [prompt if index is None else pictures.prompt_key(index, prompt) for prompt in prompts]
+            encoded = [self._encoded[key] for key in keys]
+        told = {} if index is None else pictures.source_inputs(index)
+        return [(context, extra | told) for context, extra in encoded]
 
     def tensors(self) -> list[Tensor]:
         """The contexts that were encoded before the training; empty where the text encoder is trained."""
@@ -65,7 +73,7 @@ class CaptionConditioning:
     def _kept(self, index: int, prompt: str) -> ModelConds:
         # Cached by picture and prompt: some model families are conditioned on the picture's size too.
         if (index, prompt) not in self._known:
-            self._known[index, prompt] = self._conds(index, *self._encoded[prompt])
+            self._known[index, prompt] = self._conds(index, *self._encoded[self._pictures.prompt_key(index, prompt)])
         return self._known[index, prompt]
 
     def _conds(self, index: int, cond: Tensor, extra: dict[str, Any]) -> ModelConds:

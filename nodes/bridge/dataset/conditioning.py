@@ -87,10 +87,19 @@ def join_conds(parts: Sequence[ModelConds]) -> ModelConds:
 def _fixed_shapes(part: ModelConds) -> tuple:
     """The shapes that must be equal within a batch: those of all conditioning but the context of a cross-attention."""
     return tuple(
-        (name, tuple(value.cond.shape) if isinstance(value.cond, Tensor) else repr(value.cond))
+        (name, _form(value.cond))
         for name, value in sorted(part.conds.items())
         if not isinstance(value, comfy.conds.CONDCrossAttn)
     )
+
+
+def _form(value: Any) -> Hashable:
+    """The shape of a tensor, those of a list of tensors, or another value as text."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (list, tuple)) and all(isinstance(each, Tensor) for each in value):
+        return tuple(tuple(each.shape) for each in value)
+    return repr(value)
 
 
 def encode_prompt(clip, text: str) -> tuple[Tensor, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +19,10 @@ from ....training.validation import MIN_SPLIT, split
 from ....training.validation import folds as make_folds
 from .. import identity
 from ..models import check_picture_sizes, is_inpainting_model
+from ..models.second_picture import FIRST_FRAME, IN_PROMPT
 from ..runs.events import with_phase
 from . import cache
+from .second_pictures import encode_seconds, equal_seconds, film_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Pictures:
     where the set is too small to hold a picture out; see `runs.cross_validation`.
     blank_latents: for a model that reads a masked picture, the unscaled latent [1, C, h, w] of a grey picture by its
     (height, width) in px. set_sizes, equal: see `split_pictures`.
+    told: what the model is told of each item's second picture, as arguments of `extra_conds`; see `second_pictures`.
+    how: the way, a key of `second_picture.WORDS`; "" without second pictures. in_prompts: where the prompt has the
+    second picture in it, for each item the first with the same one, -1 for one without; else empty.
     """
 
     items: list[TrainingImage]
@@ -43,13 +48,17 @@ class Pictures:
     blank_latents: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     set_sizes: tuple[int, int, int] = (0, 0, 0)
     equal: Sequence[int] = ()
+    told: Sequence[Mapping[str, Any]] = ()
+    how: str = ""
+    in_prompts: Sequence[int] = ()
 
     def model_inputs(self, index: int) -> dict[str, Any]:
         """What the model is told about a picture besides its caption, as arguments of ComfyUI's `extra_conds`.
 
         The size before scaling and what was cropped away, in px: SDXL learns from small and cropped pictures without
         drawing like them (Podell et al. 2023, arXiv 2307.01952, section 2.2). For an inpainting model, a picture that
-        is masked everywhere, as InpaintModelConditioning makes it of a mask of ones: grey, the colour of a hole.
+        is masked everywhere, as InpaintModelConditioning makes it of a mask of ones: grey, the colour of a hole. And
+        what is told of its source.
         """
         item, latent = self.items[index], self.data.latents[index]
         inputs: dict[str, Any] = {}
@@ -63,10 +72,32 @@ class Pictures:
                 "target_height": latent.shape[-2] * 8,
                 "target_width": latent.shape[-1] * 8,
             }
-        if self.blank_latents:
+        told = self.source_inputs(index)
+        if self.blank_latents and not told:
             inputs["concat_latent_image"] = self.blank_latents[tuple(item.pixels.shape[:2])]
             inputs["concat_mask"] = torch.ones(1, 1, *latent.shape[-2:])
-        return inputs
+        return inputs | told
+
+    def source_inputs(self, index: int) -> dict[str, Any]:
+        """What the model is told of a picture's source, or of its hole; {} of one without."""
+        return dict(self.told[index]) if self.told else {}
+
+    def prompt_key(self, index: int, prompt: str) -> str:
+        """The key in `EncodedDataset.prompts` of a prompt for a picture: the prompt, with a number of its source where
+        the prompt has that in it."""
+        source = self.in_prompts[index] if self.in_prompts else -1
+        return prompt if source < 0 else f"{prompt}\0{source}"
+
+    @property
+    def sample_index(self) -> int:
+        """The picture whose size the samples have, and whose source: of pairs the first held-out one, else the first
+        that is trained on."""
+        return self.held_out_indices[0] if self.how and self.held_out_indices else self.training_indices[0]
+
+    @property
+    def sample_item(self) -> TrainingImage:
+        """The picture whose caption an empty sample prompt takes."""
+        return self.items[self.sample_index] if self.how else self.items[0]
 
     def count_pictures(self, indices: Sequence[int]) -> int:
         """The number of different pictures among `indices`; see `ImageSet.copies`."""
@@ -83,13 +114,16 @@ class Pictures:
         """The index of the largest latent that is trained on."""
         return max(self.training_indices, key=lambda i: self.data.latents[i].numel())
 
+    def prompts_of(self, index: int) -> list[str]:
+        """The prompts of a picture that a training encodes: the empty one and all, or the first of a validation one."""
+        training, validation, _ = self.set_sizes
+        own = self.items[index].prompts
+        return ["", *(own[:1] if training <= index < training + validation else own)]
+
     @property
     def prompts(self) -> list[str]:
-        """Every prompt that a training encodes, sorted: the empty one, all of each picture, of validation the first."""
-        training, validation, _ = self.set_sizes
-        scored = range(training, training + validation)  # never trained on
-        of_each = (item.prompts[:1] if i in scored else item.prompts for i, item in enumerate(self.items))
-        return sorted({prompt for prompts in of_each for prompt in prompts} | {""})
+        """Every prompt that a training encodes, sorted; see `prompts_of`."""
+        return sorted({prompt for index in range(len(self.items)) for prompt in self.prompts_of(index)} | {""})
 
 
 def encode_pictures(
@@ -99,27 +133,39 @@ def encode_pictures(
     images: ImageSet,
     validation: ImageSet | None = None,
     prior: ImageSet | None = None,
+    how: str | None = None,
 ) -> Pictures:
     """Encode all pictures and assign their roles.
 
-    validation: pictures to score instead of some of `images`. prior: pictures for prior preservation. Raises
-    `InputError` for a VAE of another model, for more held-out pictures than there are and for a size that the model
-    cannot be trained at.
+    validation: pictures to score instead of some of `images`. prior: pictures for prior preservation. how: the way in
+    which the model is given second pictures, see `Pictures`; None for a trainer that takes none. Raises `InputError`
+    for a VAE of another model, for more held-out pictures than there are, for a size that the model cannot be trained
+    at, and for second pictures where `how` is None.
     """
     sets = [list(given.items) if given is not None else [] for given in (images, validation, prior)]
     items = [item for one in sets for item in one]
+    seconds = [item.path for item in items if item.control is not None]
+    if how is None and seconds:
+        raise InputError(
+            f"the set has a second picture for {seconds[0]!r}, and this trainer takes none; train a LoRA on the pairs, "
+            "or take Bespoke Pair Image Sets away or switch pairs off"
+        )
     # Before the encoding, which takes long, since these may raise.
     check_picture_sizes(base, ((item.name, item.pixels.shape[0], item.pixels.shape[1]) for item in items))
     pictures = split_pictures(items, LatentSet([], []), [len(one) for one in sets], config)
     with torch.inference_mode(False), torch.no_grad():
-        latents = _encode_latents(vae, base, items)
+        latents = _encode_latents(vae, base, items, how or "")
     masks = [
         None if item.mask is None else mask_to_latent(item.mask, latent)
         for item, latent in zip(items, latents, strict=True)
     ]
     blank_latents = encode_blanks(vae, items) if is_inpainting_model(base) else {}
     data = LatentSet(latents, masks, [item.weight for item in items])
-    return replace(pictures, data=data, blank_latents=blank_latents)
+    pictures = replace(pictures, data=data, blank_latents=blank_latents)
+    if not how:
+        return pictures
+    in_prompts = equal_seconds(items) if how in IN_PROMPT else ()
+    return replace(pictures, how=how, told=encode_seconds(vae, items, how), in_prompts=in_prompts)
 
 
 def split_pictures(
@@ -174,17 +220,20 @@ def encode_blanks(vae, items: list[TrainingImage]) -> dict[tuple[int, ...], Tens
         }
 
 
-def _encode_latents(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage]) -> list[Tensor]:
-    """A latent [1, C, H, W] of each picture, float32 on the CPU, scaled and shifted as the model was trained."""
+def _encode_latents(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage], how: str) -> list[Tensor]:
+    """A latent [1, C, H, W] of each picture, float32 on the CPU, scaled and shifted as the model was trained.
+
+    how: see `Pictures`. For a model that is given the first frame, that of a film which begins with the source.
+    """
     vae_identity, out = identity.of_vae(vae), []
     for item in with_phase("pictures", items):
-        pixels = item.pixels.contiguous()
-        key = cache.key_of(
-            vae_identity, type(base.latent_format).__name__, str(tuple(pixels.shape)), pixels.numpy().tobytes()
-        )
+        film = item.control is not None and how == FIRST_FRAME
+        pixels = film_of(item) if film else item.pixels[None].contiguous()
+        shape = str(tuple(pixels.shape if film else pixels.shape[1:]))
+        key = cache.key_of(vae_identity, type(base.latent_format).__name__, shape, pixels.numpy().tobytes())
 
         def encode(pixels: Tensor = pixels) -> Tensor:
-            latent = _in_model_shape(base, vae.encode(pixels[None].float() / 255))
+            latent = _in_model_shape(base, vae.encode(pixels.float() / 255))
             return base.process_latent_in(latent).float().to("cpu", copy=True).clone()
 
         out.append(cache.latent_cache.get(key, encode))

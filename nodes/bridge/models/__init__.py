@@ -23,6 +23,7 @@ from .family import NO_LAYERS, Family
 from .layers import is_convolution, is_linear
 from .names import core_places
 from .refused import reason_against
+from .second_picture import MEND, NEEDED_BY, second_picture
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom", *unet.BLOCK_PATTERNS)
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
@@ -71,15 +72,22 @@ def training_conds(base) -> Mapping[str, Any]:
     return family.default_conds if family else exceptions_of(base.diffusion_model).conds
 
 
-def check_trainable(base) -> None:
-    """Raise `InputError`, with the reason, for a model that needs more than pictures and prompts."""
+def check_trainable(base, pairs: bool = False) -> None:
+    """Raise `InputError`, with the reason, for a model that needs more than pictures and prompts.
+
+    pairs: whether each picture has a second one, which such a model may need.
+    """
+    needs_pairs = second_picture(base) in NEEDED_BY
+    if pairs and needs_pairs:
+        return
     reason = reason_against(base)
     if not reason:
         family = family_of(base.diffusion_model)
         reason = exceptions_of(base.diffusion_model).untrainable_reason(base.diffusion_model)
         reason = reason or (family.untrainable_reason(base) if family else "")
     if reason:
-        raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}")
+        mend = f"; {MEND}" if needs_pairs else ""
+        raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}{mend}")
 
 
 def check_picture_sizes(base, sizes: Iterable[tuple[str, int, int]]) -> None:

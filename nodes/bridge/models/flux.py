@@ -101,9 +101,14 @@ def is_inpainting(base) -> bool:
     return _input_channels(base) > 2 * _output_channels(base)
 
 
+def is_steered(base) -> bool:
+    """Whether it is a Canny or Depth model, whose input is the latent and that of a control picture."""
+    return _output_channels(base) < _input_channels(base) <= 2 * _output_channels(base)
+
+
 def untrainable_reason(base) -> str:
-    """The reason against a Canny or Depth model, whose input is the latent and that of a control picture."""
-    if _output_channels(base) < _input_channels(base) <= 2 * _output_channels(base):
+    """The reason against a Canny or Depth model, where the set has no control pictures."""
+    if is_steered(base):
         return (
             "it is steered by a control picture (edges or depth), which a training set does not have; train on the "
             "plain model, whose LoRAs work with it"

@@ -26,6 +26,7 @@ from ....training.stopping import (
     turned_at,
 )
 from ..dataset.pictures import Pictures
+from ..models.second_picture import WORDS
 from .cross_validation import training_indices_of
 
 MOST_NAMED = 5  # pictures of a kind in a report
@@ -111,6 +112,17 @@ def describe_rate(run: Run, config: TrainConfig, up_rate: float = 1.0) -> list[s
             "Give more steps or a larger batch, no warm-up and learning_rate 1, or choose AdamW and a learning_rate."
         )
     return lines
+
+
+def describe_pairs(pictures: Pictures) -> list[str]:
+    """What the model was given of each picture's source, or of its hole; empty without any."""
+    if not pictures.how:
+        return []
+    count = sum(bool(told) for told in pictures.told)
+    return [
+        f"{count} of {len(pictures.items)} pictures came with {WORDS[pictures.how]}, as ComfyUI's node encodes it. Use "
+        "the LoRA with that node too."
+    ]
 
 
 def describe_shared(pictures: Pictures) -> list[str]:

@@ -166,6 +166,9 @@ def _draw_picture(
 
 
 def _picture(pixels: Tensor) -> Image.Image:
-    """The first picture of a decoded latent [1, H, W, 3], of a film [1, T, H, W, 3], in 0..1."""
-    picture = (pixels.reshape(-1, *pixels.shape[-3:])[0].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    """The picture of a decoded latent [1, H, W, 3], the last of a film [1, T, H, W, 3], in 0..1.
+
+    A film begins with the source where the model is given the first frame.
+    """
+    picture = (pixels.reshape(-1, *pixels.shape[-3:])[-1].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
     return Image.fromarray(picture.numpy())

@@ -311,7 +311,7 @@ def _at_resolutions(item: TrainingImage, resolutions: Sequence[int], step: int) 
 
 
 def shrunk_item(item: TrainingImage, size: Size) -> TrainingImage:
-    """The item, picture and mask, scaled to cover `size` (height, width) in px and cropped at the middle.
+    """The item with all its pictures scaled to cover `size` (height, width) in px and cropped at the middle.
 
     `original` stays the size of the file. `crop` is what was cropped from the picture that is scaled from the file to
     this size: what the item had lost, scaled along, and what is lost now.
@@ -323,6 +323,7 @@ def shrunk_item(item: TrainingImage, size: Size) -> TrainingImage:
         item,
         pixels=fit(item.pixels, size),
         mask=None if item.mask is None else fit(item.mask, size),
+        control=None if item.control is None else fit(item.control, size),
         original=item.original or (height, width),
         crop=(round(item.crop[0] * scale) + top, round(item.crop[1] * scale) + left),
     )

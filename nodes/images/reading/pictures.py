@@ -32,25 +32,38 @@ def no_progress(done: int, of: int) -> None:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """What is read of a picture. mask: its mask file. with_alpha: whether its own transparency is read."""
+    """What is read of a picture. mask: its mask file. with_alpha: whether its own transparency is read.
+
+    control: the file of its second picture, see `TrainingImage`.
+    """
 
     path: Path
     mask: Path | None = None
     with_alpha: bool = False
+    control: Path | None = None
 
 
 @dataclass(frozen=True)
 class ReadPicture:
-    """A picture that was read. mask: [h, w] in 0..1 from its mask file or its transparency, or None."""
+    """A picture that was read. mask: [h, w] in 0..1 from its mask file or its transparency, or None.
+
+    second: its second picture, scaled to cover the picture's own size and cropped at the middle, or None.
+    """
 
     picture: Picture
     mask: Tensor | None
     traits: Traits
+    second: Picture | None = None
+
+    @property
+    def control(self) -> Tensor | None:
+        """The pixels of the second picture, [h, w, 3] uint8."""
+        return None if self.second is None else self.second.pixels
 
     @property
     def nbytes(self) -> int:
         """The memory that its tensors take."""
-        return self.picture.pixels.nbytes + (0 if self.mask is None else self.mask.nbytes)
+        return sum(each.nbytes for each in (self.picture.pixels, self.mask, self.control) if each is not None)
 
 
 class Room:
@@ -113,31 +126,37 @@ def read_pictures(
 
 def _key(file: PictureFile, settings: Hashable) -> Hashable | None:
     """What the result of reading a file depends on; None where that cannot be told."""
-    stamps = [stamp_of(path) for path in (file.path, file.mask) if path is not None]
-    return None if None in stamps else (*stamps, file.with_alpha, settings)
+    paths = (file.path, file.mask, file.control)
+    stamps = [stamp_of(path) for path in paths if path is not None]
+    there = tuple(path is not None for path in paths)
+    return None if None in stamps else (*stamps, there, file.with_alpha, settings)
 
 
 def _read(file: PictureFile, target: Callable[[int, int], Size], room: Room) -> ReadPicture | InputError:
     try:
         with _naming(file.path):
             picture = read_picture(file.path, target, file.with_alpha, room)
-        mask = picture.alpha
+        mask, second = picture.alpha, None
+        size = picture.pixels.shape[0], picture.pixels.shape[1]
         if file.mask is not None:
-            size = picture.pixels.shape[0], picture.pixels.shape[1]
             with _naming(file.mask):
                 mask = read_mask(file.mask, picture.original, size, room)
-        return ReadPicture(picture, mask, traits_of(picture.pixels))
+        if file.control is not None:
+            with _naming(file.control, file.path.parent):
+                second = read_picture(file.control, lambda _height, _width: size, room=room)
+        return ReadPicture(picture, mask, traits_of(picture.pixels), second)
     except InputError as error:
         return error
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name before an `InputError`."""
+def _naming(path: Path, folder: Path | None = None) -> Iterator[None]:
+    """Puts the file's name, with its path below `folder`, before an `InputError`."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{path.name} {error}") from error
+        name = path.name if folder is None else path.relative_to(folder).as_posix()
+        raise InputError(f"{name} {error}") from error
 
 
 def threads() -> int:

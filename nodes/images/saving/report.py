@@ -37,7 +37,9 @@ def report_of(saved: SavedSet, images: ImageSet) -> str:
     captions = sum(bool(picture.text) for picture in pictures)
     masks = sum(picture.mask is not None for picture in pictures)
     what = [counted(len(pictures), "picture"), counted(captions, "caption file"), counted(masks, "mask")]
-    what = ", ".join(what if masks else what[:2])
+    what = what if masks else what[:2]
+    seconds = sum(picture.item.control is not None for picture in pictures)
+    what = ", ".join([*what, counted(seconds, "second picture")] if seconds else what)
     where = f"input/{saved.folder}"
     first = f"Already there: {where} holds {what}; nothing was written." if saved.was_there else f"{where}: {what}."
     return "\n".join([first, _how_to_read(pictures, images), *_not_kept(pictures, images)])
@@ -52,6 +54,8 @@ def _how_to_read(pictures: Sequence[SavedPicture], images: ImageSet) -> str:
         settings += [f"resolution {found[0]}", f"bucket_step {found[1]}"]
     if any(picture.mask is not None for picture in pictures):
         settings.append(f"masks {IN_FILES}")
+    if any(picture.item.control is not None for picture in pictures):
+        settings.append("pairs on")
     if any(picture.item.caption_syntax == PROMPT for picture in pictures):
         settings.append(f"caption_syntax {PROMPT}")
     if images.trigger:

@@ -1,4 +1,4 @@
-"""Writing a training set into a folder, as `folder.read_folder` reads it: pictures, captions and masks."""
+"""Writing a training set into a folder, as `folder.read_folder` reads it: its pictures, captions and masks."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ...bridge.runs.durable import sync_folder
 from ..captions.text_files import CAPTION_ENDINGS, LONGEST_FILE, in_one_line
 from ..listing import OTHER_FILES, entries_of
 from ..masks import CONDITION, SUFFIXES
+from ..pairing.match import CONTROL
 from ..places import MARK
 from ..quality import listed
 from ..reading.decode import read_mask, read_picture
@@ -68,12 +69,18 @@ class SavedPicture:
         return f"{self.stem}{MASK}"
 
     @property
+    def control_file(self) -> str:
+        """The name of the second picture's file."""
+        return f"{self.stem}{CONTROL}.png"
+
+    @property
     def files(self) -> list[str]:
         """The names of all its files."""
         return [
             self.picture_file,
             *([self.caption_file] if self.text else []),
             *([self.mask_file] if self.mask is not None else []),
+            *([self.control_file] if self.item.control is not None else []),
         ]
 
 
@@ -187,7 +194,7 @@ def _relative(folder: Path, base: Path) -> str:
 
 
 def differences(folder: Path, pictures: Sequence[SavedPicture], progress: Progress) -> list[str] | None:
-    """The names of caption and mask files that are not those of the set; [] where a folder holds the set as it is.
+    """The names of files besides the pictures' own that are not those of the set; [] where a folder holds it as it is.
 
     None where it is no folder, or holds other pictures: other names, sizes or pixels. What Image Folder does not read,
     such as caches and hidden files, does not count.
@@ -199,12 +206,13 @@ def differences(folder: Path, pictures: Sequence[SavedPicture], progress: Progre
         for path in entries_of(folder)
         if not path.name.startswith(".") and path.suffix.lower() not in OTHER_FILES and path.is_file()
     }
-    companions = {name for name, path in there.items() if _is_companion(path)}
+    seconds = {picture.control_file for picture in pictures if picture.item.control is not None}
+    companions = {name for name, path in there.items() if _is_companion(path) or name in seconds}
     if set(there) - companions != {picture.picture_file for picture in pictures}:
         return None
     for i, picture in enumerate(pictures):
         progress(i, len(pictures))
-        if not _same_pixels(there[picture.picture_file], picture):
+        if not _has_pixels(there[picture.picture_file], picture.item.pixels):
             return None
     wanted = {file for picture in pictures for file in picture.files[1:]}
     other = companions ^ wanted
@@ -215,6 +223,9 @@ def differences(folder: Path, pictures: Sequence[SavedPicture], progress: Progre
         path = there.get(picture.mask_file)
         if path is not None and picture.mask is not None and not _same_mask(path, picture):
             other.add(picture.mask_file)
+        path, control = there.get(picture.control_file), picture.item.control
+        if path is not None and control is not None and not _has_pixels(path, control):
+            other.add(picture.control_file)
     return sorted(other)
 
 
@@ -223,14 +234,14 @@ def _is_companion(path: Path) -> bool:
     return path.suffix.lower() in CAPTION_ENDINGS or path.stem.lower().endswith((*SUFFIXES, CONDITION))
 
 
-def _same_pixels(path: Path, picture: SavedPicture) -> bool:
+def _has_pixels(path: Path, pixels: torch.Tensor) -> bool:
     def target(height: int, width: int) -> tuple[int, int]:
-        if (height, width) != size_of(picture.item.pixels):
+        if (height, width) != size_of(pixels):
             raise InputError("has another size")
         return height, width
 
     try:
-        return torch.equal(read_picture(path, target).pixels, picture.item.pixels)
+        return torch.equal(read_picture(path, target).pixels, pixels)
     except InputError:
         return False
 
@@ -296,6 +307,8 @@ def _digest(name: str, pictures: Sequence[SavedPicture]) -> str:
         digest.update(picture.item.pixels.contiguous().numpy().data)
         if picture.mask is not None:
             digest.update(picture.mask.contiguous().numpy().data)
+        if picture.item.control is not None:
+            digest.update(picture.item.control.contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -308,8 +321,10 @@ def _write_files(folder: Path, pictures: Sequence[SavedPicture], progress: Progr
     for i, picture in enumerate(pictures):
         progress(i, len(pictures))
         path = folder / picture.picture_file
-        if not (path.exists() and _same_pixels(path, picture)):
+        if not (path.exists() and _has_pixels(path, picture.item.pixels)):
             _write_png(path, picture.item.pixels)
+        if picture.item.control is not None:
+            _write_png(folder / picture.control_file, picture.item.control)
         if picture.text:
             write_text(folder / picture.caption_file, picture.text, synced=True)
         if picture.mask is not None:

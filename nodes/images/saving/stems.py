@@ -11,6 +11,7 @@ from ....training.images import TrainingImage
 from ...bridge.files.names import is_reserved, shortened
 from ..listing import PICTURES
 from ..masks import CONDITION, SUFFIXES
+from ..pairing.match import CONTROL
 
 LONGEST_STEM = 200  # bytes of UTF-8, which leaves room for a number and an ending
 _NO_NAME = re.compile('[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
@@ -25,7 +26,8 @@ def stems_of(items: Sequence[TrainingImage]) -> list[str]:
     `Image Folder` sorts by name; where the names would give another order, each gets its number before it. Names differ
     in more than case and Unicode form, since some file systems tell neither apart.
     """
-    plain = _padded([_plain(item) for item in items], items)
+    pairs = any(item.control is not None for item in items)
+    plain = _padded([_plain(item, pairs) for item in items], items)
     named = list(plain)
     counts = Counter(map(_key, plain))
     for i, item in enumerate(items):
@@ -47,14 +49,14 @@ def _key(stem: str) -> str:
     return unicodedata.normalize("NFC", stem).casefold()
 
 
-def _plain(item: TrainingImage) -> str:
-    """The picture's own name as a file's."""
+def _plain(item: TrainingImage, pairs: bool) -> str:
+    """The picture's own name as a file's. pairs: see `_clean`."""
     name = _last(item.picture[1])
     for ending in PICTURES:
         if name.lower().endswith(ending) and len(name) > len(ending):
             name = name[: -len(ending)]
             break
-    return _clean(name)
+    return _clean(name, pairs)
 
 
 def _padded(stems: list[str], items: Sequence[TrainingImage]) -> list[str]:
@@ -68,10 +70,13 @@ def _last(path: str) -> str:
     return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
-def _clean(name: str) -> str:
-    """The name with "_" for what no file system, or Windows, takes, and for what makes it hidden or a mask."""
+def _clean(name: str, pairs: bool = False) -> str:
+    """The name with "_" for what no file system, or Windows, takes, and for what makes it hidden or a mask.
+
+    pairs: whether the set has second pictures; a name that would make it one is changed too.
+    """
     stem = unicodedata.normalize("NFC", _NO_NAME.sub("_", name)).strip(" .")
-    for ending in (*SUFFIXES, CONDITION):
+    for ending in (*SUFFIXES, CONDITION, *([CONTROL] if pairs else [])):
         if stem.lower().endswith(ending):
             stem = f"{stem[: -len(ending)]}_{stem[1 - len(ending) :]}"
     stem = shortened(stem, LONGEST_STEM) or "picture"

@@ -93,7 +93,7 @@ class FewStepDrift:
         denoiser = self._denoiser
 
         def conditioning() -> tuple[list, list]:
-            positive, negative = as_conditioning(self._captions.encode([prompt, ""]))
+            positive, negative = as_conditioning(self._captions.encode([prompt, ""], self._index))
             return positive, negative
 
         with sampling(denoiser):

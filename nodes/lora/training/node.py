@@ -22,6 +22,7 @@ from ...bridge.errors import name_node_in_errors
 from ...bridge.evidence.kept import write_preview
 from ...bridge.files import writing as storage
 from ...bridge.models import TARGETS
+from ...bridge.models.second_picture import AUTO, SOURCE_ENCODINGS
 from ...bridge.runs.context import RunContext
 from ...bridge.runs.samples import settings_in
 from ...bridge.runs.store import folder_of_run
@@ -171,6 +172,17 @@ def trainer_inputs() -> list[io.Input]:
         *_training_adapter_inputs(),
         *_preserve_widgets(),
         *advanced(("compile", "stop")),
+        io.Combo.Input(
+            "source_encoding",
+            options=list(SOURCE_ENCODINGS),
+            default=AUTO,
+            tooltip=(
+                "For pairs: how the model is given the source. auto: by ComfyUI's node for the model; for "
+                "Qwen-Image-Edit that of Edit Plus (2509 and later). reference latent: ReferenceLatent alone. Qwen "
+                "edit: the node of the first Qwen-Image-Edit."
+            ),
+            **ADVANCED,
+        ),
     ]
 
 

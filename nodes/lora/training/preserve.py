@@ -39,10 +39,10 @@ def untriggered_prompt(item: TrainingImage) -> str:
     return as_prompt(without_words(item.caption, item.trigger), item.caption_syntax) if item.trigger else ""
 
 
-def leak_prompts(pictures: Pictures) -> set[str]:
-    """The prompts that the leak may be measured at where `preserve` is empty."""
+def leak_prompts(pictures: Pictures) -> list[tuple[int, str]]:
+    """The pictures and prompts that the leak may be measured at where `preserve` is empty."""
     sets = [pictures.held_out_indices, *(held_out for _, held_out in pictures.folds)]
-    return {untriggered_prompt(pictures.items[i]) for indices in sets for i in leak_pictures(pictures, indices)}
+    return [(i, untriggered_prompt(pictures.items[i])) for indices in sets for i in leak_pictures(pictures, indices)]
 
 
 def leak_pictures(pictures: Pictures, indices: Sequence[int]) -> list[int]:
@@ -54,8 +54,8 @@ def leak_pictures(pictures: Pictures, indices: Sequence[int]) -> list[int]:
 class BaseComparison:
     """Compares the model with adapters with the model without them. For the time in which these are attached.
 
-    prompts: those of `preserve`. known: the prompts that are encoded; None where the text encoder is trained, which
-    encodes any. weighting: see `objective.loss_weight`.
+    prompts: those of `preserve`. known: the keys of the prompts that are encoded; None where the text encoder is
+    trained, which encodes any. weighting: see `objective.loss_weight`.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class BaseComparison:
     def _untriggered(self, index: int) -> str:
         """`untriggered_prompt`, or the empty prompt where a job's set of encoded prompts lacks it."""
         prompt = untriggered_prompt(self._pictures.items[index])
-        return prompt if self._known is None or prompt in self._known else ""
+        return prompt if self._known is None or self._pictures.prompt_key(index, prompt) in self._known else ""
 
     def _predict(self, batch: Batch, prompts: Sequence[str]) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from ....training.adapters import ADAPTERS, AdapterConfig
 from ....training.config import PRECISIONS, TrainConfig, check_choice, check_range
 from ....training.errors import InputError
-from ....training.images import ImageSet
+from ....training.images import ImageSet, TrainingImage
 from ....training.optimizers import OPTIMIZERS
 from ....training.sample_prompts import parse_sample_prompts
 from ...bridge.dataset.cache import digest
 from ...bridge.models import TARGETS, target_layers
 from ...bridge.models.custom import custom_targets, own_sizes
+from ...bridge.models.second_picture import AUTO, MASKED, SOURCE_ENCODINGS
 
 # Settings that version 0.1 lacks.
 ADDED = (
     *("adapter", "lokr_factor", "rslora", "conv_rank", "rank_dropout", "module_dropout", "max_norm"),
-    *("training_adapter_strength", "preserve", "preserve_weight"),
+    *("training_adapter_strength", "preserve", "preserve_weight", "source_encoding"),
 )
 
 
@@ -37,8 +38,8 @@ class LoraRequest:
     adapts no convolution, see `models.target_layers`. rank_dropout, module_dropout: see `adapters.dropout`. max_norm:
     the longest change of a layer's weight, see `Adapter.limit_norm`; 0 is no limit. training_adapter_strength: of
     `LoraData.training_adapter`. preserve: prompts at which the model is held to the base, one a line; empty is off.
-    preserve_weight: the weight of that loss; that on training pictures has 1. Raises `InputError` for values out of
-    range.
+    preserve_weight: the weight of that loss; that on training pictures has 1. source_encoding: how the model is given
+    second pictures, one of `SOURCE_ENCODINGS`. Raises `InputError` for values out of range.
     """
 
     train: TrainConfig
@@ -61,6 +62,7 @@ class LoraRequest:
     training_adapter_strength: float = 1.0
     preserve: str = ""
     preserve_weight: float = 1.0
+    source_encoding: str = AUTO
 
     def __post_init__(self) -> None:
         for name in (
@@ -74,6 +76,7 @@ class LoraRequest:
         parse_sample_prompts(self.sample_prompt)
         check_choice("precision", self.precision, PRECISIONS)
         check_choice("adapter", self.adapter, list(ADAPTERS))
+        check_choice("source_encoding", self.source_encoding, SOURCE_ENCODINGS)
         if self.lokr_factor == 0 or self.lokr_factor < -1:
             raise InputError(f"lokr_factor is {self.lokr_factor}; give -1, or 1 or more")
         if self.targets == "custom":
@@ -157,12 +160,22 @@ class LoraData:
     start: Mapping[str, Tensor] | None = None
     training_adapter: Mapping[str, Tensor] | None = None
 
-    def fingerprint(self) -> str:
-        """A hash of all pictures, captions and masks, and of `start` and `training_adapter`."""
+    @property
+    def items(self) -> list[TrainingImage]:
+        """The pictures of all sets."""
+        return [item for data in (self.images, self.validation, self.prior) if data for item in data.items]
+
+    def fingerprint(self, how: str = "") -> str:
+        """A hash of all pictures, captions and masks, and of `start` and `training_adapter`.
+
+        how: see `Pictures`. Masks that are holes make another training than masks that weight the loss alone, which an
+        earlier version made of them.
+        """
         sets = [data.fingerprint if data else "" for data in (self.images, self.validation, self.prior)]
         # Without an adapter, that of version 0.1.
         adapter = [fingerprint_of(self.training_adapter)] if self.training_adapter else []
-        return "|".join([*sets, fingerprint_of(self.start), *adapter])
+        holes = ["holes"] if how == MASKED else []
+        return "|".join([*sets, fingerprint_of(self.start), *adapter, *holes])
 
 
 def fingerprint_of(lora: Mapping[str, Tensor] | None) -> str:

@@ -32,8 +32,10 @@ from ...bridge.dataset.captions import CaptionConditioning, check_fixed_captions
 from ...bridge.dataset.conditioning import encode_prompt, encode_prompts, join_conds, learn_layers_of, model_conds
 from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_models
 from ...bridge.dataset.pictures import Pictures, encode_pictures
+from ...bridge.dataset.second_pictures import encode_with_pictures
 from ...bridge.models import check_trainable
 from ...bridge.models.custom import own_sizes
+from ...bridge.models.second_picture import IN_PROMPT, WORDS, check_pairs, source_encoding
 from ...bridge.noise_level import noise_level
 from ...bridge.runs.report import (
     describe_card,
@@ -41,6 +43,7 @@ from ...bridge.runs.report import (
     describe_held_out,
     describe_leak,
     describe_notes,
+    describe_pairs,
     describe_pictures,
     describe_rate,
     describe_rate_at_start,
@@ -77,7 +80,10 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     # These are called for their errors only. `LoraTechnique.prepare` looks up the layers of the prepared model.
     check_wire(model, clip)
     restore_own_modules(model)
-    check_trainable(model.model)
+    items = data.items
+    check_pairs(model.model, items)
+    check_trainable(model.model, all(item.control is not None for item in items))
+    how = source_encoding(model.model, request.source_encoding, items)
     trained_range(model, request.train)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
     request.layers(model.model.diffusion_model)
@@ -85,17 +91,25 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
         attention_layers(clip.cond_stage_model)
     else:
         check_fixed_captions([*data.images.items, *(data.prior.items if data.prior else ())])
+    if request.train_text_encoder and how in IN_PROMPT:
+        raise InputError(
+            f"train_text_encoder is on, and the model is given the source as {WORDS[how]}, which is encoded before the "
+            "training; switch train_text_encoder off"
+        )
     if data.training_adapter:
         _training_adapter(models, request, data.training_adapter)
-    pictures = encode_pictures(vae, model.model, request.train, data.images, data.validation, data.prior)
-    prompts = {*needed_prompts(pictures, request), *(() if request.preserve.strip() else leak_prompts(pictures))}
+    pictures = encode_pictures(vae, model.model, request.train, data.images, data.validation, data.prior, how)
+    wanted = _wanted_prompts(pictures, request)
+    if not request.preserve.strip():
+        wanted |= {pictures.prompt_key(i, prompt): (i, prompt) for i, prompt in leak_prompts(pictures)}
     if data.training_adapter:
-        prompts |= {*PROMPTS, ""}
+        first = pictures.training_indices[0]
+        wanted |= {pictures.prompt_key(first, prompt): (first, prompt) for prompt in (*PROMPTS, "")}
     return EncodedDataset(
         pictures,
-        fingerprint=data.fingerprint(),
+        fingerprint=data.fingerprint(how),
         run_fields=describe_models(model, clip, data.images),
-        prompts={} if request.train_text_encoder else encode_prompts(clip, prompts),
+        prompts={} if request.train_text_encoder else _encode_wanted(clip, pictures, wanted),
         start=starting_parts(data.start, model, clip, request.adapter) if data.start else None,
         training_adapter=data.training_adapter,
         **identify_models(model, clip, vae),
@@ -103,8 +117,26 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
 
 
 def needed_prompts(pictures: Pictures, request: LoraRequest) -> set[str]:
-    """Every prompt that a training cannot do without, where the text encoder does not run in its steps."""
-    return {*pictures.prompts, *sample_texts(pictures, request), *lines_of(request.preserve)}
+    """The keys of all prompts that a training needs, where the text encoder does not run in its steps."""
+    return set(_wanted_prompts(pictures, request))
+
+
+def _wanted_prompts(pictures: Pictures, request: LoraRequest) -> dict[str, tuple[int, str]]:
+    """{key, see `Pictures.prompt_key`: (index of a picture, prompt)} of all prompts that a training needs."""
+    preserved, samples = lines_of(request.preserve), sample_texts(pictures, request)
+    wanted = [(i, prompt) for i in range(len(pictures.items)) for prompt in (*pictures.prompts_of(i), *preserved)]
+    wanted += [(pictures.sample_index, text) for text in samples]
+    return {pictures.prompt_key(i, prompt): (i, prompt) for i, prompt in wanted}
+
+
+def _encode_wanted(
+    clip, pictures: Pictures, wanted: Mapping[str, tuple[int, str]]
+) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """The conditioning of each of the prompts, by its key; see `_wanted_prompts`."""
+    plain = [prompt for key, (_, prompt) in wanted.items() if key == prompt]
+    with_picture = {key: (pictures.items[i], prompt) for key, (i, prompt) in wanted.items() if key != prompt}
+    encoded = encode_prompts(clip, plain)
+    return encoded | (encode_with_pictures(clip, with_picture, pictures.how) if with_picture else {})
 
 
 def _training_adapter(models: Models, request: LoraRequest, lora: Mapping[str, Tensor]) -> TrainingAdapter:
@@ -114,8 +146,8 @@ def _training_adapter(models: Models, request: LoraRequest, lora: Mapping[str, T
 
 
 def sample_texts(pictures: Pictures, request: LoraRequest) -> list[str]:
-    """Every text that the sample images encode: of an empty prompt the first picture's caption."""
-    return texts_of(parse_sample_prompts(request.sample_prompt), pictures.items[0].prompt)
+    """Every text that the sample images encode: of an empty prompt the first picture's caption, see `sample_item`."""
+    return texts_of(parse_sample_prompts(request.sample_prompt), pictures.sample_item.prompt)
 
 
 def _check_own_weights(layers: Mapping[str, torch.nn.Module]) -> None:
@@ -223,7 +255,8 @@ class LoraTechnique:
         index = pictures.largest_index()
         prompt, latent = pictures.items[index].prompt, pictures.data.latents[index]
         encoded = self._dataset.prompts or encode_prompts(self._models.clip, [prompt])
-        one = model_conds(base, *encoded[prompt], latent, torch.device("cpu"))
+        context, extra = encoded[pictures.prompt_key(index, prompt)]
+        one = model_conds(base, context, extra | pictures.source_inputs(index), latent, torch.device("cpu"))
         layers = request.layers(base.diffusion_model)
         config, configs, made = request.adapter_config, request.own_configs(layers), list[AdapterSet]()
 
@@ -360,8 +393,9 @@ class LoraTechnique:
         return parse_sample_prompts(self.request.sample_prompt)
 
     def sample_conditioning(self, prompt: SamplePrompt) -> tuple[list, list]:
-        text = prompt.prompt or self._dataset.pictures.items[0].prompt
-        positive, negative = as_conditioning(self._captions.encode([text, prompt.negative]))
+        pictures = self._dataset.pictures
+        texts = [prompt.prompt or pictures.sample_item.prompt, prompt.negative]
+        positive, negative = as_conditioning(self._captions.encode(texts, pictures.sample_index))
         return positive, negative
 
     def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> FewStepDrift | None:
@@ -500,6 +534,7 @@ class LoraTechnique:
                 "NOTHING WAS LEARNED: the factors that start at zero are still zero, so this LoRA changes nothing. Try "
                 f"a higher learning_rate (it was {config.learning_rate:g}) or more steps."
             )
+        lines += describe_pairs(self._dataset.pictures)
         lines += self._describe_whole(learned) + self._describe_limits() + self._describe_preserve()
         lines += describe_held_out(run, config)
         lines += describe_leak(run, config) + describe_shared(self._dataset.pictures)

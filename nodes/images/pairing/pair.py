@@ -1,0 +1,103 @@
+"""Two training sets as one of pairs: the sources and what an edit model should make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ....training.errors import InputError
+from ....training.images import MIRRORED, ImageSet, TrainingImage
+from ..fingerprint import fingerprint
+from ..quality import counted, listed
+from ..reading.bands import fit
+from ..sizes import LEAST_KEPT, kept, size_of
+from .match import matched_names
+
+
+def pair_sets(source: ImageSet, result: ImageSet) -> ImageSet:
+    """The set `result`, each item with its picture of `source` as `TrainingImage.control`.
+
+    Pictures are matched by name, see `matched_names`. A source is scaled to cover the size of its result and cropped at
+    the middle, and is mirrored with it. Captions, masks, weights and sizes are those of `result`. Raises `InputError`
+    that names every picture without a partner, and for sets that are pairs already.
+    """
+    for name, images in (("source", source), ("result", result)):
+        own = [item.path for item in images.items if item.control is not None]
+        if own:
+            raise InputError(
+                f"the set {name} is one of pairs already ({listed(own)} has a second picture); wire it to the trainer, "
+                "or switch pairs off in the node that reads it"
+            )
+    sources, results = _pictures(source), _pictures(result)
+    found = matched_names([item.name for item in results], [item.name for item in sources])
+    wrong = [f"{results[i].path} of result has no source" for i in found.lonely_results]
+    wrong += [f"{sources[j].path} of source has no result" for j in found.lonely_sources]
+    wrong += [
+        f"{', '.join(results[i].path for i in own)} of result and {', '.join(sources[j].path for j in theirs)} of "
+        "source have one name"
+        for own, theirs in found.ambiguous
+    ]
+    if wrong:
+        raise InputError(
+            f"{len(wrong)} of the pictures make no pair; give both pictures of a pair one name, or leave them out: "
+            + "; ".join(wrong)
+        )
+    partner = {results[i].picture: sources[j] for i, j in found.pairs.items()}
+    items = tuple(_with_control(item, partner[item.picture]) for item in result.items)
+    notes = _notes([(item, partner[item.picture]) for item in results], found.by_order)
+    notes += _caption_note(source, result)
+    return ImageSet(items, result.trigger, fingerprint(items), (*result.notes, *notes))
+
+
+def _pictures(images: ImageSet) -> list[TrainingImage]:
+    """One item of each picture: its largest, not mirrored where there is one."""
+    out = list[TrainingImage]()
+    for own in images.copies():
+        items = [images.items[i] for i in own]
+        plain = [item for item in items if not item.name.endswith(MIRRORED)] or items
+        out.append(max(plain, key=lambda item: item.pixels.numel()))
+    return out
+
+
+def _with_control(item: TrainingImage, source: TrainingImage) -> TrainingImage:
+    """The item with the pixels of `source` in its geometry."""
+    pixels = fit(source.pixels, size_of(item.pixels))
+    if item.name.endswith(MIRRORED) != source.name.endswith(MIRRORED):
+        pixels = pixels.flip(1)
+    return replace(item, control=pixels)
+
+
+def _notes(pairs: Sequence[tuple[TrainingImage, TrainingImage]], by_order: bool) -> list[str]:
+    notes = list[str]()
+    if by_order:
+        first, last = pairs[0], pairs[-1]
+        notes.append(
+            f"No names in common: {counted(len(pairs), 'pair')} matched by order, {first[1].name} to {first[0].name} "
+            f"up to {last[1].name} to {last[0].name}."
+        )
+    cropped, enlarged, same = list[str](), list[str](), list[str]()
+    for item, source in pairs:
+        size, theirs = size_of(item.pixels), size_of(source.pixels)
+        if kept(*theirs, *size) < LEAST_KEPT:
+            cropped.append(f"{source.path} ({theirs[1]}x{theirs[0]} px, its result {size[1]}x{size[0]})")
+        if theirs[0] < size[0] or theirs[1] < size[1]:
+            enlarged.append(f"{source.path} ({theirs[1]}x{theirs[0]} px)")
+        if torch.equal(item.pixels, source.pixels):
+            same.append(item.path)
+    if cropped:
+        notes.append(f"Sources of another shape, cropped at the middle: {listed(cropped)}.")
+    if enlarged:
+        notes.append(f"Sources enlarged to the size of their results: {listed(enlarged)}.")
+    if same:
+        notes.append(f"Nothing changes in {listed(same)}: source and result are the same picture.")
+    return notes
+
+
+def _caption_note(source: ImageSet, result: ImageSet) -> list[str]:
+    """That the instructions are empty; the captions of `result` are the instructions."""
+    if any(item.caption for item in result.items):
+        return []
+    where = " The captions of source are not used." if any(item.caption for item in source.items) else ""
+    return [f"No instructions: the captions of result are empty, and they say what the model should do.{where}"]
