@@ -107,7 +107,7 @@ def variation_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=(
-                "A second seed, towards whose noise the first one's is turned. It does nothing at variation_strength 0."
+                "The seed of a second noise, which is mixed with that of seed. It does nothing at variation_strength 0."
             ),
         ),
         io.Float.Input(
@@ -120,8 +120,8 @@ def variation_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=(
-                "How far the noise is turned to the variation seed's, 0 to 1. 0: the picture of seed. About .1: its "
-                "near relatives. 1: the noise of variation_seed, and its picture with samplers that add none."
+                "The share of the second noise, 0 to 1. 0: the picture of seed. About .1: similar pictures. 1: the "
+                "noise of variation_seed, and its picture with samplers that add none."
             ),
         ),
     ]
@@ -169,7 +169,7 @@ class PartialDenoise(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="What it should not show."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="The picture to start from, encoded by the model's VAE. A noise mask in it is kept to.",
+                    tooltip="The picture to start from, encoded by the model's VAE. A noise mask in it is used.",
                 ),
                 strength_input(
                     "How much changes: 0 returns the picture bit for bit, 1 ignores it. Around .3 textures change, "
@@ -184,14 +184,14 @@ class PartialDenoise(io.ComfyNode):
                     step=0.1,
                     round=0.01,
                     tooltip=(
-                        "Classifier-free guidance scale. Higher follows the prompt more and looks harder; 1 switches "
-                        "it off and is twice as fast."
+                        "Classifier-free guidance scale. Higher values follow the prompt more, with harder "
+                        "contrasts; 1 switches it off and is twice as fast."
                     ),
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=comfy.samplers.KSampler.SAMPLERS,
-                    tooltip="The sampling method: speed, sharpness and how much it adds by chance.",
+                    tooltip="The sampling method. Methods differ in speed and sharpness; some add noise at each step.",
                 ),
                 scheduler_input(),
                 io.Int.Input(

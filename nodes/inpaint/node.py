@@ -99,8 +99,8 @@ class LatentMaskBlend(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "Pixels by which the mask grows on every side (below 0: shrinks). More room lets the new part "
-                        "join its surroundings."
+                        "Pixels by which the mask grows on every side (below 0: shrinks). With more room the new "
+                        "part fits its surroundings better."
                     ),
                 ),
                 io.Int.Input(
@@ -148,8 +148,8 @@ class LatentMaskBlend(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "How a soft mask acts over time. 0: the same at every step. Higher: grey places hold to the "
-                        "original early, when shapes are made, and are let go late, for details."
+                        "How a soft mask acts over time. 0: the same at every step. Higher: grey places keep to the "
+                        "original in early steps, which make shapes, and are free in late steps, which make details."
                     ),
                 ),
                 io.Float.Input(
@@ -161,8 +161,8 @@ class LatentMaskBlend(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "How strongly grey places hold to the original. 1: as the mask says. Higher: more of it stays "
-                        "there. 0: grey is repainted as white is."
+                        "How strongly grey places keep to the original. 1: as the mask says. Higher: more of it "
+                        "stays there. 0: grey is repainted as white is."
                     ),
                 ),
                 io.Int.Input(

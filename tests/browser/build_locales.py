@@ -1,13 +1,17 @@
-"""Writes locales/<language>/nodeDefs.json: node titles from the table below, input names by one glossary for all nodes.
+"""Writes locales/<language>/nodeDefs.json: titles and descriptions of nodes, names of inputs and outputs, tooltips.
 
     python tests/browser/build_locales.py
 
-Run it again when a node or an input is added. Names that are not in the glossary stay in English.
+Run it again when a node, an input or an output is added. Descriptions are in node_descriptions.json beside this file.
+Names come from one glossary for all nodes; those in `SAME`
+stay in English, and tests/unit/test_page_words.py fails for a name that is in neither. Tooltips are the rows of the
+help pages in that language, where there is one. The page finds an output by its index.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +117,41 @@ TITLES = {
     "BespokeLoraSweep": ("LoRA 扫描", "LoRA スイープ", "Balayage de LoRA", "Barrido de LoRA"),
     "BespokeInspectRun": ("检查训练", "学習を調べる", "Examiner un entraînement", "Examinar un entrenamiento"),
 }
+OUTPUTS = {  # names that no input has
+    "report": ("报告", "レポート", "rapport", "informe"),
+    "heatmap": ("热力图", "ヒートマップ", "carte de chaleur", "mapa de calor"),
+    "plot": ("图表", "グラフ", "graphique", "gráfico"),
+    "pictures": ("逐张图片", "画像（一枚ずつ）", "images une à une", "imágenes una a una"),
+    "prompt_word": ("提示词用词", "プロンプト用の語", "mot du prompt", "palabra del prompt"),
+    "trigger_words": ("触发词", "トリガー語", "mots déclencheurs", "palabras clave"),
+    "sheet": ("总览图", "一覧画像", "planche", "hoja de contactos"),
+    "curve": ("曲线", "曲線", "courbe", "curva"),
+    "card": ("证据卡", "根拠カード", "fiche de preuves", "ficha de pruebas"),
+    "latent_mask": ("潜空间遮罩", "潜在マスク", "masque latent", "máscara latente"),
+    "grid": ("网格", "グリッド", "grille", "cuadrícula"),
+    "start": ("起点", "開始点", "départ", "comienzo"),
+    "changed_outside": ("遮罩外改变数", "マスク外の変化数", "changés hors du masque", "cambiados fuera"),
+    "for_lists": ("用于列表", "一覧用", "pour les listes", "para listas"),
+    "loss": ("损失", "損失", "perte", "pérdida"),
+}
+SAME = frozenset({"clip", "vae", "cfg", "alpha", "lora", "rslora", "sigmas"})  # the field's words in every language
 INPUTS = {
+    "adapter": ("适配器", "アダプター", "adaptateur", "adaptador"),
+    "lokr_factor": ("LoKr 因子", "LoKr の因子", "facteur LoKr", "factor LoKr"),
+    "rank_dropout": ("秩丢弃率", "ランクの省略率", "rangs omis", "rangos omitidos"),
+    "module_dropout": ("层丢弃率", "層の省略率", "couches omises", "capas omitidas"),
+    "max_norm": ("最大范数", "最大ノルム", "norme maximale", "norma máxima"),
+    "training_adapter": ("训练适配器", "学習用アダプター", "adaptateur d'entraînement", "adaptador de entrenamiento"),
+    "training_adapter_strength": (
+        "训练适配器强度",
+        "学習用アダプターの強度",
+        "force de l'adaptateur",
+        "fuerza del adaptador",
+    ),
+    "ema": ("滑动平均（EMA）", "移動平均（EMA）", "moyenne mobile (EMA)", "media móvil (EMA)"),
+    "runs": ("训练记录", "学習の記録", "entraînements", "entrenamientos"),
+    "width": ("宽度", "幅", "largeur", "ancho"),
+    "height": ("高度", "高さ", "hauteur", "alto"),
     "lowest": ("最低", "最低", "le plus bas", "el más bajo"),
     "highest": ("最高", "最高", "le plus haut", "el más alto"),
     "probes": ("试验数", "試行数", "essais", "pruebas"),
@@ -300,20 +338,70 @@ INPUTS = {
 }
 
 
-def main() -> None:
+def name_of(word: str, place: int) -> str | None:
+    """The name of an input or output in the language at this place of `LANGUAGES`; None where it stays English."""
+    found = INPUTS.get(word) or OUTPUTS.get(word)
+    return found[place] if found else None
+
+
+# A row of a help page: the name that the node shows, the id where it differs, the text.
+ROW = re.compile(r"^\| \*\*`?(.+?)`?\*\*(?: \(`(\w+)`\))? \| (.+) \|$", re.MULTILINE)
+SPECIAL = frozenset("{}@|")  # vue-i18n, which the page uses, reads these as its own syntax
+
+
+def tooltips_of(node: str, language: str) -> list[tuple[str, str]]:
+    """(id, text without Markdown) of each row of the node's help page in a language; none without such a page."""
+    page = ROOT / "js" / "docs" / node / f"{language}.md"
+    rows = ROW.findall(page.read_text("utf-8")) if page.is_file() else []
+    return [(id_ or name, plain(text)) for name, id_, text in rows]
+
+
+def plain(text: str) -> str:
+    """A text without Markdown's emphasis and code marks. Stars inside code stay."""
+    parts = text.split("`")
+    return "".join(part if at % 2 else part.replace("*", "") for at, part in enumerate(parts))
+
+
+def entries(words: dict[str, str], rows: list[tuple[str, str]], place: int) -> dict[str, dict[str, str]]:
+    """By key, the name and tooltip that the page reads, for {key: id}. What has neither is left out.
+
+    rows: (id, tooltip) in the order of the keys, or empty. A tooltip with a special character stays English.
+    """
+    out = {}
+    for key, word in words.items():
+        name, tip = name_of(word, place), dict(rows).get(word, "")
+        entry = ({"name": name} if name else {}) | ({"tooltip": tip} if tip and not SPECIAL & set(tip) else {})
+        if entry:
+            out[key] = entry
+    return out
+
+
+def node_texts(place: int) -> dict[str, dict]:
+    """What nodeDefs.json holds in the language at this place of `LANGUAGES`, by node id."""
     schemas = json.loads((ROOT / "tests" / "comfy" / "schemas.json").read_text("utf-8"))
+    descriptions = json.loads((ROOT / "tests" / "browser" / "node_descriptions.json").read_text("utf-8"))
+    out = {}
+    for node, schema in schemas.items():
+        if node not in TITLES:
+            continue
+        inputs = {item["id"]: item["id"] for item in schema["inputs"]}
+        outputs = {str(at): name for at, (_, _, name) in enumerate(schema["outputs"])}
+        rows = tooltips_of(node, LANGUAGES[place])
+        description = descriptions.get(node, {}).get(LANGUAGES[place])  # else the page shows the English one
+        out[node] = {
+            "display_name": f"Bespoke {TITLES[node][place]}",
+            **({"description": description} if description else {}),
+            "inputs": entries(inputs, rows[: len(inputs)], place),
+            "outputs": entries(outputs, rows[len(inputs) :], place),
+        }
+    return out
+
+
+def main() -> None:
     for place, language in enumerate(LANGUAGES):
-        nodes = {}
-        for node, schema in schemas.items():
-            if node not in TITLES:
-                continue
-            known = {
-                item["id"]: {"name": INPUTS[item["id"]][place]} for item in schema["inputs"] if item["id"] in INPUTS
-            }
-            nodes[node] = {"display_name": f"Bespoke {TITLES[node][place]}", "inputs": known}
         path = ROOT / "locales" / language / "nodeDefs.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(nodes, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        path.write_text(json.dumps(node_texts(place), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

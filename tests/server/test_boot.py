@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import host
@@ -83,6 +84,16 @@ def test_the_scripts_are_served_once(server):
     ours = [path for path in server.get("/extensions") if "/bespoke/" in path]
     assert "/extensions/bespoke/index.js" in ours
     assert len(ours) == len(set(ours)) == len(list((host.ROOT / "js").rglob("*.js")))
+
+
+def test_the_help_and_the_names_are_served_in_each_language(server):
+    """Where the pages 1.44.19 to 1.58.1 look: /extensions/<pack>/docs/<node>/<locale>.md, and /i18n."""
+    texts = server.get("/i18n")
+    for page in (host.ROOT / "js" / "docs").glob("*/*.md"):
+        node, language = page.parent.name, page.stem
+        assert server.get(f"/extensions/{host.PACK}/docs/{node}/{language}.md") == page.read_bytes()
+        names = json.loads((host.ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))[node]
+        assert texts[language]["nodeDefs"][node] == names
 
 
 def test_the_templates_are_listed(server):

@@ -132,7 +132,9 @@ class LoraSweep(io.ComfyNode):
                     tooltip="LoRAs across, strengths down, one block a prompt; the first column is without a LoRA.",
                 ),
                 io.String.Output(
-                    "report", display_name="report", tooltip="What was drawn and what was known, and the losses."
+                    "report",
+                    display_name="report",
+                    tooltip=("How many pictures were drawn and how many were kept from before, and the losses."),
                 ),
             ],
         )

@@ -17,7 +17,9 @@ class CaptionVariantsNode(io.ComfyNode):
             node_id="BespokeCaptionVariants",
             display_name="Bespoke Caption Variants",
             category="Bespoke/images",
-            description="Shows captions to the model with their tags in changing order, and now and then without some.",
+            description=(
+                "Shows captions to the model with their tags in changing order, and sometimes without some of them."
+            ),
             search_aliases=["shuffle captions", "shuffle tags", "keep tokens", "tag dropout", "caption prefix"],
             inputs=[
                 Images.Input("images", tooltip="The training set, from Bespoke Image Folder or Bespoke Image Batch."),
@@ -53,8 +55,8 @@ class CaptionVariantsNode(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "The probability with which a tag is left out of a variant, of each tag by itself. 0.1 leaves "
-                        "out one of ten. Of what is left out, the model learns the look for the other words."
+                        "The probability with which a tag is left out of a variant, of each tag by itself. 0.1 "
+                        "leaves out one of ten. The model learns the look of what is left out for the other words."
                     ),
                 ),
                 io.String.Input(

@@ -63,8 +63,8 @@ class CropToMask(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     tooltip=(
-                        "The crop's side over the mask's. 1.5 shows the model a quarter of the mask's size around it. "
-                        "More helps it to fit what is there; less gives the new part more pixels."
+                        "The crop's side divided by the mask's. 1.5 shows the model a quarter of the mask's size "
+                        "around it. More helps it to fit what is there; less gives the new part more pixels."
                     ),
                 ),
                 io.Int.Input(

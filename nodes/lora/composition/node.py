@@ -34,8 +34,7 @@ class ComposeLoras(io.ComfyNode):
             display_name="Bespoke Compose LoRAs",
             category="Bespoke/lora",
             description=(
-                "Adds up several LoRAs into one, exactly or at a rank you choose, and shows where they get in each "
-                "other's way."
+                "Adds up several LoRAs into one, exactly or at a rank you choose, and shows where they interfere."
             ),
             search_aliases=[
                 "merge loras",
@@ -79,10 +78,10 @@ class ComposeLoras(io.ComfyNode):
                     options=list(METHODS),
                     default=METHODS[0],
                     tooltip=(
-                        "sum adds the changes. balance adds them at strengths with which each LoRA has its own effect "
-                        "in the sum, where a plain sum makes them stronger or weaker. ties keeps the largest numbers "
-                        "of each and the mean of those that agree in sign; dare keeps some at random: both for LoRAs "
-                        "that get in each other's way, and slower."
+                        "sum adds the changes. balance adds them at strengths with which each LoRA has its own "
+                        "effect in the sum, where a plain sum makes them stronger or weaker. ties keeps the largest "
+                        "numbers of each and the mean of those that agree in sign; dare keeps some at random: both "
+                        "are for LoRAs that interfere, and slower."
                     ),
                     **_ADVANCED,
                 ),
@@ -137,7 +136,7 @@ class ComposeLoras(io.ComfyNode):
                     display_name="heatmap",
                     tooltip=(
                         "The cosine between the LoRAs' changes in every block: orange adds up, blue cancels, white "
-                        "does not meet."
+                        "does not overlap."
                     ),
                 ),
             ],
