@@ -17,7 +17,12 @@ const PHASES = ["pictures", "captions", "loading", "measuring", ...BETWEEN_STEPS
 export const MOST_LABEL = 80; // characters of a run's name; the server has the same limit
 
 /** @type {Record<string, string>} the technique of each class of trainer node */
-export const TRAINERS = { BespokeTrainLora: "lora", BespokeTrainSlider: "slider", BespokeTrainTextualInversion: "textual inversion" };
+export const TRAINERS = {
+  BespokeTrainLora: "lora",
+  BespokeTrainSlider: "slider",
+  BespokeTrainTextualInversion: "textual inversion",
+  BespokeTrainWordAndLora: "word and lora",
+};
 
 /** @param {unknown} type of a node */
 export const isTrainer = (type) => typeof type === "string" && Object.hasOwn(TRAINERS, type);

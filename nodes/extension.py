@@ -23,7 +23,7 @@ from .inpaint.crop.node import CropToMask
 from .inpaint.fill.node import FillMasked
 from .inpaint.node import LatentMaskBlend
 from .inpaint.restore_node import RestoreUnmasked
-from .jobs.node import ExportLoraJob, ExportSliderJob, ExportTextualInversionJob
+from .jobs.node import ExportLoraJob, ExportSliderJob, ExportTextualInversionJob, ExportWordAndLoraJob
 from .jobs.techniques import setting_defaults
 from .lora.composition.node import ComposeLoras
 from .lora.extraction.node import ExtractLora
@@ -37,6 +37,7 @@ from .lora.stacks.node import LoraStackFromRun
 from .lora.training.node import SaveLora, TrainLora
 from .textual_inversion.node import ApplyEmbedding, InspectEmbedding, SaveEmbedding, TrainTextualInversion
 from .textual_inversion.rate_node import FindWordLearningRate
+from .word_and_lora.node import TrainWordAndLora
 
 
 class BespokeExtension(ComfyExtension):
@@ -82,10 +83,12 @@ class BespokeExtension(ComfyExtension):
             SaveEmbedding,
             ApplyEmbedding,
             InspectEmbedding,
+            TrainWordAndLora,
             Compare,
             InspectRun,
             LoraSweep,
             ExportLoraJob,
             ExportSliderJob,
             ExportTextualInversionJob,
+            ExportWordAndLoraJob,
         ]

@@ -48,6 +48,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "training_adapter_strength": (-10.0, 10.0),
     "guidance": (0.1, 100.0),
     "resolution": (64, 4096),
+    "word_learning_rate": (0.0, 1.0),
+    "word_until": (0.0, 1.0),
 }
 
 # Fields of `TrainConfig` that version 0.1 lacks.

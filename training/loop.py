@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from .optimizers import (
     schedule_of,
     set_group_numbers,
     state_shapes,
+    without_rate,
 )
 from .stopping import StopRule
 from .tensors import backward, divide
@@ -72,6 +73,15 @@ class Trainable(Protocol):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object:
         """Copy in the tensors of another `state_dict`."""
+        ...
+
+
+@runtime_checkable
+class RestsEarly(Protocol):
+    """What a `Trainable` has besides, of which a part stops learning before the last step."""
+
+    def resting(self, steps_done: int) -> Sequence[nn.Parameter]:
+        """The parameters that the step after `steps_done` leaves as they are, to the bit; whole groups of them."""
         ...
 
 
@@ -153,11 +163,12 @@ class Training:
         started = time.monotonic()
         while self.steps_done < self.last_step:
             loss = self._compute_gradients()
+            resting = self._resting()
             grad_norm = clip_gradient(self.parameters, self.config.max_grad_norm)
             self._check_step(loss, grad_norm)
             found = found_rate(self._optimizer)
             learning_rate = self._schedule.get_last_lr()[0] * (1.0 if found is None else found)
-            self._update_parameters()
+            self._update_parameters(resting)
             seconds = time.monotonic() - started
             self.unrecorded = Step(self.steps_done, self.last_step, loss, float(learning_rate), grad_norm, seconds)
             yield self._scored(self.unrecorded, started)
@@ -295,6 +306,13 @@ class Training:
             divide(check_gradients(self.parameters), GRADIENT_SCALE)  # in place
         return self.world.all_reduce_gradients(self.parameters, mean)
 
+    def _resting(self) -> Sequence[nn.Parameter]:
+        """The parameters that this step leaves as they are. Their gradients become zero: they are not clipped with."""
+        resting = self.trainable.resting(self.steps_done) if isinstance(self.trainable, RestsEarly) else ()
+        for parameter in resting:
+            parameter.grad = torch.zeros_like(parameter)
+        return resting
+
     def _check_step(self, loss: float, grad_norm: float) -> None:
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             self._optimizer.zero_grad()
@@ -314,9 +332,10 @@ class Training:
             parameter.grad = torch.zeros_like(parameter)
         return is_zero
 
-    def _update_parameters(self) -> None:
+    def _update_parameters(self, resting: Sequence[nn.Parameter]) -> None:
         self.is_updating = True
-        self._optimizer.step()
+        with without_rate(self._optimizer, resting):
+            self._optimizer.step()
         self._optimizer.zero_grad()
         self._schedule.step()
         if self.trainable.is_limited:

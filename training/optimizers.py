@@ -201,6 +201,23 @@ def found_rate(optimizer: Optimizer) -> float | None:
 
 
 @contextmanager
+def without_rate(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> Generator[None]:
+    """Within the block the groups of `parameters` have the learning rate 0, which moves none of theirs.
+
+    For optimisers that take a rate; one that finds its own, or averages instead of a schedule, may move them.
+    """
+    chosen = set(map(id, parameters))
+    rates = [(group, group["lr"]) for group in optimizer.param_groups if chosen & set(map(id, group["params"]))]
+    for group, _ in rates:
+        group["lr"] = 0.0
+    try:
+        yield
+    finally:
+        for group, rate in rates:
+            group["lr"] = rate
+
+
+@contextmanager
 def evaluation_weights(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> Generator[bool]:
     """Within the block the parameters are those to be used; afterwards their own again, to the bit.
 

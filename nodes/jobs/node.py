@@ -21,6 +21,9 @@ from ..lora.training.technique import encode_dataset as encode_lora_dataset
 from ..textual_inversion import node as word
 from ..textual_inversion.technique import TextualInversionTechnique
 from ..textual_inversion.technique import encode_dataset as encode_word_dataset
+from ..word_and_lora import node as word_and_lora
+from ..word_and_lora.technique import WordAndLoraTechnique
+from ..word_and_lora.technique import encode_dataset as encode_word_and_lora_dataset
 from .export import export_job, export_models, resolve_job_folder
 from .job import JobContents
 
@@ -161,4 +164,33 @@ class ExportTextualInversionJob(io.ComfyNode):
         return _export(
             wanted,
             JobContents(TextualInversionTechnique.name, request.settings(), dataset, exported, result, samples, graph),
+        )
+
+
+class ExportWordAndLoraJob(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _schema(
+            "BespokeExportWordAndLoraJob",
+            "Bespoke Export Word and LoRA Job",
+            "a training of a word and a LoRA",
+            word_and_lora.trainer_inputs(),
+            word_and_lora.trainer_inputs()[-1].id,
+            "bespoke/jobs/word-and-lora",
+        )
+
+    @classmethod
+    @name_node_in_errors
+    def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word-and-lora", **settings) -> io.NodeOutput:
+        request, data = word_and_lora.request_from_inputs(settings | {"images": images})
+        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
+        models = Models(model, clip, vae)
+        written = settings_with_adapter(request, data.training_adapter)
+        exported = export_models(models, WordAndLoraTechnique.name, written)
+        dataset = encode_word_and_lora_dataset(models, data, request)
+        result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
+        samples = settings_in(graph[0], DEFAULT_SAMPLER if data.training_adapter else None)
+        return _export(
+            wanted,
+            JobContents(WordAndLoraTechnique.name, written, dataset, exported, result, samples, graph),
         )

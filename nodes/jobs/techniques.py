@@ -29,6 +29,8 @@ from ..textual_inversion import files as word_files
 from ..textual_inversion.request import InversionRequest
 from ..textual_inversion.technique import TextualInversionTechnique
 from ..textual_inversion.templates import check_captions
+from ..word_and_lora.request import WordAndLoraRequest
+from ..word_and_lora.technique import WordAndLoraTechnique
 
 File = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
 
@@ -95,6 +97,11 @@ def _check_word_captions(request: InversionRequest, dataset: EncodedDataset) -> 
         check_captions(dataset.pictures.items)
 
 
+def _check_captions(request: WordAndLoraRequest, dataset: EncodedDataset) -> None:
+    pictures = dataset.pictures
+    check_captions([pictures.items[index] for index in (*pictures.training_indices, *pictures.held_out_indices)])
+
+
 def _check_no_model(request: InversionRequest, models: Models) -> None:
     """A word can be learned with any model that has a CLIP, and the technique's constructor checks that one."""
 
@@ -137,6 +144,16 @@ TECHNIQUES = {
         check_result=_check_word_result,
         save_file=word_files.save_on_the_way,
         result_file=_word_file,
+    ),
+    WordAndLoraTechnique.name: JobTechnique(
+        request=WordAndLoraRequest,
+        technique=WordAndLoraTechnique,
+        needs_text_encoder=lambda settings: True,
+        check_request=_check_captions,
+        check_model=_check_lora_targets,
+        check_result=_check_lora_result,
+        save_file=lora_files.save_on_the_way,
+        result_file=_lora_file,
     ),
 }
 

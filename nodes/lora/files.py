@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...training import strength_range
+from ...training.bundles import bundled, split_bundle
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.formats import (
@@ -64,16 +65,20 @@ def as_file(
     title: the file's name in its metadata. key_format: one of `formats.KEY_FORMATS`. dtype: one of `formats.DTYPES`.
     graph: (prompt, workflow) for the metadata, see `graph_of`. The part of the schedule that it was trained on is what
     the LoRA itself says, else what the run says, and so are the useful strengths of a slider; without a run the file
-    keeps what the LoRA says of its base and its words. Raises `InputError` for an unknown format or dtype, and for
-    numbers that the dtype cannot hold.
+    keeps what the LoRA says of its base and its words. The words of a bundle, of a `NamedLora` or among the keys,
+    follow the layers as float32. Raises `InputError` for an unknown format or dtype, and for numbers that the dtype
+    cannot hold.
     """
     check_choice("dtype", dtype, list(DTYPES))
     named = lora if isinstance(lora, NamedLora) else None
+    lora, words = split_bundle(lora)
+    words = words | dict(named.words if named else {})
     names = run.info.names if run else named.layer_names if named else {}
     tensors = {key: _in_file(key, tensor.detach(), dtype) for key, tensor in to_format(lora, key_format, names).items()}
     part = range_in(named.meta) if named else run.info.part if run else WHOLE
     useful = (strengths_in(named.meta) if named else None) or (run.useful_strengths if run else ())
     kept = {key: named.meta[key] for key in (*OF_ITS_BASE, OF_ITS_WORDS) if key in named.meta} if named else {}
+    tensors |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in bundled(words).items()}
     return tensors, kept | metadata(lora, run, title, *graph) | part.metadata() | strength_range.metadata(useful)
 
 
@@ -124,7 +129,15 @@ def read_lora(path: Path) -> NamedLora:
 
 
 def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, str]) -> NamedLora:
-    """Any program's LoRA under the key names that ComfyUI maps, with its alphas, and with parts that fit together."""
+    """Any program's LoRA under the key names that ComfyUI maps, with its alphas, and with parts that fit together.
+
+    The words of its bundle are `NamedLora.words`.
+    """
+    tensors, words = split_bundle(tensors)
+    if words and not tensors:
+        raise InputError(
+            f"{name} holds words ({', '.join(words)}) and no LoRA; put it into the embeddings folder, or give a LoRA"
+        )
     if found := foreign_kind(tensors):
         kind, key = found
         raise InputError(
@@ -140,7 +153,7 @@ def in_comfy_names(tensors: Mapping[str, Tensor], name: str, meta: Mapping[str, 
         converted = {with_text_model(key): tensor for key, tensor in converted.items()}
     except (KeyError, IndexError) as error:  # ComfyUI's converters take some parts for granted
         raise InputError(f"{name} lacks {error}; the file is damaged") from error
-    lora = NamedLora(converted, name, meta, program_names(split_key(key)[0] for key in tensors))
+    lora = NamedLora(converted, name, meta, program_names(split_key(key)[0] for key in tensors), words=words)
     check_parts(lora, name)
     _fold_biases(lora)
     return lora

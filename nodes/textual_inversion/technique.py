@@ -132,10 +132,14 @@ class TextualInversionTechnique:
         limits = {key: factor * float(table.norm(dim=-1).median()) for key, table in self.vocabularies.items()}
         return PseudoWord(self.start, limits if factor > 0 else None, self._denoiser.device)
 
+    def clip_with(self, trainable: PseudoWord) -> Any:
+        """A clone of the CLIP whose prompts say the vectors of `trainable`, as they are when a prompt is encoded."""
+        vectors = {key: partial(trainable.vectors.__getitem__, key) for key in self.start}
+        return clip_with_pseudo_word(self._models.clip, self.request.name, vectors)
+
     @contextmanager
     def attached(self, trainable: PseudoWord) -> Iterator[None]:
-        vectors = {key: partial(trainable.vectors.__getitem__, key) for key in self.start}
-        clip = clip_with_pseudo_word(self._models.clip, self.request.name, vectors)
+        clip = self.clip_with(trainable)
         self._prompts = CaptionConditioning(self._denoiser, self._dataset.pictures, clip, self._text, encoded={})
         try:
             yield
@@ -196,7 +200,11 @@ class TextualInversionTechnique:
         lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run) + describe_card(run)
         lines += describe_part(self._models.model, run, "A prompt is read at every step: the word acts at all of them.")
-        lines += describe_unread(self._dataset.unread)
+        return "\n".join(lines + describe_unread(self._dataset.unread) + self.describe_vectors(learned))
+
+    def describe_vectors(self, learned: Mapping[str, Tensor]) -> list[str]:
+        """For each encoder the length of the vectors, and how far they moved; for each vector the nearest words."""
+        lines = list[str]()
         for key, vectors in learned.items():
             tokenizer, table = self.encoders[key][0], self.vocabularies[key]
             moved = (vectors - self.start[key]).norm(dim=-1).mean()
@@ -210,4 +218,4 @@ class TextualInversionTechnique:
                     for token, cosine in nearest_words(vector, table)
                 )
                 lines.append(f"{key} vector {i + 1} is nearest to {near}.")
-        return "\n".join(lines)
+        return lines

@@ -17,6 +17,7 @@ NAMES = sorted(path.stem for path in (host.ROOT / "example_workflows").glob("*.j
 SHORT = {
     "BespokeTrainLora": {"steps": 2, "batch_size": 1, "warmup_steps": 0},
     "BespokeTrainTextualInversion": {"steps": 2},
+    "BespokeTrainWordAndLora": {"steps": 2, "batch_size": 1},
     "KSampler": {"steps": 2},
     "BespokePartialDenoise": {"steps": 2},
     "EmptyLatentImage": {"batch_size": 1},

@@ -53,7 +53,7 @@ LATER_LORA = {
 LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False, "pairs": False},
     "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
-    "BespokeSaveLora": {"preview": True},
+    "BespokeSaveLora": {"preview": True, "embedding_name": ""},
     "BespokeInjectLora": {"partial": False, "use_range": True},
     "BespokePartialDenoise": {"variation_seed": 0, "variation_strength": 0.0},
     "BespokeLatentMaskBlend": {"ramp": 0},

@@ -745,31 +745,55 @@ def textual_inversion(w: Workflow) -> None:
 
 def word_and_lora(w: Workflow) -> None:
     w.column()
-    w.group("A word of your own in a style of your own", "use")
+    w.group("1  Learn a word and the LoRA that draws it, in one run", "learn")
     w.note(
-        "**Word plus LoRA.** They change different things, so they go together: the word says *what*, the LoRA *how*. "
-        "The word is in the prompt by its file's name; the LoRA is on the model.\n\nFirst run *textual_inversion* and "
-        f"*lora_train_and_use*; then {FIRST_TRAIN}",
+        "**A word plus a LoRA.** The word says *what*, the LoRA *how*: in one run each learns what the other leaves. "
+        "The captions say *{word}* where the new word stands; here the *template* of the folder is every picture's "
+        "caption, and with captions of your own write *{word}* into them.\n\nPut 5 to 20 pictures of one thing into "
+        f"a folder under *input*, press R {CHOOSE_FOLDER}. Say in *init_text* plainly what they show. The saved file "
+        "carries both.",
+        290,
     )
     base = Base(w)
-    loaded = w.node("BespokeLoadLora", "The LoRA", lora_name=NO_LORA)
-    styled = w.node("BespokeInjectLora", model=base.model, lora=(loaded, "lora"))
-    near = w.node("BespokeInspectEmbedding", clip=base.clip, embedding_name=NO_LORA)
+    trainer = learn(
+        w,
+        base,
+        "BespokeTrainWordAndLora",
+        "Pictures of the thing",
+        {"captions": "template", "template": "a photo of a {word}"},
+        name="my-word",
+        init_text="toy",
+        **SUBJECT_TRAINING,
+    )
+    saved = w.node(
+        "BespokeSaveLora",
+        lora=(trainer, "lora"),
+        run=(trainer, "run"),
+        embedding=(trainer, "embedding"),
+        filename_prefix="bespoke/my-word",
+    )
+    report(w, trainer, 220)
     w.column()
-    w.node("PreviewImage", "What the word is near to", 300, images=(near, "plot"))
-    plain = base.prompt("a photo of a toy on a table, in my style", "Without the word")
-    words = base.prompt("a photo of a embedding:my-word on a table, in my style", "With the word")
-    nothing, latent = base.nothing(), base.empty(2)
-    titles = ("neither", "the word", "the LoRA", "the word and the LoRA")
+    w.group("2  Use the one file: the starting word beside the new one, same seeds", "use")
+    used = w.node(
+        "BespokeInjectLora",
+        "Word and LoRA from the file",
+        model=base.model,
+        clip=base.clip,
+        lora_name=NO_LORA,
+        name=(saved, "lora_name"),
+    )
+    words = sentence(w, "a photo of a", (used, "trigger_words"), "on a table")
+    new = base.prompt(words, "The new word", (used, "clip"))
+    old = base.prompt("a photo of a toy on a table", "The starting word")
+    nothing, latent = base.nothing(), base.empty()
     w.column()
     made = [
-        base.sample(title, prompt, nothing, latent, model)
-        for title, prompt, model in zip(
-            titles, (plain, words, plain, words), (None, None, *[(styled, "model")] * 2), strict=True
-        )
+        base.sample("Starting word", old, nothing, latent),
+        base.sample("New word and LoRA", new, nothing, latent, (used, "model")),
     ]
     w.column()
-    for title, one in zip(titles, made, strict=True):
+    for title, one in zip(("the starting word", "the new word and the LoRA"), made, strict=True):
         base.show(title, one, "word_and_lora")
 
 

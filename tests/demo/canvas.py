@@ -20,6 +20,7 @@ BOXES = {
     "BespokeTrainLora": 80,
     "BespokeTrainSlider": 80,
     "BespokeTrainTextualInversion": 80,
+    "BespokeTrainWordAndLora": 80,
     "BespokePartialDenoise": 60,
     "BespokeStrengthSigmas": 80,
     "BespokeInjectLora": 140,
@@ -34,6 +35,7 @@ GROWTH = {
     "BespokeTrainLora": 330,
     "BespokeTrainSlider": 330,
     "BespokeTrainTextualInversion": 330,
+    "BespokeTrainWordAndLora": 330,
 }
 FOLDED_FROM = 4  # advanced inputs, as in js/advanced_inputs.js
 AUTOGROW = "COMFY_AUTOGROW_V3"

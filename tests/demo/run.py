@@ -61,7 +61,7 @@ SECTIONS = {
         "A LoRA in part",
         "What it changes by block and projection, and what only a part of it does.",
     ),
-    "word_and_lora": ("Word plus LoRA", "The word says what, the LoRA says how."),
+    "word_and_lora": ("Word plus LoRA", "One run learns both, and one file carries them."),
     "img2img_few_steps": ("Few steps", "Four steps: two strengths in two contracts."),
     "inpaint_only_masked": (
         "Only masked",

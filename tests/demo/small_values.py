@@ -78,6 +78,16 @@ VALUES: dict[str, dict[str, object]] = {
         "template": "captions",
         "init_text": {"toy": "red", "painting": "blue"},
     },
+    "BespokeTrainWordAndLora": {
+        "learning_rate": 0.001,
+        "word_learning_rate": 0.02,
+        "rank": 8,
+        "alpha": 8.0,
+        "steps": 60,
+        "timestep_sampling": "shifted",
+        "loss_weighting": "debiased",
+        "init_text": {"toy": "red"},
+    },
     "CLIPTextEncode": {
         "text": {
             "": "",

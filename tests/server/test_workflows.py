@@ -266,9 +266,11 @@ def test_textual_inversion(server, run_example):
     assert "embedding:my-word does not exist" not in server.console.read_text(errors="replace")
 
 
-def test_word_and_lora(run_example):
+def test_word_and_lora(run_example, server):
+    """The file that Save LoRA wrote brings the word by Inject LoRA: the embeddings folder has none."""
     shown = run_example("word_and_lora")
-    assert differ(*(shown[title][0] for title in ("neither", "the word", "the LoRA", "the word and the LoRA")))
+    assert differ(shown["the starting word"][0], shown["the new word and the LoRA"][0])
+    assert list((server.base / "models" / "loras" / "bespoke").glob("my-word*.safetensors"))
 
 
 @pytest.mark.slow

@@ -216,8 +216,12 @@ ROOMS_THAT_IMPORT = {
     ("jobs", "lora"): "exports and runs LoRA trainings",
     ("jobs", "textual_inversion"): "exports and runs trainings of words",
     ("jobs", "images"): TRAINERS_TAKE_IMAGES,
+    ("jobs", "word_and_lora"): "exports and runs trainings of a word and a LoRA",
     ("lora", "images"): TRAINERS_TAKE_IMAGES,
+    ("lora", "textual_inversion"): "what prompts say for the words in a LoRA's file",
     ("textual_inversion", "images"): TRAINERS_TAKE_IMAGES,
+    ("word_and_lora", "lora"): "one technique of two: the adapters, the loss and the file",
+    ("word_and_lora", "textual_inversion"): "one technique of two: the word and its prompts",
 }
 LORA_ROOMS = {
     "training",

@@ -34,6 +34,8 @@ VERDICTS = {
     ("BespokeExportSliderJob", "report"): ("target", TOLD),
     ("BespokeExportTextualInversionJob", "folder"): ("name", TOLD),
     ("BespokeExportTextualInversionJob", "report"): ("name", TOLD),
+    ("BespokeExportWordAndLoraJob", "folder"): ("name", TOLD),
+    ("BespokeExportWordAndLoraJob", "report"): ("name", TOLD),
     ("BespokeExtractLora", "lora"): (None, EMPTY),
     ("BespokeExtractLora", "report"): ("custom_targets", TOLD),
     ("BespokeExtractLora", "heatmap"): (None, EMPTY),
@@ -115,6 +117,14 @@ VERDICTS = {
     ("BespokeTrainTextualInversion", "loss"): (None, EMPTY),
     ("BespokeTrainTextualInversion", "run"): (None, EMPTY),
     ("BespokeTrainTextualInversion", "report"): ("init_text", TOLD),
+    ("BespokeTrainWordAndLora", "model"): ("model", MEANT),
+    ("BespokeTrainWordAndLora", "clip"): ("clip", MEANT),
+    ("BespokeTrainWordAndLora", "lora"): ("lora", MEANT),
+    ("BespokeTrainWordAndLora", "embedding"): (None, EMPTY),
+    ("BespokeTrainWordAndLora", "prompt_word"): ("name", TOLD),
+    ("BespokeTrainWordAndLora", "loss"): (None, EMPTY),
+    ("BespokeTrainWordAndLora", "run"): (None, EMPTY),
+    ("BespokeTrainWordAndLora", "report"): ("name", TOLD),
 }
 OUTPUTS = [
     (name, number, shown, kind)

@@ -185,7 +185,7 @@ def test_private_fields_are_listed_with_their_page_versions():
 
 
 # Names that the server and the records use, and text that is compared with them.
-NAMES = {"textual inversion", "cut off", "saved as ", "(no folder yet)"}
+NAMES = {"textual inversion", "word and lora", "cut off", "saved as ", "(no folder yet)"}
 PROSE = re.compile(r"[^\W\d_]{2,}[,.:;!?]* (?:[^\W\d_]{2,}|\{\})|\{\} [^\W\d_]{2,}")  # two words, or a word and a value
 NO_PROSE = re.compile(
     r"(?:(?:pi|pi-[\w-]+|bespoke-[\w{}-]+)(?: |$))+"  # classes

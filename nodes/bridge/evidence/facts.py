@@ -43,12 +43,18 @@ def numbers_of(run: Run) -> list[tuple[str, str]]:
 
 
 def what_is_trained(run: Run) -> str:
-    """ "LoRA, rank 8, alpha 8, cross-attention" or "word, 4 vectors"."""
+    """ "LoRA, rank 8, alpha 8, cross-attention", "word, 4 vectors", or both of them."""
     settings = run.info.settings
     if "vectors" in settings:
         count = settings["vectors"]
-        return f"word, {count} vector{'' if count == 1 else 's'}"
-    parts = [str(settings.get("adapter", "LoRA")) if run.info.technique == "lora" else run.info.technique]
+        word = f"word, {count} vector{'' if count == 1 else 's'}"
+        return f"{word}, and {_adapters(run)}" if "rank" in settings else word
+    return _adapters(run)
+
+
+def _adapters(run: Run) -> str:
+    settings, kinds = run.info.settings, ("lora", "word and lora")
+    parts = [str(settings.get("adapter", "LoRA")) if run.info.technique in kinds else run.info.technique]
     parts += [f"{name} {_plain(settings[name])}" for name in ("rank", "alpha") if name in settings]
     if settings.get("conv_rank"):
         parts.append(f"conv rank {_plain(settings['conv_rank'])}")

@@ -19,6 +19,7 @@ from ...bridge import identity
 from ...bridge.dataset.cache import ContentCache, key_of
 from ...bridge.sampling import fitting_latent, noise_for, schedule_of
 from ...bridge.trainer import Models
+from ...lora.bundle import clip_with_words
 from ...lora.injection.part import inject_on_its_part
 from ...lora.injection.request import Request
 from .plan import Column
@@ -87,8 +88,9 @@ class Cells:
         wanted = (id(column.lora), strength)
         if self._patched is None or self._patched[0] != wanted:
             *patched, lines, report = inject_on_its_part(model, clip, column.lora, Request(strength, strength))
-            self.notes.setdefault(column.name, lines + report.splitlines()[1:])
-            self._patched = wanted, (patched[0], patched[1])
+            knowing, words = clip_with_words(patched[1], column.lora)
+            self.notes.setdefault(column.name, lines + report.splitlines()[1:] + words)
+            self._patched = wanted, (patched[0], knowing)
         return self._patched[1]
 
     def _draw(self, model: Any, clip: Any, prompt: str) -> Tensor:

@@ -36,7 +36,8 @@ class Column:
         if self.lora is None:
             return ""
         part = range_in(self.lora.meta)  # the LoRA acts there alone
-        return fingerprint_of(self.lora) + ("" if part.is_whole else f" {part!r}")
+        words = {f"{word}/{key}": vectors for word, parts in self.lora.words.items() for key, vectors in parts.items()}
+        return fingerprint_of(self.lora) + fingerprint_of(words) + ("" if part.is_whole else f" {part!r}")
 
 
 @dataclass(frozen=True)

@@ -158,8 +158,29 @@ def compose(sources: Sequence[Source], how: How | None = None) -> Composition:
     reduction = Reduction(how, ranks, kept, sum(tensor.numel() for tensor in out.values()))
     words = report(sources, names, overlap, reduction, by)
     of_files = {layer: forms for lora in reversed(loras) for layer, forms in lora.layer_names.items()}
-    made = NamedLora(out, " + ".join(lora.name for lora in loras), _meta(loras), layer_names=of_files)
-    return Composition(made, words, overlap, names)
+    of_bundles, remarks = _words_of(sources)
+    title = " + ".join(lora.name for lora in loras)
+    made = NamedLora(out, title, _meta(loras), layer_names=of_files, words=of_bundles)
+    return Composition(made, "\n".join([words, *remarks]), overlap, names)
+
+
+def _words_of(sources: Sequence[Source]) -> tuple[dict[str, Mapping[str, Tensor]], list[str]]:
+    """(the words of the LoRAs that go in, remarks). Of two words with one name the first LoRA's stays."""
+    words: dict[str, Mapping[str, Tensor]] = {}
+    remarks = list[str]()
+    for source in sources:
+        if not (source.strength or source.text_strength):
+            continue
+        for name, parts in source.lora.words.items():
+            if name not in words:
+                words[name] = parts
+            elif {*parts} != {*words[name]} or not all(torch.equal(parts[key], words[name][key]) for key in parts):
+                remarks.append(
+                    f"{source.lora.name} has another word {name!r} than a LoRA before it, which is left out."
+                )
+    if words:
+        remarks.insert(0, f"Words: {', '.join(words)}, with their vectors as they were.")
+    return words, remarks
 
 
 def _combined(name: str, terms: Sequence[_Term], whole: Factors, how: How) -> tuple[Factors, Tensor | None]:

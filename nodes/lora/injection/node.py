@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ....training.formats import trigger_words
 from ...bridge.errors import name_node_in_errors
 from ...bridge.files.listing import stamp_of_choice
 from ...bridge.running_prompt import is_wired
+from ..bundle import words_to_say
 from ..file_input import is_chosen, lora_choices, name_input, read_chosen, wired_or_chosen
 from ..inspection.describe import describe
 from ..stack import UNWIRED, read_stack, stack_input
@@ -43,7 +43,7 @@ class LoadLora(io.ComfyNode):
                 io.String.Output(
                     "trigger_words",
                     display_name="trigger_words",
-                    tooltip="The words that call it, from the file's metadata; empty when it names none.",
+                    tooltip="The words that call it, from the file's metadata, and those it carries; empty for none.",
                 ),
                 io.String.Output(
                     "report",
@@ -61,7 +61,7 @@ class LoadLora(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, lora_name, name=None) -> io.NodeOutput:
         lora = read_chosen(lora_name, name)
-        return io.NodeOutput(lora, trigger_words(lora.meta), describe(lora))
+        return io.NodeOutput(lora, words_to_say([lora]), describe(lora))
 
 
 class InjectLora(io.ComfyNode):
@@ -217,13 +217,16 @@ class InjectLora(io.ComfyNode):
                 io.Clip.Output(
                     "clip",
                     display_name="clip",
-                    tooltip="The text encoder with the LoRA; nothing when no clip is wired in.",
+                    tooltip=(
+                        "The text encoder with the LoRA, knowing the words that the file carries; nothing when no clip "
+                        "is wired in."
+                    ),
                 ),
                 io.String.Output("report", display_name="report", tooltip="What was matched and what was not."),
                 io.String.Output(
                     "trigger_words",
                     display_name="trigger_words",
-                    tooltip="The words that call it, from the file's metadata.",
+                    tooltip="The words that call it, from the file's metadata, and those that it carries.",
                 ),
                 io.LoraModel.Output(
                     "lora",
@@ -280,5 +283,4 @@ class InjectLora(io.ComfyNode):
             scoped, remarks = scoped_sum(model, clip, loras, use_range)
             remarks += [] if mask is None else ["A file holds no mask: the lora output is for the whole picture."]
             report = "\n".join([report, *remarks])
-        words = ", ".join(dict.fromkeys(found for one, _ in loras if (found := trigger_words(one.meta))))
-        return io.NodeOutput(new_model, new_clip, report, words, scoped)
+        return io.NodeOutput(new_model, new_clip, report, words_to_say(one for one, _ in loras), scoped)

@@ -87,7 +87,7 @@ def scoped_lora(
             "differences for this base, which take more room."
         )
     names = names_in_files(model.model, None if clip is None else clip.cond_stage_model)
-    return NamedLora(out.tensors, lora.name, meta, layer_names=names), remarks
+    return NamedLora(out.tensors, lora.name, meta, layer_names=names, words=lora.words), remarks
 
 
 @dataclass

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ....training.strength_range import in_words, strengths_in
 from ....training.timestep_range import common_range, range_in
+from ..bundle import clip_with_words, prompt_words
 from ..composition.compose import compose
 from ..composition.source import Source
 from ..inspection.describe import describe
@@ -27,9 +28,10 @@ def inject_all(
 ) -> tuple[Any, Any, str]:
     """(model, clip, report): `inject_on_its_part`, or with a mask `inject_masked`, with each in turn.
 
+    The CLIP knows the words that the files carry.
     Raises `InputError` as these do.
     """
-    report: list[str] = []
+    report, words = list[str](), list[str]()
     if not loras:
         return model, clip, "lora_stack has no LoRA that is on, so model and clip are as they were."
     for lora, request in loras:
@@ -38,7 +40,9 @@ def inject_all(
         else:
             timing, lines = limited_to_part(request.timing, model, lora, use_range)
             model, own = inject_masked(model, clip, lora, replace(request, timing=timing), mask)
-        report += ["\n".join([describe(lora), *lines, *_beyond(lora, request.strength_model), own])]
+        clip, known = clip_with_words(clip, lora, words)
+        words += prompt_words(lora)
+        report += ["\n".join([describe(lora), *lines, *_beyond(lora, request.strength_model), own, *known])]
     return model, clip, "\n\n".join(report)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from ....training.formats import trigger_words
 from ....training.layer_names.blocks import block_order, file_block, kind_of
 from ....training.layer_names.parts import ALPHA, adapts, layers_of
 from ....training.layer_names.spelling import common_name, is_text_encoder, program_names
@@ -14,6 +13,7 @@ from ....training.timestep_range import range_in
 from ...bridge.models.names import unet_names
 from .. import kinds
 from ..bases import base_of_file
+from ..bundle import describe_words, words_to_say
 from ..kinds.kind import Parts
 from ..named_lora import NamedLora
 from ..wording import listed
@@ -26,7 +26,7 @@ def describe(lora: NamedLora) -> str:
     ranks = sorted({rank for parts in layers.values() if (rank := kinds.rank_of(parts))})
     size = sum(tensor.numel() for tensor in lora.values())
     what = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    words = trigger_words(lora.meta)
+    words = words_to_say([lora])
     lines = [
         f"{lora.name}: {len(layers)} layers ({what}), rank {', '.join(map(str, ranks)) or 'none'}, {size:,} numbers.",
         f"Names: {lora.programs or program_names(layers)}. "
@@ -35,6 +35,7 @@ def describe(lora: NamedLora) -> str:
         *_core(layers),
         *_where([common_name(layer, unet_names()) for layer in layers]),
         f"Trigger words: {words}." if words else "The file names no trigger words.",
+        *describe_words(lora),
     ]
     if lora.meta.get("ss_sd_model_name"):
         lines.append(f"Trained on {lora.meta['ss_sd_model_name']}.")

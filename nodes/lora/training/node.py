@@ -28,8 +28,9 @@ from ...bridge.runs.samples import settings_in
 from ...bridge.runs.store import folder_of_run
 from ...bridge.trainer import Models, train
 from ...bridge.trainer_inputs import ADVANCED, TOOLTIPS, advanced, config_of, seed_widget, validation_images, widget
-from ...bridge.types import Images, Run, graph_of, pictures_input
+from ...bridge.types import Embedding, Images, Run, graph_of, pictures_input
 from ...images.wired import training_set
+from ..bundle import with_words
 from ..files import as_file, as_named_lora, save_on_the_way
 from ..injection.part import inject_on_its_part, limited_to_part
 from ..injection.request import Request
@@ -319,14 +320,18 @@ def request_from_inputs(values: Mapping[str, Any]) -> tuple[LoraRequest, LoraDat
     and `TrainConfig` where they are missing.
     """
     settings = {f.name: values[f.name] for f in fields(LoraRequest) if f.name in values}
-    data = LoraData(
+    return LoraRequest(config_of(values), **settings), data_from_inputs(values)
+
+
+def data_from_inputs(values: Mapping[str, Any]) -> LoraData:
+    """The pictures and LoRAs of a node's inputs by name, of which `images` is required."""
+    return LoraData(
         training_set(values["images"]),
         validation=values.get("validation_images"),
         prior=values.get("prior_images"),
         start=lora_on_wire(values, "lora"),
         training_adapter=lora_on_wire(values, "training_adapter"),
     )
-    return LoraRequest(config_of(values), **settings), data
 
 
 def lora_on_wire(values: Mapping[str, Any], name: str) -> Mapping[str, Tensor] | None:
@@ -406,7 +411,7 @@ class TrainLora(io.ComfyNode):
         context = RunContext(sampler=settings_in(graph[0], default), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
         learned, run = result.learned, result.run
-        learned = _naming_its_part(learned, run)
+        learned = naming_its_part(learned, run)
         patched, patched_clip = with_adapters(model, clip if train_text_encoder else None, learned, request.adapter)
         return io.NodeOutput(
             patched,
@@ -419,7 +424,7 @@ class TrainLora(io.ComfyNode):
         )
 
 
-def _naming_its_part(learned: dict[str, Tensor], run: RunRecord) -> dict[str, Tensor]:
+def naming_its_part(learned: dict[str, Tensor], run: RunRecord) -> dict[str, Tensor]:
     """What was learned, with the part of the schedule that it was trained on, for the nodes that it is wired into."""
     return NamedLora(learned, run.id, run.info.part.metadata()) if run.info.timestep_range else learned
 
@@ -501,6 +506,23 @@ class SaveLora(io.ComfyNode):
                     ),
                     **ADVANCED,
                 ),
+                Embedding.Input(
+                    "embedding",
+                    optional=True,
+                    tooltip=(
+                        "A word to write into the file beside the LoRA, so that one file carries both: Bespoke Inject "
+                        "LoRA then gives a clip that knows it. From Bespoke Train Word and LoRA, or any learned word."
+                    ),
+                ),
+                io.String.Input(
+                    "embedding_name",
+                    default="",
+                    tooltip=(
+                        "What prompts call the word, embedding:NAME. Needed for a word without a name of its own, as "
+                        "Bespoke Train Textual Inversion gives it; empty keeps the name that the word has."
+                    ),
+                    **ADVANCED,
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -521,16 +543,27 @@ class SaveLora(io.ComfyNode):
 
     @classmethod
     @name_node_in_errors
-    def execute(cls, lora, filename_prefix, run=None, key_format="kohya", dtype="fp16", preview=True) -> io.NodeOutput:
+    def execute(
+        cls,
+        lora,
+        filename_prefix,
+        run=None,
+        key_format="kohya",
+        dtype="fp16",
+        preview=True,
+        embedding=None,
+        embedding_name="",
+    ) -> io.NodeOutput:
         if not lora:
             raise InputError("the LoRA is empty; wire in the lora output of a trainer")
         for key in lora:
             layer_and_part(key)
+        lora, remarks = with_words(lora, embedding, embedding_name, key_format)
         tensors, meta = as_file(lora, run, Path(filename_prefix).name, key_format, dtype, graph_of(cls.hidden))
         name = storage.write_numbered(
             "loras", filename_prefix, lambda path: storage.write_safetensors(path, tensors, meta, overwrite=False)
         )
-        told = f"saved as {name}"
+        told = "; ".join([f"saved as {name}", *remarks])
         if preview and isinstance(run, RunRecord):
             told += f"; {write_preview(run, folder_of_run(run), storage.models_folder('loras') / name)}"
         return io.NodeOutput(name, name, ui={"text": [told]})

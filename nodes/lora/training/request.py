@@ -105,6 +105,11 @@ class LoraRequest:
             )
 
     @property
+    def runs_text_encoder(self) -> bool:
+        """Whether the text encoder runs in the steps, so that no prompt is encoded before them."""
+        return self.train_text_encoder
+
+    @property
     def adapter_config(self) -> AdapterConfig:
         """The settings of each layer's adapter.
 

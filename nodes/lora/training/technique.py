@@ -89,12 +89,13 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     request.layers(model.model.diffusion_model)
     if request.train_text_encoder:
         attention_layers(clip.cond_stage_model)
-    else:
+    if not request.runs_text_encoder:
         check_fixed_captions([*data.images.items, *(data.prior.items if data.prior else ())])
-    if request.train_text_encoder and how in IN_PROMPT:
+    if request.runs_text_encoder and how in IN_PROMPT:
+        mend = "switch train_text_encoder off" if request.train_text_encoder else "use Train LoRA"
         raise InputError(
-            f"train_text_encoder is on, and the model is given the source as {WORDS[how]}, which is encoded before the "
-            "training; switch train_text_encoder off"
+            f"the text encoder runs in each step, and the model is given the source as {WORDS[how]}, which is encoded "
+            f"before the training; {mend}"
         )
     if data.training_adapter:
         _training_adapter(models, request, data.training_adapter)
@@ -109,7 +110,7 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
         pictures,
         fingerprint=data.fingerprint(how),
         run_fields=describe_models(model, clip, data.images),
-        prompts={} if request.train_text_encoder else _encode_wanted(clip, pictures, wanted),
+        prompts={} if request.runs_text_encoder else _encode_wanted(clip, pictures, wanted),
         start=starting_parts(data.start, model, clip, request.adapter) if data.start else None,
         training_adapter=data.training_adapter,
         **identify_models(model, clip, vae),
@@ -211,7 +212,7 @@ class LoraTechnique:
 
     def __init__(self, request: LoraRequest, models: Models, dataset: EncodedDataset) -> None:
         self.request, self._models, self._dataset = request, models, dataset
-        self.needs_text_encoder = request.train_text_encoder
+        self.needs_text_encoder = request.runs_text_encoder
         checkpointing = "" if request.train.gradient_checkpointing else "gradient_checkpointing, "
         self.memory_advice = f"{checkpointing}{MEMORY_ADVICE}, a lower rank, fewer targets"
         # Set by `prepare`.
@@ -300,6 +301,13 @@ class LoraTechnique:
         if dataset.training_adapter:
             self._prepare_training_adapter(dataset.training_adapter, text)
 
+    def take_captions(self, captions: CaptionConditioning) -> None:
+        """Read prompts by `captions` from now on, such as one that knows a word that is trained too.
+
+        Called after `prepare` and before `attached`.
+        """
+        self._captions = captions
+
     def _prepare_training_adapter(self, lora: Mapping[str, Tensor], text: TrainableTextEncoder | None) -> None:
         denoiser, request = self._denoiser, self.request
         adapter = self._training_adapter = _training_adapter(self._models, request, lora)
@@ -350,7 +358,7 @@ class LoraTechnique:
             self._captions,
             trainable,
             lines_of(request.preserve),
-            None if request.train_text_encoder else frozenset(dataset.prompts),
+            frozenset(dataset.prompts) or None,
             request.train.loss_weighting,
         )
         part = trained_range(self._models.model, request.train)

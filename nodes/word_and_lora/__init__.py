@@ -1,0 +1,1 @@
+"""A word and a LoRA that are trained in one run."""

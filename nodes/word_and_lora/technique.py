@@ -1,0 +1,186 @@
+"""A word and a LoRA as one technique of the trainer: the two techniques put together.
+
+The word's technique encodes the prompts, with a graph to the vectors; the LoRA's has the adapters and the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...training.bundles import split_bundle
+from ...training.captions import WORD
+from ...training.data import Batch
+from ...training.distributed import World
+from ...training.images import ImageSet
+from ...training.leak import LeakMeter
+from ...training.measure import StepCost
+from ...training.record import Run
+from ...training.sample_prompts import SamplePrompt
+from ...training.word_and_adapters import WordAndAdapters
+from ..bridge.dataset.captions import CaptionConditioning
+from ..bridge.dataset.conditioning import ModelConds
+from ..bridge.dataset.encoded import EncodedDataset
+from ..bridge.dataset.pictures import Pictures
+from ..bridge.runs.samples import SamplerSettings
+from ..bridge.runs.task import Drift
+from ..bridge.trainer import Models
+from ..bridge.training_model.denoiser import ComfyDenoiser
+from ..bridge.training_model.memory_forecast import StepMemory
+from ..bridge.training_model.pseudo_word import clip_encoders
+from ..bridge.training_model.text_encoder import TrainableTextEncoder
+from ..lora.training.request import LoraData
+from ..lora.training.technique import LoraTechnique
+from ..lora.training.technique import encode_dataset as encode_lora_dataset
+from ..textual_inversion.names import prompt_word
+from ..textual_inversion.technique import TextualInversionTechnique
+from ..textual_inversion.templates import check_captions
+from .request import WordAndLoraRequest
+
+
+def encode_dataset(models: Models, data: LoraData, request: WordAndLoraRequest) -> EncodedDataset:
+    """Encode the pictures. The text encoder takes part in each step, so prompts are not encoded.
+
+    The record's trigger is what prompts say for the word. Raises `InputError`, before anything is encoded, for models
+    or captions that cannot be used: every caption but those of prior pictures has to hold `{word}`.
+    """
+    for images in (data.images, data.validation):
+        if images is not None:
+            check_captions(images.items)
+    clip_encoders(models.clip)
+    data = replace(data, images=_called_by_word(data.images), validation=_called_by_word(data.validation))
+    dataset = encode_lora_dataset(models, data, request)
+    return replace(dataset, run_fields={**dataset.run_fields, "trigger": prompt_word(request.name)})
+
+
+def _called_by_word(images: ImageSet | None) -> Any:
+    """The set with the word as the trigger of each picture that has none, so that the leak is measured without it."""
+    if images is None:
+        return None
+    return replace(images, items=tuple(replace(item, trigger=item.trigger or WORD) for item in images.items))
+
+
+class WordCaptions(CaptionConditioning):
+    """The conditioning of prompts in which `{word}` stands for the word `name`.
+
+    clip: tokenizes the prompts, and knows the word.
+    """
+
+    def __init__(
+        self, denoiser: ComfyDenoiser, pictures: Pictures, clip: Any, text: TrainableTextEncoder, name: str
+    ) -> None:
+        super().__init__(denoiser, pictures, clip, text, encoded={})
+        self._word = prompt_word(name)
+
+    def of_batch(self, indices: Sequence[int], prompts: Sequence[str]) -> ModelConds:
+        return super().of_batch(indices, [prompt.replace(WORD, self._word) for prompt in prompts])
+
+    def encode(self, prompts: Sequence[str]) -> list[tuple[Tensor, dict[str, Any]]]:
+        return super().encode([prompt.replace(WORD, self._word) for prompt in prompts])
+
+
+class WordAndLoraTechnique:
+    """Learns a word's vectors and adapters by one loss. See `trainer.Technique` and `trainer.ComparesWithBase`."""
+
+    name = "word and lora"
+    needs_text_encoder = True
+    learns_captions = True
+
+    def __init__(self, request: WordAndLoraRequest, models: Models, dataset: EncodedDataset) -> None:
+        self.request, self._models, self._dataset = request, models, dataset
+        self._lora = LoraTechnique(request, models, dataset)
+        self._word = TextualInversionTechnique(request.word, models, dataset)
+        self.memory_advice = self._lora.memory_advice
+        # Set by `prepare`.
+        self._denoiser: ComfyDenoiser
+        self._text: TrainableTextEncoder
+
+    def settings(self) -> dict[str, Any]:
+        return self._lora.settings()
+
+    def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
+        """That of the LoRA; the text encoder's own part is not in it."""
+        return self._lora.step_memory(batch_size, compute)
+
+    def frozen_models(self) -> Sequence[Any]:
+        return self._word.frozen_models()
+
+    def prepare(self, denoiser: ComfyDenoiser, text: TrainableTextEncoder | None) -> None:
+        assert text is not None  # as needs_text_encoder is True
+        self._denoiser, self._text = denoiser, text
+        self._lora.prepare(denoiser, text if self.request.train_text_encoder else None)
+        self._word.prepare(denoiser, text)
+        self._lora.take_captions(self._captions(self._models.clip))  # for `drift`, whose prompts have no word
+
+    def _captions(self, clip: Any) -> WordCaptions:
+        return WordCaptions(self._denoiser, self._dataset.pictures, clip, self._text, self.request.name)
+
+    def layer_names(self) -> Mapping[str, Any]:
+        return self._lora.layer_names()
+
+    def new_trainable(self) -> WordAndAdapters:
+        request = self.request
+        return WordAndAdapters(
+            self._lora.new_trainable(),
+            self._word.new_trainable(),
+            request.name,
+            request.word_learning_rate,
+            request.word_steps,
+            word_is_rare=request.train.caption_dropout > 0,
+        )
+
+    @contextmanager
+    def attached(self, trainable: WordAndAdapters) -> Iterator[None]:
+        self._lora.take_captions(self._captions(self._word.clip_with(trainable.word)))
+        with self._lora.attached(trainable.adapters):
+            yield
+
+    def loss(self, batch: Batch) -> Tensor:
+        return self._lora.loss(batch)
+
+    def preservation_loss(self, batch: Batch) -> Tensor | None:
+        return self._lora.preservation_loss(batch)
+
+    def leak_meter(
+        self, indices: Sequence[int], steps: Sequence[int], timesteps: Sequence[float], world: World
+    ) -> LeakMeter:
+        return self._lora.leak_meter(indices, steps, timesteps, world)
+
+    def sample_prompts(self) -> Sequence[SamplePrompt]:
+        return self._lora.sample_prompts()
+
+    def sample_conditioning(self, prompt: SamplePrompt) -> tuple[list, list]:
+        return self._lora.sample_conditioning(prompt)
+
+    def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> Drift | None:
+        return self._lora.drift(sampler, timesteps)
+
+    def frozen_tensors(self) -> Sequence[Tensor]:
+        return self._word.frozen_tensors()
+
+    def describe_start(self, run: Run, cost: StepCost, steps: int) -> str:
+        return f"{self._lora.describe_start(run, cost, steps)}; and the word {prompt_word(self.request.name)}"
+
+    def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
+        """The LoRA's report, and the word's: its rate, how far its vectors moved, and the words that they are near to.
+
+        learned: see `WordAndAdapters.state_dict`.
+        """
+        request, (layers, words) = self.request, split_bundle(learned)
+        vectors = words[request.name]
+        until = ""
+        if request.word_steps < request.train.steps:
+            until = f" It learned in the first {request.word_steps} steps, and stayed as it was after them."
+        return "\n".join(
+            [
+                self._lora.describe(run, layers),
+                f"{prompt_word(request.name)}: {sum(each.numel() for each in vectors.values()):,} numbers of these, at "
+                f"the learning rate {request.word_learning_rate:g}.{until}",
+                *self._word.describe_vectors(vectors),
+            ]
+        )

@@ -1,0 +1,250 @@
+"""Train Word and LoRA: both gradients, each half against its own trainer, resume, finish and jobs."""
+
+import shutil
+from pathlib import Path
+
+import comfy.model_management
+import jobs
+import pytest
+import tiny
+import torch
+from bespoke.nodes.bridge.evidence.facts import what_is_trained
+from bespoke.nodes.bridge.runs.context import RunContext
+from bespoke.nodes.bridge.runs.cross_validation import final_fold
+from bespoke.nodes.bridge.runs.store import RunStore, request_finish
+from bespoke.nodes.bridge.trainer import Models, prepared
+from bespoke.nodes.lora.training.preserve import untriggered_prompt
+from bespoke.nodes.lora.training.request import LoraData
+from bespoke.nodes.word_and_lora.request import WordAndLoraRequest
+from bespoke.nodes.word_and_lora.technique import WordAndLoraTechnique, encode_dataset
+from bespoke.training.config import TrainConfig
+from bespoke.training.errors import InputError
+from bespoke.training.loop import GRADIENT_SCALE
+from helpers import sprite_set, weights_hash
+from run_records import Shown
+
+NODE, NAME, WORD = "BespokeTrainWordAndLora", "my-teal", "bundle_emb.my-teal.clip_l"
+OUTPUTS = ("model", "clip", "lora", "embedding", "prompt_word", "loss", "run", "report")
+PROMPT = "a embedding:my-teal circle on white"
+
+
+@pytest.fixture(scope="module")
+def models(comfyui):
+    """(model, clip, vae): SD1.5's classes with one level of the U-Net."""
+    return tiny.patcher(tiny.SMALLEST), tiny.clip(), tiny.vae()
+
+
+def request(models, **changes):
+    model, clip, vae = models
+    settings = dict(
+        images=sprite_set(3, 4, colour="teal", word="{word}", side=64), name=NAME, init_text="green", rank=4, alpha=4.0,
+        learning_rate=1e-3, word_learning_rate=2e-2, steps=6, batch_size=2, seed=0, precision="fp32", keep="last",
+        score_pictures="off", resume=False,
+    )  # fmt: skip
+    return dict(model=model, clip=clip, vae=vae) | settings | changes
+
+
+def train(run_node, models, **changes):
+    """{output: value}."""
+    return dict(zip(OUTPUTS, run_node(NODE, **request(models, **changes)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(models, run_node):
+    """A training of six steps whose word rests after three."""
+    return train(run_node, models, word_until=0.5)
+
+
+def vectors(result):
+    return result["embedding"][NAME]["clip_l"]
+
+
+def same(one, other):
+    return (
+        torch.equal(vectors(one), vectors(other))
+        and one["loss"] == other["loss"]
+        and all(torch.equal(tensor, other["lora"][key]) for key, tensor in one["lora"].items())
+    )
+
+
+def encoded(clip):
+    return clip.encode_from_tokens(clip.tokenize(PROMPT), return_pooled=True)[0]
+
+
+def test_what_comes_out(models, whole):
+    """The outputs agree with one another, and no weight of the models has changed."""
+    assert whole["prompt_word"] == f"embedding:{NAME}"
+    assert whole["lora"].words == {NAME: whole["embedding"][NAME]}
+    assert not any(key.startswith("bundle") for key in whole["lora"])
+    assert whole["run"].info.technique == "word and lora"
+    assert whole["run"].info.trigger == f"embedding:{NAME}"
+    assert what_is_trained(whole["run"]) == "word, 1 vector, and LoRA, rank 4, alpha 4, cross-attention"
+    assert "It learned in the first 3 steps, and stayed as it was after them." in whole["report"]
+    assert "clip_l vector 1 is nearest to" in whole["report"]
+    moved = encoded(whole["clip"]) - encoded(models[1])
+    assert moved.abs().max() > 1e-2
+    assert (tiny.predict(whole["model"]) - tiny.predict(models[0])).abs().max() > 1e-3
+
+
+def test_no_weight_changes(models, run_node):
+    parts = (models[0].model, models[1].cond_stage_model, models[2].first_stage_model)
+    comfy.model_management.unload_all_models()
+    before = [weights_hash(part) for part in parts]
+    train(run_node, models, steps=2, train_text_encoder=True)
+    comfy.model_management.unload_all_models()
+    assert [weights_hash(part) for part in parts] == before
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["unet", "text encoder too"])
+def test_both_gradients_are_those_of_finite_differences(models, tmp_path, text):
+    """Central differences of the loss along a random direction of each set of parameters, after a few steps.
+
+    The adapters' up factors are set to random numbers first: at zero the down factors would have no gradient.
+    """
+    config = TrainConfig(steps=2, learning_rate=1e-3, batch_size=2, seed=0)
+    wanted = WordAndLoraRequest(
+        config, rank=4, alpha=4.0, precision="fp32", init_text="green", name=NAME, train_text_encoder=text
+    )
+    loaded, images = Models(*models), sprite_set(3, 4, colour="teal", word="{word}", side=64)
+    dataset = encode_dataset(loaded, LoraData(images), wanted)
+    technique = WordAndLoraTechnique(wanted, loaded, dataset)
+    context = RunContext(store=lambda run_id: RunStore(run_id, tmp_path), display=lambda run_id, last: Shown())
+    with prepared(technique, loaded, dataset, context) as (trainer, run):
+        fold = final_fold(dataset.pictures, config, run, [])
+        with trainer.attached_training(fold, True) as training:
+            trainable, draw = training.trainable, torch.Generator().manual_seed(1)
+            adapters = list(trainable.adapters.parameters())
+            word = list(trainable.word.vectors.values())
+            with torch.no_grad():
+                for parameter in adapters:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+            (training.loss(0) * GRADIENT_SCALE).backward()
+            for group in (adapters, word):
+                directions = [torch.randn(parameter.shape, generator=draw) for parameter in group]
+                slope = sum(
+                    (parameter.grad * direction).sum()
+                    for parameter, direction in zip(group, directions, strict=True)
+                    if parameter.grad is not None
+                )
+                expected = central(training, group, directions, 2e-3)
+                assert float(slope) / GRADIENT_SCALE == pytest.approx(expected, rel=2e-2)
+
+
+@torch.no_grad()
+def central(training, parameters, directions, step):
+    losses = []
+    for sign in (1, -2):
+        for parameter, direction in zip(parameters, directions, strict=True):
+            parameter.add_(sign * step * direction)
+        losses.append(float(training.loss(0).double()))
+    for parameter, direction in zip(parameters, directions, strict=True):
+        parameter.add_(step * direction)
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def test_without_an_adapter_that_acts_the_word_is_that_of_its_own_trainer(models, run_node):
+    """The oracle is Train Textual Inversion. With alpha 0 the adapters have neither an effect nor a gradient."""
+    changes = dict(learning_rate=2e-2, steps=4, timestep_sampling="importance")
+    together = train(run_node, models, alpha=0.0, **changes)
+    given = request(models, template="captions", **changes)
+    for name in ("rank", "alpha", "word_learning_rate"):
+        del given[name]
+    _, alone, _, loss, *_ = run_node("BespokeTrainTextualInversion", **given)
+    assert torch.equal(vectors(together), alone["clip_l"])
+    assert together["loss"] == loss
+
+
+def test_with_a_word_at_rest_the_lora_is_that_of_its_own_trainer(models, run_node):
+    """The oracle is Train LoRA on captions that say the word which the new one starts from and stays at."""
+    together = train(run_node, models, word_until=0.0, init_text="green")
+    given = request(models, images=sprite_set(3, 4, colour="teal", word="green", side=64))
+    for name in ("name", "init_text", "word_learning_rate"):
+        del given[name]
+    _, alone, loss, *_ = run_node("BespokeTrainLora", **given)
+    assert together["loss"]["loss"] == pytest.approx(loss["loss"], rel=1e-4)
+    apart = sum((together["lora"][key] - alone[key]).square().sum() for key in alone)
+    size = sum(alone[key].square().sum() for key in alone if "up" in key)
+    assert apart < 1e-4 * size
+
+
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(2, marks=pytest.mark.slow, id="while the word learns"), pytest.param(4, id="while it rests")],
+)
+def test_an_interrupted_run_goes_on_to_the_same_bits(models, run_node, whole, at_step, step):
+    at_step(step, comfy.model_management.interrupt_current_processing)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(run_node, models, word_until=0.5)
+    record = RunStore(whole["run"].id).record()
+    assert record.state == "interrupted"
+    assert step <= len(record.losses) < 6
+    assert same(train(run_node, models, word_until=0.5, resume=True), whole)
+
+
+def test_finish_early_hands_on_what_was_learned_so_far(models, run_node, whole, at_step):
+    """Up to the step that ends it, the run is the one without an end on the same schedule."""
+    at_step(2, lambda: request_finish(whole["run"].id))
+    early = train(run_node, models, word_until=0.5)
+    done = len(early["loss"]["loss"])
+    assert early["run"].state == "kept"
+    assert 2 <= done < 6
+    assert early["loss"]["loss"] == whole["loss"]["loss"][:done]
+    assert same(train(run_node, models, word_until=0.5, resume=True), early)
+
+
+def test_captions_without_the_word_are_refused(models, run_node):
+    with pytest.raises(InputError, match=r"Train Word and LoRA: .* captions do not hold \{word\}"):
+        train(run_node, models, images=sprite_set(3, 4, colour="teal", side=64))
+
+
+def test_the_leak_is_measured_at_the_captions_without_the_word(models):
+    """Their trigger is the word, so that `a {word} circle` is compared at `a circle`."""
+    wanted = WordAndLoraRequest(TrainConfig(steps=1, learning_rate=1e-3, batch_size=1, seed=0), init_text="green")
+    images = sprite_set(3, 2, colour="teal", word="{word}", side=64)
+    dataset = encode_dataset(Models(*models), LoraData(images), wanted)
+    assert [untriggered_prompt(item) for item in dataset.pictures.items] == [
+        item.caption.replace("{word} ", "") for item in images.items
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "Prodigy (built in)"}, "finds one learning rate"),
+        ({"optimizer": "Muon"}, "a word is vectors; choose AdamW"),
+        ({"optimizer": "schedule-free AdamW", "word_until": 0.5}, "set word_until to 1, or choose AdamW"),
+        ({"name": "my.cat"}, "up to the first dot; give a name without"),
+        ({"word_until": 1.5}, "word_until is 1.5; give a number from 0 to 1"),
+        ({"init_text": ""}, "init_text is empty"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_what_cannot_be_trained_is_refused(models, run_node, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(run_node, models, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_command_learns_as_the_node_does(comfyui, run_node, one_thread, small_checkpoint, count, tmp_path):
+    """By one process the file is the node's to the bit; by two the sums have another order."""
+    shutil.copy(small_checkpoint, comfyui / "models" / "checkpoints" / small_checkpoint.name)
+    loaded = run_node("CheckpointLoaderSimple", ckpt_name=small_checkpoint.name)
+    given = request(loaded, word_until=0.5)
+    result = dict(zip(OUTPUTS, run_node(NODE, **given), strict=True))
+    name, *_ = run_node("BespokeSaveLora", lora=result["lora"], run=result["run"], filename_prefix=f"jobs/word-{count}")
+    folder, report = run_node("BespokeExportWordAndLoraJob", folder=f"jobs/word-and-lora-{count}", **given)
+    assert "clip: " in report
+    forks = jobs.Ranks(comfyui, tmp_path)
+    try:
+        made, meta = jobs.result(forks.train(Path(folder), count))
+    finally:
+        forks.close()
+    theirs, told = jobs.read(comfyui / "models" / "loras" / name)
+    assert WORD in made
+    if count == 1:
+        assert all(torch.equal(made[key], theirs[key]) for key in theirs)
+        differ = {"modelspec.date", "modelspec.title", "ss_output_name"}
+        assert {k: v for k, v in meta.items() if k not in differ} == {k: v for k, v in told.items() if k not in differ}
+    else:
+        assert jobs.distance(theirs, made) < 1e-2

@@ -1,0 +1,61 @@
+"""Words in a LoRA's file: tensors `bundle_emb.<word>.<key>` beside the layers.
+
+The form is that of stable-diffusion-webui (pull request 13568), which OneTrainer and hcp-diffusion write too. The key
+is the one that the tensor has in a file of the word alone: `clip_l`, `clip_g` and so on by encoder, or
+`string_to_param.*` or `emb_params` where the encoder is not named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .errors import InputError
+
+PREFIX = "bundle_emb."
+NAMELESS = ("string_to_param.*", "emb_params")  # keys of a tensor that any encoder of its width reads
+OF_OUTPUT = "_out"  # ends OneTrainer's keys of vectors that replace the encoder's output; no prompt reader has them
+_LIST = ".string_to_param."
+
+Words = Mapping[str, Mapping[str, Tensor]]  # {word: {key: vectors [n, width]}}
+
+
+def split_bundle(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """(the layers, {word: {key: vectors}}) of a LoRA's tensors. Without a bundle the second is empty."""
+    layers: dict[str, Tensor] = {}
+    words: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        word, part = _word_and_key(key)
+        if word and part:
+            words.setdefault(word, {})[part] = tensor
+        else:
+            layers[key] = tensor
+    return layers, words
+
+
+def _word_and_key(key: str) -> tuple[str, str]:
+    """("", "") for a key that is not of a bundle. A word may have dots in its name."""
+    if not key.startswith(PREFIX):
+        return "", ""
+    rest = key.removeprefix(PREFIX)
+    word, found, part = rest.rpartition(_LIST)
+    if found:
+        return word, _LIST.removeprefix(".") + part
+    word, _, part = rest.rpartition(".")
+    return word, part
+
+
+def check_bundle_name(word: str) -> str:
+    """The word. Raises `InputError` for a name that the programs which read bundles would cut."""
+    if not word or "." in word:
+        raise InputError(
+            f"the word's name in a LoRA's file is {word!r}, and programs read it up to the first dot; give a name "
+            "without one, such as my-cat"
+        )
+    return word
+
+
+def bundled(words: Words) -> dict[str, Tensor]:
+    """{key in the file: vectors} of words."""
+    return {f"{PREFIX}{word}.{key}": tensor for word, parts in words.items() for key, tensor in parts.items()}
