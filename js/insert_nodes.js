@@ -12,6 +12,9 @@ const MOST_IN_SWEEP = 26; // sockets of the sweep
 const GAP = 40; // px between inserted nodes
 const ROW_GAP = 90; // px below a node: for the title of the next one, and what Nodes 2.0 adds to a node's size
 const LOADER_WIDTH = 420; // px
+const PREVIEW_SIZE = /** @type {const} */ ([720, 560]); // px
+const SAMPLERS = ["KSampler", "KSamplerAdvanced"];
+const SAMPLING = ["steps", "cfg", "sampler_name", "scheduler"]; // widgets that a sampler and the sweep share
 const PROMPT_NODE = "CLIPTextEncode";
 
 /**
@@ -25,11 +28,13 @@ export async function addLora(name) {
 
 /**
  * Insert a Bespoke LoRA Sweep of a run's files below the graph, each with its loader, and a preview, and show it. Model,
- * text encoder and VAE come from the graph's loader, where it has just one.
+ * text encoder and VAE come from the graph's loader, where it has just one; how it samples from the graph's first
+ * sampler, as a trainer's samples do, and the size from the pictures that were trained on.
  * @param {string[]} names of the files, as the lists have them
  * @param {string} prompt
+ * @param {string} resolution of the run's pictures, such as "512x768"
  */
-export async function addSweep(names, prompt) {
+export async function addSweep(names, prompt, resolution) {
   await refreshLists();
   const [sources, [left, bottom]] = [shownNodes().filter(isCheckpointLoader), bottomLeft()];
   const sweep = add(SWEEP_NODE);
@@ -46,12 +51,17 @@ export async function addSweep(names, prompt) {
   });
   sweep.pos = [x, top];
   const preview = add(PREVIEW_NODE);
+  preview.size = [...PREVIEW_SIZE];
   preview.pos = [x + sweep.size[0] + 2 * GAP, top];
   connect(sweep, "grid", preview, "images");
   if (sources.length === 1) {
     for (const [type, input] of Object.entries(LOADED)) connect(sources[0], outputOfType(sources[0], type), sweep, input);
   }
   if (prompt) setValue(sweep, "prompts", prompt);
+  const sampler = shownNodes().find((node) => SAMPLERS.includes(classOf(node)));
+  if (sampler) for (const name of SAMPLING) setValue(sweep, name, ownValue(sampler, name));
+  const [, width, height] = /^(\d+)x(\d+)\b/.exec(resolution) ?? [];
+  for (const [name, side] of Object.entries({ width, height })) if (side) setValue(sweep, name, 8 * Math.round(Number(side) / 8));
   goTo(sweep);
 }
 

@@ -99,7 +99,7 @@ export function detail(run, runs, title) {
   const openGraph = button("open.graph", async () => openWorkflow(await runs.workflow(run.id), current.record?.technique ?? ""));
   const addLoraButton = button("add.lora", () => addLora(savedFile(loras)));
   const addWordButton = button("add.word", () => addWord(savedFile(embeddings)));
-  const addSweepButton = button("add.sweep", () => addSweep(loras, sweepPrompt(current.record)));
+  const addSweepButton = button("add.sweep", () => addSweep(loras, sweepPrompt(current.record), current.record?.resolution ?? ""));
   const removeButton = button("remove", remove);
   buttons.append(addLoraButton, addWordButton, addSweepButton, openGraph, button("curve.save", saveCurve), button("rename", rename), removeButton);
   for (const main of [addLoraButton, addWordButton]) main.classList.add("bespoke-main");

@@ -213,9 +213,9 @@ def keeps_last(run: Run) -> Advice | None:
 
 
 def turned(run: Run) -> Advice | None:
-    """The curve turned before the end."""
+    """The curve turned before the end, by more than its noise where that was measured."""
     last = _last_step(run)
-    if run.best is None or run.best[0] == 0 or not _shape_is_known(run):
+    if run.best is None or run.best[0] == 0 or not _shape_is_known(run) or run.rise_is_noise:
         return None
     (since, lowest), at_end = run.best, _last_loss(run)
     if at_end <= TOLERATED_RISE * lowest or since == last:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from .leak import LeakPoint
 from .picture_scores import PictureLosses, read_rows, until
 from .plain_json import read_json
-from .stopping import Comparison, read_comparisons
+from .stopping import Comparison, read_comparisons, turned_at
 from .timestep_range import TimestepRange
 
 LONGEST_TEXT = 2000  # characters of a text in a summary
@@ -189,9 +189,18 @@ class Run:
         count = max(1, len(losses) // 4)
         return sum(losses[:count]) / count, sum(losses[-count:]) / count
 
+    @property
+    def rise_is_noise(self) -> bool:
+        """Whether the noise was measured and the held-out loss ended above its lowest by no more than that."""
+        rows = self.comparisons
+        return bool(rows) and not rows[-1].is_above and turned_at(rows) is None
+
     def over_fitting_since(self) -> int | None:
-        """The step of the lowest held-out loss if every later one lies more than 2 % above it, else None."""
-        if self.best is None:
+        """The step of the lowest held-out loss if every later one lies more than 2 % above it, else None.
+
+        None also where the rise to the end is not more than the measured noise.
+        """
+        if self.best is None or self.rise_is_noise:
             return None
         step, lowest = self.best
         after = [loss for later, loss in self.held_out if later > step]

@@ -127,18 +127,28 @@ def differing_inputs(kind: str, slot: int) -> list[str]:
     Each as "rank 16 instead of 8", or as its name where a wire is different. Empty where nothing can be known.
     """
     here = _here()
-    if here is None:
-        return []
-    prompt, node_id = here
-    own = prompt[node_id].get("inputs", {})
+    own = {} if here is None else here[0][here[1]].get("inputs", {})
     differing = list[str]()
-    for node in prompt.values():
-        theirs = node.get("inputs", {})
-        links = [value for value in theirs.values() if is_link(value)]
-        if node.get("class_type") != kind or not any([str(link[0]), link[1]] == [node_id, slot] for link in links):
-            continue
+    for theirs in inputs_behind(kind, slot):
         for name in own:
             if name in theirs and theirs[name] != own[name]:
                 wired = is_link(own[name]) or is_link(theirs[name])
                 differing.append(name if wired else f"{name} {theirs[name]} instead of {own[name]}")
     return differing
+
+
+def inputs_behind(kind: str, slot: int) -> list[dict[str, Any]]:
+    """The inputs of each node of class `kind` that output `slot` of the executed node is wired into.
+
+    {name: a value, or a link as [node id, slot]}. Empty where nothing can be known.
+    """
+    here = _here()
+    if here is None:
+        return []
+    prompt, node_id = here
+    of_kind = [node.get("inputs", {}) for node in prompt.values() if node.get("class_type") == kind]
+    return [
+        inputs
+        for inputs in of_kind
+        if any(is_link(value) and [str(value[0]), value[1]] == [node_id, slot] for value in inputs.values())
+    ]

@@ -9,6 +9,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...training.config import CHOICES, PRECISIONS, RANGES, TrainConfig
+from ...training.errors import InputError
+from ...training.sample_prompts import parse_sample_prompts
 from .types import Images
 
 ADVANCED: dict[str, Any] = {"optional": True, "advanced": True}
@@ -169,3 +171,12 @@ def config_of(values: Mapping[str, Any]) -> TrainConfig:
     Raises `InputError` for values outside the ranges.
     """
     return TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig) if f.name in values})
+
+
+def sample_prompt_problem(text: str | None) -> str:
+    """Why a trainer refuses this sample_prompt, "" where it does not. None: the text comes by a wire."""
+    try:
+        parse_sample_prompts(text or "")
+    except InputError as error:
+        return str(error)
+    return ""

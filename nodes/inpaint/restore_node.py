@@ -95,7 +95,6 @@ class RestoreUnmasked(io.ComfyNode):
             image, after, notes = restore(original, generated, mask, settings)
         else:
             image, after, notes = paste(original, generated, mask, crop, settings)
-        notes.append(
-            f"Restored: {after.changed} of {after.outside} px outside the mask differ, by up to {after.largest:.4f}."
-        )
-        return io.NodeOutput(image, "\n".join(notes), after.changed)
+        by = f", by up to {after.largest:.4f}" if after.changed else ""
+        result = f"Restored: {after.changed} of {after.outside} px outside the mask differ from the original{by}."
+        return io.NodeOutput(image, "\n".join([result, *notes]), after.changed)

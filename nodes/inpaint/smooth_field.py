@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -30,13 +32,20 @@ def smooth_field(values: torch.Tensor, known: torch.Tensor, block: int) -> torch
     block: px; the mean of each block of that side is the finest that is kept. Values that are not finite are taken as
     not known. Where nothing is known in a picture, its field is 0.
     """
-    known = known & torch.isfinite(values).all(-1)  # one NaN would spread over all pixels
+    known = known & finite_pixels(values)  # one NaN would spread over all pixels
     weight = known.to(torch.float32)[:, None]  # [B, 1, H, W]
     kept = torch.where(known[..., None], values, 0.0).movedim(-1, 1)  # [B, C, H, W]
     field = pull_push(F.avg_pool2d(kept, block, ceil_mode=True), F.avg_pool2d(weight, block, ceil_mode=True))
     # The last blocks may reach beyond the picture: resize in blocks, then crop.
     field = F.interpolate(field, scale_factor=block, mode="bilinear")[..., : values.shape[1], : values.shape[2]]
     return field.movedim(1, -1)
+
+
+def finite_pixels(image: torch.Tensor) -> torch.Tensor:
+    """[..., C] -> [...] bool: where all channels are finite. The sum of a picture tells at once that all are."""
+    if math.isfinite(float(image.sum())):
+        return torch.ones(image.shape[:-1], dtype=torch.bool)
+    return torch.isfinite(image).all(-1)
 
 
 def pull_push(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,10 @@ def _entry(item: Any, number: int) -> Entry | None:
         raise InputError(f"item {number} of lora_stack has a {type(name).__name__} for a file name; {_FORM}")
     clip = rest[0] if rest and rest[0] is not None else 0.0
     strengths = [_number(value, number) for value in (strength, clip)]
-    found, path = find_file("loras", _plain(str(name)))
+    try:
+        found, path = find_file("loras", _plain(str(name)))
+    except InputError as error:
+        raise InputError(f"item {number} of lora_stack: {error} in the node that makes the stack") from error
     return Entry(found, path, *strengths)
 
 

@@ -20,7 +20,7 @@ from ..bridge.files.listing import NO_FILE, safetensors_in, stamp_of_choice
 from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
-from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, seed_widget, widget
+from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, sample_prompt_problem, seed_widget, widget
 from ..bridge.training_model.pseudo_word import clip_with_pseudo_word
 from ..bridge.types import Embedding, Run, graph_of, pictures_input
 from ..images.wired import training_set
@@ -169,6 +169,11 @@ class TrainTextualInversion(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, sample_prompt: str | None = None) -> bool | str:
+        """Refuses a bad line when the graph is queued, before the nodes in front of this one have run."""
+        return sample_prompt_problem(sample_prompt) or True
 
     @classmethod
     @name_node_in_errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..bridge.errors import name_node_in_errors
-from ..bridge.learning_rate.inputs import search_inputs, search_outputs
+from ..bridge.learning_rate.inputs import check_trainer, search_inputs, search_outputs
 from ..bridge.learning_rate.plot import draw_rates
 from ..bridge.learning_rate.report import report
 from ..bridge.learning_rate.search import RateRange, find_rate
@@ -16,6 +16,7 @@ from .node import request_from_inputs, trainer_inputs
 from .technique import TextualInversionTechnique, encode_dataset
 
 LOWEST, HIGHEST = 5e-4, 0.5
+TRAINER = "BespokeTrainTextualInversion"
 
 
 class FindWordLearningRate(io.ComfyNode):
@@ -37,10 +38,11 @@ class FindWordLearningRate(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, name, lowest, highest, probes, **settings) -> io.NodeOutput:
+        check_trainer(TRAINER)
         wanted = RateRange(lowest, highest, probes)
         request = request_from_inputs(settings | {"name": name, "learning_rate": lowest})
         models = Models(model, clip, vae)
         dataset = encode_dataset(models, training_set(images), request)
         found = find_rate(TextualInversionTechnique(request, models, dataset), models, dataset, wanted)
-        different = differing_inputs("BespokeTrainTextualInversion", 0)
+        different = differing_inputs(TRAINER, 0)
         return io.NodeOutput(found.rate, draw_rates(found), report(found, different))

@@ -45,6 +45,7 @@ def test_an_example_runs_to_its_end(open_page, server, trained_files, workflow, 
         page.change(kind, **values)
     page.run_to_end()
     page.picture(screenshots / f"example_{name}.png")
+    assert page.tab.evaluate(OVERLAPS) == []  # previews make nodes taller
     assert not [error for error in page.tab.errors if error.startswith("uncaught")]
 
 

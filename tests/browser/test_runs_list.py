@@ -51,7 +51,7 @@ def page(browser, server):
     write(server, OTHER, 2000, settings=SETTINGS | {"rank": 16, "steps": 20})
     write(server, WORDED, 3000, trigger="ohwx cat", samples=[[0, "000000.png"], [10, "000010.png"], [20, "000020.png"]])
     for run_id in SWEPT:
-        write(server, run_id, 2500, trigger="zwx dog")
+        write(server, run_id, 2500, trigger="zwx dog", resolution="380x768")
     folder = server.base / "user" / "bespoke" / "runs" / WORDED
     for i, step in enumerate((0, 10, 20)):
         Image.new("RGB", (64, 64), (80 * i, 160, 200)).save(folder / "samples" / f"{step:06}.png")
@@ -448,7 +448,8 @@ def test_what_a_node_showed_is_there_after_a_reload(page, look):
 
 @pytest.mark.parametrize(("look", "run_id"), [("classic", SWEPT[0]), ("nodes 2.0", SWEPT[1])])
 def test_a_runs_files_become_a_sweep(page, look, run_id):
-    """One click: a loader for each file in the order of the steps, the sweep, a preview, and the loader's model."""
+    """One click: a loader for each file by its step, the sweep, a preview, the graph's loader and how its sampler is
+    set."""
     files = {"loras": [f"bespoke/runs/{run_id}-step{step:06}.safetensors" for step in (20, 10)], "embeddings": []}
     page.tab.evaluate(
         "(() => { const own = app.api.fetchApi.bind(app.api); app.api.fetchApi = (path, options) =>"
@@ -458,6 +459,9 @@ def test_a_runs_files_become_a_sweep(page, look, run_id):
     page.look(look)
     try:
         page.load(graph_of("CheckpointLoaderSimple", f"sweep {look}"))
+        page.tab.evaluate("""(() => { const n = LiteGraph.createNode("KSampler"); app.rootGraph.add(n);
+          n.pos = [480, 80]; for (const [name, value] of Object.entries({ steps: 7, cfg: 3, scheduler: "karras" }))
+            n.widgets.find((w) => w.name === name).value = value; return 1; })()""")
         found = detail(page, run_id)
         page.tab.wait(
             f"[...{found}.querySelectorAll('button')].some((b) => b.innerText.startsWith('Sweep') && !b.hidden)"
@@ -478,10 +482,14 @@ def test_a_runs_files_become_a_sweep(page, look, run_id):
             ["model", loader, ""],
             ["vae", loader, ""],
         ]
-        prompts = (
-            "app.rootGraph.nodes.find((n) => n.type === 'BespokeLoraSweep').widgets.find((w) => w.name === 'prompts')"
-        )
-        assert page.tab.evaluate(f"{prompts}.value") == "zwx dog"
+        values = page.tab.evaluate("""Object.fromEntries(app.rootGraph.nodes.find((n) => n.type === "BespokeLoraSweep")
+          .widgets.map((w) => [w.name, w.value]))""")
+        assert values["prompts"] == "zwx dog"
+        # The sampler of the graph, and the size of the pictures in multiples of 8.
+        assert [values[name] for name in ("steps", "cfg", "scheduler", "width", "height")] == [7, 3, "karras", 384, 768]
+        size = page.tab.evaluate("[...app.rootGraph.nodes.find((n) => n.type === 'PreviewImage').size]")
+        assert size[0] >= 700  # a grid can be read there
+        assert size[1] >= 500
         # [left, top, right, bottom] with the title, which is above a node's position: no two boxes overlap.
         boxes = page.tab.wait(
             """(() => { const drawn = (n) => document.querySelector(`[data-node-id='${n.id}']`)?.offsetHeight ?? 0;
@@ -489,7 +497,7 @@ def test_a_runs_files_become_a_sweep(page, look, run_id):
               n.pos[1] + Math.max(n.size[1], drawn(n) - 30)]);
             return !LiteGraph.vueNodesMode || app.rootGraph.nodes.every(drawn) ? all : null; })()"""
         )
-        assert len(boxes) == 5
+        assert len(boxes) == 6
         for i, (left, top, right, bottom) in enumerate(boxes):
             for other in boxes[:i]:
                 apart = left >= other[2] or other[0] >= right or top >= other[3] or other[1] >= bottom

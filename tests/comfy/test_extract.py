@@ -310,6 +310,21 @@ def test_the_report_names_the_ranks_that_would_keep_more(run_node, base, changes
     assert "  mid: " in report
 
 
+def test_a_change_larger_than_the_weight_is_told_as_such(run_node):
+    """Three times the weight is a change of 200 %, as on the heatmap; a spectrum lists no count that adds nothing."""
+    model = tiny.patcher(tiny.SMALLEST)
+    tuned = model.clone()
+    layer = next(iter(tiny.linear_layers(model)))
+    key = f"diffusion_model.{layer}.weight"
+    weight = model.model.diffusion_model.get_submodule(layer).weight.detach()
+    tuned.add_patches({key: (2.0 * weight,)})
+    _, report, _ = run_node("BespokeExtractLora", model=tuned, base=model, rank=64)
+    assert "; change 200 %; 1 layer" in report
+    spectrum = next(line for line in report.splitlines() if line.startswith("Spectrum"))
+    shares = [words.split(": ")[1] for words in spectrum.rstrip(".").split("hold: ")[1].split(", ")]
+    assert len(set(shares)) == len(shares)
+
+
 def test_targets_and_conv_rank_choose_layers(run_node, base, tuned, changes):
     linear = extract(tuned, base, Request(rank=RANK, targets="cross-attention"))
     assert {*deltas(linear.lora)} == {name for name in changes if "attn2" in name}

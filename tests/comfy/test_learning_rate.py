@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 
 import comfy.model_management
 import pytest
@@ -263,6 +265,45 @@ def test_a_range_is_moved_within_what_the_trainers_take(rates, rate, words):
 def test_what_has_no_rate_to_find_is_refused(run_node, models, sets, changes, words):
     with pytest.raises(InputError, match=words):
         find(run_node, models, sets, **changes)
+
+
+def test_a_bad_sample_prompt_of_the_trainer_is_refused_before_the_search(
+    run_node, models, sets, steps_done, monkeypatch
+):
+    """By ComfyUI when the graph is queued, and by the search, which runs all the same where its outputs are shown."""
+    import asyncio
+
+    import execution
+    from bespoke.nodes.bridge import running_prompt
+
+    bad = "a cat\na dog --ar 3:2"
+    trainer = {"class_type": "BespokeTrainLora", "inputs": {"learning_rate": ["1", 0], "sample_prompt": bad}}
+    prompt = {"1": {"class_type": "BespokeFindLearningRate", "inputs": {}}, "2": trainer}
+    _, reasons, _ = asyncio.run(execution.validate_inputs("test", prompt, "2", {}))
+    told = [reason["details"] for reason in reasons if reason["type"] == "custom_validation_failed"]
+    assert len(told) == 1
+    assert "line 2 of sample_prompt has --ar, which is not read" in told[0]
+    monkeypatch.setattr(running_prompt, "_here", lambda: (prompt, "1"))
+    with pytest.raises(InputError, match="line 2 of sample_prompt has --ar.* nothing was searched"):
+        find(run_node, models, sets, seed=6)
+    assert steps_done[0] == 0
+    trainer["inputs"]["sample_prompt"] = ["3", 0]  # by a wire: known only when it has come
+    find(run_node, models, sets, seed=6)
+    assert steps_done[0] > 0
+
+
+def test_the_states_of_an_interrupted_search_go_after_a_week_and_its_results_stay(runs):
+    """Of three searches that were interrupted: one eight days ago, one six, and the present one, eight days ago too."""
+    run = Run(RunInfo("lora-00000000f1d1", "lora", {"steps": 120}, "base", 1), [0.1] * 4, state=RunState.INTERRUPTED)
+    books = [ProbeBook(f"lora-00000000b0{i}c") for i in range(3)]
+    for book, days in zip(books, (8, 6, 8), strict=True):
+        book.add(Probe(1e-3, 4, 120, 0.5))
+        book.save_state(run, State(4, {"a": torch.ones(1)}, {}))
+        for path in (book._folder, *book._folder.rglob("*")):
+            os.utime(path, (time.time() - days * 86400,) * 2)
+    books[2].remove_old_states()
+    assert [book._folder.is_dir() for book in books] == [False, True, True]
+    assert [len(book.known()) for book in books] == [1, 1, 1]
 
 
 def test_a_trainer_with_other_settings_is_named(run_node, models, sets, monkeypatch):

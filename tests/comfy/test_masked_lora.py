@@ -234,6 +234,29 @@ def test_a_feathered_mask_acts_in_part(run_node):
     assert max_difference(part, base + 0.25 * (whole - base)) < 1e-5 * max_difference(whole, base)
 
 
+def test_weights_that_are_not_loaded_change_nothing(run_node):
+    """ComfyUI's low-VRAM mode leaves weights where they are and casts them at each call. The oracle is the model that
+    is loaded whole; a merged LoRA is on the wire too, as a patch that this mode computes at each call."""
+    import comfy.model_management
+
+    model = tiny.patcher()
+    merged = run_node("BespokeInjectLora", model=model, lora=keys_and_values(model, 2), lora_name="none")[0]
+    patched = masked(run_node, merged, keys_and_values(model, 1), left_half())
+    whole = tiny.predict(patched)
+    assert max_difference(whole, tiny.predict(merged)) > 0
+    comfy.model_management.unload_all_models()
+    patched.patch_model(patched.load_device, lowvram_model_memory=1)
+    try:
+        assert patched.model.model_lowvram
+        layer = patched.model.diffusion_model.get_submodule(f"{ATTENTION}.to_k")
+        assert layer.comfy_cast_weights
+        assert patched.model.model_loaded_weight_memory == 0
+        loaded = tiny.predict_loaded(patched)
+        assert max_difference(loaded, whole) < 1e-5 * float(whole.abs().max())
+    finally:
+        patched.unpatch_model(patched.offload_device)
+
+
 def test_replaced_attention_is_refused(run_node):
     """IP-Adapter and others replace the attention to the prompt: the key's and value's part would be lost there."""
     import comfy.model_management

@@ -192,7 +192,10 @@ def test_absolute_paths_stay_in_the_loras_folder(run_node, comfyui, model, files
         ([("stacks/one", 1.0, 1.0), ("stacks/one", 1.0, 1.0, 1.0)], "item 2 of lora_stack is"),
         ([({"a": torch.zeros(1)}, 1.0, 1.0)], "item 1 of lora_stack has a dict for a file name"),
         ([("stacks/one", "much", 1.0)], "item 1 of lora_stack has the strength 'much'"),
-        ([("stacks/gone", 1.0, 1.0)], "'stacks/gone' is not in ComfyUI's loras folder"),
+        (
+            [("None", 1.0, 1.0), ("stacks/gone", 1.0, 1.0)],
+            "item 2 of lora_stack: 'stacks/gone' is not in ComfyUI's loras folder; choose another one in the node that",
+        ),
         ([("../../secret", 1.0, 1.0)], "is not in ComfyUI's loras folder"),
     ],
 )

@@ -82,7 +82,7 @@ class Base:
         return image
 
 
-def report(w: Workflow, node, height: int = 140) -> None:
+def report(w: Workflow, node, height: int = 190) -> None:
     w.node("PreviewAny", "Report", height, source=(node, "report"))
 
 
@@ -554,6 +554,7 @@ def inpaint_region(w: Workflow) -> None:
 
 def boxes(w: Workflow, side: int, places: dict[str, tuple[int, int]]) -> tuple:
     """A mask of the picture's size with white squares of `side` px at places (x, y), by the titles of their nodes."""
+    w.column()
     mask = w.node("SolidMask", "Black, the size of the picture", value=0.0, width=768, height=768), "MASK"
     white = w.node("SolidMask", "White, what may change", value=1.0, width=side, height=side), "MASK"
     for title, (x, y) in places.items():
@@ -673,8 +674,9 @@ def outpaint(w: Workflow) -> None:
     )
     base = Base(w)
     picture = w.node("LoadImage", "The picture", 330, image=PICTURE)
+    w.column()
     filled = w.node("BespokeFillMasked", "A new border on the right", image=(picture, "IMAGE"), right=256)
-    report(w, filled, 100)
+    report(w, filled)
     w.column()
     latent = base.encode_image((filled, "image"))
     words, nothing = base.prompt("a wide valley in the evening sun"), base.nothing()
@@ -701,7 +703,7 @@ def outpaint(w: Workflow) -> None:
     report(w, node)
     w.column()
     w.node("SaveImage", "the filled border", 280, images=(filled, "image"), filename_prefix="bespoke/outpaint_filled")
-    w.node("SaveImage", "painted on", 280, images=(node, "image"), filename_prefix="bespoke/outpaint_result")
+    w.node("SaveImage", "the wider picture", 280, images=(node, "image"), filename_prefix="bespoke/outpaint_result")
 
 
 # --- textual inversion --------------------------------------------------------------------------------------------

@@ -21,11 +21,14 @@ BOXES = {
     "BespokeTrainSlider": 80,
     "BespokeTrainTextualInversion": 80,
     "BespokeTrainWordAndLora": 80,
-    "BespokePartialDenoise": 60,
+    "BespokePartialDenoise": 80,
     "BespokeStrengthSigmas": 80,
     "BespokeInjectLora": 140,
     "BespokeLoadLora": 20,
     "BespokeComposeLoras": 30,
+    # The preview that is drawn on the node once it has run; with less room it would cover the node below.
+    "BespokeCropToMask": 240,
+    "BespokeLatentMaskBlend": 240,
     "StringConcatenate": 60,
 }
 # By how much a node becomes taller later: the list of a chosen folder; the curve and the samples of a training. This

@@ -1,12 +1,14 @@
-"""Draws the pictures of the help pages of Fill Masked and Match Colors with the nodes' own functions.
+"""Draws the pictures of the help pages of Crop to Mask, Fill Masked and Match Colors with the nodes' own functions.
 
-    COMFYUI_PATH=... python tests/demo/help_pictures.py
+    COMFYUI_PATH=... BESPOKE_CACHE=... python tests/demo/help_pictures.py [crop fill_masked match_colors]
 
-The pack imports ComfyUI's modules, so the path of a ComfyUI is needed; no server is started and no model is loaded.
+The pack imports ComfyUI's modules, so the path of a ComfyUI is needed; no server is started. For `crop` the small model
+paints, which takes a minute; the others load no model.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 
@@ -30,19 +32,19 @@ def picture(image: torch.Tensor) -> Image.Image:
     return Image.fromarray((image[0].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 
-def sheet(rows: list[list[tuple[str, Image.Image]]]) -> Image.Image:
-    """Labelled pictures in rows; each is fitted into WIDTH x HEIGHT px."""
+def sheet(rows: list[list[tuple[str, Image.Image]]], height: int = HEIGHT) -> Image.Image:
+    """Labelled pictures in rows; each is fitted into WIDTH x height px."""
     columns = max(len(row) for row in rows)
-    size = (columns * (WIDTH + GAP) + GAP, len(rows) * (HEIGHT + LABEL + GAP) + GAP)
+    size = (columns * (WIDTH + GAP) + GAP, len(rows) * (height + LABEL + GAP) + GAP)
     page = Image.new("RGB", size, PAPER)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(16)
     for line, row in enumerate(rows):
         for column, (label, shown) in enumerate(row):
-            x, y = GAP + column * (WIDTH + GAP), GAP + line * (HEIGHT + LABEL + GAP)
+            x, y = GAP + column * (WIDTH + GAP), GAP + line * (height + LABEL + GAP)
             pen.text((x, y), label, fill=INK, font=font)
-            scale = min(WIDTH / shown.width, HEIGHT / shown.height)
+            scale = min(WIDTH / shown.width, height / shown.height)
             fitted = shown.resize((round(shown.width * scale), round(shown.height * scale)), Image.LANCZOS)
-            page.paste(fitted, (x + (WIDTH - fitted.width) // 2, y + LABEL + (HEIGHT - fitted.height) // 2))
+            page.paste(fitted, (x + (WIDTH - fitted.width) // 2, y + LABEL + (height - fitted.height) // 2))
     return page
 
 
@@ -76,17 +78,68 @@ def matches() -> Image.Image:
     return sheet([shown[:2], shown[2:5], shown[5:]])
 
 
+def crops() -> Image.Image:
+    """A red circle 3 latent cells wide repainted as a green cross, in place and with the crop, by the same noise.
+
+    Of two draws of `bench_crop` the first whose crop obeys the prompt is shown, which most do.
+    """
+    import bench_crop
+    import inprocess
+
+    bench_crop.BATCH = 2  # of its 6 pictures
+    with torch.inference_mode():
+        images, masks = bench_crop.small_shapes(0)
+        _, plain, better = bench_crop.both_ways(inprocess.call_node, small_model(), 0, "green", "cross")
+        seen = [bench_crop.judged(image, mask) for image, mask in zip(better, masks, strict=True)]
+        i = next(n for n, found in enumerate(seen) if (found.colour, found.shape) == ("green", "cross"))
+        *_, preview, report = inprocess.call_node(
+            "BespokeCropToMask",
+            image=images[i : i + 1],
+            mask=masks[i : i + 1],
+            resolution=128,
+            context=bench_crop.CONTEXT,
+        )
+    # Without its legend, whose letters would be too small here: it stands in the label.
+    cut = picture(preview).crop((0, 0, preview.shape[2], preview.shape[2]))
+    size = report.splitlines()[-1].split(": ")[1].split(" (")[0].replace(" at", ", at")
+    cells = [
+        (f"the crop: {size.split(',')[0]} as 128x128 px", cut),
+        ("24 px repainted in place", picture(plain[i : i + 1])),
+        ("repainted in the crop and put back", picture(better[i : i + 1])),
+    ]
+    return sheet([[(label, shown.resize((4 * WIDTH,) * 2, Image.NEAREST)) for label, shown in cells]], WIDTH)
+
+
+def small_model() -> tuple:
+    """(model, clip, vae) of the small model."""
+    import os
+
+    import comfy.sd
+    import model
+
+    made = Path(os.environ["BESPOKE_CACHE"]) / f"bespoke-small-{model.RECIPE}.safetensors"
+    return comfy.sd.load_checkpoint_guess_config(str(made))[:3]
+
+
+PICTURES = {"crop": crops, "fill_masked": fills, "match_colors": matches}
+
+
 def main() -> None:
-    sys.path.insert(0, str(ROOT / "tests" / "lib"))
+    sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("lib", "bench", "server", "small_model")]
     import importlib.util
 
     spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))  # loads the pack under its fixed name
+    conftest = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conftest)  # loads the pack under its fixed name
     import inprocess
 
     inprocess.start_comfyui()
+    import nodes
+
+    asyncio.run(conftest._load_all(nodes))
     OUT.mkdir(exist_ok=True)
-    for name, page in (("fill_masked", fills()), ("match_colors", matches())):
+    for name in sys.argv[1:] or PICTURES:
+        page = PICTURES[name]()
         page.save(OUT / f"{name}.jpg", quality=86, optimize=True)
         print(f"{name}.jpg", page.size)
 

@@ -114,11 +114,17 @@ def predict(model, seed: int = 0, cells: int = 8, sigma: float = 2.0, context: i
     """A patched model's output for one noisy latent: ComfyUI loads it, merges and injects, and calls it once."""
     import comfy.model_management
 
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model])
+        return predict_loaded(model, seed, cells, sigma, context)
+
+
+def predict_loaded(model, seed: int = 0, cells: int = 8, sigma: float = 2.0, context: int = CONTEXT) -> torch.Tensor:
+    """As `predict`, with the model as it is now."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, 4, cells, cells, generator=generator) * sigma
     text = torch.randn(1, 7, context, generator=generator)
     with torch.inference_mode():
-        comfy.model_management.load_models_gpu([model])
         return model.model.apply_model(x, torch.tensor([sigma]), c_crossattn=text).clone()
 
 

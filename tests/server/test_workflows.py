@@ -249,7 +249,7 @@ def test_repainting_crops(server, run_example, name, title, corners):
 def test_outpainting(server, run_example):
     """The old picture is bit for bit what it was, beside 32 px of new border."""
     shown = run_example("outpaint")
-    (result,), (filled,) = shown["painted on"], shown["the filled border"]
+    (result,), (filled,) = shown["the wider picture"], shown["the filled border"]
     source = np.asarray(Image.open(server.base / "input" / "bespoke_picture.png").convert("RGB"))
     assert result.shape == filled.shape == (128, 160, 3)
     assert (result[:, :128] == source).all()

@@ -45,6 +45,15 @@ def test_a_curve_that_turned():
     ]
 
 
+def test_a_rise_within_the_measured_noise_is_no_turn():
+    """The end is 0.025 above step 200. Two standard errors of 0.02 are 0.04, of 0.01 they are 0.02."""
+    for error, is_noise in ((0.02, True), (0.01, False)):
+        run = run_of(TURNED, comparisons=[Comparison(400, 200, 0.025, error, 200)])
+        assert run.rise_is_noise is is_noise
+        assert (run.over_fitting_since() is None) is is_noise
+        assert (not told(run)) is is_noise
+
+
 def test_a_curve_that_turned_at_once_asks_for_a_lower_rate():
     """50 is in the first quarter of 400; 0.22 / 0.19 is 1.158."""
     curve = [(0, 0.2), (50, 0.19), (100, 0.2), (200, 0.21), (400, 0.22)]

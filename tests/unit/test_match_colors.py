@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bespoke.nodes.inpaint.colors.match import METHODS, MatchSettings, histogram, match_colors
+from bespoke.nodes.inpaint.colors.match import KNOTS, METHODS, MatchSettings, match_colors, through_quantiles
 from bespoke.training.errors import InputError
 
 
@@ -90,12 +90,30 @@ def test_the_histogram_is_the_references():
 
 def test_the_histograms_curve_rises_and_goes_on_beyond_what_it_was_measured_on():
     """By hand: a plain of equal values goes to the mean of its share; beyond the ends the slope is 1."""
+
+    def histogram(channel, given, wanted):
+        shares = torch.linspace(0, 1, KNOTS + 1, dtype=torch.float64)
+        return through_quantiles(channel, *(torch.quantile(each.double(), shares) for each in (given, wanted)))
+
     given, wanted = torch.full((100,), 0.5), torch.linspace(0.2, 0.4, 100)
     assert torch.allclose(histogram(torch.tensor([[0.5, 0.6]]), given, wanted), torch.tensor([[0.3, 0.4]]), atol=1e-6)
     given = torch.linspace(0.4, 0.6, 100)
     curve = histogram(torch.linspace(0, 1, 50)[None], given, wanted)[0]
     assert bool((curve[1:] >= curve[:-1]).all())
     assert torch.allclose(histogram(torch.tensor([[0.3, 0.7]]), given, wanted), torch.tensor([[0.1, 0.5]]), atol=1e-6)
+
+
+def test_many_pixels_and_a_mask_of_columns_are_measured(monkeypatch):
+    """Of more pixels than are sorted a share is taken; a mask of every second column, which that share would miss."""
+    image, reference = picture(1), picture(2) ** 2
+    mask = torch.zeros(1, 96, 128)
+    mask[..., 1::2] = 1.0
+    for where in (None, mask):
+        exact, _ = match(image, reference, where, method="histogram")
+        monkeypatch.setattr("bespoke.nodes.inpaint.colors.match.MOST_SORTED", 3000)
+        thinned, _ = match(image, reference, where, method="histogram")
+        monkeypatch.undo()
+        assert 0 < float((exact - thinned).abs().mean()) < 0.005
 
 
 def test_amount_and_an_alpha_channel():

@@ -2,17 +2,21 @@
 
 A search has a file and a folder of its name in `learning-rates` among the runs. The file keeps the results of all
 probes. The folder has the states of the present search's probes, in folders as runs have them, until it ends: that of
-the chosen rate then becomes a run, with which its training goes on, and the others are removed.
+the chosen rate then becomes a run, with which its training goes on, and the others are removed. Those of a search that
+was interrupted and never gone on with are removed by a later search: see `ProbeBook.remove_old_states`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeGuard
 
 from ....training.checkpoint import State
@@ -25,6 +29,7 @@ from ..runs.store import RunStore, runs_folder
 
 FOLDER = "learning-rates"
 LARGEST_FILE = 10_000_000  # bytes
+KEPT_DAYS = 7  # the states of an interrupted search
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,33 @@ class ProbeBook:
     def clear_states(self) -> None:
         """Remove the states that are left."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def remove_old_states(self) -> None:
+        """Remove the states of other searches that were interrupted more than `KEPT_DAYS` days ago, and log it.
+
+        Each is as large as that of a training. The results of their probes stay, so such a search still goes on where
+        it was; the training at its rate begins anew where the state of that probe was removed.
+        """
+        oldest = time.time() - KEPT_DAYS * 86400
+        for folder in _folders(self._folder.parent):
+            with contextlib.suppress(OSError):  # another server writes or removes a file of it now
+                newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+                if folder == self._folder or newest >= oldest:
+                    continue
+                shutil.rmtree(folder)
+                logging.info(
+                    "Bespoke: removed what the interrupted search %s for a learning rate had trained more than %d days "
+                    "ago; its results stay",
+                    folder.name,
+                    KEPT_DAYS,
+                )
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return [path for path in parent.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError:
+        return []
 
 
 def note_of(steps: int) -> str:

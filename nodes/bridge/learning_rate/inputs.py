@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 from ....training.config import RANGES
+from ....training.errors import InputError
 from ....training.rate_search import MOST_PROBES
+from ..running_prompt import inputs_behind
+from ..trainer_inputs import sample_prompt_problem
 
 # What a trainer has besides that changes neither its steps nor which run it is.
 LEFT_OUT = {"save_every", "sample_every", "sample_prompt", "keep", "score_pictures"}
@@ -58,7 +61,10 @@ def search_outputs(trainer: str) -> list[io.Output]:
         io.Float.Output(
             "learning_rate",
             display_name="learning_rate",
-            tooltip=f"The rate with the lowest loss, for learning_rate of {trainer} with the same settings.",
+            tooltip=(
+                "The rate with the lowest loss and steady steps, for learning_rate of "
+                f"{trainer} with the same settings."
+            ),
         ),
         io.Image.Output(
             "plot", display_name="plot", tooltip="The loss over the learning rate, with the chosen one marked."
@@ -67,3 +73,14 @@ def search_outputs(trainer: str) -> list[io.Output]:
             "report", display_name="report", tooltip="What was tried, what was chosen, and how sure that is."
         ),
     ]
+
+
+def check_trainer(kind: str) -> None:
+    """Raise `InputError` where a trainer of class `kind` that takes the rate would refuse its sample_prompt.
+
+    ComfyUI leaves that trainer out of the queue and still runs the search where its plot or report is shown.
+    """
+    for inputs in inputs_behind(kind, 0):
+        text = inputs.get("sample_prompt")
+        if isinstance(text, str) and (problem := sample_prompt_problem(text)):
+            raise InputError(f"{problem}. It is the trainer's, and nothing was searched")

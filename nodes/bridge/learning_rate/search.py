@@ -89,6 +89,7 @@ def find_rate(technique: Technique[Any], models: Models, dataset: EncodedDataset
     plan = plan_probes(request.train, len(rates), len(held_out), len(TIMESTEPS))
     # The id of the training at a rate that no training has.
     book = ProbeBook(new_run(technique, dataset, RunContext(), learning_rate=-1.0).id)
+    book.remove_old_states()
     if not request.resume:
         book.forget()
     with contextlib.ExitStack() as stack:

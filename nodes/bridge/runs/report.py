@@ -179,7 +179,11 @@ def describe_held_out(run: Run, config: TrainConfig) -> list[str]:
         )
     since = run.over_fitting_since()
     if since is not None and since > 0:
-        lines.append(f"From step {since} on it only rose: that is over-fitting, so fewer steps would do.")
+        above = f"{TOLERATED_RISE - 1:.0%}"
+        lines.append(
+            f"After step {since} it was more than {above} higher at each validation: that is over-fitting, so fewer "
+            "steps would do."
+        )
     # Step 0 is no result: where the training ended before the next validation, the last step is kept.
     lines.append(f"Kept: {'step ' + str(step) if config.keep == 'best' and step > 0 else 'the last step'}.")
     return lines

@@ -73,8 +73,12 @@ def ranks_line(layers: Sequence[Layer]) -> str:
 def _spectrum(layers: Sequence[Layer]) -> str:
     squares, total = summed(layers)
     held = squares.cumsum(0) / total
-    words = [f"{n}: {percent(float(held[n - 1]))}" for n in DIRECTIONS if n <= len(held)]
-    return f"Spectrum, what the strongest directions of each layer hold: {', '.join(words)}."
+    words = dict[str, str]()  # what is held: "directions: what is held", the fewest of them
+    for n in DIRECTIONS:
+        if n <= len(held):
+            share = percent(float(held[n - 1]))
+            words.setdefault(share, f"{n}: {share}")
+    return f"Spectrum, what the strongest directions of each layer hold: {', '.join(words.values())}."
 
 
 def _blocks(layers: Sequence[Layer]) -> list[str]:
@@ -82,7 +86,8 @@ def _blocks(layers: Sequence[Layer]) -> list[str]:
     for row in sorted({layer.row for layer in layers}, key=row_order):
         own = [layer for layer in layers if layer.row == row]
         change, lost, base = (math.fsum(getattr(layer, name) for layer in own) for name in ("change", "lost", "base"))
-        size = f"; change {percent(math.sqrt(change / base))}" if base else ""
+        ratio = math.sqrt(change / base) if base else 0.0  # above 1 where the change is larger than the weight
+        size = f"; change {f'{ratio * 100:.0f} %' if ratio > 1 else percent(ratio)}" if base else ""
         lines.append(
             f"  {row}: {percent(math.sqrt(max(lost, 0.0) / change))}{size}; {len(own)} layer{'s' * (len(own) > 1)}"
         )

@@ -54,7 +54,8 @@ def inject_masked(model: Any, clip: Any, lora: NamedLora, request: Request, mask
     """
     if request.mode != "bypass":
         raise InputError(
-            "mask is wired and mode is merge, which changes the weights for the whole picture; set mode to bypass"
+            "mask is wired and mode is merge, which changes the weights for the whole picture; set mode to bypass, "
+            "which is among the advanced inputs"
         )
     if mask.ndim != 3 or not mask.numel():
         raise InputError(f"mask has the shape {tuple(mask.shape)}; wire in a MASK")

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ....training.optimizers import check_optimizer
 from ...bridge.errors import name_node_in_errors
-from ...bridge.learning_rate.inputs import search_inputs, search_outputs
+from ...bridge.learning_rate.inputs import check_trainer, search_inputs, search_outputs
 from ...bridge.learning_rate.plot import draw_rates
 from ...bridge.learning_rate.report import report
 from ...bridge.learning_rate.search import RateRange, find_rate
@@ -16,6 +16,7 @@ from ..training.node import request_from_inputs, trainer_inputs
 from ..training.technique import LoraTechnique, encode_dataset
 
 LOWEST, HIGHEST = 1e-5, 1e-2
+TRAINER = "BespokeTrainLora"
 
 
 class FindLearningRate(io.ComfyNode):
@@ -39,6 +40,7 @@ class FindLearningRate(io.ComfyNode):
     def execute(
         cls, model, clip, vae, images, lowest, highest, probes, train_text_encoder=False, **inputs
     ) -> io.NodeOutput:
+        check_trainer(TRAINER)
         wanted = RateRange(lowest, highest, probes)
         given = {"images": images, "train_text_encoder": train_text_encoder, "learning_rate": lowest}
         request, data = request_from_inputs(inputs | given)
@@ -46,4 +48,4 @@ class FindLearningRate(io.ComfyNode):
         models = Models(model, clip, vae)
         dataset = encode_dataset(models, data, request)
         found = find_rate(LoraTechnique(request, models, dataset), models, dataset, wanted)
-        return io.NodeOutput(found.rate, draw_rates(found), report(found, differing_inputs("BespokeTrainLora", 0)))
+        return io.NodeOutput(found.rate, draw_rates(found), report(found, differing_inputs(TRAINER, 0)))

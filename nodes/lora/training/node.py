@@ -27,7 +27,16 @@ from ...bridge.runs.context import RunContext
 from ...bridge.runs.samples import settings_in
 from ...bridge.runs.store import folder_of_run
 from ...bridge.trainer import Models, train
-from ...bridge.trainer_inputs import ADVANCED, TOOLTIPS, advanced, config_of, seed_widget, validation_images, widget
+from ...bridge.trainer_inputs import (
+    ADVANCED,
+    TOOLTIPS,
+    advanced,
+    config_of,
+    sample_prompt_problem,
+    seed_widget,
+    validation_images,
+    widget,
+)
 from ...bridge.types import Embedding, Images, Run, graph_of, pictures_input
 from ...images.wired import training_set
 from ..bundle import with_words
@@ -396,6 +405,11 @@ class TrainLora(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, sample_prompt: str | None = None) -> bool | str:
+        """Refuses a bad line when the graph is queued, before the nodes in front of this one have run."""
+        return sample_prompt_problem(sample_prompt) or True
 
     @classmethod
     @name_node_in_errors
