@@ -58,6 +58,12 @@ def _normal(name: str, shape: tuple[int, ...], std: float) -> torch.Tensor:
     return torch.from_numpy((stream.standard_normal(shape) * std).astype(np.float16))
 
 
+def embedding(kind: str) -> torch.Tensor:
+    """CLIP's embedding of the `token`s, [49408, 768], or of their `position`s, [77, 768], fp16."""
+    rows, std = {"token": (49408, 0.02), "position": (77, 0.005)}[kind]
+    return _normal(kind, (rows, 768), std)
+
+
 def clip_state_dict() -> dict[str, torch.Tensor]:
     """CLIP-L text encoder in the layout of an SD1.5 checkpoint, fp16."""
     prefix = "cond_stage_model.transformer.text_model."
@@ -71,8 +77,8 @@ def clip_state_dict() -> dict[str, torch.Tensor]:
         "mlp.fc2": ((width, inner), 8e-5),
     }
     sd = {
-        "embeddings.token_embedding.weight": _normal("token", (49408, width), 0.02),
-        "embeddings.position_embedding.weight": _normal("position", (77, width), 0.005),
+        "embeddings.token_embedding.weight": embedding("token"),
+        "embeddings.position_embedding.weight": embedding("position"),
         "final_layer_norm.weight": torch.ones(width, dtype=torch.float16),
         "final_layer_norm.bias": torch.zeros(width, dtype=torch.float16),
     }
@@ -155,10 +161,17 @@ def vae_state_dict() -> dict[str, torch.Tensor]:
 
 def pack(unet: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write the U-Net's weights: matrices and kernels at 5 bits in groups of 128, the rest in fp16."""
+    out, shapes = quantised(unet, QUANT_BITS)
+    save_file(out, path, metadata={**metadata, "shapes": json.dumps(shapes)})
+
+
+def quantised(weights: dict[str, torch.Tensor], bits: int) -> tuple[dict[str, torch.Tensor], dict[str, list[int]]]:
+    """(tensors to store, shapes of the quantised weights): matrices and kernels of 50,000 numbers and more at `bits`
+    bits in groups of 128 as `NAME.levels` and `NAME.scale`, the rest in fp16."""
     out: dict[str, torch.Tensor] = {}
     shapes = {}
-    top = 2 ** (QUANT_BITS - 1) - 1
-    for name, weight in unet.items():
+    top = 2 ** (bits - 1) - 1
+    for name, weight in weights.items():
         weight = weight.detach().float().cpu()
         if weight.ndim < 2 or weight.numel() < 50_000:
             out[name] = weight.half()
@@ -166,11 +179,11 @@ def pack(unet: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) ->
         groups = weight.reshape(-1, QUANT_GROUP).numpy()
         scale = _best_scales(groups, top)
         levels = np.clip(np.rint(groups / scale[:, None]), -top, top).astype(np.int8) + top
-        bits = np.unpackbits(levels.astype(np.uint8)[..., None], axis=-1)[..., -QUANT_BITS:]
-        out[name + ".levels"] = torch.from_numpy(np.packbits(bits))
+        packed = np.unpackbits(levels.astype(np.uint8)[..., None], axis=-1)[..., -bits:]
+        out[name + ".levels"] = torch.from_numpy(np.packbits(packed))
         out[name + ".scale"] = torch.from_numpy(scale.astype(np.float16))
         shapes[name] = list(weight.shape)
-    save_file(out, path, metadata={**metadata, "shapes": json.dumps(shapes)})
+    return out, shapes
 
 
 def _best_scales(groups: np.ndarray, top: int) -> np.ndarray:
@@ -188,26 +201,30 @@ def _best_scales(groups: np.ndarray, top: int) -> np.ndarray:
 
 def unpack(path: Path = ASSET) -> dict[str, torch.Tensor]:
     """The U-Net's weights from the asset, fp16."""
-    top = 2 ** (QUANT_BITS - 1) - 1
-    out = {}
     with safe_open(path, "pt") as file:
         shapes = json.loads(file.metadata()["shapes"])
-        for name in file.keys():
-            if name.endswith(".scale"):
-                continue
-            tensor = file.get_tensor(name)
-            if not name.endswith(".levels"):
-                out[name] = tensor
-                continue
-            name = name.removesuffix(".levels")
-            count = int(np.prod(shapes[name]))
-            bits = np.unpackbits(tensor.numpy(), count=count * QUANT_BITS).reshape(-1, QUANT_BITS)
-            levels = np.zeros(count, np.int16)
-            for bit in range(QUANT_BITS):
-                levels = levels * 2 + bits[:, bit]
-            scale = file.get_tensor(name + ".scale").float()
-            weight = torch.from_numpy((levels - top).astype(np.float32)).reshape(-1, QUANT_GROUP) * scale[:, None]
-            out[name] = weight.reshape(shapes[name]).half()
+        return restored({name: file.get_tensor(name) for name in file.keys()}, shapes, QUANT_BITS)
+
+
+def restored(stored: dict[str, torch.Tensor], shapes: dict[str, list[int]], bits: int) -> dict[str, torch.Tensor]:
+    """The weights that `quantised` stored, fp16."""
+    top = 2 ** (bits - 1) - 1
+    out = {}
+    for name, tensor in stored.items():
+        if name.endswith(".scale"):
+            continue
+        if not name.endswith(".levels"):
+            out[name] = tensor
+            continue
+        name = name.removesuffix(".levels")
+        count = int(np.prod(shapes[name]))
+        packed = np.unpackbits(tensor.numpy(), count=count * bits).reshape(-1, bits)
+        levels = np.zeros(count, np.int16)
+        for bit in range(bits):
+            levels = levels * 2 + packed[:, bit]
+        scale = stored[name + ".scale"].float()
+        weight = torch.from_numpy((levels - top).astype(np.float32)).reshape(-1, QUANT_GROUP) * scale[:, None]
+        out[name] = weight.reshape(shapes[name]).half()
     return out
 
 
