@@ -1,4 +1,4 @@
-"""A new word and the adapters that draw it, trained as one.
+"""A new word, or several, and the adapters that draw them, trained as one.
 
 Known as pivotal tuning, after Roich et al. 2021, arXiv 2106.05744, who tune one after the other."""
 
@@ -19,20 +19,21 @@ class WordAndAdapters:
 
     The state dict has the keys of a LoRA's file with a bundle: `<layer>.<part>` and `bundle_emb.<name>.<encoder>`.
 
-    name: of the word. word_rate: its learning rate. word_steps: the steps after which it stays as it is. word_is_rare:
-    whether a batch may lack the word, so that it gets no gradient.
+    words: {name of a word: {encoder: name of its tensor in `word`}}; `word` holds the vectors of all. word_rate: their
+    learning rate. word_steps: the steps after which they stay as they are. word_is_rare: whether a batch may lack a
+    word, so that it gets no gradient.
     """
 
     def __init__(
         self,
         adapters: AdapterSet[Adapter],
         word: PseudoWord,
-        name: str,
+        words: Mapping[str, Mapping[str, str]],
         word_rate: float,
         word_steps: int,
         word_is_rare: bool,
     ):
-        self.adapters, self.word, self.name = adapters, word, name
+        self.adapters, self.word, self._words = adapters, word, words
         self._word_rate, self._word_steps = word_rate, word_steps
         self._vectors = [parameter for parameters, _ in word.parameter_groups(word_rate) for parameter in parameters]
         self.optional_parameters = [*adapters.optional_parameters, *(self._vectors if word_is_rare else ())]
@@ -56,9 +57,13 @@ class WordAndAdapters:
         self.word.after_step()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {**self.adapters.state_dict(), **bundled({self.name: self.word.state_dict()})}
+        vectors = self.word.state_dict()
+        words = {name: {key: vectors[slot] for key, slot in slots.items()} for name, slots in self._words.items()}
+        return {**self.adapters.state_dict(), **bundled(words)}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         layers, words = split_bundle(state_dict)
-        self.word.load_state_dict(words[self.name])
+        self.word.load_state_dict(
+            {slot: words[name][key] for name, slots in self._words.items() for key, slot in slots.items()}
+        )
         self.adapters.load_state_dict(layers)

@@ -104,7 +104,8 @@ class Technique(Protocol[T]):
 
     name: the technique's name in records and run ids. It must not change between versions.
     request: a `TrainingRequest`.
-    needs_text_encoder: whether the text encoder runs in each step, with a graph. `prepare` then gets it.
+    needs_text_encoder: whether the text encoder runs in each step, with a graph. `prepare` then gets it. Encoders that
+        are no CLIP have no graph but where the technique has `learned_encoders`, their embedding keys.
     learns_captions: whether `loss` takes the pictures' own captions, and none for -1 in `Batch.caption_indices`.
     memory_advice: what a user can change to make a step need less memory, separated by commas; ends an error text.
     """
@@ -271,7 +272,8 @@ def prepared(
     with contextlib.ExitStack() as stack:
         text = None
         if technique.needs_text_encoder:
-            text = stack.enter_context(prepare_text_encoder(models.clip, compute))
+            learned = getattr(technique, "learned_encoders", ())
+            text = stack.enter_context(prepare_text_encoder(models.clip, compute, learned))
         checkpointing = config.gradient_checkpointing
         denoiser = stack.enter_context(
             prepare_for_training(

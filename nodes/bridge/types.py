@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 Images = io.Custom("BESPOKE_IMAGES")  # training.images.ImageSet
 Run = io.Custom("BESPOKE_RUN")  # training.record.Run
-Embedding = io.Custom("BESPOKE_EMBEDDING")  # {"clip_l": [vectors, width] float32, ...}
+Embedding = io.Custom("BESPOKE_EMBEDDING")  # {"clip_l": [vectors, width] float32, ...}; several: {name: ...}
 Crop = io.Custom("BESPOKE_CROP")  # nodes.inpaint.crop.record.Crop
 
 

@@ -159,7 +159,7 @@ class ExportTextualInversionJob(io.ComfyNode):
         models = Models(model, clip, vae)
         exported = export_models(models, TextualInversionTechnique.name, request.settings())
         dataset = encode_word_dataset(models, training_set(images), request)
-        result = {"name": request.name, "format": "comfy"}
+        result = {"name": "" if request.names else request.words[0].name, "format": "comfy"}
         samples = settings_in(graph[0])
         return _export(
             wanted,

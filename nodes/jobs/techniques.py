@@ -29,6 +29,7 @@ from ..textual_inversion import files as word_files
 from ..textual_inversion.request import InversionRequest
 from ..textual_inversion.technique import TextualInversionTechnique
 from ..textual_inversion.templates import check_captions
+from ..textual_inversion.words import on_wire
 from ..word_and_lora.request import WordAndLoraRequest
 from ..word_and_lora.technique import WordAndLoraTechnique
 
@@ -46,7 +47,8 @@ class JobTechnique:
     check_model: whether the loaded model can serve the request.
     check_result: whether the file can be written as [result] of job.toml says.
     save_file: (folder, step, what is learned, run, graph) writes a file during the training.
-    result_file: (what was learned, run, name, [result], graph) -> the file that the save node would write.
+    result_files: (what was learned, run, name, [result], graph) -> {name: file} as the save node would write them; one,
+        but for several words.
     """
 
     request: type
@@ -56,7 +58,7 @@ class JobTechnique:
     check_model: Callable[[Any, Models], None]
     check_result: Callable[[Mapping[str, Any]], None]
     save_file: Callable[[Path, int, dict[str, Tensor], Run, tuple], None]
-    result_file: Callable[[dict[str, Tensor], Run, str, Mapping[str, Any], tuple], File]
+    result_files: Callable[[dict[str, Tensor], Run, str, Mapping[str, Any], tuple], dict[str, File]]
 
 
 def _check_lora_prompts(request: LoraRequest, dataset: EncodedDataset) -> None:
@@ -87,31 +89,36 @@ def _check_lora_result(result: Mapping[str, Any]) -> None:
     check_choice("dtype in [result]", result.get("dtype", "fp16"), list(DTYPES))
 
 
-def _lora_file(lora: dict[str, Tensor], run: Run, name: str, result: Mapping[str, Any], graph: tuple) -> File:
+def _lora_files(
+    lora: dict[str, Tensor], run: Run, name: str, result: Mapping[str, Any], graph: tuple
+) -> dict[str, File]:
     key_format, dtype = result.get("key_format", "kohya"), result.get("dtype", "fp16")
-    return lora_files.as_file(lora, run, Path(name).name, key_format, dtype, graph)
+    return {name: lora_files.as_file(lora, run, Path(name).name, key_format, dtype, graph)}
 
 
 def _check_word_captions(request: InversionRequest, dataset: EncodedDataset) -> None:
     if request.template == "captions":
-        check_captions(dataset.pictures.items)
+        check_captions(dataset.pictures.items, request.names)
 
 
 def _check_captions(request: WordAndLoraRequest, dataset: EncodedDataset) -> None:
     pictures = dataset.pictures
-    check_captions([pictures.items[index] for index in (*pictures.training_indices, *pictures.held_out_indices)])
+    used = [pictures.items[index] for index in (*pictures.training_indices, *pictures.held_out_indices)]
+    check_captions(used, request.word.names)
 
 
 def _check_no_model(request: InversionRequest, models: Models) -> None:
-    """A word can be learned with any model that has a CLIP, and the technique's constructor checks that one."""
+    """A word is learned with any text encoder that prompts read words with; the technique's constructor checks it."""
 
 
 def _check_word_result(result: Mapping[str, Any]) -> None:
     check_choice("format in [result]", result.get("format", "comfy"), word_files.FORMATS)
 
 
-def _word_file(word: dict[str, Tensor], run: Run, name: str, result: Mapping[str, Any], graph: tuple) -> File:
-    return word_files.as_file(name, word, run, result.get("format", "comfy"), graph)
+def _word_files(
+    learned: dict[str, Tensor], run: Run, name: str, result: Mapping[str, Any], graph: tuple
+) -> dict[str, File]:
+    return word_files.as_files(name, on_wire(learned), run, result.get("format", "comfy"), graph)
 
 
 TECHNIQUES = {
@@ -123,7 +130,7 @@ TECHNIQUES = {
         check_model=_check_lora_targets,
         check_result=_check_lora_result,
         save_file=lora_files.save_on_the_way,
-        result_file=_lora_file,
+        result_files=_lora_files,
     ),
     SliderTechnique.name: JobTechnique(
         request=SliderRequest,
@@ -133,7 +140,7 @@ TECHNIQUES = {
         check_model=_check_lora_targets,
         check_result=_check_lora_result,
         save_file=lora_files.save_on_the_way,
-        result_file=_lora_file,
+        result_files=_lora_files,
     ),
     TextualInversionTechnique.name: JobTechnique(
         request=InversionRequest,
@@ -143,7 +150,7 @@ TECHNIQUES = {
         check_model=_check_no_model,
         check_result=_check_word_result,
         save_file=word_files.save_on_the_way,
-        result_file=_word_file,
+        result_files=_word_files,
     ),
     WordAndLoraTechnique.name: JobTechnique(
         request=WordAndLoraRequest,
@@ -153,7 +160,7 @@ TECHNIQUES = {
         check_model=_check_lora_targets,
         check_result=_check_lora_result,
         save_file=lora_files.save_on_the_way,
-        result_file=_lora_file,
+        result_files=_lora_files,
     ),
 }
 

@@ -196,12 +196,19 @@ class _JobContext:
 
 
 def write_result(job: Job, learned: dict[str, Tensor], run: Run) -> Path:
-    """Write into the job's folder the file that the save node would write. An existing file is never overwritten."""
+    """Write into the job's folder what the save node would write; the path of the first file.
+
+    There is one, but for several words. An existing file is never overwritten.
+    """
     name, folder = str(job.result.get("name") or job.folder.name), job.folder / "result"
-    tensors, metadata = job_technique(job.technique).result_file(learned, run, name, job.result, job.graph)
+    files = job_technique(job.technique).result_files(learned, run, name, job.result, job.graph)
     folder.mkdir(parents=True, exist_ok=True)
+    written = list[Path]()
+    for each, (tensors, metadata) in files.items():
+        write = partial(_write_file, tensors, metadata)
+        written.append(folder / writing.write_numbered_in(folder, Path(each).name, write))
+    return written[0]
 
-    def write(path: Path) -> None:
-        writing.write_safetensors(path, tensors, metadata, overwrite=False)
 
-    return folder / writing.write_numbered_in(folder, Path(name).name, write)
+def _write_file(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    writing.write_safetensors(path, tensors, metadata, overwrite=False)

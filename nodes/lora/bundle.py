@@ -13,7 +13,7 @@ from torch import Tensor
 from ...training.bundles import NAMELESS, OF_OUTPUT, bundled, check_bundle_name
 from ...training.errors import InputError
 from ...training.formats import trigger_words
-from ..bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_width
+from ..bridge.training_model.pseudo_word import clip_with_pseudo_word, embedding_width, text_encoders
 from ..textual_inversion.names import check_name, prompt_word
 from .named_lora import NamedLora
 
@@ -159,7 +159,7 @@ def clip_with_words(clip: Any, lora: NamedLora, carried_before: Sequence[str] = 
 def _fitting(clip: Any, parts: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     """({encoder: vectors [n, width], float32 on the CPU}, why there are none) of one word for this CLIP."""
     try:
-        widths = {key: embedding_width(model) for key, (_, model) in clip_encoders(clip).items()}
+        widths = {key: embedding_width(model) for key, (_, model) in text_encoders(clip).items()}
     except InputError as error:
         return {}, str(error)
     nameless = next((parts[key] for key in NAMELESS if key in parts), None)

@@ -15,8 +15,10 @@ from ...training.config import check_choice
 from ...training.record import Run
 from ..bridge.files.writing import write_safetensors
 from .names import prompt_word
+from .words import Embedding, full_name, on_wire, words_of
 
 FORMATS = ("comfy", "a1111")
+File = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
 
 
 def metadata(
@@ -61,7 +63,7 @@ def _curve(run: Run) -> str:
 
 def as_file(
     name: str, embedding: Mapping[str, Tensor], run: Run | None, format: str = "comfy", graph: tuple = (None, None)
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+) -> File:
     """(tensors, metadata) of an embedding file. graph: (prompt, workflow) of the running graph.
 
     format: "comfy" has a tensor for each encoder under its key; "a1111" has one under "emb_params" where there is one
@@ -74,9 +76,20 @@ def as_file(
     return tensors, metadata(name, embedding, run, *graph)
 
 
+def as_files(
+    prefix: str, embedding: Embedding, run: Run | None, format: str = "comfy", graph: tuple = (None, None)
+) -> dict[str, File]:
+    """{name: `as_file`} of one word or several: prompts say `embedding:name`. prefix: see `full_name`."""
+    named = {full_name(prefix, name): each for name, each in words_of(embedding).items()}
+    return {name: as_file(name, each, run, format, graph) for name, each in named.items()}
+
+
 def save_on_the_way(
-    folder: Path, step: int, embedding: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)
+    folder: Path, step: int, learned: Mapping[str, Tensor], run: Run, graph: tuple = (None, None)
 ) -> None:
-    """Write FOLDER/RUN-stepN.safetensors during a training; prompts can use it from the embeddings folder."""
-    path = folder / f"{run.id}-step{step:06}.safetensors"
-    write_safetensors(path, *as_file(path.stem, embedding, run, graph=graph), overwrite=True)
+    """Write FOLDER/RUN-stepN.safetensors during a training; prompts can use it from the embeddings folder.
+
+    Several words have a file each, RUN-stepN-WORD.safetensors.
+    """
+    for name, file in as_files(f"{run.id}-step{step:06}", on_wire(learned), run, graph=graph).items():
+        write_safetensors(folder / f"{name}.safetensors", *file, overwrite=True)

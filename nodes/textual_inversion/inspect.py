@@ -16,7 +16,8 @@ from ..bridge.drawing.fonts import builtin_font, drawable
 from ..bridge.drawing.image import tensor_of
 from ..bridge.drawing.palette import BAR, FAINT, INK, PAPER, WARNING
 from ..bridge.files.reading import read_safetensors
-from ..bridge.training_model.pseudo_word import clip_encoders, embedding_table, embedding_width
+from ..bridge.training_model.pseudo_word import embedding_width, is_clip_model, text_encoders, vocabulary
+from ..bridge.training_model.spelling import spelling
 
 LARGEST = 64 * 2**20  # bytes: 75 vectors for every known encoder need far less
 COUNT = 6  # nearest words named for each vector
@@ -46,15 +47,19 @@ def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str],
     given as they are. Raises `InputError` for a file that cannot be read.
     """
     tensors, meta = read_safetensors(path, "embedding", LARGEST)
-    found = {key: vectors_for(key, tensors, path.name) for key in clip_encoders(clip)}
-    widths = {key: embedding_width(model) for key, (_, model) in clip_encoders(clip).items()}
+    parts = text_encoders(clip)
+    found = {key: vectors_for(key, tensors, path.name) for key in parts}
+    widths = {key: embedding_width(model) for key, (_, model) in parts.items()}
     fits = {key: tensor for key, tensor in found.items() if tensor.ndim and tensor.shape[-1] == widths[key]}
     notes = [
         f"{key}: the file's tensor is {tuple(tensor.shape)} and the words have {widths[key]} numbers, so a prompt says "
         "nothing there, in ComfyUI too."
         for key, tensor in found.items()
-        if fits and key not in fits
+        if fits and key not in fits and is_clip_model(parts[key][1])
     ]
+    unread = [key for key in found if fits and key not in fits and not is_clip_model(parts[key][1])]
+    if unread:
+        notes.append(f"The file has no vectors for {' and '.join(unread)}, which read nothing in its place.")
     return fits or found, meta, notes
 
 
@@ -80,11 +85,11 @@ def vectors_for(key: str, tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]:
-    """The vectors [n, width], fp32 on the CPU, of the clip_encoders that this CLIP has.
+    """The vectors [n, width], fp32 on the CPU, of the encoders that this CLIP has.
 
     Raises `InputError` where a width does not fit, a vector is not finite, or no encoder is shared.
     """
-    parts, out = clip_encoders(clip), {}
+    parts, out = text_encoders(clip), {}
     for key, tensor in vectors.items():
         if key not in parts:
             continue
@@ -109,16 +114,13 @@ def fitting(name: str, vectors: Mapping[str, Tensor], clip) -> dict[str, Tensor]
 def neighbours(vectors: Mapping[str, Tensor], clip) -> list[Neighbour]:
     """Each vector with the `COUNT` nearest words of its encoder's vocabulary by cosine."""
     found = []
-    for key, (tokenizer, encoder) in clip_encoders(clip).items():
+    for key, (tokenizer, encoder) in text_encoders(clip).items():
         if key not in vectors:
             continue
-        table = embedding_table(clip, encoder)
-        median = float(table.norm(dim=-1).median())
+        table = vocabulary(clip, encoder)
+        median = table.median
         for place, vector in enumerate(vectors[key]):
-            words = tuple(
-                (tokenizer.inv_vocab.get(token, "?").removesuffix("</w>"), cosine)
-                for token, cosine in nearest_words(vector, table, COUNT)
-            )
+            words = tuple((spelling(tokenizer, token), cosine) for token, cosine in nearest_words(vector, table, COUNT))
             found.append(Neighbour(key, place, float(vector.norm()), median, words))
     return found
 
@@ -165,3 +167,12 @@ def plot(name: str, near: list[Neighbour]) -> Tensor:
             draw.rectangle((left, at + 3, left + max(1, round(max(cosine, 0.0) * (width - left - 90))), at + 15), BAR)
             draw.text((width - 70, at), f"{cosine:.2f}", FAINT, text)
     return tensor_of(sheet)
+
+
+def plot_all(near: Mapping[str, list[Neighbour]]) -> Tensor:
+    """`plot` of each word as one batch [words, H, W, 3]; the shorter sheets continue as blank paper."""
+    sheets = [plot(name, found)[0] for name, found in near.items()]
+    height = max(sheet.shape[0] for sheet in sheets)
+    paper = torch.tensor(PAPER) / 255
+    blank = [paper.expand(height - sheet.shape[0], *sheet.shape[1:]) for sheet in sheets]
+    return torch.stack([torch.cat(parts) for parts in zip(sheets, blank, strict=True)])

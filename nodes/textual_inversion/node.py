@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ...training.config import check_choice
-from ...training.embedding import INITS
+from ...training.embedding import ALL, ENCODERS, INITS
 from ...training.errors import InputError
 from ...training.stopping import ALL_STEPS
 from ..bridge.errors import name_node_in_errors
@@ -21,16 +23,18 @@ from ..bridge.runs.context import RunContext
 from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, sample_prompt_problem, seed_widget, widget
-from ..bridge.training_model.pseudo_word import clip_with_pseudo_word
+from ..bridge.training_model.pseudo_word import clip_with_pseudo_word, not_from_files, text_encoders
 from ..bridge.types import Embedding, Run, graph_of, pictures_input
 from ..images.wired import training_set
 from .file_input import file_of
 from .files import FORMATS, as_file, save_on_the_way
-from .inspect import describe, fitting, neighbours, plot, read_embedding
-from .names import check_name, prompt_word
+from .inspect import describe, fitting, neighbours, plot_all, read_embedding
+from .names import check_name
 from .request import PATIENT, STOPS, InversionRequest
 from .technique import TextualInversionTechnique, encode_dataset
 from .templates import TEMPLATES
+from .words import Embedding as WordsOnWire
+from .words import full_name, on_wire, prompt_words, words_of
 
 PATIENCE = 5  # validations, a quarter of the run, without a new lowest validation loss end it; see `TrainConfig`
 
@@ -48,7 +52,14 @@ def trainer_inputs() -> list[io.Input]:
             "plain IMAGE batch."
         ),
         io.String.Input(
-            "name", default="my-word", tooltip="What prompts call it: embedding:NAME. Letters, digits, '-' and '_'."
+            "name",
+            default="my-word",
+            multiline=True,
+            tooltip=(
+                "What prompts call it: embedding:NAME. Letters, digits, '-' and '_'. For several words a line each, "
+                "with its own start and count of vectors where it differs: 'cat : a cat : 4'; the captions then say "
+                "{cat}."
+            ),
         ),
         io.String.Input(
             "init_text",
@@ -84,7 +95,7 @@ def trainer_inputs() -> list[io.Input]:
             default=TEMPLATES[0],
             tooltip=(
                 "The sentences around the word: for an object, for a style, or the pictures' own captions with {word} "
-                "where it stands."
+                "where it stands. negative learns from pictures that you do not want a word for negative prompts."
             ),
             **ADVANCED,
         ),
@@ -123,6 +134,16 @@ def trainer_inputs() -> list[io.Input]:
             ),
             **ADVANCED,
         ),
+        io.Combo.Input(
+            "encoders",
+            options=list(ENCODERS),
+            default=ALL,
+            tooltip=(
+                "Which of the model's text encoders learn the word. all: T5, Qwen, Gemma, Llama and Mistral too, which "
+                "run in each step. CLIP only: CLIP-L, -G and -H alone, which is faster and says less to Flux and SD3."
+            ),
+            **ADVANCED,
+        ),
     ]
 
 
@@ -133,6 +154,21 @@ def request_from_inputs(values: Mapping[str, Any]) -> InversionRequest:
     check_choice("stop", stop, STOPS)
     how = {"patience": PATIENCE, "stop": ALL_STEPS} if stop == PATIENT else {"patience": 0, "stop": stop}
     return InversionRequest(config_of({**values, **how}), **own)
+
+
+def clip_with_words(clip, words: Mapping[str, Mapping[str, Tensor]]):
+    """A clone of the CLIP that knows each of the words {name: {encoder: vectors}}."""
+    for name, vectors in words.items():
+        clip = clip_with_pseudo_word(clip, name, {key: partial(torch.clone, each) for key, each in vectors.items()})
+    return clip
+
+
+def check_names(prefix: str, embedding: WordsOnWire) -> dict[str, Mapping[str, Tensor]]:
+    """{name that prompts say: {encoder: vectors}} of what is on the wire, by the widget `name`.
+
+    Raises `InputError` for a name that prompts would misread.
+    """
+    return {check_name(full_name(prefix, name)): vectors for name, vectors in words_of(embedding).items()}
 
 
 class TrainTextualInversion(io.ComfyNode):
@@ -186,14 +222,15 @@ class TrainTextualInversion(io.ComfyNode):
         technique = TextualInversionTechnique(request, models, dataset)
         context = RunContext(sampler=settings_in(graph[0]), save=partial(save_on_the_way, folder, graph=graph))
         result = train(technique, models, dataset, context)
-        embedding, run = result.learned, result.run
+        run, embedding = result.run, on_wire(result.learned)
+        names = [word.name for word in request.words]
         return io.NodeOutput(
-            clip_with_pseudo_word(clip, name, {key: partial(torch.clone, v) for key, v in embedding.items()}),
+            clip_with_words(clip, {n or names[0]: vectors for n, vectors in words_of(embedding).items()}),
             embedding,
-            prompt_word(name),
+            prompt_words(names),
             {"loss": run.losses},
             run,
-            technique.describe(run, embedding),
+            technique.describe(run, result.learned),
             ui={"bespoke_run": [run.id]},
         )
 
@@ -214,7 +251,12 @@ class SaveEmbedding(io.ComfyNode):
             inputs=[
                 Embedding.Input("embedding", tooltip="From Bespoke Train Textual Inversion."),
                 io.String.Input(
-                    "name", default="my-word", tooltip="The word and the file's name: prompts say embedding:NAME."
+                    "name",
+                    default="my-word",
+                    tooltip=(
+                        "The word and the file's name: prompts say embedding:NAME. Of several words each has a file, "
+                        "NAME-word; empty keeps the words' own names."
+                    ),
                 ),
                 Run.Input("run", optional=True, tooltip="The training's record, written into the file."),
                 io.Boolean.Input(
@@ -246,29 +288,40 @@ class SaveEmbedding(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, embedding, name, run=None, overwrite=False, format="comfy") -> io.NodeOutput:
-        check_name(name)
+        named = check_names(name, embedding)
         folder = storage.models_folder("embeddings")
-        path = storage.resolve_inside(folder, f"{name}.safetensors")
-        if path.is_dir():
-            raise InputError(f"the name {name!r} is a folder's; choose another")
-        taken = sorted(
-            other.relative_to(folder).as_posix()
-            for other in folder.rglob("*")
-            if other.suffix in (".safetensors", ".pt", ".bin")
-            and other.stem == path.stem
-            and other != path
-            and other.is_file()
-        )
-        if taken:
-            raise InputError(
-                f"the name {name!r} would collide with {taken[0]}: prompts could mean either; choose another"
-            )
-        tensors, meta = as_file(name, embedding, run, format, graph_of(cls.hidden))
-        try:
-            storage.write_safetensors(path, tensors, meta, overwrite)
-        except FileExistsError:
-            raise InputError(f"the name {name!r} is taken; choose another, or set overwrite to replace it") from None
-        return io.NodeOutput(prompt_word(name), ui={"text": [f"saved as {prompt_word(name)}"]})
+        for each in named:
+            _check_free(folder, each, overwrite)
+        for each, vectors in named.items():
+            path = storage.resolve_inside(folder, f"{each}.safetensors")
+            tensors, meta = as_file(each, vectors, run, format, graph_of(cls.hidden))
+            try:
+                storage.write_safetensors(path, tensors, meta, overwrite)
+            except FileExistsError:
+                raise InputError(
+                    f"the name {each!r} is taken; choose another, or set overwrite to replace it"
+                ) from None
+        words = prompt_words(list(named))
+        return io.NodeOutput(words, ui={"text": [f"saved as {words}"]})
+
+
+def _check_free(folder: Path, name: str, overwrite: bool) -> None:
+    """Raise `InputError` where a word of that name cannot be saved, before any of several is."""
+    path = storage.resolve_inside(folder, f"{name}.safetensors")
+    if path.is_dir():
+        raise InputError(f"the name {name!r} is a folder's; choose another")
+    taken = sorted(
+        other.relative_to(folder).as_posix()
+        for other in folder.rglob("*")
+        if other.suffix in (".safetensors", ".pt", ".bin")
+        and other.stem == path.stem
+        and other != path
+        and other.is_file()
+    )
+    if taken:
+        raise InputError(f"the name {name!r} would collide with {taken[0]}: prompts could mean either; choose another")
+    if path.exists() and not overwrite:
+        raise InputError(f"the name {name!r} is taken; choose another, or set overwrite to replace it")
 
 
 class ApplyEmbedding(io.ComfyNode):
@@ -291,7 +344,10 @@ class ApplyEmbedding(io.ComfyNode):
                 io.String.Input(
                     "name",
                     default="my-word",
-                    tooltip="What prompts call it: embedding:NAME. It wins over a file of that name.",
+                    tooltip=(
+                        "What prompts call it: embedding:NAME. It wins over a file of that name. Several words are "
+                        "NAME-word; empty keeps their own names."
+                    ),
                 ),
             ],
             outputs=[
@@ -305,11 +361,8 @@ class ApplyEmbedding(io.ComfyNode):
     @classmethod
     @name_node_in_errors
     def execute(cls, clip, embedding, name) -> io.NodeOutput:
-        vectors = fitting(check_name(name), embedding, clip)
-        return io.NodeOutput(
-            clip_with_pseudo_word(clip, name, {key: partial(torch.clone, v) for key, v in vectors.items()}),
-            prompt_word(name),
-        )
+        words = {each: fitting(each, vectors, clip) for each, vectors in check_names(name, embedding).items()}
+        return io.NodeOutput(clip_with_words(clip, words), prompt_words(list(words)))
 
 
 class InspectEmbedding(io.ComfyNode):
@@ -366,11 +419,18 @@ class InspectEmbedding(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, clip, embedding_name, embedding=None, name=None) -> io.NodeOutput:
         if embedding is not None:
-            name, vectors, meta, notes = "the word on the wire", embedding, {}, []
+            words, meta, notes = words_of(embedding), {}, []
         else:
             name, path = file_of(embedding_name if name is None else name)
             vectors, meta, notes = read_embedding(path, clip)
-        near = neighbours(fitting(name, vectors, clip), clip)
+            words = {name: vectors}
+        reason = not_from_files(clip, text_encoders(clip))
+        if reason:
+            notes = [*notes, f"Prompts read it through Bespoke Apply Embedding only: {reason}."]
+        shown = {each or "the word on the wire": vectors for each, vectors in words.items()}
+        near = {each: neighbours(fitting(each, vectors, clip), clip) for each, vectors in shown.items()}
         return io.NodeOutput(
-            describe(name, near, meta, notes), plot(name, near), ui={"bespoke_words": [asdict(one) for one in near]}
+            "\n".join(describe(each, found, meta, notes) for each, found in near.items()),
+            plot_all(near),
+            ui={"bespoke_words": [asdict(one) for found in near.values() for one in found]},
         )

@@ -39,14 +39,25 @@ from ..bridge.runs.samples import SamplerSettings, as_conditioning
 from ..bridge.schedule_part import describe_part, trained_range
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser, check_wire
+from ..bridge.training_model.encoder_forecast import EncoderMemory, encoder_memory, with_encoders
 from ..bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
 from ..bridge.training_model.offload import MEMORY_ADVICE
-from ..bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table, token_ids
+from ..bridge.training_model.pseudo_word import (
+    clip_with_pseudo_word,
+    is_clip_model,
+    not_from_files,
+    spaces_needed,
+    text_encoders,
+    token_ids,
+    vocabulary,
+)
+from ..bridge.training_model.spelling import spelling
 from ..bridge.training_model.text_encoder import TrainableTextEncoder
 from ..bridge.wire.compiled import restore_own_modules
 from .names import prompt_word
 from .request import InversionRequest
-from .templates import WORD, check_captions, prompt_for
+from .templates import NEGATIVE_WORD, WORD, check_captions, sentence_for
+from .words import Word, prompt_words, say_words
 
 
 def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) -> EncodedDataset:
@@ -60,8 +71,8 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     check_trainable(model.model)
     trained_range(model, request.train)
     if request.template == "captions":
-        check_captions(images.items)
-    clip_encoders(clip)
+        check_captions(images.items, request.names)
+    text_encoders(clip, request.encoders)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
     pictures = encode_pictures(vae, model.model, request.train, images)
     # The file's metadata names the kind of embedding as its architecture, and a word is learned at any resolution.
@@ -71,7 +82,10 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
 
 
 class TextualInversionTechnique:
-    """Learns the vectors of one word for every CLIP encoder. See `trainer.Technique`."""
+    """Learns the vectors of one word or several, for every text encoder or the CLIPs. See `trainer.Technique`.
+
+    learned_encoders: the keys of the encoders that learn, which `prepare_text_encoder` lets gradients flow through.
+    """
 
     name = "textual inversion"
     needs_text_encoder = True
@@ -80,33 +94,59 @@ class TextualInversionTechnique:
 
     def __init__(self, request: InversionRequest, models: Models, dataset: EncodedDataset) -> None:
         self.request, self._models, self._dataset = request, models, dataset
-        self.encoders = clip_encoders(models.clip)
-        self.vocabularies = {key: embedding_table(models.clip, encoder) for key, (_, encoder) in self.encoders.items()}
+        self.words = request.words
+        self.encoders = text_encoders(models.clip, request.encoders)
+        self.learned_encoders = tuple(self.encoders)
+        self.vocabularies = {key: vocabulary(models.clip, encoder) for key, (_, encoder) in self.encoders.items()}
         self.start = {
-            key: start_vectors(
-                self.vocabularies[key],
-                token_ids(tokenizer, request.init_text),
-                request.vectors,
-                request.init,
-                request.train.seed,
-            )
-            for key, (tokenizer, _) in self.encoders.items()
+            word.slot(key, self._several): self._start_of(word, key) for word in self.words for key in self.encoders
         }
+        self._spaces = spaces_needed(
+            clip_with_pseudo_word(
+                models.clip, "w", {key: partial(torch.clone, v) for key, v in self._of(0, self.start)}
+            ),
+            "w",
+        )
         # Set by `prepare` and, while a word is attached, by `attached`.
         self._denoiser: ComfyDenoiser
         self._text: TrainableTextEncoder
         self._prompts: CaptionConditioning
 
+    @property
+    def _several(self) -> bool:
+        return len(self.words) > 1
+
+    @property
+    def slots(self) -> dict[str, dict[str, str]]:
+        """{name of a word: {encoder: name of the trained tensor}}."""
+        return {word.name: {key: word.slot(key, self._several) for key in self.encoders} for word in self.words}
+
+    def _start_of(self, word: Word, key: str) -> Tensor:
+        """The vectors that a word begins with in one encoder. Several words begin with noises of their own."""
+        request, tokenizer = self.request, self.encoders[key][0]
+        seed = f"{request.train.seed} {word.name}" if self._several else request.train.seed
+        ids = token_ids(tokenizer, word.init_text)
+        return start_vectors(self.vocabularies[key], ids, word.vectors, request.init, seed)
+
+    def _of(self, number: int, tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+        """(encoder, tensor) of the word with a number, of tensors by slot."""
+        return [(key, tensors[self.words[number].slot(key, self._several)]) for key in self.encoders]
+
     def settings(self) -> dict[str, Any]:
-        return self.request.settings()
+        return self.request.settings() | self.encoder_settings()
+
+    def encoder_settings(self) -> dict[str, Any]:
+        """The encoders that learn. Version 0.1 learned by CLIPs alone, so others are told apart from its runs."""
+        others = [key for key, (_, encoder) in self.encoders.items() if not is_clip_model(encoder)]
+        return {"learned_encoders": list(self.learned_encoders)} if others else {}
 
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
-        """From the largest picture. The text encoder's own part is not in it."""
+        """From the largest picture, with the encoders that are no CLIP; a CLIP's own part is not in it."""
         model, pictures = self._models.model, self._dataset.pictures
         latent = pictures.data.latents[pictures.largest_index()]
         encoded = encode_prompts(self._models.clip, ["a photo"])["a photo"]
         one = model_conds(model.model, *encoded, latent, torch.device("cpu"))
-        return forecast(
+        step = forecast(
             model.model,
             latent.expand(batch_size, *latent.shape[1:]),
             join_conds([one] * batch_size),
@@ -115,6 +155,18 @@ class TextualInversionTechnique:
             False,
             OPTIMIZER_BYTES[self.request.train.optimizer],
         )
+        return self.with_encoders(step, batch_size, compute)
+
+    def with_encoders(self, step: StepMemory, prompts: int, compute: torch.dtype | None) -> StepMemory:
+        """A step's memory with that of the encoders that learn, over `prompts` prompts."""
+        return with_encoders(step, [self._encoder_memory(each, prompts, compute) for each in self.encoders.values()])
+
+    def _encoder_memory(self, encoder: tuple[Any, Any], prompts: int, compute: torch.dtype | None) -> EncoderMemory:
+        tokenizer, model = encoder
+        if is_clip_model(model):
+            return EncoderMemory(0, 0, 0)
+        tokens = tokenizer.tokenize_with_weights("a photo of a word")[0]
+        return encoder_memory(model, [token for token, *_ in tokens], prompts, compute)
 
     def frozen_models(self) -> Sequence[Any]:
         models = self._models
@@ -129,13 +181,20 @@ class TextualInversionTechnique:
 
     def new_trainable(self) -> PseudoWord:
         factor = self.request.norm_limit
-        limits = {key: factor * float(table.norm(dim=-1).median()) for key, table in self.vocabularies.items()}
-        return PseudoWord(self.start, limits if factor > 0 else None, self._denoiser.device)
+        limits = {
+            word.slot(key, self._several): factor * words.median
+            for word in self.words
+            for key, words in self.vocabularies.items()
+        }
+        return PseudoWord(self.start, limits if factor > 0 else None, self._denoiser.device, self._several)
 
     def clip_with(self, trainable: PseudoWord) -> Any:
-        """A clone of the CLIP whose prompts say the vectors of `trainable`, as they are when a prompt is encoded."""
-        vectors = {key: partial(trainable.vectors.__getitem__, key) for key in self.start}
-        return clip_with_pseudo_word(self._models.clip, self.request.name, vectors)
+        """A clone of the CLIP that knows the words by the vectors of `trainable`, as they are when it encodes."""
+        clip = self._models.clip
+        for name, slots in self.slots.items():
+            vectors = {key: partial(trainable.vectors.__getitem__, slot) for key, slot in slots.items()}
+            clip = clip_with_pseudo_word(clip, name, vectors)
+        return clip
 
     @contextmanager
     def attached(self, trainable: PseudoWord) -> Iterator[None]:
@@ -148,24 +207,33 @@ class TextualInversionTechnique:
 
     def loss(self, batch: Batch) -> Tensor:
         denoiser, pictures, request = self._denoiser, self._dataset.pictures, self.request
-        word = prompt_word(request.name)
-        prompts = [
-            prompt_for(request.template, prompt, word, batch.seed, batch.number, position)
+        sentences = [
+            sentence_for(request.template, prompt, batch.seed, batch.number, position)
             for position, prompt in zip(batch.sample_positions, prompts_of(batch, pictures.items), strict=True)
         ]
-        conditioning = self._prompts.of_batch(batch.indices, prompts)
+        conditioning = self._prompts.of_batch(batch.indices, list(map(self.spoken, sentences)))
         weighting, measure = request.train.loss_weighting, batch.measure
         sigma = denoiser.sigma(batch.t)
         given = (batch.latent, batch.noise, sigma, conditioning, batch.mask, weighting)
         return denoising_loss(denoiser, *given, measure=measure, perturbation=batch.perturbation)
 
+    def spoken(self, sentence: str) -> str:
+        """The sentence with its words, and with the spaces that ComfyUI needs to find one at its start or end."""
+        text = say_words(sentence, self.words)
+        names = [prompt_word(word.name) for word in self.words]
+        before, behind = self._spaces
+        starts, ends = text.startswith(tuple(names)), text.endswith(tuple(names))
+        return (before if starts else "") + text + (behind if ends else "")
+
     def sample_prompts(self) -> Sequence[SamplePrompt]:
         return parse_sample_prompts(self.request.sample_prompt)
 
     def sample_conditioning(self, prompt: SamplePrompt) -> tuple[list, list]:
-        word = prompt_word(self.request.name)
-        text = (prompt.prompt or f"a photo of {WORD}").replace(WORD, word)
-        positive, negative = as_conditioning(self._prompts.encode([text, prompt.negative.replace(WORD, word)]))
+        words = " and ".join(f"{{{word.name}}}" for word in self.words) if self._several else WORD
+        shown, negative = prompt.prompt or f"a photo of {words}", prompt.negative
+        if self.request.template == NEGATIVE_WORD and not prompt.prompt:
+            shown, negative = "a photo", prompt.negative or words
+        positive, negative = as_conditioning(self._prompts.encode([self.spoken(shown), self.spoken(negative)]))
         return positive, negative
 
     def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> None:
@@ -190,8 +258,8 @@ class TextualInversionTechnique:
         config = request.train
         first, last = run.quarters()
         lines = [
-            f"{prompt_word(request.name)}: {run.info.trained:,} numbers, {run.info.trained * 4 / 1e3:.0f} KB; "
-            "0 weights changed (hash equal).",
+            f"{prompt_words([word.name for word in self.words])}: {run.info.trained:,} numbers, "
+            f"{run.info.trained * 4 / 1e3:.0f} KB; 0 weights changed (hash equal).",
             f"{len(losses)} steps of {config.images_per_step} in {run.seconds:.0f} s; "
             f"{describe_draws(self._dataset.pictures, run, config)}."
             + ("" if config.optimizer == "AdamW" else " " + " ".join(describe_rate(run, config))),
@@ -200,22 +268,45 @@ class TextualInversionTechnique:
         lines += describe_held_out(run, config) + describe_shared(self._dataset.pictures)
         lines += describe_pictures(run) + describe_notes(run) + describe_card(run)
         lines += describe_part(self._models.model, run, "A prompt is read at every step: the word acts at all of them.")
-        return "\n".join(lines + describe_unread(self._dataset.unread) + self.describe_vectors(learned))
+        lines += describe_unread(self._dataset.unread) + self.describe_use()
+        return "\n".join(lines + describe_learned(self, learned))
 
-    def describe_vectors(self, learned: Mapping[str, Tensor]) -> list[str]:
-        """For each encoder the length of the vectors, and how far they moved; for each vector the nearest words."""
+    def describe_use(self) -> list[str]:
+        """How prompts say the words, where it is not as for CLIP."""
         lines = list[str]()
-        for key, vectors in learned.items():
-            tokenizer, table = self.encoders[key][0], self.vocabularies[key]
-            moved = (vectors - self.start[key]).norm(dim=-1).mean()
+        if self.request.template == NEGATIVE_WORD:
+            lines.append("Put it into the negative prompt: it means what the pictures have and yours are not to have.")
+        before, behind = self._spaces
+        places = [
+            place for place, space in (("before it at the start", before), ("behind it at the end", behind)) if space
+        ]
+        if places:
+            lines.append(f"ComfyUI finds the word only with a space {' and '.join(places)} of a prompt.")
+        reason = not_from_files(self._models.clip, self.encoders)
+        if reason:
             lines.append(
-                f"{key}: length {vectors.norm(dim=-1).mean():.3f} (the vocabulary's median is "
-                f"{table.norm(dim=-1).median():.3f}), moved {moved:.3f} from its start."
+                f"A prompt does not read it from a file: {reason}. Use the clip of this node, or Bespoke Apply "
+                "Embedding."
+            )
+        return lines
+
+
+def describe_learned(technique: TextualInversionTechnique, learned: Mapping[str, Tensor]) -> list[str]:
+    """For each word and encoder: the length, how far the vectors moved, and the words that they are near to."""
+    lines = list[str]()
+    several = len(technique.words) > 1
+    for word in technique.words:
+        for key, (tokenizer, _) in technique.encoders.items():
+            slot, words = word.slot(key, several), technique.vocabularies[key]
+            vectors, name = learned[slot], f"{word.name}, {key}" if several else key
+            moved = (vectors - technique.start[slot]).norm(dim=-1).mean()
+            lines.append(
+                f"{name}: length {vectors.norm(dim=-1).mean():.3f} (the vocabulary's median is {words.median:.3f}), "
+                f"moved {moved:.3f} from its start."
             )
             for i, vector in enumerate(vectors):
                 near = ", ".join(
-                    f"{tokenizer.inv_vocab.get(token, '?').removesuffix('</w>')} {cosine:.2f}"
-                    for token, cosine in nearest_words(vector, table)
+                    f"{spelling(tokenizer, token)} {cosine:.2f}" for token, cosine in nearest_words(vector, words)
                 )
-                lines.append(f"{key} vector {i + 1} is nearest to {near}.")
-        return lines
+                lines.append(f"{name} vector {i + 1} is nearest to {near}.")
+    return lines

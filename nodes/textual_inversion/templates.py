@@ -12,7 +12,8 @@ from ...training.errors import InputError
 from ...training.images import TrainingImage
 from ...training.randomness import generator
 
-TEMPLATES = ("object", "style", "captions")
+NEGATIVE_WORD = "negative"
+TEMPLATES = ("object", "style", "captions", NEGATIVE_WORD)
 
 OBJECT = (
     "a photo of a {word}",
@@ -39,11 +40,38 @@ STYLE = (
     "a small picture in the style of {word}",
     "a detailed picture in the style of {word}",
 )
+# A negative word stands behind what a picture shows, since it is to mean how the picture is and not what is in it.
+NEGATIVE = (
+    "{word}",
+    "a photo, {word}",
+    "a picture, {word}",
+    "an image, {word}",
+    "a drawing, {word}",
+)
 
 
-def check_captions(items: Sequence[TrainingImage]) -> None:
-    """Raise `InputError` unless every caption holds `WORD`."""
-    without = [item.path for item in items if not all(WORD in caption for caption in item.captions)]
+def check_captions(items: Sequence[TrainingImage], names: Sequence[str] = ()) -> None:
+    """Raise `InputError` unless every caption holds `WORD`, or `{name}` of one of `names`, and each name is in one.
+
+    names: of several words; `{word}` could mean any of them and is refused.
+    """
+    marks = [f"{{{name}}}" for name in names] or [WORD]
+    without = [item.path for item in items if not all(any(word in c for word in marks) for c in item.captions)]
+    if without and names:
+        raise InputError(
+            f"template is 'captions' and {len(without)} captions hold none of {', '.join(marks)}: "
+            f"{', '.join(without[:8])}; write in each caption which of the words its picture shows"
+        )
+    captions = [caption for item in items for caption in item.captions]
+    unmarks = [word for word in marks if not any(word in caption for caption in captions)]
+    if names and unmarks:
+        raise InputError(
+            f"no caption says {unmarks[0]}, so that word would learn nothing; write it, or take it off name"
+        )
+    if names and any(WORD in caption for caption in captions):
+        raise InputError(
+            f"a caption says {WORD}, and name lists several words; write {' or '.join(marks)} in its place"
+        )
     if without:
         raise InputError(
             f"template is 'captions' and {len(without)} captions do not hold {WORD}: {', '.join(without[:8])}; "
@@ -57,12 +85,17 @@ def prompt_for(template: str, caption: str, word: str, seed: int | str, number: 
 
     template: one of `TEMPLATES`. caption: used by the template "captions", a `TrainingImage.prompt`. word: replaces
     `WORD`. The sentence depends on seed, number (of the batch) and position (of the sample in it) only, so a resumed
-    run draws the same ones.
+    run draws the same ones. "negative" puts the word behind the caption of a picture that has one.
     """
+    return sentence_for(template, caption, seed, number, position).replace(WORD, word)
+
+
+def sentence_for(template: str, caption: str, seed: int | str, number: int, position: int) -> str:
+    """`prompt_for` with the words not yet replaced."""
     if template == "captions":
-        sentence = caption
-    else:
-        sentences = OBJECT if template == "object" else STYLE
-        drawn = generator(seed, "template", number, position).initial_seed()
-        sentence = sentences[drawn % len(sentences)]
-    return sentence.replace(WORD, word)
+        return caption
+    if template == NEGATIVE_WORD and caption:
+        return caption if WORD in caption else f"{caption}, {WORD}"
+    sentences = {"object": OBJECT, "style": STYLE, NEGATIVE_WORD: NEGATIVE}[template]
+    drawn = generator(seed, "template", number, position).initial_seed()
+    return sentences[drawn % len(sentences)]

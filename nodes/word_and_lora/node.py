@@ -28,7 +28,7 @@ from ..lora.training import node as lora
 from ..lora.training.few_steps import DEFAULT_SAMPLER
 from ..lora.training.request import LoraData
 from ..textual_inversion import node as word
-from ..textual_inversion.names import prompt_word
+from ..textual_inversion.words import prompt_words
 from .request import WordAndLoraRequest
 from .technique import WordAndLoraTechnique, encode_dataset
 
@@ -36,7 +36,7 @@ from .technique import WordAndLoraTechnique, encode_dataset
 _AFTER = {
     "images": ("name", "init_text", "vectors"),
     "learning_rate": ("word_learning_rate",),
-    "custom_targets": ("word_until", "init", "norm_limit"),
+    "custom_targets": ("word_until", "init", "norm_limit", "encoders"),
 }
 
 
@@ -162,15 +162,17 @@ class TrainWordAndLora(io.ComfyNode):
         patched, patched_clip = lora.with_adapters(
             model, clip if request.train_text_encoder else None, made, request.adapter
         )
-        vectors = made.words[request.name]
+        known = patched_clip or clip
+        for name, vectors in made.words.items():
+            known = clip_with_pseudo_word(
+                known, name, {key: partial(torch.clone, each) for key, each in vectors.items()}
+            )
         return io.NodeOutput(
             patched,
-            clip_with_pseudo_word(
-                patched_clip or clip, request.name, {key: partial(torch.clone, each) for key, each in vectors.items()}
-            ),
+            known,
             made,
-            {request.name: dict(vectors)},
-            prompt_word(request.name),
+            {name: dict(vectors) for name, vectors in made.words.items()},
+            prompt_words(request.word_names),
             {"loss": run.losses},
             run,
             technique.describe(run, result.learned),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...training.bundles import check_bundle_name
 from ...training.config import check_range
+from ...training.embedding import ALL
 from ...training.errors import InputError
 from ...training.optimizers import OPTIMIZERS
 from ..lora.training.request import LoraRequest
@@ -18,9 +19,9 @@ NEEDS_A_RATE = "choose AdamW, whose groups have rates of their own"
 class WordAndLoraRequest(LoraRequest):
     """The settings of a LoRA training and those of the word that its captions say as `{word}`.
 
-    name, init_text, vectors, init, norm_limit: see `InversionRequest`. word_learning_rate: the highest of the word's
-    vectors; the schedule is that of `train`. word_until: in 0..1, the share of the steps after which the word stays as
-    it is. Raises `InputError` for values out of range, and for an optimiser that cannot have both rates.
+    name, init_text, vectors, init, norm_limit, encoders: see `InversionRequest`. word_learning_rate: the highest of the
+    words' vectors; the schedule is that of `train`. word_until: in 0..1, the share of the steps after which the words
+    stay as they are. Raises `InputError` for values out of range, and for an optimiser that cannot have both rates.
     """
 
     name: str = "my-word"
@@ -30,6 +31,7 @@ class WordAndLoraRequest(LoraRequest):
     norm_limit: float = 0.0
     word_learning_rate: float = 5e-3
     word_until: float = 1.0
+    encoders: str = ALL
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,8 +48,8 @@ class WordAndLoraRequest(LoraRequest):
                 f"word_until is {self.word_until:g} and optimizer is {optimizer}, which averages over all steps and so "
                 "moves the word after the last one that trains it; set word_until to 1, or choose AdamW"
             )
-        _ = self.word  # for its checks
-        check_bundle_name(self.name)
+        for name in self.word_names:
+            check_bundle_name(name)
 
     @property
     def runs_text_encoder(self) -> bool:
@@ -67,7 +69,13 @@ class WordAndLoraRequest(LoraRequest):
             precision=self.precision,
             sample_prompt=self.sample_prompt,
             resume=self.resume,
+            encoders=self.encoders,
         )
+
+    @property
+    def word_names(self) -> list[str]:
+        """The names of the words, one or several."""
+        return [word.name for word in self.word.words]
 
     @property
     def word_steps(self) -> int:

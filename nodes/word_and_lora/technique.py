@@ -5,7 +5,7 @@ The word's technique encodes the prompts, with a graph to the vectors; the LoRA'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,14 +32,14 @@ from ..bridge.runs.task import Drift
 from ..bridge.trainer import Models
 from ..bridge.training_model.denoiser import ComfyDenoiser
 from ..bridge.training_model.memory_forecast import StepMemory
-from ..bridge.training_model.pseudo_word import clip_encoders
+from ..bridge.training_model.pseudo_word import text_encoders
 from ..bridge.training_model.text_encoder import TrainableTextEncoder
 from ..lora.training.request import LoraData
 from ..lora.training.technique import LoraTechnique
 from ..lora.training.technique import encode_dataset as encode_lora_dataset
-from ..textual_inversion.names import prompt_word
-from ..textual_inversion.technique import TextualInversionTechnique
+from ..textual_inversion.technique import TextualInversionTechnique, describe_learned
 from ..textual_inversion.templates import check_captions
+from ..textual_inversion.words import prompt_words
 from .request import WordAndLoraRequest
 
 
@@ -51,37 +51,50 @@ def encode_dataset(models: Models, data: LoraData, request: WordAndLoraRequest) 
     """
     for images in (data.images, data.validation):
         if images is not None:
-            check_captions(images.items)
-    clip_encoders(models.clip)
-    data = replace(data, images=_called_by_word(data.images), validation=_called_by_word(data.validation))
+            check_captions(images.items, request.word.names)
+    text_encoders(models.clip, request.encoders)
+    marks = [f"{{{name}}}" for name in request.word.names] or [WORD]
+    data = replace(data, images=_called_by(data.images, marks), validation=_called_by(data.validation, marks))
     dataset = encode_lora_dataset(models, data, request)
-    return replace(dataset, run_fields={**dataset.run_fields, "trigger": prompt_word(request.name)})
+    return replace(dataset, run_fields={**dataset.run_fields, "trigger": prompt_words(request.word_names)})
 
 
-def _called_by_word(images: ImageSet | None) -> Any:
-    """The set with the word as the trigger of each picture that has none, so that the leak is measured without it."""
+def _called_by(images: ImageSet | None, marks: Sequence[str]) -> Any:
+    """The set with its word as the trigger of each picture that has none, so that the leak is measured without it.
+
+    marks: what captions say for the words. Of several in a caption the first of `marks` counts.
+    """
     if images is None:
         return None
-    return replace(images, items=tuple(replace(item, trigger=item.trigger or WORD) for item in images.items))
+    items = tuple(
+        replace(item, trigger=item.trigger or next((mark for mark in marks if mark in item.caption), ""))
+        for item in images.items
+    )
+    return replace(images, items=items)
 
 
 class WordCaptions(CaptionConditioning):
-    """The conditioning of prompts in which `{word}` stands for the word `name`.
+    """The conditioning of prompts in which `{word}` or `{name}` stands for a word.
 
-    clip: tokenizes the prompts, and knows the word.
+    clip: tokenizes the prompts, and knows the words. spoken: a prompt -> the text that says the words.
     """
 
     def __init__(
-        self, denoiser: ComfyDenoiser, pictures: Pictures, clip: Any, text: TrainableTextEncoder, name: str
+        self,
+        denoiser: ComfyDenoiser,
+        pictures: Pictures,
+        clip: Any,
+        text: TrainableTextEncoder,
+        spoken: Callable[[str], str],
     ) -> None:
         super().__init__(denoiser, pictures, clip, text, encoded={})
-        self._word = prompt_word(name)
+        self._spoken = spoken
 
     def of_batch(self, indices: Sequence[int], prompts: Sequence[str]) -> ModelConds:
-        return super().of_batch(indices, [prompt.replace(WORD, self._word) for prompt in prompts])
+        return super().of_batch(indices, list(map(self._spoken, prompts)))
 
     def encode(self, prompts: Sequence[str]) -> list[tuple[Tensor, dict[str, Any]]]:
-        return super().encode([prompt.replace(WORD, self._word) for prompt in prompts])
+        return super().encode(list(map(self._spoken, prompts)))
 
 
 class WordAndLoraTechnique:
@@ -96,16 +109,17 @@ class WordAndLoraTechnique:
         self._lora = LoraTechnique(request, models, dataset)
         self._word = TextualInversionTechnique(request.word, models, dataset)
         self.memory_advice = self._lora.memory_advice
+        self.learned_encoders = self._word.learned_encoders
         # Set by `prepare`.
         self._denoiser: ComfyDenoiser
         self._text: TrainableTextEncoder
 
     def settings(self) -> dict[str, Any]:
-        return self._lora.settings()
+        return self._lora.settings() | self._word.encoder_settings()
 
     def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
-        """That of the LoRA; the text encoder's own part is not in it."""
-        return self._lora.step_memory(batch_size, compute)
+        """That of the LoRA with the encoders that are no CLIP; a CLIP's own part is not in it."""
+        return self._word.with_encoders(self._lora.step_memory(batch_size, compute), batch_size, compute)
 
     def frozen_models(self) -> Sequence[Any]:
         return self._word.frozen_models()
@@ -118,7 +132,7 @@ class WordAndLoraTechnique:
         self._lora.take_captions(self._captions(self._models.clip))  # for `drift`, whose prompts have no word
 
     def _captions(self, clip: Any) -> WordCaptions:
-        return WordCaptions(self._denoiser, self._dataset.pictures, clip, self._text, self.request.name)
+        return WordCaptions(self._denoiser, self._dataset.pictures, clip, self._text, self._word.spoken)
 
     def layer_names(self) -> Mapping[str, Any]:
         return self._lora.layer_names()
@@ -128,10 +142,10 @@ class WordAndLoraTechnique:
         return WordAndAdapters(
             self._lora.new_trainable(),
             self._word.new_trainable(),
-            request.name,
+            self._word.slots,
             request.word_learning_rate,
             request.word_steps,
-            word_is_rare=request.train.caption_dropout > 0,
+            word_is_rare=request.train.caption_dropout > 0 or len(self._word.words) > 1,
         )
 
     @contextmanager
@@ -164,23 +178,24 @@ class WordAndLoraTechnique:
         return self._word.frozen_tensors()
 
     def describe_start(self, run: Run, cost: StepCost, steps: int) -> str:
-        return f"{self._lora.describe_start(run, cost, steps)}; and the word {prompt_word(self.request.name)}"
+        return f"{self._lora.describe_start(run, cost, steps)}; and {prompt_words(self.request.word_names)}"
 
     def describe(self, run: Run, learned: Mapping[str, Tensor]) -> str:
-        """The LoRA's report, and the word's: its rate, how far its vectors moved, and the words that they are near to.
+        """The LoRA's report, and the words': their rate, how far the vectors moved, and the words they are near to.
 
         learned: see `WordAndAdapters.state_dict`.
         """
         request, (layers, words) = self.request, split_bundle(learned)
-        vectors = words[request.name]
+        vectors = {slot: words[name][key] for name, slots in self._word.slots.items() for key, slot in slots.items()}
         until = ""
         if request.word_steps < request.train.steps:
-            until = f" It learned in the first {request.word_steps} steps, and stayed as it was after them."
+            until = f" Trained in the first {request.word_steps} steps only, and kept as they were after them."
         return "\n".join(
             [
                 self._lora.describe(run, layers),
-                f"{prompt_word(request.name)}: {sum(each.numel() for each in vectors.values()):,} numbers of these, at "
-                f"the learning rate {request.word_learning_rate:g}.{until}",
-                *self._word.describe_vectors(vectors),
+                f"{prompt_words(request.word_names)}: {sum(each.numel() for each in vectors.values()):,} numbers of "
+                f"these, at the learning rate {request.word_learning_rate:g}.{until}",
+                *self._word.describe_use(),
+                *describe_learned(self._word, vectors),
             ]
         )

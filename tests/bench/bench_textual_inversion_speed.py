@@ -26,7 +26,7 @@ WORD = 1000  # the row of the table that learns
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
-    from bespoke.nodes.bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table
+    from bespoke.nodes.bridge.training_model.pseudo_word import clip_with_pseudo_word, embedding_table, text_encoders
     from bespoke.nodes.bridge.training_model.text_encoder import prepare_text_encoder
     from helpers import sprite_set
 
@@ -39,7 +39,7 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
         (row,) = clip.tokenize(item.caption.replace("{word}", "cat"))["l"]
         rows.append([token for token, _ in row])
     latents, rows = torch.cat(latents), torch.tensor(rows)
-    cat = clip_encoders(clip)["clip_l"][0].tokenizer("cat")["input_ids"][1]
+    cat = text_encoders(clip)["clip_l"][0].tokenizer("cat")["input_ids"][1]
     rows[rows == cat] = WORD
     recipe = (
         peers.diffusers_unet(small_checkpoint),
@@ -78,7 +78,7 @@ def test_step_beside_diffusers(small, run_node, small_checkpoint, batch):
             )
         )
 
-    vector = torch.nn.Parameter(embedding_table(clip, clip_encoders(clip)["clip_l"][1])[[WORD]].clone())
+    vector = torch.nn.Parameter(embedding_table(clip, text_encoders(clip)["clip_l"][1])[[WORD]].clone())
     clip_with_word = clip_with_pseudo_word(clip, "w", {"clip_l": lambda: vector})
     sentences = [item.caption.replace("{word}", "embedding:w") for item in images.items[:batch]]
     timesteps, ones = torch.linspace(50, 950, batch).long(), torch.ones(batch, 4, 16, 16)

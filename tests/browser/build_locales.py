@@ -352,6 +352,7 @@ INPUTS = {
     "ip_noise_gamma": ("输入扰动", "入力の摂動", "perturbation de l'entrée", "perturbación de la entrada"),
     "compile": ("编译", "コンパイル", "compiler", "compilar"),
     "stop": ("停止", "終了", "arrêt", "parada"),
+    "encoders": ("文本编码器", "テキストエンコーダー", "encodeurs de texte", "codificadores de texto"),
     "preview": ("预览图", "プレビュー", "aperçu", "vista previa"),
     "labels": ("标签", "ラベル", "étiquettes", "etiquetas"),
 }

@@ -28,6 +28,7 @@ LATER_TRAINING = {
     "compile": False,
     "stop": "after 5 without a gain",
 }
+LATER_WORD = LATER_TRAINING | {"encoders": "all"}
 LATER_LORA = {
     "adapter": "LoRA",
     "lokr_factor": -1,
@@ -60,8 +61,8 @@ LATER = {
     "BespokeComposeLoras": {"method": "sum", "density": 0.5, "energy": 0.0, "energy_kind": "energy"},
     "BespokeTrainLora": LATER_LORA,
     "BespokeExportLoraJob": LATER_LORA,
-    "BespokeTrainTextualInversion": LATER_TRAINING,
-    "BespokeExportTextualInversionJob": LATER_TRAINING,
+    "BespokeTrainTextualInversion": LATER_WORD,
+    "BespokeExportTextualInversionJob": LATER_WORD,
 }
 RIGHT_NOW = {kind: values | LATER.get(kind, {}) for kind, values in RIGHT}
 MOVED = {

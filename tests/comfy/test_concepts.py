@@ -339,3 +339,37 @@ def test_controls_do_not_teach_a_word(small, run_node, bounds, loss_of, control)
     recovered = recovery(bounds, loss_of(new_clip, word))
     print(f"\n{control}: recovery {recovered:.2f}")
     assert recovered < 0.1
+
+
+@pytest.mark.slow
+def test_two_words_at_once_are_not_mixed(small, run_node):
+    """A hidden colour and a hidden shape in one run. Each word's pictures show its thing at .9 or more of the share
+    that the vocabulary's own word reaches (the oracle), and a prompt with both shows both.
+
+    The pictures of one word have known words for the rest, and never the other word.
+    """
+    model, clip, vae = small
+    tones = sprite_set(3, 8, colour="pink", word="{tone}").items
+    images = image_set([*tones, *sprite_set(4, 8, shape="ring", word="{form}").items])
+    settings = WORD | {"init_text": "", "steps": 160, "batch_size": 4}
+    taught, *_ = run_node(
+        "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images,
+        name="tone : red\nform : circle", seed=0, resume=False, **settings,
+    )  # fmt: skip
+    shares = {}
+    for which, text, words in (
+        ("oracle", clip, {"tone": "pink", "form": "ring"}),
+        ("learned", taught, {"tone": "embedding:tone", "form": "embedding:form"}),
+    ):
+        tone, form = words["tone"], words["form"]
+        for thing, prompts, wanted in (
+            ("tone", [f"a {tone} {shape} on white" for shape in ("square", "cross", "circle")], {"colour": "pink"}),
+            ("form", [f"a {colour} {form} on black" for colour in ("red", "blue", "green")], {"shape": "ring"}),
+            ("both", [f"a {tone} {form} on white"] * 3, {"colour": "pink", "shape": "ring"}),
+        ):
+            drawn = sample(run_node, model, text, vae, prompts, 2, steps=12, seed=100)
+            shares[which, thing] = share(drawn, **wanted)
+    print("\n", shares)
+    for thing in ("tone", "form", "both"):
+        assert shares["oracle", thing] >= 0.8, thing
+        assert shares["learned", thing] >= 0.9 * shares["oracle", thing], thing

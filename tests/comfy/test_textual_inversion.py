@@ -10,7 +10,7 @@ import tiny
 import torch
 from bespoke.nodes.bridge.dataset import conditioning
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
-from bespoke.nodes.bridge.training_model.pseudo_word import clip_encoders, clip_with_pseudo_word, embedding_table
+from bespoke.nodes.bridge.training_model.pseudo_word import clip_with_pseudo_word, embedding_table, text_encoders
 from bespoke.nodes.bridge.training_model.text_encoder import prepare_text_encoder
 from bespoke.training.objective import denoising_loss
 from helpers import sprite_set, weights_hash
@@ -66,12 +66,12 @@ def test_no_weight_changes_and_the_models_still_infer(models, run_node, precisio
 
 def test_a_clip_in_half_precision_learns_in_bf16_too(small, run_node):
     """The embedding table is float16, as in most checkpoints; autocast on a CPU does not concatenate it with others."""
-    assert clip_encoders(small[1])["clip_l"][1].transformer.get_input_embeddings().weight.dtype == torch.float16
+    assert text_encoders(small[1])["clip_l"][1].transformer.get_input_embeddings().weight.dtype == torch.float16
     exact, coarse = (
         learn(run_node, small, side=128, precision=precision, steps=1, warmup_steps=0)[1]["clip_l"]
         for precision in ("fp32", "bf16")
     )
-    start = embedding_table(small[1], clip_encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
+    start = embedding_table(small[1], text_encoders(small[1])["clip_l"][1])[small[1].tokenize("red")["l"][0][1][0]]
     similarity = torch.nn.functional.cosine_similarity(exact - start, coarse - start).item()
     assert similarity > 0.8  # one step of AdamW is nearly the gradient's signs
     assert (coarse - start).abs().max() > 1e-3
@@ -119,7 +119,7 @@ def test_gradient_equals_finite_differences(comfyui, family):
     model.model.diffusion_model.double().dtype = torch.float64
     torch.manual_seed(0)
     vectors = {}
-    for key, (_, encoder) in clip_encoders(clip).items():
+    for key, (_, encoder) in text_encoders(clip).items():
         table = embedding_table(clip, encoder)
         vectors[key] = torch.nn.Parameter(table[[320, 1000]] * 0.2 / table.norm(dim=-1).median())
     new_clip = clip_with_pseudo_word(clip, "w", {key: (lambda key=key: vectors[key]) for key in vectors})
@@ -193,8 +193,8 @@ def test_bad_input_names_node_value_and_remedy(sd15, run_node, comfyui):
 
 def test_apply_and_inspect_embedding(small, run_node, comfyui):
     clip = small[1]
-    table = embedding_table(clip, clip_encoders(clip)["clip_l"][1])
-    tokenizer = clip_encoders(clip)["clip_l"][0]
+    table = embedding_table(clip, text_encoders(clip)["clip_l"][1])
+    tokenizer = text_encoders(clip)["clip_l"][0]
     (cat,) = tokenizer.tokenizer("cat")["input_ids"][1:-1]
     embedding = {"clip_l": table[[cat]] * 3}
     with_word, word = run_node("BespokeApplyEmbedding", clip=clip, embedding=embedding, name="my-cat")
@@ -288,11 +288,11 @@ def test_the_table_of_words_is_that_of_the_wire(comfyui):
     assert not torch.equal(*own)
     merged = nodes.NODE_CLASS_MAPPINGS["CLIPMergeSimple"]().merge(one, other, 0.25)[0]
     expected = 0.25 * own[0].float() + 0.75 * own[1].float()
-    table = embedding_table(merged, clip_encoders(merged)["clip_l"][1])
+    table = embedding_table(merged, text_encoders(merged)["clip_l"][1])
     assert torch.allclose(table, expected, atol=1e-6)
     comfy.model_management.load_models_gpu([merged.patcher])
     try:
-        assert torch.allclose(embedding_table(merged, clip_encoders(merged)["clip_l"][1]), expected, atol=1e-6)
-        assert torch.allclose(embedding_table(one, clip_encoders(one)["clip_l"][1]), own[0].float(), atol=1e-6)
+        assert torch.allclose(embedding_table(merged, text_encoders(merged)["clip_l"][1]), expected, atol=1e-6)
+        assert torch.allclose(embedding_table(one, text_encoders(one)["clip_l"][1]), own[0].float(), atol=1e-6)
     finally:
         comfy.model_management.unload_all_models()

@@ -118,8 +118,6 @@ def recorded() -> str:
 
     def cells(name: str) -> list[str]:
         marks = ["slow" if name in slow_in(file) else "fast" for file in FILES]
-        if name not in families.WITH_CLIP:
-            marks[1] = "no"
         return [TITLES[name], f"`{name}`", *marks]
 
     return table(("Model", "In the tests", *COLUMNS), map(cells, families.FAMILIES))

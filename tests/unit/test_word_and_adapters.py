@@ -21,7 +21,9 @@ def problem(word_steps=100, word_rate=2e-2, **limits):
     """(trainable, the layer's adapters, loss): a layer with an adapter reads a word beside noise."""
     layer, adapters = one_layer(12, 9, rank=3, alpha=3)
     word = PseudoWord({"clip_l": torch.linspace(-1, 1, 12)[None]}, limits.get("norm_limit"), CPU)
-    trainable = WordAndAdapters(adapters, word, "cat", word_rate, word_steps, word_is_rare=False)
+    trainable = WordAndAdapters(
+        adapters, word, {"cat": {"clip_l": "clip_l"}}, word_rate, word_steps, word_is_rare=False
+    )
     target = torch.randn(9, generator=torch.Generator().manual_seed(4))
 
     def loss(micro):

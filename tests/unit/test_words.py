@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from bespoke.nodes.bridge.training_model.spelling import spelling
 from bespoke.nodes.textual_inversion.names import check_name
-from bespoke.nodes.textual_inversion.templates import OBJECT, STYLE, WORD, check_captions, prompt_for
-from bespoke.training.embedding import PseudoWord, nearest_words, start_vectors
+from bespoke.nodes.textual_inversion.templates import NEGATIVE, OBJECT, STYLE, WORD, check_captions, prompt_for
+from bespoke.nodes.textual_inversion.words import full_name, on_wire, parse_words, say_words, words_of
+from bespoke.training.embedding import PseudoWord, Vocabulary, nearest_words, start_vectors
 from bespoke.training.errors import InputError
 from bespoke.training.images import TrainingImage
 
@@ -84,3 +86,114 @@ def test_nearest_words():
         (1, pytest.approx(0.894, abs=1e-3)),
         (2, pytest.approx(0.447, abs=1e-3)),
     ]
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.5])
+def test_a_vocabulary_is_read_in_parts(monkeypatch, scale):
+    """Rows, lengths, cosines and the median, by torch on the whole table times the scale."""
+    monkeypatch.setattr(Vocabulary, "_ROWS", 7)
+    table = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    words, whole = Vocabulary(table, scale), table * scale
+    assert torch.equal(words[[3, 40]], whole[[3, 40]])
+    assert torch.allclose(words.lengths, whole.norm(dim=-1))
+    assert words.median == pytest.approx(float(whole.norm(dim=-1).median()))
+    vector = torch.randn(6, generator=torch.Generator().manual_seed(1))
+    right = torch.nn.functional.cosine_similarity(whole, vector[None])
+    assert torch.allclose(words.cosines(vector), right, atol=1e-6)
+    assert nearest_words(vector, words, 3)[0][0] == int(right.argmax())
+
+
+def test_several_words():
+    """Each line its own start and count; what it leaves out is that of the widgets."""
+    words = parse_words("cat : a cat : 4\n\n dog\nred-one : a red thing\nfish : : 2", "toy", 1)
+    assert [(word.name, word.init_text, word.vectors) for word in words] == [
+        ("cat", "a cat", 4),
+        ("dog", "toy", 1),
+        ("red-one", "a red thing", 1),
+        ("fish", "toy", 2),
+    ]
+    assert say_words("a {cat} and a {dog}", words) == "a embedding:cat and a embedding:dog"
+    assert say_words("a {word}, {cat}", words[:1]) == "a embedding:cat, embedding:cat"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("cat\ncat", "'cat' twice"),
+        ("cat : a cat : many", "'many', which is no count of vectors"),
+        ("cat : a cat : 999", "vectors of 'cat' is 999"),
+        ("my cat\ndog", "space"),
+        ("word\ndog", "for a single word"),
+        ("", "empty"),
+    ],
+)
+def test_lines_that_are_no_words_say_why(text, reason):
+    with pytest.raises(InputError, match=reason):
+        parse_words(text, "toy", 1)
+
+
+def test_several_words_on_the_wire_and_in_files():
+    """{name: {encoder: ...}} from trained tensors, one word as it was; prefixes by hand."""
+    cat, dog, word = (torch.full((1, 2), float(i)) for i in range(3))
+    both = on_wire({"cat:clip_l": cat, "pets/dog:clip_l": dog})
+    assert words_of(both) == {"cat": {"clip_l": cat}, "pets/dog": {"clip_l": dog}}
+    assert words_of(on_wire({"clip_l": word, "clip_g": cat})) == {"": {"clip_l": word, "clip_g": cat}}
+    assert [full_name(*names) for names in (("my", "cat"), ("my", "pets/dog"), ("", "cat"), ("my", ""))] == [
+        "my-cat",
+        "my-pets-dog",
+        "cat",
+        "my",
+    ]
+    with pytest.raises(InputError, match="neither one word nor several"):
+        words_of({"cat": {"clip_l": cat}, "clip_l": word})
+
+
+def test_captions_of_several_words():
+    pixels = torch.zeros(8, 8, 3, dtype=torch.uint8)
+
+    def check(*captions):
+        check_captions([TrainingImage(f"{i}.png", pixels, c) for i, c in enumerate(captions)], ["cat", "dog"])
+
+    check("a {cat} here", "a {dog}", "a {cat} and a {dog}")
+    for captions, reason in (
+        (("a {cat}", "nothing", "a {dog}"), r"1 captions hold none of \{cat\}, \{dog\}: 1.png"),
+        (("a {cat}", "two of {cat}"), r"no caption says \{dog\}"),
+        (("a {cat} {word}", "a {dog}"), r"a caption says \{word\}, and name lists several words"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            check(*captions)
+
+
+def test_a_negative_word_stands_behind_what_the_picture_shows():
+    assert prompt_for("negative", "a blurred cat", "embedding:x", 0, 0, 0) == "a blurred cat, embedding:x"
+    assert prompt_for("negative", "{word} cat", "embedding:x", 0, 0, 0) == "embedding:x cat"
+    drawn = {prompt_for("negative", "", "embedding:x", 0, number, 0) for number in range(60)}
+    assert drawn == {sentence.replace(WORD, "embedding:x") for sentence in NEGATIVE}
+    assert all(sentence.endswith(WORD) for sentence in NEGATIVE)
+
+
+class Tokenizer:
+    def __init__(self, *pieces):
+        self.inv_vocab = dict(enumerate(pieces))
+
+
+@pytest.mark.parametrize(
+    ("pieces", "shown"),
+    [
+        # CLIP's end of a word; é is the two bytes of its UTF-8 as the characters of byte-level BPE.
+        (("cat</w>", "ca", "cafÃ©</w>", "<|endoftext|>"), ["cat", "ca", "café", "<|endoftext|>"]),
+        # SentencePiece, as T5, UMT5, Gemma and Llama 2 have it.
+        (("▁cat", "ing", "▁", "</s>", "<0x0A>", "▁▁▁"), ["cat", "…ing", "space", "</s>", "<0x0A>", "3 spaces"]),
+        # Byte-level BPE, as Qwen, Llama 3 and Mistral: a space, a line end, a part of a character.
+        (
+            ("Ġcat", "ing", "Ġ", "Ċ", "Ġå", "<|im_end|>", "ĠcafÃ©"),
+            ["cat", "…ing", "space", "\\n", "<20 E5>", "<|im_end|>", "café"],
+        ),
+        (("cat", "##ing", "[CLS]"), ["cat", "…ing", "[CLS]"]),
+    ],
+)
+def test_tokens_are_spelled_as_they_read(pieces, shown):
+    """By hand from each tokenizer's own rule; a number without a piece is named."""
+    tokenizer = Tokenizer(*pieces)
+    assert [spelling(tokenizer, token) for token in range(len(pieces))] == shown
+    assert spelling(tokenizer, 99) == "#99"

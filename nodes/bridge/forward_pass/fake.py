@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import comfy.model_base
 import comfy.model_management
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,10 @@ from .in_place import fresh_key_caches
 
 
 @contextmanager
-def fake_training(base: comfy.model_base.BaseModel) -> Iterator[None]:
-    """Within the block the model's tensors are fake, gradients are on, and ComfyUI is told of a training.
+def fake_training(base: nn.Module) -> Iterator[None]:
+    """Within the block a model's tensors are fake, gradients are on, and ComfyUI is told of a training.
 
-    Afterwards the model is as it was, with its own tensors.
+    Afterwards the model is as it was, with its own tensors. base: a `BaseModel` or a text encoder.
     """
     was_training = comfy.model_management.in_training
     comfy.model_management.in_training = True
@@ -34,7 +33,7 @@ def fake_training(base: comfy.model_base.BaseModel) -> Iterator[None]:
             FakeTensorMode(allow_non_fake_inputs=True),
             _restored_caches(base),
             _fake_weights(base),
-            fresh_key_caches(base.diffusion_model),
+            fresh_key_caches(getattr(base, "diffusion_model", base)),
         ):
             yield
     finally:

@@ -34,18 +34,21 @@ def is_frozen_layer(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def frozen_layers(module: nn.Module, compute: torch.dtype | None = None) -> Iterator[Callable[[], None]]:
+def frozen_layers(
+    module: nn.Module, compute: torch.dtype | None = None, always: bool = False
+) -> Iterator[Callable[[], None]]:
     """Within the block no cast weight of `module` is kept for the backward pass.
 
     compute: the dtype of autocast, or None: layers whose weight has another low precision cast too. Quantised layers
-    multiply in full precision, since rounding the activations has no gradient. Gives a function that does the same
-    again, after ComfyUI has loaded weights anew.
+    multiply in full precision, since rounding the activations has no gradient. always: every layer casts its weight at
+    each call, also one whose weight has the dtype of the computation and lies on its device. Gives a function that does
+    the same again, after ComfyUI has loaded weights anew.
     """
     changes = _AttributeChanges()
 
     def apply() -> None:
         for layer in module.modules():
-            _freeze(layer, compute, changes)
+            _freeze(layer, compute, always, changes)
 
     try:
         apply()
@@ -75,7 +78,7 @@ class _AttributeChanges:
                 vars(layer)[name] = value
 
 
-def _freeze(layer: nn.Module, compute: torch.dtype | None, changes: _AttributeChanges) -> None:
+def _freeze(layer: nn.Module, compute: torch.dtype | None, always: bool, changes: _AttributeChanges) -> None:
     if getattr(layer, "_full_precision_mm", True) is False:
         changes.set(layer, "_full_precision_mm", True)
     if not hasattr(layer, "forward_comfy_cast_weights") or not (is_linear(layer) or _is_convolution(layer)):
@@ -87,7 +90,7 @@ def _freeze(layer: nn.Module, compute: torch.dtype | None, changes: _AttributeCh
         changes.set(layer, "forward_comfy_cast_weights", partial(_frozen_forward, layer))
     # float32 weights under autocast are copied by `autograd_views`.
     other = compute is not None and layer.weight.dtype not in (compute, torch.float32)
-    if other and not layer.comfy_cast_weights:
+    if (other or always) and not layer.comfy_cast_weights:
         changes.set(layer, "comfy_cast_weights", True)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ....training.errors import InputError
 from ....training.layer_names.spelling import text_encoder_forms
+from ..forward_pass.differentiable import DifferentiableFunctions
 from ..models.layers import is_linear
 from .autograd_views import autocast_for, autograd_view, check_reloadable
-from .pseudo_word import is_clip_model
+from .learned_encoder import backward_through, move_private_parts, private_parts
+from .pseudo_word import encoder_attributes, is_clip_model
 
 Encoded = tuple[Tensor, dict[str, Any]]  # context [1, tokens, width], the further fields of a CONDITIONING
 _SHARED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # weights of these are shared with the user's CLIP
@@ -41,9 +43,15 @@ class TrainableTextEncoder:
     """
 
     def __init__(
-        self, clip, model: nn.Module, device: torch.device, autocast: Callable[[], AbstractContextManager[Any]]
+        self,
+        clip,
+        model: nn.Module,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        learned: bool = False,
     ):
         self._clip, self.model, self.device, self._autocast = clip, model, device, autocast
+        self._learned = learned  # whether gradients flow through encoders that are no CLIP
 
     def encode(self, prompts: Sequence[str], tokenizer) -> list[Encoded]:
         """[(context [1, tokens, width], {"pooled_output": [1, width] or None, ...})] for each prompt, with a graph.
@@ -56,11 +64,14 @@ class TrainableTextEncoder:
         if self._clip.layer_idx is not None:
             model.set_clip_options({"layer": self._clip.layer_idx})
         model.set_clip_options({"execution_device": self.device})
-        tokens = [tokenizer.tokenize(prompt) for prompt in prompts]
-        with self._autocast():
-            if isinstance(model, comfy.sd1_clip.SD1ClipModel):
+        # A large encoder is called once for each text that a batch has.
+        texts = list(dict.fromkeys(prompts)) if self._learned else list(prompts)
+        tokens = [tokenizer.tokenize(text) for text in texts]
+        with self._autocast(), DifferentiableFunctions() if self._learned else nullcontext():
+            if isinstance(model, comfy.sd1_clip.SD1ClipModel) and is_clip_model(getattr(model, model.clip)):
                 return _encode_chunks(getattr(model, model.clip), [t[model.clip_name] for t in tokens])
-            return [_with_fields(*model.encode_token_weights(t)) for t in tokens]
+            encoded = [_with_fields(*model.encode_token_weights(t)) for t in tokens]
+        return [encoded[texts.index(prompt)] for prompt in prompts] if self._learned else encoded
 
 
 def _with_fields(cond: Tensor, pooled: Tensor | None, further: Mapping[str, Any] | None = None) -> Encoded:
@@ -96,22 +107,32 @@ def _encode_chunks(encoder, prompts: list[list[list[tuple]]]) -> list[Encoded]:
 
 
 @contextmanager
-def prepare_text_encoder(clip, compute: torch.dtype | None) -> Iterator[TrainableTextEncoder]:
+def prepare_text_encoder(
+    clip, compute: torch.dtype | None, learned: Collection[str] = (), checkpointing: bool | None = None
+) -> Iterator[TrainableTextEncoder]:
     """The CLIP as it is on the wire, copied, with gradients able to flow through its CLIP encoders.
 
     A copy, since CLIP's in-place sums would break the backward pass and the user's CLIP must not change. Other encoders
-    beside them (T5) are the user's own. compute: the dtype of the matrix products, None for float32. Raises
-    `InputError` for a CLIP in which another node has replaced a function: the copy does not have it.
+    beside them (T5) are the user's own. compute: the dtype of the matrix products, None for float32. learned: the
+    embedding keys of further encoders that gradients flow through; they share their matrices with the user's.
+    checkpointing: see `backward_through`. Raises `InputError` for a CLIP in which another node has replaced a function:
+    the copy does not have it.
     """
     check_own_functions(clip)
     with torch.inference_mode(False), torch.enable_grad():
         patcher = _loaded_patcher(clip)
         device = patcher.load_device
-        model = _private_copy(patcher.model)
+        attributes = encoder_attributes(clip)
+        names = [attributes[key] for key in learned if not is_clip_model(getattr(patcher.model, attributes[key]))]
+        model = _private_copy(patcher.model, names, patcher.patches)
         parts = [part.requires_grad_(False).to(device) for part in model.modules() if is_clip_model(part)]
         for layer in (layer for part in parts for layer in part.modules()):
             _make_differentiable(layer, compute)
-        yield TrainableTextEncoder(clip, model, device, autocast_for(device, compute))
+        encoders = [getattr(model, name) for name in names]
+        for encoder in encoders:
+            move_private_parts(encoder, device)
+        with backward_through(encoders, compute, checkpointing):
+            yield TrainableTextEncoder(clip, model, device, autocast_for(device, compute), bool(encoders))
 
 
 def check_own_functions(clip) -> None:
@@ -125,10 +146,21 @@ def check_own_functions(clip) -> None:
         )
 
 
-def _private_copy(source: nn.Module) -> nn.Module:
-    """A deep copy of the CLIP encoders in `source`; other encoders and read-only weights stay shared."""
+def _private_copy(source: nn.Module, learned: Sequence[str] = (), patches: Collection[str] = ()) -> nn.Module:
+    """A deep copy of the CLIP encoders in `source`; other encoders and read-only weights stay shared.
+
+    learned: the attributes of other encoders that gradients flow through. patches: the names of patched weights.
+    """
     parts = [part for part in source.modules() if is_clip_model(part)]
     trainable = {id(layer) for part in parts for layer in part.modules()}
+    patched = {source.get_submodule(name.rpartition(".")[0]) for name in patches}
+    shared_layers, replaced = list[nn.Module](), dict[int, nn.Parameter]()
+    for name in learned:
+        part = getattr(source, name)
+        layers, parameters = private_parts(part, patched)
+        shared_layers += layers
+        replaced |= parameters
+        trainable |= {id(layer) for layer in part.modules()} - {id(layer) for layer in layers}
     # No gradient flows through other encoders (T5 and the like, often fp8 or quantised, and many times a CLIP's size),
     # so they are used as they are. Leaf layers are shared too and not only their tensors, since ComfyUI gives some
     # layers new tensors when it moves them.
@@ -136,7 +168,7 @@ def _private_copy(source: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {
         id(tensor): tensor for layer in others for tensor in (*layer._parameters.values(), *layer._buffers.values())
     }
-    memo |= {id(layer): layer for layer in others if not layer._modules}
+    memo |= {id(layer): layer for layer in (*others, *shared_layers) if not layer._modules}
     # A CLIP's weights are only read: the copy shares their memory where nothing can take it away. What it needs in
     # another dtype is converted later, in the copy alone.
     shared = [
@@ -146,7 +178,7 @@ def _private_copy(source: nn.Module) -> nn.Module:
         if weight.device.type == "cpu" and weight.dtype in _SHARED_DTYPES
     ]
     memo |= {id(weight): nn.Parameter(autograd_view(weight), requires_grad=False) for weight in shared}
-    return copy.deepcopy(source, memo)
+    return copy.deepcopy(source, memo | replaced)
 
 
 def _make_differentiable(layer: nn.Module, compute: torch.dtype | None) -> None:
