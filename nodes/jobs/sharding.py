@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,20 @@ def shard_blocks(blocks: Iterable[torch.nn.Module], device: torch.device) -> Non
         # The default (None) would not reshard a root module. Every block is a root, so that in the end each device
         # would hold the whole base.
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        block.register_forward_pre_hook(_own_arguments, with_kwargs=True)  # runs after the hook of `fully_shard`
+
+
+def _own_arguments(_block: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple, dict]:
+    """The arguments of a block as tensors that it may write to.
+
+    FSDP2 gives a block views that one function returns together, and autograd refuses to write to such views. Flux's
+    blocks do (`img += ...`).
+    """
+    return tuple(map(_own, args)), {name: _own(value) for name, value in named.items()}
+
+
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) and value.requires_grad else value
 
 
 def shard_base(denoiser: ComfyDenoiser, device: torch.device) -> tuple[int, int]:

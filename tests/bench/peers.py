@@ -37,6 +37,31 @@ def diffusers_unet(checkpoint: Path):
     return unet.requires_grad_(False)
 
 
+def random_unet(sdxl: bool, device: torch.device, small: bool = False):
+    """diffusers' U-Net of SD1.5 or SDXL in its released configuration with random weights, bfloat16, frozen.
+
+    small: the same blocks with few channels.
+    """
+    from diffusers import UNet2DConditionModel
+
+    config: dict = dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    if sdxl:
+        config = dict(
+            sample_size=128, cross_attention_dim=2048, attention_head_dim=(5, 10, 20),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280), transformer_layers_per_block=(1, 2, 10), use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        )  # fmt: skip
+    if small:
+        channels = (32, 64, 64) if sdxl else (32, 64, 64, 64)
+        config |= dict(block_out_channels=channels, attention_head_dim=2, cross_attention_dim=48)
+        config |= dict(transformer_layers_per_block=(1, 1, 2)) if sdxl else {}
+    with torch.device(device):
+        unet = UNet2DConditionModel(**config)
+    return unet.to(torch.bfloat16).requires_grad_(False)
+
+
 def scheduler():
     """SD1.5's training schedule."""
     from diffusers import DDPMScheduler
@@ -70,6 +95,7 @@ class PeftLora:
 
         torch.manual_seed(seed)
         self.unet, self.latents, self.contexts, self.batch = unet, latents, contexts, batch
+        self.further: dict = {}  # arguments of the network besides, such as SDXL's pooled vector and sizes
         if getattr(unet, "peft_config", None):
             unet.delete_adapters("default")
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
@@ -92,10 +118,10 @@ class PeftLora:
         chosen, self.order = self.order[: self.batch], self.order[self.batch :]
         latent = self.latents[chosen]
         noise = torch.randn_like(latent)
-        timesteps = torch.randint(0, 1000, (self.batch,))
+        timesteps = torch.randint(0, 1000, (self.batch,), device=latent.device)
         noisy = self.noising.add_noise(latent, noise, timesteps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            predicted = self.unet(noisy, timesteps, self.contexts[chosen], return_dict=False)[0]
+        with torch.autocast(latent.device.type, torch.bfloat16, enabled=self.bf16):
+            predicted = self.unet(noisy, timesteps, self.contexts[chosen], **self.further, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -11,8 +11,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytest
-
 _base: Path | None = None
 
 
@@ -24,6 +22,8 @@ def start_comfyui() -> Path:
         return _base
     comfyui = os.environ.get("COMFYUI_PATH")
     if not comfyui or not (Path(comfyui) / "comfy").is_dir():
+        import pytest  # here, as `call_node` is used without it too
+
         pytest.exit("COMFYUI_PATH does not name a ComfyUI folder: run the tests with `python3 dev.py test`", 2)
     sys.path.insert(0, comfyui)
     # First, as in main.py: older versions put comfy/ on sys.path, whose utils.py would hide ComfyUI's package `utils`.
