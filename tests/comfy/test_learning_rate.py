@@ -128,9 +128,10 @@ def test_a_search_with_so_many_probes_that_fewer_pictures_are_scored_begins_anew
 
 def test_a_lower_loss_of_a_rate_that_swings_is_explained():
     probes = {rate: Probe(rate, 4, 100, loss, [loss], [0.1] * 4) for rate, loss in ((1e-3, 0.2), (2e-3, 0.19))}
-    told = describe(Found((1e-3, 2e-3, 3e-3), probes, 0.3, 1e-3, ProbePlan(4, 1, 4), True, 2, 1.0, 4, True, ""))
-    assert told.startswith("Learning rate 0.001: the lowest loss with steady steps of 2 tried")
-    assert "0.002 has a lower loss and was not chosen, since its last steps had higher losses" in told
+    told = describe(Found((1e-3, 2e-3, 3e-3), probes, 0.3, 1e-3, ProbePlan(4, 1, 4), True, 2, 1.0, 4, True, "", 1e-3))
+    assert told.startswith("Learning rate 0.001 for 100 steps.")
+    assert "0.001 has the lowest loss with steady steps after 4 steps" in told
+    assert "0.002 has a lower loss and does not count as the best, since its last steps had higher losses" in told
     assert "worse" not in told
 
 
@@ -250,7 +251,7 @@ def test_a_rate_at_an_edge_of_the_range_says_to_widen_it(run_node, models, sets)
 )
 def test_a_range_is_moved_within_what_the_trainers_take(rates, rate, words):
     probes = {each: Probe(each, 4, 100, 0.1 if each == rate else 0.2, [0.1], [0.1] * 4) for each in rates}
-    found = Found(rates, probes, 0.3, rate, ProbePlan(4, 1, 4), True, 3, 1.0, 4, True, "")
+    found = Found(rates, probes, 0.3, rate, ProbePlan(4, 1, 4), True, 3, 1.0, 4, True, "", rate)
     assert words in describe(found)
 
 

@@ -10,6 +10,7 @@ from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.picture_scores import TRAINED_SAMPLE
 from bespoke.training.rate_search import (
+    HORIZON,
     LEAST_STEPS,
     SHARE,
     best_by_sections,
@@ -17,6 +18,7 @@ from bespoke.training.rate_search import (
     is_hopeless,
     most_asked,
     plan_probes,
+    rate_for_training,
     rates_between,
 )
 
@@ -104,3 +106,34 @@ def test_a_probe_is_ended_where_its_losses_are_far_above_the_best():
     assert not is_hopeless([0.29] * 8, best)
     assert is_hopeless([0.1] * 4 + [0.31] * 4, best)
     assert not is_hopeless([9.0] * 8, [])
+
+
+def parabola(rates, lowest):
+    """{rate: a loss of which the lowest point over log(rate) is at `lowest`}."""
+    return {rate: 0.2 + 0.05 * math.log(rate / lowest) ** 2 for rate in rates}
+
+
+@pytest.mark.parametrize("lowest", [4e-4, 1e-3, 2e-3])
+def test_the_rate_for_a_training_is_lower_than_the_lowest_point_of_short_ones(lowest):
+    """By hand: the power of the share of the steps times the lowest point of the parabola, on a fine grid of rates."""
+    tried = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    losses = parabola(tried, lowest)
+    fine = [1e-5 * 1.02**i for i in range(400)]
+    found = rate_for_training(fine, min(losses, key=losses.get), losses, 8 / 200)
+    assert found == pytest.approx(lowest * (8 / 200) ** HORIZON, rel=0.011)
+    assert rate_for_training(fine, min(losses, key=losses.get), losses, 1.0) == pytest.approx(lowest, rel=0.011)
+
+
+def test_the_rate_for_a_training_without_neighbours_of_the_best():
+    """The best is at the end of those that could be trained: only the length counts."""
+    losses = {1e-3: 0.2, 3e-3: 0.1, 1e-2: math.inf}
+    fine = [1e-5 * 1.02**i for i in range(400)]
+    assert rate_for_training(fine, 3e-3, losses, 0.04) == pytest.approx(3e-3 * 0.04**HORIZON, rel=0.011)
+    assert rate_for_training((1e-3, 3e-3), 3e-3, losses, 0.04) == 1e-3  # 1.68e-3 is nearer to 1e-3 by its logarithm
+
+
+def test_a_best_probe_off_the_lowest_point_moves_half_way_at_most():
+    """A rate that swings has a lower loss than the best: the parabola has no lowest point near the best."""
+    losses = {1e-3: 0.25, 3e-3: 0.2, 9e-3: 0.19}
+    fine = [1e-5 * 1.02**i for i in range(400)]
+    assert rate_for_training(fine, 3e-3, losses, 1.0) == pytest.approx(3e-3 * 3**0.5, rel=0.011)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ....training.config import RANGES
 from ....training.measure import format_duration
-from ....training.rate_search import SHARE
+from ....training.rate_search import HORIZON, SHARE
 from .book import Probe
 from .search import Found
 
@@ -17,19 +17,18 @@ LEAST_FALL = 1e-3  # of the untrained model's loss; with less, a rate has not be
 def report(found: Found, differing: Sequence[str] = ()) -> str:
     """What was tried and found, how sure that is, and what to do next. differing: names of settings that a trainer at
     the output has otherwise."""
-    chosen = found.probes[found.rate]
-    swinging = [probe for _, probe in sorted(found.probes.items()) if probe.loss < chosen.loss]
-    best = "the lowest loss with steady steps" if swinging else "the lowest loss"
+    chosen, best = found.probes[found.rate], found.probes[found.best]
+    swinging = [probe for _, probe in sorted(found.probes.items()) if probe.loss < best.loss]
     lines = [
-        f"Learning rate {found.rate:g}: {best} of {len(found.probes)} tried, of {len(found.rates)} from "
-        f"{found.rates[0]:g} to {found.rates[-1]:g}. Wire the output into learning_rate of the trainer.",
+        f"Learning rate {found.rate:g} for {chosen.of} steps. Wire the output into learning_rate of the trainer.",
+        _choice(found, best, bool(swinging)),
         _how(found, chosen),
         _judged(found, chosen),
         "rate | loss | against the start",
         *(_row(found, probe) for _, probe in sorted(found.probes.items())),
-        *(_swings(probe) for probe in swinging),
-        *_sureness(found, chosen),
-        *_edge(found, chosen),
+        *(_swings(probe) for probe in swinging if probe is not chosen),
+        *_sureness(found, best),
+        *_edge(found, best),
         _next(found, chosen),
     ]
     if differing:
@@ -38,6 +37,18 @@ def report(found: Found, differing: Sequence[str] = ()) -> str:
             "alike and queue again."
         )
     return "\n".join(lines)
+
+
+def _choice(found: Found, best: Probe, is_swinging: bool) -> str:
+    lowest = "the lowest loss with steady steps" if is_swinging else "the lowest loss"
+    told = (
+        f"Of {len(found.probes)} rates that were tried, of {len(found.rates)} from {found.rates[0]:g} to "
+        f"{found.rates[-1]:g}, {found.best:g} has {lowest} after {best.steps} steps. The best rate for {best.of} steps "
+        f"is lower, about {(best.steps / best.of) ** HORIZON:.2f} of the lowest point of that curve: "
+    )
+    return told + (
+        f"{found.rate:g} is nearest to it." if found.rate != found.best else f"{found.rate:g} is still the nearest."
+    )
 
 
 def _how(found: Found, chosen: Probe) -> str:
@@ -68,34 +79,33 @@ def _judged(found: Found, chosen: Probe) -> str:
 def _row(found: Found, probe: Probe) -> str:
     if probe.problem:
         return f"{probe.rate:g} | - | {probe.problem}"
-    mark = " (chosen)" if probe.rate == found.rate else ""
+    mark = " (chosen)" if probe.rate == found.rate else " (best so far)" if probe.rate == found.best else ""
     return f"{probe.rate:g} | {probe.loss:.5f} | {probe.loss / found.base - 1:+.1%}{mark}"
 
 
 def _swings(probe: Probe) -> str:
     return (
-        f"{probe.rate:g} has a lower loss and was not chosen, since its last steps had higher losses than those of the "
-        "chosen rate on the same draws: its loss swings and is low at times only."
+        f"{probe.rate:g} has a lower loss and does not count as the best, since its last steps had higher losses than "
+        "those of the best on the same draws: its loss swings and is low at times only."
     )
 
 
-def _sureness(found: Found, chosen: Probe) -> list[str]:
-    """Of the tried rates on either side of the chosen one: on how many pictures they are worse, and by how much."""
+def _sureness(found: Found, best: Probe) -> list[str]:
+    """Of the tried rates on either side of the best one: on how many pictures they are worse, and by how much."""
     lines = list[str]()
     tried = [found.probes[rate] for rate in sorted(found.probes)]
-    place = tried.index(chosen)
+    place = tried.index(best)
     for side, other in (("lower", tried[place - 1] if place else None), ("higher", _at(tried, place + 1))):
-        if other is None or other.loss < chosen.loss:
+        if other is None or other.loss < best.loss:
             continue  # of the latter `_swings` says why
         if other.problem:
             lines.append(f"The next {side} rate, {other.rate:g}, could not be trained at.")
             continue
-        better = sum(own < theirs for own, theirs in zip(chosen.pictures, other.pictures, strict=True))
-        rise = other.loss / chosen.loss - 1
+        better = sum(own < theirs for own, theirs in zip(best.pictures, other.pictures, strict=True))
+        rise = other.loss / best.loss - 1
         lines.append(
-            f"The next {side} rate that was tried, {other.rate:g}, is {rise:.1%} worse, on {better} of "
-            f"{len(chosen.pictures)} pictures"
-            + ("; that is nearly the same, so either will do." if rise < FLAT else ".")
+            f"The next {side} rate that was tried, {other.rate:g}, is {rise:.1%} worse than {best.rate:g}, on {better} "
+            f"of {len(best.pictures)} pictures" + ("; that is nearly the same." if rise < FLAT else ".")
         )
     return lines
 
@@ -104,15 +114,15 @@ def _at(probes: Sequence[Probe], place: int) -> Probe | None:
     return probes[place] if place < len(probes) else None
 
 
-def _edge(found: Found, chosen: Probe) -> list[str]:
-    if chosen.loss > (1 - LEAST_FALL) * found.base:
+def _edge(found: Found, best: Probe) -> list[str]:
+    if best.loss > (1 - LEAST_FALL) * found.base:
         return [
-            f"HARDLY ANYTHING WAS LEARNED at any rate in {chosen.steps} steps: the lowest loss is "
-            f"{chosen.loss / found.base - 1:+.2%} of the start's. Give more steps or higher rates, and check captions "
+            f"HARDLY ANYTHING WAS LEARNED at any rate in {best.steps} steps: the lowest loss is "
+            f"{best.loss / found.base - 1:+.2%} of the start's. Give more steps or higher rates, and check captions "
             "and targets."
         ]
     lowest, highest = found.rates[0], found.rates[-1]
-    if found.rate == highest:
+    if found.best == highest:
         factor = min(10.0, RANGES["learning_rate"][1] / highest)
         if factor <= 1:
             return ["It is the highest rate that a trainer takes. Give more steps."]

@@ -17,7 +17,15 @@ from ....training.errors import InputError
 from ....training.loop import NotANumber, Training
 from ....training.optimizers import OPTIMIZERS
 from ....training.picture_scores import Picture, add_losses
-from ....training.rate_search import ProbePlan, best_by_sections, is_better, is_hopeless, plan_probes, rates_between
+from ....training.rate_search import (
+    ProbePlan,
+    best_by_sections,
+    is_better,
+    is_hopeless,
+    plan_probes,
+    rate_for_training,
+    rates_between,
+)
 from ....training.record import Run, RunState
 from ....training.stopping import ALL_STEPS, StopRule
 from ....training.validation import TIMESTEPS
@@ -54,9 +62,10 @@ class Found:
 
     rates: all of the range, rising. probes: those that were tried, by rate. base: the loss before anything is learned.
     rate: the chosen one. plan: of the probes. held_out: whether the scored pictures are held out of the training.
-    learned: how many of them were run now and not known from before. seconds: that these took, scores included.
+    learned: how many probes were run now and not known from before. seconds: that these took, scores included.
     begun: how many steps of the training at the chosen rate are done, 0 for none. is_alike: whether they are those of a
-    training of this length. why_not: why no probe can be gone on with, "" where one can.
+    training of this length. why_not: why no probe can be gone on with, "" where one can. best: the rate of the best
+    probe, which is higher than `rate` or the same.
     """
 
     rates: Sequence[float]
@@ -70,10 +79,13 @@ class Found:
     begun: int
     is_alike: bool
     why_not: str
+    best: float
 
 
 def find_rate(technique: Technique[Any], models: Models, dataset: EncodedDataset, wanted: RateRange) -> Found:
-    """The rate of the range whose short training has the lowest loss on the fixed grid, and steady steps.
+    """The rate of the range for a training, from short ones: see `rate_for_training`.
+
+    The best of these has the lowest loss on the fixed grid, and steady steps.
 
     technique: of a request whose own learning rate counts for nothing. The user's models are not changed. A search that
     is interrupted goes on with the results that it has. Raises `InputError` as `trainer.train`, and where no rate can
@@ -94,13 +106,14 @@ def find_rate(technique: Technique[Any], models: Models, dataset: EncodedDataset
         book.forget()
     with contextlib.ExitStack() as stack:
         search = _Search(technique, models, dataset, plan, book, (held_out or others)[: plan.pictures], stack)
-        rate = rates[best_by_sections(len(rates), lambda one, higher: search.rises(rates[one], rates[higher]))]
+        best = rates[best_by_sections(len(rates), lambda one, higher: search.rises(rates[one], rates[higher]))]
         base = search.base()
-    if not math.isfinite(search.tried[rate].loss):
-        raise InputError(
-            f"no learning rate from {wanted.lowest:g} to {wanted.highest:g} could be trained at: "
-            f"{search.tried[rate].problem}; give a lower range"
-        )
+        if not math.isfinite(search.tried[best].loss):
+            raise InputError(
+                f"no learning rate from {wanted.lowest:g} to {wanted.highest:g} could be trained at: "
+                f"{search.tried[best].problem}; give a lower range"
+            )
+        rate = search.for_training(rates, best)
     there = book.hand_over(search.record_of(rate).id, request.train.steps) if request.resume else None
     if dataset.unread:
         book.forget()  # no later search is equal to this one
@@ -117,6 +130,7 @@ def find_rate(technique: Technique[Any], models: Models, dataset: EncodedDataset
         0 if there is None else len(there.losses),
         there is not None and is_as_long(there, request.train.steps),
         search.why_not,
+        best,
     )
 
 
@@ -178,6 +192,14 @@ class _Search:
         """Whether the probe at a higher rate is the better one."""
         one, other = self.probe(rate), self.probe(higher)
         return is_better(other.loss, other.losses, one.loss, one.losses)
+
+    def for_training(self, rates: Sequence[float], best: float) -> float:
+        """The rate for the whole training, of those that were tried, or that can be within the probes' share."""
+        losses = {rate: probe.loss for rate, probe in self.tried.items()}
+        can = sorted(rate for rate, loss in losses.items() if math.isfinite(loss))
+        share = self._plan.steps / self._config.steps
+        rate = rate_for_training(rates if len(losses) < self._plan.most else can, best, losses, share)
+        return rate if math.isfinite(self.probe(rate).loss) else best
 
     def probe(self, rate: float) -> Probe:
         """The probe at a rate, which is run where its result is not known."""
