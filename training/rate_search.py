@@ -30,7 +30,7 @@ SCORED_WITHOUT = 4  # pictures that are scored where none is held out
 # The best rate falls with the number of steps as a power of it (Bjorck et al. 2024, "Scaling Optimal LR Across Token
 # Horizons", arXiv 2409.19913). The exponent is measured: LoRAs of ranks 4 and 16 for three concepts, two seeds each, 8
 # of 200 steps (tests/bench/bench_learning_rate.py).
-HORIZON = 0.18
+HORIZON = 0.17
 HOPELESS = 3.0  # times the loss of the best probe, at which a probe is ended
 
 

@@ -34,7 +34,9 @@ Every row is scored at step 0 and the steps `SCORED`: every 25 steps, and twice 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -254,11 +256,27 @@ def find(run_node, inputs: dict[str, Any]) -> tuple[float, str]:
     return rate, report
 
 
+def exponent(report: str, grid: dict[float, float]) -> float:
+    """By how much the lowest point of the grid lies below that of the probes, as a power of their share of the steps.
+
+    The mean over the cells is `rate_search.HORIZON`.
+    """
+    from bespoke.training.rate_search import _to_lowest_point
+
+    probes = {float(rate): float(loss) for rate, loss in re.findall(r"(?m)^([\d.e-]+) \| ([\d.]+) \|", report)}
+    steps = int(re.search(r"the first (\d+) of", report)[1])
+    best_probe = float(re.search(r"([\d.e-]+) has the lowest loss", report)[1])
+    best = min(grid, key=lambda rate: grid[rate])
+    logs = {rate: math.log(loss) for rate, loss in grid.items()}
+    shift = math.log(best) + _to_lowest_point(best, logs) - math.log(best_probe) - _to_lowest_point(best_probe, probes)
+    return shift / math.log(steps / STEPS)
+
+
 def test_found_rates_against_the_grid(small, run_node):
     """Without a row of the finder the cell is searched now; the grid of rates has to be whole."""
     rows, searches = read_rows(ROWS), read_rows(FOUND)
     whole = [cell for cell in CELLS if all(key_of(cell, rate) in rows for rate in RATES)]
-    within = {"found": 0, "default": 0}
+    within, exponents = {"found": 0, "default": 0}, list[float]()
     print(f"\n{'':26}{'found':>9}{'over best':>11}{'best':>9}{'default over best':>19}")
     for cell in whole:
         key = key_of(cell, 0.0).rpartition(" | ")[0]
@@ -272,8 +290,10 @@ def test_found_rates_against_the_grid(small, run_node):
         over = {"found": losses[rate] / losses[best], "default": losses[DEFAULT] / losses[best]}
         for name, ratio in over.items():
             within[name] += ratio <= TOLERANCE
+        exponents.append(exponent(searches[key]["report"], losses))
         print(f"{key:26}{rate:>9g}{over['found']:>11.3f}{best:>9g}{over['default']:>19.3f}", flush=True)
     print(f"within 5 % of the best: found {within['found']}, default {within['default']} of {len(whole)} cells")
+    print(f"exponent of the length: {' '.join(f'{each:.2f}' for each in exponents)}, mean {np.mean(exponents):.3f}")
     if len(whole) < len(CELLS):
         pytest.skip(f"{len(whole)} of {len(CELLS)} grids are whole")
     assert within["found"] >= WANTED

@@ -2,11 +2,12 @@
 
     BESPOKE_STOP_ROWS=rows.json python3 dev.py test -m bench tests/bench/bench_stop.py -s
 
-The rows are those of bench_learning_rate.py: trainings that were run to their last step, {name: {"steps", "samples":
-[[step, [losses]]], "unseen": [[step, loss]]}}. The first `VALIDATED` losses of a step are of the held-out samples; the
-unseen loss is that of pictures that neither training nor validation saw. For each rule the table has the step at which
-it ends, the step that is kept (the lowest held-out loss up to there), the loss on the unseen pictures at that step over
-their lowest of all steps, and the share of the steps that is saved.
+The rows are those of bench_learning_rate.py, of each cell the one at the rate that Find Learning Rate has found for it
+(the file beside it that ends in .found.json); without that file all of them. They are trainings that were run to their
+last step, {name: {"steps", "samples": [[step, [losses]]], "unseen": [[step, loss]]}}. The first `VALIDATED` losses of a
+step are of the held-out samples; the unseen loss is that of pictures that neither training nor validation saw. For each
+rule the table has the step at which it ends, the step that is kept (the lowest held-out loss up to there), the loss on
+the unseen pictures at that step over their lowest of all steps, and the share of the steps that is saved.
 """
 
 import json
@@ -64,7 +65,11 @@ def show(rows):
 
 @pytest.mark.skipif(not ROWS, reason="BESPOKE_STOP_ROWS names no rows")
 def test_table():
-    show({name: row for name, row in json.loads(Path(ROWS).read_text()).items() if row.get("samples")})
+    rows, found = json.loads(Path(ROWS).read_text()), Path(ROWS).with_suffix(".found.json")
+    if found.is_file():
+        rates = {f"{cell} | {row['rate']:g}" for cell, row in json.loads(found.read_text()).items()}
+        rows = {name: row for name, row in rows.items() if name in rates}
+    show({name: row for name, row in rows.items() if row.get("samples")})
 
 
 def regression(seed, rate, steps=300, count=8, width=12, out=6):
