@@ -29,7 +29,7 @@ def test_the_lock_has_a_hash_of_every_package_and_no_address_of_a_registry():
 
 def test_js_tools_are_not_published():
     ignored = (ROOT / ".comfyignore").read_text("utf-8").splitlines()
-    assert {"package.json", "package-lock.json", "tsconfig.json", "eslint.config.js", "tests/"} <= set(ignored)
+    assert {"/package.json", "/package-lock.json", "/tsconfig.json", "/eslint.config.js", "/tests/"} <= set(ignored)
 
 
 def test_every_script_is_type_checked():

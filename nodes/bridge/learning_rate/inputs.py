@@ -62,7 +62,7 @@ def search_outputs(trainer: str) -> list[io.Output]:
             "learning_rate",
             display_name="learning_rate",
             tooltip=(
-                "The rate with the lowest loss and steady steps, for learning_rate of "
+                "The rate for the whole training, that follows from short ones. Wire it into learning_rate of "
                 f"{trainer} with the same settings."
             ),
         ),
