@@ -230,7 +230,7 @@ def test_what_a_node_shows_comes_again_with_a_cached_run(comfyui):
     assert {schema.node_id for schema in schemas if schema.has_intermediate_output} == between
     scripts = Path(manage.__file__).parents[3] / "js"
     restored = re.search(r"RESTORED = new Set\((.*?)\);", (scripts / "index.js").read_text("utf-8"))[1]
-    trainers = re.search(r"TRAINERS = \{(.*?)\}", (scripts / "run_values.js").read_text("utf-8"))[1]
+    trainers = re.search(r"(?s)TRAINERS = \{(.*?)\}", (scripts / "run_values.js").read_text("utf-8"))[1]
     word_node = re.search(r'WORD_NODE = "(\w+)"', (scripts / "word_list.js").read_text("utf-8"))[1]
     dials = re.search(r"DIAL_NODES = new Set\((.*?)\);", (scripts / "strength_dial.js").read_text("utf-8"))[1]
     assert between == {word_node, *re.findall(r"Bespoke\w+", restored + trainers + dials)}

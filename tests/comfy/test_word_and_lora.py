@@ -79,7 +79,7 @@ def test_what_comes_out(models, whole):
     assert whole["run"].info.technique == "word and lora"
     assert whole["run"].info.trigger == f"embedding:{NAME}"
     assert what_is_trained(whole["run"]) == "word, 1 vector, and LoRA, rank 4, alpha 4, cross-attention"
-    assert "It learned in the first 3 steps, and stayed as it was after them." in whole["report"]
+    assert "Trained in the first 3 steps only, and kept as they were after them." in whole["report"]
     assert "clip_l vector 1 is nearest to" in whole["report"]
     moved = encoded(whole["clip"]) - encoded(models[1])
     assert moved.abs().max() > 1e-2

@@ -281,6 +281,7 @@ def test_the_model_in_the_cache_is_named_by_its_recipe(dev, monkeypatch, tmp_pat
     monkeypatch.setenv("BESPOKE_CACHE", str(tmp_path))
     ready = tmp_path / f"bespoke-small-{model.RECIPE}.safetensors"
     ready.touch()
+    (tmp_path / f"bespoke-small-{model.RECIPE}-edit.safetensors").touch()
     assert dev.small_model() == ready
 
 

@@ -276,6 +276,9 @@ def test_invalid_workflows_are_refused(object_info):
 
 
 def test_choices(object_info):
-    assert graph.choices(object_info["CheckpointLoaderSimple"], "ckpt_name") == ["bespoke-small.safetensors"]
+    assert graph.choices(object_info["CheckpointLoaderSimple"], "ckpt_name") == [
+        "bespoke-small-edit.safetensors",
+        "bespoke-small.safetensors",
+    ]
     assert graph.choices(object_info["ImageRotate"], "rotation") == ["none", "90 degrees", "180 degrees", "270 degrees"]
     assert graph.choices(object_info["KSampler"], "steps") is None

@@ -25,7 +25,7 @@ SCHEMAS = json.loads((ROOT / "tests" / "comfy" / "schemas.json").read_text("utf-
 LISTS = {"folder"}  # of files
 OPTIONAL = {
     *("validation_images", "lora", "prior_images", "training_adapter"),
-    *("images", "loras.lora0", "folder_name"),
+    *("images", "loras.lora0", "folder_name", "embedding"),
 }
 SMALL = BLUEPRINT_VALUES | {"filename_prefix": "bespoke/blueprint", "name": "blueprint-word"}
 

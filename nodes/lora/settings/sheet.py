@@ -15,6 +15,7 @@ from ....training.adapters import ADAPTERS
 from ....training.config import CHOICES, PRECISIONS, RANGES, TrainConfig
 from ....training.plain_json import read_json
 from ...bridge.models import TARGETS
+from ...bridge.models.second_picture import SOURCE_ENCODINGS
 from ..training.request import LoraRequest
 
 MOST_SHOWN = 80  # characters of a value in a sentence
@@ -26,6 +27,7 @@ _LISTS: dict[str, tuple[str, ...]] = CHOICES | {
     "precision": PRECISIONS,
     "adapter": tuple(ADAPTERS),
     "targets": TARGETS,
+    "source_encoding": tuple(SOURCE_ENCODINGS),
 }
 _DEFAULTS: dict[str, Any] = {
     field.name: field.default
