@@ -9,6 +9,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from .layout import CONTROLS, Layout, Part
 from .pairing.match import CONTROL, key_of, matched_names
 from .quality import counted, listed
@@ -30,6 +32,7 @@ class FolderControls:
     _by_order: list[str] = field(default_factory=list)
     _cropped: list[str] = field(default_factory=list)
     _enlarged: list[str] = field(default_factory=list)
+    _same: list[str] = field(default_factory=list)  # pictures that are their own second one
     _named: list[str] = field(default_factory=list)  # files with such a name, where no pairs are asked for
 
     def __post_init__(self) -> None:
@@ -87,7 +90,7 @@ class FolderControls:
         return self._of.get(picture)
 
     def note_shape(self, picture: Path, read: ReadPicture) -> None:
-        """Note a second picture that was cropped or enlarged to the picture's size."""
+        """Note a second picture that was cropped or enlarged to the picture's size, or that is the same one."""
         if read.second is None:
             return
         (height, width), size = read.second.original, size_of(read.picture.pixels)
@@ -97,6 +100,8 @@ class FolderControls:
             self._cropped.append(f"{name} ({width}x{height} px, its picture {whole[1]}x{whole[0]})")
         if height < size[0] or width < size[1]:
             self._enlarged.append(f"{name} ({width}x{height} px)")
+        if torch.equal(read.second.pixels, read.picture.pixels):
+            self._same.append(self.layout.shown(picture))
 
     def notes(self) -> list[str]:
         """What the report says of second pictures."""
@@ -112,6 +117,8 @@ class FolderControls:
             notes.append(f"Second pictures of another shape, cropped at the middle: {listed(self._cropped)}.")
         if self._enlarged:
             notes.append(f"Second pictures enlarged to the size of their pictures: {listed(self._enlarged)}.")
+        if self._same:
+            notes.append(f"Nothing changes in {listed(self._same)}: both pictures are the same.")
         return notes
 
 

@@ -67,9 +67,10 @@ class Part:
 
     @cached_property
     def controls(self) -> list[Path]:
-        """The files in its folder `CONTROLS`, in the order of names; none where it has no such folder."""
-        found = [path for path in self.entries if path.name == CONTROLS and path.is_dir()]
-        return Part(found[0], tuple(entries_of(found[0], len(self.entries)))).files if found else []
+        """The files in its folder `CONTROLS`, in capitals too, in the order of names; none without such a folder."""
+        found = sorted(path for path in self.entries if path.name.lower() == CONTROLS and path.is_dir())
+        parts = [Part(path, tuple(entries_of(path, len(self.entries)))) for path in found]
+        return sorted((path for part in parts for path in part.files), key=lambda path: path.name.lower())
 
     @cached_property
     def subfolders(self) -> list[Path]:
@@ -196,7 +197,7 @@ def _add_all(found: _Found, above: Part, without: set[str]) -> None:
     waiting = [(path, above, 1) for path in reversed(above.subfolders)]
     while waiting:
         path, parent, depth = waiting.pop()
-        part = None if path.name in without else found.add(path, parent)
+        part = None if path.name.lower() in without else found.add(path, parent)
         if part and depth < DEEPEST:
             waiting += [(below, part, depth + 1) for below in reversed(part.subfolders)]
 

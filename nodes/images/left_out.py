@@ -32,7 +32,7 @@ def left_out(layout: Layout, source: str, written: Written) -> list[str]:
     read = {part.folder for part in layout.parts}
     folders = [path for path in shown if path not in read and path.is_dir()]
     if layout.pairs:
-        folders = [path for path in folders if path.name != CONTROLS]
+        folders = [path for path in folders if path.name.lower() != CONTROLS]
     odd = [path for path in shown if not path.is_file() and not path.is_dir()]
     notes = [
         *_chosen_notes(layout),

@@ -68,7 +68,7 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     model, clip, vae = models.model, models.clip, models.vae
     check_wire(model, clip)
     restore_own_modules(model)
-    check_trainable(model.model)
+    check_trainable(model.model, takes_pairs=False)
     trained_range(model, request.train)
     if request.template == "captions":
         check_captions(images.items, request.names)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from bespoke.nodes.bridge.dataset.captions import CaptionConditioning
 from bespoke.nodes.bridge.models import check_trainable
+from bespoke.nodes.bridge.models.second_picture import source_encoding
 from bespoke.nodes.bridge.trainer import Models
 from bespoke.nodes.bridge.training_model.denoiser import prepare_for_training
 from bespoke.nodes.lora.training.request import LoraData, LoraRequest
@@ -220,6 +221,29 @@ def test_a_model_that_takes_no_second_picture_refuses_pairs(comfyui):
 def test_an_encoding_of_another_model_is_refused(comfyui, name, wanted, words):
     with pytest.raises(InputError, match=words):
         encoded(name, edit_models.pairs(), source_encoding=wanted)
+
+
+@pytest.mark.parametrize("node", ["BespokeTrainTextualInversion", "BespokeTrainSlider"])
+def test_a_trainer_without_pairs_names_the_one_with_them(run_node, ip2p, node):
+    """Such a set would be refused here, so the mend is the trainer that takes it."""
+    model, clip, vae = ip2p
+    images = {"images": edit_models.without_seconds(edit_models.pairs()), "name": "w", "init_text": "red"}
+    with pytest.raises(ValueError, match="or train a LoRA for it with Bespoke Train LoRA on a set of pairs"):
+        run_node(node, model=model, clip=clip, vae=vae, **images if "Inversion" in node else {})
+
+
+def test_an_encoding_without_second_pictures_is_refused(comfyui):
+    plain = edit_models.without_seconds(edit_models.pairs())
+    with pytest.raises(InputError, match="source_encoding is 'reference latent', and no picture of the set has a"):
+        source_encoding(edit_models.MODELS["kontext"].make()[0].model, "reference latent", plain.items)
+
+
+def test_a_source_that_the_hole_would_hide_is_refused(comfyui):
+    """Without a mask everything is the hole: by core's node the model would be given grey in place of the source."""
+    images = edit_models.pairs(2, masks=True)
+    items = [images.items[0], replace(images.items[1], mask=None)]
+    with pytest.raises(InputError, match=r"1 of 2 pictures have no mask, .*: 1\.png; give each a mask"):
+        encoded("inpainting", image_set(items))
 
 
 def test_textual_inversion_refuses_pairs(run_node):

@@ -15,11 +15,12 @@ import tiny
 import torch
 from bespoke.nodes.bridge.dataset.conditioning import encode_prompts
 from bespoke.nodes.bridge.runs.context import RunContext
+from bespoke.nodes.bridge.runs.samples import SamplerSettings
 from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.bridge.trainer import Models, prepared, train
 from bespoke.nodes.lora.slider import evidence
 from bespoke.nodes.lora.slider.dataset import encode_slider_dataset
-from bespoke.nodes.lora.slider.pairs import paired
+from bespoke.nodes.lora.slider.pairs import order_note, paired
 from bespoke.nodes.lora.slider.request import SliderData, SliderRequest
 from bespoke.nodes.lora.slider.technique import SliderTechnique
 from bespoke.training.config import TrainConfig
@@ -52,10 +53,11 @@ def sets(count=2):
     return positive, image_set([replace(item, pixels=item.pixels.roll(1, -1)) for item in positive.items])
 
 
-def technique(models, images=(None, None), resume=False, steps=4, checkpointing=False, **words) -> SliderTechnique:
-    config = TrainConfig(
-        steps, 2e-2, 2, 7, score_pictures="off", timestep_sampling="uniform", gradient_checkpointing=checkpointing
-    )
+def technique(
+    models, images=(None, None), resume=False, steps=4, checkpointing=False, settings=None, **words
+) -> SliderTechnique:
+    given = {"score_pictures": "off", "timestep_sampling": "uniform", "gradient_checkpointing": checkpointing}
+    config = TrainConfig(steps, 2e-2, 2, 7, **given | (settings or {}))
     request = SliderRequest(config, rank=2, alpha=2.0, precision="fp32", resume=resume, **words)
     with torch.inference_mode():  # as in ComfyUI
         return SliderTechnique(request, models, encode_slider_dataset(models, SliderData(*images), request))
@@ -232,6 +234,27 @@ def test_preserve_is_added_to_both_ends_and_held_to_the_base(models):
     assert torch.equal(without, torch.zeros(2))
 
 
+def test_what_else_changed_is_measured_in_the_part_that_is_trained(models):
+    """The ratio by hand: the root of |eps_{+-1} - eps|^2 at the prompt of preserve over that at target, at t = 0.95 of
+    a training of 0.9 to 1. Adapters do not act at t = 0.5, where a training of the whole schedule is measured."""
+    made = technique(models, settings={"min_timestep": 0.9}, preserve="a square", **WORDS)
+
+    def work(_, adapters):
+        drift = made.drift(SamplerSettings(), [])
+        return drift._others_in_words(), drift._noises(0).cpu()
+
+    (said, noise), changes = losses_of(made, models, work)
+    bare, t, found = Bare(models, changes), 0.95, {}
+    with torch.inference_mode():
+        for prompt in ("a circle", "a square"):
+            x = bare.denoised(noise, t, prompt)
+            plain = bare.epsilon(x, t, prompt)
+            moves = [(bare.epsilon(x, t, prompt, sign) - plain).square().mean().item() for sign in (1.0, -1.0)]
+            found[prompt] = sum(moves) / 2
+    by_hand = (found["a square"] / found["a circle"]) ** 0.5
+    assert f"moved {by_hand:.2f} times as far" in said
+
+
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
@@ -251,6 +274,28 @@ def test_interrupted_and_resumed_is_the_run_at_once(models, runs):
     assert resumed.run.losses == at_once.run.losses
     assert resumed.run.notes == at_once.run.notes
     assert all(torch.equal(resumed.learned[name], part) for name, part in at_once.learned.items())
+
+
+def test_a_result_whose_measurement_was_interrupted_is_measured_when_it_is_queued_again(models, runs, monkeypatch):
+    """No step is left then, and a run that was measured is not measured again."""
+    models = Models(models.model, models.clip)
+    measure, calls = evidence.SliderEvidence._score, []
+
+    def score(self, latent):
+        calls.append(0)
+        if len(calls) == 1:
+            raise comfy.model_management.InterruptProcessingException
+        return measure(self, latent)
+
+    monkeypatch.setattr(evidence.SliderEvidence, "_score", score)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(technique(models, steps=1, **WORDS), models)
+    again = run(technique(models, steps=1, resume=True, **WORDS), models)
+    assert [note for note in again.run.notes if note.startswith("slider:")]
+    count = len(calls)
+    third = run(technique(models, steps=1, resume=True, **WORDS), models)
+    assert third.run.notes == again.run.notes
+    assert len(calls) == count
 
 
 def test_the_node_draws_strips_and_its_file_says_the_range(models, run_node, runs, monkeypatch, comfyui):
@@ -315,6 +360,36 @@ def test_pairs_are_matched_by_name_or_by_order():
     by_order = paired(ImageSet(tuple(ours)), other([replace(item, name=f"x{i}") for i, item in enumerate(ours)]), "")
     assert torch.equal(by_order[1].pixels, 255 - by_order[4].pixels)
     assert by_order[4].prompt == ours[1].prompt
+
+
+def test_names_are_matched_in_any_writing_and_the_very_same_name_comes_first():
+    """Capitals, the two forms of an accent in Unicode (NFC, NFD), names with dots, and mirrored copies."""
+    names = ["Caf\u00e9.PNG", "img.1", "img.2", "a.png", "A.png", "b.png", "b.png (mirrored)"]
+    others = ["b.jpg (mirrored)", "A.png", "b.jpg", "img.2", "a.png", "cafe\u0301.png", "img.1"]
+    drawn = named(*names)
+    of = dict(zip(names, drawn, strict=True))
+    of |= {"cafe\u0301.png": drawn[0], "b.jpg": drawn[5], "b.jpg (mirrored)": drawn[6]}
+    theirs = other([replace(of[name], name=name) for name in others])
+    items = paired(ImageSet(tuple(drawn)), theirs, "")
+    for one, second in zip(items[:7], items[7:], strict=True):
+        assert torch.equal(one.pixels, 255 - second.pixels), one.name
+    assert order_note(ImageSet(tuple(drawn)), theirs) == []
+
+
+def test_pairs_by_order_are_named_in_the_report():
+    ours, theirs = named("a.png", "b.png"), other(named("x.png", "y.png"))
+    assert order_note(ImageSet(tuple(ours)), theirs) == [
+        "No name is in both sets, so the pictures were matched by order: a.png with x.png, b.png with y.png."
+    ]
+
+
+def test_other_names_make_other_pairs_and_another_run(models):
+    """The pixels of both sets are the same, and which picture belongs to which is not."""
+    ours = named("a.png", "b.png", side=64)
+    theirs = other(ours)
+    swapped = ImageSet(tuple(replace(item, name=ours[1 - i].name) for i, item in enumerate(theirs.items)))
+    made = [technique(models, (ImageSet(tuple(ours)), each), target="a circle") for each in (theirs, swapped)]
+    assert made[0]._dataset.fingerprint != made[1]._dataset.fingerprint
 
 
 def test_pairs_that_do_not_fit_are_all_named():

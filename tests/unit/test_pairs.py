@@ -99,6 +99,14 @@ def test_second_pictures_beside_and_in_a_folder(folder):
     assert "Named as second pictures and read as pictures of their own: a-control.png." in describe(plain)
 
 
+def test_the_folder_of_second_pictures_may_be_written_in_capitals(folder):
+    (folder / "Control").mkdir()
+    one(folder / "a.png", 10)
+    one(folder / "Control" / "A.PNG", 110)
+    assert levels(read(folder)) == {"a.png": (10, 110)}
+    assert levels(read(folder, subfolders=True)) == {"a.png": (10, 110)}
+
+
 def test_a_folder_with_mismatches_is_refused_with_every_name(folder):
     (folder / "control").mkdir()
     for name in ("a", "b", "c"):
@@ -231,6 +239,39 @@ def test_two_batches_are_matched_by_their_numbers_and_others_by_order():
     images = pair_sets(source, grey_set(["p", "q"]))
     assert torch.equal(images.items[1].control, source.items[1].pixels)
     assert "No names in common: 2 pairs matched by order, image 1 to p up to image 2 to q." in describe(images)
+
+
+def test_sources_that_were_cropped_otherwise_are_named(tmp_path):
+    """One picture in two sizes. Two folders have it in two buckets: the column at which its half begins is then another
+    in the source. With pairs of one folder it is the same."""
+    for name, size in (("result", (500, 350)), ("source", (1000, 700)), ("small", (500, 350))):
+        (tmp_path / name).mkdir()
+        halves(tmp_path / name / "a.png", 0, 255, size)
+        strip = Image.open(tmp_path / name / "a.png").copy()
+        strip.paste((0, 255, 0), (0, 0, size[0] // 4, size[1]))  # its edge is off the middle, so that a zoom moves it
+        strip.save(tmp_path / name / "a.png")
+    source, result, small = (read_folder(FolderRequest(tmp_path / name)) for name in ("source", "result", "small"))
+
+    def edge(pixels):
+        return int((pixels[pixels.shape[0] // 2, :, 1] < 128).nonzero()[0])  # the first column that is not green
+
+    odd = pair_sets(source, result)
+    one, other = (edge(pixels) for pixels in (odd.items[0].pixels, odd.items[0].control))
+    assert abs(one - other) > 3
+    assert "Sources that show another part of the picture than their results: a.png." in describe(odd)
+    alike = pair_sets(small, result)
+    assert torch.equal(alike.items[0].pixels, alike.items[0].control)
+    assert "another part" not in describe(alike)
+    (tmp_path / "result" / "control").mkdir()
+    (tmp_path / "source" / "a.png").rename(tmp_path / "result" / "control" / "a.png")
+    aligned = read(tmp_path / "result").items[0]
+    assert abs(edge(aligned.pixels) - edge(aligned.control)) <= 1
+
+
+def test_a_folder_says_which_pictures_are_their_own_sources(folder):
+    one(folder / "a.png", 10)
+    one(folder / "a-control.png", 10)
+    assert "Nothing changes in a.png: both pictures are the same." in describe(read(folder))
 
 
 def test_empty_instructions_equal_pictures_and_pairs_of_pairs_are_said():

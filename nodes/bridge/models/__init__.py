@@ -23,7 +23,7 @@ from .family import NO_LAYERS, Family
 from .layers import is_convolution, is_linear
 from .names import core_places
 from .refused import reason_against
-from .second_picture import MEND, NEEDED_BY, second_picture
+from .second_picture import MEND, NEEDED_BY, OTHER_TRAINER, second_picture
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom", *unet.BLOCK_PATTERNS)
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
@@ -72,10 +72,11 @@ def training_conds(base) -> Mapping[str, Any]:
     return family.default_conds if family else exceptions_of(base.diffusion_model).conds
 
 
-def check_trainable(base, pairs: bool = False) -> None:
+def check_trainable(base, pairs: bool = False, takes_pairs: bool = True) -> None:
     """Raise `InputError`, with the reason, for a model that needs more than pictures and prompts.
 
-    pairs: whether each picture has a second one, which such a model may need.
+    pairs: whether each picture has a second one, which such a model may need. takes_pairs: whether the trainer can be
+    given such pictures.
     """
     needs_pairs = second_picture(base) in NEEDED_BY
     if pairs and needs_pairs:
@@ -86,7 +87,7 @@ def check_trainable(base, pairs: bool = False) -> None:
         reason = exceptions_of(base.diffusion_model).untrainable_reason(base.diffusion_model)
         reason = reason or (family.untrainable_reason(base) if family else "")
     if reason:
-        mend = f"; {MEND}" if needs_pairs else ""
+        mend = f"; {MEND if takes_pairs else OTHER_TRAINER}" if needs_pairs else ""
         raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}{mend}")
 
 

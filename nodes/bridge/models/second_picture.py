@@ -29,6 +29,7 @@ NEEDED_BY = (CHANNELS, FIRST_FRAME)  # what a model without a second picture can
 # ignores them, and Mage-Flow's and Boogu's text encoders read the source by nodes of their own.
 _BY_REFERENCE = ("Flux", "Flux2", "QwenImage", "Omnigen2")
 _PAIRS = "Bespoke Pair Image Sets, or pairs of Bespoke Image Folder"
+OTHER_TRAINER = f"or train a LoRA for it with Bespoke Train LoRA on a set of pairs, a source and its result ({_PAIRS})"
 MEND = f"or wire in a set of pairs, a source and its result each ({_PAIRS})"
 
 
@@ -71,6 +72,11 @@ def source_encoding(base, wanted: str, items: Sequence[TrainingImage]) -> str:
     own = second_picture(base)
     pairs = [item.path for item in items if item.control is not None]
     masks = own == MASKED and any(item.mask is not None for item in items)
+    if wanted != AUTO and not pairs:
+        raise InputError(
+            f"source_encoding is {wanted!r}, and no picture of the set has a second one; wire in a set of pairs, a "
+            f"source and its result each ({_PAIRS}), or set source_encoding to {AUTO}"
+        )
     if not pairs and not masks:
         return ""
     if pairs and not own:
@@ -78,6 +84,13 @@ def source_encoding(base, wanted: str, items: Sequence[TrainingImage]) -> str:
             f"the set has a second picture for {pairs[0]!r}, and this model ({type(base).__name__}) is given none; "
             "wire in an edit model (Flux Kontext, Flux 2, Qwen-Image-Edit, OmniGen 2, instruct-pix2pix), or train on "
             "the results alone: switch pairs off, or take Bespoke Pair Image Sets away"
+        )
+    hidden = [item.path for item in items if item.control is not None and item.mask is None]
+    if own == MASKED and hidden:
+        raise InputError(
+            f"this model ({type(base).__name__}) is given the second picture outside of the mask alone, and "
+            f"{len(hidden)} of {len(items)} pictures have no mask, so that nothing of theirs would be seen: "
+            f"{', '.join(hidden)}; give each a mask of what changes, or take the second pictures away"
         )
     is_qwen = type(base).__name__ == "QwenImage"
     if wanted == AUTO:

@@ -15,6 +15,8 @@ from ..reading.bands import fit
 from ..sizes import LEAST_KEPT, kept, size_of
 from .match import matched_names
 
+SHIFT = 0.01  # of a side: a source that shows so much more or less than its result is named
+
 
 def pair_sets(source: ImageSet, result: ImageSet) -> ImageSet:
     """The set `result`, each item with its picture of `source` as `TrainingImage.control`.
@@ -77,22 +79,54 @@ def _notes(pairs: Sequence[tuple[TrainingImage, TrainingImage]], by_order: bool)
             f"No names in common: {counted(len(pairs), 'pair')} matched by order, {first[1].name} to {first[0].name} "
             f"up to {last[1].name} to {last[0].name}."
         )
-    cropped, enlarged, same = list[str](), list[str](), list[str]()
+    cropped, enlarged, same, apart = list[str](), list[str](), list[str](), list[str]()
     for item, source in pairs:
         size, theirs = size_of(item.pixels), size_of(source.pixels)
         if kept(*theirs, *size) < LEAST_KEPT:
             cropped.append(f"{source.path} ({theirs[1]}x{theirs[0]} px, its result {size[1]}x{size[0]})")
         if theirs[0] < size[0] or theirs[1] < size[1]:
             enlarged.append(f"{source.path} ({theirs[1]}x{theirs[0]} px)")
+        if _is_one_shape(item, source) and _differs(_part_in(source, size), _part_in(item, size)):
+            apart.append(source.path)
         if torch.equal(item.pixels, source.pixels):
             same.append(item.path)
     if cropped:
         notes.append(f"Sources of another shape, cropped at the middle: {listed(cropped)}.")
     if enlarged:
         notes.append(f"Sources enlarged to the size of their results: {listed(enlarged)}.")
+    if apart:
+        notes.append(
+            f"Sources that show another part of the picture than their results: {listed(apart)}. They were read at "
+            "another size and cropped twice, which would teach the model to move the picture. Read both sets from "
+            "files of one size, or use pairs of Bespoke Image Folder, which crops a source once."
+        )
     if same:
         notes.append(f"Nothing changes in {listed(same)}: source and result are the same picture.")
     return notes
+
+
+def _is_one_shape(item: TrainingImage, source: TrainingImage) -> bool:
+    """Whether both files have the same proportions, so that their pictures should show the same part."""
+    (height, width), (own_height, own_width) = (each.original or size_of(each.pixels) for each in (item, source))
+    return abs(height * own_width / (width * own_height) - 1) <= SHIFT
+
+
+def _part_in(item: TrainingImage, size: tuple[int, int]) -> tuple[float, float]:
+    """The share of the height and of the width of its file that an item shows once it is fitted to `size` in px."""
+    own = size_of(item.pixels)
+    height, width = _covered(item.original or own, own)
+    rows, columns = _covered(own, size)
+    return height * rows, width * columns
+
+
+def _covered(given: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """The shares of (height, width) that are left of `given` scaled to cover `size` and cropped to it."""
+    scale = max(size[0] / given[0], size[1] / given[1])
+    return size[0] / (given[0] * scale), size[1] / (given[1] * scale)
+
+
+def _differs(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return any(abs(a / b - 1) > SHIFT for a, b in zip(one, other, strict=True))
 
 
 def _caption_note(source: ImageSet, result: ImageSet) -> list[str]:

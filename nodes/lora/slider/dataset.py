@@ -23,6 +23,7 @@ from ...bridge.schedule_part import trained_range
 from ...bridge.trainer import Models
 from ...bridge.training_model.denoiser import check_wire
 from ...bridge.wire.compiled import restore_own_modules
+from ...images.fingerprint import fingerprint
 from ..match import starting_parts
 from ..training.preserve import lines_of
 from ..training.technique import needed_prompts
@@ -46,7 +47,7 @@ def encode_slider_dataset(models: Models, data: SliderData, request: SliderReque
         raise InputError(f"{why} and vae is not; wire in the VAE that belongs to the model")
     check_wire(model, clip)
     restore_own_modules(model)
-    check_trainable(model.model)
+    check_trainable(model.model, takes_pairs=False)
     trained_range(model, request.train)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
     request.layers(model.model.diffusion_model)
@@ -58,7 +59,8 @@ def encode_slider_dataset(models: Models, data: SliderData, request: SliderReque
         pictures = _without_pictures(model.model, vae, images, request)
     return EncodedDataset(
         pictures,
-        fingerprint=digest("slider", data.fingerprint()),
+        # Names decide which pictures are a pair, and are in no fingerprint of a set.
+        fingerprint=digest("slider", data.fingerprint(), *([fingerprint(items)] if items else [])),
         run_fields=describe_models(model, clip, images) | ({} if items else {"images": 0, "tags": {}}),
         prompts=encode_prompts(clip, slider_prompts(pictures, request)),
         start=starting_parts(data.start, model, clip, request.adapter) if data.start else None,

@@ -30,13 +30,15 @@ SEEDS = 3  # pictures at each strength
 SLIDER_STRENGTHS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 ERASE_STRENGTHS = (0.0, 0.5, 1.0, 1.5, 2.0)
 MOST_STEPS = 12  # of a drawing, whatever the graph's sampler has: it bounds the cost
-LEVELS = (0.3, 0.5, 0.7)  # t at which a picture is scored
+LEVELS = (0.3, 0.5, 0.7)  # t at which a picture is scored by the base
+NOTE = "slider"  # the beginning of the note in a run's record
 
 
 class SliderEvidence:
     """See `runs.task.Drift`. It changes nothing that is learned.
 
-    settings: how pictures are drawn. latents: gives the base's part while adapters are attached.
+    settings: how pictures are drawn. latents: gives the base's part while adapters are attached. limits: the
+    range of t that is trained, in which the change of the prediction is measured.
     """
 
     def __init__(
@@ -47,18 +49,21 @@ class SliderEvidence:
         request: SliderRequest,
         settings: SamplerSettings,
         latents: Callable[[], BaseLatents],
+        limits: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self._denoiser, self._captions, self._pictures, self._request = denoiser, captions, pictures, request
         self._settings = replace(settings, steps=min(settings.steps, MOST_STEPS))
-        self._latents, self._started = latents, False
+        self._latents, self._limits, self._started = latents, limits, False
         self._target = request.target if request.target.strip() else pictures.items[0].prompt
 
     def start(self) -> None:
         self._started = True
 
     def measure(self, run: Run) -> str:
-        """The sentence of the report; "" before `start`. The useful strengths go into `run`."""
-        if not self._started:
+        """The sentence of the report; "" where an earlier sitting has measured the same result. The useful strengths
+        go into `run`.
+        """
+        if not self._started and any(note.startswith(f"{NOTE}:") for note in run.notes):
             return ""
         strengths = ERASE_STRENGTHS if self._request.erases else SLIDER_STRENGTHS
         found = {
@@ -68,7 +73,7 @@ class SliderEvidence:
         errors = {strength: [error for _, error in rows] for strength, rows in found.items()}
         useful = useful_range(scores, errors)
         run.useful_strengths = useful or ()
-        return f"slider: {self._in_words(scores)}; {_useful_in_words(useful)}{self._others_in_words()}"
+        return f"{NOTE}: {self._in_words(scores)}; {_useful_in_words(useful)}{self._others_in_words()}"
 
     def _in_words(self, scores: Scores) -> str:
         low, high = (0.0, 2.0) if self._request.erases else (-2.0, 2.0)
@@ -129,12 +134,19 @@ class SliderEvidence:
     def _levels(self) -> Tensor:
         return self._denoiser.sigma(torch.tensor(LEVELS))
 
+    def _trained_times(self) -> Tensor:
+        """`LEVELS` as places within `limits`: outside of that part the adapters do not act."""
+        low, high = self._limits
+        return torch.tensor([low + (high - low) * t for t in LEVELS])
+
     def _others_in_words(self) -> str:
         prompts = lines_of(self._request.preserve)
         if not prompts:
             return "; what else changed was not measured, since preserve has no prompts"
         own = self._change([self._target])
-        ratio = math.sqrt(self._change(prompts) / own) if own else math.nan
+        if not own:
+            return "; what else changed was not measured, since the predictions at target did not change"
+        ratio = math.sqrt(self._change(prompts) / own)
         return (
             f"; at the trained strengths the predictions at the prompts of preserve moved {ratio:.2f} times as far as "
             "those at target (0: nothing else changed)"
@@ -143,15 +155,16 @@ class SliderEvidence:
     def _change(self, prompts: Sequence[str]) -> float:
         """The mean squared change of the prediction at these prompts, on latents that the base made of them."""
         denoiser, latents, count = self._denoiser, self._latents(), len(LEVELS)
-        t, total = torch.tensor(LEVELS), 0.0
+        t, total = self._trained_times(), 0.0
+        sigma = denoiser.sigma(t)
         for number, prompt in enumerate(prompts):
             indices, texts = [0] * count, [prompt] * count
             noisy = latents.at(self._noises(number), t.to(denoiser.device), indices, texts)
-            base = latents.estimate(noisy, self._levels(), indices, texts)
+            base = latents.estimate(noisy, sigma, indices, texts)
             for sign in self._request.signs:
                 with at_strength(sign), torch.no_grad():
-                    own = denoiser.denoise(noisy, self._levels(), self._captions.of_batch(indices, texts))
-                change = prediction_change(denoiser, own, base, self._levels())
+                    own = denoiser.denoise(noisy, sigma, self._captions.of_batch(indices, texts))
+                change = prediction_change(denoiser, own, base, sigma)
                 total += change.cpu().double().mean().item() / len(self._request.signs)
         return total / len(prompts)
 

@@ -23,6 +23,7 @@ from ..files import save_on_the_way
 from ..named_lora import NamedLora
 from ..training import node as lora
 from .dataset import encode_slider_dataset
+from .pairs import order_note
 from .request import MODES, SliderData, SliderRequest
 from .technique import SliderTechnique
 
@@ -229,12 +230,13 @@ class TrainSlider(io.ComfyNode):
             result.learned, run.id, run.info.part.metadata() | strength_range.metadata(run.useful_strengths)
         )
         patched, _ = lora.with_adapters(model, None, learned, request.adapter)
+        notes = order_note(data.positive, data.negative) if data.positive and data.negative else []
         return io.NodeOutput(
             patched,
             learned,
             {"loss": run.losses},
             run,
-            technique.describe(run, learned),
+            "\n".join([technique.describe(run, learned), *notes]),
             clip,
             ui={"bespoke_run": [run.id]},
         )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 import torch
 
 from ....training.captions import PROMPT
 from ....training.errors import InputError
-from ....training.images import ImageSet, TrainingImage
+from ....training.images import MIRRORED, ImageSet, TrainingImage
+from ...images.pairing.match import key_of
 
 MOST_NAMED = 20
 
@@ -19,7 +19,7 @@ MOST_NAMED = 20
 def paired(positive: ImageSet, negative: ImageSet, target: str) -> list[TrainingImage]:
     """The positive pictures, then as many negative ones: items `i` and `i + n` of the 2 n are a pair.
 
-    Matched by name without its ending where a name is in both sets, else by order. The negative picture gets the name
+    Matched by name, see `match.key_of`, where a name is in both sets, else by order. The negative picture gets the name
     of its positive one, so that both are held out or neither, and its caption. target: the prompt of all; empty takes
     the positive picture's own. Raises `InputError` with every picture that has no other or one of another size.
     """
@@ -52,6 +52,14 @@ def paired(positive: ImageSet, negative: ImageSet, target: str) -> list[Training
     return [*first, *second]
 
 
+def order_note(positive: ImageSet, negative: ImageSet) -> list[str]:
+    """A line for the report where the pictures were matched by order; empty where by name."""
+    if _matched_by_name(positive.items, negative.items) is not None:
+        return []
+    pairs = [f"{one.name} with {other.name}" for one, other in zip(positive.items, negative.items, strict=True)]
+    return [f"No name is in both sets, so the pictures were matched by order: {_listed(pairs)}."]
+
+
 def _matched_by_name(
     positive: Sequence[TrainingImage], negative: Sequence[TrainingImage]
 ) -> list[TrainingImage] | None:
@@ -69,8 +77,22 @@ def _matched_by_name(
             f"{_count(odd, 'picture has', 'pictures have')} no other of that name: {_listed(odd)}; add the missing "
             "ones or take these out"
         )
-    left = {name: iter(items) for name, items in theirs.items()}
-    return [next(left[_key(item)]) for item in positive]
+    partner = {id(one): other for key, own in ours.items() for one, other in _within(own, theirs[key])}
+    return [partner[id(item)] for item in positive]
+
+
+def _within(
+    ours: Sequence[TrainingImage], theirs: Sequence[TrainingImage]
+) -> Iterator[tuple[TrainingImage, TrainingImage]]:
+    """The pairs of as many pictures of one key: those of the very same name first, the others in their order."""
+    left, waiting = list(theirs), list[TrainingImage]()
+    for one in ours:
+        same = next((i for i, other in enumerate(left) if _stem(other.name) == _stem(one.name)), None)
+        if same is None:
+            waiting.append(one)
+        else:
+            yield one, left.pop(same)
+    yield from zip(waiting, left, strict=True)
 
 
 def _by_name(items: Iterable[TrainingImage]) -> defaultdict[str, list[TrainingImage]]:
@@ -81,9 +103,12 @@ def _by_name(items: Iterable[TrainingImage]) -> defaultdict[str, list[TrainingIm
 
 
 def _key(item: TrainingImage) -> str:
-    """The name without its ending; a mirrored copy has another name."""
-    name, mark, rest = item.name.partition(" (mirrored)")
-    return str(PurePosixPath(name).with_suffix("")) + mark + rest if name else item.name
+    """`key_of` the name; a mirrored copy has another one."""
+    return key_of(item.name) + (MIRRORED if item.name.endswith(MIRRORED) else "")
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(MIRRORED).rpartition(".")[0] or name
 
 
 def _with_prompt(item: TrainingImage, target: str) -> TrainingImage:

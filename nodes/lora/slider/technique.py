@@ -17,6 +17,7 @@ from ....training.sample_prompts import SamplePrompt
 from ....training.slider import pulled
 from ...bridge.dataset.conditioning import ModelConds
 from ...bridge.runs.samples import SamplerSettings
+from ...bridge.schedule_part import trained_range
 from ..training.preserve import drawn_prompts, lines_of
 from ..training.technique import LoraTechnique
 from .card import strip_of
@@ -145,8 +146,10 @@ class SliderTechnique(LoraTechnique):
 
     def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> SliderEvidence:
         """What measures the slider of the result; see `SliderEvidence`."""
+        part, denoiser = trained_range(self._models.model, self.request.train), self._denoiser
+        limits = (0.0, 1.0) if part.is_whole else denoiser.timesteps_between(part.low, part.high)
         return SliderEvidence(
-            self._denoiser, self._captions, self._dataset.pictures, self.request, sampler, lambda: self._latents
+            denoiser, self._captions, self._dataset.pictures, self.request, sampler, lambda: self._latents, limits
         )
 
     def _describe_plan(self, run: Run, steps: int) -> str:
