@@ -104,7 +104,7 @@ def _check_word_captions(request: InversionRequest, dataset: EncodedDataset) -> 
 def _check_captions(request: WordAndLoraRequest, dataset: EncodedDataset) -> None:
     pictures = dataset.pictures
     used = [pictures.items[index] for index in (*pictures.training_indices, *pictures.held_out_indices)]
-    check_captions(used, request.word.names)
+    check_captions(used, request.word.names, has_template=False)
 
 
 def _check_no_model(request: InversionRequest, models: Models) -> None:

@@ -50,16 +50,18 @@ NEGATIVE = (
 )
 
 
-def check_captions(items: Sequence[TrainingImage], names: Sequence[str] = ()) -> None:
+def check_captions(items: Sequence[TrainingImage], names: Sequence[str] = (), has_template: bool = True) -> None:
     """Raise `InputError` unless every caption holds `WORD`, or `{name}` of one of `names`, and each name is in one.
 
-    names: of several words; `{word}` could mean any of them and is refused.
+    names: of several words; `{word}` could mean any of them and is refused. has_template: whether the node that asks
+    has the input `template`, which the error then names.
     """
+    why = "template is 'captions' and " if has_template else ""
     marks = [f"{{{name}}}" for name in names] or [WORD]
     without = [item.path for item in items if not all(any(word in c for word in marks) for c in item.captions)]
     if without and names:
         raise InputError(
-            f"template is 'captions' and {len(without)} captions hold none of {', '.join(marks)}: "
+            f"{why}{len(without)} captions hold none of {', '.join(marks)}: "
             f"{', '.join(without[:8])}; write in each caption which of the words its picture shows"
         )
     captions = [caption for item in items for caption in item.captions]
@@ -73,10 +75,15 @@ def check_captions(items: Sequence[TrainingImage], names: Sequence[str] = ()) ->
             f"a caption says {WORD}, and name lists several words; write {' or '.join(marks)} in its place"
         )
     if without:
+        other = (
+            "choose another template"
+            if has_template
+            else f"set captions of Bespoke Image Folder to template and its template to 'a photo of a {WORD}'"
+        )
         raise InputError(
-            f"template is 'captions' and {len(without)} captions do not hold {WORD}: {', '.join(without[:8])}; "
+            f"{why}{len(without)} captions do not hold {WORD}: {', '.join(without[:8])}; "
             f"write {WORD} where the new word stands, for example 'a {WORD} on a table' (for pictures on a wire in "
-            "Bespoke Image Batch), or choose another template"
+            f"Bespoke Image Batch), or {other}"
         )
 
 

@@ -51,7 +51,7 @@ def encode_dataset(models: Models, data: LoraData, request: WordAndLoraRequest) 
     """
     for images in (data.images, data.validation):
         if images is not None:
-            check_captions(images.items, request.word.names)
+            check_captions(images.items, request.word.names, has_template=False)
     text_encoders(models.clip, request.encoders)
     marks = [f"{{{name}}}" for name in request.word.names] or [WORD]
     data = replace(data, images=_called_by(data.images, marks), validation=_called_by(data.validation, marks))

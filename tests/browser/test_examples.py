@@ -18,6 +18,7 @@ SHORT = {
     "BespokeTrainLora": {"steps": 2, "batch_size": 1, "warmup_steps": 0},
     "BespokeTrainTextualInversion": {"steps": 2},
     "BespokeTrainWordAndLora": {"steps": 2, "batch_size": 1},
+    "BespokeTrainSlider": {"steps": 2, "batch_size": 1, "sample_every": 0},
     "KSampler": {"steps": 2},
     "BespokePartialDenoise": {"steps": 2},
     "EmptyLatentImage": {"batch_size": 1},

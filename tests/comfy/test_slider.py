@@ -351,7 +351,7 @@ def other(items):
 
 def test_pairs_are_matched_by_name_or_by_order():
     ours = named("a.png", "b.png", "c.png")
-    theirs = other([replace(ours[2], name="c.webp"), replace(ours[0], name="a.jpg"), replace(ours[1], name="b.png")])
+    theirs = other([replace(ours[2], name="c.webp"), replace(ours[0], name="A.JPG"), replace(ours[1], name="b.png")])
     items = paired(ImageSet(tuple(ours)), theirs, "a thing (red)")
     assert [item.name for item in items] == ["a.png", "b.png", "c.png"] * 2
     assert {item.prompt for item in items} == {"a thing (red)"}

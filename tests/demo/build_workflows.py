@@ -205,7 +205,7 @@ def slider_from_pairs(w: Workflow) -> None:
     w.note(
         "**Train a slider on pairs.** Two folders: each picture of the one is there in the other too, under the same "
         f"name, with one thing changed. 4 to 10 pairs; press R {CHOOSE_FOLDER}.\n\n*target* is the prompt of all "
-        "pictures. Strength 1 is towards *With more of it*, -1 towards *With less of it*.",
+        "pictures, so they need no captions. Strength 1 is towards *With more of it*, -1 towards *With less of it*.",
         240,
     )
     base = Base(w)
@@ -241,7 +241,7 @@ def use_slider(w: Workflow, base: Base, trainer, prompt: str, file: str) -> None
     w.column()
     made = [
         base.sample(title, words, nothing, latent, model)
-        for title, model in (("-1", (models[0], "model")), ("0", base.model), ("1", (models[1], "model")))
+        for title, model in (("at -1", (models[0], "model")), ("without", base.model), ("at 1", (models[1], "model")))
     ]
     w.column()
     for title, one in zip(("at -1", "without", "at 1"), made, strict=True):
@@ -255,7 +255,8 @@ def edit_from_pairs(w: Workflow) -> None:
         "**Teach an edit model one kind of change.** 12 or more pairs: the picture before, and the same picture after "
         "the change.\n\n"
         "1. Put both into one folder under *input*: `a.png` is the result, `a-control.png` the source, `a.txt` the "
-        f"instruction. Press R {CHOOSE_FOLDER}. Two folders become pairs with *Pair Image Sets*.\n"
+        f"instruction. Press R {CHOOSE_FOLDER}. *pairs*, among its advanced inputs, is on. Two folders become pairs "
+        "with *Pair Image Sets*.\n"
         "2. The sheet shows each source with an arrow to its result.\n"
         "3. Queue. The right side edits a picture that is not in the set, without and with the LoRA.\n\n"
         "This is instruct-pix2pix for SD1.5. For **Flux Kontext**, **Flux 2** and **OmniGen 2** load that model, and "

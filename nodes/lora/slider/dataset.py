@@ -44,7 +44,8 @@ def encode_slider_dataset(models: Models, data: SliderData, request: SliderReque
     items = _items(data, request)
     if vae is None and (items or request.train.sample_every):
         why = "positive_images and negative_images are wired" if items else "sample_every is not 0"
-        raise InputError(f"{why} and vae is not; wire in the VAE that belongs to the model")
+        other = "" if items else ", or set sample_every to 0"
+        raise InputError(f"{why} and vae is not wired; wire in the VAE that belongs to the model{other}")
     check_wire(model, clip)
     restore_own_modules(model)
     check_trainable(model.model, takes_pairs=False)

@@ -73,16 +73,21 @@ class SliderEvidence:
         errors = {strength: [error for _, error in rows] for strength, rows in found.items()}
         useful = useful_range(scores, errors)
         run.useful_strengths = useful or ()
-        return f"{NOTE}: {self._in_words(scores)}; {_useful_in_words(useful)}{self._others_in_words()}"
+        return f"{NOTE}: {self._in_words(scores)}; {self._useful_in_words(useful)}{self._others_in_words()}"
 
     def _in_words(self, scores: Scores) -> str:
         low, high = (0.0, 2.0) if self._request.erases else (-2.0, 2.0)
         share = monotone_share(scores, low, high)
         towards = "away from target" if self._request.erases else "from the one end to the other"
+        judged = (
+            "-1 the mean negative picture, 1 the mean positive one"
+            if has_pairs(self._pictures)
+            else "the base's own judgement, -1 to 1"
+        )
         means = ", ".join(f"{sum(row) / len(row):+.2f} at {strength:g}" for strength, row in sorted(scores.items()))
         return (
             f"of {SEEDS} seeds, {round(share * SEEDS)} move {towards} at every step from {low:g} to {high:g} (mean "
-            f"score {means}; the base's own judgement, -1 to 1)"
+            f"score {means}; {judged})"
         )
 
     def _draw(self, number: int, strength: float) -> Tensor:
@@ -152,6 +157,12 @@ class SliderEvidence:
             "those at target (0: nothing else changed)"
         )
 
+    def _useful_in_words(self, useful: tuple[float, float] | None) -> str:
+        if useful is None:
+            higher = "learning_rate" if has_pairs(self._pictures) else "learning_rate or guidance"
+            return f"NO STRENGTH MOVES THE PICTURES: train for more steps, or at a higher {higher}"
+        return f"useful from {in_words(useful)}"
+
     def _change(self, prompts: Sequence[str]) -> float:
         """The mean squared change of the prediction at these prompts, on latents that the base made of them."""
         denoiser, latents, count = self._denoiser, self._latents(), len(LEVELS)
@@ -167,9 +178,3 @@ class SliderEvidence:
                 change = prediction_change(denoiser, own, base, sigma)
                 total += change.cpu().double().mean().item() / len(self._request.signs)
         return total / len(prompts)
-
-
-def _useful_in_words(useful: tuple[float, float] | None) -> str:
-    if useful is None:
-        return "NO STRENGTH MOVES THE PICTURES: train for more steps, at a higher learning_rate or guidance"
-    return f"useful from {in_words(useful)}"

@@ -19,9 +19,9 @@ MOST_NAMED = 20
 def paired(positive: ImageSet, negative: ImageSet, target: str) -> list[TrainingImage]:
     """The positive pictures, then as many negative ones: items `i` and `i + n` of the 2 n are a pair.
 
-    Matched by name, see `match.key_of`, where a name is in both sets, else by order. The negative picture gets the name
-    of its positive one, so that both are held out or neither, and its caption. target: the prompt of all; empty takes
-    the positive picture's own. Raises `InputError` with every picture that has no other or one of another size.
+    Matched by name, see `key_of`, where a name is in both sets, else by order. The negative picture gets the name of
+    its positive one, so that both are held out or neither, and its caption. target: the prompt of all; empty takes the
+    positive picture's own. Raises `InputError` with every picture that has no other or one of another size.
     """
     by_name = _matched_by_name(positive.items, negative.items)
     if by_name is None and len(positive.items) != len(negative.items):
@@ -122,7 +122,7 @@ def _size(item: TrainingImage) -> str:
     return f"{item.pixels.shape[1]} x {item.pixels.shape[0]}"
 
 
-def _count(odd: Sequence[str], one: str, several: str) -> str:
+def _count(odd: Sequence[object], one: str, several: str) -> str:
     return f"{len(odd)} {one if len(odd) == 1 else several}"
 
 
