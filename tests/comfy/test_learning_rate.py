@@ -69,7 +69,7 @@ def test_the_training_goes_on_after_the_probe_and_ends_in_the_same_bits(run_node
     rate, plot, report = find(run_node, models, sets, **same)
     assert rate in (1e-3, 3.2e-3, 1e-2, 3.2e-2, 0.1, 0.32, 1.0)
     assert plot.shape == (1, 560, 960, 3)
-    assert report.startswith(f"Learning rate {rate:g}: the lowest loss of ")
+    assert report.startswith(f"Learning rate {rate:g} for {SETTINGS['steps']} steps.")
     assert "2 pictures held out of the training" in report
     assert f"goes on after step {PROBE}, which are done" in report
     assert not [path for path in (runs_folder() / FOLDER).iterdir() if path.is_dir()]
@@ -170,7 +170,9 @@ def test_every_kind_of_adapter_has_a_rate(run_node, models, sets, kind):
     rows = [line.split(" | ") for line in report.splitlines() if line.count(" | ") == 2][1:]
     losses = {float(one): float(loss) for one, loss, _ in rows if loss != "-"}
     assert len(rows) >= 3
-    assert losses[rate] == min(losses.values())
+    best = float(re.search(r"(\S+) has the lowest loss", report)[1])
+    assert losses[best] == min(losses.values())
+    assert best / 3.3 < rate <= best  # at most one rate lower, for the length of the training
     assert len(set(losses.values())) == len(losses)
 
 
@@ -188,7 +190,7 @@ def things():
 
 def test_a_word_has_a_rate(run_node, models, things, steps_done):
     rate, plot, report = find_for_word(run_node, models, things)
-    assert report.startswith(f"Learning rate {rate:g}: the lowest loss ")
+    assert report.startswith(f"Learning rate {rate:g} for {WORD['steps']} steps.")
     assert "2 pictures held out of the training" in report
     assert "goes on after step" in report
     assert 0 < steps_done[0] <= 0.2 * WORD["steps"]
@@ -236,7 +238,7 @@ def test_cross_validation_scores_the_pictures_that_its_first_training_leaves_out
 
 def test_a_rate_at_an_edge_of_the_range_says_to_widen_it(run_node, models, sets):
     rate, _, report = find(run_node, models, sets, seed=8, lowest=1e-6, highest=1e-4)
-    assert rate == 1e-4
+    assert rate <= 1e-4
     assert "Set lowest to 1e-05 and highest to 0.001." in report or "HARDLY ANYTHING WAS LEARNED" in report
 
 
