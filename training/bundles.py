@@ -7,7 +7,7 @@ is the one that the tensor has in a file of the word alone: `clip_l`, `clip_g` a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from .errors import InputError
 PREFIX = "bundle_emb."
 NAMELESS = ("string_to_param.*", "emb_params")  # keys of a tensor that any encoder of its width reads
 OF_OUTPUT = "_out"  # ends OneTrainer's keys of vectors that replace the encoder's output; no prompt reader has them
+# OneTrainer's keys of encoders, with which ComfyUI's own begin: t5 and t5xxl, gemma and gemma2_2b, qwen and qwen25_7b.
+SHORT = ("t5", "gemma", "qwen", "llama")
 _LIST = ".string_to_param."
 
 Words = Mapping[str, Mapping[str, Tensor]]  # {word: {key: vectors [n, width]}}
@@ -44,6 +46,18 @@ def _word_and_key(key: str) -> tuple[str, str]:
         return word, _LIST.removeprefix(".") + part
     word, _, part = rest.rpartition(".")
     return word, part
+
+
+def key_for(encoder: str, parts: Mapping[str, Tensor], encoders: Collection[str]) -> str | None:
+    """The key among a word's `parts` that the encoder reads; None where there is none.
+
+    Its own; else OneTrainer's, see `SHORT`; else another CLIP's that none of `encoders` has, since OneTrainer has
+    written Flux's CLIP-L as `clip_g` (its issue 514); else a nameless one. The caller compares the widths.
+    """
+    other = [key for key in parts if key.startswith("clip_") and encoder.startswith("clip_") and key not in encoders]
+    short = [key for key in SHORT if encoder.startswith(key)]
+    wanted = (encoder, *short, *(key for key in other if not key.endswith(OF_OUTPUT)), *NAMELESS)
+    return next((key for key in wanted if key in parts), None)
 
 
 def check_bundle_name(word: str) -> str:

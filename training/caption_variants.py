@@ -155,7 +155,7 @@ def trigger_tags(tags: Sequence[str], trigger: str, rule: CaptionVariants, synta
 
 def leading_tags(tags: Sequence[str], trigger: str, rule: CaptionVariants, syntax: str) -> int:
     """How many tags at the very beginning say the trigger or {word}."""
-    places = [trigger_tags(tags, word, rule, syntax) for word in (trigger, WORD)]
+    places = [trigger_tags(tags, word, rule, syntax) for word in (*trigger.splitlines(), WORD)]
     return max((place.stop for place in places if place and place.start == 0), default=0)
 
 
@@ -169,7 +169,7 @@ def parts_of(text: str, rule: CaptionVariants, trigger: str, syntax: str) -> Cap
     """
     tags = split_tags(text, rule.separator, syntax)
     whole = rule.join(tags)
-    triggers = [word for word in (trigger, WORD) if word and says(whole, word)]
+    triggers = [word for word in (*trigger.splitlines(), WORD) if says(whole, word)]
     appended = rule.appended
     if not appended or tuple(tags[-len(appended) :]) != appended:
         appended = ()
@@ -220,8 +220,8 @@ def vary(text: str, rule: CaptionVariants, trigger: str, syntax: str, draw: torc
     """One variant of a caption, drawn by `draw`.
 
     Each free tag that may be left out is so with the probability `drop_tags`, independently; those that are left come
-    in an order that is uniform among all. trigger: the word that stays first and is never left out, or "". syntax: one
-    of `captions.CAPTION_SYNTAXES`.
+    in an order that is uniform among all. trigger: the word that stays first and is never left out, several one a line,
+    or "". syntax: one of `captions.CAPTION_SYNTAXES`.
     """
     return _drawn(parts_of(text, rule, trigger, syntax), rule, draw)
 

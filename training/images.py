@@ -26,7 +26,8 @@ class TrainingImage:
     a caption with half of a surrogate pair, which no encoding takes: a file's name that is no UTF-8 gives one.
 
     more_captions: further captions; a training takes all by turns, validation takes `caption`. weight: how often the
-    picture is drawn in proportion to others. trigger: the word that its captions say for what is learned, or "".
+    picture is drawn in proportion to others. trigger: the word that its captions say for what is learned, several one a
+    line, or "".
     source: the folder, as the user knows it, or what else tells pictures of one name in several sets apart; items of
     one source and name are the same picture: its mirrored and repeated copies, and those of other sizes. variants: how
     each caption is varied in a training, or None; the captions themselves are not.

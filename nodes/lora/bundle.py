@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...training.bundles import NAMELESS, OF_OUTPUT, bundled, check_bundle_name
+from ...training.bundles import OF_OUTPUT, bundled, check_bundle_name, key_for
 from ...training.errors import InputError
 from ...training.formats import trigger_words
 from ..bridge.training_model.pseudo_word import clip_with_pseudo_word, embedding_width, text_encoders
@@ -134,7 +134,7 @@ def clip_with_words(clip: Any, lora: NamedLora, carried_before: Sequence[str] = 
         ]
     known, lines = list[str](), list[str]()
     for word, parts in words.items():
-        fits, reason = _fitting(clip, parts)
+        fits, unread, reason = _fitting(clip, parts)
         name = spoken(word) or word
         if not fits:
             lines.append(f"{prompt_word(name)} is left out: {reason}.")
@@ -151,25 +151,33 @@ def clip_with_words(clip: Any, lora: NamedLora, carried_before: Sequence[str] = 
             for key in parts
             if key.endswith(OF_OUTPUT)
         ]
+        lines += [
+            f"{prompt_word(name)} has {_sizes({key: parts[key]})} in the file, which no encoder of this CLIP reads."
+            for key in unread
+        ]
     if known:
         lines.insert(0, f"The clip output knows {', '.join(dict.fromkeys(known))}, by the vectors in the file.")
     return clip, lines
 
 
-def _fitting(clip: Any, parts: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """({encoder: vectors [n, width], float32 on the CPU}, why there are none) of one word for this CLIP."""
+def _fitting(clip: Any, parts: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], str]:
+    """One word for this CLIP: ({encoder: vectors [n, width], float32 on the CPU}, the file's keys that none reads, why
+    there are no vectors)."""
     try:
         widths = {key: embedding_width(model) for key, (_, model) in text_encoders(clip).items()}
     except InputError as error:
-        return {}, str(error)
-    nameless = next((parts[key] for key in NAMELESS if key in parts), None)
+        return {}, [], str(error)
     found: dict[str, Tensor] = {}
+    read = set[str]()
     for key, width in widths.items():
-        tensor = parts.get(key, nameless)
+        own = key_for(key, parts, widths)
+        tensor = None if own is None else parts[own]
         if tensor is None or tensor.ndim not in (1, 2) or tensor.shape[-1] != width or not tensor.numel():
             continue
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
-            return {}, f"{key} holds what is no finite number"
+            return {}, [], f"{own} holds what is no finite number"
         found[key] = tensor.detach().float().cpu().reshape(-1, width)
+        read.add(str(own))
     theirs = ", ".join(f"{key} ({width} numbers)" for key, width in widths.items())
-    return found, f"the file has {_sizes(parts)}, and this text encoder reads {theirs}"
+    unread = [key for key in parts if key not in read and not key.endswith(OF_OUTPUT)]
+    return found, unread, f"the file has {_sizes(parts)}, and this text encoder reads {theirs}"

@@ -15,7 +15,7 @@ from ...training.config import check_choice
 from ...training.record import Run
 from ..bridge.files.writing import write_safetensors
 from .names import prompt_word
-from .words import Embedding, full_name, on_wire, words_of
+from .words import Embedding, named_by, on_wire
 
 FORMATS = ("comfy", "a1111")
 File = tuple[dict[str, Tensor], dict[str, str]]  # tensors, metadata
@@ -79,8 +79,8 @@ def as_file(
 def as_files(
     prefix: str, embedding: Embedding, run: Run | None, format: str = "comfy", graph: tuple = (None, None)
 ) -> dict[str, File]:
-    """{name: `as_file`} of one word or several: prompts say `embedding:name`. prefix: see `full_name`."""
-    named = {full_name(prefix, name): each for name, each in words_of(embedding).items()}
+    """{name: `as_file`} of one word or several: prompts say `embedding:name`. prefix: see `named_by`."""
+    named = named_by(prefix, embedding)
     return {name: as_file(name, each, run, format, graph) for name, each in named.items()}
 
 

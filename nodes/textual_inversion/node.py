@@ -34,7 +34,7 @@ from .request import PATIENT, STOPS, InversionRequest
 from .technique import TextualInversionTechnique, encode_dataset
 from .templates import TEMPLATES
 from .words import Embedding as WordsOnWire
-from .words import full_name, on_wire, prompt_words, words_of
+from .words import named_by, on_wire, prompt_words, words_of
 
 PATIENCE = 5  # validations, a quarter of the run, without a new lowest validation loss end it; see `TrainConfig`
 
@@ -168,7 +168,7 @@ def check_names(prefix: str, embedding: WordsOnWire) -> dict[str, Mapping[str, T
 
     Raises `InputError` for a name that prompts would misread.
     """
-    return {check_name(full_name(prefix, name)): vectors for name, vectors in words_of(embedding).items()}
+    return {check_name(name): vectors for name, vectors in named_by(prefix, embedding).items()}
 
 
 class TrainTextualInversion(io.ComfyNode):

@@ -56,7 +56,7 @@ from ..bridge.training_model.text_encoder import TrainableTextEncoder
 from ..bridge.wire.compiled import restore_own_modules
 from .names import prompt_word
 from .request import InversionRequest
-from .templates import NEGATIVE_WORD, WORD, check_captions, sentence_for
+from .templates import NEGATIVE_WORD, WORD, called_by_words, check_captions, check_taught, sentence_for
 from .words import Word, prompt_words, say_words
 
 
@@ -72,9 +72,11 @@ def encode_dataset(models: Models, images: ImageSet, request: InversionRequest) 
     trained_range(model, request.train)
     if request.template == "captions":
         check_captions(images.items, request.names)
+    called = called_by_words(images, request.names) if request.names else images
     text_encoders(clip, request.encoders)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
-    pictures = encode_pictures(vae, model.model, request.train, images)
+    pictures = encode_pictures(vae, model.model, request.train, called)
+    check_taught([pictures.items[i] for i in pictures.training_indices], request.names)
     # The file's metadata names the kind of embedding as its architecture, and a word is learned at any resolution.
     fields = describe_models(model, clip, images) | {"architecture": "", "resolution": ""}
     models_fields = identify_models(model, clip, vae)

@@ -6,10 +6,11 @@ None has punctuation right after the word: the prompt parser would read it as a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ...training.captions import WORD
 from ...training.errors import InputError
-from ...training.images import TrainingImage
+from ...training.images import ImageSet, TrainingImage
 from ...training.randomness import generator
 
 NEGATIVE_WORD = "negative"
@@ -50,14 +51,48 @@ NEGATIVE = (
 )
 
 
-def check_captions(items: Sequence[TrainingImage], names: Sequence[str] = (), has_template: bool = True) -> None:
+def marks_of(names: Sequence[str]) -> list[str]:
+    """What captions say for the words: `{name}` of several, else `WORD`."""
+    return [f"{{{name}}}" for name in names] or [WORD]
+
+
+def called_by_words(images: ImageSet, names: Sequence[str]) -> ImageSet:
+    """The set with the words of each picture's captions as its triggers, after one that it has, one a line.
+
+    So caption variants leave out none of them, and the leak is measured without all of them. names: of several words.
+    """
+    items = []
+    for item in images.items:
+        found = [mark for mark in marks_of(names) if any(mark in caption for caption in item.captions)]
+        items.append(replace(item, trigger="\n".join(dict.fromkeys([*item.trigger.splitlines(), *found]))))
+    return replace(images, items=tuple(items))
+
+
+def check_taught(items: Sequence[TrainingImage], names: Sequence[str]) -> None:
+    """Raise `InputError` where all pictures of one of several words are held out.
+
+    items: those that are trained on. names: of several words, or none.
+    """
+    captions = [caption for item in items for caption in item.captions]
+    for mark in marks_of(names) if names else []:
+        if not any(mark in caption for caption in captions):
+            raise InputError(
+                f"every picture that says {mark} is held out for validation, so that word would learn nothing; give "
+                "more pictures of it, a lower validation, or another seed"
+            )
+
+
+def check_captions(
+    items: Sequence[TrainingImage], names: Sequence[str] = (), has_template: bool = True, all_said: bool = True
+) -> None:
     """Raise `InputError` unless every caption holds `WORD`, or `{name}` of one of `names`, and each name is in one.
 
     names: of several words; `{word}` could mean any of them and is refused. has_template: whether the node that asks
-    has the input `template`, which the error then names.
+    has the input `template`, which the error then names. all_said: whether each of the words has to be in a caption, as
+    it has to where they are learned from these.
     """
     why = "template is 'captions' and " if has_template else ""
-    marks = [f"{{{name}}}" for name in names] or [WORD]
+    marks = marks_of(names)
     without = [item.path for item in items if not all(any(word in c for word in marks) for c in item.captions)]
     if without and names:
         raise InputError(
@@ -66,7 +101,7 @@ def check_captions(items: Sequence[TrainingImage], names: Sequence[str] = (), ha
         )
     captions = [caption for item in items for caption in item.captions]
     unmarks = [word for word in marks if not any(word in caption for caption in captions)]
-    if names and unmarks:
+    if names and unmarks and all_said:
         raise InputError(
             f"no caption says {unmarks[0]}, so that word would learn nothing; write it, or take it off name"
         )

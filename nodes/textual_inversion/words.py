@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from .templates import WORD
 
 Embedding = Mapping[str, Tensor] | Mapping[str, Mapping[str, Tensor]]  # {encoder: vectors}, or {name: {encoder: ...}}
 _JOIN = ":"  # between the name and the encoder of a trained tensor; a name cannot hold it
+# What may stand right behind a name: commas, the end of a bracket, and the bracket's weight.
+_ENDS_A_NAME = re.compile(r",*(?:\s|$|\)|:[-+.\d]+\))")
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ def parse_words(text: str, init_text: str, vectors: int) -> tuple[Word, ...]:
 def _parse_line(line: str, init_text: str, vectors: int) -> Word:
     name, *rest = (part.strip() for part in line.split(":"))
     count = vectors
+    if len(rest) == 1 and rest[0].isdecimal():
+        raise InputError(
+            f"the line {line!r} of name begins at the text {rest[0]!r}; for {rest[0]} vectors write "
+            f"'{name} : : {rest[0]}'"
+        )
     if len(rest) > 1:
         if not rest[-1].isdecimal():
             raise InputError(
@@ -61,10 +69,21 @@ def _parse_line(line: str, init_text: str, vectors: int) -> Word:
 
 
 def say_words(text: str, words: Sequence[Word]) -> str:
-    """The text with each `{name}` replaced by `embedding:name`, and `{word}` where there is one word."""
-    for word in words:
-        text = text.replace(f"{{{word.name}}}", prompt_word(word.name))
-    return text.replace(WORD, prompt_word(words[0].name)) if len(words) == 1 else text
+    """The text with each `{name}` replaced by `embedding:name`, and `{word}` where there is one word.
+
+    ComfyUI reads a name after white space or an opening bracket, and up to white space: in "a {cat}." it would look for
+    a file called "cat." and leave the word out. A space is put between the name and what touches it otherwise.
+    """
+    spoken = {f"{{{word.name}}}": prompt_word(word.name) for word in words}
+    if len(words) == 1:
+        spoken[WORD] = prompt_word(words[0].name)
+
+    def say(mark: re.Match[str]) -> str:
+        before, behind = text[: mark.start()], text[mark.end() :]
+        starts = not before or before[-1] in " \n" or (before[-1] == "(" and not before.endswith("\\("))
+        return ("" if starts else " ") + spoken[mark[0]] + ("" if _ENDS_A_NAME.match(behind) else " ")
+
+    return re.sub("|".join(map(re.escape, spoken)), say, text)
 
 
 def prompt_words(names: Sequence[str]) -> str:
@@ -96,6 +115,24 @@ def words_of(embedding: Embedding) -> dict[str, Mapping[str, Tensor]]:
             "nor several; wire in what Bespoke Train Textual Inversion gives"
         )
     return named or {"": single}
+
+
+def named_by(prefix: str, embedding: Embedding) -> dict[str, Mapping[str, Tensor]]:
+    """{what prompts call a word: {encoder: vectors}}: a single word by `prefix`, several by `full_name`.
+
+    Raises `InputError` where two would have one name.
+    """
+    words = words_of(embedding)
+    if len(words) == 1 and prefix:
+        (word,) = words.values()
+        return {prefix: word}
+    named = {full_name(prefix, name): each for name, each in words.items()}
+    if len(named) < len(words):
+        raise InputError(
+            f"two of the words {', '.join(words)} would both be called {', '.join(named)}; leave name empty, which "
+            "keeps their own names, or train them under other names"
+        )
+    return named
 
 
 def full_name(prefix: str, name: str) -> str:

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from ...training.bundles import split_bundle
-from ...training.captions import WORD
 from ...training.data import Batch
 from ...training.distributed import World
-from ...training.images import ImageSet
 from ...training.leak import LeakMeter
 from ...training.measure import StepCost
 from ...training.record import Run
@@ -38,7 +36,7 @@ from ..lora.training.request import LoraData
 from ..lora.training.technique import LoraTechnique
 from ..lora.training.technique import encode_dataset as encode_lora_dataset
 from ..textual_inversion.technique import TextualInversionTechnique, describe_learned
-from ..textual_inversion.templates import check_captions
+from ..textual_inversion.templates import called_by_words, check_captions, check_taught
 from ..textual_inversion.words import prompt_words
 from .request import WordAndLoraRequest
 
@@ -49,28 +47,20 @@ def encode_dataset(models: Models, data: LoraData, request: WordAndLoraRequest) 
     The record's trigger is what prompts say for the word. Raises `InputError`, before anything is encoded, for models
     or captions that cannot be used: every caption but those of prior pictures has to hold `{word}`.
     """
-    for images in (data.images, data.validation):
-        if images is not None:
-            check_captions(images.items, request.word.names, has_template=False)
+    names = request.word.names
+    check_captions(data.images.items, names, has_template=False)
+    if data.validation is not None:
+        check_captions(data.validation.items, names, has_template=False, all_said=False)
     text_encoders(models.clip, request.encoders)
-    marks = [f"{{{name}}}" for name in request.word.names] or [WORD]
-    data = replace(data, images=_called_by(data.images, marks), validation=_called_by(data.validation, marks))
-    dataset = encode_lora_dataset(models, data, request)
-    return replace(dataset, run_fields={**dataset.run_fields, "trigger": prompt_words(request.word_names)})
-
-
-def _called_by(images: ImageSet | None, marks: Sequence[str]) -> Any:
-    """The set with its word as the trigger of each picture that has none, so that the leak is measured without it.
-
-    marks: what captions say for the words. Of several in a caption the first of `marks` counts.
-    """
-    if images is None:
-        return None
-    items = tuple(
-        replace(item, trigger=item.trigger or next((mark for mark in marks if mark in item.caption), ""))
-        for item in images.items
+    data = replace(
+        data,
+        images=called_by_words(data.images, names),
+        validation=None if data.validation is None else called_by_words(data.validation, names),
     )
-    return replace(images, items=items)
+    dataset = encode_lora_dataset(models, data, request)
+    pictures = dataset.pictures
+    check_taught([pictures.items[i] for i in pictures.training_indices], names)
+    return replace(dataset, run_fields={**dataset.run_fields, "trigger": prompt_words(request.word_names)})
 
 
 class WordCaptions(CaptionConditioning):
@@ -93,8 +83,8 @@ class WordCaptions(CaptionConditioning):
     def of_batch(self, indices: Sequence[int], prompts: Sequence[str]) -> ModelConds:
         return super().of_batch(indices, list(map(self._spoken, prompts)))
 
-    def encode(self, prompts: Sequence[str]) -> list[tuple[Tensor, dict[str, Any]]]:
-        return super().encode(list(map(self._spoken, prompts)))
+    def encode(self, prompts: Sequence[str], index: int | None = None) -> list[tuple[Tensor, dict[str, Any]]]:
+        return super().encode(list(map(self._spoken, prompts)), index)
 
 
 class WordAndLoraTechnique:

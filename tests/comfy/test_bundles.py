@@ -191,9 +191,9 @@ def test_a_bundle_for_sdxl_has_a_tensor_for_each_encoder(sdxl, run_node, comfyui
     assert torch.equal(tiny.encode(clip, "a embedding:tom here"), expected)
 
 
-def layers_for(model):
+def layers_for(model, pattern="attn2.to_k"):
     """A small LoRA of one layer of the model, by kohya's names."""
-    layer, (out, width) = next(iter(tiny.linear_layers(model, "attn2.to_k").items()))
+    layer, (out, width) = next(iter(tiny.linear_layers(model, pattern).items()))
     name = f"lora_unet_{layer.replace('.', '_')}"
     return {
         f"{name}.lora_up.weight": torch.randn(out, 2),
@@ -217,6 +217,20 @@ def test_a_bundle_of_onetrainer(models, run_node, comfyui):
     again, *_ = run_node("BespokeSaveLora", lora=run_node("BespokeLoadLora", lora_name=name)[0], dtype="fp32")
     kept = tensors_of(comfyui, again)
     assert all(torch.equal(kept[key], value) for key, value in words.items())
+
+
+def test_a_bundle_of_onetrainer_for_flux(flux, run_node, comfyui):
+    """Its key of T5 is `t5` (`FluxLoRASaver.py`), and ComfyUI's is `t5xxl`; what no encoder reads is named.
+
+    The oracle is the same vectors on the wire under ComfyUI's keys.
+    """
+    words = {"clip_l": torch.randn(1, tiny.CONTEXT), "t5": torch.randn(2, 64), "llama": torch.randn(1, 64)}
+    tensors = layers_for(flux[0], "txt_attn.qkv") | {f"bundle_emb.tom.{key}": each for key, each in words.items()}
+    _, clip, report, *_ = inject(run_node, flux, written(comfyui, "onetrainer-flux", tensors))
+    embedding = {"clip_l": words["clip_l"], "t5xxl": words["t5"]}
+    right, _ = run_node("BespokeApplyEmbedding", clip=flux[1], embedding=embedding, name="tom")
+    assert torch.equal(tiny.encode(clip, "a embedding:tom here"), tiny.encode(right, "a embedding:tom here"))
+    assert "embedding:tom has llama 1 vector of 64 numbers in the file, which no encoder of this CLIP reads." in report
 
 
 def test_a_word_that_does_not_fit_is_left_out_and_named(models, run_node, comfyui):

@@ -218,3 +218,16 @@ def test_the_forecast_of_an_encoder(comfyui):
 def test_blocks_are_found(comfyui):
     assert len(blocks_of(encoders.made("z_image").cond_stage_model.qwen3_4b)) == 3
     assert len(blocks_of(encoders.made("wan").cond_stage_model.umt5xxl)) == 2
+
+
+def test_another_name_in_a_prompt_is_left_out_as_one_without_a_file(comfyui):
+    """Wan's tokenizer has no embeddings folder. With a word on the wire ComfyUI looks for other names in no folder:
+    the tokens are those of the prompt without the name."""
+    clip, prompt = encoders.made("wan"), "a embedding:w and embedding:unknown here"
+    known = with_word(clip, words_for("wan"))
+    (tokens,) = known.tokenize(prompt)["umt5xxl"]
+    (right,) = with_word(clip, words_for("wan")).tokenize("a embedding:w and here")["umt5xxl"]
+    assert [token for token, *_ in tokens if not torch.is_tensor(token)] == [
+        token for token, *_ in right if not torch.is_tensor(token)
+    ]
+    assert sum(torch.is_tensor(token) for token, *_ in tokens) == 2

@@ -1,11 +1,13 @@
 """Train Word and LoRA: both gradients, each half against its own trainer, resume, finish and jobs."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
 import jobs
 import pytest
+import safetensors.torch
 import tiny
 import torch
 from bespoke.nodes.bridge.evidence.facts import what_is_trained
@@ -20,7 +22,7 @@ from bespoke.nodes.word_and_lora.technique import WordAndLoraTechnique, encode_d
 from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
 from bespoke.training.loop import GRADIENT_SCALE
-from helpers import sprite_set, weights_hash
+from helpers import image_set, sprite_set, weights_hash
 from run_records import Shown
 
 NODE, NAME, WORD = "BespokeTrainWordAndLora", "my-teal", "bundle_emb.my-teal.clip_l"
@@ -223,6 +225,122 @@ def test_the_leak_is_measured_at_the_captions_without_the_word(models):
 def test_what_cannot_be_trained_is_refused(models, run_node, changes, message):
     with pytest.raises(InputError, match=message):
         train(run_node, models, **changes)
+
+
+# --- several words ---------------------------------------------------------------------------------------------------
+
+NAMES = dict(name="tone\nform", init_text="blue")
+TWO = dict(name="tone : red\nform : a circle : 2", init_text="blue", batch_size=1, lr_schedule="constant", rank=2)
+BOTH = "a embedding:tone and embedding:form here"
+
+
+def tone_and_form(said="{}"):
+    """Pictures of a pink thing that say {tone}, of rings that say {form}, and one that says both.
+
+    said: how a caption says a word, such as with quotation marks.
+    """
+    tone = sprite_set(3, 2, colour="pink", word=said.format("{tone}"), side=64).items
+    form = sprite_set(4, 2, shape="ring", word=said.format("{form}"), side=64).items
+    return image_set([*tone, *form, replace(form[0], name="both.png", caption="a {tone} thing by a {form}")])
+
+
+@pytest.fixture(scope="module")
+def pair(models, run_node):
+    """Four steps on two words, with a sample image before the first and after the last step."""
+    changes = TWO | dict(images=tone_and_form(), steps=4, sample_every=4, sample_prompt="a {form} in {tone}.")
+    return train(run_node, models, **changes)
+
+
+def test_two_words_in_one_run(models, pair, run_node, comfyui):
+    """What comes out by hand; one file holds both words, and Inject LoRA gives the trainer's own conditioning."""
+    shapes = {
+        word: {key: tuple(each.shape) for key, each in parts.items()} for word, parts in pair["embedding"].items()
+    }
+    assert shapes == {"tone": {"clip_l": (1, tiny.CONTEXT)}, "form": {"clip_l": (2, tiny.CONTEXT)}}
+    assert pair["prompt_word"] == "embedding:tone, embedding:form"
+    assert what_is_trained(pair["run"]).startswith("2 words, 3 vectors, and LoRA, rank 2")
+    name, *_ = run_node("BespokeSaveLora", lora=pair["lora"], run=pair["run"], filename_prefix="two", dtype="fp32")
+    found = safetensors.torch.load_file(comfyui / "models" / "loras" / name)
+    assert sorted(key for key in found if "bundle" in key) == ["bundle_emb.form.clip_l", "bundle_emb.tone.clip_l"]
+    _, clip, *_ = run_node("BespokeInjectLora", model=models[0], clip=models[1], lora_name=name, strength_model=1.0)
+    assert torch.equal(tiny.encode(clip, BOTH), tiny.encode(pair["clip"], BOTH))
+    assert not torch.equal(tiny.encode(clip, BOTH), tiny.encode(clip, "a and here"))
+
+
+def test_two_words_are_resumed_to_the_same_bits(models, run_node):
+    """Two steps and two more are four."""
+    changes = TWO | dict(images=tone_and_form())
+    whole = train(run_node, models, steps=4, **changes)
+    train(run_node, models, steps=2, resume=True, **changes)
+    again = train(run_node, models, steps=4, resume=True, **changes)
+    assert again["loss"] == whole["loss"]
+    for word, parts in whole["embedding"].items():
+        assert torch.equal(parts["clip_l"], again["embedding"][word]["clip_l"])
+    assert all(torch.equal(again["lora"][key], tensor) for key, tensor in whole["lora"].items())
+
+
+def test_words_with_marks_beside_them_are_learned(models, run_node):
+    """ComfyUI reads a name up to white space; in quotation marks it would leave the word out."""
+    result = train(run_node, models, **TWO | dict(images=tone_and_form('"{}"'), steps=4))
+    assert "moved 0.000 from its start" not in result["report"]
+
+
+def test_the_leak_is_measured_without_any_of_two_words(models):
+    """Of a caption that says both, neither is left; a validation set need not say both."""
+    wanted = WordAndLoraRequest(TrainConfig(steps=1, learning_rate=1e-3, batch_size=1, seed=0), **NAMES)
+    images = tone_and_form()
+    pictures = encode_dataset(Models(*models), LoraData(images, image_set(images.items[:1])), wanted).pictures
+    assert untriggered_prompt(pictures.items[4]) == "a thing by a"
+    assert "{" not in "".join(map(untriggered_prompt, pictures.items))
+
+
+def test_two_words_of_which_one_is_held_out_whole_are_refused(models):
+    """One of ten pictures says {form}. With five held out the seeds 0 to 3 do and do not hold it out."""
+    tone = sprite_set(3, 9, colour="pink", word="{tone}", side=64).items
+    data = LoraData(image_set([*tone, replace(tone_and_form().items[2], name="form.png")]))
+    outcomes = set()
+    for seed in range(4):
+        config = TrainConfig(steps=1, learning_rate=1e-3, batch_size=1, seed=seed, validation=5)
+        try:
+            encode_dataset(Models(*models), data, WordAndLoraRequest(config, **NAMES))
+            outcomes.add("trained")
+        except InputError as error:
+            outcomes.add(str(error).partition(" is held")[0])
+    assert outcomes == {"trained", "every picture that says {form}"}
+
+
+@pytest.mark.parametrize(
+    ("which", "text"),
+    [("all", True), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("all", False), ("CLIP only", True)))],
+)
+def test_two_words_for_the_encoders_of_flux(flux, run_node, which, text):
+    """CLIP-L and T5 in one graph with the LoRA: each word moves, no weight does, and the file gives all of it."""
+    before = weights_hash(flux[1].cond_stage_model)
+    changes = TWO | dict(images=tone_and_form(), steps=4, encoders=which, train_text_encoder=text)
+    result = train(run_node, flux, **changes)
+    keys = {"clip_l", "t5xxl"} if which == "all" else {"clip_l"}
+    assert {word: set(parts) for word, parts in result["embedding"].items()} == {"tone": keys, "form": keys}
+    assert weights_hash(flux[1].cond_stage_model) == before
+    assert "moved 0.000 from its start" not in result["report"]
+    name, *_ = run_node("BespokeSaveLora", lora=result["lora"], run=result["run"], filename_prefix="flux", dtype="fp32")
+    _, clip, *_ = run_node("BespokeInjectLora", model=flux[0], clip=flux[1], lora_name=name, strength_model=1.0)
+    ours, theirs = (each.encode_from_tokens(each.tokenize(BOTH), return_pooled=True) for each in (clip, result["clip"]))
+    assert all(torch.allclose(*each, atol=1e-6) for each in zip(ours, theirs, strict=True))
+
+
+def test_the_forecast_of_two_words_has_the_encoders_that_learn(flux):
+    """T5 is in it where it learns: its bytes by hand, and what its pass keeps."""
+
+    def memory(which):
+        config = TrainConfig(steps=2, learning_rate=1e-3, batch_size=1, seed=0)
+        wanted = WordAndLoraRequest(config, rank=2, precision="fp32", encoders=which, **NAMES)
+        dataset = encode_dataset(Models(*flux), LoraData(tone_and_form()), wanted)
+        return WordAndLoraTechnique(wanted, Models(*flux), dataset).step_memory(1, None)
+
+    every, clips = memory("all"), memory("CLIP only")
+    t5 = flux[1].cond_stage_model.t5xxl
+    assert every.weights - clips.weights == sum(each.numel() * each.element_size() for each in t5.parameters())
+    assert every.kept > clips.kept
 
 
 @pytest.mark.slow

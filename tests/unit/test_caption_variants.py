@@ -435,3 +435,10 @@ def test_what_is_a_weight(weighted, is_one):
     """A number as kohya's and ComfyUI's prompts have it."""
     assert has_weights(weighted) is is_one
     assert (plain_tag(weighted) == "a") is is_one
+
+
+def test_of_several_triggers_none_is_left_out():
+    """One a line, as the words of a caption are: each is in every draw, the free tags in none."""
+    rule = replace(LIVE, shuffle=True, drop_tags=1.0)
+    text, draw = "{cat}, a, {dog}, b", generator(0, "several")
+    assert {vary(text, rule, "{cat}\n{dog}", LITERAL, draw) for _ in range(20)} == {"{cat}, {dog}"}

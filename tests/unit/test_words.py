@@ -4,11 +4,20 @@ import pytest
 import torch
 from bespoke.nodes.bridge.training_model.spelling import spelling
 from bespoke.nodes.textual_inversion.names import check_name
-from bespoke.nodes.textual_inversion.templates import NEGATIVE, OBJECT, STYLE, WORD, check_captions, prompt_for
-from bespoke.nodes.textual_inversion.words import full_name, on_wire, parse_words, say_words, words_of
+from bespoke.nodes.textual_inversion.templates import (
+    NEGATIVE,
+    OBJECT,
+    STYLE,
+    WORD,
+    called_by_words,
+    check_captions,
+    check_taught,
+    prompt_for,
+)
+from bespoke.nodes.textual_inversion.words import full_name, named_by, on_wire, parse_words, say_words, words_of
 from bespoke.training.embedding import PseudoWord, Vocabulary, nearest_words, start_vectors
 from bespoke.training.errors import InputError
-from bespoke.training.images import TrainingImage
+from bespoke.training.images import ImageSet, TrainingImage
 
 
 @pytest.mark.parametrize("name", ["my-cat", "cat2", "Katze_3", "sub/cat", "v1.5cat", "日本"])
@@ -122,6 +131,7 @@ def test_several_words():
         ("cat\ncat", "'cat' twice"),
         ("cat : a cat : many", "'many', which is no count of vectors"),
         ("cat : a cat : 999", "vectors of 'cat' is 999"),
+        ("cat : 4", "for 4 vectors write 'cat : : 4'"),
         ("my cat\ndog", "space"),
         ("word\ndog", "for a single word"),
         ("", "empty"),
@@ -144,6 +154,10 @@ def test_several_words_on_the_wire_and_in_files():
         "cat",
         "my",
     ]
+    assert named_by("my", {"cat": {"clip_l": cat}}) == {"my": {"clip_l": cat}} == named_by("my", {"clip_l": cat})
+    assert list(named_by("my", both)) == ["my-cat", "my-pets/dog".replace("/", "-")]
+    with pytest.raises(InputError, match="would both be called my-pets-dog"):
+        named_by("my", {"pets/dog": {"clip_l": cat}, "pets-dog": {"clip_l": dog}})
     with pytest.raises(InputError, match="neither one word nor several"):
         words_of({"cat": {"clip_l": cat}, "clip_l": word})
 
@@ -197,3 +211,44 @@ def test_tokens_are_spelled_as_they_read(pieces, shown):
     tokenizer = Tokenizer(*pieces)
     assert [spelling(tokenizer, token) for token in range(len(pieces))] == shown
     assert spelling(tokenizer, 99) == "#99"
+
+
+@pytest.mark.parametrize(
+    ("caption", "said"),
+    [
+        ("a {cat}.", "a embedding:cat ."),
+        ("the {cat}'s hat", "the embedding:cat 's hat"),
+        ('a "{cat}"', 'a " embedding:cat "'),
+        ("1girl,{cat},solo", "1girl, embedding:cat ,solo"),
+        ("{cat}s: two", "embedding:cat s: two"),
+        ("{cat}: one", "embedding:cat : one"),
+        (r"a \({cat}\)", r"a \( embedding:cat \)"),
+        ("a {cat}, ({cat}:1.2)", "a embedding:cat, (embedding:cat:1.2)"),
+        ("({cat}) and\n{cat}", "(embedding:cat) and\nembedding:cat"),
+    ],
+)
+def test_a_word_is_said_with_what_ComfyUI_ends_a_name_at(caption, said):
+    """By `SDTokenizer.tokenize_with_weights`: a name follows white space or a bracket, and ends at white space."""
+    assert say_words(caption, parse_words("cat\ndog", "toy", 1)) == said
+
+
+def images_that_say(*captions):
+    return [TrainingImage(f"{i}.png", torch.zeros(8, 8, 3, dtype=torch.uint8), text) for i, text in enumerate(captions)]
+
+
+def test_each_word_needs_a_caption_that_is_trained_on():
+    """A validation set need not say every word; a set whose pictures of one word are all held out is refused."""
+    both, one = images_that_say("a {cat}", "a {dog}"), images_that_say("a {cat}")
+    check_captions(one, ["cat", "dog"], all_said=False)
+    with pytest.raises(InputError, match=r"no caption says \{dog\}"):
+        check_captions(one, ["cat", "dog"])
+    check_taught(both, ["cat", "dog"])
+    with pytest.raises(InputError, match=r"every picture that says \{dog\} is held out"):
+        check_taught(both[:1], ["cat", "dog"])
+
+
+def test_a_picture_is_called_by_every_word_of_its_captions():
+    images = ImageSet(tuple(images_that_say("a {cat} by a {dog}", "a {dog}")))
+    assert [item.trigger for item in called_by_words(images, ["cat", "dog"]).items] == ["{cat}\n{dog}", "{dog}"]
+    alone = ImageSet(tuple(images_that_say("a {word}")))
+    assert [item.trigger for item in called_by_words(alone, []).items] == [WORD]

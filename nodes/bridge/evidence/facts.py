@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ....training.evidence import FIND_RATE, rate_text
@@ -46,10 +47,18 @@ def what_is_trained(run: Run) -> str:
     """ "LoRA, rank 8, alpha 8, cross-attention", "word, 4 vectors", or both of them."""
     settings = run.info.settings
     if "vectors" in settings:
-        count = settings["vectors"]
-        word = f"word, {count} vector{'' if count == 1 else 's'}"
+        words = _words(settings)
+        count = sum(words)
+        word = f"{'word' if len(words) == 1 else f'{len(words)} words'}, {count} vector{'' if count == 1 else 's'}"
         return f"{word}, and {_adapters(run)}" if "rank" in settings else word
     return _adapters(run)
+
+
+def _words(settings: Mapping[str, Any]) -> list[int]:
+    """How many vectors each word of the setting `name` has: a line is `cat : a cat : 4`, or has that of `vectors`."""
+    lines = [line.split(":") for line in str(settings.get("name", "")).splitlines() if line.strip()]
+    own = [int(parts[-1]) if len(parts) > 2 and parts[-1].strip().isdecimal() else None for parts in lines]
+    return [settings["vectors"] if count is None else count for count in own or [None]]
 
 
 def _adapters(run: Run) -> str:

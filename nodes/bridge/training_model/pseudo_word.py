@@ -140,15 +140,15 @@ def clip_with_pseudo_word(clip, name: str, vectors: Mapping[str, MakeVectors]):
     for attribute, tokenizer in list(vars(clip.tokenizer).items()):
         if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer):
             copied = copy.copy(tokenizer)
+            if copied.embedding_directory is None:
+                copied.embedding_directory = []  # ComfyUI reads `embedding:` only where there is a folder for it
             is_clip = is_clip_model(getattr(clip.cond_stage_model, attribute, None))
             vars(copied)["_try_get_embedding"] = partial(
                 _get_embedding if is_clip else _get_comparable_embedding,
                 name,
                 vectors.get(tokenizer.embedding_key, detached),
-                tokenizer._try_get_embedding,
+                copied._try_get_embedding,
             )
-            if copied.embedding_directory is None:
-                copied.embedding_directory = []  # ComfyUI reads `embedding:` only where there is a folder for it
             setattr(out.tokenizer, attribute, copied)
     return out
 

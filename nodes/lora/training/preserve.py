@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import comfy.model_management
 import torch
@@ -35,8 +36,11 @@ def drawn_prompts(batch: Batch, prompts: Sequence[str]) -> list[str]:
 
 
 def untriggered_prompt(item: TrainingImage) -> str:
-    """The prompt of a picture's first caption without its trigger word; the empty one where it has no trigger."""
-    return as_prompt(without_words(item.caption, item.trigger), item.caption_syntax) if item.trigger else ""
+    """The prompt of a picture's first caption without its trigger words; the empty one where it has none."""
+    if not item.trigger:
+        return ""
+    left = reduce(without_words, item.trigger.splitlines(), item.caption)
+    return as_prompt(left, item.caption_syntax)
 
 
 def leak_prompts(pictures: Pictures) -> list[tuple[int, str]]:
