@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from comfy_api.latest import io
 
+from ..bridge.dataset.encoded import EncodedDataset
 from ..bridge.errors import name_node_in_errors
-from ..bridge.runs.samples import settings_in
+from ..bridge.runs.samples import SamplerSettings, settings_in
 from ..bridge.trainer import Models
 from ..bridge.types import graph_of
 from ..images.wired import training_set
@@ -26,6 +28,8 @@ from ..word_and_lora.technique import WordAndLoraTechnique
 from ..word_and_lora.technique import encode_dataset as encode_word_and_lora_dataset
 from .export import export_job, export_models, resolve_job_folder
 from .job import JobContents
+
+LORA_RESULT: Mapping[str, Any] = {"name": "", "key_format": "kohya", "dtype": "fp16"}  # how the file is written
 
 
 def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], last: str, folder: str) -> io.Schema:
@@ -77,7 +81,21 @@ def _schema(node_id: str, display_name: str, what: str, inputs: list[io.Input], 
     )
 
 
-def _export(wanted: Path, contents: JobContents) -> io.NodeOutput:
+def _export(
+    graph: tuple[Any, Any],
+    folder: str,
+    models: Models,
+    technique: str,
+    settings: Mapping[str, Any],
+    encode: Callable[[], EncodedDataset],
+    result: Mapping[str, Any] = LORA_RESULT,
+    default_sampler: SamplerSettings | None = None,
+) -> io.NodeOutput:
+    """Write a job into `folder`. settings: of the training. encode: makes its data, once all else has been checked."""
+    wanted = resolve_job_folder(folder)
+    exported = export_models(models, technique, settings)
+    samples = settings_in(graph[0], default_sampler)
+    contents = JobContents(technique, settings, encode(), exported, result, samples, graph)
     path, report = export_job(wanted, contents)
     return io.NodeOutput(str(path), report, ui={"text": [report]})
 
@@ -98,16 +116,15 @@ class ExportLoraJob(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/lora", **settings) -> io.NodeOutput:
         request, data = lora.request_from_inputs(settings | {"images": images})
-        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
         models = Models(model, clip, vae)
-        written = settings_with_adapter(request, data.training_adapter)
-        exported = export_models(models, LoraTechnique.name, written)
-        dataset = encode_lora_dataset(models, data, request)
-        result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
-        samples = settings_in(graph[0], DEFAULT_SAMPLER if data.training_adapter else None)
         return _export(
-            wanted,
-            JobContents(LoraTechnique.name, written, dataset, exported, result, samples, graph),
+            graph_of(cls.hidden),
+            folder,
+            models,
+            LoraTechnique.name,
+            settings_with_adapter(request, data.training_adapter),
+            lambda: encode_lora_dataset(models, data, request),
+            default_sampler=DEFAULT_SAMPLER if data.training_adapter else None,
         )
 
 
@@ -127,15 +144,14 @@ class ExportSliderJob(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, model, clip, vae=None, folder="bespoke/jobs/slider", **settings) -> io.NodeOutput:
         request, data = slider.request_from_inputs(settings)
-        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
         models = Models(model, clip, vae)
-        exported = export_models(models, SliderTechnique.name, request.settings())
-        dataset = encode_slider_dataset(models, data, request)
-        result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
-        samples = settings_in(graph[0])
         return _export(
-            wanted,
-            JobContents(SliderTechnique.name, request.settings(), dataset, exported, result, samples, graph),
+            graph_of(cls.hidden),
+            folder,
+            models,
+            SliderTechnique.name,
+            request.settings(),
+            lambda: encode_slider_dataset(models, data, request),
         )
 
 
@@ -155,15 +171,15 @@ class ExportTextualInversionJob(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word", **settings) -> io.NodeOutput:
         request = word.request_from_inputs(settings)
-        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
         models = Models(model, clip, vae)
-        exported = export_models(models, TextualInversionTechnique.name, request.settings())
-        dataset = encode_word_dataset(models, training_set(images), request)
-        result = {"name": "" if request.names else request.words[0].name, "format": "comfy"}
-        samples = settings_in(graph[0])
         return _export(
-            wanted,
-            JobContents(TextualInversionTechnique.name, request.settings(), dataset, exported, result, samples, graph),
+            graph_of(cls.hidden),
+            folder,
+            models,
+            TextualInversionTechnique.name,
+            request.settings(),
+            lambda: encode_word_dataset(models, training_set(images), request),
+            {"name": "" if request.names else request.words[0].name, "format": "comfy"},
         )
 
 
@@ -183,14 +199,13 @@ class ExportWordAndLoraJob(io.ComfyNode):
     @name_node_in_errors
     def execute(cls, model, clip, vae, images, folder="bespoke/jobs/word-and-lora", **settings) -> io.NodeOutput:
         request, data = word_and_lora.request_from_inputs(settings | {"images": images})
-        wanted, graph = resolve_job_folder(folder), graph_of(cls.hidden)
         models = Models(model, clip, vae)
-        written = settings_with_adapter(request, data.training_adapter)
-        exported = export_models(models, WordAndLoraTechnique.name, written)
-        dataset = encode_word_and_lora_dataset(models, data, request)
-        result = {"name": "", "key_format": "kohya", "dtype": "fp16"}
-        samples = settings_in(graph[0], DEFAULT_SAMPLER if data.training_adapter else None)
         return _export(
-            wanted,
-            JobContents(WordAndLoraTechnique.name, written, dataset, exported, result, samples, graph),
+            graph_of(cls.hidden),
+            folder,
+            models,
+            WordAndLoraTechnique.name,
+            settings_with_adapter(request, data.training_adapter),
+            lambda: encode_word_and_lora_dataset(models, data, request),
+            default_sampler=DEFAULT_SAMPLER if data.training_adapter else None,
         )
