@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 Scores = Mapping[float, Sequence[float]]  # strength -> the score of each seed's picture
 
-LEAST_RISE = 0.02  # of the span of the mean scores: a step below it moves nothing, and a fall below it is none
+# Of the span of the mean scores: a fall below it is none. A classifier tells which prompt explains a picture better and
+# not by how much, so the score saturates once a picture shows an end, and falls a little where the picture moves on.
+SATURATION = 0.25
+LEAST_SPAN = 0.05  # of the mean scores, which are -1 to 1: with less nothing moves
 LEAST_SHARE = 0.75  # of the seeds that must not fall in a useful step
 WORST_FIT = 1.5  # times the error at strength 0: pictures above it are no longer ones that the base would draw
 
@@ -24,34 +27,42 @@ def score(error_less: float, error_more: float) -> float:
 
 
 def monotone_share(scores: Scores, low: float, high: float) -> float:
-    """The share of seeds whose score does not fall in any step from strength `low` to `high`; see `LEAST_RISE`."""
+    """The share of seeds that go from `low` to `high`: the score ends higher, and at no strength on the way lies below
+    an earlier one by more than `SATURATION`."""
     strengths = [strength for strength in sorted(scores) if low <= strength <= high]
-    allowed = LEAST_RISE * _span(scores)
+    allowed = SATURATION * _span(scores)
     rows = list(zip(*(scores[strength] for strength in strengths), strict=True))
-    rising = [all(later >= before - allowed for before, later in pairwise(row)) for row in rows]
+    rising = [
+        row[-1] > row[0]
+        and all(later >= best - allowed for best, later in zip(accumulate(row, max), row[1:], strict=False))
+        for row in rows
+    ]
     return sum(rising) / len(rising)
 
 
 def useful_range(scores: Scores, errors: Scores) -> tuple[float, float] | None:
-    """(lowest, highest): the strengths around 0 up to which each step still moves the pictures; None where none does.
+    """(lowest, highest): the strengths around 0 whose pictures show what they are to show; None where none does.
 
-    A step away from 0 is useful where the mean score moves outwards by `LEAST_RISE` of the span, that of `LEAST_SHARE`
-    of the seeds does not move back, and the mean error is at most `WORST_FIT` times that at 0. errors: of each picture
+    A strength is useful where neither the mean score nor that of more than a quarter of the seeds has moved back by
+    `SATURATION` of the span, and where the mean error is at most `WORST_FIT` times that at 0. errors: of each picture
     at the prompt that explains it better.
     """
+    if _span(scores) < LEAST_SPAN:
+        return None
     low, high = _end(scores, errors, -1.0), _end(scores, errors, 1.0)
     return (low, high) if low < high else None
 
 
 def _end(scores: Scores, errors: Scores, sign: float) -> float:
     strengths = sorted((strength for strength in scores if strength * sign >= 0), key=abs)
-    least, end = LEAST_RISE * _span(scores), 0.0
+    allowed, best, end = SATURATION * _span(scores), sign * _mean(scores[0.0]), 0.0
     for before, strength in pairwise(strengths):
         moves = [sign * (b - a) for a, b in zip(scores[before], scores[strength], strict=True)]
-        steady = sum(move >= -least for move in moves) / len(moves)
-        if _mean(moves) < least or steady < LEAST_SHARE or _mean(errors[strength]) > WORST_FIT * _mean(errors[0.0]):
+        steady = sum(move >= -allowed for move in moves) / len(moves)
+        here = sign * _mean(scores[strength])
+        if here < best - allowed or steady < LEAST_SHARE or _mean(errors[strength]) > WORST_FIT * _mean(errors[0.0]):
             break
-        end = strength
+        best, end = max(best, here), strength
     return end
 
 

@@ -138,16 +138,24 @@ def test_a_score_is_the_share_that_one_prompt_explains_better():
     assert (score(3.0, 1.0), score(1.0, 3.0), score(1.0, 1.0), score(0.0, 0.0)) == (0.5, -0.5, 0.0, 0.0)
 
 
-def test_monotone_share_counts_seeds_that_never_fall():
-    scores = {-1.0: [-0.5, 0.2], 0.0: [0.0, 0.1], 1.0: [0.5, 0.3], 2.0: [0.495, 0.4]}  # a span of 0.5975
-    assert monotone_share(scores, -1.0, 2.0) == 0.5  # the second falls by 0.1 at once, the first by less than 2 %
+def test_monotone_share_counts_seeds_that_rise_and_never_fall_far():
+    scores = {-1.0: [-0.5, 0.4], 0.0: [0.0, 0.1], 1.0: [0.5, 0.5], 2.0: [0.4, 0.6]}  # a span of 0.55
+    assert monotone_share(scores, -1.0, 2.0) == 0.5  # the second falls by 0.3, the first by 0.1, less than a quarter
     assert monotone_share(scores, 0.0, 2.0) == 1.0
+    # A fall in small steps adds up, and what ends where it began has not moved.
+    assert monotone_share({0.0: [0.0], 1.0: [0.8], 2.0: [0.7], 3.0: [0.5]}, 0.0, 3.0) == 0.0
+    assert monotone_share({0.0: [0.1], 1.0: [0.1], 2.0: [0.1]}, 0.0, 2.0) == 0.0
 
 
-def test_the_useful_range_ends_where_nothing_moves_or_pictures_break():
+def test_the_useful_range_ends_where_pictures_go_back_or_break():
     scores = {-2.0: [-0.4], -1.0: [-0.4], 0.0: [0.0], 1.0: [0.3], 2.0: [0.4], 3.0: [0.5]}
     errors = {-2.0: [1.0], -1.0: [1.0], 0.0: [1.0], 1.0: [1.2], 2.0: [1.4], 3.0: [1.6]}
-    assert useful_range(scores, errors) == (-1.0, 2.0)  # -2 moves nothing more, 3 has 1.6 times the error
+    assert useful_range(scores, errors) == (-2.0, 2.0)  # -2 is saturated, 3 has 1.6 times the error
+    fine = {strength: [1.0] for strength in (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)}
+    # Of a slider on the small model, of which the hue moves on from -2 to 2: a quarter of the span is 0.105.
+    means = {-3.0: [-0.14], -2.0: [-0.18], -1.0: [-0.22], 0.0: [0.2], 1.0: [0.19], 2.0: [0.14], 3.0: [0.09]}
+    assert useful_range(means, fine) == (-3.0, 2.0)
+    assert useful_range({strength: [0.01 * strength] for strength in (-1.0, 0.0, 1.0)}, fine) is None  # a span of 0.02
     assert useful_range({-1.0: [0.2], 0.0: [0.0], 1.0: [-0.2]}, {-1.0: [1.0], 0.0: [1.0], 1.0: [1.0]}) is None
 
 

@@ -82,12 +82,12 @@ class SliderEvidence:
         judged = (
             "-1 the mean negative picture, 1 the mean positive one"
             if has_pairs(self._pictures)
-            else "the base's own judgement, -1 to 1"
+            else "the base's own judgement, -1 to 1, which stays where it is once a picture shows an end"
         )
         means = ", ".join(f"{sum(row) / len(row):+.2f} at {strength:g}" for strength, row in sorted(scores.items()))
         return (
-            f"of {SEEDS} seeds, {round(share * SEEDS)} move {towards} at every step from {low:g} to {high:g} (mean "
-            f"score {means}; {judged})"
+            f"of {SEEDS} seeds, {round(share * SEEDS)} move {towards} from {low:g} to {high:g} without going back "
+            f"(mean score {means}; {judged})"
         )
 
     def _draw(self, number: int, strength: float) -> Tensor:
