@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "demo"))
 
 pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 
