@@ -36,7 +36,7 @@ STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 SETTINGS = dict(rank=4, alpha=4.0, learning_rate=1e-3, batch_size=2, seed=1, resolution=128, resume=False)
 KINDS = {
     "words": dict(target="a circle", more="a red circle", less="a blue circle", guidance=0.5),
-    "pairs": dict(target="a circle", more="", less=""),
+    "pairs": dict(target="a circle", more="", less="", learning_rate=2e-4),
     "erase": dict(target="a red circle", more="", less="", mode="erase"),
 }
 # (training, prompt, strengths)
@@ -73,7 +73,7 @@ def trained(small, run_node, kind):
     model, clip, vae = small
     images = dict(zip(("positive_images", "negative_images"), sizes(), strict=True)) if kind == "pairs" else {}
     _, lora, _, run, report, _ = run_node(
-        "BespokeTrainSlider", model=model, clip=clip, vae=vae, steps=STEPS, **SETTINGS, **KINDS[kind], **images
+        "BespokeTrainSlider", model=model, clip=clip, vae=vae, steps=STEPS, **SETTINGS | KINDS[kind] | images
     )
     print(f"\n{kind}, {run.seconds / STEPS:.1f} s a step\n{report}")
     safetensors.torch.save_file({key: tensor.contiguous() for key, tensor in lora.items()}, path)

@@ -19,7 +19,8 @@ NOT_TRIED = {
     "BespokeTrainLora": "it trains; what it gives is a LoRA as LoraModelLoader applies it",
     "TripoSplatSamplingPreview": "it takes a model that makes shapes; it draws and changes nothing",
     "BespokeTrainTextualInversion": "it trains; what it gives is a word as BespokeApplyEmbedding applies it",
-    "BespokeTrainWordAndLora": "it trains; what it gives is what the two above give",
+    "BespokeTrainSlider": "it trains; what it gives is a LoRA as LoraModelLoader applies it",
+    "BespokeTrainWordAndLora": "it trains; what it gives is a LoRA and a word, as those of the others",
 }
 
 

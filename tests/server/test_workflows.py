@@ -27,7 +27,9 @@ FOLDER = ROOT / "example_workflows"
 # Shorter, so that all run in seconds: tests/comfy measures what is learned.
 SHORT = {
     "BespokeTrainLora": {"steps": 3, "warmup_steps": 0},
+    "BespokeTrainSlider": {"steps": 2, "warmup_steps": 0},
     "BespokeTrainTextualInversion": {"steps": 2},
+    "BespokeTrainWordAndLora": {"steps": 3, "warmup_steps": 0},
     "KSampler": {"steps": 3},
     "BespokePartialDenoise": {"steps": 4},
     "EmptyLatentImage": {"batch_size": 2},
