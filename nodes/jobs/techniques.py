@@ -6,7 +6,7 @@ To let a new technique be exported, add a `JobTechnique` to the table and an exp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,26 +121,25 @@ def _word_files(
     return word_files.as_files(name, on_wire(learned), run, result.get("format", "comfy"), graph)
 
 
+_LORA = JobTechnique(
+    request=LoraRequest,
+    technique=LoraTechnique,
+    needs_text_encoder=lambda settings: bool(settings.get("train_text_encoder")),
+    check_request=_check_lora_prompts,
+    check_model=_check_lora_targets,
+    check_result=_check_lora_result,
+    save_file=lora_files.save_on_the_way,
+    result_files=_lora_files,
+)
+
 TECHNIQUES = {
-    LoraTechnique.name: JobTechnique(
-        request=LoraRequest,
-        technique=LoraTechnique,
-        needs_text_encoder=lambda settings: bool(settings.get("train_text_encoder")),
-        check_request=_check_lora_prompts,
-        check_model=_check_lora_targets,
-        check_result=_check_lora_result,
-        save_file=lora_files.save_on_the_way,
-        result_files=_lora_files,
-    ),
-    SliderTechnique.name: JobTechnique(
+    LoraTechnique.name: _LORA,
+    SliderTechnique.name: replace(
+        _LORA,
         request=SliderRequest,
         technique=SliderTechnique,
         needs_text_encoder=lambda settings: False,
         check_request=_check_slider_prompts,
-        check_model=_check_lora_targets,
-        check_result=_check_lora_result,
-        save_file=lora_files.save_on_the_way,
-        result_files=_lora_files,
     ),
     TextualInversionTechnique.name: JobTechnique(
         request=InversionRequest,
@@ -152,15 +151,12 @@ TECHNIQUES = {
         save_file=word_files.save_on_the_way,
         result_files=_word_files,
     ),
-    WordAndLoraTechnique.name: JobTechnique(
+    WordAndLoraTechnique.name: replace(
+        _LORA,
         request=WordAndLoraRequest,
         technique=WordAndLoraTechnique,
         needs_text_encoder=lambda settings: True,
         check_request=_check_captions,
-        check_model=_check_lora_targets,
-        check_result=_check_lora_result,
-        save_file=lora_files.save_on_the_way,
-        result_files=_lora_files,
     ),
 }
 

@@ -57,9 +57,9 @@ class SliderTechnique(LoraTechnique):
         sigma, targets = denoiser.sigma(batch.t), [request.target] * count
         more, less = zip(*self._drawn_ends(batch), strict=True)
         noisy = self._latents.at(batch.noise, batch.t, batch.indices, targets)
-        own = list(more) if request.erases else targets
-        base = [self._latents.estimate(noisy, sigma, batch.indices, prompts) for prompts in (own, more, less)]
-        return self._errors(batch, noisy, sigma, base)
+        to_more, to_less = (self._latents.estimate(noisy, sigma, batch.indices, prompts) for prompts in (more, less))
+        own = to_more if request.erases else self._latents.estimate(noisy, sigma, batch.indices, targets)
+        return self._errors(batch, noisy, sigma, [own, to_more, to_less])
 
     def _errors(self, batch: Batch, noisy: Tensor, sigma: Tensor, base: Sequence[Tensor]) -> Tensor:
         """base: the base's estimates `own`, `more` and `less` of `pulled`."""
