@@ -13,6 +13,11 @@ Embedding = io.Custom("BESPOKE_EMBEDDING")  # {"clip_l": [vectors, width] float3
 Crop = io.Custom("BESPOKE_CROP")  # nodes.inpaint.crop.record.Crop
 
 
+def loss_output() -> Any:
+    """The output of a trainer for core's Plot Loss Graph: {"loss": [of each step]}."""
+    return io.LossMap.Output("loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph.")
+
+
 def pictures_input(tooltip: str) -> io.Input:
     """The input `images` of a trainer: a training set, or IMAGE, of which `images.wired` makes one."""
     return io.MultiType.Input("images", [Images, io.Image], tooltip=tooltip)

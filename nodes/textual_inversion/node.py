@@ -24,7 +24,7 @@ from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
 from ..bridge.trainer_inputs import ADVANCED, advanced, config_of, sample_prompt_problem, seed_widget, widget
 from ..bridge.training_model.pseudo_word import clip_with_pseudo_word, not_from_files, text_encoders
-from ..bridge.types import Embedding, Run, graph_of, pictures_input
+from ..bridge.types import Embedding, Run, graph_of, loss_output, pictures_input
 from ..images.wired import training_set
 from .file_input import file_of
 from .files import FORMATS, as_file, save_on_the_way
@@ -196,9 +196,7 @@ class TrainTextualInversion(io.ComfyNode):
                 io.String.Output(
                     "prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."
                 ),
-                io.LossMap.Output(
-                    "loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."
-                ),
+                loss_output(),
                 Run.Output("run", display_name="run", tooltip="The record of the run."),
                 io.String.Output(
                     "report", display_name="report", tooltip="What was learned: loss, length, the nearest words."

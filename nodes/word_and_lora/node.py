@@ -21,7 +21,7 @@ from ..bridge.runs.samples import settings_in
 from ..bridge.trainer import Models, train
 from ..bridge.trainer_inputs import ADVANCED, config_of, widget
 from ..bridge.training_model.pseudo_word import clip_with_pseudo_word
-from ..bridge.types import Embedding, Run, graph_of, pictures_input
+from ..bridge.types import Embedding, Run, graph_of, loss_output, pictures_input
 from ..lora.files import save_on_the_way
 from ..lora.named_lora import NamedLora
 from ..lora.training import node as lora
@@ -132,9 +132,7 @@ class TrainWordAndLora(io.ComfyNode):
                 io.String.Output(
                     "prompt_word", display_name="prompt_word", tooltip="embedding:NAME, to wire into a prompt."
                 ),
-                io.LossMap.Output(
-                    "loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."
-                ),
+                loss_output(),
                 Run.Output("run", display_name="run", tooltip="The record of the run."),
                 io.String.Output(
                     "report",

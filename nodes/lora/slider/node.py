@@ -17,7 +17,7 @@ from ...bridge.runs.context import RunContext
 from ...bridge.runs.samples import settings_in
 from ...bridge.trainer import Models, train
 from ...bridge.trainer_inputs import ADVANCED, config_of, seed_widget, widget
-from ...bridge.types import Images, Run, graph_of
+from ...bridge.types import Images, Run, graph_of, loss_output
 from ...images.wired import training_set
 from ..files import save_on_the_way
 from ..named_lora import NamedLora
@@ -191,9 +191,7 @@ class TrainSlider(io.ComfyNode):
                     display_name="lora",
                     tooltip="The slider, an ordinary LoRA: its strength in any loader is where the slider stands.",
                 ),
-                io.LossMap.Output(
-                    "loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."
-                ),
+                loss_output(),
                 Run.Output(
                     "run",
                     display_name="run",

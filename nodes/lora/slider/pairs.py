@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -12,8 +13,10 @@ from ....training.captions import PROMPT
 from ....training.errors import InputError
 from ....training.images import MIRRORED, ImageSet, TrainingImage
 from ...images.pairing.match import key_of
+from ...images.quality import listed
 
 MOST_NAMED = 20
+_listed = partial(listed, most=MOST_NAMED)
 
 
 def paired(positive: ImageSet, negative: ImageSet, target: str) -> list[TrainingImage]:
@@ -124,8 +127,3 @@ def _size(item: TrainingImage) -> str:
 
 def _count(odd: Sequence[object], one: str, several: str) -> str:
     return f"{len(odd)} {one if len(odd) == 1 else several}"
-
-
-def _listed(odd: Sequence[str]) -> str:
-    more = f" and {len(odd) - MOST_NAMED} more" if len(odd) > MOST_NAMED else ""
-    return f"{', '.join(odd[:MOST_NAMED])}{more}"

@@ -37,7 +37,7 @@ from ...bridge.trainer_inputs import (
     validation_images,
     widget,
 )
-from ...bridge.types import Embedding, Images, Run, graph_of, pictures_input
+from ...bridge.types import Embedding, Images, Run, graph_of, loss_output, pictures_input
 from ...images.wired import training_set
 from ..bundle import with_words
 from ..files import as_file, as_named_lora, save_on_the_way
@@ -385,9 +385,7 @@ class TrainLora(io.ComfyNode):
                     display_name="lora",
                     tooltip="The LoRA, for Bespoke Save LoRA, core's Save LoRA Weights or Load LoRA Model.",
                 ),
-                io.LossMap.Output(
-                    "loss", display_name="loss", tooltip="The loss of every step, for core's Plot Loss Graph."
-                ),
+                loss_output(),
                 Run.Output(
                     "run",
                     display_name="run",
