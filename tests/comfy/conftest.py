@@ -31,6 +31,17 @@ def flux(comfyui):
     return tiny.flux()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def user_directory(comfyui, tmp_path_factory):
+    """A user directory for each file of tests: a run of one is not gone on with by another."""
+    import folder_paths
+
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path_factory.mktemp("user")))
+    yield
+    folder_paths.set_user_directory(before)
+
+
 @pytest.fixture
 def models(request):
     """The fixture that an indirect parameter names: `parametrize("models", ["sd15", "sdxl"], indirect=True)`."""
@@ -63,24 +74,26 @@ def runs(comfyui, tmp_path):
 
 
 @pytest.fixture
-def at_step():
-    """at_step(n, action, training=1): call `action` once, when a progress bar reaches step n or later.
+def at_step(comfyui, monkeypatch):
+    """at_step(n, action, training=1): call `action` once, after step n of a training.
 
-    training: which training from this call on, counted from 1; a new one begins where the bar goes back.
+    training: which training from this call on, counted from 1; a new one begins where the steps go back.
     """
-    import comfy.utils
+    from bespoke.nodes.bridge.runs.events import RunDisplay
+
+    own = RunDisplay.step  # called for every step; the progress bar is moved at most some times a second
 
     def arm(step, action, training=1):
         current, last = 1, 0
 
-        def hook(value, *_, **__):
+        def watch(self, values):
             nonlocal current, last
-            current, last = current + (value < last), value
-            if current == training and value >= step:
-                comfy.utils.set_progress_bar_global_hook(None)
+            own(self, values)
+            current, last = current + (values["step"] < last), values["step"]
+            if current == training and last == step:
+                monkeypatch.setattr(RunDisplay, "step", own)
                 action()
 
-        comfy.utils.set_progress_bar_global_hook(hook)
+        monkeypatch.setattr(RunDisplay, "step", watch)
 
-    yield arm
-    comfy.utils.set_progress_bar_global_hook(None)
+    return arm

@@ -225,10 +225,8 @@ def test_marks_of_the_step_axis(last, step):
 
 
 @pytest.fixture(scope="module")
-def trained(sd15, run_node, tmp_path_factory):
+def trained(sd15, run_node):
     """(the node's outputs, the run's folder) of six steps with validation and samples."""
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path_factory.mktemp("user")))
     model, clip, vae = sd15
     sampler = {"inputs": {"steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal"}}
     out = run_node(
@@ -244,8 +242,7 @@ def trained(sd15, run_node, tmp_path_factory):
         precision="fp32",
         hidden={io.Hidden.prompt: {"1": sampler}},
     )
-    yield out, RunStore(out[3].id).folder
-    folder_paths.set_user_directory(before)
+    return out, RunStore(out[3].id).folder
 
 
 def test_a_run_leaves_its_card(trained):
