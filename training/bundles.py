@@ -2,7 +2,8 @@
 
 The form is that of stable-diffusion-webui (pull request 13568), which OneTrainer and hcp-diffusion write too. The key
 is the one that the tensor has in a file of the word alone: `clip_l`, `clip_g` and so on by encoder, or
-`string_to_param.*` or `emb_params` where the encoder is not named.
+`string_to_param.*` or `emb_params` where the encoder is not named. Some programs leave the key out
+(`bundle_emb.<word>`, the bundle converter of sd-ext); that is read as `emb_params`.
 """
 
 from __future__ import annotations
@@ -24,27 +25,44 @@ Words = Mapping[str, Mapping[str, Tensor]]  # {word: {key: vectors [n, width]}}
 
 
 def split_bundle(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """(the layers, {word: {key: vectors}}) of a LoRA's tensors. Without a bundle the second is empty."""
+    """(the layers, {word: {key: vectors}}) of a LoRA's tensors. Without a bundle the second is empty.
+
+    Raises `InputError` for a key of a bundle that has no word, and where two keys are one part of a word.
+    """
     layers: dict[str, Tensor] = {}
     words: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        word, part = _word_and_key(key)
-        if word and part:
-            words.setdefault(word, {})[part] = tensor
-        else:
+        if not key.startswith(PREFIX):
             layers[key] = tensor
+            continue
+        word, part = _word_and_key(key)
+        parts = words.setdefault(word, {})
+        if part in parts:
+            raise InputError(
+                f"the file has the vectors of {word!r} twice, as {key} and {PREFIX}{word}.{part}; take one of them out"
+            )
+        parts[part] = tensor
     return layers, words
 
 
 def _word_and_key(key: str) -> tuple[str, str]:
-    """("", "") for a key that is not of a bundle. A word may have dots in its name."""
-    if not key.startswith(PREFIX):
-        return "", ""
+    """(word, key of the tensor) of a key of a bundle. A word may have dots in its name.
+
+    A key that is left out is `emb_params`. Raises `InputError` where there is no word.
+    """
     rest = key.removeprefix(PREFIX)
     word, found, part = rest.rpartition(_LIST)
     if found:
-        return word, _LIST.removeprefix(".") + part
-    word, _, part = rest.rpartition(".")
+        part = _LIST.removeprefix(".") + part
+    else:
+        word, found, part = rest.rpartition(".")
+    if not found:
+        word, part = rest, NAMELESS[-1]
+    if not word or not part:
+        raise InputError(
+            f"the file has the tensor {key}, which is a word without a name or without a key "
+            f"({PREFIX}NAME.clip_l is a whole one); fetch the file again, or save it anew with the program that wrote it"
+        )
     return word, part
 
 

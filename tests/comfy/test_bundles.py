@@ -219,6 +219,22 @@ def test_a_bundle_of_onetrainer(models, run_node, comfyui):
     assert all(torch.equal(kept[key], value) for key, value in words.items())
 
 
+def test_a_word_without_an_encoders_key_is_read_by_each_encoder_of_its_width(models, run_node, comfyui):
+    """`bundle_emb.NAME`, as the bundle converter of sd-ext writes it: no layer, and a word of CLIP's width."""
+    vectors = torch.randn(2, tiny.CONTEXT)
+    name = written(comfyui, "keyless", layers_for(models[0]) | {"bundle_emb.tom": vectors})
+    _, clip, report, found, _ = inject(run_node, models, name)
+    assert found == "embedding:tom"
+    assert "matched nothing" not in report
+    applied, _ = run_node("BespokeApplyEmbedding", clip=models[1], embedding={"clip_l": vectors}, name="tom")
+    assert torch.equal(tiny.encode(clip, "a embedding:tom"), tiny.encode(applied, "a embedding:tom"))
+    loaded, _, _ = run_node("BespokeLoadLora", lora_name=name)
+    again, *_ = run_node("BespokeSaveLora", lora=loaded, filename_prefix="bundle/again", dtype="fp32")
+    assert torch.equal(tensors_of(comfyui, again)["bundle_emb.tom.emb_params"], vectors)
+    with pytest.raises(InputError, match="bundle_emb..clip_l, which is a word without a name"):
+        inject(run_node, models, written(comfyui, "nobody", layers_for(models[0]) | {"bundle_emb..clip_l": vectors}))
+
+
 def test_a_bundle_of_onetrainer_for_flux(flux, run_node, comfyui):
     """Its key of T5 is `t5` (`FluxLoRASaver.py`), and ComfyUI's is `t5xxl`; what no encoder reads is named.
 

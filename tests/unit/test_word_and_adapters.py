@@ -140,3 +140,23 @@ def test_words_of_a_file_are_told_from_its_layers():
     assert bundled(found) == words
     with pytest.raises(InputError, match="'a.b', and programs read it up to the first dot; give a name without"):
         check_bundle_name("a.b")
+
+
+def test_a_word_without_an_encoders_key_is_no_layer():
+    """`bundle_emb.NAME`, as the bundle converter of sd-ext writes it. It is kept under a key that programs read."""
+    vectors, layer = torch.ones(1, 4), {"lora_unet_a.lora_up.weight": torch.zeros(2, 2)}
+    layers, found = split_bundle(layer | {"bundle_emb.my cat": vectors})
+    assert layers == layer
+    assert found == {"my cat": {"emb_params": vectors}}
+    assert [*bundled(found)] == ["bundle_emb.my cat.emb_params"]
+
+
+@pytest.mark.parametrize("key", ["bundle_emb.", "bundle_emb..clip_l", "bundle_emb.cat.", "bundle_emb..string_to_param.*"])
+def test_a_tensor_of_a_bundle_without_a_word_is_refused(key):
+    with pytest.raises(InputError, match="is a word without a name or without a key .*; fetch the file again"):
+        split_bundle({key: torch.ones(1, 4)})
+
+
+def test_a_word_that_is_there_twice_is_refused():
+    with pytest.raises(InputError, match="has the vectors of 'cat' twice, as bundle_emb.cat and bundle_emb.cat.emb_p"):
+        split_bundle({"bundle_emb.cat.emb_params": torch.ones(1, 4), "bundle_emb.cat": torch.ones(1, 4)})
