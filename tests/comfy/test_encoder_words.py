@@ -215,6 +215,47 @@ def test_the_forecast_of_an_encoder(comfyui):
     assert encoder_memory(encoder, tokens, 3, None).kept == 3 * forecast.kept
 
 
+@pytest.mark.parametrize("name", ["wan", "auraflow", "ovis"])
+def test_a_prompt_is_computed_up_to_its_end_where_padding_counts_for_nothing(name):
+    """The conditioning is core's own, of a plain prompt and of one with weights; a token less would change it.
+
+    How many tokens the transformer gets is counted by hand: the tokens up to the end, or to the first padding.
+    """
+    clip, vectors = encoders.made(name), words_for(name)
+    tokenizer = with_word(clip, vectors)
+    for prompt in ("a photo of embedding:w on white", "a (photo:1.4) of embedding:w", ""):
+        ((rows),) = tokenizer.tokenize(prompt).values()
+        numbers = [-1 if torch.is_tensor(token) else token for token, *_ in rows[0]]
+        end = {"wan": (1, 1), "auraflow": (2, 1), "ovis": (151643, 0)}[name]  # its number, whether it counts itself
+        expected = numbers.index(end[0]) + end[1]
+        seen = []
+        with prepare_text_encoder(clip, None, list(vectors)) as text, torch.no_grad():
+            (part,) = (getattr(text.model, at) for at in vars(text.model)["_modules"] if hasattr(text.model, at))
+            part.transformer.register_forward_pre_hook(
+                lambda *given, seen=seen: seen.append(given[2]["embeds"].shape[1]), with_kwargs=True
+            )
+            (found,) = text.encode([prompt], tokenizer)
+        right = encode_prompt(tokenizer, prompt)
+        assert seen == [expected]
+        assert expected < len(numbers) / 4
+        assert found[0].shape == right[0].shape
+        same(found, right)
+        assert right[0][0, expected - len(numbers) - 1].abs().max() > 1e-3  # the last token that counts
+        assert not right[0][0, expected - len(numbers) :].any()
+
+
+def test_a_prompt_whose_padding_is_read_is_computed_whole(comfyui):
+    """Flux: T5 attends to its padding, so a shorter prompt would be another conditioning."""
+    clip, vectors = encoders.made("flux"), words_for("flux")
+    seen = []
+    with prepare_text_encoder(clip, None, list(vectors)) as text, torch.no_grad():
+        text.model.t5xxl.transformer.register_forward_pre_hook(
+            lambda *given: seen.append(given[2]["embeds"].shape[1]), with_kwargs=True
+        )
+        text.encode(["a photo of embedding:w"], with_word(clip, vectors))
+    assert seen == [256]
+
+
 def test_blocks_are_found(comfyui):
     assert len(blocks_of(encoders.made("z_image").cond_stage_model.qwen3_4b)) == 3
     assert len(blocks_of(encoders.made("wan").cond_stage_model.umt5xxl)) == 2

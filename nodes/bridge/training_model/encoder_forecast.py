@@ -12,7 +12,7 @@ from ....training.measure import LiveBytes
 from ..forward_pass.differentiable import DifferentiableFunctions
 from ..forward_pass.fake import fake_training
 from .autograd_views import autocast_for
-from .learned_encoder import backward_through
+from .learned_encoder import backward_through, encode_without_padding
 from .memory_forecast import StepMemory
 
 
@@ -39,7 +39,7 @@ def encoder_memory(encoder: Any, tokens: Sequence[Any], prompts: int, compute: t
         autocast = autocast_for(torch.device("cpu"), compute)
         with DifferentiableFunctions(), LiveBytes([*encoder.parameters(), *encoder.buffers(), vector]) as live:
             with autocast():
-                out = encoder.encode([[vector, *tokens[1:]]])
+                out = encode_without_padding(encoder, [[vector, *tokens[1:]]])
             kept = live.now
             out[0].float().square().mean().backward()
         peak = live.peak

@@ -6,8 +6,10 @@ it, in either pass, from the dtype that it is kept in (bfloat16, fp8, quantised)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import numbers
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +71,40 @@ def blocks_of(encoder: nn.Module) -> list[nn.Module]:
             found += module
             inner |= {id(each) for block in module for each in block.modules()}
     return found
+
+
+def leaves_out_padding(encoder: Any) -> bool:
+    """Whether the padding behind a prompt neither acts on its tokens nor comes out as anything but zero.
+
+    So it is with UMT5 of Wan, T5 of AuraFlow and Qwen of Ovis: the padding is masked in the attention, and the places
+    after the prompt are set to zero. T5 of Flux and SD3 attends to its padding, which is part of the conditioning.
+    """
+    return encoder.enable_attention_masks and encoder.zero_out_masked and not encoder.return_attention_masks
+
+
+def encode_without_padding(encoder: Any, rows: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    """`SDClipModel.encode` of ComfyUI, which computes a prompt only up to its end where the padding counts for nothing.
+
+    encoder: ComfyUI's `SDClipModel`. rows: tokens, numbers or vectors, of equal length. What comes out has the full
+    length, with the zeros that ComfyUI writes there.
+    """
+    if not leaves_out_padding(encoder):
+        return encoder.encode(rows)
+    longest = max(_length(row, encoder.special_tokens) for row in rows)
+    out, *more = encoder([row[:longest] for row in rows])
+    return nn.functional.pad(out, (0, 0, 0, len(rows[0]) - longest)), *more
+
+
+def _length(row: Sequence[Any], special: Mapping[str, int]) -> int:
+    """How many of a prompt's tokens count, by the rule of `SDClipModel.process_tokens`: those up to the first end
+    token, or before the first padding that is not at the start where an encoder has no end token."""
+    end, pad = special.get("end"), special.get("pad", -1)
+    tokens = [token if isinstance(token, numbers.Integral) else None for token in row]
+    start = next((i for i, token in enumerate(tokens) if token != pad), len(tokens))
+    marker = pad if end is None else end
+    if marker not in tokens[start:]:
+        return len(tokens)
+    return tokens.index(marker, start) + (end is not None)
 
 
 def is_large(encoder: nn.Module) -> bool:

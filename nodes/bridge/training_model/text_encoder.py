@@ -21,7 +21,13 @@ from ....training.layer_names.spelling import text_encoder_forms
 from ..forward_pass.differentiable import DifferentiableFunctions
 from ..models.layers import is_linear
 from .autograd_views import autocast_for, autograd_view, check_reloadable
-from .learned_encoder import backward_through, move_private_parts, private_parts
+from .learned_encoder import (
+    backward_through,
+    encode_without_padding,
+    leaves_out_padding,
+    move_private_parts,
+    private_parts,
+)
 from .pseudo_word import encoder_attributes, is_clip_model
 
 Encoded = tuple[Tensor, dict[str, Any]]  # context [1, tokens, width], the further fields of a CONDITIONING
@@ -131,6 +137,8 @@ def prepare_text_encoder(
         encoders = [getattr(model, name) for name in names]
         for encoder in encoders:
             move_private_parts(encoder, device)
+            if leaves_out_padding(encoder):
+                vars(encoder)["encode"] = partial(encode_without_padding, encoder)
         with backward_through(encoders, compute, checkpointing):
             yield TrainableTextEncoder(clip, model, device, autocast_for(device, compute), bool(encoders))
 
