@@ -38,7 +38,7 @@ class Row:
     a tokenizer one of our own that does.
     keys: the embedding keys of its encoders. configs: {attribute: its configuration}. data: the vocabulary that a
     checkpoint would have. options: arguments of the function `model`. folder: whether ComfyUI gives its tokenizers the
-    embeddings folder.
+    embeddings folder. finish: called with the model, before it gets its weights.
     """
 
     module: str
@@ -49,6 +49,7 @@ class Row:
     data: Callable[[], dict[str, Any]] = dict
     options: Mapping[str, Any] = field(default_factory=dict)
     folder: bool = True
+    finish: Callable[[Any], None] = lambda model: None
 
 
 def sentencepiece_model(**ids: int) -> torch.Tensor:
@@ -69,13 +70,25 @@ def gemma_model() -> dict[str, Any]:
     return {"spiece_model": sentencepiece_model(bos_id=2, unk_id=3)}
 
 
-def mistral_tokenizer() -> type:
-    """Flux 2's tokenizer over a small vocabulary of bytes and a few words.
+def newbie_models() -> dict[str, Any]:
+    jina = sentencepiece_model(pad_id=1, bos_id=0, eos_id=2, unk_id=3)
+    return {"gemma_spiece_model": gemma_model()["spiece_model"], "jina_spiece_model": jina}
+
+
+def ltx_projection(model: Any) -> None:
+    """LTX 2's projection of all layers' states, for a small Gemma. ComfyUI's has the width of the whole one."""
+    states = model.gemma3_12b.num_layers + 1
+    model.text_projection_type = "single_linear"
+    model.text_embedding_projection = model.gemma3_12b.operations.Linear(WIDTH * states, WIDTH, bias=False)
+
+
+def mistral_tokenizer(kind: str = "flux", name: str = "Flux2Tokenizer") -> type:
+    """The tokenizer of Flux 2 or ERNIE over a small vocabulary of bytes and a few words.
 
     ComfyUI makes its own by a class of transformers that has other arguments from version 5 on.
+    kind, name: module and name of ComfyUI's class.
     """
     import comfy.sd1_clip
-    import comfy.text_encoders.flux
     import tokenizers
     import transformers
 
@@ -101,14 +114,17 @@ def mistral_tokenizer() -> type:
                 pad_to_max_length=False, min_length=1, pad_token=11, start_token=1, pad_left=True, disable_weights=True,
             )  # fmt: skip
 
-    class Flux2(comfy.text_encoders.flux.Flux2Tokenizer):
+    own = getattr(importlib.import_module(f"comfy.text_encoders.{kind}"), name)
+
+    class Small(own):
         def __init__(self, embedding_directory: Any = None, tokenizer_data: Any = None) -> None:
+            attribute = "mistral3_24b" if kind == "flux" else "ministral3_3b"
             comfy.sd1_clip.SD1Tokenizer.__init__(
-                self, embedding_directory=embedding_directory, name="mistral3_24b", tokenizer=Words
+                self, embedding_directory=embedding_directory, name=attribute, tokenizer=Words
             )
             self.llama_template = "[SYSTEM_PROMPT]You describe pictures.[/SYSTEM_PROMPT][INST]{}[/INST]"
 
-    return Flux2
+    return Small
 
 
 _28 = {"num_hidden_layers": 28}  # the conditioning is the hidden states after the layers 9, 18 and 27
@@ -163,6 +179,27 @@ ROWS = {
         "flux", "flux2_te", mistral_tokenizer, ("mistral3_24b",),
         {"mistral3_24b": _LLAMA | {"num_hidden_layers": 31, "vocab_size": 512}},
     ),
+    # ComfyUI's tokenizer of ERNIE has the key of Flux 2's.
+    "ernie": Row(
+        "ernie", "te", functools.partial(mistral_tokenizer, "ernie", "ErnieTokenizer"), ("mistral3_24b",),
+        {"ministral3_3b": _LLAMA | {"vocab_size": 512}},
+    ),
+    # Both of its encoders take the configuration of no name.
+    "newbie": Row(
+        "newbie", "te", "NewBieTokenizer", ("gemma3_4b", "jina_clip_2"),
+        {"": {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "vocab_size": 128}},
+        newbie_models, folder=False,
+    ),
+    "ltx2": Row(
+        "lt", "ltxav_te", "LTXAVGemmaTokenizer", ("gemma3_12b",), {"": _LLAMA | {"vocab_size": 128}}, gemma_model,
+        {"text_projection_type": "of the test"}, folder=False, finish=ltx_projection,
+    ),
+    # ComfyUI pads the CLIPs' encodings to the width of T5-XXL, so T5's is that one.
+    "sd3": Row(
+        "sd3_clip", "sd3_clip", "SD3Tokenizer", ("clip_l", "clip_g", "t5xxl"),
+        {"clip_l": _CLIP, "clip_g": _CLIP, "t5xxl": _T5 | {"d_model": 4096}},
+    ),
 }  # fmt: skip
 
 
@@ -182,8 +219,10 @@ def make(name: str, dtype: torch.dtype = torch.float32, folder: str | None = Non
     options = {f"{part}_model_config": config for part, config in row.configs.items()} | {"dtype": dtype}
     out = comfy.sd.CLIP(Target, embedding_directory=folder, model_options=options, tokenizer_data=row.data())
     for part in list(out.cond_stage_model.modules()):
-        if hasattr(part, "visual"):
-            del part.visual  # half a billion weights that encode pictures in a prompt; no prompt here has one
+        for name in ("visual", "vision_model", "multi_modal_projector"):
+            if hasattr(part, name):
+                delattr(part, name)  # half a billion weights that encode pictures in a prompt; no prompt here has one
+    row.finish(out.cond_stage_model)
     tiny.fill(out.cond_stage_model, 1)
     return out
 

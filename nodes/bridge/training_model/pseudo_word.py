@@ -105,7 +105,7 @@ def _scale_of(layer: Any) -> float:
     probe = copy.copy(layer)
     ones = nn.Parameter(torch.ones(1, layer.weight.shape[1]), requires_grad=False)
     vars(probe).update(_parameters={**layer._parameters, "weight": ones}, comfy_cast_weights=False)
-    vars(probe).update(weight_function=[], bias_function=[], _forward_hooks={}, _forward_pre_hooks={})
+    vars(probe).update(weight_function=[], bias_function=[], _forward_hooks={}, _forward_pre_hooks={}, padding_idx=None)
     vars(probe).pop("forward", None)
     with torch.no_grad():
         return float(probe(torch.zeros(1, dtype=torch.long), out_dtype=torch.float32).flatten()[0])

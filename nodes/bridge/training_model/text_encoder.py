@@ -212,7 +212,9 @@ def _loaded_patcher(clip):
     whose handles belong to the modules. Neither survives a copy, so the CLIP is loaded once more without dynamic VRAM.
     """
     if not clip.patcher.is_dynamic():
-        return clip.load_model()
+        # LTX 2's encoder counts the tokens of a prompt to say what memory it needs, and fails without any.
+        counts = hasattr(clip.cond_stage_model, "memory_estimation_function")
+        return clip.load_model(clip.tokenize("a photo")) if counts else clip.load_model()
     check_reloadable(clip.patcher, "CLIP", "CLIP")
     patcher = clip.patcher.clone(disable_dynamic=True)
     comfy.model_management.load_models_gpu([patcher])
