@@ -13,7 +13,12 @@ from torch import Tensor
 from ...training.bundles import OF_OUTPUT, bundled, check_bundle_name, key_for
 from ...training.errors import InputError
 from ...training.formats import trigger_words
-from ..bridge.training_model.pseudo_word import clip_with_pseudo_word, embedding_width, text_encoders
+from ..bridge.training_model.pseudo_word import (
+    clip_with_pseudo_word,
+    embedding_width,
+    knows_pseudo_word,
+    text_encoders,
+)
 from ..textual_inversion.names import check_name, prompt_word
 from .named_lora import NamedLora
 
@@ -143,6 +148,8 @@ def clip_with_words(clip: Any, lora: NamedLora, carried_before: Sequence[str] = 
             lines.append(f"Two words of the file are said {prompt_word(name)}; {word!r} counts.")
         if prompt_word(name) in carried_before:
             lines.append(f"{prompt_word(name)} is a word of an earlier LoRA too; this file's counts.")
+        elif prompt_word(name) not in known and knows_pseudo_word(clip, name):
+            lines.append(f"The clip that is wired in knows {prompt_word(name)} already; this file's counts.")
         clip = clip_with_pseudo_word(clip, name, {key: partial(torch.clone, tensor) for key, tensor in fits.items()})
         known.append(prompt_word(name))
         lines += [

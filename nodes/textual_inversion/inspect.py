@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ...training.bundles import SHORT, key_for
 from ...training.embedding import nearest_words
 from ...training.errors import InputError
 from ..bridge.drawing.fonts import builtin_font, drawable
@@ -60,6 +61,13 @@ def read_embedding(path: Path, clip) -> tuple[dict[str, Tensor], dict[str, str],
     unread = [key for key in found if fits and key not in fits and not is_clip_model(parts[key][1])]
     if unread:
         notes.append(f"The file has no vectors for {' and '.join(unread)}, which read nothing in its place.")
+    for key in parts:
+        other = key_for(key, tensors, parts)
+        if key not in fits and other in SHORT and tensors[other].shape[-1:] == (widths[key],):
+            notes.append(
+                f"The file's {other} is OneTrainer's key for {key}, which ComfyUI does not look for; in a LoRA's file "
+                "Bespoke Inject LoRA reads it."
+            )
     return fits or found, meta, notes
 
 

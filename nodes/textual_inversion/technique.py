@@ -56,7 +56,16 @@ from ..bridge.training_model.text_encoder import TrainableTextEncoder
 from ..bridge.wire.compiled import restore_own_modules
 from .names import prompt_word
 from .request import InversionRequest
-from .templates import NEGATIVE_WORD, WORD, called_by_words, check_captions, check_taught, sentence_for
+from .templates import (
+    NEGATIVE_WORD,
+    WORD,
+    called_by_words,
+    check_captions,
+    check_taught,
+    longest_sentence,
+    marks_of,
+    sentence_for,
+)
 from .words import Word, prompt_words, say_words
 
 
@@ -167,8 +176,16 @@ class TextualInversionTechnique:
         tokenizer, model = encoder
         if is_clip_model(model):
             return EncoderMemory(0, 0, 0)
-        tokens = tokenizer.tokenize_with_weights("a photo of a word")[0]
+        tokens = tokenizer.tokenize_with_weights(self._longest_prompt())[0]
         return encoder_memory(model, [token for token, *_ in tokens], prompts, compute)
+
+    def _longest_prompt(self) -> str:
+        """The longest prompt of the training, with a short word in the place of each vector."""
+        captions = [prompt for item in self._dataset.pictures.items for prompt in item.prompts]
+        text = max((longest_sentence(self.request.template, caption) for caption in captions), key=len)
+        for mark, word in zip(marks_of(self.request.names), self.words, strict=True):
+            text = text.replace(mark, " ".join(["a"] * word.vectors))
+        return text
 
     def frozen_models(self) -> Sequence[Any]:
         models = self._models

@@ -141,3 +141,12 @@ def sentence_for(template: str, caption: str, seed: int | str, number: int, posi
     sentences = {"object": OBJECT, "style": STYLE, NEGATIVE_WORD: NEGATIVE}[template]
     drawn = generator(seed, "template", number, position).initial_seed()
     return sentences[drawn % len(sentences)]
+
+
+def longest_sentence(template: str, caption: str) -> str:
+    """The longest that `sentence_for` gives for a caption."""
+    if template == "captions":
+        return caption
+    if template == NEGATIVE_WORD and caption:
+        return f"{caption}, {WORD}"
+    return max({"object": OBJECT, "style": STYLE, NEGATIVE_WORD: NEGATIVE}[template], key=len)

@@ -1,15 +1,21 @@
 """Textual inversion on every family, through each text encoder that it has."""
 
 import math
+from dataclasses import replace
 
 import encoders
 import families
 import pytest
 import torch
+from bespoke.nodes.bridge.trainer import Models
+from bespoke.nodes.bridge.training_model.memory_forecast import StepMemory
 from bespoke.nodes.bridge.training_model.pseudo_word import clip_with_pseudo_word, text_encoders
 from bespoke.nodes.bridge.training_model.text_encoder import prepare_text_encoder
+from bespoke.nodes.textual_inversion.request import InversionRequest
+from bespoke.nodes.textual_inversion.technique import TextualInversionTechnique, encode_dataset
+from bespoke.training.config import TrainConfig
 from bespoke.training.errors import InputError
-from helpers import sprite_set, weights_hash
+from helpers import image_set, sprite_set, weights_hash
 
 ENCODERS = {
     "sd15": {"clip_l"},
@@ -116,6 +122,24 @@ def test_a_tokenizer_without_a_folder_is_told_of(run_node):
     assert (found[0][0] - plain[0][0]).abs().max() > 1e-3
     with pytest.raises(InputError, match="encoders is 'CLIP only' and the text encoder .* holds no CLIP"):
         learn(run_node, models, encoders="CLIP only")
+
+
+def test_the_forecast_is_that_of_the_longest_caption(comfyui):
+    """Qwen 3 is called with as many tokens as a prompt has: ten times as many words keep some ten times as much."""
+    models = Models(*families.made("z_image"))
+    config = TrainConfig(steps=1, learning_rate=1e-3, batch_size=1, seed=0)
+    wanted = InversionRequest(config, name="w", init_text="red", template="captions", vectors=2)
+
+    def memory(captions):
+        items = sprite_set(3, len(captions), side=64, colour="pink").items
+        said = [replace(item, caption=caption) for item, caption in zip(items, captions, strict=True)]
+        dataset = encode_dataset(models, image_set(said), wanted)
+        technique = TextualInversionTechnique(wanted, models, dataset)
+        return technique.with_encoders(StepMemory(0, 0, 0, 0, 0), 1, None).kept
+
+    short, long = "a {word} here", "a {word} here" + " and a thing" * 9
+    assert memory([short, long]) == memory([long]) == memory([long, short])
+    assert 4 * memory([short]) < memory([long]) < 12 * memory([short])
 
 
 def test_clip_only_is_the_training_of_earlier_versions(run_node):

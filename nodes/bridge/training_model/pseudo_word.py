@@ -153,6 +153,17 @@ def clip_with_pseudo_word(clip, name: str, vectors: Mapping[str, MakeVectors]):
     return out
 
 
+def knows_pseudo_word(clip, name: str) -> bool:
+    """Whether a prompt for this CLIP reads `embedding:name` from the wire, by `clip_with_pseudo_word`."""
+    for tokenizer in vars(clip.tokenizer).values():
+        read = vars(tokenizer).get("_try_get_embedding") if isinstance(tokenizer, comfy.sd1_clip.SDTokenizer) else None
+        while isinstance(read, partial) and read.func in (_get_embedding, _get_comparable_embedding):
+            own, _, read = read.args
+            if posixpath.normpath(own) == posixpath.normpath(name):
+                return True
+    return False
+
+
 def _get_embedding(name: str, vectors: MakeVectors, original: Callable[[str], Any], text: str) -> tuple:
     """Replaces `SDTokenizer._try_get_embedding`: (vectors, the name found, the rest of the text).
 
