@@ -61,7 +61,7 @@ def _word_and_key(key: str) -> tuple[str, str]:
     if not word or not part:
         raise InputError(
             f"the file has the tensor {key}, which is a word without a name or without a key "
-            f"({PREFIX}NAME.clip_l is a whole one); fetch the file again, or save it anew with the program that wrote it"
+            f"({PREFIX}NAME.clip_l is a whole one); fetch the file again, or save it anew where it was made"
         )
     return word, part
 

@@ -151,7 +151,9 @@ def test_a_word_without_an_encoders_key_is_no_layer():
     assert [*bundled(found)] == ["bundle_emb.my cat.emb_params"]
 
 
-@pytest.mark.parametrize("key", ["bundle_emb.", "bundle_emb..clip_l", "bundle_emb.cat.", "bundle_emb..string_to_param.*"])
+@pytest.mark.parametrize(
+    "key", ["bundle_emb.", "bundle_emb..clip_l", "bundle_emb.cat.", "bundle_emb..string_to_param.*"]
+)
 def test_a_tensor_of_a_bundle_without_a_word_is_refused(key):
     with pytest.raises(InputError, match="is a word without a name or without a key .*; fetch the file again"):
         split_bundle({key: torch.ones(1, 4)})
