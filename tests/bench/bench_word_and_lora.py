@@ -15,9 +15,9 @@ Measured: the loss on two held-out pictures before the first step and at the las
 the result changes at 12 class prompts that do not say the name: how many of these are still right, and the root mean
 square of the change of a picture (0 to 255) at equal noise.
 
-BESPOKE_BENCH_SEEDS (3) seeds; BESPOKE_BENCH_WAYS (3) of the ways. BESPOKE_BENCH_ROWS names a file in which rows are kept; a row in it is not computed
-again. BESPOKE_BENCH_SECONDS (170) ends a sitting; the table has the seeds of which all rows are there. A row takes
-about a minute of one core.
+BESPOKE_BENCH_SEEDS (3) seeds; BESPOKE_BENCH_WAYS (3) of the ways. BESPOKE_BENCH_ROWS names a file in which rows are
+kept; a row in it is not computed again. BESPOKE_BENCH_SECONDS (170) ends a sitting; the table has the seeds of which
+all rows are there. A row takes about a minute of one core.
 """
 
 import json

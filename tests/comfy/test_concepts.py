@@ -7,6 +7,8 @@ negative controls and print every number that they judge by (`-s`).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sprites
@@ -20,6 +22,7 @@ from bespoke.training.objective import denoising_loss
 from bespoke.training.validation import validation_batches, validation_scorer
 from helpers import image_set, sample, share, sprite_set, weights_hash
 from judge import silhouette
+from PIL import Image
 
 TEAL = sprites.UNSEEN_COLOURS["teal"]
 NAMED = sprites.COLOURS | sprites.UNSEEN_COLOURS
@@ -373,3 +376,41 @@ def test_two_words_at_once_are_not_mixed(small, run_node):
     for thing in ("tone", "form", "both"):
         assert shares["oracle", thing] >= 0.8, thing
         assert shares["learned", thing] >= 0.9 * shares["oracle", thing], thing
+
+
+@pytest.mark.slow
+def test_a_negative_word_keeps_away_what_it_was_taught(small, run_node):
+    """Pictures on black, whose captions do not say so. Without a ground in the prompt the model draws black ones too;
+    with the word as the negative prompt it draws fewer. The vocabulary's own word is the oracle."""
+    model, clip, vae = small
+    pictures = [item for item in sprite_set(3, 24, colour="red").items if item.caption.endswith("on black")][:8]
+    images = image_set([replace(item, caption=item.caption.replace(" on black", "")) for item in pictures])
+    taught, _, word, *_ = run_node(
+        "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="unwanted", seed=0,
+        resume=False, **WORD | {"template": "negative", "init_text": "background"},
+    )  # fmt: skip
+    counts = {}
+    for negative in ("", word, "black"):
+        drawn = [
+            picture
+            for shape in ("circle", "square", "cross", "ring")
+            for picture in sample_against(run_node, (model, taught, vae), f"a blue {shape}", negative)
+        ]
+        assert len(drawn) == 24
+        counts[negative] = [round(24 * share(drawn, ground="black")), round(24 * share(drawn, colour="blue"))]
+    print("\non black, and blue, of 24:", counts)
+    assert counts[""][0] >= 6
+    assert counts[word][0] <= 0.5 * counts[""][0]
+    assert counts[word][1] >= 0.9 * counts[""][1]
+
+
+def sample_against(run_node, models, prompt, negative):
+    """Six pictures by core's nodes at guidance 2, away from a negative prompt."""
+    model, clip, vae = models
+    (positive,), (against,) = (run_node("CLIPTextEncode", clip=clip, text=text) for text in (prompt, negative))
+    (latent,) = run_node(
+        "KSampler", model=model, seed=100, steps=6, cfg=2.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+        positive=positive, negative=against, latent_image={"samples": torch.zeros(6, 4, 16, 16)},
+    )  # fmt: skip
+    (pixels,) = run_node("VAEDecode", vae=vae, samples=latent)
+    return [Image.fromarray((picture.numpy() * 255).round().clip(0, 255).astype(np.uint8)) for picture in pixels]

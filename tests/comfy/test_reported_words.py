@@ -1,4 +1,4 @@
-"""Public bug reports on words, bundles and pivotal tuning, each replayed here. The report's address is in the docstring.
+"""Public bug reports on words, bundles and pivotal tuning, each replayed here under its address.
 
 Of reports that other tests replay: T5 that learns nothing (diffusers 10313) is in test_families_words.py, a tokenizer
 that fails on a vector (ComfyUI pull request 14713) in test_encoder_words.py, a resumed training that begins anew
