@@ -99,7 +99,7 @@ def _length(row: Sequence[Any], special: Mapping[str, int]) -> int:
     """How many of a prompt's tokens count, by the rule of `SDClipModel.process_tokens`: those up to the first end
     token, or before the first padding that is not at the start where an encoder has no end token."""
     end, pad = special.get("end"), special.get("pad", -1)
-    tokens = [token if isinstance(token, numbers.Integral) else None for token in row]
+    tokens: list[Any] = [token if isinstance(token, numbers.Integral) else None for token in row]
     start = next((i for i, token in enumerate(tokens) if token != pad), len(tokens))
     marker = pad if end is None else end
     if marker not in tokens[start:]:
