@@ -380,26 +380,26 @@ def test_two_words_at_once_are_not_mixed(small, run_node):
 
 @pytest.mark.slow
 def test_a_negative_word_keeps_away_what_it_was_taught(small, run_node):
-    """Pictures on black, whose captions do not say so. Without a ground in the prompt the model draws black ones too;
-    with the word as the negative prompt it draws fewer. The vocabulary's own word is the oracle."""
+    """Pictures on white, whose captions do not say so. Without a ground in the prompt the model draws 15 of 24 on
+    white; with the word as the negative prompt it draws fewer. The vocabulary's own word is the oracle."""
     model, clip, vae = small
-    pictures = [item for item in sprite_set(3, 24, colour="red").items if item.caption.endswith("on black")][:8]
-    images = image_set([replace(item, caption=item.caption.replace(" on black", "")) for item in pictures])
+    pictures = [item for item in sprite_set(3, 24, colour="red").items if item.caption.endswith("on white")][:8]
+    images = image_set([replace(item, caption=item.caption.replace(" on white", "")) for item in pictures])
     taught, _, word, *_ = run_node(
         "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="unwanted", seed=0,
         resume=False, **WORD | {"template": "negative", "init_text": "background"},
     )  # fmt: skip
     counts = {}
-    for negative in ("", word, "black"):
+    for negative in ("", word, "white"):
         drawn = [
             picture
             for shape in ("circle", "square", "cross", "ring")
             for picture in sample_against(run_node, (model, taught, vae), f"a blue {shape}", negative)
         ]
         assert len(drawn) == 24
-        counts[negative] = [round(24 * share(drawn, ground="black")), round(24 * share(drawn, colour="blue"))]
-    print("\non black, and blue, of 24:", counts)
-    assert counts[""][0] >= 6
+        counts[negative] = [round(24 * share(drawn, ground="white")), round(24 * share(drawn, colour="blue"))]
+    print("\non white, and blue, of 24:", counts)
+    assert counts[""][0] >= 12
     assert counts[word][0] <= 0.5 * counts[""][0]
     assert counts[word][1] >= 0.9 * counts[""][1]
 
