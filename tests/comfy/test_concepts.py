@@ -381,7 +381,8 @@ def test_two_words_at_once_are_not_mixed(small, run_node):
 @pytest.mark.slow
 def test_a_negative_word_keeps_away_what_it_was_taught(small, run_node):
     """Pictures on white, whose captions do not say so. Without a ground in the prompt the model draws 15 of 24 on
-    white; with the word as the negative prompt it draws fewer. The vocabulary's own word is the oracle."""
+    white, with the vocabulary's own word as the negative prompt 6: the oracle. The learned word has to reach half of
+    that, and the pictures have to stay what the prompt says."""
     model, clip, vae = small
     pictures = [item for item in sprite_set(3, 24, colour="red").items if item.caption.endswith("on white")][:8]
     images = image_set([replace(item, caption=item.caption.replace(" on white", "")) for item in pictures])
@@ -400,7 +401,8 @@ def test_a_negative_word_keeps_away_what_it_was_taught(small, run_node):
         counts[negative] = [round(24 * share(drawn, ground="white")), round(24 * share(drawn, colour="blue"))]
     print("\non white, and blue, of 24:", counts)
     assert counts[""][0] >= 12
-    assert counts[word][0] <= 0.5 * counts[""][0]
+    assert counts["white"][0] <= 0.5 * counts[""][0]
+    assert counts[word][0] <= (counts[""][0] + counts["white"][0]) / 2
     assert counts[word][1] >= 0.9 * counts[""][1]
 
 
