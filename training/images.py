@@ -1,4 +1,4 @@
-"""A training set: pictures with captions, in sizes that a model takes."""
+"""A training set: pictures and clips with captions, in sizes that a model takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ MIRRORED = " (mirrored)"  # the end of the name of a mirrored copy
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One picture. pixels: [H, W, 3] uint8. mask: [H, W] in 0..1, the weight of a pixel in the loss, or None.
+    """One picture or clip. pixels: [H, W, 3] uint8 of a picture, [F, H, W, 3] of a clip of F >= 1 frames.
+
+    mask: [H, W] in 0..1, the weight of a pixel in the loss, or None; of a clip [F, H, W].
 
     original: (height, width) in px before it was scaled, None where it was not. crop: (top, left), the px of the
     scaled picture that were cropped. SDXL is conditioned on both (Podell et al. 2023, arXiv 2307.01952, section 2.2).
@@ -32,8 +34,12 @@ class TrainingImage:
     one source and name are the same picture: its mirrored and repeated copies, and those of other sizes. variants: how
     each caption is varied in a training, or None; the captions themselves are not.
 
-    control: a second picture [H, W, 3] uint8 of the same size, or None: what an edit model is given, where `pixels` is
-    the result and the caption the instruction. Raises `InputError` for one of another size.
+    control: a second picture of the shape of `pixels`, or None: what an edit model is given, where `pixels` is the
+    result and the caption the instruction. Raises `InputError` for one of another shape.
+
+    fps: frames a second of a clip as it was sampled, 0 for a picture. film: the name of the film that a clip was cut
+    from, "" where it is none or the whole of it. start: s from the film's beginning to the clip's first frame. Raises
+    `InputError` for a clip without frames, and for a mask that is not of the shape of the frames.
     """
 
     name: str
@@ -49,8 +55,12 @@ class TrainingImage:
     source: str = ""
     variants: CaptionVariants | None = None
     control: Tensor | None = None
+    fps: float = 0.0
+    film: str = ""
+    start: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_clip()
         if self.control is not None and self.control.shape != self.pixels.shape:
             raise InputError(
                 f"{self.name!a} has a second picture of the shape {list(self.control.shape)} and is itself "
@@ -63,6 +73,43 @@ class TrainingImage:
                     f"{self.name!a} has the caption {caption[:60]!a}, in which {half!a} is half of a "
                     "surrogate pair and no character; write the caption, trigger or template anew, or rename the file"
                 )
+
+    def _check_clip(self) -> None:
+        if not self.is_clip:
+            return
+        if self.frames < 1:
+            raise InputError(f"{self.name!a} is a clip of 0 frames; give it at least one")
+        if self.mask is not None and self.mask.shape != self.pixels.shape[:3]:
+            raise InputError(
+                f"{self.name!a} is a clip of the shape {list(self.pixels.shape)} and its mask {list(self.mask.shape)}; "
+                "give a mask [frames, height, width]"
+            )
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether it is a clip, [F, H, W, 3], also one of a single frame."""
+        return self.pixels.ndim == 4
+
+    @property
+    def frames(self) -> int:
+        """The number of frames; 1 for a picture."""
+        return self.pixels.shape[0] if self.is_clip else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in px."""
+        height, width = self.pixels.shape[-3:-1]
+        return height, width
+
+    @property
+    def first_frame(self) -> Tensor:
+        """A picture's pixels, or those of a clip's first frame: [H, W, 3] uint8."""
+        return self.pixels[0] if self.is_clip else self.pixels
+
+    @property
+    def seconds(self) -> float:
+        """How long a clip lasts; 0 for a picture."""
+        return self.frames / self.fps if self.fps else 0.0
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -132,15 +179,20 @@ class ImageSet:
         return list(dict.fromkeys(word for word in (self.trigger, *(item.trigger for item in self.items)) if word))
 
     @property
+    def has_clips(self) -> bool:
+        """Whether any item is a clip."""
+        return any(item.is_clip for item in self.items)
+
+    @property
     def are_pairs(self) -> bool:
         """Whether every picture has a second one, `TrainingImage.control`."""
         return all(item.control is not None for item in self.items)
 
     def by_size(self) -> list[list[int]]:
-        """Indices grouped by height and width; a batch has one size. The largest group is first."""
+        """Indices grouped by frames, height and width; a batch has one size. The largest group is first."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, item in enumerate(self.items):
-            groups[tuple(item.pixels.shape[:2])].append(index)
+            groups[item.frames, *item.size].append(index)
         return sorted(groups.values(), key=len, reverse=True)
 
     def copies(self) -> list[list[int]]:
@@ -170,19 +222,43 @@ def first_equal(items: Sequence[TrainingImage]) -> list[int]:
 
 
 def apart(items: Sequence[TrainingImage], equal: Sequence[int]) -> list[list[int]]:
-    """Indices of `items` grouped so that no two groups show the same: `by_picture`, and equal pixels join groups.
+    """Indices of `items` grouped so that no two groups show the same: `by_picture`; equal pixels join groups.
+
+    So do frames that two clips of one film share.
 
     A picture that is there under two names, such as the repeats in a list of ComfyUI's loader of datasets, would
     otherwise be held out under one of them and trained on under the other. equal: see `first_equal`.
     """
     groups = [set(own) for own in by_picture(items)]
     group_of = {index: group for group in groups for index in group}
-    for index, other in enumerate(equal):
+    for index, other in [*enumerate(equal), *_overlaps(items)]:
         group, joined = group_of[other], group_of[index]
         if group is not joined:
             group |= joined
             group_of |= dict.fromkeys(joined, group)
     return sorted(map(sorted, {id(group): group for group in group_of.values()}.values()))
+
+
+def _overlaps(items: Sequence[TrainingImage]) -> list[tuple[int, int]]:
+    """(index, index of an earlier clip) for each clip that begins before another of the same film ends."""
+    films: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, item in enumerate(items):
+        if item.film:
+            films[item.source, item.film].append(index)
+    found = list[tuple[int, int]]()
+    for own in films.values():
+        own.sort(key=lambda index: items[index].start)
+        last = own[0]
+        for index in own[1:]:
+            if items[index].start < _end(items[last]) - 1e-6:
+                found.append((index, last))
+            last = max(last, index, key=lambda each: _end(items[each]))
+    return found
+
+
+def _end(clip: TrainingImage) -> float:
+    """The time at which a clip's last frame ends, in s of its film."""
+    return clip.start + clip.seconds
 
 
 def passes(images: int, steps: int, batch_size: int) -> float:
@@ -197,6 +273,7 @@ def passes_in_words(images: int, steps: int, batch_size: int) -> str:
 
 
 def common_resolution(images: ImageSet) -> str:
-    """The most frequent size in px, as "512x768" (width first)."""
-    height, width = images.items[images.by_size()[0][0]].pixels.shape[:2]
-    return f"{width}x{height}"
+    """The most frequent size in px, as "512x768" (width first); of clips "512x320, 33 frames"."""
+    item = images.items[images.by_size()[0][0]]
+    height, width = item.size
+    return f"{width}x{height}, {item.frames} frames" if item.is_clip else f"{width}x{height}"

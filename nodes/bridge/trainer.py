@@ -399,7 +399,7 @@ class PreparedTrainer:
                 *self.dataset.pictures.data.latents,
                 *technique.frozen_tensors(),
             ],
-            training_picture=self.dataset.pictures.items[0].pixels if draws else None,
+            training_picture=self.dataset.pictures.items[0].first_frame if draws else None,
             scorer=self._picture_scorer(fold),
             held_out_losses=held_out_losses,
             leak=self._leak_meter(fold),
@@ -499,7 +499,7 @@ class PreparedTrainer:
             return None
         pictures = self.dataset.pictures
         shown, technique = pictures.sample_index, self.technique
-        like = pictures.data.latents[shown], pictures.items[shown].pixels.shape[:2]  # only their shapes are read
+        like = pictures.data.latents[shown], pictures.items[shown].size  # only their shapes are read
         prompts = technique.sample_prompts()
         strip = {"strip": technique.sample_strip} if isinstance(technique, DrawsStrips) else {}
         return sampler_for(

@@ -15,6 +15,8 @@ def fingerprint(items: Iterable[TrainingImage]) -> str:
         digest.update(f"{tuple(item.pixels.shape)}\0{item.prompt}\0{item.original}{item.crop}".encode())
         if item.more_captions or item.weight != 1:  # version 0.1 has neither
             digest.update(repr((item.prompts, item.weight)).encode())
+        if item.is_clip:
+            digest.update(f"\0clip\0{item.fps}".encode())
         if item.variants is not None:
             digest.update(repr((item.prompts, item.variants, item.trigger)).encode())
         digest.update(item.pixels.contiguous().numpy().data)

@@ -86,5 +86,5 @@ def crop_offset(original: tuple[int, int], height: int, width: int) -> tuple[int
 
 
 def size_of(pixels: torch.Tensor) -> tuple[int, int]:
-    """(height, width) of [H, W, ...]."""
-    return pixels.shape[0], pixels.shape[1]
+    """(height, width) of a picture [H, W, C] or a clip [F, H, W, C]."""
+    return pixels.shape[-3], pixels.shape[-2]

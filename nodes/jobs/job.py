@@ -261,10 +261,11 @@ def _encode_prompt_extra(index: int, extra: Mapping[str, Any], tensors: dict[str
 _NOT_WRITTEN = ("pixels", "mask", "control", "caption_syntax")
 # {field of a picture that version 0.1 lacks: its default}
 _FIELDS_SINCE_0_1 = {"more_captions": (), "weight": 1.0, "trigger": "", "source": "", "variants": None}
+_FIELDS_SINCE_0_1 |= {"fps": 0.0, "film": "", "start": 0.0}
 
 
 def _encode_picture(item: TrainingImage) -> dict[str, Any]:
-    """All fields of a picture but its pixels and mask, and its size (height, width) in px.
+    """All fields of a picture but its pixels and mask; its size (height, width) in px, and a clip's frames.
 
     Captions are written as the prompts that they stand for: what a training encodes, whatever `caption_syntax` was, and
     with their fixed variants. Captions that are varied at each draw are written as they are, with their syntax and how
@@ -281,12 +282,13 @@ def _encode_picture(item: TrainingImage) -> dict[str, Any]:
             del known[name]
     if shown.variants is not None:
         known |= {"variants": asdict(shown.variants), "caption_syntax": shown.caption_syntax}
-    return known | {"size": list(item.pixels.shape[:2])}
+    return known | ({"frames": item.frames} if item.is_clip else {}) | {"size": list(item.size)}
 
 
 def _decode_picture(encoded: dict[str, Any]) -> TrainingImage:
-    """The picture that `_encode_picture` encoded, with pixels [H, W, 0]: it has the size and no content."""
+    """What `_encode_picture` encoded, with pixels [H, W, 0] or [F, H, W, 0]: it has the size and no content."""
     size, rule = encoded.pop("size"), encoded.pop("variants", None)
+    size = [encoded.pop("frames"), *size] if "frames" in encoded else size
     known: dict[str, Any] = {"caption_syntax": PROMPT, **_with_tuples(encoded)}
     variants = None if rule is None else CaptionVariants(**_with_tuples(rule))
     return TrainingImage(pixels=torch.empty(*size, 0), variants=variants, **known)

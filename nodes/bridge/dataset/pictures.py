@@ -74,7 +74,7 @@ class Pictures:
             }
         told = self.source_inputs(index)
         if self.blank_latents and not told:
-            inputs["concat_latent_image"] = self.blank_latents[tuple(item.pixels.shape[:2])]
+            inputs["concat_latent_image"] = self.blank_latents[item.size]
             inputs["concat_mask"] = torch.ones(1, 1, *latent.shape[-2:])
         return inputs | told
 
@@ -151,7 +151,7 @@ def encode_pictures(
             "or take Bespoke Pair Image Sets away or switch pairs off"
         )
     # Before the encoding, which takes long, since these may raise.
-    check_picture_sizes(base, ((item.name, item.pixels.shape[0], item.pixels.shape[1]) for item in items))
+    check_picture_sizes(base, ((item.name, *item.size) for item in items))
     pictures = split_pictures(items, LatentSet([], []), [len(one) for one in sets], config)
     with torch.inference_mode(False), torch.no_grad():
         latents = _encode_latents(vae, base, items, how or "")
@@ -216,7 +216,7 @@ def encode_blanks(vae, items: list[TrainingImage]) -> dict[tuple[int, ...], Tens
     with torch.inference_mode(False), torch.no_grad():
         return {
             size: vae.encode(torch.full((1, *size, 3), 0.5)).float().to("cpu", copy=True).clone()
-            for size in {tuple(item.pixels.shape[:2]) for item in items}
+            for size in {item.size for item in items}
         }
 
 

@@ -110,7 +110,7 @@ def _image(pixels: Tensor) -> Tensor:
 
 def _hole(item: TrainingImage) -> Tensor:
     """The mask of an item as MASK, [1, H, W]: 1 is the hole, where the loss counts; without one, everything."""
-    return torch.ones(1, *item.pixels.shape[:2]) if item.mask is None else item.mask[None].float()
+    return torch.ones(1, *item.size) if item.mask is None else item.mask[None].float()
 
 
 def _kept(value: Any) -> Any:

@@ -46,7 +46,7 @@ def draw_training_sheet(trained: Sequence[TrainingImage], held_out: Sequence[Tra
         x, y = i % columns * (cell + GAP), HEADING + i // columns * (SIDE + LINES * LINE_HEIGHT + GAP + 4)
         wide = SIDE if item.control is None else cell
         pad.rectangle((x, y, x + wide - 1, y + SIDE - 1), LINE)
-        pictures = [each for each in (item.control, item.pixels) if each is not None]
+        pictures = [each[0] if item.is_clip else each for each in (item.control, item.pixels) if each is not None]
         for number, pixels in enumerate(pictures):
             at = x + number * (wide - SIDE), y
             paste_middle(sheet, scaled(Image.fromarray(pixels.contiguous().numpy()), SIDE), at, SIDE)

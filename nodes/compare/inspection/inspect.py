@@ -91,7 +91,7 @@ def _draw_entry(image: Image.Image, pad: ImageDraw.ImageDraw, entry: Entry, corn
         pad.rectangle((x - FRAME, y - FRAME, x + THUMB + FRAME - 1, y + THUMB + FRAME - 1), WARNING)
     pad.rectangle((x, y, x + THUMB - 1, y + THUMB - 1), EMPTY)
     if entry.item is not None:
-        paste_middle(image, scaled(Image.fromarray(entry.item.pixels.numpy()), THUMB), (x, y), THUMB)
+        paste_middle(image, scaled(Image.fromarray(entry.item.first_frame.numpy()), THUMB), (x, y), THUMB)
     y += THUMB + FRAME + 2
     found = ", ".join(finding.kind.label for finding in entry.findings)
     caption = "" if entry.item is None else entry.item.caption or "(no caption)"

@@ -159,7 +159,7 @@ def pictures_of(images: ImageSet) -> tuple[SavedPicture, ...]:
 def _one_of(copies: Sequence[TrainingImage]) -> TrainingImage:
     """The copy of a picture that is written. Its own captions come first, then those that only other copies have."""
     plain = [item for item in copies if not item.name.endswith(MIRRORED)] or copies
-    largest = max(plain, key=lambda item: item.pixels.shape[0] * item.pixels.shape[1])
+    largest = max(plain, key=lambda item: item.size[0] * item.size[1])
     others = (caption for item in copies for caption in item.captions if caption not in largest.captions)
     return changed(largest, more_captions=(*largest.more_captions, *dict.fromkeys(others)))
 

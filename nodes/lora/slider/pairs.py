@@ -122,7 +122,7 @@ def _with_prompt(item: TrainingImage, target: str) -> TrainingImage:
 
 
 def _size(item: TrainingImage) -> str:
-    return f"{item.pixels.shape[1]} x {item.pixels.shape[0]}"
+    return f"{item.size[1]} x {item.size[0]}" + (f", {item.frames} frames" if item.is_clip else "")
 
 
 def _count(odd: Sequence[object], one: str, several: str) -> str:
