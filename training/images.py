@@ -247,7 +247,7 @@ def _overlaps(items: Sequence[TrainingImage]) -> list[tuple[int, int]]:
             films[item.source, item.film].append(index)
     found = list[tuple[int, int]]()
     for own in films.values():
-        own.sort(key=lambda index: items[index].start)
+        own.sort(key=lambda index: (items[index].start, -_end(items[index])))
         last = own[0]
         for index in own[1:]:
             if items[index].start < _end(items[last]) - 1e-6:

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ...training.captions import CAPTION_SYNTAXES, LITERAL, says
 from ...training.config import check_choice
 from ...training.errors import InputError
 from ...training.images import MIRRORED, ImageSet, TrainingImage
 from .captions.sources import CAPTIONS, EVERY_LINE, MOST_CAPTIONS, WRITTEN, FolderWords, captions_of, filled
-from .captions.text_files import doubled_captions, match_captions
+from .captions.text_files import doubled_captions, first_caption_of, match_captions
 from .captions.written import Written, read_written
 from .controls import FolderControls
 from .fingerprint import fingerprint
@@ -49,6 +50,8 @@ class FolderRequest:
     `InputError` for a value out of range.
     """
 
+    MASKS: ClassVar[tuple[str, ...]] = MASKS
+
     folder: Path
     captions: str = "text files"
     template: str = "{trigger}"
@@ -67,8 +70,8 @@ class FolderRequest:
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
             raise InputError(f"captions is {self.captions!r}; choose one of {', '.join(CAPTIONS)}")
-        if self.masks not in MASKS:
-            raise InputError(f"masks is {self.masks!r}; choose one of {', '.join(MASKS)}")
+        if self.masks not in self.MASKS:
+            raise InputError(f"masks is {self.masks!r}; choose one of {', '.join(self.MASKS)}")
         check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
         if not SMALLEST_SIDE <= self.resolution <= LARGEST_RESOLUTION:
             raise InputError(f"resolution is {self.resolution}; give {SMALLEST_SIDE} to {LARGEST_RESOLUTION} pixels")
@@ -92,7 +95,7 @@ class FolderRequest:
 
 
 @dataclass
-class _Findings:
+class Findings:
     """What was noticed while a folder was read, as names of files."""
 
     layout: Layout
@@ -167,9 +170,10 @@ def read_folder(request: FolderRequest, progress: Progress = no_progress) -> Ima
     controls = FolderControls(layout)
     masks = FolderMasks(request.masks, controls.others, controls.pictures, layout.shown)
     controls.match(masks.pictures)
-    findings = _Findings(layout, _written(request, layout))
-    captioned = [*masks.pictures, *masks.captioned, *controls.companions]
-    wrong = [*_captions_without_picture(request, layout, captioned), *findings.written.tables.wrong, *controls.wrong]
+    findings = Findings(layout, _written(request, layout))
+    films = [path for part in layout.parts for path in part.others]
+    captioned = [*masks.pictures, *masks.captioned, *controls.companions, *films, *map(first_caption_of, films)]
+    wrong = [*captions_without_picture(request, layout, captioned), *findings.written.tables.wrong, *controls.wrong]
     pictures, traits = [], []
     with_alpha = request.masks == "alpha"
     files = [PictureFile(path, masks.of(path), with_alpha, controls.of(path)) for path in masks.pictures]
@@ -213,11 +217,11 @@ def _image_set(
     return ImageSet(tuple(items), trigger, fingerprint(items), tuple(notes))
 
 
-def _item(path: Path, read: ReadPicture, request: FolderRequest, findings: _Findings) -> TrainingImage:
+def _item(path: Path, read: ReadPicture, request: FolderRequest, findings: Findings) -> TrainingImage:
     """A picture that was read, with its captions. Raises `InputError` with the file's name."""
     original, (height, width) = read.picture.original, size_of(read.picture.pixels)
     part, name = findings.layout.part_of(path), findings.layout.shown(path)
-    captions, trigger = _captions(path, part, request, findings)
+    captions, trigger = captions_for(path, part, request, findings)
     if read.picture.note:
         findings.noted.append(f"{name}: {read.picture.note}")
     share = kept(*original, height, width)
@@ -243,7 +247,7 @@ def _item(path: Path, read: ReadPicture, request: FolderRequest, findings: _Find
     )
 
 
-def _captions(path: Path, part: Part, request: FolderRequest, findings: _Findings) -> tuple[tuple[str, ...], str]:
+def captions_for(path: Path, part: Part, request: FolderRequest, findings: Findings) -> tuple[tuple[str, ...], str]:
     """(the captions of a picture, its trigger word). Raises `InputError` where its file cannot be read.
 
     Without a trigger on the node it is kohya's name of the folder, for the pictures whose captions say it.
@@ -269,13 +273,13 @@ def _captions(path: Path, part: Part, request: FolderRequest, findings: _Finding
     return captions, part.concept if is_said else ""
 
 
-def _captions_without_picture(request: FolderRequest, layout: Layout, captioned: Iterable[Path]) -> list[str]:
-    """What is said of caption files that belong to no picture. captioned: the files that may have one."""
+def captions_without_picture(request: FolderRequest, layout: Layout, captioned: Iterable[Path]) -> list[str]:
+    """What is said of caption files that belong to no picture or film. captioned: the files that may have one."""
     captions = sorted(layout.captions)
     used = set(match_captions(captioned, captions).values())
     doubles = doubled_captions(captions, used)  # `left_out` names them
     return [
-        f"{layout.shown(path)} is a caption without a picture of that name"
+        f"{layout.shown(path)} is a caption without a {layout.parts[0].WHAT} of that name"
         for path in captions
         if path not in used and path not in doubles and (request.captions in WRITTEN or path.suffix.lower() == ".txt")
     ]
@@ -290,6 +294,7 @@ def _written(request: FolderRequest, layout: Layout) -> Written:
 
 
 def mirrored(item: TrainingImage) -> TrainingImage:
-    """The picture, its mask and its second picture mirrored left to right."""
-    mask, control = (None if each is None else each.flip(1) for each in (item.mask, item.control))
-    return replace(item, name=item.name + MIRRORED, pixels=item.pixels.flip(1), mask=mask, control=control)
+    """The picture or clip, its mask and its second picture mirrored left to right."""
+    mask = None if item.mask is None else item.mask.flip(-1)
+    control = None if item.control is None else item.control.flip(-2)
+    return replace(item, name=item.name + MIRRORED, pixels=item.pixels.flip(-2), mask=mask, control=control)

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from ...training.errors import InputError
 from .captions.tables import folders_named
 from .captions.text_files import CAPTION_ENDINGS, is_caption
-from .listing import OTHER_FILES, TABLES, entries_of
+from .listing import FILMS, OTHER_FILES, PICTURES, TABLES, entries_of
 from .masks import without_companions
 
 MOST_FOLDERS = 1000
@@ -35,6 +36,10 @@ class Part:
     {folder} stands for: the concept, else the folder's own name.
     """
 
+    WHAT: ClassVar[str] = "picture"
+    ENDINGS: ClassVar[frozenset[str]] = frozenset(PICTURES)
+    OTHERS: ClassVar[str] = "films, which Bespoke Clip Folder reads"  # what `others` are
+
     folder: Path
     entries: tuple[Path, ...]
     place: str = ""
@@ -44,7 +49,22 @@ class Part:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The folder's pictures and masks, in the order of names."""
+        """The folder's pictures and masks, in the order of names; no films."""
+        return [path for path in self.media if path.suffix.lower() not in FILMS]
+
+    @cached_property
+    def films(self) -> list[Path]:
+        """The folder's films and masks that are films, in the order of names."""
+        return [path for path in self.media if path.suffix.lower() in FILMS]
+
+    @cached_property
+    def others(self) -> list[Path]:
+        """The files that a set of another kind is made of; captions of their names are theirs."""
+        return self.films
+
+    @cached_property
+    def media(self) -> list[Path]:
+        """The folder's files that are no captions, caches or settings, in the order of names."""
         others = OTHER_FILES | set(CAPTION_ENDINGS)
         return [
             path
@@ -140,17 +160,17 @@ def repeats_in(name: str) -> tuple[int, str] | None:
     return (int(found[1][:9]), found[2].strip()) if found else None
 
 
-def layout_of(folder: Path, subfolders: bool = False, pairs: bool = False) -> Layout:
+def layout_of(folder: Path, subfolders: bool = False, pairs: bool = False, kind: type[Part] = Part) -> Layout:
     """The folders of the set in a folder.
 
     subfolders: read all below it. Without that, where the folder holds no picture of its own, those directly in it that
     are named N_name, and those that its table names; else the folder alone. Folders named 0_name and links to
-    folders are never read. pairs: with that, a folder named `CONTROLS` holds second pictures and is no part. Raises
-    `InputError` for more than `MOST_ENTRIES` files or `MOST_FOLDERS` folders, and for repeats that are
+    folders are never read. pairs: with that, a folder named `CONTROLS` holds second pictures and is no part. kind: of the
+    parts; `clips.layout.FilmPart` has films where a part has pictures. Raises `InputError` for more than `MOST_ENTRIES` files or `MOST_FOLDERS` folders, and for repeats that are
     too far apart.
     """
     chosen = repeats_in(folder.name)
-    own = Part(folder, tuple(entries_of(folder)), name=chosen[1] if chosen and chosen[1] else folder.name)
+    own = kind(folder, tuple(entries_of(folder)), name=chosen[1] if chosen and chosen[1] else folder.name)
     found = _Found([own])
     if subfolders:
         _add_all(found, own, {CONTROLS} if pairs else set())
@@ -188,7 +208,7 @@ class _Found:
             raise InputError(
                 f"the subfolder {place!r} cannot be read ({error.strerror}); allow it or move it"
             ) from error
-        self.parts.append(Part(folder, tuple(entries), place, repeats, concept, concept or folder.name))
+        self.parts.append(type(self.parts[0])(folder, tuple(entries), place, repeats, concept, concept or folder.name))
         return self.parts[-1]
 
 

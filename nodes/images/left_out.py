@@ -6,14 +6,14 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from .captions.sources import WRITTEN
 from .captions.text_files import look_alike
 from .captions.written import Written
 from .layout import CONTROLS, Layout, Part, repeats_in
-from .listing import OTHER_FILES, PICTURES
+from .listing import OTHER_FILES
 from .quality import counted, listed
 
 MOST_SEEN = 20_000  # entries of all subfolders together that are looked at
@@ -37,6 +37,7 @@ def left_out(layout: Layout, source: str, written: Written) -> list[str]:
     notes = [
         *_chosen_notes(layout),
         *_subfolder_notes(layout, folders),
+        *_others_notes(layout),
         *_caption_notes(layout, source, written),
         *look_alike(layout.listed(files)),
     ]
@@ -45,7 +46,7 @@ def left_out(layout: Layout, source: str, written: Written) -> list[str]:
     kinds = Counter(path.suffix.lower() for path in others)
     if kinds:
         first = layout.shown(others[0])
-        notes.append(f"Passed over, as they are no pictures: {_counted(kinds)}, for example {first}.")
+        notes.append(f"Passed over, as they are no {layout.parts[0].WHAT}s: {_counted(kinds)}, for example {first}.")
     if hidden:
         notes.append(f"Passed over, as their names begin with a dot: {listed(layout.listed(hidden))}.")
     if odd:
@@ -64,13 +65,20 @@ def _chosen_notes(layout: Layout) -> list[str]:
     ]
 
 
+def _others_notes(layout: Layout) -> list[str]:
+    """A note on files that a set of another kind is made of: films beside pictures, pictures beside films."""
+    others = layout.listed(path for part in layout.parts for path in part.others)
+    return [f"Left out: {listed(others)}; {layout.parts[0].OTHERS}."] if others else []
+
+
 def _subfolder_notes(layout: Layout, folders: Sequence[Path]) -> list[str]:
     """Notes on folders that are not read."""
+    what = layout.parts[0].WHAT
     none = [path for path in folders if (repeats_in(path.name) or (1, ""))[0] < 1]
     counts, seen = {}, 0
     for path in folders:
         if path not in none:
-            counts[layout.shown(path)], looked_at = _pictures_below(path, MOST_SEEN - seen)
+            counts[layout.shown(path)], looked_at = _pictures_below(path, MOST_SEEN - seen, layout.parts[0].ENDINGS)
             seen += looked_at
     full = [f"{name} ({count})" for name, count in counts.items() if count]
     empty = [name for name, count in counts.items() if not count]
@@ -78,13 +86,13 @@ def _subfolder_notes(layout: Layout, folders: Sequence[Path]) -> list[str]:
     notes = []
     if full:
         notes.append(
-            f"NOT READ: {counted(sum(counts.values()), 'picture')}{more} in subfolders: {listed(full)}. "
+            f"NOT READ: {counted(sum(counts.values()), what)}{more} in subfolders: {listed(full)}. "
             f"{_why_not_read(layout)}"
         )
     if none:
         notes.append(f"Passed over, as their names ask for 0 repeats: {listed(layout.listed(none))}.")
     if empty and not more:
-        notes.append(f"Passed over: subfolders without pictures: {listed(empty)}.")
+        notes.append(f"Passed over: subfolders without {what}s: {listed(empty)}.")
     return notes
 
 
@@ -97,11 +105,12 @@ def _why_not_read(layout: Layout) -> str:
     read = [part.place for part in layout.parts[1:]]
     if read:
         return f"Only {listed(read)} and the folder itself are read; switch on subfolders, or choose the subfolder."
-    return "Only the folder itself is read; switch on subfolders, move the pictures into it, or choose the subfolder."
+    what = layout.parts[0].WHAT
+    return f"Only the folder itself is read; switch on subfolders, move the {what}s into it, or choose the subfolder."
 
 
-def _pictures_below(folder: Path, most: int) -> tuple[int, int]:
-    """(how many pictures a folder holds by their endings, with all below it; how many entries were looked at).
+def _pictures_below(folder: Path, most: int, endings: Container[str]) -> tuple[int, int]:
+    """(how many files with these endings a folder holds, with all below it; how many entries were looked at).
 
     most: entries that are looked at. Links to folders are not followed, so a loop of them has an end.
     """
@@ -114,7 +123,7 @@ def _pictures_below(folder: Path, most: int) -> tuple[int, int]:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 elif not entry.name.startswith("."):
-                    pictures += os.path.splitext(entry.name)[1].lower() in PICTURES
+                    pictures += os.path.splitext(entry.name)[1].lower() in endings
     return pictures, seen
 
 

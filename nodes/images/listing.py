@@ -19,6 +19,10 @@ PICTURES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".tga", ".jp2"),
     *(".qoi", ".heic", ".heif", ".jxl"),
 }
+FILMS = {
+    *(".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"),
+    *(".ogv", ".3gp", ".mxf"),
+}
 
 
 def entries_of(folder: Path, before: int = 0) -> list[Path]:

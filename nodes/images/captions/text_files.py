@@ -18,6 +18,7 @@ from .encodings import NAMES, Decision, decide, mark_of
 # In any case. Where a picture has several files, the first of these wins, and of one ending the one in small letters.
 CAPTION_ENDINGS = {".txt": 0, ".caption": 1}
 LONGEST_FILE = 1_000_000  # bytes
+FIRST = ".first"  # before the ending of the caption of a film's first frame
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ def match_captions(pictures: Iterable[Path], captions: Iterable[Path]) -> dict[P
         if named:
             found[picture] = min(named, key=lambda path: (path.stem != picture.stem, *_rank(path)))
     return found
+
+
+def first_caption_of(film: Path) -> Path:
+    """A path that is named so that NAME.first.txt is its caption file: the caption of a film's first frame."""
+    return film.with_name(f"{film.stem}{FIRST}{film.suffix or '.film'}")
 
 
 def _stem(path: Path) -> tuple[Path, str]:

@@ -1,0 +1,1 @@
+"""Clips: films, animations and folders of frames as items of a training set."""

@@ -1,0 +1,100 @@
+"""Which files and folders of a set are films, and what belongs to each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+from ..layout import Layout, Part
+from ..listing import FILMS, PICTURES, entries_of
+from ..masks import CONDITION, SUFFIXES, without_companions
+from .animations import ANIMATIONS, Animation, FrameFolder, is_animated
+from .frames import Film, Source
+
+FRAME_FOLDER_RATE = 24.0  # frames a second of a folder of frames, where the node says nothing
+
+
+class FilmPart(Part):
+    """A folder whose films are the items of a set."""
+
+    WHAT: ClassVar[str] = "film"
+    ENDINGS: ClassVar[frozenset[str]] = frozenset(FILMS)
+    OTHERS: ClassVar[str] = "pictures, which Bespoke Image Folder reads; Bespoke Combine Image Sets puts both together"
+
+    @cached_property
+    def animations(self) -> list[Path]:
+        """The animated pictures, which are films."""
+        return [path for path in self.media if path.suffix.lower() in ANIMATIONS and is_animated(path)]
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The folder's films and animations, with those that are masks."""
+        own = {*self.films, *self.animations}
+        return [path for path in self.media if path in own]
+
+    @cached_property
+    def others(self) -> list[Path]:
+        """The pictures that are neither animations nor named as masks."""
+        own = set(self.files)
+        pictures = [path for path in self.media if path not in own]
+        return without_companions(pictures, self.captions)
+
+    @cached_property
+    def frame_folders(self) -> list[Path]:
+        """The folders in it with a picture in them; those that are named as masks are not among them."""
+        found = [path for path in self.subfolders if not path.name.lower().endswith((*SUFFIXES, CONDITION))]
+        return [path for path in found if pictures_in(path)]
+
+    def mask_of(self, film: Path) -> Path | None:
+        """The mask of a film: NAME-mask beside it, a film, a picture for all frames or a folder of frames; or None."""
+        name = film.name if film.is_dir() else film.stem
+        wanted = [f"{name}{suffix}".lower() for suffix in SUFFIXES]
+        for path in sorted(self.entries):
+            if path.is_dir() and path.name.lower() in wanted:
+                return path
+            if path.suffix.lower() in FILMS | PICTURES and path.stem.lower() in wanted and path.is_file():
+                return path
+        return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A film of a set. path: the file or folder. key: the path that its captions are found by. name: as it is shown."""
+
+    path: Path
+    key: Path
+    name: str
+    part: FilmPart
+    mask: Path | None = None
+
+
+def pictures_in(folder: Path) -> tuple[Path, ...]:
+    """The picture files of a folder, without hidden ones."""
+    found = [path for path in entries_of(folder) if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
+    return tuple(sorted(path for path in found if path.is_file()))
+
+
+def entries_in(layout: Layout, frame_folders: bool) -> list[Entry]:
+    """The films of a set, in the order of names; with `frame_folders` the folders of frames follow those of a folder."""
+    found = []
+    for part in layout.parts:
+        assert isinstance(part, FilmPart)
+        found += [Entry(path, path, layout.shown(path), part, part.mask_of(path)) for path in part.pictures]
+        for path in part.frame_folders if frame_folders else ():
+            key = path if "." not in path.name else path.with_name(f"{path.name}.frames")
+            found.append(Entry(path, key, layout.shown(path), part, part.mask_of(path)))
+    return found
+
+
+def source_of(path: Path, rate: float) -> Source:
+    """What gives the frames of a film, an animation or a folder. rate: frames a second of a folder, 0 for unknown."""
+    if path.is_dir():
+        return FrameFolder(path, pictures_in(path), rate or FRAME_FOLDER_RATE)
+    return Animation(path) if path.suffix.lower() in PICTURES else Film(path)
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """The files that a source reads."""
+    return pictures_in(path) if path.is_dir() else (path,)

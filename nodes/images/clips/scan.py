@@ -1,0 +1,115 @@
+"""What a film is before clips are cut from it: when each frame is shown, and where a new scene begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ....training.errors import InputError
+from .frames import UNKNOWN_RATE, Source, Told
+
+MOST_FRAMES = 200_000  # of one film that are looked at: more than two hours at 24 a second
+# A frame begins a scene where its thumbnail differs from the one before by more than the threshold (mean absolute
+# difference of the brightness, of 255), and by more than this many times what is usual around it: a fast camera
+# changes every frame by much.
+TIMES_THE_USUAL = 3.0
+AROUND = 4  # frames to each side
+SAME_RATE = 0.01  # a header's rate that is so near to the measured one is taken
+UNEVEN = 0.5  # of the usual distance of two frames; one that differs by more makes the rate variable
+HALFWAY = 1.5e-3  # s: .mkv rounds times to 1 ms; a time so close to the middle of two frames takes the earlier
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A film that was looked at once.
+
+    times: [N] s from the first frame. changes: [N], the mean absolute difference of each frame's thumbnail from the one
+    before, of 255. size: (height, width) px as it is shown. rate: its own frames a second. notes: for the report.
+    """
+
+    times: np.ndarray
+    changes: np.ndarray
+    size: tuple[int, int]
+    rate: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return self.times.nbytes + self.changes.nbytes
+
+    def scenes(self, threshold: float) -> list[tuple[int, int]]:
+        """(first frame, frame behind the last) of each scene. threshold: of 255; 0 gives one scene."""
+        starts = [0, *cuts_in(self.changes, threshold), len(self.times)]
+        return list(zip(starts[:-1], starts[1:], strict=True))
+
+    def nearest(self, wanted: np.ndarray, first: int, behind: int) -> np.ndarray:
+        """The frames of `first` up to `behind` that are shown nearest to the times `wanted`, in s; ties: the earlier."""
+        times = self.times[first:behind]
+        middles = (times[1:] + times[:-1]) / 2
+        slack = min(HALFWAY, float(np.diff(times).min()) / 10) if len(times) > 1 else 0.0
+        return first + np.searchsorted(middles, wanted - slack, side="left")
+
+
+def cuts_in(changes: np.ndarray, threshold: float) -> list[int]:
+    """The frames that begin a new scene, without the first. changes: see `Scan`. threshold: of 255, 0 for none."""
+    if not threshold:
+        return []
+    found = []
+    for i in np.flatnonzero(changes > threshold).tolist():
+        around = np.concatenate([changes[max(1, i - AROUND) : i], changes[i + 1 : i + 1 + AROUND]])
+        usual = float(np.median(around)) if len(around) else 0.0
+        if i > 0 and changes[i] > TIMES_THE_USUAL * usual:
+            found.append(i)
+    return found
+
+
+def scan(source: Source, tick: Callable[[], None]) -> Scan:
+    """Look at every frame of a source once. tick: is called for each. Raises `InputError` without a frame."""
+    told, size = Told(), (0, 0)
+    times, changes = list[float](), list[float]()
+    before: np.ndarray | None = None
+    for frame in source.frames(told):
+        tick()
+        if len(times) == MOST_FRAMES:
+            told.note(f"only its first {MOST_FRAMES:,} frames are read; cut it into parts")
+            break
+        small = frame.small()
+        changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
+        before = small
+        if not times:
+            shape = frame.pixels()[0].shape
+            size = shape[0], shape[1]
+        times.append(_time_of(frame.time, times, told.rate))
+    if not times:
+        raise InputError("has 0 frames; take it out of the folder, or export it again")
+    of_frames = np.array(times, np.float64) - times[0]
+    rate = _rate_of(of_frames, told)
+    if told.ended:
+        told.note(
+            f"ends early, after {len(times)} frames ({of_frames[-1]:.2f} s): {told.ended}; what is before it is used"
+        )
+    return Scan(of_frames, np.array(changes, np.float32), size, rate, tuple(told.notes))
+
+
+def _time_of(time: float | None, before: list[float], rate: float) -> float:
+    """The time of a frame; one that has none, or no later one than the frame before, follows it at the usual rate."""
+    if time is not None and (not before or time > before[-1]):
+        return time
+    return before[-1] + 1 / (rate or UNKNOWN_RATE) if before else 0.0
+
+
+def _rate_of(times: np.ndarray, told: Told) -> float:
+    """Frames a second: the header's where the frames' times agree with it, else what they say."""
+    if len(times) < 2:
+        return told.rate or UNKNOWN_RATE
+    measured = (len(times) - 1) / float(times[-1])
+    gaps = np.diff(times)
+    usual = float(np.median(gaps))
+    if (np.abs(gaps - usual) > UNEVEN * usual).any():
+        told.note(f"its frame rate varies; frames are taken by the time at which they are shown, {measured:.4g} a second")
+    elif told.rate and abs(told.rate / measured - 1) <= SAME_RATE:
+        return told.rate
+    return measured
