@@ -10,6 +10,7 @@ from .compare.inspection.node import InspectRun
 from .compare.node import Compare
 from .compare.sweep.node import LoraSweep
 from .images import routes as image_routes
+from .images.clips.node import ClipFolder
 from .images.combination.node import CombineImageSets
 from .images.node import ImageBatch, ImageFolder
 from .images.pairing.node import PairImageSets
@@ -56,6 +57,7 @@ class BespokeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             ImageFolder,
+            ClipFolder,
             ImageBatch,
             CaptionVariantsNode,
             CombineImageSets,

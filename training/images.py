@@ -192,7 +192,7 @@ class ImageSet:
         """Indices grouped by frames, height and width; a batch has one size. The largest group is first."""
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for index, item in enumerate(self.items):
-            groups[item.frames, *item.size].append(index)
+            groups[(item.frames, *item.size)].append(index)
         return sorted(groups.values(), key=len, reverse=True)
 
     def copies(self) -> list[list[int]]:

@@ -16,9 +16,10 @@ from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
 from .captions.sources import with_placeholder, with_trigger
 from .captions.text_files import in_one_line
+from .clips.plan import FASTEST
 from .fingerprint import fingerprint
 from .masks import without_black_masks
-from .quality import remarks, traits_of
+from .quality import listed, remarks, traits_of_item
 from .reading.bands import fit
 from .sizes import LARGEST_RESOLUTION, SMALLEST_SIDE, crop_offset, target_size
 
@@ -32,6 +33,7 @@ class _Request:
 
     trigger: a word put before captions that lack it. caption_syntax: one of `CAPTION_SYNTAXES`. resolution: 0 keeps
     sizes and crops sides at the middle to multiples of 8 px; else px, see `target_size`, to which `bucket` goes too.
+    clips: each batch is one clip of `fps` frames a second, cut to a multiple of `frame_step` plus 1 frames.
     Raises `InputError` for a value out of range.
     """
 
@@ -39,9 +41,16 @@ class _Request:
     caption_syntax: str = LITERAL
     resolution: int = 0
     bucket: bool = True
+    clips: bool = False
+    fps: float = 24.0
+    frame_step: int = 4
 
     def __post_init__(self) -> None:
         check_choice("caption_syntax", self.caption_syntax, CAPTION_SYNTAXES)
+        if self.clips and not 0 < self.fps <= FASTEST:
+            raise InputError(f"fps is {self.fps:g}; give more than 0 and at most {FASTEST:g} frames a second")
+        if self.clips and self.frame_step < 1:
+            raise InputError(f"frame_step is {self.frame_step}; give 1 or more")
         if isinstance(self.resolution, bool) or not isinstance(self.resolution, int):
             raise InputError(f"resolution is {self.resolution!r}; give a whole number of pixels, or 0")
         if self.resolution != 0 and not SMALLEST_SIDE <= self.resolution <= LARGEST_RESOLUTION:
@@ -59,6 +68,9 @@ def image_set(
     caption_syntax: str = LITERAL,
     resolution: int = 0,
     bucket: bool = True,
+    clips: bool = False,
+    fps: float = 24.0,
+    frame_step: int = 4,
 ) -> ImageSet:
     """The training set of IMAGE batches.
 
@@ -70,21 +82,30 @@ def image_set(
     """
     if not isinstance(trigger, str):
         raise InputError(f"trigger is of the kind {type(trigger).__name__}; wire text in")
-    request = _Request(trigger.strip(), caption_syntax, resolution, bucket)
+    request = _Request(trigger.strip(), caption_syntax, resolution, bucket, clips, fps, frame_step)
     batches = [_checked(batch) for batch in _flat(images)]
     if not batches:
         raise InputError("the list of images is empty; wire at least one image in")
-    texts = captions_of(_flat(captions), [len(batch) for batch in batches])
+    counts = [1 if clips else len(batch) for batch in batches]
+    texts = captions_of(_flat(captions), counts, "clip" if clips else "image")
+    texts = [with_trigger(with_placeholder(text, request.trigger), request.trigger) for text in texts]
     of_pictures = _masks_of_all(None if masks is None else _flat(masks), batches)
     pictures = [picture for batch in batches for picture in batch]
-    items = [
-        _item(number, picture, with_trigger(with_placeholder(text, request.trigger), request.trigger), mask, request)
-        for number, (picture, text, mask) in enumerate(zip(pictures, texts, of_pictures, strict=True), 1)
-    ]
-    items, notes = without_black_masks(items)
+    if clips:
+        made = [
+            _clip(number, batch, text, of_pictures, request)
+            for number, (batch, text) in enumerate(zip(batches, texts, strict=True), 1)
+        ]
+    else:
+        made = [
+            _item(number, picture, text, mask, request)
+            for number, (picture, text, mask) in enumerate(zip(pictures, texts, of_pictures, strict=True), 1)
+        ]
+    items, notes = without_black_masks(made)
+    notes += _cut_notes(made, batches, frame_step) if clips else []
     if masks is None and any(bool((batch[..., 3] < 1).any()) for batch in batches if batch.shape[-1] == 4):
         notes.append("The images have an alpha channel, which is not used; wire a mask in if only a part should count.")
-    notes += remarks([item.name for item in items], [traits_of(item.pixels) for item in items])
+    notes += remarks([item.name for item in items], list(map(traits_of_item, items)), "clip" if clips else "picture")
     source = _source_of(pictures)
     items = [replace(item, source=source) for item in items]
     return ImageSet(tuple(items), request.trigger, fingerprint(items), tuple(notes))
@@ -114,7 +135,7 @@ def _flat(values: Any) -> list[Any]:
     return [each for value in values for each in _flat(value)] if isinstance(values, (list, tuple)) else [values]
 
 
-def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
+def captions_of(captions: Sequence[str], counts: Sequence[int], what: str = "image") -> list[str]:
     """The caption of each picture.
 
     captions: one text, with one caption a line in the order of the pictures or one line for all, where empty lines do
@@ -130,23 +151,25 @@ def captions_of(captions: Sequence[str], counts: Sequence[int]) -> list[str]:
     captions = [caption.replace("\ufeff", "") for caption in captions]
     count = sum(counts)
     if len(captions) == 1 and count > 1:
-        return _lines(captions[0], count)
+        return _lines(captions[0], count, what)
     if len(captions) == count:
         return [in_one_line(caption) for caption in captions]
     if len(captions) == len(counts):
-        return [text for caption, n in zip(captions, counts, strict=True) for text in _lines(caption, n)]
+        return [text for caption, n in zip(captions, counts, strict=True) for text in _lines(caption, n, what)]
     raise InputError(
-        f"there is a list of {len(captions)} captions for {count} images; wire one for all, or one a picture"
+        f"there is a list of {len(captions)} captions for {count} {what}s; wire one for all, or one a "
+        + ("picture" if what == "image" else what)
     )
 
 
-def _lines(text: str, count: int) -> list[str]:
+def _lines(text: str, count: int, what: str) -> list[str]:
     lines = [line.strip() for line in _OTHER_ENDS.sub(" ", text).splitlines() if line.strip()] or [""]
     if count == 1:  # a captioner's text of several lines is the caption of the one picture, as in a list of several
         return [" ".join(lines)]
     if len(lines) not in (1, count):
         raise InputError(
-            f"there are {len(lines)} captions for {count} images; write one line for all, or one a picture"
+            f"there are {len(lines)} captions for {count} {what}s; write one line for all, or one a "
+            + ("picture" if what == "image" else what)
         )
     return lines * count if len(lines) == 1 else lines
 
@@ -186,6 +209,36 @@ def _item(
         request.caption_syntax,
         trigger=request.trigger,
     )
+
+
+def _clip(
+    number: int, batch: torch.Tensor, caption: str, masks: Iterator[torch.Tensor | None], request: _Request
+) -> TrainingImage:
+    """A batch [F, H, W, C] as one clip. masks: of its frames first, from which they are taken."""
+    of_frames = [next(masks) for _ in batch]
+    whole = (len(batch) - 1) // request.frame_step * request.frame_step + 1
+    frames = [
+        _item(number, frame, caption, mask, request)
+        for frame, mask in zip(batch[:whole], of_frames[:whole], strict=True)
+    ]
+    found = [frame.mask for frame in frames if frame.mask is not None]
+    return replace(
+        frames[0],
+        name=f"clip {number}",
+        pixels=torch.stack([frame.pixels for frame in frames]),
+        mask=torch.stack(found) if found else None,
+        fps=request.fps,
+    )
+
+
+def _cut_notes(items: Sequence[TrainingImage], batches: Sequence[torch.Tensor], step: int) -> list[str]:
+    """Which clips were cut to a multiple of `step` plus 1 frames."""
+    cut = [
+        f"{item.name} ({len(batch)} to {item.frames})"
+        for item, batch in zip(items, batches, strict=True)
+        if item.frames < len(batch)
+    ]
+    return [f"Cut at the end to a multiple of frame_step ({step}) plus 1 frames: {listed(cut)}."] if cut else []
 
 
 def _checked(images: torch.Tensor) -> torch.Tensor:

@@ -165,9 +165,9 @@ def layout_of(folder: Path, subfolders: bool = False, pairs: bool = False, kind:
 
     subfolders: read all below it. Without that, where the folder holds no picture of its own, those directly in it that
     are named N_name, and those that its table names; else the folder alone. Folders named 0_name and links to
-    folders are never read. pairs: with that, a folder named `CONTROLS` holds second pictures and is no part. kind: of the
-    parts; `clips.layout.FilmPart` has films where a part has pictures. Raises `InputError` for more than `MOST_ENTRIES` files or `MOST_FOLDERS` folders, and for repeats that are
-    too far apart.
+    folders are never read. pairs: with that, a folder named `CONTROLS` holds second pictures and is no part. kind: of
+    the parts; `clips.layout.FilmPart` has films where a part has pictures. Raises `InputError` for more than
+    `MOST_ENTRIES` files or `MOST_FOLDERS` folders, and for repeats that are too far apart.
     """
     chosen = repeats_in(folder.name)
     own = kind(folder, tuple(entries_of(folder)), name=chosen[1] if chosen and chosen[1] else folder.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ...training.errors import InputError
@@ -23,6 +24,18 @@ FILMS = {
     *(".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv"),
     *(".ogv", ".3gp", ".mxf"),
 }
+
+_OF_SEVERAL = re.compile(r"(.+)(#[0-9]+)", re.DOTALL)  # the name of one of several clips of a film: "walk.mp4#2"
+
+
+def without_ending(name: str) -> str:
+    """A name without the ending of a picture or film: "cat" of "cat.png", "walk#2" of "walk.mp4#2"."""
+    found = _OF_SEVERAL.fullmatch(name)
+    whole, number = (found[1], found[2]) if found else (name, "")
+    for ending in PICTURES | FILMS:
+        if whole.lower().endswith(ending) and len(whole) > len(ending):
+            return whole[: -len(ending)] + number
+    return name
 
 
 def entries_of(folder: Path, before: int = 0) -> list[Path]:

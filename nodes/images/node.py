@@ -9,44 +9,24 @@ import comfy.model_management
 import comfy.utils
 from comfy_api.latest import io
 
-from ...training.captions import CAPTION_SYNTAXES, LITERAL
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
 from ..bridge.files.listing import stamp_of_folders
-from ..bridge.files.writing import NO_FOLDER_OPTION
 from ..bridge.running_prompt import is_wired
 from ..bridge.types import Images
 from .batch import image_set
 from .captions.sources import CAPTIONS
+from .clips.plan import FASTEST
 from .folder import FolderRequest, read_folder
 from .hashing import hash_files
+from .inputs import TRIGGER_RULE, caption_syntax_input, folder_options
 from .masks import MASKS
-from .places import data_set_folders, find_folder, folder_names, input_folder
+from .places import data_set_folders, find_folder, input_folder
 from .progress import shown_progress
 from .sheet import contact_sheet, describe, tensors_of
 from .sizes import BUCKET_STEP, BUCKET_STEPS, LARGEST_RESOLUTION, SMALL_STEP, SMALLEST_SIDE
 
-TRIGGER_RULE = "It is put before every caption that does not say it as a word of its own; case does not matter."
 PICTURES_SLOT = 3  # of the output `pictures` of Image Folder
-
-
-def _caption_syntax() -> io.Combo.Input:
-    return io.Combo.Input(
-        "caption_syntax",
-        options=list(CAPTION_SYNTAXES),
-        default=LITERAL,
-        optional=True,
-        advanced=True,
-        tooltip=(
-            "literal: brackets in captions are text, as in the tag saber (fate). prompt: they are emphasis, as in a "
-            "prompt: (red:1.4). embedding:name works in both."
-        ),
-    )
-
-
-def _folders() -> list[str]:
-    """The choices of the widget. The choice of none is the last, so that a graph can be shared with it."""
-    return [*folder_names(), NO_FOLDER_OPTION]
 
 
 class ImageFolder(io.ComfyNode):
@@ -61,7 +41,7 @@ class ImageFolder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=_folders(),
+                    options=folder_options(),
                     tooltip=(
                         "A folder under ComfyUI's input folder, or one under its folder for datasets, marked "
                         "[datasets]. Every picture in it is used; a file that cannot be used is named. Where it holds "
@@ -159,7 +139,7 @@ class ImageFolder(io.ComfyNode):
                         "sizes, so fewer pictures of one size to share a batch."
                     ),
                 ),
-                _caption_syntax(),
+                caption_syntax_input(),
                 io.String.Input(
                     "folder_name",
                     optional=True,
@@ -277,7 +257,7 @@ class ImageBatch(io.ComfyNode):
                         "left out."
                     ),
                 ),
-                _caption_syntax(),
+                caption_syntax_input(),
                 io.Int.Input(
                     "resolution",
                     default=0,
@@ -299,6 +279,38 @@ class ImageBatch(io.ComfyNode):
                     tooltip=(
                         "With a resolution: on keeps each picture's aspect ratio, off takes the middle square. Without "
                         "one it does nothing."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "clips",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "On makes one clip of each batch, for a video model: its pictures are the frames, and it has "
+                        "one caption. Load Video gives such a batch through Get Video Components."
+                    ),
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=0.1,
+                    max=FASTEST,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames a second of the clips. Without clips it does nothing.",
+                ),
+                io.Int.Input(
+                    "frame_step",
+                    default=4,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "A clip is cut to a multiple of it plus 1 frames: 4 for Wan and HunyuanVideo, 8 for LTX-Video, "
+                        "1 for as many as there are. Without clips it does nothing."
                     ),
                 ),
             ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from ...training.images import TrainingImage
 
 # Thresholds, measured on 120 varied pictures at 512 px.
 # SOFT: 1 of the 120 lies below it; blurred with a Gaussian of radius 1.5 px 117 do, of radius 2 px all.
@@ -40,6 +42,16 @@ def traits_of(pixels: Tensor) -> Traits:
     digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())
     digest.update(pixels.contiguous().numpy().data)
     return Traits(sharpness(pixels), (grey[:, 1:] > grey[:, :-1]).ravel(), colours, digest.digest())
+
+
+def traits_of_item(item: TrainingImage) -> Traits:
+    """The measurements of a picture; of a clip those of its middle frame, with a digest of all frames."""
+    if not item.is_clip:
+        return traits_of(item.pixels)
+    middle = traits_of(item.pixels[item.frames // 2].contiguous())
+    digest = hashlib.sha256(f"{tuple(item.pixels.shape)}".encode())
+    digest.update(item.pixels.contiguous().numpy().data)
+    return replace(middle, digest=digest.digest())
 
 
 def sharpness(pixels: Tensor) -> float:
@@ -101,17 +113,17 @@ def _near(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.sqrt(((a - b) ** 2).mean()) <= SAME_RMS)
 
 
-def remarks(names: Sequence[str], pictures: Sequence[Traits]) -> list[str]:
+def remarks(names: Sequence[str], pictures: Sequence[Traits], what: str = "picture") -> list[str]:
     """Notes for the report, one line a kind: equal pictures, nearly equal ones, and blurry ones."""
     lines = []
     equal, similar = alike(pictures)
     if equal:
         pairs = [f"{names[j]} is {names[i]}" for i, j in equal]
-        lines.append(f"The same picture twice: {listed(pairs)}. It counts double; remove one, or use repeats.")
+        lines.append(f"The same {what} twice: {listed(pairs)}. It counts double; remove one, or use repeats.")
     if similar:
         pairs = [f"{names[j]} and {names[i]}" for i, j in similar]
         lines.append(
-            f"Nearly the same: {listed(pairs)}. What they share is learned soonest; pictures that differ teach more."
+            f"Nearly the same: {listed(pairs)}. What they share is learned soonest; {what}s that differ teach more."
         )
     soft = [
         f"{name} (sharpness {each.sharpness:.0f})"

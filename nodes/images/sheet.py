@@ -12,19 +12,25 @@ from ...training.captions import PROMPT, has_brackets, has_choice, has_weights
 from ...training.images import ImageSet, TrainingImage, passes
 from ..bridge.drawing.fonts import drawable
 from ..bridge.drawing.image import paste_middle, scaled, stacked, tensor_of
-from ..bridge.drawing.palette import INK, LINE, NO_CAPTION, PAPER
+from ..bridge.drawing.palette import FAINT, INK, LINE, NO_CAPTION, PAPER
 from ..bridge.drawing.text_layout import fit_lines
 from .quality import counted, listed
 
+PASSES = (
+    "; 5 to 20 pictures are enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few "
+    "pictures."
+)
 THUMB, TEXT, GAP, HEADING = 192, 54, 12, 32  # px
 BETWEEN = 24  # px between the two pictures of a pair
+STRIP, STRIP_GAP = 3, 4  # frames that are shown of a clip, and px between them
 MOST = 60  # pictures on a sheet
 
 
 def contact_sheet(images: ImageSet) -> torch.Tensor:
     """Every picture (the first 60) with its caption under it: [1, H, W, 3] in 0..1.
 
-    A second picture stands to the left of its picture.
+    A second picture stands to the left of its picture. Of a clip the first, the middle and the last frame are shown,
+    with the number of frames and their rate before the caption.
     """
     items = images.items[:MOST]
     cell = _cell_of(items)
@@ -61,13 +67,19 @@ def _heading(text: str, width: int) -> Image.Image:
 
 
 def _cell_of(items: Sequence[TrainingImage]) -> int:
-    """The width in px that each item takes: two pictures wide where any has a second one."""
-    return THUMB if all(item.control is None for item in items) else 2 * THUMB + BETWEEN
+    """The width in px that each item takes: of the widest, a pair or the strip of a clip."""
+    return max(map(_width_of, items))
+
+
+def _width_of(item: TrainingImage) -> int:
+    """The width in px of an item: a picture, or the strip of a clip, with its second picture before it."""
+    own = STRIP * (THUMB + STRIP_GAP) - STRIP_GAP if item.is_clip else THUMB
+    return own if item.control is None else own + THUMB + BETWEEN
 
 
 def _most_columns(most: int, cell: int) -> int:
-    """How many columns a sheet has, where it has `most` of single pictures: half as many of pairs."""
-    return most if cell == THUMB else max(1, most // 2)
+    """How many columns a sheet has, where it has `most` of single pictures: fewer of wider items."""
+    return max(1, most * THUMB // cell if cell > 2 * THUMB + BETWEEN else most if cell == THUMB else most // 2)
 
 
 def _grid(items: Sequence[TrainingImage], most_columns: int, cell: int) -> Image.Image:
@@ -78,25 +90,58 @@ def _grid(items: Sequence[TrainingImage], most_columns: int, cell: int) -> Image
     draw = ImageDraw.Draw(sheet)
     for i, item in enumerate(items):
         x, y = GAP + i % columns * (cell + GAP), GAP + i // columns * (THUMB + TEXT + GAP)
-        if item.control is not None:
-            paste_middle(sheet, scaled(Image.fromarray(item.control.numpy()), THUMB), (x, y), THUMB)
-            middle, left = y + THUMB // 2, x + THUMB
-            draw.polygon([(left + 8, middle - 7), (left + BETWEEN - 8, middle), (left + 8, middle + 7)], INK)
-        picture = scaled(Image.fromarray(item.pixels.numpy()), THUMB)
-        if item.mask is not None:
-            size = picture.size
-            keep = Image.fromarray((item.mask.numpy() * 255).astype(np.uint8)).resize(size)
-            picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
-        paste_middle(sheet, picture, (x + cell - THUMB if item.control is not None else x, y), THUMB)
-        text, font = drawable(item.caption or "(no caption)", 13)
-        lines = fit_lines(text, font, cell if item.control is not None else THUMB, 3)
-        draw.multiline_text((x, y + THUMB + 4), "\n".join(lines), INK if item.caption else NO_CAPTION, font, spacing=2)
+        _draw_item(sheet, draw, item, (x, y), cell)
     return sheet
 
 
+def _draw_item(
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, item: TrainingImage, corner: tuple[int, int], cell: int
+) -> None:
+    """An item at (x, y) in px with its caption under it. cell: see `_cell_of`."""
+    x, y = corner
+    own = STRIP * (THUMB + STRIP_GAP) - STRIP_GAP if item.is_clip else THUMB
+    if item.control is not None:
+        control = item.control[0] if item.is_clip else item.control
+        paste_middle(sheet, scaled(Image.fromarray(control.numpy()), THUMB), (x, y), THUMB)
+        middle, left = y + THUMB // 2, x + THUMB
+        draw.polygon([(left + 8, middle - 7), (left + BETWEEN - 8, middle), (left + 8, middle + 7)], INK)
+        x += cell - own
+    for number, (pixels, mask) in enumerate(shown_frames(item)):
+        picture = scaled(Image.fromarray(pixels.contiguous().numpy()), THUMB)
+        if mask is not None:
+            size = picture.size
+            keep = Image.fromarray((mask.numpy() * 255).astype(np.uint8)).resize(size)
+            picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", size, PAPER), 0.75), keep)
+        paste_middle(sheet, picture, (x + number * (THUMB + STRIP_GAP), y), THUMB)
+    x, width = corner[0], cell if item.control is not None else own
+    text, font = drawable(item.caption or "(no caption)", 13)
+    lines = fit_lines(text, font, width, 2 if item.is_clip else 3)
+    colour, top = INK if item.caption else NO_CAPTION, y + THUMB + 4
+    if item.is_clip:
+        length, fixed = drawable(length_of(item), 13)
+        draw.text((x, top), length, FAINT, fixed)
+        top += 17
+    draw.multiline_text((x, top), "\n".join(lines), colour, font, spacing=2)
+
+
+def shown_frames(item: TrainingImage) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """(pixels [H, W, 3], mask [H, W] or None) of a picture, or of the first, middle and last frame of a clip."""
+    if not item.is_clip:
+        return [(item.pixels, item.mask)]
+    chosen = dict.fromkeys((0, item.frames // 2, item.frames - 1))
+    return [(item.pixels[i], None if item.mask is None else item.mask[i]) for i in chosen]
+
+
+def length_of(item: TrainingImage) -> str:
+    """The length of a clip in words: "33 frames at 16 a second, 2.1 s"."""
+    frames = counted(item.frames, "frame")
+    return f"{frames} at {item.fps:.4g} a second, {item.seconds:.1f} s" if item.fps else frames
+
+
 def tensors_of(images: ImageSet) -> list[torch.Tensor]:
-    """Every picture once, without mirrored and repeated copies: [1, H, W, 3] in 0..1 float32 each."""
-    return [images.items[copies[0]].pixels[None].float() / 255 for copies in images.copies()]
+    """Every picture once, without mirrored and repeated copies: [1, H, W, 3] in 0..1 float32 each; clips [F, ...]."""
+    items = [images.items[copies[0]] for copies in images.copies()]
+    return [(item.pixels if item.is_clip else item.pixels[None]).float() / 255 for item in items]
 
 
 def _bracket_notes(images: ImageSet) -> list[str]:
@@ -134,20 +179,30 @@ def _choice_notes(images: ImageSet) -> list[str]:
     ]
 
 
+def _bucket(count: int, item: TrainingImage) -> str:
+    """How many items have the frames and the size of one: "2 at 512x320 px, 33 frames"."""
+    height, width = item.size
+    return f"{count} at {width}x{height} px" + (f", {counted(item.frames, 'frame')}" if item.is_clip else "")
+
+
+def kinds_of(images: ImageSet) -> str:
+    """How many pictures and clips a set has, without copies: "3 pictures", "2 clips and 3 pictures"."""
+    distinct = [images.items[copies[0]] for copies in images.copies()]
+    clips = sum(item.is_clip for item in distinct)
+    parts = [counted(clips, "clip")] if clips else []
+    if clips < len(distinct):
+        parts.append(counted(len(distinct) - clips, "picture"))
+    return " and ".join(parts)
+
+
 def describe(images: ImageSet) -> str:
     """The report of a set: how many pictures, their sizes and captions, and the notes from reading them."""
-    sizes = [
-        f"{len(group)} at {size[1]}x{size[0]} px"
-        for group in images.by_size()
-        for size in [images.items[group[0]].pixels.shape]
-    ]
+    sizes = [_bucket(len(group), images.items[group[0]]) for group in images.by_size()]
     captions = {caption for item in images.items for caption in item.captions}
     distinct, copies = len(images.copies()), len(images.items)
-    count = (
-        counted(distinct, "picture")
-        if copies == distinct
-        else f"{counted(distinct, 'picture')}, {copies} with mirrored and repeated ones"
-    )
+    count = kinds_of(images)
+    if copies != distinct:
+        count += f", {copies} with mirrored and repeated ones"
     lines = [f"{count}: {', '.join(sizes)}."]
     if captions == {""}:
         lines.append("No captions: the model will learn the pictures for an empty prompt.")
@@ -169,11 +224,11 @@ def describe(images: ImageSet) -> str:
         )
     if any(item.mask is not None for item in images.items):
         lines.append("Masks: only what they let through counts in the loss.")
+    each = "clip" if images.has_clips else "picture"
     average = " on average" if len({item.weight for item in images.items}) > 1 else ""
     lines.append(
-        f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each picture{average}; 5 to "
-        "20 pictures are enough for a subject, 50 to 200 for a style. The risk is too many passes, not too few "
-        "pictures."
+        f"100 steps of batch_size 4 are about {passes(distinct, 100, 4):.0f} passes over each {each}{average}"
+        + ("." if images.has_clips else PASSES)
     )
     if len(images.items) > MOST:
         lines.append(f"The sheet shows the first {MOST}.")

@@ -27,6 +27,7 @@ class PictureFrame:
     time: float | None
     colours: np.ndarray
     alpha: np.ndarray | None
+    after_gap: bool = False
 
     def small(self) -> np.ndarray:
         """See `frames.Frame`."""

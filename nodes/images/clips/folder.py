@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ....training.config import check_choice
@@ -20,22 +18,21 @@ from ..captions.written import Written, read_written
 from ..fingerprint import fingerprint
 from ..folder import Findings, FolderRequest, captions_for, captions_without_picture, mirrored
 from ..layout import Layout, layout_of
-from ..left_out import left_out
 from ..listing import PICTURES
 from ..masks import without_black_masks
-from ..quality import counted, listed, remarks, traits_of
+from ..quality import counted, listed, remarks, traits_of_item
 from ..reading.decode import read_mask
 from ..reading.pictures import Progress, no_progress
 from ..reading.stamps import Kept, stamp_of
 from ..sizes import LEAST_KEPT, crop_offset, kept
 from .captions import FIRST_FRAMES, NO_FIRST, STILL, Filled, filled_template, with_first
-from .layout import Entry, FilmPart, entries_in, files_of, source_of
+from .layout import MASKS_IN_FILES, Entry, FilmPart, entries_in, files_of, source_of
 from .motion import moving
 from .plan import Clip, Cutting, Planned, plan
 from .read import ReadClip, read_clips, read_masks
 from .scan import Scan, scan
 
-NO_MASKS, ALPHA, IN_FILES, MOVES = "none", "alpha", "*-mask", "what moves"
+NO_MASKS, ALPHA, IN_FILES, MOVES = "none", "alpha", MASKS_IN_FILES, "what moves"
 CLIP_MASKS = (NO_MASKS, ALPHA, IN_FILES, MOVES)
 MOST_BYTES = 2**33  # of all clips of a set as they lie in memory
 MOST_KEPT, MOST_SCANS = 2**30, 2**26  # bytes of clips and of scans that are kept while the server runs
@@ -324,7 +321,7 @@ def _items(
         own_first = first if clip.start == 0 else ""
         captions, trigger = _captions(request, entry, clip, own_first, findings)
         item = TrainingImage(
-            f"{entry.name}#{number}" if several else entry.name,
+            f"{entry.name}#{number:0{len(str(len(clips)))}}" if several else entry.name,
             read.pixels,
             captions[0],
             read.mask,
@@ -378,17 +375,10 @@ def _clip_set(
 ) -> ImageSet:
     """The set of the clips with their copies. first_of_films: one clip of each film, which are compared."""
     items, black = without_black_masks(items)
-    middles = [(item, item.pixels[item.frames // 2].contiguous()) for item in first_of_films if item.is_clip]
-    traits = [replace(traits_of(middle), digest=_digest(item.pixels)) for item, middle in middles]
-    notes = notes + black + remarks([item.name for item, _ in middles], traits)
+    names = [item.film or item.name for item in first_of_films]
+    notes = notes + black + remarks(names, list(map(traits_of_item, first_of_films)), "film")
     items = [copy for item in items for copy in ((item, mirrored(item)) if request.flip else (item,))]
     items = items * request.repeats
     triggers = {item.trigger for item in items}
     trigger = triggers.pop() if len(triggers) == 1 else ""
     return ImageSet(tuple(items), trigger, fingerprint(items), tuple(notes))
-
-
-def _digest(pixels: torch.Tensor) -> bytes:
-    digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode())
-    digest.update(pixels.contiguous().numpy().data)
-    return digest.digest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 import av
 import av.error
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.stream import Disposition
 from PIL import Image
 
 from ....training.errors import InputError
@@ -23,21 +24,25 @@ MOST_FRAME_PIXELS = 64_000_000  # of one frame; 8K has 33 million
 READERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,m4v,ivf,mxf,nut,y4m,yuv4mpegpipe,av1,obu,dv"
 HDR_CURVES = {16: "PQ", 18: "HLG"}  # ITU-T H.273, table 3
 DISPLAY_ONE = 1 << 16  # 1.0 in a display matrix (ISO/IEC 14496-12, 6.2.2)
+NO_FRAMES = "has a video of 0 frames that can be decoded; export it again"
 UNKNOWN_RATE = 24.0  # frames a second, where a file says nothing
 
 
 class Frame(Protocol):
-    """One frame. time: s, as the file has it, or None where it says nothing."""
+    """One frame. time: s, as the file has it, or None where it says nothing. after_gap: broken ones were before it."""
 
     @property
     def time(self) -> float | None: ...
+
+    @property
+    def after_gap(self) -> bool: ...
 
     def small(self) -> np.ndarray:
         """Its brightness, [SMALL, SMALL] float32 in 0..255."""
         ...
 
     def pixels(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """(colours [H, W, 3] uint8, laid on white; alpha [H, W] uint8 or None), as it is shown: turned, pixels square."""
+        """(colours [H, W, 3] uint8 on white; alpha [H, W] uint8 or None), as it is shown: turned, pixels square."""
         ...
 
 
@@ -46,11 +51,12 @@ class Told:
     """What a source of frames says of itself while it is read.
 
     rate: frames a second by its header, 0 where it says nothing. ended: why the reading ended early, "" where it did
-    not. notes: for the report, each once.
+    not. broken: {time in s of the last frame before a broken place: why it is}. notes: for the report, each once.
     """
 
     rate: float = 0.0
     ended: str = ""
+    broken: dict[float | None, str] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
@@ -77,6 +83,7 @@ class FilmFrame:
     time: float | None
     matrix: tuple[int, int, int, int]
     aspect: float
+    after_gap: bool = False
 
     def small(self) -> np.ndarray:
         """See `Frame`. Not turned: only differences of frames of one film are taken."""
@@ -89,7 +96,7 @@ class FilmFrame:
         values = self.decoded.to_ndarray(format="rgba" if has_alpha else "rgb24")
         if abs(self.aspect - 1) > 1e-3:
             width = max(1, round(values.shape[1] * self.aspect))
-            values = np.asarray(Image.fromarray(values).resize((width, values.shape[0]), Image.Resampling.LANCZOS))
+            values = np.array(Image.fromarray(values).resize((width, values.shape[0]), Image.Resampling.LANCZOS))
         return on_white(turned(values, self.matrix))
 
 
@@ -120,10 +127,17 @@ class Film:
     path: Path
 
     def frames(self, told: Told) -> Iterator[Frame]:
-        """See `Source`. What can be decoded before a broken place is given; `Told.ended` then says where it ends."""
+        """See `Source`. What is broken is left out up to the next key frame, which `Told.broken` says."""
         try:
-            with open_regular(self.path) as file, _opened(file) as container:
-                yield from _decoded(container, _stream_of(container), told)
+            with open_regular(self.path) as file:
+                if not os.fstat(file.fileno()).st_size:
+                    raise InputError("is a file of 0 bytes; download or export it again")
+                with _opened(file) as container:
+                    yield from _decoded(container, _stream_of(container), told)
+        except InputError:
+            raise
+        except av.error.EOFError as error:
+            raise InputError(NO_FRAMES) from error
         except (av.error.FFmpegError, ValueError) as error:
             raise InputError(
                 f"is no film that can be read ({_reason(error)}); download or export it again, as .mp4 or .webm"
@@ -153,47 +167,51 @@ def _stream_of(container: Any) -> Any:
 
 
 def _is_cover(stream: Any) -> bool:
-    disposition = av.stream.Disposition
-    return bool(stream.disposition & disposition.attached_pic)
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _decoded(container: Any, stream: Any, told: Told) -> Iterator[Frame]:
     told.rate = float(stream.average_rate or stream.guessed_rate or 0)
     _note_transparency(stream, told)
     last: float | None = None
-    any_frame = False
+    after_gap, any_frame = False, False
     try:
-        for decoded in _good_frames(container, stream):
+        for decoded in _frames_or_errors(container, stream):
             if isinstance(decoded, str):
+                after_gap = True
                 if any_frame:
-                    told.ended = decoded
-                    return
+                    told.broken.setdefault(last, decoded)
+                continue
+            if after_gap and not decoded.key_frame:  # it may be made of the broken one
                 continue
             _check_size(decoded)
             _note_kind(decoded, told)
-            any_frame, last = True, decoded.time
-            yield FilmFrame(decoded, decoded.time, _matrix_of(decoded), _aspect_of(stream))
+            yield FilmFrame(decoded, decoded.time, _matrix_of(decoded), _aspect_of(stream), after_gap and any_frame)
+            after_gap, any_frame, last = False, True, decoded.time
     except av.error.FFmpegError as error:  # of the container
         if not any_frame:
             raise
-        told.ended = f"its file is broken there ({_reason(error)})"
+        told.ended = _reason(error)
     if not any_frame:
-        raise InputError("has a video of 0 frames that can be decoded; export it again")
+        raise InputError(NO_FRAMES)
     _note_missing_end(container, stream, last, told)
 
 
-def _good_frames(container: Any, stream: Any) -> Iterator[Any]:
-    """The decoded frames; in the place of a broken one a text that says why it is."""
+def _frames_or_errors(container: Any, stream: Any) -> Iterator[Any]:
+    """The decoded frames; in the place of one that cannot be decoded a text that says why.
+
+    What a decoder hides, as many repair small damage from the frame before and say nothing, is not noticed.
+    """
     for packet in container.demux(stream):
         try:
             frames = packet.decode()
         except av.error.EOFError:
             return
         except av.error.FFmpegError as error:
-            yield f"its file is broken there ({_reason(error)})"
+            yield _reason(error)
             continue
         for frame in frames:
-            yield "its file is broken there (a frame that is not whole)" if frame.is_corrupt else frame
+            yield "a frame is not whole" if frame.is_corrupt else frame
 
 
 def _check_size(decoded: av.VideoFrame) -> None:
@@ -206,7 +224,8 @@ def _check_size(decoded: av.VideoFrame) -> None:
 
 def _matrix_of(decoded: av.VideoFrame) -> tuple[int, int, int, int]:
     """The rotation and mirroring of a frame's display matrix, (1, 0, 0, 1) without one."""
-    found = decoded.side_data.get(Type.DISPLAYMATRIX)
+    sides: Any = decoded.side_data
+    found = sides.get("DISPLAYMATRIX")
     if found is None:
         return 1, 0, 0, 1
     numbers = np.frombuffer(bytes(found), np.int32)
@@ -216,7 +235,7 @@ def _matrix_of(decoded: av.VideoFrame) -> tuple[int, int, int, int]:
 
 def _aspect_of(stream: Any) -> float:
     """Width over height of a pixel."""
-    return float(stream.sample_aspect_ratio or 1)
+    return float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
 
 
 def _has_alpha(decoded: av.VideoFrame) -> bool:

@@ -13,6 +13,7 @@ from ..masks import CONDITION, SUFFIXES, without_companions
 from .animations import ANIMATIONS, Animation, FrameFolder, is_animated
 from .frames import Film, Source
 
+MASKS_IN_FILES = "*-mask"  # the choice of masks beside films
 FRAME_FOLDER_RATE = 24.0  # frames a second of a folder of frames, where the node says nothing
 
 
@@ -77,7 +78,7 @@ def pictures_in(folder: Path) -> tuple[Path, ...]:
 
 
 def entries_in(layout: Layout, frame_folders: bool) -> list[Entry]:
-    """The films of a set, in the order of names; with `frame_folders` the folders of frames follow those of a folder."""
+    """The films of a set, in the order of names; with `frame_folders` folders of frames follow those of a folder."""
     found = []
     for part in layout.parts:
         assert isinstance(part, FilmPart)

@@ -48,6 +48,16 @@ class Cutting:
         return (frames - 1) // self.frame_step * self.frame_step + 1
 
     @property
+    def least(self) -> int:
+        """The frames that a scene must have. A single frame is a clip where nothing longer is asked for.
+
+        So it is where every frame counts: films that were cut into clips before, with frame_step 1.
+        """
+        if self.whole == 1 or (self.frame_step == 1 and not self.threshold):
+            return 1
+        return min(self.frame_step + 1, self.whole)
+
+    @property
     def whole(self) -> int:
         """The frames of a clip of the full length."""
         return self.rounded(self.frames)
@@ -79,7 +89,7 @@ class Planned:
 def plan(scan: Scan, cutting: Cutting) -> Planned:
     """The clips of a film. No clip has frames of two scenes."""
     fps = cutting.fps or scan.rate
-    least = 1 if cutting.whole == 1 else min(cutting.frame_step + 1, cutting.whole)
+    least = cutting.least
     clips, short, left_out = list[Clip](), 0, 0
     scenes = scan.scenes(cutting.threshold)
     for first, behind in scenes:

@@ -1,4 +1,4 @@
-"""The frames of clips as tensors: decoded one after another and scaled at once, so that one is held at its full size."""
+"""The frames of clips as tensors: decoded one by one and scaled at once, so that one is held at its full size."""
 
 from __future__ import annotations
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ....training.errors import InputError
+from ..quality import counted
 from .frames import UNKNOWN_RATE, Source, Told
 
 MOST_FRAMES = 200_000  # of one film that are looked at: more than two hours at 24 a second
@@ -27,6 +29,7 @@ class Scan:
 
     times: [N] s from the first frame. changes: [N], the mean absolute difference of each frame's thumbnail from the one
     before, of 255. size: (height, width) px as it is shown. rate: its own frames a second. notes: for the report.
+    gaps: frames before which broken ones are left out.
     """
 
     times: np.ndarray
@@ -34,6 +37,7 @@ class Scan:
     size: tuple[int, int]
     rate: float
     notes: tuple[str, ...] = ()
+    gaps: tuple[int, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -41,12 +45,12 @@ class Scan:
         return self.times.nbytes + self.changes.nbytes
 
     def scenes(self, threshold: float) -> list[tuple[int, int]]:
-        """(first frame, frame behind the last) of each scene. threshold: of 255; 0 gives one scene."""
-        starts = [0, *cuts_in(self.changes, threshold), len(self.times)]
-        return list(zip(starts[:-1], starts[1:], strict=True))
+        """(first frame, frame behind the last) of each scene; a gap ends one too. threshold: see `cuts_in`."""
+        starts = {0, *self.gaps, *cuts_in(self.changes, threshold), len(self.times)}
+        return list(itertools.pairwise(sorted(starts)))
 
     def nearest(self, wanted: np.ndarray, first: int, behind: int) -> np.ndarray:
-        """The frames of `first` up to `behind` that are shown nearest to the times `wanted`, in s; ties: the earlier."""
+        """Of the frames `first` up to `behind` the nearest in time to each of `wanted`, in s; halfway the earlier."""
         times = self.times[first:behind]
         middles = (times[1:] + times[:-1]) / 2
         slack = min(HALFWAY, float(np.diff(times).min()) / 10) if len(times) > 1 else 0.0
@@ -69,13 +73,15 @@ def cuts_in(changes: np.ndarray, threshold: float) -> list[int]:
 def scan(source: Source, tick: Callable[[], None]) -> Scan:
     """Look at every frame of a source once. tick: is called for each. Raises `InputError` without a frame."""
     told, size = Told(), (0, 0)
-    times, changes = list[float](), list[float]()
+    times, changes, gaps = list[float](), list[float](), list[int]()
     before: np.ndarray | None = None
     for frame in source.frames(told):
         tick()
         if len(times) == MOST_FRAMES:
             told.note(f"only its first {MOST_FRAMES:,} frames are read; cut it into parts")
             break
+        if frame.after_gap:
+            gaps.append(len(times))
         small = frame.small()
         changes.append(0.0 if before is None else float(np.abs(small - before).mean()))
         before = small
@@ -86,12 +92,18 @@ def scan(source: Source, tick: Callable[[], None]) -> Scan:
     if not times:
         raise InputError("has 0 frames; take it out of the folder, or export it again")
     of_frames = np.array(times, np.float64) - times[0]
-    rate = _rate_of(of_frames, told)
+    rate = _rate_of(of_frames, gaps, told)
     if told.ended:
         told.note(
             f"ends early, after {len(times)} frames ({of_frames[-1]:.2f} s): {told.ended}; what is before it is used"
         )
-    return Scan(of_frames, np.array(changes, np.float32), size, rate, tuple(told.notes))
+    if told.broken:
+        first, reason = next(iter(told.broken.items()))
+        told.note(
+            f"broken in {counted(len(told.broken), 'place')}, first after {(first or 0) - times[0]:.2f} s ({reason}); "
+            "the frames up to the next key frame are left out, and no clip goes across; export it again to have them"
+        )
+    return Scan(of_frames, np.array(changes, np.float32), size, rate, tuple(told.notes), tuple(gaps))
 
 
 def _time_of(time: float | None, before: list[float], rate: float) -> float:
@@ -101,15 +113,15 @@ def _time_of(time: float | None, before: list[float], rate: float) -> float:
     return before[-1] + 1 / (rate or UNKNOWN_RATE) if before else 0.0
 
 
-def _rate_of(times: np.ndarray, told: Told) -> float:
+def _rate_of(times: np.ndarray, gaps: list[int], told: Told) -> float:
     """Frames a second: the header's where the frames' times agree with it, else what they say."""
     if len(times) < 2:
         return told.rate or UNKNOWN_RATE
-    measured = (len(times) - 1) / float(times[-1])
-    gaps = np.diff(times)
-    usual = float(np.median(gaps))
-    if (np.abs(gaps - usual) > UNEVEN * usual).any():
-        told.note(f"its frame rate varies; frames are taken by the time at which they are shown, {measured:.4g} a second")
+    distances = np.delete(np.diff(times), [gap - 1 for gap in gaps])
+    measured = len(distances) / float(distances.sum()) if len(distances) else told.rate or UNKNOWN_RATE
+    usual = float(np.median(distances)) if len(distances) else 1 / (told.rate or UNKNOWN_RATE)
+    if (np.abs(distances - usual) > UNEVEN * usual).any():
+        told.note(f"its frame rate varies ({measured:.4g} a second on average); frames are taken by their times")
     elif told.rate and abs(told.rate / measured - 1) <= SAME_RATE:
         return told.rate
     return measured

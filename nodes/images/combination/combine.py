@@ -17,7 +17,7 @@ from ....training.errors import InputError
 from ....training.images import MIRRORED, ImageSet, TrainingImage, by_picture
 from ..fingerprint import fingerprint
 from ..quality import counted, listed
-from ..reading.bands import Size, fit
+from ..reading.bands import Size, fit_item
 from ..reading.pictures import Progress, no_progress, threads
 from ..sizes import (
     BUCKET_STEP,
@@ -321,9 +321,9 @@ def shrunk_item(item: TrainingImage, size: Size) -> TrainingImage:
     top, left = crop_offset((height, width), *size)
     return replace(
         item,
-        pixels=fit(item.pixels, size),
-        mask=None if item.mask is None else fit(item.mask, size),
-        control=None if item.control is None else fit(item.control, size),
+        pixels=fit_item(item.pixels, size, item.is_clip),
+        mask=fit_item(item.mask, size, item.is_clip),
+        control=fit_item(item.control, size, item.is_clip),
         original=item.original or (height, width),
         crop=(round(item.crop[0] * scale) + top, round(item.crop[1] * scale) + left),
     )

@@ -9,8 +9,7 @@ import torch
 from ....training.captions import as_prompt
 from ....training.images import passes
 from ..quality import counted, listed
-from ..sheet import sheet_of_sets
-from ..sizes import size_of
+from ..sheet import kinds_of, sheet_of_sets
 from .combine import Combined, Part
 
 HEADINGS = ("set", "pictures", "weight", "share of draws", "for each picture", "sizes", "trigger")
@@ -24,7 +23,7 @@ def describe_sets(combined: Combined) -> str:
     more = f", {copies} with mirrored, repeated and smaller ones" if copies > distinct else ""
     rows = [HEADINGS, *(_row(combined, part) for part in parts)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    lines = [f"{counted(distinct, 'picture')} in {counted(len(parts), 'set')}{more}."]
+    lines = [f"{kinds_of(images)} in {counted(len(parts), 'set')}{more}."]
     lines += ["  ".join(word.ljust(w) for word, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     if images.triggers:
         lines.append(f"In prompts write {images.trigger_prompt}.")
@@ -49,8 +48,9 @@ def preview(combined: Combined) -> torch.Tensor:
 
 def _row(combined: Combined, part: Part) -> tuple[str, ...]:
     share, count = combined.share(part), len(part.pictures)
-    sizes = Counter(size_of(item.pixels) for item in part.items)
-    shown = [f"{width}x{height}" for height, width in sorted(sizes, key=lambda size: (-size[0] * size[1], size))]
+    sizes = Counter((item.size, item.frames if item.is_clip else 0) for item in part.items)
+    largest = sorted(sizes, key=lambda each: (-each[0][0] * each[0][1], each))
+    shown = [f"{width}x{height}" + (f"x{frames}" if frames else "") for (height, width), frames in largest]
     return (
         part.title,
         str(count),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ....training.images import MIRRORED
-from ..listing import PICTURES
+from ..listing import without_ending
 
 CONTROL = "-control"  # the end of the name of a second picture, before the file's ending
 
@@ -30,11 +30,10 @@ class Matched:
 def key_of(name: str) -> str:
     """What the names of a source and its result have in common: "cats/1" of "cats/1-control.png".
 
-    Without the ending of a picture file, without `CONTROL`, in lower case.
+    Without the ending of a picture or film, without `CONTROL`, in lower case.
     """
     stem = unicodedata.normalize("NFC", name.removesuffix(MIRRORED)).lower()
-    ending = next((ending for ending in PICTURES if stem.endswith(ending) and len(stem) > len(ending)), "")
-    stem = stem.removesuffix(ending)
+    stem = without_ending(stem)
     return stem.removesuffix(CONTROL) if len(stem) > len(CONTROL) else stem
 
 

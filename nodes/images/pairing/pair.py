@@ -11,7 +11,7 @@ from ....training.errors import InputError
 from ....training.images import MIRRORED, ImageSet, TrainingImage
 from ..fingerprint import fingerprint
 from ..quality import counted, listed
-from ..reading.bands import fit
+from ..reading.bands import fit_item
 from ..sizes import LEAST_KEPT, kept, size_of
 from .match import matched_names
 
@@ -64,11 +64,21 @@ def _pictures(images: ImageSet) -> list[TrainingImage]:
 
 
 def _with_control(item: TrainingImage, source: TrainingImage) -> TrainingImage:
-    """The item with the pixels of `source` in its geometry."""
-    pixels = fit(source.pixels, size_of(item.pixels))
+    """The item with the pixels of `source` in its geometry. Raises `InputError` for clips of other frames."""
+    if (item.is_clip, item.frames) != (source.is_clip, source.frames):
+        raise InputError(
+            f"{source.path} of source is {_kind(source)} and {item.path} of result {_kind(item)}; read both films with "
+            "the same frames, fps and frame_step"
+        )
+    pixels = fit_item(source.pixels, size_of(item.pixels), item.is_clip)
+    assert pixels is not None
     if item.name.endswith(MIRRORED) != source.name.endswith(MIRRORED):
-        pixels = pixels.flip(1)
+        pixels = pixels.flip(-2)
     return replace(item, control=pixels)
+
+
+def _kind(item: TrainingImage) -> str:
+    return f"a clip of {counted(item.frames, 'frame')}" if item.is_clip else "a picture"
 
 
 def _notes(pairs: Sequence[tuple[TrainingImage, TrainingImage]], by_order: bool) -> list[str]:

@@ -124,6 +124,13 @@ def fit(pixels: torch.Tensor, target: Size) -> torch.Tensor:
     return torch.from_numpy(fitted.astype(np.float32) / 255 if is_mask else fitted)
 
 
+def fit_item(values: torch.Tensor | None, target: Size, is_clip: bool) -> torch.Tensor | None:
+    """`fit` of the pixels or the mask of an item; of a clip of each frame. None as it is."""
+    if values is None or not is_clip:
+        return None if values is None else fit(values, target)
+    return torch.stack([fit(frame, target) for frame in values])
+
+
 def _box(size: Size, target: Size) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) in px of the middle part of a picture that has the shape of `target`."""
     height, width = size

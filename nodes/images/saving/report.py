@@ -10,6 +10,7 @@ import torch
 from ....training.captions import PROMPT
 from ....training.images import ImageSet, TrainingImage
 from ..captions.text_files import in_one_line
+from ..clips.layout import MASKS_IN_FILES as MASKS_OF_CLIPS
 from ..masks import IN_FILES
 from ..quality import counted, listed
 from ..sizes import BUCKET_STEP, LARGEST_RESOLUTION, SMALL_STEP, SMALLEST_SIDE, size_of, target_size
@@ -36,9 +37,12 @@ def report_of(saved: SavedSet, images: ImageSet) -> str:
     pictures = saved.pictures
     captions = sum(bool(picture.text) for picture in pictures)
     masks = sum(picture.mask is not None for picture in pictures)
-    what = [counted(len(pictures), "picture"), counted(captions, "caption file"), counted(masks, "mask")]
-    what = what if masks else what[:2]
-    seconds = sum(picture.item.control is not None for picture in pictures)
+    clips = sum(picture.item.is_clip for picture in pictures)
+    what = [counted(clips, "clip")] if clips else []
+    what += [counted(len(pictures) - clips, "picture")] if clips < len(pictures) else []
+    what += [counted(captions, "caption file"), counted(masks, "mask")]
+    what = what if masks else what[:-1]
+    seconds = sum(picture.control is not None for picture in pictures)
     what = ", ".join([*what, counted(seconds, "second picture")] if seconds else what)
     where = f"input/{saved.folder}"
     first = f"Already there: {where} holds {what}; nothing was written." if saved.was_there else f"{where}: {what}."
@@ -46,22 +50,43 @@ def report_of(saved: SavedSet, images: ImageSet) -> str:
 
 
 def _how_to_read(pictures: Sequence[SavedPicture], images: ImageSet) -> str:
+    """With which settings Image Folder reads the pictures and Clip Folder the clips as they are."""
+    clips = [picture for picture in pictures if picture.item.is_clip]
+    still = [picture for picture in pictures if not picture.item.is_clip]
+    texts = []
+    if still:
+        what = "this set as it is" if not clips else "its pictures as they are"
+        texts.append(f"Image Folder reads {what} with {_settings(still, images)}")
+    if clips:
+        frames = max(picture.item.frames for picture in clips)
+        cutting = f"frames {frames}; frame_step 1; scene_threshold 0"
+        what = "this set as it is" if not still else "its clips as they are"
+        texts.append(f"Clip Folder reads {what} with {_settings(clips, images, cutting)}")
+    if len(texts) > 1:
+        texts.append("Combine Image Sets puts both together.")
+    return " ".join(texts)
+
+
+def _settings(pictures: Sequence[SavedPicture], images: ImageSet, cutting: str = "") -> str:
+    """The values of a folder node's widgets. cutting: further ones of a node for clips."""
     settings = ["captions text files"]
     if any(len(picture.item.captions) > 1 for picture in pictures):
         settings = ["captions text files, one caption a line"]
     found = reading_settings([size_of(picture.item.pixels) for picture in pictures])
     if found:
         settings += [f"resolution {found[0]}", f"bucket_step {found[1]}"]
+    settings += [cutting] if cutting else []
     if any(picture.mask is not None for picture in pictures):
-        settings.append(f"masks {IN_FILES}")
-    if any(picture.item.control is not None for picture in pictures):
+        settings.append(f"masks {MASKS_OF_CLIPS if cutting else IN_FILES}")
+    if any(picture.control is not None for picture in pictures):
         settings.append("pairs on")
     if any(picture.item.caption_syntax == PROMPT for picture in pictures):
         settings.append(f"caption_syntax {PROMPT}")
     if images.trigger:
         settings.append(f"trigger {images.trigger}")
-    note = "" if found else " Its pictures have sizes that no resolution leaves as they are."
-    return f"Image Folder reads this set as it is with {'; '.join(settings)}.{note}"
+    what = "clips" if cutting else "pictures"
+    note = "" if found else f" Its {what} have sizes that no resolution leaves as they are."
+    return f"{'; '.join(settings)}.{note}"
 
 
 def _not_kept(pictures: Sequence[SavedPicture], images: ImageSet) -> list[str]:
@@ -83,6 +108,9 @@ def _not_kept(pictures: Sequence[SavedPicture], images: ImageSet) -> list[str]:
     other = [item.path for item, copies in zip(items, groups, strict=True) if _has_other_mask(item, copies)]
     if other:
         notes.append(f"Not kept: a second mask of {listed(other)}; the set has copies with different masks.")
+    second = [item.name for item in items if item.is_clip and item.control is not None]
+    if second:
+        notes.append(f"Not kept: the second clips of {listed(second)}; save the set of the sources alone.")
     if any(item.variants is not None for item in items):
         notes.append("Not kept: the variants of Caption Variants; wire that node behind Image Folder again.")
     scaled = [item for item in items if item.original not in (None, size_of(item.pixels))]

@@ -24,6 +24,8 @@ from ...bridge.files.names import is_reserved
 from ...bridge.files.writing import TEMPORARY_PREFIX, reason_of, replace, replacing, resolve_inside, sync, write_text
 from ...bridge.runs.durable import sync_folder
 from ..captions.text_files import CAPTION_ENDINGS, LONGEST_FILE, in_one_line
+from ..clips.frames import Film, Told
+from ..clips.write import ENDING, write_clip
 from ..listing import OTHER_FILES, entries_of
 from ..masks import CONDITION, SUFFIXES
 from ..pairing.match import CONTROL
@@ -34,7 +36,6 @@ from ..reading.pictures import Progress
 from ..sizes import size_of
 from .stems import stems_of
 
-MASK = f"{SUFFIXES[0]}.png"
 COMPRESSION = 4  # zlib's, as ComfyUI saves pictures
 MOST_FOLDERS = 1000  # of one name that are tried
 UNFINISHED = f"{TEMPORARY_PREFIX}set-"  # the beginning of the name of a folder that is being written
@@ -45,7 +46,7 @@ STALE_SECONDS = 86_400  # a folder of that age was left behind by a process that
 class SavedPicture:
     """What is written of a picture. stem: of its files' names. text: of its caption file, "" for none.
 
-    mask: [H, W] uint8, or None.
+    mask: [H, W] uint8, of a clip [F, H, W], or None.
     """
 
     stem: str
@@ -55,8 +56,8 @@ class SavedPicture:
 
     @property
     def picture_file(self) -> str:
-        """The name of the picture's file."""
-        return f"{self.stem}.png"
+        """The name of the picture's file, or of the clip's film."""
+        return f"{self.stem}{self._ending}"
 
     @property
     def caption_file(self) -> str:
@@ -66,12 +67,21 @@ class SavedPicture:
     @property
     def mask_file(self) -> str:
         """The name of the mask's file."""
-        return f"{self.stem}{MASK}"
+        return f"{self.stem}{SUFFIXES[0]}{self._ending}"
 
     @property
     def control_file(self) -> str:
         """The name of the second picture's file."""
         return f"{self.stem}{CONTROL}.png"
+
+    @property
+    def control(self) -> torch.Tensor | None:
+        """The second picture; that of a clip is not written, since no node reads it."""
+        return None if self.item.is_clip else self.item.control
+
+    @property
+    def _ending(self) -> str:
+        return ENDING if self.item.is_clip else ".png"
 
     @property
     def files(self) -> list[str]:
@@ -80,7 +90,7 @@ class SavedPicture:
             self.picture_file,
             *([self.caption_file] if self.text else []),
             *([self.mask_file] if self.mask is not None else []),
-            *([self.control_file] if self.item.control is not None else []),
+            *([self.control_file] if self.control is not None else []),
         ]
 
 
@@ -206,7 +216,7 @@ def differences(folder: Path, pictures: Sequence[SavedPicture], progress: Progre
         for path in entries_of(folder)
         if not path.name.startswith(".") and path.suffix.lower() not in OTHER_FILES and path.is_file()
     }
-    seconds = {picture.control_file for picture in pictures if picture.item.control is not None}
+    seconds = {picture.control_file for picture in pictures if picture.control is not None}
     companions = {name for name, path in there.items() if _is_companion(path) or name in seconds}
     if set(there) - companions != {picture.picture_file for picture in pictures}:
         return None
@@ -223,7 +233,7 @@ def differences(folder: Path, pictures: Sequence[SavedPicture], progress: Progre
         path = there.get(picture.mask_file)
         if path is not None and picture.mask is not None and not _same_mask(path, picture):
             other.add(picture.mask_file)
-        path, control = there.get(picture.control_file), picture.item.control
+        path, control = there.get(picture.control_file), picture.control
         if path is not None and control is not None and not _has_pixels(path, control):
             other.add(picture.control_file)
     return sorted(other)
@@ -235,6 +245,9 @@ def _is_companion(path: Path) -> bool:
 
 
 def _has_pixels(path: Path, pixels: torch.Tensor) -> bool:
+    if pixels.ndim == 4:
+        return _has_frames(path, pixels)
+
     def target(height: int, width: int) -> tuple[int, int]:
         if (height, width) != size_of(pixels):
             raise InputError("has another size")
@@ -246,7 +259,22 @@ def _has_pixels(path: Path, pixels: torch.Tensor) -> bool:
         return False
 
 
+def _has_frames(path: Path, pixels: torch.Tensor) -> bool:
+    """Whether a film has these frames [F, H, W, 3] and no others."""
+    count = 0
+    try:
+        for frame in Film(path).frames(Told()):
+            if count == len(pixels) or not np.array_equal(frame.pixels()[0], pixels[count].numpy()):
+                return False
+            count += 1
+    except InputError:
+        return False
+    return count == len(pixels)
+
+
 def _same_mask(path: Path, picture: SavedPicture) -> bool:
+    if picture.item.is_clip and picture.mask is not None:
+        return _has_frames(path, picture.mask[..., None].expand(-1, -1, -1, 3))
     size = size_of(picture.item.pixels)
     try:
         read = (read_mask(path, size, size) * 255).round().to(torch.uint8)
@@ -307,8 +335,8 @@ def _digest(name: str, pictures: Sequence[SavedPicture]) -> str:
         digest.update(picture.item.pixels.contiguous().numpy().data)
         if picture.mask is not None:
             digest.update(picture.mask.contiguous().numpy().data)
-        if picture.item.control is not None:
-            digest.update(picture.item.control.contiguous().numpy().data)
+        if picture.control is not None:
+            digest.update(picture.control.contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -322,15 +350,23 @@ def _write_files(folder: Path, pictures: Sequence[SavedPicture], progress: Progr
         progress(i, len(pictures))
         path = folder / picture.picture_file
         if not (path.exists() and _has_pixels(path, picture.item.pixels)):
-            _write_png(path, picture.item.pixels)
-        if picture.item.control is not None:
-            _write_png(folder / picture.control_file, picture.item.control)
+            _write(path, picture.item.pixels, picture.item)
+        if picture.control is not None:
+            _write_png(folder / picture.control_file, picture.control)
         if picture.text:
             write_text(folder / picture.caption_file, picture.text, synced=True)
         if picture.mask is not None:
-            _write_png(folder / picture.mask_file, picture.mask)
+            _write(folder / picture.mask_file, picture.mask, picture.item)
     progress(len(pictures), len(pictures))
     sync_folder(folder)
+
+
+def _write(path: Path, pixels: torch.Tensor, item: TrainingImage) -> None:
+    """The pixels or the mask of an item as a PNG, of a clip as a film."""
+    if item.is_clip:
+        write_clip(path, pixels, item.fps)
+    else:
+        _write_png(path, pixels)
 
 
 def _write_png(path: Path, pixels: torch.Tensor) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from ....training.images import TrainingImage
 from ...bridge.files.names import is_reserved, shortened
-from ..listing import PICTURES
+from ..listing import without_ending
 from ..masks import CONDITION, SUFFIXES
 from ..pairing.match import CONTROL
 
 LONGEST_STEM = 200  # bytes of UTF-8, which leaves room for a number and an ending
 _NO_NAME = re.compile('[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
-_GENERATED = re.compile(r"(image )(\d+)")  # the names of `batch.image_set`
+_GENERATED = re.compile(r"(image |clip )(\d+)")  # the names of `batch.image_set`
 
 
 def stems_of(items: Sequence[TrainingImage]) -> list[str]:
@@ -51,12 +51,7 @@ def _key(stem: str) -> str:
 
 def _plain(item: TrainingImage, pairs: bool) -> str:
     """The picture's own name as a file's. pairs: see `_clean`."""
-    name = _last(item.picture[1])
-    for ending in PICTURES:
-        if name.lower().endswith(ending) and len(name) > len(ending):
-            name = name[: -len(ending)]
-            break
-    return _clean(name, pairs)
+    return _clean(without_ending(_last(item.picture[1])), pairs)
 
 
 def _padded(stems: list[str], items: Sequence[TrainingImage]) -> list[str]:
