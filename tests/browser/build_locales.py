@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("zh", "ja", "fr", "es")
 TITLES = {
     "BespokeImageFolder": ("图片文件夹", "画像フォルダー", "Dossier d'images", "Carpeta de imágenes"),
+    "BespokeClipFolder": ("视频片段文件夹", "クリップフォルダー", "Dossier de clips", "Carpeta de clips"),
     "BespokeImageBatch": ("图片批次", "画像バッチ", "Lot d'images", "Lote de imágenes"),
     "BespokeCaptionVariants": ("描述变体", "キャプションの変形", "Variantes de légendes", "Variantes de descripciones"),
     "BespokeCombineImageSets": (
@@ -232,6 +233,15 @@ INPUTS = {
     "run": ("运行记录", "実行記録", "exécution", "ejecución"),
     "key_format": ("键名格式", "キー形式", "format des clés", "formato de claves"),
     "dtype": ("数值精度", "数値の型", "type de nombre", "tipo de número"),
+    "clips": ("作为视频片段", "クリップとして", "comme clips", "como clips"),
+    "frames": ("帧数", "フレーム数", "images par clip", "fotogramas"),
+    "fps": ("每秒帧数", "毎秒フレーム数", "images par seconde", "fotogramas por segundo"),
+    "frame_step": ("帧数步长", "フレーム数の刻み", "pas du nombre d'images", "paso de fotogramas"),
+    "stride": ("片段间距（帧）", "クリップの間隔（フレーム）", "écart des clips (images)", "paso entre clips (fotogramas)"),
+    "max_clips": ("每个视频最多片段数", "動画ごとのクリップ数の上限", "clips par film au plus", "máximo de clips por vídeo"),
+    "scene_threshold": ("场景切换阈值", "場面転換のしきい値", "seuil de changement de plan", "umbral de cambio de escena"),
+    "first_frame": ("首帧", "最初のフレーム", "première image", "primer fotograma"),
+    "frame_folders": ("帧文件夹", "フレームのフォルダー", "dossiers d'images", "carpetas de fotogramas"),
     "subfolders": ("子文件夹", "サブフォルダー", "sous-dossiers", "subcarpetas"),
     "pairs": ("成对图片", "画像の対", "paires", "pares"),
     "source": ("原图", "元の画像", "source", "origen"),

@@ -51,9 +51,10 @@ LATER_LORA = {
     "stop": "all steps",
     "source_encoding": "auto",
 }
+CLIPS_OF_BATCH = {"clips": False, "fps": 24.0, "frame_step": 4}
 LATER = {
     "BespokeImageFolder": {"bucket_step": 64, "caption_syntax": "literal", "subfolders": False, "pairs": False},
-    "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True},
+    "BespokeImageBatch": {"caption_syntax": "literal", "resolution": 0, "bucket": True} | CLIPS_OF_BATCH,
     "BespokeSaveLora": {"preview": True, "embedding_name": ""},
     "BespokeInjectLora": {"partial": False, "use_range": True},
     "BespokePartialDenoise": {"variation_seed": 0, "variation_strength": 0.0},
