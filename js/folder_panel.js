@@ -1,10 +1,11 @@
 // @ts-check
-// The list on the image node: the folder's pictures with their captions, which can be edited; files dropped on the node
-// become a new folder under ComfyUI's input. No side effects: index.js attaches it.
+// The list on the nodes of folders: the pictures or films with their captions, which can be edited; files dropped on the
+// node become a new folder under ComfyUI's input. No side effects: index.js attaches it.
 
 import {
   addPanel,
   apiURL,
+  classOf,
   fetchApi,
   fetchJson,
   fitNode,
@@ -23,19 +24,25 @@ import { t } from "./words.js";
 /** @typedef {{ place: string, pictures: number, repeats: number }} Subfolder */
 /** @typedef {{ file: File, place: string[] }} Dropped place: the names of the folders between the dropped one and it */
 
-export const FOLDER_NODE = "BespokeImageFolder";
+const CLIP_NODE = "BespokeClipFolder";
+export const FOLDER_NODES = new Set(["BespokeImageFolder", CLIP_NODE]);
 const NO_FOLDER = "(no folder yet)"; // the choice of no folder, NO_FOLDER_OPTION on the server
 const HEIGHT = { empty: 40, list: 190 }; // px
 const FILE = /(\.(png|jpe?g|webp|bmp|gif|tiff?|txt|caption)|^metadata\.(jsonl|csv))$/i;
+const FILM = /(\.(mp4|webm|mov|mkv|avi|m4v|mpe?g|m?2?ts|wmv|flv|ogv|3gp|mxf|gif|webp|a?png|jpe?g|txt|caption)|^metadata\.(jsonl|csv))$/i;
 const MOST_FILES = 5000;
 const MOST_SHOWN = 500;
 const DEEPEST = 4; // folders below a dropped one
 
 /**
- * Add the list to an image node.
+ * Add the list to a node of a folder of pictures or films.
  * @param {import("./comfy.js").Node} node
  */
 export function attachFolder(node) {
+  const films = classOf(node) === CLIP_NODE;
+  const [names, dropKey, emptyKey] = films
+    ? [FILM, "folder.drop_films", "folder.empty_films"]
+    : [FILE, "folder.drop", "folder.empty"];
   const note = el("p", { class: "bespoke-note", role: "status" });
   const list = el("div", { class: "bespoke-captions", role: "list", "aria-label": t("folder.pictures") });
   const box = el("section", { class: "bespoke-panel", "aria-label": t("folder.pictures") }, note, list);
@@ -104,22 +111,23 @@ export function attachFolder(node) {
     const captions = linkedValue(node, "captions");
     const query = new URLSearchParams({ name, subfolders: String(linkedValue(node, "subfolders") === true) });
     query.set("pairs", String(linkedValue(node, "pairs") === true));
+    query.set("films", String(films));
     if (captions !== undefined) query.set("captions", String(captions));
     const key = String(query);
     if (!name || (key === shown && !anew)) return;
     shown = key;
     if (name === NO_FOLDER) {
       list.replaceChildren();
-      return showList(t("folder.empty"));
+      return showList(t(emptyKey));
     }
     try {
       const { pictures, missing, unused, lines = false, folders } = await fetchJson(`/bespoke/folder?${query}`);
       if (shown !== key) return; // another folder was chosen meanwhile
-      const [drop, not] = [t("folder.drop", { count: pictures.length }), unused ? ` ${t("folder.unused", { captions: String(captions) })}` : ""];
-      setText(note, missing ? t("folder.empty") : drop + not);
+      const [drop, not] = [t(dropKey, { count: pictures.length }), unused ? ` ${t("folder.unused", { captions: String(captions) })}` : ""];
+      setText(note, missing ? t(emptyKey) : drop + not);
       list.replaceChildren(...listItems(name, lines, pictures, folders));
     } catch {
-      setText(note, t("folder.empty"));
+      setText(note, t(emptyKey));
       list.replaceChildren();
     }
     showList(note.textContent ?? "");
@@ -161,7 +169,7 @@ export function attachFolder(node) {
   /** @param {FileSystemEntry[]} entries */
   async function takeDropped(entries) {
     try {
-      const files = await filesIn(entries);
+      const files = await filesIn(entries, names);
       const wanted = entries.find((entry) => entry.isDirectory)?.name ?? t("folder.new");
       if (files.length) await upload(wanted, files);
       else setText(note, t("folder.nothing"));
@@ -172,7 +180,7 @@ export function attachFolder(node) {
 
   onFilesDropped(node, takeDropped);
   addPanel(node, "pictures", box, { height: () => height, grows: true });
-  setText(note, t("folder.empty"));
+  setText(note, t(emptyKey));
   onNodeChange(node, () => refresh());
 }
 
@@ -190,13 +198,14 @@ function heading(name, { place, pictures: count, repeats }, folders) {
 /**
  * The pictures and caption files among dropped entries and in dropped folders, at most 5000.
  * @param {FileSystemEntry[]} entries
+ * @param {RegExp} wanted the names of files that are taken
  * @returns {Promise<Dropped[]>}
  */
-async function filesIn(entries) {
+async function filesIn(entries, wanted) {
   /** @type {{ entry: FileSystemFileEntry, place: string[] }[]} */
   const found = [];
   const take = (/** @type {FileSystemEntry[]} */ some, /** @type {string[]} */ place) =>
-    found.push(...some.filter(isFile).filter(({ name }) => FILE.test(name)).map((entry) => ({ entry, place })));
+    found.push(...some.filter(isFile).filter(({ name }) => wanted.test(name)).map((entry) => ({ entry, place })));
   take(entries, []);
   /** @type {{ folder: FileSystemDirectoryEntry, place: string[] }[]} */
   const waiting = entries.filter(isFolder).map((folder) => ({ folder, place: [] }));

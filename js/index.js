@@ -6,7 +6,7 @@ import { attachAdvanced } from "./advanced_inputs.js";
 import { addSidebarTab, classOf, fetchJson, onSettingChange, register, renameSidebarTab, restoreOutputs, setting } from "./comfy.js";
 import { createCommands } from "./commands.js";
 import { el } from "./dom.js";
-import { attachFolder, FOLDER_NODE } from "./folder_panel.js";
+import { attachFolder, FOLDER_NODES } from "./folder_panel.js";
 import { attachLoraDial, LORA_NODES } from "./lora_dial.js";
 import { createPhases } from "./phases.js";
 import { repairMovedValues } from "./repair.js";
@@ -80,7 +80,7 @@ register({
     if (!kind?.startsWith("Bespoke")) return;
     attachAdvanced(node);
     if (DIAL_NODES.has(kind)) attachDial(node);
-    if (kind === FOLDER_NODE) attachFolder(node);
+    if (FOLDER_NODES.has(kind)) attachFolder(node);
     if (kind in LORA_NODES && getSetting("LoraDial")) attachLoraDial(node);
     if (kind === WORD_NODE) attachWords(node);
     if (READ_NODES.has(kind)) attachReadSettings(node); // before the panel of the training, which is the last

@@ -18,6 +18,7 @@ from .captions.sources import CAPTIONS, EVERY_LINE, WRITTEN
 from .captions.tables import read_tables
 from .captions.text_files import lines_in, match_captions
 from .captions.written import read_written
+from .clips.layout import FilmPart
 from .controls import FolderControls
 from .layout import Layout, Part, layout_of
 from .listing import entries_of
@@ -34,7 +35,7 @@ def register(server: HasRoutes) -> None:
     @server.routes.get("/bespoke/folder")
     async def show(request: web.Request) -> web.Response:
         query = request.query
-        on = (query.get(name) == "true" for name in ("subfolders", "pairs"))
+        on = (query.get(name) == "true" for name in ("subfolders", "pairs", "films"))
         request_values = query.get("name", ""), query.get("captions", CAPTIONS[0]), *on
         return await json_answer(contents, *request_values, errors=(OSError,))
 
@@ -56,10 +57,13 @@ def _write_caption(body: bytes) -> dict:
     return write_caption(values["folder"], values["file"], values["caption"], values.get("lines") is True)
 
 
-def contents(name: str, captions: str = CAPTIONS[0], subfolders: bool = False, pairs: bool = False) -> dict:
+def contents(
+    name: str, captions: str = CAPTIONS[0], subfolders: bool = False, pairs: bool = False, films: bool = False
+) -> dict:
     """{"folder", "pictures": [{"file", "caption"}]} of a training folder: the pictures that the node reads.
 
-    captions, subfolders, pairs: as the node has them. file: the path below the folder, with "/". caption: what is
+    captions, subfolders, pairs: as the node has them. films: of the node that reads films, which stand for pictures
+    here; folders of frames are not listed. file: the path below the folder, with "/". caption: what is
     written for the picture, None without anything. "lines" is True where each line of it is a caption, "unused" where
     captions come from elsewhere. A picture whose caption would be the name of its folder has that as "otherwise". Where
     pictures lie in subfolders, "folders" is [{"place", "pictures", "repeats"}]: the folder's path, "" for the chosen
@@ -71,7 +75,7 @@ def contents(name: str, captions: str = CAPTIONS[0], subfolders: bool = False, p
     folder = find_folder(name)
     if not folder.is_dir():
         return {"folder": name, "pictures": [], "missing": f"the folder {name!r} is not there; choose another"}
-    layout = layout_of(folder, subfolders, pairs)
+    layout = layout_of(folder, subfolders, pairs, FilmPart if films else Part)
     lines = captions == EVERY_LINE
     answer: dict = {"folder": name, "pictures": _shown_pictures(layout, lines)}
     if any(part.place for part in layout.parts if part.pictures):
@@ -142,7 +146,7 @@ def _picture(base: Path, folder: str, file: str) -> tuple[Path, Part]:
     """(the path of a picture below `base`, the folder that it lies in). Raises `InputError` for anything else."""
     picture = resolve_inside(base, file)
     part = Part(picture.parent, tuple(entries_of(picture.parent)) if picture.is_file() else ())
-    if picture.parent != (base / file).parent or picture not in part.files:
+    if picture.parent != (base / file).parent or picture not in part.media:
         raise InputError(f"{file!r} is no picture in {folder!r}")
     return picture, part
 

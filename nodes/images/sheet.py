@@ -79,7 +79,9 @@ def _width_of(item: TrainingImage) -> int:
 
 def _most_columns(most: int, cell: int) -> int:
     """How many columns a sheet has, where it has `most` of single pictures: fewer of wider items."""
-    return max(1, most * THUMB // cell if cell > 2 * THUMB + BETWEEN else most if cell == THUMB else most // 2)
+    if cell > 2 * THUMB + BETWEEN:
+        return max(1, round(most * THUMB / cell))
+    return most if cell == THUMB else most // 2
 
 
 def _grid(items: Sequence[TrainingImage], most_columns: int, cell: int) -> Image.Image:
@@ -186,8 +188,12 @@ def _bucket(count: int, item: TrainingImage) -> str:
 
 
 def kinds_of(images: ImageSet) -> str:
-    """How many pictures and clips a set has, without copies: "3 pictures", "2 clips and 3 pictures"."""
-    distinct = [images.items[copies[0]] for copies in images.copies()]
+    """How many pictures and clips a set has, without copies: see `kinds_in`."""
+    return kinds_in([images.items[copies[0]] for copies in images.copies()])
+
+
+def kinds_in(distinct: Sequence[TrainingImage]) -> str:
+    """How many pictures and clips there are: "3 pictures", "2 clips and 3 pictures"."""
     clips = sum(item.is_clip for item in distinct)
     parts = [counted(clips, "clip")] if clips else []
     if clips < len(distinct):

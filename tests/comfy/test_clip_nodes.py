@@ -1,5 +1,6 @@
 """Clips through ComfyUI: the node, sets that are saved and read again, jobs, and ComfyUI's own video nodes."""
 
+import io
 import json
 import os
 import shutil
@@ -9,12 +10,15 @@ import folder_paths
 import numpy as np
 import pytest
 import torch
+from bespoke.nodes.images import routes
 from bespoke.nodes.images.clips.folder import ClipRequest, read_clip_folder
 from bespoke.nodes.images.clips.plan import Cutting
 from bespoke.nodes.images.saving.report import report_of
 from bespoke.nodes.images.saving.save import save_set
+from bespoke.nodes.images.thumbnails import made
 from bespoke.nodes.jobs.job import _decode_picture, _encode_picture
 from bespoke.training.errors import InputError
+from PIL import Image
 
 from ..lib.films import grey, numbers, write_film
 
@@ -54,6 +58,24 @@ def test_the_node(comfyui, run_node):
         assert torch.equal(listed.items[0].pixels, images.items[0].pixels)
     finally:
         shutil.rmtree(folder)
+
+
+def test_the_list_of_films_and_their_captions(comfyui, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_film(folder / "a.mkv", [grey(40)] * 3)
+    write_film(folder / "a-mask.mkv", [grey(40)] * 3)
+    Image.new("RGB", (64, 64)).save(folder / "b.png")
+    (folder / "a.txt").write_text("bright")
+    films, pictures = (routes.contents("set", films=films)["pictures"] for films in (True, False))
+    assert films == [{"file": "a.mkv", "caption": "bright"}]
+    assert [each["file"] for each in pictures] == ["b.png"]
+    assert routes.write_caption("set", "a.mkv", "brighter") == {"caption": "brighter"}
+    assert (folder / "a.txt").read_text() == "brighter\n"
+    with Image.open(io.BytesIO(made.thumbnail(folder / "a.mkv"))) as small:
+        assert small.size == (128, 96)
+        assert abs(small.getpixel((64, 48))[0] - 200) <= 2
 
 
 def test_caption_variants_of_clips(comfyui, run_node, tmp_path):

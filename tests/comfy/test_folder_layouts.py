@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from bespoke.nodes.images import node, places, routes
+from bespoke.nodes.images import inputs, node, places, routes
 from bespoke.nodes.images.thumbnails import routes as thumbnail_routes
 from bespoke.nodes.images.thumbnails.made import picture_path
 from bespoke.training.errors import InputError
@@ -161,7 +161,7 @@ def test_folders_for_data_sets_are_offered_and_read(folder, datasets):
     draw(datasets / "mine" / "a.png")
     draw(datasets / "mine" / "3_cat" / "b.png", 1)
     draw(datasets.parent / "more" / "second" / "c.png", 2)
-    names = node._folders()
+    names = inputs.folder_options()
     assert names == ["set", "mine [datasets]", "mine/3_cat [datasets]", "second [datasets]", "(no folder yet)"]
     items = read(folder="mine [datasets]", subfolders=True, captions="file names")
     assert [item.path for item in items] == ["mine [datasets]/a.png", "mine [datasets]/3_cat/b.png"]
@@ -179,7 +179,7 @@ def test_a_comfyui_without_folders_for_data_sets(folder, monkeypatch):
     """Version 0.24.1 has no such kind: none is offered, and a graph that names one is told."""
     monkeypatch.delitem(folder_paths.folder_names_and_paths, "datasets", raising=False)
     assert places.data_set_folders() == []
-    assert node._folders() == ["set", "(no folder yet)"]
+    assert inputs.folder_options() == ["set", "(no folder yet)"]
     with pytest.raises(
         InputError, match=r"'mine \[datasets\]' lies in the folder 'datasets' of a newer ComfyUI.*under input"
     ):

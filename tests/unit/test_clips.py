@@ -343,14 +343,26 @@ def test_what_moves():
     pixels = torch.full((4, 64, 96, 3), 90, dtype=torch.uint8)
     pixels[2:, 20:30, 40:50] = 200  # appears between the frames 1 and 2
     masks = moving(pixels)
-    assert masks[0].sum() == 0
-    assert masks[3].sum() == 0
-    assert torch.equal(masks[1], masks[2])
-    # The mean over 5 x 5 reaches two pixels further, of which a change of 110 is above 6 in the corners too, but one:
-    # 110 / 25 = 4.4. Then it is grown by GROW px.
+    assert all(torch.equal(masks[0], mask) for mask in masks)
+    # The mean over 5 x 5 reaches two pixels further, and 110 * 3 / 25 is above 6 there. Then it is grown by GROW px.
     rows, columns = torch.nonzero(masks[1], as_tuple=True)
     assert (int(rows.min()), int(rows.max())) == (20 - 2 - GROW, 29 + 2 + GROW)
     assert (int(columns.min()), int(columns.max())) == (40 - 2 - GROW, 49 + 2 + GROW)
+    assert moving(pixels[:2]).max() == 0
+
+
+def test_what_motion_encloses_counts():
+    """A square of one colour that goes 8 px down and to the right changes at its four edges alone."""
+    pixels = torch.full((2, 256, 256, 3), 90, dtype=torch.uint8)
+    for i in range(2):
+        pixels[i, 60 + 8 * i : 180 + 8 * i, 60 + 8 * i : 180 + 8 * i] = 200
+    mask = moving(pixels)[0]
+    assert torch.equal(pixels[0, 70:170, 70:170], pixels[1, 70:170, 70:170])
+    assert mask[68:180, 68:180].min() == 1
+    assert mask[:40].max() == mask[210:].max() == mask[:, :40].max() == mask[:, 210:].max() == 0
+    bar = torch.full((2, 256, 256, 3), 90, dtype=torch.uint8)
+    bar[1, :8] = 200  # at the edge it encloses nothing
+    assert moving(bar)[0, 40:].max() == 0
 
 
 def test_a_still_film_is_left_out_where_only_what_moves_counts(tmp_path):

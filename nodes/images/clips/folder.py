@@ -347,11 +347,11 @@ def _captions(
 ) -> tuple[tuple[str, ...], str]:
     """(the captions of a clip, its trigger). first: the caption of its first frame, or ""."""
     filled = Filled(len(clip.indices), clip.fps, first)
-    asked = replace(request, template=filled_template(request.template, filled))
-    captions, trigger = captions_for(entry.key, entry.part, asked, findings)
+    filled_request = replace(request, template=filled_template(request.template, filled))
+    captions, trigger = captions_for(entry.key, entry.part, filled_request, findings)
     findings.captions.append(len(captions))
-    said = request.captions == "template" and "{first}" in request.template
-    if first and request.first_frame != STILL and not said:
+    has_first = request.captions == "template" and "{first}" in request.template
+    if first and request.first_frame != STILL and not has_first:
         captions = tuple(with_first(caption, first, trigger) for caption in captions)
         findings.uncaptioned.pop(entry.name, None)
     return captions, trigger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -126,7 +126,7 @@ class Film:
 
     path: Path
 
-    def frames(self, told: Told) -> Iterator[Frame]:
+    def frames(self, told: Told) -> Generator[Frame, None, None]:
         """See `Source`. What is broken is left out up to the next key frame, which `Told.broken` says."""
         try:
             with open_regular(self.path) as file:

@@ -106,7 +106,8 @@ class ClipFolder(io.ComfyNode):
                         "or slower."
                     ),
                 ),
-                *_advanced_inputs(),
+                *_cutting_inputs(),
+                *_set_inputs(),
             ],
             outputs=[
                 Images.Output("images", display_name="images", tooltip="The training set, for a Bespoke trainer."),
@@ -146,6 +147,7 @@ class ClipFolder(io.ComfyNode):
         return io.NodeOutput(images, contact_sheet(images), describe(images))
 
 
+ADVANCED: Any = {"optional": True, "advanced": True}
 # {input: field of `plan.Cutting`}
 CUTTING = {
     "frames": "frames",
@@ -157,8 +159,8 @@ CUTTING = {
 }
 
 
-def _advanced_inputs() -> list[io.Input]:
-    more: Any = {"optional": True, "advanced": True}
+def _cutting_inputs() -> list[io.Input]:
+    more = ADVANCED
     return [
         io.Int.Input(
             "frame_step",
@@ -222,6 +224,12 @@ def _advanced_inputs() -> list[io.Input]:
                 "the clip that begins there, or the first frame becomes a picture of the set with it."
             ),
         ),
+    ]
+
+
+def _set_inputs() -> list[io.Input]:
+    more = ADVANCED
+    return [
         io.Boolean.Input(
             "bucket",
             default=True,

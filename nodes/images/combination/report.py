@@ -9,7 +9,7 @@ import torch
 from ....training.captions import as_prompt
 from ....training.images import passes
 from ..quality import counted, listed
-from ..sheet import kinds_of, sheet_of_sets
+from ..sheet import kinds_in, kinds_of, sheet_of_sets
 from .combine import Combined, Part
 
 HEADINGS = ("set", "pictures", "weight", "share of draws", "for each picture", "sizes", "trigger")
@@ -40,7 +40,7 @@ def preview(combined: Combined) -> torch.Tensor:
     sections = []
     for part in combined.parts:
         shown = [max((part.items[i] for i in own), key=lambda item: item.pixels.numel()) for own in part.pictures]
-        heading = f"{part.title}: {counted(len(shown), 'picture')}, {combined.share(part):.1%} of the draws"
+        heading = f"{part.title}: {kinds_in(shown)}, {combined.share(part):.1%} of the draws"
         trigger = _triggers(part)
         sections.append((f"{heading}, {trigger}" if trigger else heading, shown))
     return sheet_of_sets(sections)

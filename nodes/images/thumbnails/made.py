@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from pathlib import Path
+
+from PIL import Image
 
 from ....training.errors import InputError
 from ...bridge.files.names import check_length
 from ...bridge.files.writing import resolve_inside
 from ..captions.text_files import CAPTION_ENDINGS
-from ..listing import OTHER_FILES
+from ..clips.frames import Film, Told
+from ..listing import FILMS, OTHER_FILES
 from ..places import find_folder
 from ..reading.decode import read_thumbnail
 from ..reading.pictures import MOST_AT_ONCE, Room
@@ -54,11 +58,21 @@ def thumbnail(path: Path) -> bytes:
     if found is not None:
         return found
     out = io.BytesIO()
-    read_thumbnail(path, SIDE, _ROOM).save(out, "JPEG", quality=QUALITY)
+    _small(path).save(out, "JPEG", quality=QUALITY)
     data = out.getvalue()
     if stamp and stamp == stamp_of(path):  # it may have changed while it was read
         KEPT.put(stamp, data, len(data), reading)
     return data
+
+
+def _small(path: Path) -> Image.Image:
+    """A picture, or the first frame of a film, of at most `SIDE` px a side."""
+    if path.suffix.lower() not in FILMS:
+        return read_thumbnail(path, SIDE, _ROOM)
+    with contextlib.closing(Film(path).frames(Told())) as frames:
+        picture = Image.fromarray(next(frames).pixels()[0])
+    picture.thumbnail((SIDE, SIDE))
+    return picture
 
 
 def tag_of(path: Path) -> str:
