@@ -46,4 +46,6 @@ def _enclosed(mask: Tensor) -> Tensor:
             break
         reached = wider
     holes = (free & ~reached).float()[0, 0]
-    return holes.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[:height, :width]
+    holes = holes.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[:height, :width]
+    # The rest of the cells that the mask shares; it is wider than a cell everywhere, so nothing beyond it is reached.
+    return max_pool2d(holes[None, None], 2 * CELL + 1, 1, CELL)[0, 0]

@@ -107,6 +107,7 @@ class ClipFolder(io.ComfyNode):
                     ),
                 ),
                 *_cutting_inputs(),
+                *_content_inputs(),
                 *_set_inputs(),
             ],
             outputs=[
@@ -204,6 +205,12 @@ def _cutting_inputs() -> list[io.Input]:
                 "no clip crosses one. 0 is off."
             ),
         ),
+    ]
+
+
+def _content_inputs() -> list[io.Input]:
+    more = ADVANCED
+    return [
         io.Combo.Input(
             "masks",
             options=list(CLIP_MASKS),
