@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-MOVES = 6.0  # of 255: a pixel that changes by more moves; see `moving`
+# Of 255: a pixel that changes by more moves; see `moving`. Measured on a still picture with noise (standard deviation of
+# 255) in H.264: with noise of 3 no pixel changes by more (at most 5.5, at crf 18 and 28); with noise of 8 at crf 28
+# 0.07 % do, and at crf 18 18 %: such a film moves everywhere.
+MOVES = 6.0
 CELL = 8  # px, the grid on which what is enclosed is found
 BLUR = 5  # px, the side of the square over which changes are averaged, against the noise of a film
 GROW = 8  # px to each side: a cell of the latents
