@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-# Of 255: a pixel that changes by more moves; see `moving`. Measured on a still picture with noise (standard deviation of
-# 255) in H.264: with noise of 3 no pixel changes by more (at most 5.5, at crf 18 and 28); with noise of 8 at crf 28
-# 0.07 % do, and at crf 18 18 %: such a film moves everywhere.
+# Of 255: a pixel that changes by more moves; see `moving`. Measured on a still picture with noise in H.264: of a noise
+# with a standard deviation of 3 of 255 no pixel changes by more (at most 5.5, at crf 18 and 28); of 8, 0.07 % at crf 28
+# and 18 % at crf 18: such a film moves everywhere.
 MOVES = 6.0
 CELL = 8  # px, the grid on which what is enclosed is found
 BLUR = 5  # px, the side of the square over which changes are averaged, against the noise of a film
