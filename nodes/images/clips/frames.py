@@ -23,7 +23,7 @@ MOST_FRAME_PIXELS = 64_000_000  # of one frame; 8K has 33 million
 # FFmpeg's readers of films. Others are refused: playlists and the like would open further files or addresses.
 READERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc,m4v,ivf,mxf,nut,y4m,yuv4mpegpipe,av1,obu,dv"
 HDR_CURVES = {16: "PQ", 18: "HLG"}  # ITU-T H.273, table 3
-DISPLAY_ONE = 1 << 16  # 1.0 in a display matrix (ISO/IEC 14496-12, 6.2.2)
+UPRIGHT = 1, 0, 0, 1  # a display matrix that changes nothing (ISO/IEC 14496-12, 6.2.2)
 NO_FRAMES = "has a video of 0 frames that can be decoded; export it again"
 UNKNOWN_RATE = 24.0  # frames a second, where a file says nothing
 
@@ -175,6 +175,8 @@ def _decoded(container: Any, stream: Any, told: Told) -> Iterator[Frame]:
     _note_transparency(stream, told)
     last: float | None = None
     after_gap, any_frame = False, False
+    rotation: int | None = None
+    matrix = UPRIGHT
     try:
         for decoded in _frames_or_errors(container, stream):
             if isinstance(decoded, str):
@@ -185,8 +187,10 @@ def _decoded(container: Any, stream: Any, told: Told) -> Iterator[Frame]:
             if after_gap and not decoded.key_frame:  # it may be made of the broken one
                 continue
             _check_size(decoded)
+            if decoded.rotation != rotation:  # asked for the matrix, PyAV keeps the frame until garbage is collected
+                rotation, matrix = decoded.rotation, _matrix_of(decoded, told)
             _note_kind(decoded, told)
-            yield FilmFrame(decoded, decoded.time, _matrix_of(decoded), _aspect_of(stream), after_gap and any_frame)
+            yield FilmFrame(decoded, decoded.time, matrix, _aspect_of(stream), after_gap and any_frame)
             after_gap, any_frame, last = False, True, decoded.time
     except av.error.FFmpegError as error:  # of the container
         if not any_frame:
@@ -222,14 +226,16 @@ def _check_size(decoded: av.VideoFrame) -> None:
         )
 
 
-def _matrix_of(decoded: av.VideoFrame) -> tuple[int, int, int, int]:
-    """The rotation and mirroring of a frame's display matrix, (1, 0, 0, 1) without one."""
+def _matrix_of(decoded: av.VideoFrame, told: Told) -> tuple[int, int, int, int]:
+    """The rotation and mirroring of a frame's display matrix, `UPRIGHT` without one; a note on one that turns it."""
     sides: Any = decoded.side_data
     found = sides.get("DISPLAYMATRIX")
     if found is None:
-        return 1, 0, 0, 1
+        return UPRIGHT
     numbers = np.frombuffer(bytes(found), np.int32)
     a, b, c, d = (int(numbers[i]) for i in (0, 1, 3, 4))
+    if b or c or a < 0 or d < 0:
+        told.note("turned as its rotation says")
     return a, b, c, d
 
 
@@ -255,9 +261,6 @@ def _note_kind(decoded: av.VideoFrame, told: Told) -> None:
         told.note(f"{bits} bits a channel, read as 8")
     if decoded.interlaced_frame:
         told.note("interlaced, so moving edges are combs; deinterlace it first, for example with ffmpeg's filter bwdif")
-    a, b, c, d = _matrix_of(decoded)
-    if (b or c or a < 0 or d < 0) and (a, b, c, d) != (1, 0, 0, 1):
-        told.note("turned as its rotation says")
 
 
 def _note_transparency(stream: Any, told: Told) -> None:
