@@ -257,7 +257,7 @@ def test_frames_are_let_go_while_a_film_is_read(tmp_path):
     try:
         for frame in Film(tmp_path / "a.mkv").frames(Told()):
             frame.small()
-            held.append(sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()))
+            held.append(sum(type(each) is av.VideoFrame for each in gc.get_objects()))
     finally:
         gc.enable()
     assert len(held) == 20
