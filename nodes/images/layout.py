@@ -111,11 +111,13 @@ class Layout:
     """The folders of a set. parts: the chosen folder first, then its subfolders that are read, each before its own.
 
     with_subfolders: whether all of them were asked for. pairs: whether their folders `CONTROLS` hold second pictures.
+    taken: folders that are no parts and are read as one film or mask.
     """
 
     parts: tuple[Part, ...]
     with_subfolders: bool = False
     pairs: bool = False
+    taken: set[Path] = field(default_factory=set)
     _part_of: dict[Path, Part] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ def left_out(layout: Layout, source: str, written: Written) -> list[str]:
     hidden = [path for path in entries if path.name.startswith(".")]
     shown = [path for path in entries if not path.name.startswith(".")]
     files = [path for path in shown if path.is_file()]
-    read = {part.folder for part in layout.parts}
+    read = {part.folder for part in layout.parts} | layout.taken
     folders = [path for path in shown if path not in read and path.is_dir()]
     if layout.pairs:
         folders = [path for path in folders if path.name.lower() != CONTROLS]

@@ -296,7 +296,9 @@ def test_a_folder_of_frames_is_a_film_where_it_is_asked_for(tmp_path):
     assert said(images) == [[*range(9)]]
     assert images.items[0].fps == 16
     assert images.items[0].caption == "a man walks"
-    assert "24 is taken" in describe(clips_of(tmp_path, frame_folders=True))
+    report = describe(clips_of(tmp_path, frame_folders=True))
+    assert "24 is taken" in report
+    assert "Passed over" not in report
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

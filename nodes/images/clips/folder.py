@@ -126,6 +126,8 @@ def read_clip_folder(request: ClipRequest, progress: Progress = no_progress) -> 
         raise InputError(f"the folder {request.folder.name!r} is not there; make it under ComfyUI's input folder")
     layout = layout_of(request.folder, request.subfolders, kind=FilmPart)
     entries = entries_in(layout, request.frame_folders)
+    used = (path for entry in entries for path in (entry.path, entry.mask))
+    layout.taken.update(path for path in used if path is not None and path.is_dir())
     written, firsts = _written(request, layout, entries)
     findings, report = Findings(layout, written), _Report()
     others = [path for part in layout.parts for path in part.others]
