@@ -231,7 +231,7 @@ def _run_metadata(run: Run) -> dict[str, Any]:
         "ss_tag_frequency": json.dumps({"images": run.info.tags}),
         "ss_base_model_version": KOHYA_VERSIONS.get(run.info.architecture),
         "modelspec.architecture": f"{run.info.architecture}/lora" if run.info.architecture else None,
-        "modelspec.resolution": run.info.resolution,
+        "modelspec.resolution": run.info.resolution.partition(",")[0],  # without a clip's frames
         "modelspec.prediction_type": run.info.prediction,
         "modelspec.trigger_phrase": run.info.trigger,
         "bespoke.run": run.id,

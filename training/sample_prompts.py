@@ -1,6 +1,7 @@
 """What the sample images of a training show: a prompt a line, with the options of kohya's sample prompts.
 
-`a red car --n blurry --w 768 --h 512 --d 42 --l 5 --s 30`: negative prompt, width and height in px, seed, cfg, steps.
+`a red car --n blurry --w 768 --h 512 --d 42 --l 5 --s 30 --f 33`: negative prompt, width and height in px, seed, cfg,
+steps, frames.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ STEP = 8  # px: sides are multiples of it
 MOST_SEED = 2**64 - 1
 MOST_CFG = 100.0
 MOST_STEPS = 200
+MOST_FRAMES = 257
 
 # Options of kohya's scripts that are refused, and what to do instead.
 _ELSEWHERE = {
     "g": "the guidance of a distilled model is set by FluxGuidance in the graph",
     "ss": "the sampler is that of this graph's KSampler",
     "fs": "the shift is set by a node on the model",
-    "f": "one frame is drawn",
     "i": "samples start from noise",
     "cn": "samples have no ControlNet",
     "ctr": "samples have no ControlNet",
@@ -37,7 +38,7 @@ _OPTION = re.compile(r"(?:^|\s)--([A-Za-z][\w-]*)(?=\s|$)")
 class SamplePrompt:
     """One line. prompt: "" stands for the technique's own. None: as the run's sampler settings and pictures have it.
 
-    width, height: in px.
+    width, height: in px. frames: of a film.
     """
 
     prompt: str = ""
@@ -47,6 +48,7 @@ class SamplePrompt:
     seed: int | None = None
     cfg: float | None = None
     steps: int | None = None
+    frames: int | None = None
 
 
 def parse_sample_prompts(text: str) -> list[SamplePrompt]:
@@ -136,6 +138,10 @@ def _steps(value: str, given: str) -> int:
     return _whole(value, given, 1, MOST_STEPS)
 
 
+def _frames(value: str, given: str) -> int:
+    return _whole(value, given, 1, MOST_FRAMES)
+
+
 # {option: (field of `SamplePrompt`, what reads its value)}
 _OPTIONS: dict[str, tuple[str, Callable[[str, str], str | int | float]]] = {
     "n": ("negative", _text),
@@ -144,6 +150,7 @@ _OPTIONS: dict[str, tuple[str, Callable[[str, str], str | int | float]]] = {
     "d": ("seed", _seed),
     "l": ("cfg", _cfg),
     "s": ("steps", _steps),
+    "f": ("frames", _frames),
 }
 
 

@@ -22,7 +22,6 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import comfy.model_management
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ...training.adapters import AdapterSet
@@ -44,13 +43,14 @@ from ...training.timesteps import TimestepSampler, timestep_sampler
 from ...training.validation import grid_within, validation_batches, validation_scorer
 from . import identity
 from .dataset.encoded import EncodedDataset
+from .drawing.animated import SamplePicture
 from .evidence.kept import keep_card
 from .runs.context import RunContext
 from .runs.cross_validation import Fold, final_fold, validation_folds, was_finished_by_user
 from .runs.events import show_phase
 from .runs.report import describe_unread
 from .runs.run_training import run_training
-from .runs.samples import SamplerSettings, sampler_for
+from .runs.samples import SamplerSettings, SampleShape, sampler_for
 from .runs.scoring import PictureScorer, scored_indices, what_is_scored
 from .runs.task import Drift, TrainingTask
 from .schedule_part import trained_range
@@ -219,10 +219,19 @@ class ComparesWithBase(Protocol):
 
 
 @runtime_checkable
+class SaysWhatFits(Protocol):
+    """What a `Technique` has besides, where it can forecast the memory of other clips than those of the set."""
+
+    def what_fits(self, batch_size: int, compute: torch.dtype | None, fits: Callable[[StepMemory], bool]) -> str:
+        """Frames, size and batch, each alone lowered so far that a step on the largest clip fits; in words."""
+        ...
+
+
+@runtime_checkable
 class DrawsStrips(Protocol):
     """What a `Technique` has besides, where a sample image shows the model at several strengths."""
 
-    def sample_strip(self, draw: Callable[[], Image.Image]) -> Image.Image:
+    def sample_strip(self, draw: Callable[[], SamplePicture]) -> SamplePicture:
         """The sample image of one prompt. draw: draws a picture of it with the model as it is when called."""
         ...
 
@@ -267,7 +276,7 @@ def prepared(
     offload = OffloadPlan()
     if not context.sharded:
         batch_size = max(1, len(positions))
-        offload = plan_offload(model, lambda: technique.step_memory(batch_size, compute), technique.memory_advice)
+        offload = _plan_offload(technique, model, dataset, batch_size, compute)
     weights = FrozenWeights(technique.frozen_models())
     with contextlib.ExitStack() as stack:
         text = None
@@ -294,6 +303,18 @@ def prepared(
         timesteps = timestep_sampler(denoiser, config.timestep_sampling, config.loss_weighting, limits)
         yield PreparedTrainer(technique, models, dataset, denoiser, positions, timesteps, limits, offload, context), run
     weights.check()
+
+
+def _plan_offload(
+    technique: Technique[Any], model: Any, dataset: EncodedDataset, batch_size: int, compute: torch.dtype | None
+) -> OffloadPlan:
+    """How the MODEL is loaded; of clips the error names frames, size and batch with which a step fits."""
+    advice, more = technique.memory_advice, dict[str, Any]()
+    if any(item.frames > 1 for item in dataset.pictures.items):
+        advice += ", fewer frames of the clips"
+        if isinstance(technique, SaysWhatFits):
+            more["what_fits"] = partial(technique.what_fits, batch_size, compute)
+    return plan_offload(model, lambda: technique.step_memory(batch_size, compute), advice, **more)
 
 
 def new_run(technique: Technique[Any], dataset: EncodedDataset, context: RunContext, **changes: Any) -> Run:
@@ -364,7 +385,7 @@ class PreparedTrainer:
         # Only the parameters are read here, so the learning rate has no effect.
         trained = sum(p.numel() for parameters, _ in trainable.parameter_groups(0.0) for p in parameters)
         fold.run.info = replace(fold.run.info, trained=trained)
-        for sentence in self.denoiser.compatibility.notes():
+        for sentence in (*self.denoiser.compatibility.notes(), *self.dataset.pictures.notes):
             fold.run.note(sentence)
         if self.denoiser.compiler is not None:
             self.denoiser.compiler.tell_to(fold.run.note)
@@ -493,13 +514,13 @@ class PreparedTrainer:
             return None
         return self.technique.drift(self.context.sampler, self._grid)
 
-    def _sample_drawer(self) -> Callable[[], list[Image.Image]] | None:
+    def _sample_drawer(self) -> Callable[[], list[SamplePicture]] | None:
         """A function that draws the sample images; None where none is drawn, as in all processes but the first."""
         if self.context.world.rank != 0:
             return None
         pictures = self.dataset.pictures
         shown, technique = pictures.sample_index, self.technique
-        like = pictures.data.latents[shown], pictures.items[shown].size  # only their shapes are read
+        like = SampleShape.of(pictures.data.latents[shown], pictures.items[shown])
         prompts = technique.sample_prompts()
         strip = {"strip": technique.sample_strip} if isinstance(technique, DrawsStrips) else {}
         return sampler_for(

@@ -70,7 +70,8 @@ TOOLTIPS = {
     ),
     "sample_prompt": (
         "What the sample images show, a prompt a line; each is a row of pictures. Empty takes the first picture's "
-        "caption. --n, --w, --h, --d, --l, --s behind a prompt set its negative prompt, size, seed, cfg and steps."
+        "caption. --n, --w, --h, --d, --l, --s behind a prompt set its negative prompt, size, seed, cfg and steps, --f "
+        "the frames of a film."
     ),
     "keep": "With held-out pictures: hand on the state that scored best, or the last one.",
     "score_pictures": (

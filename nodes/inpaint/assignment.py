@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ...training.errors import InputError
-
-CHUNKED = {"MiniMaxH3Video": 5, "MiniMaxH3AV": 5}  # latent formats whose VAE packs chunks; latent frames of a chunk
+from ..bridge.latent_frames import frame_groups
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Layout:
         """
         if len(shape) == 4 or shape[2] == 1:
             return cls(shape[0])
-        groups = tuple(1 if t == 0 or (chunk and t % chunk == 0) else temporal for t in range(shape[2]))
+        groups = frame_groups(shape[2], temporal, chunk)
         # A VAE with chunks repeats the last frame up to a whole chunk and drops the latent frames made of it.
         spare = temporal * ((-len(groups)) % chunk) if chunk else temporal - 1
         return cls(shape[0], groups, spare)

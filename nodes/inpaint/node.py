@@ -12,8 +12,9 @@ from comfy_api.latest import io, ui
 
 from ...training.errors import InputError
 from ..bridge.errors import name_node_in_errors
+from ..bridge.latent_frames import CHUNKED
 from ..bridge.sampling import fitting_latent, is_blank
-from .assignment import CHUNKED, Layout, to_frames, to_latent
+from .assignment import Layout, to_frames, to_latent
 from .background import background_notes
 from .blend import (
     BIAS_MAX,

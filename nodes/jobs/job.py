@@ -108,7 +108,8 @@ class Job:
         adapter = {key.removeprefix(ADAPTER): tensor for key, tensor in tensors.items() if key.startswith(ADAPTER)}
         blank = {tuple(size): tensors[f"blank/{i}"] for i, size in enumerate(material["blank"])}
         equal = material.get("equal", count)  # the items have no pixels
-        pictures = replace(split_pictures(items, data, material["counts"], config, equal), blank_latents=blank)
+        pictures = split_pictures(items, data, material["counts"], config, equal)
+        pictures = replace(pictures, blank_latents=blank, notes=tuple(material.get("notes", ())))
         seconds = material.get("seconds")
         if seconds:
             told = [_decode_told(i, entry, tensors) for i, entry in enumerate(seconds["told"])]
@@ -217,6 +218,8 @@ def _encode_dataset(dataset: EncodedDataset) -> tuple[dict[str, Any], dict[str, 
     if pictures.how:
         told = [_encode_told(i, each, tensors) for i, each in enumerate(pictures.told)]
         material["seconds"] = {"how": pictures.how, "in_prompts": list(pictures.in_prompts), "told": told}
+    if pictures.notes:
+        material["notes"] = list(pictures.notes)
     equal = first_equal(pictures.items)
     if equal != list(range(len(equal))):  # a field since 0.1, see `_FIELDS_SINCE_0_1`
         material["equal"] = equal

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from PIL import Image
 from tqdm import tqdm
 
 from ...training.checkpoint import State, UnusableState, pack, unpack
 from ...training.distributed import World
 from ...training.record import Run, RunState
 from ...training.stopping import Comparison
+from ..bridge.drawing.animated import SamplePicture
 from ..bridge.runs.store import RunStore
 
 LOG = "log.jsonl"
@@ -140,7 +140,7 @@ class SharedStore:
         if self._writes:
             self._own.save_end(state)
 
-    def save_sample(self, step: int, picture: Image.Image, number: int = 0) -> str:
+    def save_sample(self, step: int, picture: SamplePicture, number: int = 0) -> str:
         return self._own.save_sample(step, picture, number)
 
     def set_aside(self) -> str:

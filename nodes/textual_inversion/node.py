@@ -116,7 +116,7 @@ def trainer_inputs() -> list[io.Input]:
             (
                 "What the sample images show, a prompt a line; {word} is the new word. Empty shows 'a photo of "
                 "{word}'. --n, --w, --h, --d, --l, --s behind a prompt set its negative prompt, size, seed, cfg and "
-                "steps."
+                "steps, --f the frames of a film."
             ),
             **ADVANCED,
         ),

@@ -156,7 +156,9 @@ class TextualInversionTechnique:
         model, pictures = self._models.model, self._dataset.pictures
         latent = pictures.data.latents[pictures.largest_index()]
         encoded = encode_prompts(self._models.clip, ["a photo"])["a photo"]
-        one = model_conds(model.model, *encoded, latent, torch.device("cpu"))
+        context, extra = encoded
+        told = pictures.source_inputs(pictures.largest_index())
+        one = model_conds(model.model, context, extra | told, latent, torch.device("cpu"))
         step = forecast(
             model.model,
             latent.expand(batch_size, *latent.shape[1:]),
@@ -252,7 +254,8 @@ class TextualInversionTechnique:
         shown, negative = prompt.prompt or f"a photo of {words}", prompt.negative
         if self.request.template == NEGATIVE_WORD and not prompt.prompt:
             shown, negative = "a photo", prompt.negative or words
-        positive, negative = as_conditioning(self._prompts.encode([self.spoken(shown), self.spoken(negative)]))
+        texts = [self.spoken(shown), self.spoken(negative)]
+        positive, negative = as_conditioning(self._prompts.encode(texts, self._dataset.pictures.sample_index))
         return positive, negative
 
     def drift(self, sampler: SamplerSettings, timesteps: Sequence[float]) -> None:

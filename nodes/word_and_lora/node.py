@@ -82,7 +82,7 @@ def _own_inputs() -> list[io.Input]:
             (
                 "What the sample images show, a prompt a line; {word} is the new word. Empty takes the first picture's "
                 "caption. --n, --w, --h, --d, --l, --s behind a prompt set its negative prompt, size, seed, cfg and "
-                "steps."
+                "steps, --f the frames of a film."
             ),
             **ADVANCED,
         ),

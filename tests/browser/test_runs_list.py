@@ -504,3 +504,36 @@ def test_a_runs_files_become_a_sweep(page, look, run_id):
                 assert apart, boxes
     finally:
         page.tab.evaluate("delete app.api.fetchApi")
+
+
+def test_a_film_plays_beside_stills_on_the_panel(page, server, tmp_path):
+    """An animated WebP of a red and a blue frame, by the server's route: large it shows one, then the other."""
+    page.load(graph_of(TRAINER, "00000000-0000-4000-8000-0000000000f3"))
+    node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
+    run_id = "lora-0000000000f3"
+    write(server, run_id, 500)
+    samples = server.base / "user" / "bespoke" / "runs" / run_id / "samples"
+    red, blue = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    red.save(samples / "000010.webp", "WEBP", save_all=True, append_images=[blue], duration=400, loop=0, lossless=True)
+    Image.new("RGB", (64, 64), "lime").save(samples / "000010_02.png")
+    send(page, "start", node_id=node, run_id=run_id, steps=40, text="")
+    for name in ("000010.webp", "000010_02.png"):
+        send(page, "sample", node_id=node, run_id=run_id, step=10, image=name)
+    found = f"[...{PANEL}.querySelectorAll('.bespoke-strip img')]"
+    page.tab.wait(f"{found}.length === 2 && {found}.every((i) => i.complete && i.naturalWidth === 64)")
+    source = page.tab.evaluate(f"{found}[0].src")
+    assert source.endswith(f"/bespoke/runs/{run_id}/samples/000010.webp")
+    kind = page.tab.evaluate(f"fetch({source!r}).then((answer) => answer.headers.get('content-type'))")
+    assert kind == "image/webp"
+    page.tab.evaluate(f"({found}[0].closest('button').click(), 1)")
+    large = "document.querySelector('dialog.bespoke-large img')"
+    page.tab.wait(f"{large}?.complete && {large}.naturalWidth === 64")
+    corner = "((b) => ({ x: b.x + b.width / 4, y: b.y + b.height / 4, width: 4, height: 4 }))"
+    box = page.tab.evaluate(f"{corner}({large}.getBoundingClientRect())")
+    seen = set()
+    for number in range(12):
+        shot = Image.open(page.tab.screenshot(tmp_path / f"{number}.png", box)).convert("RGB").getpixel((1, 1))
+        seen.add("red" if shot[0] > 200 > 60 > shot[2] else "blue" if shot[2] > 200 > 60 > shot[0] else str(shot))
+        page.tab.evaluate("new Promise((done) => setTimeout(done, 150))")
+    page.tab.press("Escape")
+    assert seen == {"red", "blue"}

@@ -263,3 +263,50 @@ def test_the_forecast_leaves_no_fake_tensor_in_a_models_caches(sdxl, monkeypatch
 
 def unet_width(unet) -> int:
     return next(layer.in_features for name, layer in unet.named_modules() if name.endswith("attn2.to_k"))
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "frames", [1, pytest.param(5, marks=pytest.mark.slow), 9, pytest.param(17, marks=pytest.mark.slow)]
+)
+def test_the_forecast_over_frames_is_what_torch_allocates(comfyui, frames):
+    """Wan at 64 x 64 cells, of a picture and of 2, 3 and 5 latent frames."""
+    import families
+
+    models = families.made("wan")
+    latent = torch.zeros(1, 16, 1 + (frames - 1) // 4, 64, 64)
+    forecasted = forecast(models, latent, False)
+    peak = real_step(models, latent, False, Allocated).peak
+    print(f"\n{frames} frames: forecast {forecasted.step / 1e6:.1f} MB, allocated {peak / 1e6:.1f} MB")
+    assert peak == pytest.approx(forecasted.step, rel=0.05, abs=2e6)
+
+
+def test_a_clip_that_cannot_fit_names_what_to_lower(comfyui, run_node, monkeypatch):
+    """Of frames, size and batch those that fit alone, by the forecast; the refusal comes before a step."""
+    import families
+    from helpers import image_set
+    from moving import clip_of
+
+    model, clip, vae = families.made("wan")
+    images = image_set([clip_of(0, 17, (192, 256)), clip_of(1, 17, (192, 256))])
+    given = dict(model=model, clip=clip, vae=vae, images=images, steps=1, batch_size=2, rank=2, precision="fp32")
+    needed = []
+    plan = offload.must_offload
+
+    def remember(step, *rest, **more):
+        needed.append(step)
+        return plan(step, *rest, **more)
+
+    monkeypatch.setattr(offload, "must_offload", remember)
+    monkeypatch.setattr(offload, "FORECAST_FROM", 1e9)
+    run_node("BespokeTrainLora", resume=False, **given)
+    step = needed[-1].peak() - needed[-1].weights
+    monkeypatch.setattr(offload, "available_memory", lambda device: int(0.7 * step))
+    with pytest.raises(
+        InputError,
+        match=r"the largest clip has 17 frames of 256x192 px at batch_size 2, and any one of these fits: frames 5, a "
+        r"size of \d+x\d+ px, batch_size 1,.*fewer frames of the clips",
+    ):
+        run_node("BespokeTrainLora", resume=False, **given)

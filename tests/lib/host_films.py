@@ -132,7 +132,7 @@ ROWS = {
             rope_theta=10000.0,
         ),
         Text(WIDTH, tokens=16, mask=True),
-        {"channels": 12, "frames": True},
+        {"channels": 12, "frames": True, "temporal": 6},
     ),
     "cosmos": Row(
         "CosmosT2V",
@@ -145,7 +145,7 @@ ROWS = {
             crossattn_emb_channels=WIDTH,
         ),
         Text(WIDTH, mask=True),
-        _FILMS,
+        _FILMS | {"temporal": 8},
     ),
     "z_image_pixels": Row(
         "ZImagePixelSpace",

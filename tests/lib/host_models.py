@@ -83,7 +83,7 @@ ROWS = {
         _FRAMES,
         small=_small_adapter,
     ),
-    "ltxv": Row("LTXV", _LTX, Text(32, mask=True), {"channels": 128, "side": 32, "frames": True}),
+    "ltxv": Row("LTXV", _LTX, Text(32, mask=True), {"channels": 128, "side": 32, "frames": True, "temporal": 8}),
     "ltxav": Row(
         "LTXAV",
         _LTX | dict(
@@ -91,7 +91,7 @@ ROWS = {
             connector_attention_head_dim=16, connector_num_attention_heads=2, connector_num_layers=1,
         ),
         Text(32, facts={"unprocessed_ltxav_embeds": True}),
-        {"channels": 128, "side": 32, "frames": True},
+        {"channels": 128, "side": 32, "frames": True, "temporal": 8},
     ),
     # LTX-2.3 has its text's projections in the text encoder, gates on its attentions and a modulated cross-attention.
     "ltxav23": Row(
@@ -104,7 +104,7 @@ ROWS = {
             caption_projection_first_linear=False, cross_attention_adaln=True, apply_gated_attention=True,
         ),
         Text(144, facts={"unprocessed_ltxav_embeds": True}),
-        {"channels": 128, "side": 32, "frames": True},
+        {"channels": 128, "side": 32, "frames": True, "temporal": 8},
     ),
     "hunyuan_video": Row("HunyuanVideo", _HUNYUAN, Text(32, pooled=32), _FRAMES),
     "hunyuan_video15": Row(

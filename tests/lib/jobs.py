@@ -38,6 +38,21 @@ def base_model(comfyui: Path):
         return comfy.sd.load_diffusion_model(str(path)), clip, vae
 
 
+def video_model(comfyui: Path):
+    """(model, clip, vae) as `base_model`: the smallest Wan that ComfyUI reads, with a text encoder of its width."""
+    import comfy.sd
+    import families
+    import stand_ins
+
+    path = comfyui / "models" / "diffusion_models" / "tiny-wan.safetensors"
+    made, *_ = families.wan(dim=128, num_heads=1, freq_dim=256, text_dim=4096)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in made.model.diffusion_model.state_dict().items()}, path)
+    with torch.inference_mode():
+        loaded = comfy.sd.load_diffusion_model(str(path))
+    return loaded, stand_ins.clip(stand_ins.Text(4096)), families.wan_vae()
+
+
 def pictures():
     return sprite_set(2, 5, side=64, colour="teal"), sprite_set(9, 3, side=64, colour="teal")
 

@@ -159,8 +159,24 @@ def refused() -> str:
     )
 
 
+def clips() -> str:
+    """The models that make films, by `test_clips.py`."""
+    import families
+
+    tree = ast.parse((HERE / "test_clips.py").read_text("utf-8"))
+    given = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    packed, fast = (ast.literal_eval(given[name]) for name in ("VIDEO", "FAST"))
+
+    def cells(name: str) -> list[str]:
+        gradient = "slow" if name not in families.MAKERS or name in slow_in(FILES[0]) else "fast"
+        return [TITLES[name], f"`{name}`", f"{packed[name]} k + 1", "fast" if name in fast else "slow", gradient]
+
+    return table(("Film model", "In the tests", "Frames", "Two steps", "Gradient"), map(cells, packed))
+
+
 TABLES = {
     "| Model |": recorded,
+    "| Film model |": clips,
     "| Class |": discovered,
     "| Family |": families_table,
     "| ComfyUI's class |": refused,

@@ -110,33 +110,45 @@ def clip(kind: Text):
 
 
 class _Cells(nn.Module):
-    """Squares of pixels as channels by a fixed linear map, and its pseudo-inverse."""
+    """Squares of pixels as channels by a fixed linear map, and its pseudo-inverse.
 
-    def __init__(self, channels: int, side: int, frames: bool) -> None:
+    temporal: frames that become one latent frame, as their mean; the first one is a latent frame of its own. 0 for a
+    model of pictures.
+    """
+
+    def __init__(self, channels: int, side: int, temporal: int) -> None:
         super().__init__()
-        self.side, self.frames = side, frames
+        self.side, self.temporal = side, temporal
         self.weight = nn.Parameter(torch.zeros(channels, 3 * side * side), requires_grad=False)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        flat = pixels.squeeze(2) if pixels.ndim == 5 else pixels
-        cells = nn.functional.pixel_unshuffle(flat, self.side)
-        latent = torch.einsum("oc,bchw->bohw", self.weight, cells)
-        return latent.unsqueeze(2) if self.frames else latent
+        if pixels.ndim == 4:
+            return self._cells(pixels)
+        first, rest = self._cells(pixels[:, :, 0]), pixels[:, :, 1:]
+        whole = rest.shape[2] // self.temporal * self.temporal
+        groups = rest[:, :, :whole].unflatten(2, (-1, self.temporal)).mean(3)  # [B, 3, groups, H, W]
+        return torch.stack([first, *(self._cells(group) for group in groups.unbind(2))], 2)
+
+    def _cells(self, pixels: Tensor) -> Tensor:
+        return torch.einsum("oc,bchw->bohw", self.weight, nn.functional.pixel_unshuffle(pixels, self.side))
 
     def decode(self, latent: Tensor) -> Tensor:
         frames = latent.ndim == 5
+        if frames and latent.shape[2] > 1:
+            latent = torch.cat([latent[:, :, :1], latent[:, :, 1:].repeat_interleave(self.temporal, 2)], 2)
         flat = latent.transpose(1, 2).flatten(0, 1) if frames else latent
         cells = torch.einsum("oc,bohw->bchw", self.weight, flat)
         pixels = nn.functional.pixel_shuffle(cells, self.side)
         return pixels.unflatten(0, latent.shape[:1] + latent.shape[2:3]).transpose(1, 2) if frames else pixels
 
 
-def vae(channels: int, side: int = 8, frames: bool = False):
-    """ComfyUI's VAE over a fixed linear map. side: pixels a latent cell. frames: latents are [1, C, frames, h, w]."""
+def vae(channels: int, side: int = 8, frames: bool = False, temporal: int = 4):
+    """ComfyUI's VAE over a fixed linear map. side: pixels a latent cell. frames: latents are [1, C, T, h, w], and
+    `temporal` frames become one latent frame behind the first."""
     import comfy.model_patcher
 
     made = tiny.vae()
-    made.first_stage_model = _Cells(channels, side, frames)
+    made.first_stage_model = _Cells(channels, side, temporal if frames else 0)
     tiny.fill(made.first_stage_model, 3)
     made.first_stage_model.eval()
     cpu = torch.device("cpu")
@@ -145,6 +157,6 @@ def vae(channels: int, side: int = 8, frames: bool = False):
     made.latent_dim = 3 if frames else 2
     made.process_input = made.process_output = lambda image: image
     if frames:
-        made.upscale_ratio = (lambda count: count, side, side)
-        made.downscale_ratio = (lambda count: count, side, side)
+        made.upscale_ratio = (lambda count: max(0, count * temporal - temporal + 1), side, side)
+        made.downscale_ratio = (lambda count: max(0, (count + temporal - 1) // temporal), side, side)
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,9 +20,12 @@ from ....training.validation import MIN_SPLIT, split
 from ....training.validation import folds as make_folds
 from .. import identity
 from ..models import check_picture_sizes, is_inpainting_model
+from ..models.clips import check_clips
 from ..models.second_picture import FIRST_FRAME, IN_PROMPT
 from ..runs.events import with_phase
 from . import cache
+from .clips import cut_clips, groups_of, latent_frames, mask_to_latent, needs_tiles
+from .clips import encode as encode_frames
 from .second_pictures import encode_seconds, equal_seconds, film_of
 
 
@@ -36,7 +40,8 @@ class Pictures:
     (height, width) in px. set_sizes, equal: see `split_pictures`.
     told: what the model is told of each item's second picture, as arguments of `extra_conds`; see `second_pictures`.
     how: the way, a key of `second_picture.WORDS`; "" without second pictures. in_prompts: where the prompt has the
-    second picture in it, for each item the first with the same one, -1 for one without; else empty.
+    second picture in it, for each item the first with the same one, -1 for one without; else empty. notes: sentences
+    for the report on what was done with clips.
     """
 
     items: list[TrainingImage]
@@ -51,6 +56,7 @@ class Pictures:
     told: Sequence[Mapping[str, Any]] = ()
     how: str = ""
     in_prompts: Sequence[int] = ()
+    notes: Sequence[str] = ()
 
     def model_inputs(self, index: int) -> dict[str, Any]:
         """What the model is told about a picture besides its caption, as arguments of ComfyUI's `extra_conds`.
@@ -79,8 +85,10 @@ class Pictures:
         return inputs | told
 
     def source_inputs(self, index: int) -> dict[str, Any]:
-        """What the model is told of a picture's source, or of its hole; {} of one without."""
-        return dict(self.told[index]) if self.told else {}
+        """What the model is told of a picture's source, or of its hole, and of a clip's frames a second; else {}."""
+        item = self.items[index]
+        rate = {"frame_rate": item.fps} if item.frames > 1 and item.fps else {}  # as LTXVConditioning's
+        return (dict(self.told[index]) if self.told else {}) | rate
 
     def prompt_key(self, index: int, prompt: str) -> str:
         """The key in `EncodedDataset.prompts` of a prompt for a picture: the prompt, with a number of its source where
@@ -91,8 +99,13 @@ class Pictures:
     @property
     def sample_index(self) -> int:
         """The picture whose size the samples have, and whose source: of pairs the first held-out one, else the first
-        that is trained on."""
-        return self.held_out_indices[0] if self.how and self.held_out_indices else self.training_indices[0]
+        that is trained on. Where there are clips, the first one of the most frequent frames and size."""
+        candidates = self.held_out_indices if self.how and self.held_out_indices else self.training_indices
+        shapes = Counter(tuple(self.items[i].pixels.shape) for i in candidates if self.items[i].frames > 1)
+        if not shapes:
+            return candidates[0]
+        common = shapes.most_common(1)[0][0]
+        return next(i for i in candidates if tuple(self.items[i].pixels.shape) == common)
 
     @property
     def sample_item(self) -> TrainingImage:
@@ -140,10 +153,12 @@ def encode_pictures(
     validation: pictures to score instead of some of `images`. prior: pictures for prior preservation. how: the way in
     which the model is given second pictures, see `Pictures`; None for a trainer that takes none. Raises `InputError`
     for a VAE of another model, for more held-out pictures than there are, for a size that the model cannot be trained
-    at, and for second pictures where `how` is None.
+    at, for clips where the model makes pictures, and for second pictures where `how` is None.
     """
     sets = [list(given.items) if given is not None else [] for given in (images, validation, prior)]
     items = [item for one in sets for item in one]
+    check_clips(base, items)
+    items, notes = cut_clips(vae, items)
     seconds = [item.path for item in items if item.control is not None]
     if how is None and seconds:
         raise InputError(
@@ -154,14 +169,18 @@ def encode_pictures(
     check_picture_sizes(base, ((item.name, *item.size) for item in items))
     pictures = split_pictures(items, LatentSet([], []), [len(one) for one in sets], config)
     with torch.inference_mode(False), torch.no_grad():
-        latents = _encode_latents(vae, base, items, how or "")
+        latents, tiled = _encode_latents(vae, base, items, how or "")
     masks = [
-        None if item.mask is None else mask_to_latent(item.mask, latent)
+        None if item.mask is None else mask_to_latent(item.mask, latent, _groups(vae, base, item, latent))
         for item, latent in zip(items, latents, strict=True)
     ]
+    if tiled:
+        notes.append(
+            f"{tiled} of the clips needed more memory than is free, and VAEEncodeTiled's tiles were used to encode"
+        )
     blank_latents = encode_blanks(vae, items) if is_inpainting_model(base) else {}
     data = LatentSet(latents, masks, [item.weight for item in items])
-    pictures = replace(pictures, data=data, blank_latents=blank_latents)
+    pictures = replace(pictures, data=data, blank_latents=blank_latents, notes=tuple(notes))
     if not how:
         return pictures
     in_prompts = equal_seconds(items) if how in IN_PROMPT else ()
@@ -220,24 +239,46 @@ def encode_blanks(vae, items: list[TrainingImage]) -> dict[tuple[int, ...], Tens
         }
 
 
-def _encode_latents(vae, base: comfy.model_base.BaseModel, items: list[TrainingImage], how: str) -> list[Tensor]:
-    """A latent [1, C, H, W] of each picture, float32 on the CPU, scaled and shifted as the model was trained.
+def _encode_latents(
+    vae, base: comfy.model_base.BaseModel, items: list[TrainingImage], how: str
+) -> tuple[list[Tensor], int]:
+    """(a latent [1, C, H, W] of each picture, [1, C, T, H, W] for a video model, how many clips needed tiles).
 
-    how: see `Pictures`. For a model that is given the first frame, that of a film which begins with the source.
+    float32 on the CPU, scaled and shifted as the model was trained. how: see `Pictures`. For a model that is given the
+    first frame, the latent of a pair is that of a film which begins with the source.
     """
-    vae_identity, out = identity.of_vae(vae), []
+    vae_identity, out, count = identity.of_vae(vae), list[Tensor](), 0
     for item in with_phase("pictures", items):
         film = item.control is not None and how == FIRST_FRAME
-        pixels = film_of(item) if film else item.pixels[None].contiguous()
-        shape = str(tuple(pixels.shape if film else pixels.shape[1:]))
-        key = cache.key_of(vae_identity, type(base.latent_format).__name__, shape, pixels.numpy().tobytes())
+        pixels = film_of(item) if film else item.pixels if item.is_clip else item.pixels[None]
+        pixels, tiled = pixels.contiguous(), item.is_clip and needs_tiles(vae, item.pixels.shape)
+        count += tiled
+        shape = str(tuple(pixels.shape if film or item.is_clip else pixels.shape[1:]))
+        parts = [*(["in tiles"] if tiled else []), shape, pixels.numpy().tobytes()]
+        key = cache.key_of(vae_identity, type(base.latent_format).__name__, *parts)
 
-        def encode(pixels: Tensor = pixels) -> Tensor:
-            latent = _in_model_shape(base, vae.encode(pixels.float() / 255))
+        def encode(item: TrainingImage = item, pixels: Tensor = pixels, tiled: bool = tiled) -> Tensor:
+            latent = _in_model_shape(base, encode_frames(vae, pixels, tiled))
+            if item.is_clip:
+                _check_frames(vae, item, latent)
             return base.process_latent_in(latent).float().to("cpu", copy=True).clone()
 
         out.append(cache.latent_cache.get(key, encode))
-    return out
+    return out, count
+
+
+def _check_frames(vae, item: TrainingImage, latent: Tensor) -> None:
+    """Raise `InputError` where the VAE's latent of a clip has other frames than the VAE says."""
+    wanted = latent_frames(vae, item.frames)
+    if latent.shape[0] != 1 or latent.shape[2] != wanted:
+        raise InputError(
+            f"the VAE makes {latent.shape[2]} latent frames of the {item.frames} of {item.path!r}, and {wanted} are "
+            "expected; wire in the VAE that belongs to the video model"
+        )
+
+
+def _groups(vae, base: comfy.model_base.BaseModel, item: TrainingImage, latent: Tensor) -> tuple[int, ...]:
+    return groups_of(vae, base, latent) if item.is_clip else (1,)
 
 
 def _in_model_shape(base: comfy.model_base.BaseModel, latent: Tensor) -> Tensor:
@@ -254,10 +295,3 @@ def _in_model_shape(base: comfy.model_base.BaseModel, latent: Tensor) -> Tensor:
             f"{channels} in {axes + 2}; wire in the VAE that belongs to the model"
         )
     return latent
-
-
-def mask_to_latent(mask: Tensor, latent: Tensor) -> Tensor:
-    """A pixel mask [H, W] at the latent's size, [1, 1, h, w] or [1, 1, 1, h, w]: the mean over each latent cell."""
-    height, width = latent.shape[-2:]
-    cells = torch.nn.functional.adaptive_avg_pool2d(mask[None, None].float(), (height, width))
-    return cells.reshape(1, *[1] * (latent.ndim - 3), height, width)

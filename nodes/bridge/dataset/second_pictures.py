@@ -6,6 +6,7 @@ The nodes are called, so that a training gives the model what a graph gives it w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def encode_seconds(vae, items: Sequence[TrainingImage], how: str) -> list[Told]:
     """What the model is told of each item's second picture, on the CPU; {} of an item without one.
 
     how: a key of `second_picture.WORDS`. Of a model that reads a masked picture, an item with a mask and without a
-    second picture is its own source.
+    second picture is its own source. A model that is given the first frame is given a clip's own.
     """
     vae_identity, out = identity.of_vae(vae), list[Told]()
     with torch.inference_mode(False), torch.no_grad():
@@ -42,16 +43,20 @@ def encode_seconds(vae, items: Sequence[TrainingImage], how: str) -> list[Told]:
             source = item.control
             if source is None and how == MASKED and item.mask is not None:
                 source = item.pixels
+            frames = FILM
+            if how == FIRST_FRAME and item.frames > 1:
+                source, frames = item.first_frame, item.frames
             if source is None:
                 out.append({})
                 continue
             mask = _hole(item) if how == MASKED else None
-            parts = [] if mask is None else [str(tuple(mask.shape)), mask.numpy().tobytes()]
+            parts = [str(frames)] if mask is None else [str(tuple(mask.shape)), mask.numpy().tobytes()]
             pixels = source.contiguous()
             key = cache.key_of(vae_identity, how, str(tuple(pixels.shape)), pixels.numpy().tobytes(), *parts)
 
-            def told(pixels: Tensor = pixels, mask: Tensor | None = mask) -> Told:
-                return {name: _kept(value) for name, value in _ENCODERS[how](vae, _image(pixels), mask).items()}
+            def told(pixels: Tensor = pixels, mask: Tensor | None = mask, frames: int = frames) -> Told:
+                encode = partial(_first_frame, frames=frames) if how == FIRST_FRAME else _ENCODERS[how]
+                return {name: _kept(value) for name, value in encode(vae, _image(pixels), mask).items()}
 
             out.append(cache.latent_cache.get(key, told))
     return out
@@ -138,11 +143,11 @@ def _masked(vae, image: Tensor, mask: Tensor | None) -> Told:
     return _added(InpaintModelConditioning().encode(_NOTHING, _NOTHING, image, vae, mask, noise_mask=False)[0])
 
 
-def _first_frame(vae, image: Tensor, _mask: Tensor | None) -> Told:
+def _first_frame(vae, image: Tensor, _mask: Tensor | None, frames: int = FILM) -> Told:
     from comfy_extras.nodes_wan import WanImageToVideo
 
     height, width = image.shape[1:3]
-    given = {"width": width, "height": height, "length": FILM, "batch_size": 1, "start_image": image}
+    given = {"width": width, "height": height, "length": frames, "batch_size": 1, "start_image": image}
     return _added(_first(WanImageToVideo.execute(_NOTHING, _NOTHING, vae, **given)))
 
 

@@ -30,7 +30,7 @@ def draw_preview(run: Run, folder: Path | None, name: str = "") -> Image.Image |
 
     folder: the run's. name: the LoRA's, where the run has neither a label nor a trigger.
     """
-    pair = next((pair for pair in pairs_of(run, folder) if pair.kept is not None), None)
+    pair = next((pair for pair in pairs_of(run, folder, frames=1) if pair.kept is not None), None)
     if pair is None or pair.kept is None:
         return None
     sample = _to_width(pair.kept)

@@ -23,7 +23,7 @@ from .family import NO_LAYERS, Family
 from .layers import is_convolution, is_linear
 from .names import core_places
 from .refused import reason_against
-from .second_picture import MEND, NEEDED_BY, OTHER_TRAINER, second_picture
+from .second_picture import CLIPS, FIRST_FRAME, MEND, NEEDED_BY, OTHER_TRAINER, second_picture
 
 TARGETS = ("cross-attention", "attention", "attention + feed-forward", "custom", *unet.BLOCK_PATTERNS)
 FAMILIES = (unet.FAMILY, flux.FLUX, flux.FLUX2, flux.CHROMA, sd3.FAMILY, qwen.FAMILY, lumina.FAMILY, wan.FAMILY)
@@ -87,7 +87,8 @@ def check_trainable(base, pairs: bool = False, takes_pairs: bool = True) -> None
         reason = exceptions_of(base.diffusion_model).untrainable_reason(base.diffusion_model)
         reason = reason or (family.untrainable_reason(base) if family else "")
     if reason:
-        mend = f"; {MEND if takes_pairs else OTHER_TRAINER}" if needs_pairs else ""
+        clips = CLIPS if takes_pairs and second_picture(base) == FIRST_FRAME else ""
+        mend = f"; {MEND if takes_pairs else OTHER_TRAINER}{clips}" if needs_pairs else ""
         raise InputError(f"this model ({type(base).__name__}) cannot be trained here: {reason}{mend}")
 
 

@@ -3,8 +3,7 @@
 Wan 2.2's 14B model is two networks of one shape, which is also that of Wan 2.1's: the high-noise expert denoises while
 the noise level is at least a boundary, then the low-noise expert takes over. Their weights do not say which one they
 are; their files' names do. The boundary is that of the official configurations, of the noise levels after the shift:
-`boundary` is 0.875 in `wan_t2v_A14B.py` and 0.900 in `wan_i2v_A14B.py`. Models of image to video cannot be trained here
-(see `wan.untrainable_reason`), but LoRAs of other programs are injected into them.
+`boundary` is 0.875 in `wan_t2v_A14B.py` and 0.900 in `wan_i2v_A14B.py`.
 """
 
 from __future__ import annotations
@@ -53,8 +52,9 @@ def noise_range(diffusion_model: Any, path: PurePath | None) -> NoiseRange:
         return NoiseRange(
             note=(
                 f"Trained on all noise levels, as for Wan 2.1. If this is an expert of Wan 2.2 14B, its file's name "
-                f"({name or 'not known'}) does not say which: name it with high_noise or low_noise, and train again on "
-                "that expert's half only."
+                f"({name or 'not known'}) does not say which: name it with high_noise or low_noise, or set "
+                f"min_timestep to {boundary:g} for the high-noise expert and max_timestep to {boundary:g} for the "
+                "low-noise one, and train again on that expert's part only."
             )
         )
     return NoiseRange()

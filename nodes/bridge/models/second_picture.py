@@ -31,6 +31,7 @@ _BY_REFERENCE = ("Flux", "Flux2", "QwenImage", "Omnigen2")
 _PAIRS = "Bespoke Pair Image Sets, or pairs of Bespoke Image Folder"
 OTHER_TRAINER = f"or train a LoRA for it with Bespoke Train LoRA on a set of pairs, a source and its result ({_PAIRS})"
 MEND = f"or wire in a set of pairs, a source and its result each ({_PAIRS})"
+CLIPS = ", or a set of clips (Bespoke Clip Folder), of which it is given the first frame"
 
 
 def second_picture(base) -> str:
@@ -52,9 +53,17 @@ def second_picture(base) -> str:
     return REFERENCE if name in _BY_REFERENCE else ""
 
 
+def has_source(base, item: TrainingImage) -> bool:
+    """Whether a picture has a second one, or is a clip of which the model is given the first frame."""
+    return item.control is not None or (item.frames > 1 and second_picture(base) == FIRST_FRAME)
+
+
 def check_pairs(base, items: Sequence[TrainingImage]) -> None:
-    """Raise `InputError` for a set of which some pictures have a second one, where the model needs it of all."""
-    lacking = [item.path for item in items if item.control is None]
+    """Raise `InputError` for a set of which some pictures have a second one, where the model needs it of all.
+
+    A clip needs none where the model is given the first frame.
+    """
+    lacking = [item.path for item in items if not has_source(base, item)]
     if second_picture(base) in NEEDED_BY and 0 < len(lacking) < len(items):
         raise InputError(
             f"this model ({type(base).__name__}) needs a second picture of each, and {len(lacking)} of {len(items)} "
@@ -72,12 +81,19 @@ def source_encoding(base, wanted: str, items: Sequence[TrainingImage]) -> str:
     own = second_picture(base)
     pairs = [item.path for item in items if item.control is not None]
     masks = own == MASKED and any(item.mask is not None for item in items)
+    clips = own == FIRST_FRAME and any(item.frames > 1 for item in items)
+    doubled = [item.path for item in items if item.control is not None and item.frames > 1]
+    if doubled and own == FIRST_FRAME:
+        raise InputError(
+            f"{doubled[0]!r} is a clip with a second one, and this model ({type(base).__name__}) is given a clip's own "
+            "first frame; train on the clips alone: take Bespoke Pair Image Sets away"
+        )
     if wanted != AUTO and not pairs:
         raise InputError(
             f"source_encoding is {wanted!r}, and no picture of the set has a second one; wire in a set of pairs, a "
             f"source and its result each ({_PAIRS}), or set source_encoding to {AUTO}"
         )
-    if not pairs and not masks:
+    if not pairs and not masks and not clips:
         return ""
     if pairs and not own:
         raise InputError(

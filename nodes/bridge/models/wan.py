@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, text to video: self-attention over all frames, then a cross-attention to the prompt, as in a U-Net.
+"""Wan 2.1 and 2.2: self-attention over all frames, then a cross-attention to the prompt, as in a U-Net.
 
 Wan Team 2025, arXiv 2503.20314, section 4.2. Latents are [B, C, frames, H, W]; a picture is one frame.
 """

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
 from torch import Tensor
 
 from ....training.checkpoint import State
 from ....training.distributed import StopRequest, World
 from ....training.record import Run, RunState
 from ....training.stopping import Comparison
+from ..drawing.animated import SamplePicture
 from .events import RunDisplay
 from .samples import SamplerSettings
 from .store import RunStore, consume_finish_request
@@ -62,7 +62,7 @@ class Store(Protocol):
     def save(self, state: State, run: Run) -> None: ...
     def save_record(self, run: Run) -> None: ...
     def save_end(self, state: RunState) -> None: ...
-    def save_sample(self, step: int, picture: Image.Image, number: int = 0) -> str: ...
+    def save_sample(self, step: int, picture: SamplePicture, number: int = 0) -> str: ...
     def set_aside(self) -> str: ...
 
 

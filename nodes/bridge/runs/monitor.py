@@ -14,7 +14,6 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ....training.distributed import StopRequest
@@ -24,6 +23,7 @@ from ....training.loop import Step, Training
 from ....training.measure import measure_step
 from ....training.picture_scores import add_losses
 from ....training.record import RunState
+from ..drawing.animated import SamplePicture
 from ..files.writing import reason_of
 from .context import Display, RunContext, Store
 from .events import MOST_PER_SECOND
@@ -366,7 +366,7 @@ class RunMonitor:
 
         return shown
 
-    def _save_sample(self, step: int, number: int, picture: Image.Image) -> None:
+    def _save_sample(self, step: int, number: int, picture: SamplePicture) -> None:
         keep_training_picture(self._store.folder, self._task.training_picture)
         name = self._store.save_sample(step, picture, number)
         self._task.run.samples.append((step, name))

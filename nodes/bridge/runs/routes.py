@@ -54,7 +54,10 @@ def register(server: HasRoutes, defaults: Defaults) -> None:
             path = RunStore(request.match_info["id"]).sample_path(request.match_info["file"])
         except ValueError:
             path = None
-        return web.FileResponse(path) if path else error_answer(NOT_FOUND, "no such sample")
+        if path is None:
+            return error_answer(NOT_FOUND, "no such sample")
+        kind = f"image/{path.suffix[1:]}"  # a system's table of types may lack WebP
+        return web.FileResponse(path, headers={"Content-Type": kind})
 
     @server.routes.get("/bespoke/runs/{id}/picture")
     async def picture(request: web.Request) -> web.StreamResponse:

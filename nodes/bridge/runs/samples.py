@@ -16,7 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from ....training.errors import InputError
+from ....training.images import TrainingImage
 from ....training.sample_prompts import SamplePrompt
+from ..dataset.clips import latent_frames, usable_frames
+from ..drawing.animated import AnimatedPicture, SamplePicture
+
+MOST_FRAMES = 33  # of a sample that is drawn at the training's own frames
+FPS = 16.0  # of a film whose frames a second are not known
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,25 @@ def settings_for(prompt: SamplePrompt, settings: SamplerSettings) -> SamplerSett
     return replace(settings, **{name: value for name, value in own.items() if value is not None})
 
 
+@dataclass(frozen=True)
+class SampleShape:
+    """What a sample has where its prompt asks for nothing else.
+
+    latent: [1, C, ...] of a picture or clip of the set, of which only the shape is read. size: (height, width) in px of
+    that. frames: of the clip, 1 for a picture. fps: frames a second.
+    """
+
+    latent: Tensor
+    size: Sequence[int]
+    frames: int = 1
+    fps: float = FPS
+
+    @classmethod
+    def of(cls, latent: Tensor, item: TrainingImage) -> SampleShape:
+        """The shape of an item's samples."""
+        return cls(latent, item.size, item.frames, item.fps or FPS)
+
+
 def latent_for(prompt: SamplePrompt, like: Tensor, size: Sequence[int]) -> Tensor:
     """A latent of the size that the prompt asks for; `like` where it asks for none.
 
@@ -128,47 +153,116 @@ def latent_for(prompt: SamplePrompt, like: Tensor, size: Sequence[int]) -> Tenso
     return torch.zeros(*like.shape[:-2], *cells, dtype=like.dtype)
 
 
+def frames_for(prompt: SamplePrompt, vae, shape: SampleShape) -> int | None:
+    """The frames of a prompt's sample; None for a picture.
+
+    Those of the set's clips, at most `MOST_FRAMES`, where the prompt asks for none. Raises `InputError` where a model
+    of pictures is asked for frames, and for a number of frames that the VAE does not take.
+    """
+    wanted = prompt.frames
+    if wanted is None:
+        return usable_frames(vae, min(shape.frames, MOST_FRAMES)) if shape.frames > 1 else None
+    if wanted == 1:
+        return None
+    if shape.latent.ndim != 5:
+        raise InputError(f"sample_prompt has --f {wanted}, and this model makes single pictures; take it out")
+    usable = usable_frames(vae, wanted)
+    if usable != wanted:
+        raise InputError(
+            f"sample_prompt has --f {wanted}, and the VAE packs frames in groups of "
+            f"{vae.temporal_compression_decode()} behind the first; write {usable}"
+        )
+    return wanted
+
+
+def with_frames(conditioning: list, count: int) -> list:
+    """A conditioning of a clip for its first `count` latent frames.
+
+    What a model is told of the clip's first frame has the clip's frames. The VAE looks back in time alone, so that the
+    first latent frames are those of a shorter clip. Raises `InputError` for more frames than there are.
+    """
+    out = []
+    for context, fields in conditioning:
+        fields = dict(fields)
+        for name in ("concat_latent_image", "concat_mask"):
+            told = fields.get(name)
+            if not isinstance(told, Tensor) or told.ndim != 5:
+                continue
+            if told.shape[2] < count:
+                raise InputError(
+                    f"sample_prompt has --f for {count} latent frames, and the first frame of a clip was encoded for "
+                    f"{told.shape[2]}; write a smaller --f, or take it out"
+                )
+            fields[name] = told[:, :, :count]
+        out.append([context, fields])
+    return out
+
+
 def sampler_for(
     denoiser,
     vae,
-    like: tuple[Tensor, Sequence[int]],
+    shape: SampleShape,
     settings: SamplerSettings,
     prompts: Sequence[SamplePrompt],
     conditioning: Callable[[SamplePrompt], tuple[list, list]],
-    strip: Callable[[Callable[[], Image.Image]], Image.Image] = lambda draw: draw(),
-) -> Callable[[], list[Image.Image]]:
-    """A function that draws one image of each prompt with the model of `denoiser` as it is when called.
+    strip: Callable[[Callable[[], SamplePicture]], SamplePicture] = lambda draw: draw(),
+) -> Callable[[], list[SamplePicture]]:
+    """A function that draws one picture or film of each prompt with the model of `denoiser` as it is when called.
 
-    like: (a latent [1, C, ...] of the size to draw where a prompt names none, the size of its picture in px).
-    conditioning: returns the present (positive, negative) of a prompt. strip: makes the image of a prompt of a function
-    that draws one picture of it. Raises `InputError` as `latent_for`.
+    shape: of a sample whose prompt asks for none. conditioning: returns the present (positive, negative) of a prompt.
+    strip: makes the picture of a prompt of a function that draws one of it. Raises `InputError` as `latent_for` and
+    `frames_for`.
     """
-    wanted = [(each, latent_for(each, *like), settings_for(each, settings)) for each in prompts]
+    wanted = []
+    for each in prompts:
+        latent, frames = latent_for(each, shape.latent, shape.size), frames_for(each, vae, shape)
+        if frames is not None:
+            latent = _of_frames(latent, latent_frames(vae, frames))
+        elif each.frames == 1:
+            latent = _of_frames(latent, 1)
+        wanted.append((each, latent, None if frames is None else shape.fps))
 
-    def draw() -> list[Image.Image]:
-        pictures = list[Image.Image]()
+    def conditions(prompt: SamplePrompt, latent: Tensor) -> tuple[list, list]:
+        positive, negative = conditioning(prompt)
+        if latent.ndim != 5:
+            return positive, negative
+        return with_frames(positive, latent.shape[2]), with_frames(negative, latent.shape[2])
+
+    def draw() -> list[SamplePicture]:
+        pictures = list[SamplePicture]()
         with sampling(denoiser):
-            for prompt, latent, own in wanted:
-                pictures.append(
-                    strip(partial(_draw_picture, denoiser, vae, latent, own, partial(conditioning, prompt)))
-                )
+            for prompt, latent, fps in wanted:
+                given = partial(conditions, prompt, latent)
+                own = settings_for(prompt, settings)
+                pictures.append(strip(partial(_draw_picture, denoiser, vae, latent, own, given, fps)))
         return pictures
 
     return draw
 
 
+def _of_frames(latent: Tensor, count: int) -> Tensor:
+    """A latent of the shape of `latent` [1, C, T, h, w] with `count` latent frames; a picture's as it is."""
+    if latent.ndim != 5 or latent.shape[2] == count:
+        return latent
+    return torch.zeros(*latent.shape[:2], count, *latent.shape[3:], dtype=latent.dtype)
+
+
 def _draw_picture(
-    denoiser, vae, like: Tensor, settings: SamplerSettings, conditioning: Callable[[], tuple[list, list]]
-) -> Image.Image:
+    denoiser,
+    vae,
+    like: Tensor,
+    settings: SamplerSettings,
+    conditioning: Callable[[], tuple[list, list]],
+    fps: float | None,
+) -> SamplePicture:
     samples = draw_latent(denoiser, like, settings, conditioning)
     with torch.no_grad():
-        return _picture(vae.decode(samples))
+        pictures = _pictures(vae.decode(samples))
+    # A film of a pair begins with the source, where the model is given the first frame: its last frame is shown.
+    return pictures[-1] if fps is None else AnimatedPicture(tuple(pictures), fps)
 
 
-def _picture(pixels: Tensor) -> Image.Image:
-    """The picture of a decoded latent [1, H, W, 3], the last of a film [1, T, H, W, 3], in 0..1.
-
-    A film begins with the source where the model is given the first frame.
-    """
-    picture = (pixels.reshape(-1, *pixels.shape[-3:])[-1].float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
-    return Image.fromarray(picture.numpy())
+def _pictures(pixels: Tensor) -> list[Image.Image]:
+    """The frames of a decoded latent, [1, H, W, 3] or [1, F, H, W, 3] in 0..1."""
+    frames = (pixels.reshape(-1, *pixels.shape[-3:]).float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    return [Image.fromarray(frame.numpy()) for frame in frames]

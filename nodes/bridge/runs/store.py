@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import folder_paths
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ....training.checkpoint import State, UnusableState, pack, unpack
 from ....training.plain_json import read_json
 from ....training.record import Run, RunState, Summary, summary_of
+from ..drawing.animated import AnimatedPicture, SamplePicture
 from ..files.reading import read_text
 from ..files.writing import reason_of, replacing, write_safetensors, write_text
 from .durable import replace_text, sync_folder
@@ -31,7 +31,7 @@ from .record_file import RECORD, STATE_NAME, SavedRecord, state_name
 SUMMARY, SAMPLES = "summary.json", "samples"
 # Bytes. Version 0.1 kept the losses in the record: 20 MB for a million of them.
 LARGEST_RECORD, LARGEST_SUMMARY = 100_000_000, 1_000_000
-_SAMPLE = re.compile(r"\d{6,}(_\d{2,})?\.png")
+_SAMPLE = re.compile(r"\d{6,}(_\d{2,})?\.(png|webp)")
 _ID = re.compile(r"[a-z-]+-[0-9a-f]{12}")
 # The ids of runs that the user has asked to finish: written by the route, read by the training, in different threads.
 _finish_requests: set[str] = set()
@@ -325,15 +325,19 @@ class RunStore:
                 self._write_summary(summary_of(run), record)
         self._last = _LastSave(run.losses, len(run.losses), state_file, record)
 
-    def save_sample(self, step: int, picture: Image.Image, number: int = 0) -> str:
+    def save_sample(self, step: int, picture: SamplePicture, number: int = 0) -> str:
         """Write a sample image of prompt `number`, from 0. Returns its file name, which `sample_path` takes.
 
-        000040.png is that of the first prompt at step 40, and 000040_02.png that of the second.
+        000040.png is that of the first prompt at step 40, and 000040_02.png that of the second; a film is .webp.
         """
         self._check_owned()
-        name = f"{step:06}.png" if number == 0 else f"{step:06}_{number + 1:02}.png"
+        stem = f"{step:06}" if number == 0 else f"{step:06}_{number + 1:02}"
+        name = f"{stem}.{'webp' if isinstance(picture, AnimatedPicture) else 'png'}"
         with replacing(self.folder / SAMPLES / name) as temporary:
-            picture.save(temporary, "PNG")
+            if isinstance(picture, AnimatedPicture):
+                picture.save(temporary)
+            else:
+                picture.save(temporary, "PNG")
         return name
 
     def sample_path(self, name: str) -> Path | None:

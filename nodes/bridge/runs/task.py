@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
 from torch import Tensor
 
 from ....training.config import TrainConfig
@@ -17,6 +16,7 @@ from ....training.measure import StepCost
 from ....training.picture_scores import Picture
 from ....training.record import Run
 from ....training.stopping import StopRule
+from ..drawing.animated import SamplePicture
 from .scoring import PictureScorer
 
 
@@ -70,7 +70,7 @@ class TrainingTask:
     until: int | None
     resume: bool
     describe_start: Callable[[StepCost], str]
-    draw_sample: Callable[[], Sequence[Image.Image]] | None = None
+    draw_sample: Callable[[], Sequence[SamplePicture]] | None = None
     precision_advice: str = ""
     check: Callable[[int], None] = lambda micro: None
     frozen: Sequence[Tensor] = ()

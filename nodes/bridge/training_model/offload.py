@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,17 +30,31 @@ class OffloadPlan:
     summary: str = ""
 
 
-def plan_offload(model, make_forecast: Callable[[], StepMemory], advice: str = MEMORY_ADVICE) -> OffloadPlan:
+def plan_offload(
+    model,
+    make_forecast: Callable[[], StepMemory],
+    advice: str = MEMORY_ADVICE,
+    what_fits: Callable[[Callable[[StepMemory], bool]], str] = lambda fits: "",
+) -> OffloadPlan:
     """How to load a MODEL for a training.
 
     make_forecast: gives the memory of one step. advice: what a user can change to need less memory, for the error.
+    what_fits: names, for the error, values with which a step fits; it is given a function that tells whether one does.
     Raises `InputError` where the step cannot fit, see `must_offload`.
     """
     device = model.load_device
     step = forecast_if_needed(model.model, device, make_forecast)
     if step is None:
         return OffloadPlan()
-    offload = must_offload(step, available_memory(device), supports_offload(device), device.type == "cpu", advice)
+    given = available_memory(device), supports_offload(device), device.type == "cpu"
+
+    def fits(other: StepMemory) -> bool:
+        return _needed(other, *given) <= given[0]
+
+    if not fits(step):
+        with contextlib.suppress(Exception):  # as in `forecast_if_needed`; the error says the rest
+            advice = ", ".join(part for part in (what_fits(fits), advice) if part)
+    offload = must_offload(step, *given, advice)
     return OffloadPlan(step.without_weights if offload else None, f"; {describe_forecast(step, offload)}")
 
 
@@ -87,13 +102,11 @@ def must_offload(
     Where the step does not fit in any way, the CPU raises `InputError`, since the system would end the whole server.
     An accelerator reports by itself when its memory is full, so there the forecast is only logged as a warning.
     """
-    needed = step.peak() - (step.weights - step.copies if weights_loaded else 0)
-    if needed <= free:
+    if _needed(step, free, False, weights_loaded) <= free:
         return False
-    if can_offload:
-        needed = step.peak(offload=True)
-        if needed <= free:
-            return True
+    needed = _needed(step, free, can_offload, weights_loaded)
+    if needed <= free:
+        return True
     message = (
         f"a step needs about {format_bytes(needed)}{' with the weights offloaded' if can_offload else ''} and "
         f"{format_bytes(free)} are free; what lowers it: {advice}"
@@ -102,6 +115,12 @@ def must_offload(
         raise InputError(message)
     logging.warning("Bespoke: %s. It is tried all the same", message)
     return can_offload
+
+
+def _needed(step: StepMemory, free: int, can_offload: bool, weights_loaded: bool) -> int:
+    """The bytes that a step needs: with the weights offloaded where it must be and can be; see `must_offload`."""
+    needed = step.peak() - (step.weights - step.copies if weights_loaded else 0)
+    return step.peak(offload=True) if can_offload and needed > free else needed
 
 
 def describe_forecast(step: StepMemory, offload: bool) -> str:

@@ -99,8 +99,8 @@ def make_plan(loras: Sequence[Column], strengths: str, prompts: str, trigger: st
     notes = list[str]()
     if alone != lines:
         notes.append(
-            "prompts has options of sample prompts (--n, --w, --h, --d, --l, --s). They are not used here: negative, "
-            "width, height, seed, cfg and steps are inputs of this node."
+            "prompts has options of sample prompts (--n, --w, --h, --d, --l, --s, --f). They are not used here: "
+            "negative, width, height, seed, cfg and steps are inputs of this node."
         )
     blocks = [Block(text, _rows(text, values, trigger)) for text in dict.fromkeys(texts)]
     if not trigger.strip():

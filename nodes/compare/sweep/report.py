@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from ....training.measure import format_duration
+from ...bridge.models.clips import takes_clips
 from .cells import Cells
 from .losses import Score
 from .plan import Plan
@@ -21,6 +22,10 @@ def report(plan: Plan, cells: Cells, scores: Mapping[tuple[str, float], Score]) 
         + (f", {cells.kept} kept from before" if cells.kept else "")
         + "."
     ]
+    if takes_clips(cells.models.model.model):
+        lines.append(
+            "The model makes films, and each cell is one of a single frame: it shows how things look, not move."
+        )
     if scores:
         lines += _scores(scores)
     if cells.reading.unread:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ....training.adapters.strength import at_strength
@@ -16,6 +16,7 @@ from ....training.record import Run
 from ....training.sample_prompts import SamplePrompt
 from ....training.slider import pulled
 from ...bridge.dataset.conditioning import ModelConds
+from ...bridge.drawing.animated import SamplePicture, joined
 from ...bridge.runs.samples import SamplerSettings
 from ...bridge.schedule_part import trained_range
 from ..training.preserve import drawn_prompts, lines_of
@@ -130,13 +131,14 @@ class SliderTechnique(LoraTechnique):
             return super().sample_prompts()
         return [SamplePrompt(seed=seed) for seed in SAMPLE_SEEDS]
 
-    def sample_strip(self, draw: Callable[[], Image.Image]) -> Image.Image:
+    def sample_strip(self, draw: Callable[[], SamplePicture]) -> SamplePicture:
         """The picture at each of the request's `drawn_strengths`, side by side; before the first step they are one."""
-        strengths, pictures = self.request.drawn_strengths, list[Image.Image]()
+        strengths, pictures = self.request.drawn_strengths, list[SamplePicture]()
         for strength in strengths[:1] if self._changes_nothing() else strengths:
             with at_strength(strength):
                 pictures.append(draw())
-        return strip_of(pictures * (len(strengths) // len(pictures)), strengths)
+        pictures *= len(strengths) // len(pictures)
+        return joined(pictures, partial(strip_of, strengths=strengths))
 
     def _changes_nothing(self) -> bool:
         """Whether all parts that start at zero are zero still."""

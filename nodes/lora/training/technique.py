@@ -34,8 +34,9 @@ from ...bridge.dataset.encoded import EncodedDataset, describe_models, identify_
 from ...bridge.dataset.pictures import Pictures, encode_pictures
 from ...bridge.dataset.second_pictures import encode_with_pictures
 from ...bridge.models import check_trainable
+from ...bridge.models.clips import check_clips
 from ...bridge.models.custom import own_sizes
-from ...bridge.models.second_picture import IN_PROMPT, WORDS, check_pairs, source_encoding
+from ...bridge.models.second_picture import IN_PROMPT, WORDS, check_pairs, has_source, source_encoding
 from ...bridge.noise_level import noise_level
 from ...bridge.runs.report import (
     describe_card,
@@ -50,9 +51,10 @@ from ...bridge.runs.report import (
     describe_shared,
     describe_unread,
 )
-from ...bridge.runs.samples import SamplerSettings, as_conditioning
+from ...bridge.runs.samples import SamplerSettings, as_conditioning, with_frames
 from ...bridge.schedule_part import describe_part, trained_range
 from ...bridge.trainer import Models
+from ...bridge.training_model.clip_memory import what_fits
 from ...bridge.training_model.denoiser import ComfyDenoiser, check_wire
 from ...bridge.training_model.memory_forecast import OPTIMIZER_BYTES, StepMemory, forecast
 from ...bridge.training_model.offload import MEMORY_ADVICE
@@ -81,8 +83,9 @@ def encode_dataset(models: Models, data: LoraData, request: LoraRequest) -> Enco
     check_wire(model, clip)
     restore_own_modules(model)
     items = data.items
+    check_clips(model.model, items)
     check_pairs(model.model, items)
-    check_trainable(model.model, all(item.control is not None for item in items))
+    check_trainable(model.model, all(has_source(model.model, item) for item in items))
     how = source_encoding(model.model, request.source_encoding, items)
     trained_range(model, request.train)
     learn_layers_of(model.model, partial(encode_prompt, clip, "a photo"))
@@ -250,14 +253,20 @@ class LoraTechnique:
         """How many graphs of a batch `loss` keeps."""
         return 1
 
-    def step_memory(self, batch_size: int, compute: torch.dtype | None) -> StepMemory:
-        """From the largest picture and its caption. A trained text encoder's own part is not in it."""
+    def step_memory(self, batch_size: int, compute: torch.dtype | None, latent: Tensor | None = None) -> StepMemory:
+        """From the largest picture and its caption. A trained text encoder's own part is not in it.
+
+        latent: another one than the picture's, [1, C, ...], of which the shape is read.
+        """
         request, base, pictures = self.request, self._models.model.model, self._dataset.pictures
         index = pictures.largest_index()
-        prompt, latent = pictures.items[index].prompt, pictures.data.latents[index]
+        prompt, latent = pictures.items[index].prompt, pictures.data.latents[index] if latent is None else latent
         encoded = self._dataset.prompts or encode_prompts(self._models.clip, [prompt])
         context, extra = encoded[pictures.prompt_key(index, prompt)]
-        one = model_conds(base, context, extra | pictures.source_inputs(index), latent, torch.device("cpu"))
+        told = extra | pictures.source_inputs(index)
+        if latent.ndim == 5:
+            ((context, told),) = with_frames([[context, told]], latent.shape[2])
+        one = model_conds(base, context, told, latent, torch.device("cpu"))
         layers = request.layers(base.diffusion_model)
         config, configs, made = request.adapter_config, request.own_configs(layers), list[AdapterSet]()
 
@@ -281,6 +290,13 @@ class LoraTechnique:
         )
         adapter = self._dataset.training_adapter or {}
         return replace(memory, trained=memory.trained + sum(tensor.nbytes for tensor in adapter.values()))
+
+    def what_fits(self, batch_size: int, compute: torch.dtype | None, fits: Callable[[StepMemory], bool]) -> str:
+        """See `trainer.SaysWhatFits`."""
+        pictures = self._dataset.pictures
+        index = pictures.largest_index()
+        item, latent = pictures.items[index], pictures.data.latents[index]
+        return what_fits(item, latent, batch_size, lambda shape, count: fits(self.step_memory(count, compute, shape)))
 
     def frozen_models(self) -> Sequence[Any]:
         return ()
