@@ -302,7 +302,7 @@ def recipe(name: str, goal: str, info: dict) -> Blueprint:
     return recipes.make(Blueprint, info, name, goal)
 
 
-RECIPES = {f"{name}, {goal}": partial(recipe, name, goal) for name in recipes.FAMILIES for goal in recipes.GOALS}
+RECIPES = {f"{name}, {goal}": partial(recipe, name, goal) for name, of in recipes.FAMILIES.items() for goal in of.goals}
 BLUEPRINTS = (train_lora, change, repaint, teach, smaller, *RECIPES.values())
 
 

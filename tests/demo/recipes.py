@@ -17,13 +17,23 @@ KOHYA = "kohya_ss, presets/lora"
 FIND_RATE = "BespokeFindLearningRate"
 PREFIX = "LoRA recipe - "  # of the blueprints' names
 GOALS = ("subject", "style", "concept")
-TARGETS = {"subject": "cross-attention", "style": "attention + feed-forward", "concept": "attention"}
-HELD_OUT = {"subject": 2, "style": 8, "concept": 4}
+MOTION = "motion"  # of clips, for the models that make films
+TARGETS = {
+    "subject": "cross-attention",
+    "style": "attention + feed-forward",
+    "concept": "attention",
+    MOTION: "attention",
+}
+HELD_OUT = {"subject": 2, "style": 8, "concept": 4, MOTION: 4}
 ADVICE = {
     "subject": "One person, animal or thing. 5 to 20 pictures, with a trigger word that no prompt has otherwise.",
     "style": "The look of many different things. 50 to 200 pictures; captions say what is shown, not how it looks.",
     "concept": (
         "A kind of thing, a pose or a garment. 20 to 100 pictures of different examples; captions name all else."
+    ),
+    MOTION: (
+        "How something moves. 10 to 50 short films of one movement with different things, in scenes of at least the "
+        "clip's length; captions say what is shown and that it moves so."
     ),
 }
 
@@ -39,7 +49,10 @@ class Loader:
 
 @dataclass(frozen=True)
 class Values:
-    """What differs by goal. accumulation: model calls per step. source: where rate, steps and batch come from."""
+    """What differs by goal. accumulation: model calls per step. source: where rate, steps and batch come from.
+
+    frames: of a clip, 0 for pictures; fps: frames a second. frames_source: where both come from.
+    """
 
     rank: int
     rate: float
@@ -49,6 +62,10 @@ class Values:
     accumulation: int = 1
     dropout: float = 0.0
     rank_source: str = ""
+    frames: int = 0
+    fps: float = 0.0
+    frames_source: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,15 @@ def one_clip(name: str, kind: str) -> Loader:
 
 HELP = "the help page of Train LoRA"
 SEEN = f"{HELP}: 80 times each of 100 pictures; 50 to 150 is usual"
+WAN_PICTURES = {
+    "notes": ("Wan 2.1 text to video, trained on pictures: it learns looks and no movement. Samples are one frame.",)
+}
+WAN_CLIPS = {
+    "frames": 45,
+    "fps": 16.0,
+    "frames_source": f"{MUSUBI}/dataset_config.md, which takes 25 and 45 of 16 a second for Wan",
+    "notes": ("Wan 2.1 text to video. Samples are films of at most 33 frames; the cells of the sweep are one frame.",),
+}
 FAMILIES = {
     "SD1.5": Family(
         checkpoint("v1-5-pruned-emaonly-fp16.safetensors"),
@@ -274,15 +300,15 @@ FAMILIES = {
                 f"{AI_TOOLKIT}/train_lora_wan21_14b_24gb.yaml, which is for all goals alike",
                 dropout=0.05,
                 rank_source="the same file, 32",
+                **WAN_CLIPS if goal == MOTION else WAN_PICTURES,
             )
-            for goal in GOALS
+            for goal in (*GOALS, MOTION)
         },
         640,
         f"{AI_TOOLKIT}/train_lora_wan21_14b_24gb.yaml, 632",
         (30, 5.0, "simple"),
         "ai-toolkit's file",
         notes=(
-            "Wan 2.1 text to video, trained on pictures: it learns looks and no movement. Samples are one frame.",
             "Of Wan 2.2 train each of the two experts with a recipe of its own; the trainer keeps to its part of the "
             "schedule by the file's name.",
             f"{MUSUBI}/wan.md has a rate of 2e-4.",
@@ -314,6 +340,10 @@ def note(name: str, goal: str, has_search: bool) -> str:
         f"{f' x {values.accumulation}' if values.accumulation > 1 else ''} | published by {values.source} |",
         f"| rank and alpha {values.rank} | {values.rank_source} |",
         f"| resolution {family.resolution} | {family.resolution_source} |",
+        *(
+            [f"| clips of {values.frames} frames, {values.fps:g} a second | {values.frames_source} |"]
+            * bool(values.frames)
+        ),
         f"| targets {TARGETS[goal]} | {HELP} |",
         *([f"| caption_dropout {values.dropout:g} | the same file as the rate |"] if values.dropout else []),
         f"| validation {HELD_OUT[goal]} | this pack: it says when to stop |",
@@ -323,6 +353,7 @@ def note(name: str, goal: str, has_search: bool) -> str:
         "",
         "Of fewer than ten pictures none is spared for **validation**: the training takes up to four times as long. 0 "
         "goes without.",
+        *values.notes,
         *family.notes,
     ]
     return "\n".join(lines)
@@ -334,8 +365,8 @@ def make(blueprint: Callable, info: dict, name: str, goal: str):
     b = blueprint(
         info,
         f"{PREFIX}{name}, {goal}",
-        f"Trains a LoRA of a {goal} on {name}: a folder of pictures in; a file in the loras folder and a "
-        "grid of steps and strengths out. The note inside says where each value comes from. "
+        f"Trains a LoRA of a {goal} on {name}: a folder of {'films' if values.frames else 'pictures'} in; a file in "
+        "the loras folder and a grid of steps and strengths out. The note inside says where each value comes from. "
         + ("" if "Run here" in family.tried else "Not tried here."),
         f"Bespoke/recipes/{name}",
     )
@@ -343,7 +374,11 @@ def make(blueprint: Callable, info: dict, name: str, goal: str):
     b.note(note(name, goal, FIND_RATE in info), 620)
     b.column()
     wires = _load(b, family)
-    folder = b.node("BespokeImageFolder", folder="(no folder yet)", resolution=family.resolution)
+    given = dict(folder="(no folder yet)", resolution=family.resolution)
+    if values.frames:
+        folder = b.node("BespokeClipFolder", frames=values.frames, fps=values.fps, **given)
+    else:
+        folder = b.node("BespokeImageFolder", **given)
     settings = {
         **wires,
         "images": (folder, "images"),
