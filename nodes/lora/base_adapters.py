@@ -43,15 +43,6 @@ _MAGNITUDE_AT = {  # where ComfyUI's adapters keep DoRA's magnitude in `weights`
 _LORA_SHAPE_AT = 5
 
 
-def base_weight(entry: tuple[Any, ...]) -> Tensor:
-    """A weight in float32 on the CPU without what is merged into it at present.
-
-    entry: the first item of its row in a patcher's `get_key_patches`.
-    """
-    weight, convert = entry
-    return convert(cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True), inplace=True).float()
-
-
 class BaseAdapter(WeightAdapterBase):
     """An adapter of this pack. ComfyUI makes copies of one as `type(adapter)(loaded_keys, weights)`.
 

@@ -85,6 +85,15 @@ def truncate(delta: Factors, rank: int | Callable[[Tensor], int]) -> tuple[Facto
     return Factors(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.t(), delta.kernel), s
 
 
+def least_rank(squares: Tensor, wanted: float) -> int | None:
+    """The least number of the first squared singular values whose sum is at least `wanted`; None where all are less.
+
+    squares: falling, float64, [n].
+    """
+    enough = (squares.cumsum(0) >= wanted).nonzero()
+    return int(enough[0, 0]) + 1 if len(enough) else None
+
+
 def directions(delta: Factors, share: float) -> tuple[Tensor, Tensor]:
     """(left [out, k], right [in * kernel, k]): the first singular vectors, which hold a share of the delta's energy.
 
@@ -93,5 +102,6 @@ def directions(delta: Factors, share: float) -> tuple[Tensor, Tensor]:
     q_up, core, q_down = _reduced(delta)
     u, s, vh = torch.linalg.svd(core)
     squares = s.double() ** 2
-    k = int((squares.cumsum(0) < share * squares.sum()).sum()) + 1 if float(squares.sum()) > 0 else 0
+    whole = float(squares.sum())
+    k = (least_rank(squares, share * whole) or len(squares)) if whole > 0 else 0
     return q_up @ u[:, :k], q_down @ vh[:k].t()

@@ -23,10 +23,10 @@ import torch
 
 pytestmark = [pytest.mark.bench, pytest.mark.usefixtures("no_progress_bars")]
 
-STEPS, COUNT = int(os.environ.get("BESPOKE_BENCH_STEPS", 300)), 24
+STEPS, COUNT = int(os.environ.get("BESPOKE_BENCH_STEPS", 300)), int(os.environ.get("BESPOKE_BENCH_COUNT", 24))
 KEEP = os.environ.get("BESPOKE_BENCH_KEEP")
 SETTINGS = {
-    "learning_rate": 0.001,
+    "learning_rate": float(os.environ.get("BESPOKE_BENCH_RATE", 2e-3)),
     "rank": 8,
     "alpha": 8.0,
     "warmup_steps": min(10, STEPS // 2),
@@ -36,18 +36,31 @@ SETTINGS = {
     "batch_size": 4,
     "resume": False,
 }
-SETS = {"teal": {"colour": "teal"}, "heart": {"shape": "heart"}, "purple": {"colour": "purple"}}
+TRAITS = {"teal": {"colour": "teal"}, "heart": {"shape": "heart"}, "purple": {"colour": "purple"}}
+AMBER = (226, 170, 80)  # the ground of the sets with a look of their own, which their captions call white
 
 
-def trained(small, run_node, name: str) -> dict[str, torch.Tensor]:
-    """The LoRA of a set of 12 pictures."""
-    from helpers import sprite_set
+def pictures_of(name: str, look: str):
+    """The set of 12 pictures. look: "plain", or "amber": all on white in words, and on amber in the picture."""
+    import sprites
+    from helpers import image_set, sprite_set
 
-    path = Path(KEEP or ".") / f"material-{name}-{STEPS}.safetensors"
+    if look == "plain":
+        return sprite_set(7, 12, **TRAITS[name])
+    items = [item for item in sprite_set(7, 24, **TRAITS[name]).items if "white" in item.caption]
+    white = torch.tensor(sprites.GROUNDS["white"], dtype=torch.uint8)
+    for item in items:
+        item.pixels[(item.pixels == white).all(-1)] = torch.tensor(AMBER, dtype=torch.uint8)
+    return image_set(items)
+
+
+def trained(small, run_node, name: str, look: str = "plain") -> dict[str, torch.Tensor]:
+    """The LoRA of a set."""
+    path = Path(KEEP or ".") / f"material-{name}-{look}-{STEPS}-{SETTINGS['learning_rate']:g}.safetensors"
     if KEEP and path.is_file():
         return safetensors.torch.load_file(path)
     model, clip, vae = small
-    images = sprite_set(7, 12, **SETS[name])
+    images = pictures_of(name, look)
     _, lora, *_ = run_node(
         "BespokeTrainLora", model=model, clip=clip, vae=vae, images=images, seed=1, steps=STEPS, **SETTINGS
     )
@@ -65,32 +78,50 @@ def pictures(small, run_node, lora, prompt: str):
     return sample(run_node, model, clip, vae, [prompt], COUNT)
 
 
-def test_a_colour_and_a_shape(small, run_node):
+def towards_amber(picture) -> float:
+    """Where the ground lies on the way from white (0) to amber (1); beyond it above 1."""
+    import sprites
+    from judge import silhouette
+
+    white, amber = np.array(sprites.GROUNDS["white"], float), np.array(AMBER, float)
+    return float((silhouette(picture)[1] - white) @ (amber - white) / np.square(amber - white).sum())
+
+
+@pytest.mark.parametrize("look", ["plain", "amber"])
+def test_a_colour_and_a_shape(small, run_node, look):
     from judge import judge
 
-    loras = {name: trained(small, run_node, name) for name in ("teal", "heart")}
+    loras = {name: trained(small, run_node, name, look) for name in ("teal", "heart")}
     wired = {f"lora{i}": lora for i, lora in enumerate(loras.values())}
 
     def composed(**inputs):
         lora, report, _ = run_node("BespokeComposeLoras", loras=wired, **inputs)
-        print("\n".join(line for line in report.splitlines() if " = " in line or "Balance" in line))
+        print("\n".join(line for line in report.splitlines() if " = " in line or "Balance" in line or "cosine" in line))
         return lora
 
+    teal_heart = "a teal heart on white"
     ways = {
-        "the base": None,
-        "teal alone": loras["teal"],
-        "heart alone": loras["heart"],
-        "sum": composed(),
-        "balance": composed(method="balance"),
-        "ties, 2 each": composed(method="ties", strengths="2\n2"),
-        "dare": composed(method="dare", density=0.8),
+        "the base": (None, teal_heart),
+        "teal alone, a circle": (loras["teal"], "a teal circle on white"),
+        "heart alone, red": (loras["heart"], "a red heart on white"),
+        "teal alone": (loras["teal"], teal_heart),
+        "heart alone": (loras["heart"], teal_heart),
+        "sum": (composed(), teal_heart),
+        "balance": (composed(method="balance"), teal_heart),
+        "ties": (composed(method="ties"), teal_heart),
+        "ties, 2 each": (composed(method="ties", strengths="2\n2"), teal_heart),
+        "dare, density 0.8": (composed(method="dare", density=0.8), teal_heart),
     }
-    print(f"\n{'a teal heart on white':24} {'teal':>5} {'heart':>6} {'both':>5}  of {COUNT}")
-    for name, lora in ways.items():
-        found = [judge(picture) for picture in pictures(small, run_node, lora, "a teal heart on white")]
+    print(f"\n{look}, {teal_heart:18} {'teal':>5} {'heart':>6} {'both':>5}  of {COUNT} {'ground':>7}")
+    for name, (lora, prompt) in ways.items():
+        drawn = pictures(small, run_node, lora, prompt)
+        found = [judge(picture) for picture in drawn]
         teal = np.array([verdict.colour == "teal" for verdict in found])
         heart = np.array([verdict.shape == "heart" for verdict in found])
-        print(f"{name:24} {teal.sum():5} {heart.sum():6} {(teal & heart).sum():5}")
+        ground = np.mean([towards_amber(picture) for picture in drawn])
+        print(f"{name:25} {teal.sum():5} {heart.sum():6} {(teal & heart).sum():5} {ground:13.2f}", flush=True)
+        if KEEP:
+            _sheet(drawn).save(Path(KEEP) / f"{look}, {name}.png")
 
 
 def test_balance_of_three_trained_loras(small, run_node):
@@ -105,9 +136,9 @@ def test_balance_of_three_trained_loras(small, run_node):
             out[layer] = (made.up @ made.down).double()
         return out
 
-    loras = [trained(small, run_node, name) for name in SETS]
+    loras = [trained(small, run_node, name) for name in TRAITS]
     wired = {f"lora{i}": lora for i, lora in enumerate(loras)}
-    print(f"\n{'own effect':12} " + " ".join(f"{name:>8}" for name in SETS))
+    print(f"\n{'own effect':12} " + " ".join(f"{name:>8}" for name in TRAITS))
     for method in ("sum", "balance"):
         total = changes(run_node("BespokeComposeLoras", loras=wired, method=method)[0])
         effects = []

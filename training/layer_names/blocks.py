@@ -140,15 +140,16 @@ def file_block(name: str) -> str:
     return block_names(name)[0]
 
 
-def place(name: str) -> tuple[str, str]:
+def place(name: str, blocks: Mapping[str, str] | None = None) -> tuple[str, str]:
     """(row, column) of a layer in an overview, by its common name: the smallest block that has a name, and `kind_of`.
 
-    The U-Nets' blocks have both names, `in.4 (down.1)`; a text encoder is one row.
+    The U-Nets' blocks have both names, `in.4 (down.1)`; a text encoder is one row. blocks: {the checkpoint's name of a
+    block: diffusers'} of a model that is known.
     """
     if text_encoder_of(name) is not None:
         return file_block(name), kind_of(name)
     coarse, *fine = block_names(name)
-    return (f"{fine[0]} ({coarse})" if fine else file_block(name)), kind_of(name)
+    return (f"{fine[0]} ({(blocks or {}).get(fine[0], coarse)})" if fine else file_block(name)), kind_of(name)
 
 
 def row_order(row: str) -> tuple[bool, tuple[int, str, int], str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.lora
+import comfy.utils
 import torch
 from torch import Tensor, nn
 
@@ -46,9 +47,13 @@ class Weight:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.stored.shape)
 
+    def own_value(self) -> Tensor:
+        """The weight without the patches, in float32 on the CPU, which the caller may change."""
+        return _float(self.stored, copy=True)
+
     def value(self) -> Tensor:
         """The weight in float32 on the CPU, which the caller may change. Patches may give it another shape."""
-        value = _float(self.stored, copy=True)
+        value = self.own_value()
         if not self.patches:
             return value
         return comfy.lora.calculate_weight(list(self.patches), value, self.name)
@@ -85,9 +90,19 @@ def weights_of(patcher: Any, prefix: str = "") -> Iterator[Weight]:
             if id(parameter) in seen or not name.startswith(prefix):
                 continue
             seen.add(id(parameter))
-            backup = patcher.backup.get(name)
-            stored = parameter if backup is None else backup.weight
-            yield Weight(name, stored, tuple(patcher.patches.get(name, ())))
+            yield _weight(patcher, name, parameter)
+
+
+def weight_of(patcher: Any, name: str) -> Weight:
+    """One parameter or buffer by its name in the state dict."""
+    return _weight(patcher, name, comfy.utils.get_attr(patcher.model, name))
+
+
+def _weight(patcher: Any, name: str, present: Tensor) -> Weight:
+    """present: what the module holds now, which may have patches or hooks merged into it."""
+    backup, hooked = patcher.backup.get(name), patcher.hook_backup.get(name)
+    stored = hooked[0] if hooked is not None else present if backup is None else backup.weight
+    return Weight(name, stored, tuple(patcher.patches.get(name, ())))
 
 
 def difference(tuned: Weight, base: Weight) -> Tensor:
@@ -159,8 +174,8 @@ def _float(tensor: Tensor, copy: bool = False) -> Tensor:
     """A stored tensor in float32 on the CPU."""
     tensor = tensor.detach()
     if _is_quantised(tensor):
-        dequantised: Any = tensor
-        return dequantised.dequantize().to("cpu", torch.float32)
+        quantised: Any = tensor.to("cpu", torch.float32)  # the type that it is dequantised to, as ComfyUI merges
+        return quantised.dequantize().float()
     return tensor.to("cpu", torch.float32, copy=copy)
 
 

@@ -14,18 +14,16 @@ from torch import Tensor
 
 from ....training.errors import InputError
 from ....training.formats import OF_ITS_BASE, OF_ITS_WORDS, trigger_words
-from ....training.layer_names.blocks import place
 from ....training.layer_names.dialects import flat_name
 from ....training.layer_names.parts import DIFF, DIFF_BIAS, NORM_BIAS, NORM_WEIGHT, adapts, layers_of
-from ....training.layer_names.spelling import common_name
 from ....training.timestep_range import common_range, range_in
-from ...bridge.models.names import unet_names
 from ..fit import check_same_shape
 from ..kinds import factors
 from ..kinds.kind import Parts
 from ..kinds.lora import parts_of
 from ..lowrank import Factors, add, from_matrix, inner_products, truncate
 from ..named_lora import NamedLora
+from ..overview_names import OverviewNames, overview_names
 from .methods import How, balanced, dare, ties
 from .overlap import Overlap
 from .ranks import rank_by
@@ -82,18 +80,20 @@ class _Term:
 class _Terms:
     """What the LoRAs have, by each layer's common name.
 
-    names: the first common name by its `flat_name`, since a name with underscores does not tell all of its dots.
+    overview: the common names. names: the first one by its `flat_name`, since a name with underscores does not tell all
+    of its dots.
     titles: the first file's own name for the layer. vectors: biases and norms by key, strengths included, with the
     LoRA's number.
     """
 
+    overview: OverviewNames
     names: dict[str, str] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     deltas: dict[str, list[_Term]] = field(default_factory=dict)
     vectors: dict[str, list[tuple[int, Tensor]]] = field(default_factory=dict)
 
     def add_layer(self, number: int, layer: str, parts: Parts, source: Source) -> None:
-        name = common_name(layer, unet_names())
+        name = self.overview.common(layer)
         name = self.names.setdefault(flat_name(name), name)
         strength = source.strength_of(name)
         vectors = [part for part in (*_VECTORS, DIFF) if part in parts and (part != DIFF or parts[part].ndim < 2)]
@@ -117,7 +117,7 @@ class _Terms:
 
 def _gather(sources: Sequence[Source]) -> _Terms:
     """All layers of all LoRAs. Raises `InputError` where two deltas of one layer differ in shape."""
-    terms = _Terms()
+    terms = _Terms(overview_names(*(source.lora for source in sources)))
     for i, source in enumerate(sources):
         for layer, parts in layers_of(source.lora).items():
             terms.add_layer(i, layer, parts, source)
@@ -142,7 +142,7 @@ def compose(sources: Sequence[Source], how: How | None = None) -> Composition:
     terms, loras = _gather(sources), [source.lora for source in sources]
     names = tuple(ascii_uppercase[i] if len(loras) <= 26 else f"L{i + 1}" for i in range(len(loras)))
     sums = {name: add([term.scaled for term in deltas]) for name, deltas in terms.deltas.items()}
-    overlap = Overlap(_products(terms.deltas, sums, len(loras)), len(loras))
+    overlap = Overlap(_products(terms, sums, len(loras)), len(loras))
     by = None
     if how.method == "balance":
         by = balanced(overlap.total, names)
@@ -216,16 +216,14 @@ def _sum(key: str, found: Sequence[tuple[int, Tensor]]) -> Tensor:
     return total
 
 
-def _products(
-    terms: Mapping[str, Sequence[_Term]], sums: Mapping[str, Factors], count: int
-) -> dict[tuple[str, str], Tensor]:
+def _products(terms: _Terms, sums: Mapping[str, Factors], count: int) -> dict[tuple[str, str], Tensor]:
     out: dict[tuple[str, str], Tensor] = {}
-    for name, parts in terms.items():
+    for name, parts in terms.deltas.items():
         mine = inner_products([term.scaled for term in parts], sums[name])
         owner = torch.tensor([term.number for term in parts])
         rows = torch.zeros(count, len(parts), dtype=torch.float64).index_add_(0, owner, mine)
         here = torch.zeros(count, count, dtype=torch.float64).index_add_(1, owner, rows)
-        at = place(name)
+        at = terms.overview.place(name)
         out[at] = out[at] + here if at in out else here
     return out
 

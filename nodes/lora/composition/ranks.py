@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....training.errors import InputError
+from ..lowrank import least_rank
 
 KINDS = ("energy", "sv_fro", "sv_ratio")
 MOST_RATIO = 10_000.0
@@ -41,7 +42,8 @@ def rank_by(values: Tensor, share: float, kind: str) -> int:
     if kind == "sv_ratio":
         return max(1, int((s > s[0] / share).sum()))
     wanted = share if kind == "energy" else share**2
-    sums = (s**2).cumsum(0)
+    squares = s**2
+    total = float(squares.cumsum(0)[-1])
     # Rounding must not ask for values that are none.
-    enough = int((sums < wanted * sums[-1] * (1 - 1e-12)).sum()) + 1
+    enough = least_rank(squares, wanted * total * (1 - 1e-12)) or len(s)
     return min(enough, int(torch.count_nonzero(s > s[0] * 1e-7)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ....training.timestep_range import common_range, range_in
 from ..bases import base_of_file
+from ..lowrank import least_rank
 from ..named_lora import NamedLora
 from .methods import How, own_effects
 from .overlap import Overlap
@@ -129,8 +130,7 @@ def _kept_lines(kept: Mapping[str, Kept], rank: int | None, start: str) -> list[
         if rank is not None:
             longest = max(len(s) for s in squares.values())
             padded = [torch.nn.functional.pad(s, (0, longest - len(s))) for s in squares.values()]
-            by_rank = sum(padded[1:], padded[0]).cumsum(0) / whole
-            need = int((by_rank >= 0.99).nonzero()[0, 0]) + 1
+            need = least_rank(sum(padded[1:], padded[0]), 0.99 * whole) or longest
             more = f" Rank {need} would keep 99 % of the whole." if need > rank else ""
         lines.append(f"Least is kept in {worst}: {_percent(shares[worst])}.{more}")
     return lines

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..lowrank import Factors
+from ..lowrank import Factors, least_rank
 
 EXACT_SIDE = 192  # the shorter side up to which a matrix is decomposed exactly
 EXACT_SHARE = 1 / 3  # of the shorter side: a rank from which on the exact way is the faster one
+LONG, EXACT_SHARE_OF_LONG = 16, 1 / 8  # the same where one side is this many times the other, such as a token table
 SPECTRUM_SIDE = 1536  # the shorter side up to which all singular values are computed where the first ones do not do
 SPECTRUM_SHARE = 0.99  # the share of the energy that the known singular values are to hold
 OVERSAMPLING, FIRST_WIDTH = 16, 64
@@ -64,7 +65,7 @@ def nearest(matrix: Tensor, size: Size, kernel: tuple[int, ...] = ()) -> Nearest
         if EXACT_SIDE < short <= SPECTRUM_SIDE:
             squares = _all_squares(matrix)
             rank = _rank_of(squares, size, total)
-    if short <= EXACT_SIDE or (rank >= EXACT_SHARE * short and not _is_searched(size, short)):
+    if short <= EXACT_SIDE or (rank >= _exact_share(matrix) * short and not _is_searched(size, short)):
         up, down, squares = _exact(matrix, size, total)
     elif _is_searched(size, short):
         up, down, squares = _searched(matrix, size, total)
@@ -86,10 +87,12 @@ def squared_norm(tensor: Tensor) -> float:
 
 def rank_for(squares: Tensor, share: float, total: float) -> int | None:
     """The least rank that holds a share of the energy; None where the known singular values do not hold it."""
-    held = squares.cumsum(0)
     slack = min(1e-6, 0.01 * (1 - share)) + 1e-12  # what is rounded, and little beside what may be left out
-    enough = held >= (share - slack) * total
-    return int(enough.nonzero()[0, 0]) + 1 if bool(enough.any()) else None
+    return least_rank(squares, (share - slack) * total)
+
+
+def _exact_share(matrix: Tensor) -> float:
+    return EXACT_SHARE_OF_LONG if max(matrix.shape) >= LONG * min(matrix.shape) else EXACT_SHARE
 
 
 def _is_searched(size: Size, short: int) -> bool:
@@ -130,7 +133,7 @@ def _exact(matrix: Tensor, size: Size, total: float) -> tuple[Tensor, Tensor, Te
     # The basis is of the rows: up = matrix basis has orthogonal columns, whose lengths go to the other factor.
     up = matrix @ basis
     lengths = up.norm(dim=0)
-    return up / lengths, lengths[:, None] * basis.t(), squares
+    return up.div_(lengths), lengths[:, None] * basis.t(), squares
 
 
 def _randomised(matrix: Tensor, rank: int, total: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,7 +157,7 @@ def _randomised(matrix: Tensor, rank: int, total: float) -> tuple[Tensor, Tensor
 def _searched(matrix: Tensor, size: Size, total: float) -> tuple[Tensor, Tensor, Tensor]:
     """`_randomised` of the least rank that holds the share of the energy; where that is a high one, `_exact`."""
     width = FIRST_WIDTH
-    while width < EXACT_SHARE * min(matrix.shape):
+    while width < _exact_share(matrix) * min(matrix.shape):
         up, down, squares = _randomised(matrix, width, total)
         rank = rank_for(squares, size.energy, total)
         if rank is not None:

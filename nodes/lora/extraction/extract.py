@@ -14,17 +14,16 @@ from torch import Tensor
 
 from ....training.errors import InputError
 from ....training.formats import KOHYA_VERSIONS
-from ....training.layer_names.blocks import place
 from ....training.layer_names.parts import DIFF, DIFF_BIAS
-from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX, common_name
+from ....training.layer_names.spelling import COMFY_PREFIX, TEXT_PREFIX
 from ...bridge.identity import base_name
 from ...bridge.models import architecture
-from ...bridge.models.names import unet_names
 from ...bridge.wire.effective import Weight, check_weights_alone, difference, weights_of
 from ...bridge.wire.weights import never_used
 from ..keys import names_in_files
 from ..kinds.lora import parts_of
 from ..named_lora import NamedLora
+from ..overview_names import OverviewNames, overview_names
 from .decompose import Nearest, nearest, squared_norm
 from .request import Chosen, Request
 
@@ -88,13 +87,14 @@ class Extraction:
 @dataclass(frozen=True)
 class _Pair:
     """A tuned model and its base, or their text encoders. wires: the inputs' names, for errors. prefix: before the
-    names of the weights in a LoRA. chosen: the size for each weight."""
+    names of the weights in a LoRA. chosen: the size for each weight. names: of the overview."""
 
     tuned: Any
     base: Any
     wires: tuple[str, str]
     prefix: str
     chosen: Chosen
+    names: OverviewNames
 
 
 def extract(model, base, request: Request, clips: tuple[Any, Any] | None = None) -> Extraction:
@@ -103,16 +103,17 @@ def extract(model, base, request: Request, clips: tuple[Any, Any] | None = None)
     Raises `InputError` where the two are no tuned model and its base, where one computes with more than its weights,
     and where nothing changed that can be in the LoRA.
     """
-    pairs = [_Pair(model, base, ("model", "base"), "", request.chosen(base))]
+    names = overview_names(base=base.model)
+    pairs = [_Pair(model, base, ("model", "base"), "", request.chosen(base), names)]
     if clips is not None:
         tuned, own = (each.patcher for each in clips)
-        pairs.append(_Pair(tuned, own, ("clip", "base_clip"), TEXT_PREFIX, request.everything()))
+        pairs.append(_Pair(tuned, own, ("clip", "base_clip"), TEXT_PREFIX, request.everything(), names))
     for pair in pairs:
         for patcher, wire in zip((pair.tuned, pair.base), pair.wires, strict=True):
             check_weights_alone(patcher, wire)
         _check_classes(pair)
-    names = names_in_files(base.model, None if clips is None else clips[1].cond_stage_model)
-    out = Extraction(NamedLora({}, _title(model, base), _meta(model, base), layer_names=names))
+    of_files = names_in_files(base.model, None if clips is None else clips[1].cond_stage_model)
+    out = Extraction(NamedLora({}, _title(model, base), _meta(model, base), layer_names=of_files))
     weights = [(pair, tuned, own) for pair in pairs for tuned, own in _both(pair, out)]
     bar, done = comfy.utils.ProgressBar(max(1, sum(tuned.stored.numel() for _, tuned, _ in weights))), 0
     for pair, tuned, own in weights:
@@ -186,10 +187,10 @@ def _add(out: Extraction, pair: _Pair, tuned: Weight, base: Weight, whole: bool)
     kernel = tuple(change.shape[2:])
     found = _on_device(lambda matrix: nearest(matrix, wanted, kernel), change.flatten(1))
     out.lora.update(parts_of(layer, found.factors))
-    common = common_name(layer, unet_names())
+    common = pair.names.common(layer)
     own = sum(squared_norm(part) for part in base.parts())
     rank = found.factors.rank
-    out.layers.append(Layer(common, *place(common), rank, found.squares, found.total, found.lost, own))
+    out.layers.append(Layer(common, *pair.names.place(common), rank, found.squares, found.total, found.lost, own))
 
 
 def _whole_key(name: str) -> str:

@@ -36,8 +36,8 @@ from ....training.layer_names.spelling import TEXT_PREFIX, common_name
 from ....training.timestep_range import OWN_KEY, SPEC_KEY, SS_KEYS, WHOLE, TimestepRange, range_in
 from ...bridge.models.names import unet_names
 from ...bridge.noise_level import noise_level
+from ...bridge.wire.effective import weight_of
 from .. import kinds
-from ..base_adapters import base_weight
 from ..keys import names_in_files
 from ..kinds.loha import LOHA
 from ..kinds.lokr import LOKR
@@ -95,13 +95,12 @@ class _Folded:
     """The tensors of the scoped LoRA.
 
     own_names: names that are taken: those of the file's layers, and those that were given. from_base: how many layers
-    needed the base. bases: {id of a ModelPatcher: its weights}.
+    needed the base.
     """
 
     own_names: set[str]
     tensors: dict[str, Tensor] = field(default_factory=dict)
     from_base: int = 0
-    bases: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
     def name(self, prefix: str, patch: Patch) -> str:
         """ComfyUI's name of the layer; the file's, where the patch is for a part of a weight or in another order of
@@ -130,8 +129,7 @@ class _Folded:
 
     def _on_base(self, patch: Patch, strength: Strength, patcher: Any) -> Tensor:
         """What the patch adds to the base's own weight, in the file's order of rows, float32."""
-        bases = self.bases.setdefault(id(patcher), patcher.get_key_patches())
-        base = base_weight(bases[patch.weight][0])
+        base = weight_of(patcher, patch.weight).own_value()
         base = base if patch.offset is None else base.narrow(*patch.offset)
         base = base if patch.row_order is None else patch.row_order(base)
         if patch.new_shape is not None:

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from ....training.errors import InputError
-from ....training.layer_names.blocks import place, row_order
+from ....training.layer_names.blocks import row_order
 from ....training.layer_names.dialects import flat_name
 from ....training.layer_names.parts import DIFF, adapts, layers_of
-from ....training.layer_names.spelling import common_name
-from ...bridge.models.names import unet_names
 from .. import kinds
 from ..fit import check_same_shape
 from ..kinds.full import OF_BIAS, OF_WEIGHT
 from ..kinds.kind import Parts
 from ..lowrank import Factors, add, directions, inner_products
 from ..named_lora import NamedLora
+from ..overview_names import OverviewNames, overview_names
 from .inspect import ENERGY
 
 NEAR = math.cos(math.radians(45))  # of the angle below which a direction counts as shared
@@ -104,7 +103,8 @@ def compare(one: NamedLora, other: NamedLora) -> Comparison:
 
     Raises `InputError` where a layer's change has one shape in one LoRA and another in the other.
     """
-    ours, theirs = _by_name(one), _by_name(other)
+    names = overview_names(one, other)
+    ours, theirs = _by_name(one, names), _by_name(other, names)
     found, unknown = [], 0
     for key, layers in ours.items():
         if key not in theirs:
@@ -113,21 +113,21 @@ def compare(one: NamedLora, other: NamedLora) -> Comparison:
         if deltas[0] is None or deltas[1] is None:
             unknown += 1
             continue
-        name = common_name(layers[0][0], unet_names())
+        name = names.common(layers[0][0])
         check_same_shape(name, (one, deltas[0]), (other, deltas[1]), "compare")
-        found.append(_shared(name, deltas[0], deltas[1]))
+        found.append(_shared(name, names.place(name), deltas[0], deltas[1]))
     found.sort(key=lambda each: (row_order(each.row), each.name))
     alone = len(ours.keys() - theirs.keys()), len(theirs.keys() - ours.keys())
     return Comparison(found, alone, unknown)
 
 
-def _by_name(lora: NamedLora) -> dict[str, list[tuple[str, Parts]]]:
+def _by_name(lora: NamedLora, names: OverviewNames) -> dict[str, list[tuple[str, Parts]]]:
     """{the layer's name without dots and underscores: [(its name in the file, its parts)]}; a file may have a layer in
     two spellings, which both count."""
     out: dict[str, list[tuple[str, Parts]]] = {}
     for layer, parts in layers_of(lora).items():
         if adapts(parts):
-            out.setdefault(flat_name(common_name(layer, unet_names())), []).append((layer, parts))
+            out.setdefault(flat_name(names.common(layer)), []).append((layer, parts))
     return out
 
 
@@ -158,10 +158,10 @@ def _factors(layer: str, parts: Parts) -> Factors | None:
         return None
 
 
-def _shared(name: str, one: Factors, other: Factors) -> Shared:
+def _shared(name: str, at: tuple[str, str], one: Factors, other: Factors) -> Shared:
     (left, right), (their_left, their_right) = (directions(each, ENERGY) for each in (one, other))
     products = inner_products([one, other])
-    return Shared(name, *place(name), products, _overlap(left, their_left), _overlap(right, their_right))
+    return Shared(name, *at, products, _overlap(left, their_left), _overlap(right, their_right))
 
 
 def _overlap(one: Tensor, other: Tensor) -> Overlap | None:

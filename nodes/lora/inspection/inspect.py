@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ....training.errors import InputError
-from ....training.layer_names.blocks import place, row_order
+from ....training.layer_names.blocks import row_order
 from ....training.layer_names.parts import (
     ALPHA,
     DIFF,
@@ -22,15 +22,14 @@ from ....training.layer_names.parts import (
     adapts,
     layers_of,
 )
-from ....training.layer_names.spelling import COMFY_PREFIX, common_name
-from ...bridge.models.names import unet_names
+from ...bridge.wire.effective import weight_of
 from .. import kinds, lowrank
-from ..base_adapters import base_weight
 from ..bases import base_of_model
 from ..kinds.full import OF_BIAS
 from ..kinds.kind import Parts
 from ..match import describe_unmatched, match
 from ..named_lora import NamedLora
+from ..overview_names import OverviewNames, overview_names
 from ..patch import Patch
 
 ENERGY = 0.9  # the share of the energy that `Projection.directions` asks for
@@ -66,7 +65,7 @@ class Projection:
         squares = torch.tensor(self.spectrum, dtype=torch.float64) ** 2
         if not len(squares) or squares.sum() <= 0:
             return None
-        return int((squares.cumsum(0) < ENERGY * squares.sum()).sum()) + 1
+        return lowrank.least_rank(squares, ENERGY * float(squares.sum()))
 
 
 def inspect(lora: NamedLora, model=None) -> tuple[list[Projection], list[str]]:
@@ -76,14 +75,13 @@ def inspect(lora: NamedLora, model=None) -> tuple[list[Projection], list[str]]:
     make.
     """
     patches, remarks = _patches(lora, model)
-    bases = model.get_key_patches(COMFY_PREFIX) if model is not None and patches else {}
-    found = []
+    names, found = overview_names(lora, base=model.model if patches else None), []
     for layer, parts in layers_of(lora).items():
         if not adapts(parts):
             continue
         patch = patches.get(layer)
-        base = None if patch is None or patch.weight not in bases else _own_weight(bases[patch.weight][0], patch)
-        found.append(_projection(layer, parts, patch, base))
+        base = None if patch is None else _own_weight(model, patch)
+        found.append(_projection(names, layer, parts, patch, base))
     return sorted(found, key=lambda p: (row_order(p.row), p.name)), remarks
 
 
@@ -105,20 +103,21 @@ def _patches(lora: NamedLora, model) -> tuple[dict[str, Patch], list[str]]:
     return patches, lines + describe_unmatched(found, lora, model)
 
 
-def _own_weight(entry: tuple, patch: Patch) -> Tensor:
-    """The base's own weight that the patch is for, or the part of it. entry: see `base_weight`."""
-    weight = base_weight(entry)
+def _own_weight(model, patch: Patch) -> Tensor:
+    """The base's own weight that the patch is for, or the part of it."""
+    weight = weight_of(model, patch.weight).own_value()
     return weight if patch.offset is None else weight.narrow(*patch.offset)
 
 
-def _projection(layer: str, parts: Parts, patch: Patch | None, base: Tensor | None) -> Projection:
-    name = common_name(layer, unet_names())
+def _projection(
+    names: OverviewNames, layer: str, parts: Parts, patch: Patch | None, base: Tensor | None
+) -> Projection:
+    name = names.common(layer)
     alpha = float(parts[ALPHA]) if ALPHA in parts else None
     norm, spectrum = _change(layer, parts, patch, base)
     own = None if base is None else float(base.norm())
-    return Projection(
-        layer, name, *place(name), kinds.kind_of(parts).name, kinds.rank_of(parts), alpha, norm, own, spectrum
-    )
+    kind, rank = kinds.kind_of(parts).name, kinds.rank_of(parts)
+    return Projection(layer, name, *names.place(name), kind, rank, alpha, norm, own, spectrum)
 
 
 def _change(
