@@ -1,4 +1,4 @@
-"""What the layers of LoRAs are called in reports and heatmaps, and in which row they lie, whatever program named them."""
+"""What the layers of LoRAs are called in reports and heatmaps, and in which row they lie, in any program's spelling."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """LORA_STACK, other packs' list of LoRAs: (file name, strength of the model, strength of the text encoder) each.
 
 Efficiency Nodes, Comfyroll, Easy-Use, LoRA Manager and many others make and take it. An entry that is switched off is
-missing or called "None". A name is one of ComfyUI's loras folder with either separator, at times without its ending.
-The third item may be missing or None, which means the model alone.
+missing, None, or called "None". A name is one of ComfyUI's loras folder with either separator, at times without its
+ending. The third item may be missing or None, which means the model alone.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def read_stack(stack: Any) -> list[Entry]:
 
 
 def _entry(item: Any, number: int) -> Entry | None:
+    if item is None:
+        return None
     if not isinstance(item, Sequence) or isinstance(item, str) or not 1 < len(item) <= 3:
         raise InputError(f"item {number} of lora_stack is {_short(item)}; {_FORM}")
     name, strength, *rest = item

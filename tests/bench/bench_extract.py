@@ -7,6 +7,7 @@
   without the LoRA itself. The target is at most 300 MB (1e6 bytes) without it.
 - A plain loop of `torch.linalg.svd` over the same weights, and kohya's clamp on its result: each shape once, times the
   number of layers of that shape.
+- CLIP's table of tokens, 49,408 x 768: the same target of memory at any rank.
 - SDXL: `nearest` for each shape of the U-Net, times the number of layers of that shape. The target is minutes.
 
 $BESPOKE_BENCH_THREADS (2) is the number of torch's threads, $BESPOKE_BENCH_RANK (32) the rank.
@@ -139,6 +140,28 @@ def _plain_loop(base, tuned):
         f"{errors['kohya']:.4f}"
     )
     assert errors["ours"] <= errors["kohya"]
+
+
+def test_a_token_table():
+    """The change itself takes 152 MB."""
+    matrix = change((49408, 768), torch.Generator().manual_seed(0))
+    whole = matrix.numel() * matrix.element_size()
+    nearest(matrix[:1000].clone(), Size(4))  # warms up
+    print()
+    for rank in (32, 96, 256, 512, 768):
+        gc.collect()
+        forget_the_greatest()
+        before, began = memory("VmRSS"), time.perf_counter()
+        found = nearest(matrix, Size(rank))
+        seconds, peak = time.perf_counter() - began, memory("VmHWM") - before + whole
+        own = sum(side.numel() * side.element_size() for side in (found.factors.up, found.factors.down))
+        print(
+            f"token table, rank {rank}: {seconds:.1f} s, {peak / 1e6:.0f} MB with the change and the LoRA's "
+            f"{own / 1e6:.0f} MB",
+            flush=True,
+        )
+        assert peak - own <= 300e6
+        del found
 
 
 def test_sdxl_by_shape(comfyui):

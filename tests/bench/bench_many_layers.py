@@ -3,9 +3,12 @@
     python3 dev.py test -m bench tests/bench/bench_many_layers.py -s
 
 Processor seconds on one thread: one Inject LoRA, chains of ten (merge, bypass), Compose LoRAs of ten, Inspect LoRA with
-the model, and with a second LoRA. Printed beside each is the time for a layer: what is linear keeps it.
+the model, and with a second LoRA. Printed beside each is the time for a layer: what is linear keeps it. The last line
+has the exponents p of time ~ layers^p, fitted by least squares of the logarithms; 1 is linear.
 """
 
+import math
+import statistics
 import time
 
 import pytest
@@ -43,7 +46,14 @@ def chain(run_node, model, lora, mode):
         )[0]
 
 
+def exponent(found):
+    """The slope of log(seconds) over log(layers). found: [(layers, seconds)]."""
+    layers, seconds = ([math.log(one) for one in column] for column in zip(*found, strict=True))
+    return statistics.linear_regression(layers, seconds).slope
+
+
 def test_time_by_layers(run_node, one_thread):
+    found: dict[str, list[tuple[int, float]]] = {}
     for depth in DEPTHS:
         model = u_net(depth)
         layers = tiny.linear_layers(model, "")
@@ -66,6 +76,10 @@ def test_time_by_layers(run_node, one_thread):
             began = time.process_time()
             work()
             spent = time.process_time() - began
+            found.setdefault(name, []).append((len(layers), spent))
             words.append(f"{name} {spent:.2f} s ({1e3 * spent / len(layers):.2f} ms a layer)")
         print(f"\n{len(layers)} layers: {', '.join(words)}")
         assert torch.get_num_threads() == 1
+    exponents = {name: exponent(each) for name, each in found.items()}
+    print(f"\nexponents: {', '.join(f'{name} {value:.2f}' for name, value in exponents.items())}")
+    assert max(exponents.values()) < 1.2

@@ -406,6 +406,44 @@ def test_fp8_weights_are_read_as_numbers(base, changes):
     assert relative_error(deltas(lora), {name: one for name, one in wanted.items() if float(one.norm())}) < 1e-4
 
 
+def test_a_block_has_one_name_in_every_overview(run_node, comfyui):
+    """A U-Net with one residual block a resolution, such as KOALA's and the small model's: diffusers' names of its
+    layers, ComfyUI's own table, are the oracle. Without them two blocks a resolution would be taken."""
+    import comfy.utils
+    from bespoke.nodes.lora.inspection.compare import compare
+    from bespoke.nodes.lora.inspection.inspect import inspect
+    from bespoke.nodes.lora.named_lora import NamedLora
+
+    one = {"num_res_blocks": [1, 1], "channel_mult": [1, 1], "transformer_depth": [0, 1]}
+    base = tiny.patcher({**tiny.SD15, **one, "transformer_depth_output": [0, 0, 1, 1]})
+    done = extract(tuned_by(base, known_change(base)), base, Request(rank=RANK))
+    theirs = comfy.utils.unet_to_diffusers(base.model.model_config.unet_config)
+    theirs = {ours.removesuffix(".weight"): name for name, ours in theirs.items() if name.endswith(".weight")}
+    wanted = {}
+    for layer in layers_of(done.lora):
+        side, number, *_ = layer.removeprefix("diffusion_model.").split(".")
+        if side in ("input_blocks", "output_blocks") and number != "0":
+            fine = f"{'in' if side == 'input_blocks' else 'out'}.{number}"
+            way, _, level, *_ = theirs[layer.removeprefix("diffusion_model.")].replace("_", ".", 1).split(".")
+            wanted[layer] = f"{fine} ({way}.{level})"
+    assert {"in.1 (down.0)", "in.3 (down.1)", "out.1 (up.0)", "out.3 (up.1)"} <= {*wanted.values()}
+
+    def rows(found):
+        return {each.name: each.row for each in found if each.name in wanted}
+
+    assert rows(done.layers) == wanted
+    assert rows(inspect(done.lora)[0]) == wanted
+    kohyas = {done.lora.layer_names[layer]["kohya"]: parts for layer, parts in layers_of(done.lora).items()}
+    kohyas = NamedLora({name + part: t for name, parts in kohyas.items() for part, t in parts.items()}, "kohya", {})
+    assert rows(inspect(kohyas, base)[0]) == wanted
+    compared = compare(kohyas, done.lora)
+    assert compared.alone == (0, 0)
+    assert rows(compared.shared) == wanted
+    overlap = compose([Source(done.lora), Source(kohyas)]).overlap
+    assert {*wanted.values()} <= {*overlap.rows}
+    assert float(overlap.cosines()[0, 1]) == pytest.approx(1.0)
+
+
 def test_it_stops_when_it_is_interrupted(base, tuned, monkeypatch):
     import comfy.model_management
 

@@ -27,9 +27,11 @@ FORMS = {
         ("stacks/one.safetensors", 0.8, 0.5),
         ("none", 1, 1),
         (None, 1, 1),
+        None,
         ("stacks/two.safetensors", -0.4, 0.0),
     ],
     "model only": [("stacks/one.safetensors", 0.8, 0.5), ("stacks/two.safetensors", -0.4, None)],
+    "numbers as text": [["stacks/one.safetensors", "0.8", "0.5"], ["stacks/two.safetensors", " -0.4", "0"]],
     "without an ending": [("stacks/one", 0.8, 0.5), ("stacks/two", -0.4)],
 }
 

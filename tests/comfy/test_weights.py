@@ -161,6 +161,35 @@ def test_gradients_through_half_and_fp8_weights_are_those_of_their_float32_value
 
 
 @pytest.mark.parametrize("format", QUANTISED)
+def test_a_quantised_weight_is_read_as_comfyui_merges_a_patch_into_it(states, format):
+    """In float32, not in the type that the model computes in: bit for bit what `calculate_weight` is given. Inspect LoRA
+    reads it so too, where ComfyUI's `get_key_patches` fails on a quantised model."""
+    from bespoke.nodes.lora.inspection.inspect import inspect
+    from bespoke.nodes.lora.named_lora import NamedLora
+    from bespoke.nodes.bridge.wire.effective import weight_of, weights_of
+    from comfy.model_management import cast_to_device
+    from comfy.model_patcher import get_key_weight
+    from comfy.quant_ops import QUANT_ALGOS
+
+    if format.split()[0] not in {*QUANT_ALGOS, "scaled_fp8"}:
+        pytest.skip(f"this ComfyUI has no {format}")
+    state = {name: value.bfloat16() for name, value in states[id(tiny.FLUX)].items()}
+    model = patcher_of(base_of(tiny.FLUX, {"mixed_ops": True}, torch.bfloat16), quantised(state, format))
+    name = "diffusion_model.double_blocks.0.img_attn.qkv.weight"
+    weight, _, convert = get_key_weight(model.model, name)
+    assert hasattr(weight, "_layout_cls")
+    merged = convert(cast_to_device(weight, CPU, torch.float32, copy=True), inplace=True)
+    assert merged.dtype == torch.float32
+    found = next(each for each in weights_of(model) if each.name == name)
+    for each in (found, weight_of(model, name)):
+        assert torch.equal(each.own_value(), merged)
+        assert torch.equal(torch.cat(list(each.parts())), merged)
+    lora = tiny.random_lora({"double_blocks.0.img_attn.qkv": tuple(merged.shape)})
+    ((projection,), _) = inspect(NamedLora(lora, "one", {}), model)
+    assert projection.base == pytest.approx(float(merged.norm()))
+
+
+@pytest.mark.parametrize("format", QUANTISED)
 def test_gradients_through_quantised_weights_are_those_of_their_float32_values(states, format):
     """ComfyUI's quantised models. Cards that multiply in their type round the activations too; trainings do not."""
     from comfy.quant_ops import QUANT_ALGOS

@@ -8,6 +8,7 @@ from bespoke.nodes.lora.extraction import decompose
 from bespoke.nodes.lora.extraction.decompose import Size, nearest, rank_for
 
 SHAPES = {"square": (96, 96), "wide": (64, 300), "tall": (300, 64), "large": (400, 330), "large and wide": (260, 900)}
+SHAPES |= {"long": (3600, 220), "long and wide": (220, 3600)}  # exact from a rank of 28 on
 
 
 def falling(rows: int, columns: int, power: float = 1.0, seed: int = 0) -> torch.Tensor:

@@ -174,7 +174,8 @@ def _float(tensor: Tensor, copy: bool = False) -> Tensor:
     """A stored tensor in float32 on the CPU."""
     tensor = tensor.detach()
     if _is_quantised(tensor):
-        quantised: Any = tensor.to("cpu", torch.float32)  # the type that it is dequantised to, as ComfyUI merges
+        # float32 is then the type that it is dequantised to, as where ComfyUI merges a patch.
+        quantised: Any = tensor.to("cpu", torch.float32, copy=True)
         return quantised.dequantize().float()
     return tensor.to("cpu", torch.float32, copy=copy)
 

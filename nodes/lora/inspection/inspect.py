@@ -109,9 +109,7 @@ def _own_weight(model, patch: Patch) -> Tensor:
     return weight if patch.offset is None else weight.narrow(*patch.offset)
 
 
-def _projection(
-    names: OverviewNames, layer: str, parts: Parts, patch: Patch | None, base: Tensor | None
-) -> Projection:
+def _projection(names: OverviewNames, layer: str, parts: Parts, patch: Patch | None, base: Tensor | None) -> Projection:
     name = names.common(layer)
     alpha = float(parts[ALPHA]) if ALPHA in parts else None
     norm, spectrum = _change(layer, parts, patch, base)
