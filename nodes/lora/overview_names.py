@@ -53,7 +53,7 @@ def overview_names(*loras: NamedLora, base: Any = None) -> OverviewNames:
         if found is None or len(fine) < 2 or not layer.startswith(COMFY_PREFIX):
             continue
         blocks[fine[1]] = f"{found[1]}.{found[2]}"
-        if kohya is not None:
+        if isinstance(kohya, str):
             table[kohya.removeprefix(KOHYA_PREFIX)] = layer
         table[layer.removeprefix(COMFY_PREFIX).replace(".", "_")] = layer
     return OverviewNames(table, blocks)

@@ -162,11 +162,11 @@ def test_gradients_through_half_and_fp8_weights_are_those_of_their_float32_value
 
 @pytest.mark.parametrize("format", QUANTISED)
 def test_a_quantised_weight_is_read_as_comfyui_merges_a_patch_into_it(states, format):
-    """In float32, not in the type that the model computes in: bit for bit what `calculate_weight` is given. Inspect LoRA
-    reads it so too, where ComfyUI's `get_key_patches` fails on a quantised model."""
+    """In float32, not in the type that the model computes in: bit for bit what `calculate_weight` is given. Inspect
+    LoRA reads it so too; ComfyUI's `get_key_patches` fails on a quantised model."""
+    from bespoke.nodes.bridge.wire.effective import weight_of, weights_of
     from bespoke.nodes.lora.inspection.inspect import inspect
     from bespoke.nodes.lora.named_lora import NamedLora
-    from bespoke.nodes.bridge.wire.effective import weight_of, weights_of
     from comfy.model_management import cast_to_device
     from comfy.model_patcher import get_key_weight
     from comfy.quant_ops import QUANT_ALGOS

@@ -75,7 +75,7 @@ def inspect(lora: NamedLora, model=None) -> tuple[list[Projection], list[str]]:
     make.
     """
     patches, remarks = _patches(lora, model)
-    names, found = overview_names(lora, base=model.model if patches else None), []
+    names, found = overview_names(lora, base=None if model is None or not patches else model.model), []
     for layer, parts in layers_of(lora).items():
         if not adapts(parts):
             continue
