@@ -90,13 +90,18 @@ def _export(
     encode: Callable[[], EncodedDataset],
     result: Mapping[str, Any] = LORA_RESULT,
     default_sampler: SamplerSettings | None = None,
+    notes: Callable[[], list[str]] = list,
 ) -> io.NodeOutput:
-    """Write a job into `folder`. settings: of the training. encode: makes its data, once all else has been checked."""
+    """Write a job into `folder`. settings: of the training. encode: makes its data, once all else has been checked.
+
+    notes: further lines of the report, asked for after `encode`.
+    """
     wanted = resolve_job_folder(folder)
     exported = export_models(models, technique, settings)
     samples = settings_in(graph[0], default_sampler)
     contents = JobContents(technique, settings, encode(), exported, result, samples, graph)
     path, report = export_job(wanted, contents)
+    report = "\n".join([report, *notes()])
     return io.NodeOutput(str(path), report, ui={"text": [report]})
 
 
@@ -152,6 +157,7 @@ class ExportSliderJob(io.ComfyNode):
             SliderTechnique.name,
             request.settings(),
             lambda: encode_slider_dataset(models, data, request),
+            notes=lambda: slider.how_matched_of(data),
         )
 
 

@@ -20,7 +20,7 @@ from bespoke.nodes.bridge.runs.store import RunStore
 from bespoke.nodes.bridge.trainer import Models, prepared, train
 from bespoke.nodes.lora.slider import evidence
 from bespoke.nodes.lora.slider.dataset import encode_slider_dataset
-from bespoke.nodes.lora.slider.pairs import order_note, paired
+from bespoke.nodes.lora.slider.pairs import how_matched, paired
 from bespoke.nodes.lora.slider.request import SliderData, SliderRequest
 from bespoke.nodes.lora.slider.technique import SliderTechnique
 from bespoke.training.config import TrainConfig
@@ -373,14 +373,14 @@ def test_names_are_matched_in_any_writing_and_the_very_same_name_comes_first():
     items = paired(ImageSet(tuple(drawn)), theirs, "")
     for one, second in zip(items[:7], items[7:], strict=True):
         assert torch.equal(one.pixels, 255 - second.pixels), one.name
-    assert order_note(ImageSet(tuple(drawn)), theirs) == []
+    assert how_matched(ImageSet(tuple(drawn)), theirs) == "The pictures of 7 pairs were matched by name."
 
 
 def test_pairs_by_order_are_named_in_the_report():
     ours, theirs = named("a.png", "b.png"), other(named("x.png", "y.png"))
-    assert order_note(ImageSet(tuple(ours)), theirs) == [
+    assert how_matched(ImageSet(tuple(ours)), theirs) == (
         "No name is in both sets, so the pictures were matched by order: a.png with x.png, b.png with y.png."
-    ]
+    )
 
 
 def test_other_names_make_other_pairs_and_another_run(models):
@@ -437,6 +437,23 @@ def test_what_needs_a_vae_or_pictures_says_so(models):
 
 
 # --- as a job ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        (("a.jpg", "b.jpg"), "The pictures of 2 pairs were matched by name."),
+        (("x.png", "y.png"), "so the pictures were matched by order: a.png with x.png, b.png with y.png."),
+    ],
+)
+def test_the_export_of_a_job_says_how_pairs_are_matched(comfyui, run_node, others, words):
+    model, clip, vae = jobs.base_model(comfyui)
+    ours, theirs = named("a.png", "b.png", side=64), other(named(*others, side=64))
+    _, report = run_node(
+        "BespokeExportSliderJob", model=model, clip=clip, vae=vae, folder="jobs/pairs", target="a circle", more="",
+        less="", positive_images=ImageSet(tuple(ours)), negative_images=theirs, steps=1, precision="fp32",
+    )  # fmt: skip
+    assert report.endswith(words)
 
 
 @pytest.mark.slow

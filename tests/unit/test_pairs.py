@@ -80,6 +80,14 @@ def test_names_before_order_and_order_where_names_give_nothing():
     assert not matched_names(["a"], ["b", "c"]).by_order
 
 
+def test_as_many_of_one_name_are_matched_in_order_where_that_is_asked_for():
+    """The very same name first: "A.png" with "A.jpg", so that "a.png" is left for "a.webp"."""
+    found = matched_names(["a.png", "A.png", "b"], ["A.jpg", "a.webp", "b"], in_order=True)
+    assert found.pairs == {0: 1, 1: 0, 2: 2}
+    found = matched_names(["a.png", "A.png"], ["a.jpg", "b.jpg"], in_order=True)
+    assert (found.pairs, found.ambiguous, found.lonely_sources) == ({}, (((0, 1), (0,)),), (1,))
+
+
 def test_second_pictures_beside_and_in_a_folder(folder):
     (folder / "control").mkdir()
     for number, name in enumerate(("a", "b"), 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ....training.images import MIRRORED
@@ -37,26 +37,52 @@ def key_of(name: str) -> str:
     return stem.removesuffix(CONTROL) if len(stem) > len(CONTROL) else stem
 
 
-def matched_names(results: Sequence[str], sources: Sequence[str]) -> Matched:
-    """Match two lists of names by `key_of`.
+def matched_names(
+    results: Sequence[str], sources: Sequence[str], key: Callable[[str], str] = key_of, in_order: bool = False
+) -> Matched:
+    """Match two lists of names by `key`.
 
-    Where the lists have no name in common and are equally long, they are matched by order.
+    in_order: as many names of one key in both lists are pairs: those of the very same name but for its ending first,
+    the others in their order. Without it they are ambiguous. Where the lists have no key in common and are equally
+    long, they are matched by order.
     """
-    of_results, of_sources = _by_key(results), _by_key(sources)
-    common = [key for key in of_results if key in of_sources]
+    of_results, of_sources = _by_key(results, key), _by_key(sources, key)
+    common = [each for each in of_results if each in of_sources]
     if not common and results and len(results) == len(sources):
         return Matched({position: position for position in range(len(results))}, by_order=True)
-    single = [key for key in common if len(of_results[key]) == len(of_sources[key]) == 1]
+    pairs, ambiguous = dict[int, int](), list[tuple[tuple[int, ...], tuple[int, ...]]]()
+    for each in common:
+        own, theirs = of_results[each], of_sources[each]
+        if len(own) == len(theirs) == 1 or (in_order and len(own) == len(theirs)):
+            pairs.update(_within([(i, results[i]) for i in own], [(j, sources[j]) for j in theirs]))
+        else:
+            ambiguous.append((tuple(own), tuple(theirs)))
     return Matched(
-        {of_results[key][0]: of_sources[key][0] for key in single},
-        lonely_results=tuple(i for key, own in of_results.items() if key not in of_sources for i in own),
-        lonely_sources=tuple(i for key, own in of_sources.items() if key not in of_results for i in own),
-        ambiguous=tuple((tuple(of_results[key]), tuple(of_sources[key])) for key in common if key not in single),
+        pairs,
+        lonely_results=tuple(i for each, own in of_results.items() if each not in of_sources for i in own),
+        lonely_sources=tuple(j for each, own in of_sources.items() if each not in of_results for j in own),
+        ambiguous=tuple(ambiguous),
     )
 
 
-def _by_key(names: Sequence[str]) -> dict[str, list[int]]:
+def _within(ours: Sequence[tuple[int, str]], theirs: Sequence[tuple[int, str]]) -> Iterator[tuple[int, int]]:
+    """The pairs of positions of as many (position, name) of one key."""
+    left, waiting = list(theirs), list[int]()
+    for position, name in ours:
+        same = next((i for i, (_, other) in enumerate(left) if _stem(other) == _stem(name)), None)
+        if same is None:
+            waiting.append(position)
+        else:
+            yield position, left.pop(same)[0]
+    yield from zip(waiting, (position for position, _ in left), strict=True)
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(MIRRORED).rpartition(".")[0] or name
+
+
+def _by_key(names: Sequence[str], key: Callable[[str], str]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = defaultdict(list)
     for position, name in enumerate(names):
-        groups[key_of(name)].append(position)
+        groups[key(name)].append(position)
     return dict(groups)

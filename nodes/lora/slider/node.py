@@ -23,7 +23,7 @@ from ..files import save_on_the_way
 from ..named_lora import NamedLora
 from ..training import node as lora
 from .dataset import encode_slider_dataset
-from .pairs import order_note
+from .pairs import how_matched
 from .request import MODES, SliderData, SliderRequest
 from .technique import SliderTechnique
 
@@ -169,6 +169,11 @@ def request_from_inputs(values: Mapping[str, Any]) -> tuple[SliderRequest, Slide
     return SliderRequest(config, **settings), SliderData(**sets, start=lora.lora_on_wire(values, "lora"))
 
 
+def how_matched_of(data: SliderData) -> list[str]:
+    """The line of the report on how the pictures of pairs were matched; none for a training on words."""
+    return [how_matched(data.positive, data.negative)] if data.positive and data.negative else []
+
+
 class TrainSlider(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -228,7 +233,7 @@ class TrainSlider(io.ComfyNode):
             result.learned, run.id, run.info.part.metadata() | strength_range.metadata(run.useful_strengths)
         )
         patched, _ = lora.with_adapters(model, None, learned, request.adapter)
-        notes = order_note(data.positive, data.negative) if data.positive and data.negative else []
+        notes = how_matched_of(data)
         return io.NodeOutput(
             patched,
             learned,

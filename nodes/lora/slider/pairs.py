@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence, Sized
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +12,7 @@ import torch
 from ....training.captions import PROMPT
 from ....training.errors import InputError
 from ....training.images import MIRRORED, ImageSet, TrainingImage
-from ...images.pairing.match import key_of
+from ...images.pairing.match import Matched, key_of, matched_names
 from ...images.quality import listed
 
 MOST_NAMED = 20
@@ -26,14 +26,8 @@ def paired(positive: ImageSet, negative: ImageSet, target: str) -> list[Training
     its positive one, so that both are held out or neither, and its caption. target: the prompt of all; empty takes the
     positive picture's own. Raises `InputError` with every picture that has no other or one of another size.
     """
-    by_name = _matched_by_name(positive.items, negative.items)
-    if by_name is None and len(positive.items) != len(negative.items):
-        raise InputError(
-            f"positive_images has {len(positive.items)} pictures and negative_images {len(negative.items)}, and no "
-            "name is in both; give the two pictures of a pair one name, or as many of each in one order"
-        )
-    others = negative.items if by_name is None else by_name
-    pairs = list(zip(positive.items, others, strict=True))
+    found = _matched(positive.items, negative.items)
+    pairs = [(one, negative.items[found.pairs[i]]) for i, one in enumerate(positive.items)]
     odd = [
         f"{one.name} ({_size(one)}) and {other.name} ({_size(other)})"
         for one, other in pairs
@@ -55,63 +49,41 @@ def paired(positive: ImageSet, negative: ImageSet, target: str) -> list[Training
     return [*first, *second]
 
 
-def order_note(positive: ImageSet, negative: ImageSet) -> list[str]:
-    """A line for the report where the pictures were matched by order; empty where by name."""
-    if _matched_by_name(positive.items, negative.items) is not None:
-        return []
+def how_matched(positive: ImageSet, negative: ImageSet) -> str:
+    """A line for the report: how many pairs were matched by name, or which by order. For sets that `paired` takes."""
+    found = _matched(positive.items, negative.items)
+    if not found.by_order:
+        return f"The pictures of {_count(found.pairs, 'pair', 'pairs')} were matched by name."
     pairs = [f"{one.name} with {other.name}" for one, other in zip(positive.items, negative.items, strict=True)]
-    return [f"No name is in both sets, so the pictures were matched by order: {_listed(pairs)}."]
+    return f"No name is in both sets, so the pictures were matched by order: {_listed(pairs)}."
 
 
-def _matched_by_name(
-    positive: Sequence[TrainingImage], negative: Sequence[TrainingImage]
-) -> list[TrainingImage] | None:
-    """The negative picture of each positive one by name; None where no name is in both sets."""
-    ours, theirs = _by_name(positive), _by_name(negative)
-    if not ours.keys() & theirs.keys():
-        return None
+def _matched(positive: Sequence[TrainingImage], negative: Sequence[TrainingImage]) -> Matched:
+    """Raises `InputError` with all pictures without a partner."""
+    ours, theirs = [item.name for item in positive], [item.name for item in negative]
+    found = matched_names(ours, theirs, _key, in_order=True)
+    count, other = Counter(map(_key, ours)), Counter(map(_key, theirs))
     odd = [
-        f"{name} ({len(ours[name])} positive, {len(theirs[name])} negative)"
-        for name in dict.fromkeys([*ours, *theirs])
-        if len(ours[name]) != len(theirs[name])
+        f"{key} ({count[key]} positive, {other[key]} negative)"
+        for key in dict.fromkeys([*count, *other])
+        if count[key] != other[key]
     ]
-    if odd:
+    if odd and len(found.lonely_results) == len(ours):
+        raise InputError(
+            f"positive_images has {len(ours)} pictures and negative_images {len(theirs)}, and no name is in both; give "
+            "the two pictures of a pair one name, or as many of each in one order"
+        )
+    if odd and not found.by_order:
         raise InputError(
             f"{_count(odd, 'picture has', 'pictures have')} no other of that name: {_listed(odd)}; add the missing "
             "ones or take these out"
         )
-    partner = {id(one): other for key, own in ours.items() for one, other in _within(own, theirs[key])}
-    return [partner[id(item)] for item in positive]
-
-
-def _within(
-    ours: Sequence[TrainingImage], theirs: Sequence[TrainingImage]
-) -> Iterator[tuple[TrainingImage, TrainingImage]]:
-    """The pairs of as many pictures of one key: those of the very same name first, the others in their order."""
-    left, waiting = list(theirs), list[TrainingImage]()
-    for one in ours:
-        same = next((i for i, other in enumerate(left) if _stem(other.name) == _stem(one.name)), None)
-        if same is None:
-            waiting.append(one)
-        else:
-            yield one, left.pop(same)
-    yield from zip(waiting, left, strict=True)
-
-
-def _by_name(items: Iterable[TrainingImage]) -> defaultdict[str, list[TrainingImage]]:
-    found: defaultdict[str, list[TrainingImage]] = defaultdict(list)
-    for item in items:
-        found[_key(item)].append(item)
     return found
 
 
-def _key(item: TrainingImage) -> str:
+def _key(name: str) -> str:
     """`key_of` the name; a mirrored copy has another one."""
-    return key_of(item.name) + (MIRRORED if item.name.endswith(MIRRORED) else "")
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(MIRRORED).rpartition(".")[0] or name
+    return key_of(name) + (MIRRORED if name.endswith(MIRRORED) else "")
 
 
 def _with_prompt(item: TrainingImage, target: str) -> TrainingImage:
@@ -125,5 +97,5 @@ def _size(item: TrainingImage) -> str:
     return f"{item.size[1]} x {item.size[0]}" + (f", {item.frames} frames" if item.is_clip else "")
 
 
-def _count(odd: Sequence[object], one: str, several: str) -> str:
+def _count(odd: Sized, one: str, several: str) -> str:
     return f"{len(odd)} {one if len(odd) == 1 else several}"
