@@ -100,6 +100,21 @@ def ip2p(comfyui):
     return edit_models.ip2p()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(edit_models.MODELS))
+def test_a_training_of_each_kind_reads_its_sources(run_node, name):
+    """Two pairs in a batch: other sources give other losses, and the LoRA learns."""
+    kind = edit_models.MODELS[name]
+    models, images = kind.make(), edit_models.pairs(masks=kind.masks)
+    swapped = image_set([replace(item, control=255 - item.control) for item in images.items])
+    given = (kind.settings or {}) | {"steps": 1, "score_pictures": "off"}
+    _, lora, loss, *_ = train(run_node, models, images, **given)
+    _, _, other, *_ = train(run_node, models, swapped, **given)
+    assert loss["loss"][0] != other["loss"][0]
+    assert torch.isfinite(torch.tensor(loss["loss"])).all()
+    assert any(bool(tensor.any()) for key, tensor in lora.items() if "lora_up" in key)
+
+
 def mirrored_set(images):
     from bespoke.nodes.images.folder import mirrored
 

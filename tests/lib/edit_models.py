@@ -95,6 +95,43 @@ def _qwen_plus(run_node, model, clip, vae, prompt, item) -> list:
     return run_node("TextEncodeQwenImageEditPlus", clip=clip, prompt=prompt, vae=vae, image1=source_of(item))[0]
 
 
+def _longcat(run_node, *rest) -> list:
+    node = "FluxKontextMultiReferenceLatentMethod"
+    return run_node(node, conditioning=_qwen(run_node, *rest), reference_latents_method="index")[0]
+
+
+def _krea(run_node, *rest) -> list:
+    node = "FluxKontextMultiReferenceLatentMethod"
+    return run_node(node, conditioning=_qwen_plus(run_node, *rest), reference_latents_method="index_timestep_zero")[0]
+
+
+def _mage(run_node, model, clip, vae, prompt, item) -> list:
+    images = {"image_1": source_of(item)}
+    return run_node("TextEncodeMageFlowEdit", clip=clip, prompt=prompt, negative_prompt="", vae=vae, images=images)[0]
+
+
+def _boogu(run_node, model, clip, vae, prompt, item) -> list:
+    images = {"image_1": source_of(item)}
+    return run_node("TextEncodeBooguEdit", clip=clip, prompt=prompt, negative_prompt="", vae=vae, images=images)[0]
+
+
+def _joy(run_node, model, clip, vae, prompt, item) -> list:
+    return run_node("TextEncodeJoyImageEdit", clip=clip, prompt=prompt, vae=vae, images={"image0": source_of(item)})[0]
+
+
+def _reference_picture(run_node, model, clip, vae, prompt, item) -> list:
+    text = _text(run_node, clip, prompt)
+    given = dict(positive=text, negative=text, images={"image_1": source_of(item)})
+    return run_node("HiDreamO1ReferenceImages", **given)[0]
+
+
+def reads_pictures(name: str):
+    """A model of `host_models` whose stand-in for a text encoder reads pictures too."""
+    row = host_models.ROWS[name]
+    model, _, vae = host_models.made(name)
+    return model, stand_ins.clip(replace(row.text, pictures=True)), vae
+
+
 def ip2p(**more):
     """SD1.5's instruct-pix2pix: eight input channels, the noisy latent and the source's."""
     import comfy.supported_models
@@ -152,6 +189,13 @@ MODELS = {
     "qwen_edit": EditModel(qwen_edit, _qwen, settings={"source_encoding": "Qwen edit"}),
     "qwen_edit_plus": EditModel(qwen_edit, _qwen_plus),
     "qwen_reference": EditModel(qwen_edit, _reference, settings={"source_encoding": "reference latent"}),
+    "longcat": EditModel(lambda: reads_pictures("longcat_image"), _longcat),
+    "krea2": EditModel(lambda: reads_pictures("krea2"), _krea),
+    "mage_flow": EditModel(lambda: reads_pictures("mage_flow"), _mage),
+    "boogu": EditModel(lambda: reads_pictures("boogu"), _boogu),
+    "joyimage": EditModel(lambda: reads_pictures("joyimage"), _joy),
+    "hidream_e1": EditModel(lambda: host_models.made("hidream"), _channels),
+    "hidream_o1": EditModel(lambda: host_models.made("hidream_o1"), _reference_picture),
     "flux_control": EditModel(flux_control, _flux_channels),
     "inpainting": EditModel(families.inpainting, _masked, masks=True),
     "sdxl_inpainting": EditModel(families.sdxl_inpainting, _masked, masks=True),

@@ -24,7 +24,7 @@ class Text:
     width of the pooled vector, 0 for none. layers: hidden states stacked before the tokens, [1, layers, tokens, width];
     0 for none. more: {name of a further field: (tokens -> its shape)}, such as the states of a second encoder.
     ids: names of the numbers of a second tokenizer's words and of their weights, both [tokens]. facts: further fields
-    that are no tensors. mask: whether an attention mask comes along.
+    that are no tensors. mask: whether an attention mask comes along. pictures: whether a prompt has a token of each picture.
     """
 
     width: int
@@ -35,6 +35,7 @@ class Text:
     ids: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     mask: bool = False
+    pictures: bool = False
 
 
 class _Words:
@@ -48,6 +49,15 @@ class _Words:
 
     def untokenize(self, pairs: Any) -> Any:
         return pairs
+
+
+class _WordsAndPictures(_Words):
+    """A picture is a number of all its pixels and of its size."""
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, images: Any = (), **_: Any) -> dict:
+        words = super().tokenize_with_weights(text)["words"][0]
+        seen = [(round(1000 * image.double().sum().item() + image.shape[1]) % 251, 1.0) for image in images]
+        return {"words": [[*seen, *words]]}
 
 
 def _encoder(kind: Text) -> type[nn.Module]:
@@ -99,11 +109,11 @@ def clip(kind: Text):
 
     class Target:
         params: dict = {}  # noqa: RUF012 (what ComfyUI's own targets are)
-        clip, tokenizer = _encoder(kind), _Words
+        clip, tokenizer = _encoder(kind), _WordsAndPictures if kind.pictures else _Words
 
     made = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32})
     # Encoders of different kinds have different weights: the pack keeps prompts by the weights of their encoder.
-    parts = (kind.width, kind.tokens, kind.pooled, kind.layers, kind.mask, *kind.more, *kind.ids, *kind.facts)
+    parts = (kind.width, kind.tokens, kind.pooled, kind.layers, kind.mask, *[kind.pictures] * kind.pictures, *kind.more, *kind.ids, *kind.facts)
     tiny.fill(made.cond_stage_model, zlib.crc32(repr(parts).encode()))
     made.cond_stage_model.table.weight.mul_(kind.width**0.5)  # numbers of about unit size
     return made

@@ -15,12 +15,20 @@ from torch import Tensor
 from ....training.images import TrainingImage
 from .. import identity
 from ..models.second_picture import (
+    BESIDE,
+    BOOGU_EDIT,
     CHANNELS,
     FIRST_FRAME,
+    IN_PROMPT,
+    JOY_EDIT,
+    KREA_REFERENCE,
+    LONGCAT_EDIT,
+    MAGE_EDIT,
     MASKED,
     QWEN_EDIT,
     QWEN_EDIT_PLUS,
     REFERENCE,
+    REFERENCE_PICTURE,
 )
 from ..runs.events import with_phase
 from . import cache
@@ -77,7 +85,7 @@ def encode_with_pictures(
             pixels = source.contiguous()
 
             def encode(pixels: Tensor = pixels, prompt: str = prompt) -> Encoded:
-                context, extra = _in_prompt(clip, prompt, _image(pixels), how)[0]
+                context, extra = _IN_PROMPT[how](clip, prompt, _image(pixels), None)[0]
                 return _kept(context), {name: _kept(value) for name, value in extra.items() if value is not None}
 
             parts = prompt, how, str(tuple(pixels.shape)), pixels.numpy().tobytes()
@@ -151,12 +159,18 @@ def _first_frame(vae, image: Tensor, _mask: Tensor | None, frames: int = FILM) -
     return _added(_first(WanImageToVideo.execute(_NOTHING, _NOTHING, vae, **given)))
 
 
-def _qwen_latents(how: str) -> Callable[[Any, Tensor, Tensor | None], Told]:
-    """The reference latents of a node that encodes a prompt too; the prompt is left out here."""
+def _reference_picture(_vae, image: Tensor, _mask: Tensor | None) -> Told:
+    from comfy_extras.nodes_hidream_o1 import HiDreamO1ReferenceImages
+
+    given = {"positive": _NOTHING, "negative": _NOTHING, "images": {"image_1": image}}
+    return _added(_first(HiDreamO1ReferenceImages.execute(**given)))
+
+
+def _latents_of(how: str) -> Callable[[Any, Tensor, Tensor | None], Told]:
+    """What a node that encodes a prompt too tells besides; the prompt is left out here."""
 
     def encode(vae, image: Tensor, _mask: Tensor | None) -> Told:
-        conditioning = _in_prompt(_NoPrompt(), "", image, how, vae)
-        return _added(conditioning)
+        return _added(_IN_PROMPT[how](_NoPrompt(), "", image, vae))
 
     return encode
 
@@ -171,13 +185,48 @@ class _NoPrompt:
         return _NOTHING
 
 
-def _in_prompt(clip, prompt: str, image: Tensor, how: str, vae=None) -> list:
-    """The conditioning of a prompt with a picture in it; with `vae` also with its reference latent."""
-    from comfy_extras.nodes_qwen import TextEncodeQwenImageEdit, TextEncodeQwenImageEditPlus
+def _qwen_edit(clip, prompt: str, image: Tensor, vae) -> list:
+    from comfy_extras.nodes_qwen import TextEncodeQwenImageEdit
 
-    if how == QWEN_EDIT_PLUS:
-        return _first(TextEncodeQwenImageEditPlus.execute(clip, prompt, vae=vae, image1=image))
     return _first(TextEncodeQwenImageEdit.execute(clip, prompt, vae=vae, image=image))
+
+
+def _qwen_edit_plus(clip, prompt: str, image: Tensor, vae) -> list:
+    from comfy_extras.nodes_qwen import TextEncodeQwenImageEditPlus
+
+    return _first(TextEncodeQwenImageEditPlus.execute(clip, prompt, vae=vae, image1=image))
+
+
+def _longcat_edit(clip, prompt: str, image: Tensor, vae) -> list:
+    return _placed(_qwen_edit(clip, prompt, image, vae), "index")
+
+
+def _krea_reference(clip, prompt: str, image: Tensor, vae) -> list:
+    return _placed(_qwen_edit_plus(clip, prompt, image, vae), "index_timestep_zero")
+
+
+def _placed(conditioning: list, method: str) -> list:
+    from comfy_extras.nodes_flux import FluxKontextMultiReferenceLatentMethod
+
+    return _first(FluxKontextMultiReferenceLatentMethod.execute(conditioning, method))
+
+
+def _mage_edit(clip, prompt: str, image: Tensor, vae) -> list:
+    from comfy_extras.nodes_mage import TextEncodeMageFlowEdit
+
+    return _first(TextEncodeMageFlowEdit.execute(clip, prompt, vae=vae, images={"image_1": image}))
+
+
+def _boogu_edit(clip, prompt: str, image: Tensor, vae) -> list:
+    from comfy_extras.nodes_boogu import TextEncodeBooguEdit
+
+    return _first(TextEncodeBooguEdit.execute(clip, prompt, "", vae=vae, images={"image_1": image}))
+
+
+def _joy_edit(clip, prompt: str, image: Tensor, vae) -> list:
+    from comfy_extras.nodes_joyimage import TextEncodeJoyImageEdit
+
+    return _first(TextEncodeJoyImageEdit.execute(clip, prompt, vae=vae, images={"image0": image}))
 
 
 def _first(output: Any) -> list:
@@ -189,11 +238,22 @@ def _added(conditioning: list) -> Told:
     return dict(conditioning[0][1])
 
 
+# The positive conditioning of a prompt with a picture in it; with a VAE also with its reference latent.
+_IN_PROMPT: dict[str, Callable[[Any, str, Tensor, Any], list]] = {
+    QWEN_EDIT: _qwen_edit,
+    QWEN_EDIT_PLUS: _qwen_edit_plus,
+    LONGCAT_EDIT: _longcat_edit,
+    KREA_REFERENCE: _krea_reference,
+    MAGE_EDIT: _mage_edit,
+    BOOGU_EDIT: _boogu_edit,
+    JOY_EDIT: _joy_edit,
+}
 _ENCODERS: dict[str, Callable[[Any, Tensor, Tensor | None], Told]] = {
     REFERENCE: _reference,
     CHANNELS: _channels,
+    BESIDE: _channels,
     MASKED: _masked,
     FIRST_FRAME: _first_frame,
-    QWEN_EDIT: _qwen_latents(QWEN_EDIT),
-    QWEN_EDIT_PLUS: _qwen_latents(QWEN_EDIT_PLUS),
+    REFERENCE_PICTURE: _reference_picture,
+    **{how: _latents_of(how) for how in IN_PROMPT},
 }

@@ -70,7 +70,10 @@ REASONS = {
     # works from a picture
     "SVD_img2vid": _FROM_PICTURE,
     "Stable_Zero123": _FROM_PICTURE,
-    "Lotus": _FROM_PICTURE,
+    "Lotus": (
+        "it makes its result of a picture in one step, without noise, so that a training on noised pictures does not "
+        "fit it, on pairs neither; wire in a text-to-image model"
+    ),
     "SD21UNCLIP": (
         "it reads a picture's CLIP vision embedding beside the prompt, which a training does not compute; train on SD "
         "2.1, whose LoRAs work with it"
@@ -89,9 +92,17 @@ REASONS = {
     "WAN21_SCAIL": f"it is steered by the pose of another film, {_CONTROL}",
     "WAN22_WanDancer": f"it is steered by music and by a picture, {_CONTROL}",
 }
+_COSMOS = (
+    "it continues a picture that it is given, as a part of the latent that is denoised (CosmosImageToVideoLatent), "
+    "which a training here does not make, on pairs neither; train on the text-to-video model of the same size"
+)
+_COGVIDEOX = (
+    "it continues a picture that it is given, and ComfyUI has no node that gives it one, so that pairs do not help; "
+    "train on the text-to-video model of the same size"
+)
 # Classes, and those derived from them, of text to video and of image to video; an attribute tells which it is. Wan
 # 2.2's 5B has the attribute and makes films from a prompt alone.
-_EITHER = {"WAN21", "CosmosVideo", "CosmosPredict2", "CogVideoX"}
+_EITHER = {"WAN21": _CONTINUES, "CosmosVideo": _COSMOS, "CosmosPredict2": _COSMOS, "CogVideoX": _COGVIDEOX}
 _NEITHER = {"WAN22"}
 
 
@@ -99,9 +110,9 @@ def reason_against(base) -> str:
     """Why a model (ComfyUI's `BaseModel`) cannot be trained on pictures and prompts, or ""."""
     names = [kind.__name__ for kind in type(base).__mro__]
     by_class = next((REASONS[name] for name in names if name in REASONS), "")
-    either = not _EITHER.isdisjoint(names) and _NEITHER.isdisjoint(names)
-    if by_class or (either and getattr(base, "image_to_video", False)):
-        return by_class or _CONTINUES
+    continues = "" if not _NEITHER.isdisjoint(names) else next((_EITHER[name] for name in names if name in _EITHER), "")
+    if by_class or (continues and getattr(base, "image_to_video", False)):
+        return by_class or continues
     dimensions = base.latent_format.latent_dimensions
     if dimensions not in (2, 3):
         return (

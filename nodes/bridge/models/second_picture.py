@@ -14,20 +14,48 @@ from . import flux, unet
 AUTO, REFERENCE, QWEN_EDIT, QWEN_EDIT_PLUS = "auto", "reference latent", "Qwen edit", "Qwen edit plus"
 SOURCE_ENCODINGS = (AUTO, REFERENCE, QWEN_EDIT, QWEN_EDIT_PLUS)
 CHANNELS, MASKED, FIRST_FRAME = "channels", "masked picture", "first frame"
+LONGCAT_EDIT, KREA_REFERENCE, MAGE_EDIT = "LongCat edit", "Krea 2 reference", "Mage-Flow edit"
+BOOGU_EDIT, JOY_EDIT = "Boogu edit", "JoyImage edit"
+BESIDE, REFERENCE_PICTURE = "beside", "reference picture"
 # {how: what the report says the model is given}
 WORDS = {
     REFERENCE: "a reference latent (ReferenceLatent)",
     QWEN_EDIT: "a reference latent and a picture in the prompt (TextEncodeQwenImageEdit)",
     QWEN_EDIT_PLUS: "a reference latent and a picture in the prompt (TextEncodeQwenImageEditPlus)",
+    LONGCAT_EDIT: (
+        "a reference latent and a picture in the prompt (TextEncodeQwenImageEdit, and "
+        "FluxKontextMultiReferenceLatentMethod at index)"
+    ),
+    KREA_REFERENCE: (
+        "a reference latent and a picture in the prompt (TextEncodeQwenImageEditPlus, and "
+        "FluxKontextMultiReferenceLatentMethod at index_timestep_zero)"
+    ),
+    MAGE_EDIT: "a reference latent and a picture in the prompt (TextEncodeMageFlowEdit)",
+    BOOGU_EDIT: "a reference latent and a picture in the prompt (TextEncodeBooguEdit)",
+    JOY_EDIT: "a reference latent and a picture in the prompt (TextEncodeJoyImageEdit)",
+    BESIDE: "a latent beside its own (InstructPixToPixConditioning)",
+    REFERENCE_PICTURE: "a reference picture (HiDreamO1ReferenceImages)",
     CHANNELS: "further channels of its input (InstructPixToPixConditioning)",
     MASKED: "the picture with a hole (InpaintModelConditioning)",
     FIRST_FRAME: "the first frame (WanImageToVideo)",
 }
-IN_PROMPT = (QWEN_EDIT, QWEN_EDIT_PLUS)  # the text encoder reads the source too
+# The text encoder reads the source too.
+IN_PROMPT = (QWEN_EDIT, QWEN_EDIT_PLUS, LONGCAT_EDIT, KREA_REFERENCE, MAGE_EDIT, BOOGU_EDIT, JOY_EDIT)
 NEEDED_BY = (CHANNELS, FIRST_FRAME)  # what a model without a second picture cannot be trained by
 # Whose networks put reference latents beside the picture. Classes derived from them are other models: Chroma's network
-# ignores them, and Mage-Flow's and Boogu's text encoders read the source by nodes of their own.
+# ignores them.
 _BY_REFERENCE = ("Flux", "Flux2", "QwenImage", "Omnigen2")
+# Classes whose nodes are known from ComfyUI's own workflow templates (comfyui-workflow-templates). Those of LongCat,
+# Krea 2 and HiDream are of text to picture too: without second pictures they are trained as such.
+_BY_CLASS = {
+    "LongCatImage": LONGCAT_EDIT,
+    "Krea2": KREA_REFERENCE,
+    "MageFlow": MAGE_EDIT,
+    "Boogu": BOOGU_EDIT,
+    "JoyImage": JOY_EDIT,
+    "HiDream": BESIDE,
+    "HiDreamO1": REFERENCE_PICTURE,
+}
 _PAIRS = "Bespoke Pair Image Sets, or pairs of Bespoke Image Folder"
 OTHER_TRAINER = f"or train a LoRA for it with Bespoke Train LoRA on a set of pairs, a source and its result ({_PAIRS})"
 MEND = f"or wire in a set of pairs, a source and its result each ({_PAIRS})"
@@ -39,6 +67,8 @@ def second_picture(base) -> str:
     name, names = type(base).__name__, {kind.__name__ for kind in type(base).__mro__}
     if "IP2P" in names:
         return CHANNELS
+    if name in _BY_CLASS:
+        return _BY_CLASS[name]
     if name == "WAN21" and getattr(base, "image_to_video", False):
         return FIRST_FRAME
     if name not in ("Flux", "BaseModel", "SDXL", *_BY_REFERENCE):
@@ -98,8 +128,8 @@ def source_encoding(base, wanted: str, items: Sequence[TrainingImage]) -> str:
     if pairs and not own:
         raise InputError(
             f"the set has a second picture for {pairs[0]!r}, and this model ({type(base).__name__}) is given none; "
-            "wire in an edit model (Flux Kontext, Flux 2, Qwen-Image-Edit, OmniGen 2, instruct-pix2pix), or train on "
-            "the results alone: switch pairs off, or take Bespoke Pair Image Sets away"
+            "wire in an edit model (Flux Kontext, Flux 2, Qwen-Image-Edit, OmniGen 2, instruct-pix2pix and others, see "
+            "the help), or train on the results alone: switch pairs off, or take Bespoke Pair Image Sets away"
         )
     hidden = [item.path for item in items if item.control is not None and item.mask is None]
     if own == MASKED and hidden:
