@@ -115,6 +115,19 @@ def test_a_training_of_each_kind_reads_its_sources(run_node, name):
     assert any(bool(tensor.any()) for key, tensor in lora.items() if "lora_up" in key)
 
 
+@pytest.mark.parametrize("name", ["kontext", pytest.param("qwen_edit_plus", marks=pytest.mark.slow)])
+def test_pairs_of_two_sizes_and_single_pictures_share_a_set(run_node, name):
+    """ai-toolkit 441 (sources of several sizes), 480, 588 and musubi-tuner 682 (all or some without a source)."""
+    kind = edit_models.MODELS[name]
+    one, other = edit_models.pairs(1), edit_models.pairs(2, size=(96, 64), seed=3)
+    single = replace(other.items[1], name="c.png", control=None)
+    models, images = kind.make(), image_set([one.items[0], replace(other.items[0], name="b.png"), single])
+    for each in (images, edit_models.without_seconds(images)):
+        _, lora, loss, *_ = train(run_node, models, each, steps=2, batch_size=3, score_pictures="off")
+        assert torch.isfinite(torch.tensor(loss["loss"])).all()
+        assert any(bool(tensor.any()) for key, tensor in lora.items() if "lora_up" in key)
+
+
 def mirrored_set(images):
     from bespoke.nodes.images.folder import mirrored
 

@@ -4,6 +4,7 @@ The oracle of the objective is the bare network with the LoRA's change added to 
 equations on its predicted noise.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -335,6 +336,39 @@ def test_the_node_draws_strips_and_its_file_says_the_range(models, run_node, run
     assert "A slider: strengths from -1 to 1 were found useful when it was trained." in told(1.0)
     assert "outside of" not in told(1.0)
     assert "strength_model is 2, outside of the useful strengths -1 to 1." in told(2.0)
+
+
+def test_pairs_of_two_sizes_are_trained_with_accumulated_gradients(models):
+    """ai-toolkit 227 (pairs crash in its step), sliders 54 (its trainer squeezes each picture to 256 x 256)."""
+    positive, negative = (list(each.items) for each in sets(2))
+    positive[1], negative[1] = (replace(each[1], pixels=each[1].pixels[:, :32]) for each in (positive, negative))
+    images = ImageSet(tuple(positive)), ImageSet(tuple(negative))
+    made = run(technique(models, images, settings={"gradient_accumulation": 2}, target="a thing"), models)
+    assert len(made.run.losses) == 4
+    assert all(math.isfinite(loss) for loss in made.run.losses)
+
+
+@pytest.mark.parametrize(
+    ("settings", "pairs"),
+    [
+        ({"optimizer": "Prodigy (built in)"}, False),
+        ({"optimizer": "Prodigy (built in)"}, True),
+        ({"optimizer": "Muon"}, True),
+        ({"ema": 0.5}, False),
+        ({"ema": 0.5, "validation": 2, "keep": "best"}, True),
+    ],
+)
+def test_optimisers_an_average_and_the_best_step_work(models, settings, pairs):
+    """They change what is learned, and the LoRA is one."""
+    given = dict(WORDS, target="a thing") if pairs else WORDS
+    images = sets(12) if pairs else (None, None)
+    plain = run(technique(models, images, steps=4, **given), models)
+    at_once = run(technique(models, images, steps=4, settings=settings, **given), models)
+    assert all(bool(part.isfinite().all()) for part in at_once.learned.values())
+    assert any(not torch.equal(plain.learned[name], part) for name, part in at_once.learned.items())
+    assert any(bool(part.any()) for name, part in at_once.learned.items() if "lora_up" in name)
+    if "validation" in settings:
+        assert at_once.run.held_out
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

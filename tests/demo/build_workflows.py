@@ -22,6 +22,7 @@ EDIT_CHECKPOINT = "instruct-pix2pix-00-22000.safetensors"
 # For a style with some tens of pictures; a subject with 5 to 20 needs fewer steps and a lower rank.
 STYLE_TRAINING = {"rank": 16, "alpha": 16.0, "learning_rate": 5e-5, "steps": 750}
 SLIDER_TRAINING = {"sample_every": 50}
+PAIRS_TRAINING = {"more": "", "less": "", "loss_weighting": "debiased", "timestep_sampling": "shifted"}
 SUBJECT_TRAINING = {"learning_rate": 1e-4, "steps": 400}
 BRING = (
     "*The picture* is the drawing that comes with ComfyUI. Choose your own there: 512 to 768 px a side for SD1.5, as "
@@ -205,8 +206,10 @@ def slider_from_pairs(w: Workflow) -> None:
     w.note(
         "**Train a slider on pairs.** Two folders: each picture of the one is there in the other too, under the same "
         f"name, with one thing changed. 4 to 10 pairs; press R {CHOOSE_FOLDER}.\n\n*target* is the prompt of all "
-        "pictures, so they need no captions. Strength 1 is towards *With more of it*, -1 towards *With less of it*.",
-        240,
+        "pictures, so they need no captions. Strength 1 is towards *With more of it*, -1 towards *With less of it*.\n\n"
+        "*debiased* and *shifted* let the noisy levels count, which decide on size, pose and composition. For a change "
+        "of texture or colour set them back to *none* and *uniform*.",
+        300,
     )
     base = Base(w)
     more = w.node("BespokeImageFolder", "With more of it", folder=NO_FOLDER)
@@ -219,7 +222,7 @@ def slider_from_pairs(w: Workflow) -> None:
         vae=base.vae,
         positive_images=(more, "images"),
         negative_images=(less, "images"),
-        **(SLIDER_TRAINING | {"more": "", "less": ""}),
+        **(SLIDER_TRAINING | PAIRS_TRAINING),
     )
     w.column()
     w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/my-slider")

@@ -25,6 +25,9 @@ import sprites
 
 TEAL, PINK, PICTURE, MASK = "bespoke_teal_style", "bespoke_pink", "bespoke_picture.png", "bespoke_mask.png"
 LARGE, SMALL = "bespoke_large", "bespoke_small"  # pairs
+# Radii in cells. The small model's own circles lie between them (5.8 in the mean), so that both directions are to be
+# learned; strength 2 has room up to 8, the picture's border.
+SIZES = {LARGE: 6.5, SMALL: 5.0}
 TEAL_WORD, ONE, HEART, CLASS = "bespoke_teal_word", "bespoke_teal.png", "bespoke_heart", "bespoke_shapes"
 PAIRS, EDIT = "bespoke_pairs", "make it green"
 SEED = 7
@@ -43,7 +46,7 @@ def make(folder: Path) -> None:
     )
     _write_set(folder / HEART, sprites.training_set(rng, 12, shape="heart"))
     _write_set(folder / CLASS, sprites.training_set(rng, 12))
-    for name, radius in ((LARGE, 6.0), (SMALL, 3.0)):
+    for name, radius in SIZES.items():
         _write_set(folder / name, [(sprites.image(each), "a circle") for each in sized(radius)])
     _write_pairs(folder / PAIRS)
     circle = sprites.Sprite("red", "circle", "white", cx=8.0, cy=8.0, radius=5.0)
@@ -56,12 +59,9 @@ def make(folder: Path) -> None:
 
 
 def sized(radius: float) -> list[sprites.Sprite]:
-    """Eight circles of one size, in cells; those of two sizes are pairs."""
+    """Eight circles of one size, in cells, in the middle as the small model draws them; those of two are pairs."""
     colours, grounds = list(sprites.COLOURS), list(sprites.GROUNDS)
-    return [
-        sprites.Sprite(colours[i % len(colours)], "circle", grounds[i % 2], 7.5 + i % 3 / 2, 7.5 + i // 3 / 2, radius)
-        for i in range(8)
-    ]
+    return [sprites.Sprite(colours[i % len(colours)], "circle", grounds[i % 2], 8.0, 8.0, radius) for i in range(8)]
 
 
 def _write_set(folder: Path, pairs) -> None:
