@@ -67,7 +67,7 @@ VALUES: dict[str, dict[str, object]] = {
         "steps": 40,
         "guidance": 0.5,
         "resolution": 128,
-        "sample_every": 20,
+        "sample_every": 40,
     },
     # With a word for a colour, the LoRA is that of a shape.
     "BespokeLoadLora": {"lora_name": {"The LoRA": SUBJECT, "The style": STYLE, "The subject": SUBJECT}},
