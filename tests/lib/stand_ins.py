@@ -24,7 +24,8 @@ class Text:
     width of the pooled vector, 0 for none. layers: hidden states stacked before the tokens, [1, layers, tokens, width];
     0 for none. more: {name of a further field: (tokens -> its shape)}, such as the states of a second encoder.
     ids: names of the numbers of a second tokenizer's words and of their weights, both [tokens]. facts: further fields
-    that are no tensors. mask: whether an attention mask comes along. pictures: whether a prompt has a token of each picture.
+    that are no tensors. mask: whether an attention mask comes along. pictures: whether a prompt has a token of
+    each picture.
     """
 
     width: int
@@ -113,7 +114,8 @@ def clip(kind: Text):
 
     made = comfy.sd.CLIP(Target, model_options={"dtype": torch.float32})
     # Encoders of different kinds have different weights: the pack keeps prompts by the weights of their encoder.
-    parts = (kind.width, kind.tokens, kind.pooled, kind.layers, kind.mask, *[kind.pictures] * kind.pictures, *kind.more, *kind.ids, *kind.facts)
+    eyes = ("eyes",) if kind.pictures else ()
+    parts = (kind.width, kind.tokens, kind.pooled, kind.layers, kind.mask, *eyes, *kind.more, *kind.ids, *kind.facts)
     tiny.fill(made.cond_stage_model, zlib.crc32(repr(parts).encode()))
     made.cond_stage_model.table.weight.mul_(kind.width**0.5)  # numbers of about unit size
     return made
