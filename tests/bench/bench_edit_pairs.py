@@ -27,8 +27,9 @@ INSTRUCTION = "make it green"
 SEEDS = (1, 2, 3)
 BASE = Path(__file__).resolve().parents[2] / ".dev" / f"edit-base-{edit_base.RECIPE}.safetensors"
 SETTINGS = {
-    "targets": "attention + feed-forward", "rank": 8, "alpha": 8.0, "conv_rank": 8, "steps": 120, "batch_size": 4,
-    "learning_rate": 5e-4, "warmup_steps": 5, "resume": False,
+    "targets": "attention + feed-forward", "rank": 8, "alpha": 8.0, "conv_rank": 8, "steps": 100, "batch_size": 4,
+    "learning_rate": 2e-3, "warmup_steps": 5, "loss_weighting": "debiased", "timestep_sampling": "shifted",
+    "score_pictures": "off", "resume": False,
 }  # fmt: skip
 
 
