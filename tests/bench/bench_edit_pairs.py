@@ -4,7 +4,7 @@
 
 The base is a small instruct-pix2pix model that copies what it is given (`tests/lib/edit_base.py`).
 Judged by `judge.py`, which shares no code with the drawing: the colour is green, and shape and ground are those of the
-source.
+source. Before: what the base's own copies show. About ten minutes, of which four train the base once.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEEDS = (1, 2, 3)
 BASE = Path(__file__).resolve().parents[2] / ".dev" / f"edit-base-{edit_base.RECIPE}.safetensors"
 SETTINGS = {
     "targets": "attention + feed-forward", "rank": 8, "alpha": 8.0, "conv_rank": 8, "steps": 100, "batch_size": 4,
-    "learning_rate": 2e-3, "warmup_steps": 5, "loss_weighting": "debiased", "timestep_sampling": "shifted",
+    "learning_rate": 2e-3, "warmup_steps": 5, "timestep_sampling": "uniform",
     "score_pictures": "off", "resume": False,
 }  # fmt: skip
 
@@ -104,4 +104,5 @@ def test_an_edit_is_learned_from_twelve_pairs(run_node, small, tmp_path):
         sheet.save(BASE.with_name(f"edit-pairs-{seed}.png"))
     for _, before, after in rows:
         assert before[0] == 0
-        assert after[2] >= 9
+        assert after[0] >= 11
+        assert after[1] >= before[1] - 3  # the base's own copies are grainy
