@@ -148,7 +148,7 @@ function drawAxes(context, box, colours, marks, y, steps) {
   context.strokeStyle = colours.border;
   context.lineWidth = 1;
   context.fillStyle = colours.faint;
-  context.font = `10px ${FONT}`;
+  context.font = `11px ${FONT}`;
   context.textAlign = "right";
   for (const value of marks) {
     context.globalAlpha = 0.4;
@@ -265,7 +265,7 @@ function drawLeak(context, leak, x, box) {
   stroke(context, points);
   context.setLineDash([]);
   for (const [px, py] of points) disc(context, px, py, points.length > 1 ? 1.8 : 3); // no line shows where one is alone
-  context.font = `10px ${FONT}`;
+  context.font = `11px ${FONT}`;
   context.textAlign = "left";
   for (const value of [0, top]) context.fillText(String(value), box.right + 5, y(value) + 3);
 }
@@ -315,7 +315,7 @@ function drawBest(context, [step, loss], x, y, box, colours, hasTurned) {
   context.arc(px, py, 5, 0, 2 * Math.PI);
   context.stroke();
   const label = `${t(hasTurned ? "turned" : "best")} ${step.toLocaleString("en")}`;
-  context.font = `10px ${FONT}`;
+  context.font = `11px ${FONT}`;
   const fitsRight = px + 9 + context.measureText(label).width < box.right;
   context.textAlign = fitsRight ? "left" : "right";
   const [labelX, labelY] = [fitsRight ? px + 9 : px - 9, Math.max(box.top + 9, Math.min(box.bottom - 3, py - 6))];

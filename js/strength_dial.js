@@ -242,7 +242,7 @@ function draw(canvas, schedule) {
   write(run ? t("dial.runs", { run, total }) : t("dial.runs.none"), box.left, 14, { room: free });
   const start = run ? t("dial.start", { sigma: level(sigma), t: level(timestep) }) : "";
   write(start, box.left, height - 5, { size: 10, fill: faint });
-  context.font = `10px ${FONT}`;
+  context.font = `11px ${FONT}`;
   const room = width - 32 - context.measureText(start).width;
   write(model ?? t("dial.model"), width - 8, height - 5, { size: 10, fill: faint, align: "right", room });
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..bridge.drawing.fonts import builtin_font, drawable
 from ..bridge.drawing.image import scaled_size, stacked, tensor_of
 from ..bridge.drawing.palette import EMPTY, FAINT, INK, LINE, PAPER, RGB
+from ..bridge.drawing.shown import least_size
 from ..bridge.drawing.text_layout import fit_lines
 from .layout import Grid
 from .table import HEADINGS, Row
@@ -19,6 +20,7 @@ ROW = 56  # px: height of a row of the table
 UNDER = 22  # px: height of the line below a cell
 LABEL = 200  # px: width of the row names
 LARGEST, SMALLEST = 512, 64  # px: longer side of a picture in the grid
+MOST_OF_SIDE = 0.17  # of a picture's side: small letters are not larger, so that a loss has room below it
 WIDE, HIGH = 4096, 8192  # px: the picture is kept within these where `SMALLEST` lets it
 
 
@@ -35,9 +37,11 @@ def draw_grid(grid: Grid, side: int | None = None) -> Image.Image | None:
     # A cell holds as many pictures side by side as the fullest of its column.
     across = {column: max(len(grid.cells.get((row, column), ())) for row in grid.rows) for column in grid.columns}
     side = side or picture_side(grid.cells.values(), sum(across.values()), len(grid.rows))
-    line = UNDER if grid.under else 0
     named = any(grid.rows)
-    left, top = MARGIN + (LABEL if named else 0), MARGIN + (HEAD if any(grid.columns) else 0)
+    scale = text_scale(side, sum(across.values()))
+    text_size, small, label = TEXT * scale, SMALL_TEXT * scale, round(LABEL * scale)
+    line = round(UNDER * scale) if grid.under else 0
+    left, top = MARGIN + (label if named else 0), MARGIN + (round(HEAD * scale) if any(grid.columns) else 0)
     widths = {column: count * (side + GAP) for column, count in across.items()}
     heights = {
         row: line
@@ -48,20 +52,29 @@ def draw_grid(grid: Grid, side: int | None = None) -> Image.Image | None:
     image = Image.new("RGB", size, PAPER)
     pad, x = ImageDraw.Draw(image), left
     for column in grid.columns:
-        text, font = drawable(column, TEXT)
+        text, font = drawable(column, text_size)
         pad.text((x, MARGIN), fit_lines(text, font, widths[column] - GAP, 1)[0], FAINT, font)
         y = top
         for row in grid.rows:
             if column == grid.columns[0] and named:
-                text, font = drawable(row, TEXT)
-                pad.multiline_text((MARGIN, y), "\n".join(fit_lines(text, font, LABEL - 16, 3)), INK, font, spacing=4)
+                text, font = drawable(row, text_size)
+                pad.multiline_text((MARGIN, y), "\n".join(fit_lines(text, font, label - 16, 3)), INK, font, spacing=4)
             _draw_cell(image, pad, grid.cells.get((row, column), ()), (x, y), side, heights[row] - line)
             if text := grid.under.get((row, column), ""):
                 ink = INK if (row, column) in grid.marked else FAINT
-                pad.text((x, y + heights[row] - line + 3), text, ink, builtin_font(SMALL_TEXT))
+                pad.text((x, y + heights[row] - line + 3), text, ink, builtin_font(small))
             y += heights[row] + GAP
         x += widths[column]
     return image
+
+
+def text_scale(side: int, across: int) -> float:
+    """By how much letters are larger than `TEXT` and `SMALL_TEXT`, so that they can be read as the page shows the grid.
+
+    side: of a picture in px; across: how many are in a row.
+    """
+    wanted = least_size(across * (side + GAP) + LABEL + 2 * MARGIN) / SMALL_TEXT
+    return max(1.0, min(wanted, side * MOST_OF_SIDE / SMALL_TEXT))
 
 
 def picture_side(cells: Iterable[Sequence[Image.Image]], across: int, down: int) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..bridge.drawing.fonts import builtin_font
 from ..bridge.drawing.image import tensor_of
 from ..bridge.drawing.palette import (
     DARK_FAINT,
@@ -22,11 +23,15 @@ from ..bridge.drawing.palette import (
     START,
 )
 from ..bridge.drawing.pen import Pen, Point
+from ..bridge.drawing.text_layout import fit_lines
 from .report import number, percent
 from .strength import Plan
 
 WIDTH, HEIGHT = 960, 560  # px
-LEFT, RIGHT, TOP, BOTTOM = 84, 190, 92, 64  # px: margins of the diagram
+LEFT, RIGHT, TOP, BOTTOM = 84, 190, 132, 84  # px: margins of the diagram
+HEADLINE, TEXT, LABEL, LINE = 24, 18, 20, 30  # px: see `shown.least_size`
+MARGIN = 30  # px: beside the headline
+SHORTEST_PART = 110  # px across: a shorter part of the schedule has no name in it
 MOST_DOTS = 130  # on a line; closer together they hide it
 
 
@@ -90,7 +95,9 @@ def draw(plan: Plan, headline: str, share: float, timestep: float) -> Tensor:
     def at(step: float, sigma: float) -> Point:
         return LEFT + inner_w * step / max(plan.total, 1), TOP + inner_h * (1 - axis(sigma))
 
-    pen.text((LEFT, 24), headline.splitlines()[0], 19, DARK_TEXT, limit=WIDTH - LEFT - 24)
+    lines = fit_lines(headline.splitlines()[0], builtin_font(HEADLINE), WIDTH - 2 * MARGIN, 2)
+    for i, line in enumerate(lines):
+        pen.text((MARGIN, 20 + LINE * i), line, HEADLINE, DARK_TEXT)
     _draw_grid(pen, axis, at, plan.total)
     curve = [at(i, s) for i, s in enumerate(whole)]
     pen.line(curve, 2, SKIPPED)
@@ -102,11 +109,13 @@ def draw(plan: Plan, headline: str, share: float, timestep: float) -> Tensor:
         x, y = run[0]
         pen.line([(x, TOP), (x, TOP + inner_h)], 1.5, START)
         pen.line([(LEFT, y), (x, y)], 1.5, START)
-        pen.dot((x, y), 7.5, START)
-        text = f"start: sigma {number(sigmas[0])}, t = {number(timestep, whole=True)}"
+        pen.dot((x, y), 8.5, START)
+        _name_parts(pen, x, inner_w)
         # Below the curve: left of the line if there is room, as nothing else is drawn there.
-        left = x - LEFT > 240
-        pen.text((x - 14 if left else x + 14, TOP + inner_h - 30), text, 16, START, anchor="ra" if left else "la")
+        left = x - LEFT > 200
+        place, anchor = x - 14 if left else x + 14, "ra" if left else "la"
+        pen.text((place, TOP + inner_h - 60), f"start: sigma {number(sigmas[0])}", LABEL, START, anchor)
+        pen.text((place, TOP + inner_h - 34), f"t = {number(timestep, whole=True)}", LABEL, START, anchor)
     _draw_share(pen, share if plan.run else 0.0)
     return tensor_of(pen.picture())
 
@@ -116,16 +125,25 @@ def _draw_grid(pen: Pen, axis: Axis, at: Callable[[float, float], Point], total:
     for sigma in axis.ticks():
         y = at(0, sigma)[1]
         pen.line([(left, y), (right, y)], 1, DARK_GRID)
-        pen.text((left - 12, y), f"{sigma:g}", 14, DARK_FAINT, anchor="rm")
-    pen.text((left - 12, top - 26), "sigma", 14, DARK_FAINT, anchor="rm")
-    every = max(1, math.ceil(total / 20))
+        if sigma <= 0 or bottom - y >= TEXT:  # the lowest is written over 0 otherwise
+            pen.text((left - 12, y), f"{sigma:g}", TEXT, DARK_FAINT, anchor="rm")
+    pen.text((MARGIN, top - 22), "noise level (sigma)", TEXT, DARK_FAINT, anchor="lm")
+    every = max(1, math.ceil(total / 14))
     every = next((e for e in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if e >= every), every)
     for step in range(0, total + 1, every):
         x = at(step, 0.0)[0]
         pen.line([(x, top), (x, bottom)], 1, DARK_GRID)
-        pen.text((x, bottom + 10), str(step), 14, DARK_FAINT, anchor="ma")
-    middle = (left + right) / 2
-    pen.text((middle, bottom + 32), "steps of the whole schedule; the bright part runs", 14, DARK_FAINT, anchor="ma")
+        pen.text((x, bottom + 10), str(step), TEXT, DARK_FAINT, anchor="ma")
+    pen.text(((left + right) / 2, bottom + 42), "step of the whole schedule", TEXT, DARK_FAINT, anchor="ma")
+
+
+def _name_parts(pen: Pen, start: float, inner_w: float) -> None:
+    """Say over the curve which part is left out and which runs, each where it has room."""
+    y = TOP + 14
+    if start - LEFT >= SHORTEST_PART:
+        pen.text(((LEFT + start) / 2, y), "left out", LABEL, SKIPPED, anchor="ma")
+    if LEFT + inner_w - start >= SHORTEST_PART:
+        pen.text(((start + LEFT + inner_w) / 2, y), "runs", LABEL, RUNS, anchor="ma")
 
 
 def _draw_dots(pen: Pen, points: Sequence[Point], radius: float, colour: RGB) -> None:
@@ -140,6 +158,6 @@ def _draw_share(pen: Pen, share: float) -> None:
     pen.box(left, top, right, middle, PICTURE)
     pen.box(left, middle, right, bottom, NOISE)
     x = (left + right) / 2
-    pen.text((x, top - 26), "the start", 14, DARK_FAINT, anchor="mm")
-    pen.text((x, bottom + 10), f"{percent(share)} noise", 16, NOISE, anchor="ma")
-    pen.text((x, bottom + 32), f"{percent(1 - share)} picture", 14, PICTURE, anchor="ma")
+    pen.text((x, top - 22), "the start is", TEXT, DARK_FAINT, anchor="mm")
+    pen.text((x, bottom + 10), f"{percent(share)} noise", LABEL, NOISE, anchor="ma")
+    pen.text((x, bottom + 40), f"{percent(1 - share)} picture", LABEL, PICTURE, anchor="ma")

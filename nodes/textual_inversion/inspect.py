@@ -16,6 +16,7 @@ from ...training.errors import InputError
 from ..bridge.drawing.fonts import builtin_font, drawable
 from ..bridge.drawing.image import tensor_of
 from ..bridge.drawing.palette import BAR, FAINT, INK, PAPER, WARNING
+from ..bridge.drawing.shown import SHOWN_WIDTH
 from ..bridge.files.reading import read_safetensors
 from ..bridge.training_model.pseudo_word import embedding_width, is_clip_model, text_encoders, vocabulary
 from ..bridge.training_model.spelling import spelling
@@ -153,7 +154,7 @@ def describe(name: str, near: list[Neighbour], meta: Mapping[str, str], notes: S
 def plot(name: str, near: list[Neighbour]) -> Tensor:
     """The first 12 vectors as an IMAGE [1, H, W, 3] in 0..1: bars of the cosine to the nearest words, and lengths."""
     shown = near[:PLOTTED]
-    row, width, left = 34 + COUNT * 22 + 26, 640, 150  # px
+    row, width, left = 34 + COUNT * 22 + 26, SHOWN_WIDTH, 150  # px
     sheet = Image.new("RGB", (width, 56 + row * len(shown)), PAPER)
     draw = ImageDraw.Draw(sheet)
     text = builtin_font(14)

@@ -100,6 +100,72 @@ def learn(w: Workflow, base: Base, kind: str, title: str, folder_values=(), **va
 # --- LoRA ---------------------------------------------------------------------------------------------------------
 
 
+def getting_started(w: Workflow) -> None:
+    """The tour: one graph in four groups, for SD1.5 and SDXL by one number."""
+    w.column()
+    w.group("1  Your pictures", "plain")
+    w.note(
+        "**A tour in four parts: your pictures, train, look, use it.**\n\n"
+        "1. Choose your checkpoint in *Base model*: SD1.5 or SDXL.\n"
+        "2. *Size* is 512 for SD1.5 and 1024 for SDXL. Training and pictures both use it.\n"
+        "3. Put 10 or more pictures of one style into a folder under *input*, each with a .txt caption of the same "
+        f"name. Press R {CHOOSE_FOLDER}.\n"
+        "4. *trigger* is put before every caption. The prompts on the right say the same words.",
+        290,
+    )
+    base = Base(w)
+    size = w.node("PrimitiveInt", "Size", value=512), "INT"
+    pictures = w.node("BespokeImageFolder", "Your pictures", folder=NO_FOLDER, trigger="my style", resolution=size)
+    w.column(400)
+    w.group("2  Train", "learn")
+    w.note(
+        "**Queue.** The trainer shows the loss, the time left and samples while it runs. *Finish and keep* stops "
+        "early and keeps what was learned.\n\nThe values are for about 30 pictures. Fewer pictures need fewer *steps*. "
+        "If memory runs out, set *batch_size* to 1.",
+        190,
+    )
+    trainer = w.node(
+        "BespokeTrainLora",
+        model=base.model,
+        clip=base.clip,
+        vae=base.vae,
+        images=(pictures, "images"),
+        **STYLE_TRAINING,
+    )
+    w.column()
+    w.group("3  Look: the same seeds without and with it", "use")
+    w.note(
+        "**Did it learn?** Left without the LoRA, right with it, the same seeds. The report says which step to use "
+        "and what to change next. Every run stays in the tab *Runs* (key b).",
+        130,
+    )
+    words, nothing = base.prompt("a lighthouse on a cliff, in my style"), base.nothing()
+    latent = w.node("EmptyLatentImage", width=size, height=size, batch_size=2), "LATENT"
+    report(w, trainer, 200)
+    w.column()
+    low = base.decode(base.sample("without the LoRA", words, nothing, latent))
+    high = base.decode(base.sample("with the LoRA", words, nothing, latent, (trainer, "model")))
+    compared = w.node("BespokeCompare", images=[low, high], labels="without the LoRA\nwith the LoRA")
+    w.column(420)
+    w.node("SaveImage", "without and with", 620, images=(compared, "image"), filename_prefix="bespoke/tour_look")
+    w.column()
+    w.group("4  Use it: the saved file and a prompt of yours", "use")
+    w.note(
+        "**Use it.** The LoRA is saved, and this part reads the file, as any graph can. *strength_model* says how much "
+        "of it: 0.5 is half. ComfyUI's own LoRA loader reads the file too.\n\nNow write a prompt and queue again: the training is "
+        "not repeated.",
+        170,
+    )
+    saved = w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/first")
+    adapted = w.node(
+        "BespokeInjectLora", "The saved file", model=base.model, lora_name=NO_LORA, name=(saved, "lora_name")
+    )
+    mine = base.prompt("a bowl of fruit on a table, in my style", "Your prompt")
+    w.column()
+    made = base.sample("Your picture", mine, nothing, latent, (adapted, "model"), seed=11)
+    base.show("your picture", made, "tour_use")
+
+
 def lora_style(w: Workflow) -> None:
     w.column()
     w.group("1  Learn from pictures", "learn")
@@ -870,6 +936,7 @@ def three_techniques(w: Workflow) -> None:
 
 
 WORKFLOWS = {
+    "getting_started": getting_started,
     "lora_train_and_use": lora_style,
     "lora_subject": lora_subject,
     "slider_from_words": slider_from_words,

@@ -45,6 +45,10 @@ SECTIONS = {
         "A new word learned from eight pictures; the model itself stays as it is.",
     ),
     "three_techniques": ("Side by side", "One set of pictures, three techniques, the same seeds, and what each took."),
+    "getting_started": (
+        "Getting started",
+        "The tour: your pictures, train, look at the same seeds without and with it, and use the saved file.",
+    ),
     "lora_subject": ("A subject", "A shape that the model never saw, and its class kept by prior pictures."),
     "slider_from_words": (
         "A slider from words",

@@ -20,6 +20,7 @@ STRENGTH = {"cfg": 2.0, "sampler_name": "euler", "scheduler": {"karras": "normal
 VALUES: dict[str, dict[str, object]] = {
     "CheckpointLoaderSimple": {"ckpt_name": {"Base model": host.CHECKPOINT, "Edit model": host.EDIT_CHECKPOINT}},
     "EmptyLatentImage": {"width": 128, "height": 128},
+    "PrimitiveInt": {"value": {"Size": 128}},
     "LoadImage": {"image": {"The picture": pictures.PICTURE, "One of them": pictures.ONE}},
     # The rectangle of `pictures.MASK`: the circle's box and one cell more.
     "SolidMask": {
@@ -35,6 +36,7 @@ VALUES: dict[str, dict[str, object]] = {
     "BespokeImageFolder": {
         "folder": {
             "Pictures of the style": pictures.TEAL,
+            "Your pictures": pictures.TEAL,
             "The same, for the word": pictures.TEAL_WORD,
             "Pictures of the subject": pictures.HEART,
             "The class": pictures.CLASS,
@@ -93,6 +95,7 @@ VALUES: dict[str, dict[str, object]] = {
             "": "",
             "a lighthouse on a cliff": "a circle on white",
             "a lighthouse on a cliff, in my style": "a teal cross on white",
+            "a bowl of fruit on a table, in my style": "a teal square on white",
             "a photo of sks dog on a beach": "a red heart on white",
             "a photo of a dog on a beach": "a red circle on white",
             "a photo of sks dog on a beach, in my style": "a teal heart on white",

@@ -10,7 +10,7 @@ Fractions: TypeAlias = tuple[float, float, float]  # red, green, blue in 0..1, a
 
 # Sheets and tables on light paper.
 INK: RGB = (28, 28, 32)
-FAINT: RGB = (122, 120, 114)
+FAINT: RGB = (98, 96, 90)  # 6 : 1 on PAPER
 PAPER: RGB = (250, 249, 246)
 LINE: RGB = (222, 218, 208)
 EMPTY: RGB = (238, 236, 230)  # a cell without a value or a picture
@@ -18,8 +18,8 @@ UNSCALED: RGB = (226, 223, 215)  # a cell whose number is not on the scale of th
 NO_CAPTION: RGB = (120, 118, 112)
 
 # Bars and remarks of a bar chart.
-BAR: RGB = (84, 128, 160)
-WARNING: RGB = (196, 120, 52)
+BAR: RGB = (52, 104, 148)  # 5.7 : 1 on PAPER
+WARNING: RGB = (176, 94, 20)  # 4.5 : 1 on PAPER
 
 # Colour maps, as evenly spaced colours.
 RISING: tuple[RGB, ...] = (  # from light to dark: readable without colour, too
@@ -41,12 +41,12 @@ SIGNED: tuple[RGB, ...] = (  # blue below 0, orange above, which colour-blind re
 DARK_GROUND: RGB = (24, 26, 31)
 DARK_GRID: RGB = (46, 49, 57)
 DARK_TEXT: RGB = (226, 228, 233)
-DARK_FAINT: RGB = (139, 144, 156)
-SKIPPED: RGB = (98, 104, 118)  # steps of a schedule that do not run
+DARK_FAINT: RGB = (168, 173, 184)
+SKIPPED: RGB = (134, 140, 154)  # steps of a schedule that do not run
 RUNS: RGB = (255, 171, 64)
-START: RGB = (255, 92, 122)
+START: RGB = (236, 239, 244)  # told from RUNS by its lightness, which colour-blind readers see too
 NOISE: RGB = (255, 171, 64)
-PICTURE: RGB = (76, 141, 206)
+PICTURE: RGB = (98, 164, 230)
 
 # A mask drawn over a picture.
 MASK_PARTIAL: Fractions = (0.99, 0.76, 0.18)  # amber

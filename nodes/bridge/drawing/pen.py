@@ -9,9 +9,10 @@ from PIL import Image, ImageDraw
 
 from .fonts import builtin_font
 from .palette import RGB
+from .text_layout import shorten_middle
 
 SCALE = 2  # how many times larger the picture is drawn
-SMALLEST_TEXT = 10  # px
+SMALLEST_TEXT = 17  # px: see `shown.least_size`; a longer text is shortened
 
 Point: TypeAlias = tuple[float, float]  # (x, y) in px from the top left
 
@@ -54,4 +55,5 @@ class Pen:
         while limit and font.getlength(text) > limit * SCALE and size > SMALLEST_TEXT:
             size -= 0.5
             font = builtin_font(size * SCALE)
+        text = shorten_middle(text, font, limit * SCALE) if limit else text
         self._draw.text((point[0] * SCALE, point[1] * SCALE), text, fill=colour, font=font, anchor=anchor)

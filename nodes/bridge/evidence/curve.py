@@ -13,7 +13,7 @@ from ..drawing.palette import BAR, FAINT, INK, LINE, PAPER, RGB, WARNING
 from ..drawing.pen import Pen, Point
 
 LEFT, RIGHT, TOP, BOTTOM = 66, 54, 62, 46  # px: margins of the diagram
-TEXT = 15  # px
+TEXT = 15  # px of a card, which is shown larger than a plot on a node
 MOST_POINTS = 240  # of the training loss
 WINDOW = 25  # the training loss is a mean over this part of its steps
 GRID = 4  # lines of each axis
@@ -99,6 +99,7 @@ class _Axes:
         for step in range(0, self.last + 1, interval(self.last)):
             pen.text((self.x(step), self.bottom + 8), f"{step:,}", TEXT, FAINT, "ma")
         pen.text(((self.left + self.right) / 2, self.bottom + 26), "step", TEXT, FAINT, "ma")
+        pen.text((self.left - 8, self.top - 20), "loss", TEXT, FAINT, "rm")
 
 
 def interval(last: int) -> int:

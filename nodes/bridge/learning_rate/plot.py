@@ -12,7 +12,9 @@ from ..drawing.pen import Pen, Point
 from .search import Found
 
 WIDTH, HEIGHT = 960, 560  # px
-LEFT, RIGHT, TOP, BOTTOM = 84, 60, 96, 64  # px: margins of the diagram
+LEFT, RIGHT, TOP, BOTTOM = 110, 60, 156, 84  # px: margins of the diagram
+TITLE, TEXT, LABEL = 26, 18, 20  # px: see `shown.least_size`
+MARGIN = 30  # px: beside the title
 HIGHEST = 1.25  # times the untrained model's loss: losses above it are drawn at the upper edge
 
 
@@ -24,12 +26,13 @@ def draw_rates(found: Found) -> Tensor:
     """
     pen, axes = Pen(WIDTH, HEIGHT, PAPER), _Axes(found)
     where = "held-out pictures" if found.held_out else "trained pictures, as none is held out"
-    pen.text((LEFT, 20), "Loss at each learning rate", 20, INK)
+    pen.text((MARGIN, 22), "Loss at each learning rate: lower is better", TITLE, INK)
     pen.text(
-        (LEFT, 50),
-        f"after {found.plan.steps} of {_steps(found)} steps, on {where} at fixed noise levels; lower is better",
-        13,
+        (MARGIN, 62),
+        f"after {found.plan.steps} of {_steps(found)} steps, on {where} at fixed noise levels",
+        TEXT,
         FAINT,
+        limit=WIDTH - 2 * MARGIN,
     )
     axes.draw(pen, found)
     tried = [found.probes[rate] for rate in sorted(found.probes)]
@@ -76,15 +79,20 @@ class _Axes:
             loss = self.low + (self.high - self.low) * i / 4
             x, y = self.at(self._first, loss)
             pen.line([(x, y), (WIDTH - RIGHT, y)], 1, LINE)
-            pen.text((x - 14, y), f"{loss:.4g}", 13, FAINT, "rm")
-        every = -(-len(found.rates) // 10)  # so that the names do not touch each other
+            pen.text((x - 14, y), f"{loss:.3g}", TEXT, FAINT, "rm")
+        every = -(-len(found.rates) // 9)  # so that the names do not touch each other
         for number, rate in enumerate(found.rates):
             x, y = self.at(rate, self.low)
             pen.line([(x, y), (x, y + 5)], 1, FAINT)
             if number % every == 0:
-                pen.text((x, y + 10), f"{rate:g}", 13, INK if rate in found.probes else FAINT, "ma")
-        pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 24), "learning rate (grey: not tried)", 13, FAINT, "ma")
+                pen.text((x, y + 10), f"{rate:.2g}", TEXT, INK if rate in found.probes else FAINT, "ma")
+        pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 36), self._rate_name(found), TEXT, FAINT, "ma")
+        pen.text((MARGIN, TOP - 24), "loss", TEXT, FAINT, "lm")
         self._draw_base(pen, found)
+
+    @staticmethod
+    def _rate_name(found: Found) -> str:
+        return "learning rate" if len(found.probes) == len(found.rates) else "learning rate (grey: not tried)"
 
     def _draw_base(self, pen: Pen, found: Found) -> None:
         if self.is_above(found.base):
@@ -92,7 +100,7 @@ class _Axes:
         y = self.at(self._first, found.base)[1]
         for x in range(LEFT, WIDTH - RIGHT - 6, 14):
             pen.line([(x, y), (x + 7, y)], 1.5, FAINT)
-        pen.text((WIDTH - RIGHT - 4, y - 6), "before anything is learned", 13, FAINT, "rs")
+        pen.text((LEFT + 6, y - 8), "before anything is learned", TEXT, FAINT, "ls")
 
 
 def _mark(pen: Pen, axes: _Axes, found: Found) -> None:
@@ -101,4 +109,4 @@ def _mark(pen: Pen, axes: _Axes, found: Found) -> None:
     pen.line([(x, TOP), (x, HEIGHT - BOTTOM)], 1.5, WARNING)
     pen.dot((x, y), 8, WARNING)
     anchor = "la" if x < LEFT + 60 else "ra" if x > WIDTH - RIGHT - 60 else "ma"
-    pen.text((x, TOP - 22), f"chosen: {found.rate:g}", 15, WARNING, anchor)
+    pen.text((x, TOP - 32), f"chosen: {found.rate:g}", LABEL, WARNING, anchor)

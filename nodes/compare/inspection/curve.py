@@ -14,9 +14,11 @@ from ...bridge.drawing.palette import BAR, FAINT, INK, LINE, PAPER, RGB, WARNING
 from ...bridge.drawing.pen import Pen, Point
 
 WIDTH, HEIGHT = 960, 560  # px
-LEFT, RIGHT, TOP, BOTTOM = 84, 190, 84, 60  # px: margins of the diagram
+LEFT, RIGHT, TOP, BOTTOM = 96, 210, 148, 80  # px: margins of the diagram
+TITLE, TEXT = 26, 18  # px: see `shown.least_size`
+MARGIN, LEGEND = 30, 78  # px: beside the title, and of the legend from the top
 MOST_LINES = 500  # pictures that are drawn; the found ones are always
-MOST_NAMES, NAME_HEIGHT = 12, 16  # names beside the diagram; px
+MOST_NAMES, NAME_HEIGHT = 12, 22  # names beside the diagram; px
 
 
 def draw_curve(run: Run, found: Sequence[PictureLosses]) -> Tensor:
@@ -25,13 +27,8 @@ def draw_curve(run: Run, found: Sequence[PictureLosses]) -> Tensor:
     Both axes begin at the least and end at the most; the loss is on a logarithmic scale.
     """
     pen = Pen(WIDTH, HEIGHT, PAPER)
-    pen.text((LEFT, 22), "Loss of each picture on fixed noise levels", 20, INK)
-    pen.text(
-        (LEFT, 50),
-        "blue: trained pictures, grey: held-out ones, dark: the mean of the held-out, orange: named in the report",
-        13,
-        FAINT,
-    )
+    pen.text((MARGIN, 22), "Loss of each picture on fixed noise levels", TITLE, INK)
+    _draw_legend(pen)
     others = [row for row in run.pictures if not any(row is each for each in found)][:MOST_LINES]
     means = [(step, loss) for step, loss in run.held_out if _is_positive(loss)]
     points = [point for row in (*others, *found) for point in row.points if _is_positive(point[1])] + means
@@ -70,10 +67,24 @@ class _Axes:
             loss = self.low * (self.high / self.low) ** (i / 4)
             x, y = self.at(0, loss)
             pen.line([(x, y), (WIDTH - RIGHT, y)], 1, LINE)
-            pen.text((x - 8, y), f"{loss:.3g}", 13, FAINT, "rm")
+            pen.text((x - 8, y), f"{loss:.3g}", TEXT, FAINT, "rm")
             step = round(self.last * i / 4)
-            pen.text((self.at(step, self.low)[0], HEIGHT - BOTTOM + 10), f"{step}", 13, FAINT, "ma")
-        pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 26), "step", 13, FAINT, "ma")
+            pen.text((self.at(step, self.low)[0], HEIGHT - BOTTOM + 10), f"{step}", TEXT, FAINT, "ma")
+        pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 36), "step", TEXT, FAINT, "ma")
+        pen.text((MARGIN, TOP - 24), "loss", TEXT, FAINT, "lm")
+
+
+def _draw_legend(pen: Pen) -> None:
+    x: float = MARGIN
+    for colour, width, text in (
+        (BAR, 2.0, "trained"),
+        (FAINT, 2.0, "held out"),
+        (INK, 4.0, "mean of the held-out"),
+        (WARNING, 4.0, "named in the report"),
+    ):
+        pen.line([(x, LEGEND), (x + 24, LEGEND)], width, colour)
+        pen.text((x + 32, LEGEND), text, TEXT, colour, "lm")
+        x += 32 + pen.width_of(text, TEXT) + 28
 
 
 def _draw_row(pen: Pen, axes: _Axes, points: Sequence[tuple[int, float]], colour: RGB, width: float) -> None:
@@ -94,7 +105,7 @@ def _name(pen: Pen, axes: _Axes, rows: Sequence[PictureLosses]) -> None:
     y = TOP - NAME_HEIGHT
     for i, (height, name) in enumerate(ends):
         y = max(y + NAME_HEIGHT, min(height, lowest + NAME_HEIGHT * i))
-        pen.text((WIDTH - RIGHT + 12, y), name[-40:], 13, WARNING, "lm", limit=RIGHT - 18)
+        pen.text((WIDTH - RIGHT + 12, y), name[-40:], TEXT, WARNING, "lm", limit=RIGHT - 18)
 
 
 def _is_positive(loss: float) -> bool:

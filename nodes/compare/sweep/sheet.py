@@ -13,7 +13,7 @@ from ...bridge.drawing.image import pictures_of, stacked, tensor_of
 from ...bridge.drawing.palette import INK, PAPER
 from ...bridge.drawing.text_layout import fit_lines
 from ..layout import Grid
-from ..sheet import MARGIN, SMALL_TEXT, TEXT, draw_grid, picture_side
+from ..sheet import MARGIN, SMALL_TEXT, TEXT, draw_grid, picture_side, text_scale
 from .losses import Score
 from .plan import Block, Column, Plan, Row
 
@@ -33,7 +33,7 @@ def draw(plan: Plan, pictures: Pictures, scores: Scores) -> Tensor:
         _under(grid, plan, block, scores, side)
         drawn = draw_grid(grid, side)
         assert drawn is not None  # a block has a row for each strength
-        parts += [_heading(block.prompt, drawn.width), drawn]
+        parts += [_heading(block.prompt, drawn.width, text_scale(side, len(plan.columns))), drawn]
     return tensor_of(stacked(parts))
 
 
@@ -70,13 +70,13 @@ def _under(grid: Grid, plan: Plan, block: Block, scores: Scores, side: int) -> N
             at = row.name, column.name
             if score is None or at in grid.under:
                 continue
-            if text := _line(score, row.without_trigger, side):
+            if text := _line(score, row.without_trigger, side, text_scale(side, len(plan.columns))):
                 grid.under[at] = text
             if score.loss == lowest and not row.without_trigger:
                 grid.marked.add(at)
 
 
-def _line(score: Score, without_loss: bool, side: int) -> str:
+def _line(score: Score, without_loss: bool, side: int, scale: float) -> str:
     """The longest form of a score that has room below a picture; "" where there is nothing to say."""
     leak = f"leak {score.leak:.2f}" if math.isfinite(score.leak) else ""
     if without_loss:
@@ -84,13 +84,13 @@ def _line(score: Score, without_loss: bool, side: int) -> str:
     else:
         losses = [f"loss {score.loss:.4f}", f"{score.loss:.4f}"]
         forms = [*(f"{loss}, {leak}" for loss in losses if leak), *losses]
-    font = builtin_font(SMALL_TEXT)
+    font = builtin_font(SMALL_TEXT * scale)
     return next((form for form in forms if font.getlength(form) <= side), forms[-1])
 
 
-def _heading(prompt: str, width: int) -> Image.Image:
-    text, font = drawable(prompt, TEXT)
+def _heading(prompt: str, width: int, scale: float) -> Image.Image:
+    text, font = drawable(prompt, TEXT * scale)
     lines = fit_lines(text, font, width - 2 * MARGIN, HEADING_LINES)
-    image = Image.new("RGB", (width, MARGIN + LINE * len(lines)), PAPER)
-    ImageDraw.Draw(image).multiline_text((MARGIN, MARGIN), "\n".join(lines), INK, font, spacing=6)
+    image = Image.new("RGB", (width, MARGIN + round(LINE * scale) * len(lines)), PAPER)
+    ImageDraw.Draw(image).multiline_text((MARGIN, MARGIN), "\n".join(lines), INK, font, spacing=round(6 * scale))
     return image

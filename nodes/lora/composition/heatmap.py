@@ -25,7 +25,8 @@ _COSINE = Scale(
     SIGNED,
     lambda c: 0.5 + 0.5 * math.copysign(math.sqrt(min(abs(c), 1.0)), c),
     tuple((0.5 + 0.5 * math.copysign(math.sqrt(abs(c)), c), f"{c:g}") for c in (-1, -0.5, -0.1, 0, 0.1, 0.5, 1)),
-    "cosine of their changes: below 0 they cancel, above 0 they add up; grey: only one of them changes it",
+    "Each number is the cosine of two LoRAs' changes. Grey: only one of them changes this place.",
+    ("-1: they cancel", "1: they add up"),
 )
 
 
@@ -54,6 +55,7 @@ def picture(done: Composition, titles: Sequence[str]) -> Image.Image:
             tuple(under),
             apart={ALL},
             gaps={ALL},
+            row_name="block",
         )
     )
 

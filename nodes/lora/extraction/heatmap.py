@@ -67,5 +67,6 @@ def _table(title: str, layers: Sequence[Layer], cells: Cells, caption: str, *und
             under,
             apart={ALL},
             gaps={ALL},
+            row_name="block",
         )
     )

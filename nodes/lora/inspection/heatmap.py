@@ -75,6 +75,7 @@ def _sizes(name: str, found: Sequence[Projection], relative: bool) -> Table:
         (SHARE_TEXT if relative else NORM_TEXT, *summary(found)[:1]),
         apart={ALL},
         gaps={ALL},
+        row_name="block",
         # Norms add up, so that a sum is on no scale of its parts; shares are.
         plain=set() if relative else {ALL},
     )
@@ -128,7 +129,8 @@ def _spread(found: Sequence[Projection]) -> Table:
         (SPREAD_TEXT,),
         apart={ALL},
         gaps={REST},
-        cell=52,
+        cell=56,
+        row_name="projection",
     )
 
 
@@ -150,9 +152,11 @@ def _likeness(found: Comparison) -> Table:
             lambda cosine: 0.5 + 0.5 * cosine,
             tuple((0.5 + 0.5 * cosine, f"{cosine:g}") for cosine in (-1, -0.5, 0, 0.5, 1)),
             "cosine of the two LoRAs' changes",
+            ("-1: opposite", "1: the same"),
         ),
         lambda cosine: "0" if abs(cosine) < 0.005 else f"{cosine:+.2f}",
         (LIKENESS_TEXT,),
         apart={ALL},
         gaps={ALL},
+        row_name="block",
     )
