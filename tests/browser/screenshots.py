@@ -1,6 +1,6 @@
 """Takes the pictures of the README and of the help pages from the real page: `docs/pictures/` and `js/docs/img/`.
 
-    python3 dev.py shots [training runs ...] [--checkpoint FILE]
+    python3 dev.py pictures [--checkpoint FILE] [training dials ...]
 
 or, where `COMFYUI_PATH` is set, `python tests/browser/screenshots.py --checkpoint FILE [--base DIR] [scene ...]`.
 
@@ -30,20 +30,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "demo"))
 import chromium
 import host
 import pictures
+from build_workflows import NO_FOLDER, STYLE_TRAINING, Base
 from canvas import Workflow
 from comfy_page import RUNS_TAB, ComfyPage
-from small_values import for_small_model
+from small_values import VALUES, for_small_model
 
 OUT = host.ROOT / "docs" / "pictures"
 HELP = host.ROOT / "js" / "docs" / "img"
-WINDOW = (1600, 1000)  # px
+WINDOW = (1920, 1180)  # px
 EDGE_LEFT, EDGE_TOP, EDGE = 84, 96, 16  # px: the page's own bars, and the room around what is kept
-MOST, MOST_MOVING, MOST_TOGETHER = 300_000, 1_000_000, 3_000_000  # bytes
-FRAMES, FRAME_WIDTH, FRAME_MS, LAST_MS = 24, 960, 240, 2600
-LORA = "bespoke/first_00001.safetensors"
+WIDEST = 1600  # px of a picture that is kept
+MOST, MOST_MOVING = 300_000, 1_000_000  # bytes
+FRAMES, FRAME_WIDTH, FRAME_MS, LAST_MS = 26, 960, 260, 2600
+LORA, SECOND = "bespoke/first_00001.safetensors", "bespoke/second_00001.safetensors"
 # Enough that the curve turns and samples differ; the seed keeps the pictures the same.
 TRAINING = {"steps": 240, "sample_every": 60, "save_every": 80, "validation": 2, "seed": 5}
-AFTER = {"lora_name": LORA}
 
 
 class ShotError(RuntimeError):
@@ -54,7 +55,9 @@ class ShotError(RuntimeError):
 
 
 def write(picture: Image.Image, path: Path, most: int = MOST) -> Path:
-    """Write a WebP or JPEG of at most `most` bytes, with the best quality of 90 to 50 that has them."""
+    """Write a WebP or JPEG of at most `WIDEST` px and `most` bytes, with the best quality of 90 to 50 that has them."""
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {".webp": "WEBP", ".jpg": "JPEG"}[path.suffix]
     for quality in (90, 84, 78, 70, 60, 50):
@@ -95,6 +98,7 @@ class Stage:
     def __init__(self, server: host.Host, browser: chromium.Chromium):
         self.server, self.browser, self.info = server, browser, server.get("/object_info")
         self.pages: list[ComfyPage] = []
+        self.prompt = VALUES["CLIPTextEncode"]["text"]["a lighthouse on a cliff, in my style"]
 
     def open(self, look: str = "classic", palette: str = "dark") -> ComfyPage:
         """A page without what a first start shows."""
@@ -113,24 +117,28 @@ class Stage:
         return for_small_model(json.loads(text), self.info)
 
 
-def find(which: str) -> str:
-    """A script: the nodes of a title, of a type, or of a group's title (from its beginning), as a list."""
+def boxes(which: str) -> str:
+    """A script: the boxes [x, y, width, height] of the nodes of a title or a type, or of a group by its title's
+    beginning: those of its nodes and of its heading."""
     name = json.dumps(which)
     return (
-        f"(() => {{ const named = app.rootGraph.nodes.filter((n) => n.title === {name} || n.type === {name}); "
-        f"if (named.length) return named; const g = app.rootGraph.groups.find((g) => g.title.startsWith({name})); "
-        "if (!g) return []; const [x, y, w, h] = g.bounding; return app.rootGraph.nodes.filter((n) => "
-        "n.pos[0] >= x && n.pos[1] >= y && n.pos[0] < x + w && n.pos[1] < y + h); })()"
+        "(() => { const box = (n) => [n.pos[0], n.pos[1] - 34, n.size[0], n.size[1] + 34]; "
+        f"const named = app.rootGraph.nodes.filter((n) => n.title === {name} || n.type === {name}); "
+        f"if (named.length) return named.map(box); "
+        f"const g = app.rootGraph.groups.find((g) => g.title.startsWith({name})); if (!g) return []; "
+        "const x = g.pos?.[0] ?? g._bounding[0], y = g.pos?.[1] ?? g._bounding[1], "
+        "w = g.size?.[0] ?? g._bounding[2], h = g.size?.[1] ?? g._bounding[3]; "
+        "const inside = app.rootGraph.nodes.filter((n) => n.pos[0] >= x && n.pos[1] >= y && n.pos[0] < x + w "
+        "&& n.pos[1] < y + h); return [[x, y, w, 40], ...inside.map(box)]; })()"
     )
 
 
 def show(page: ComfyPage, *which: str, most: float = 1.0) -> dict:
-    """Move the canvas so that these nodes fill the window, at scale `most` or smaller; gives their box in the window."""
-    nodes = "[" + ", ".join(f"...{find(name)}" for name in which) + "]"
-    box = page.tab.evaluate(f"""(() => {{ const nodes = {nodes}; if (!nodes.length) return null;
-      const left = Math.min(...nodes.map((n) => n.pos[0])), top = Math.min(...nodes.map((n) => n.pos[1] - 34));
-      const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0]));
-      const bottom = Math.max(...nodes.map((n) => n.pos[1] + (n.flags.collapsed ? 0 : n.size[1])));
+    """Move the canvas so that these nodes fill the window, at scale `most` or smaller; gives their box in it."""
+    found = "[" + ", ".join(f"...{boxes(name)}" for name in which) + "]"
+    box = page.tab.evaluate(f"""(() => {{ const boxes = {found}; if (!boxes.length) return null;
+      const left = Math.min(...boxes.map((b) => b[0])), top = Math.min(...boxes.map((b) => b[1]));
+      const right = Math.max(...boxes.map((b) => b[0] + b[2])), bottom = Math.max(...boxes.map((b) => b[1] + b[3]));
       const room = [window.innerWidth - {EDGE_LEFT} - {3 * EDGE}, window.innerHeight - {EDGE_TOP} - {3 * EDGE}];
       const scale = Math.min({most}, room[0] / (right - left), room[1] / (bottom - top));
       app.canvas.ds.scale = scale;
@@ -154,7 +162,8 @@ def keep(page: ComfyPage, box: dict | None = None) -> Image.Image:
     """The page, or a box of it."""
     page.tab.evaluate("document.querySelectorAll('.p-toast-message').forEach((e) => e.remove())")
     with tempfile.TemporaryDirectory() as folder:
-        with Image.open(page.tab.screenshot(Path(folder) / "page.png", box)) as picture:
+        taken = page.tab.screenshot(Path(folder) / "page.png", box)
+        with Image.open(taken) as picture:
             return picture.convert("RGB")
 
 
@@ -182,58 +191,162 @@ STEP = (
     "(() => { const m = document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step ([\\d,]+)/); "
     "return m ? Number(m[1].replaceAll(',', '')) : 0; })()"
 )
-ENDED = "(window.ended ?? []).length"
+LISTEN = """(() => { window.ended = [];
+  for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+    app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""])); })()"""
 
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
 
 
 def training(stage: Stage) -> None:
-    """The tour's graph: a training from Run to picture, dark and light, its panel, and the file for the other scenes."""
+    """The tour's graph: a training from Run to picture, dark and light, its panel and card."""
     page = stage.open()
     page.load(stage.example("getting_started"), BespokeTrainLora=TRAINING)
     page.panel()
-    page.tab.evaluate("""(() => { window.ended = [];
-      for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
-        app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""]));
-        })()""")
     wide = ("1  ", "2  ", "3  ")
-    frames = [keep(page, show(page, *wide))]
+    box = show(page, *wide)
+    frames, both = [keep(page, box)], False
+    page.tab.evaluate(LISTEN)
     page.queue()
-    taken = 0
-    while not page.tab.evaluate(ENDED):
-        step = page.tab.evaluate(STEP)
-        if step * (FRAMES - 6) >= taken * TRAINING["steps"]:
-            frames.append(keep(page, show(page, *wide)))
-            taken += 1
-        if step >= 0.7 * TRAINING["steps"] and taken >= 0:
-            _both(page, wide)
-            taken = FRAMES if step >= TRAINING["steps"] else max(taken, -1)
-            break
-        time.sleep(0.3)
-    while not page.tab.evaluate(ENDED):
-        frames.append(keep(page, show(page, *wide)))
-        time.sleep(max(1.0, TRAINING["steps"] / 60))
+    while not page.tab.evaluate("window.ended.length"):
+        frames.append(keep(page, box))
+        if not both and page.tab.evaluate(STEP) >= 0.62 * TRAINING["steps"]:
+            for name in ("light", "dark"):  # ends as it began
+                palette(page, name)
+                write(keep(page, box), OUT / f"training_{name}.webp")
+            both = True
+        time.sleep(0.4)
     ended = page.tab.evaluate("window.ended[0]")
-    if ended[0] != "execution_success":
-        raise ShotError(f"the training ended with {ended}")
+    if ended[0] != "execution_success" or not both:
+        raise ShotError(f"the training ended with {ended}, {'after' if both else 'before'} its pictures were taken")
     page.panel(state="finished")
     settle(page, 2.0)
-    frames.append(keep(page, show(page, *wide)))
-    step = max(1, -(-len(frames) // FRAMES))
-    write_moving([*frames[:-1:step], frames[-1]], OUT / "training.webp")
-    write(keep(page, show(page, "BespokeTrainLora", most=1.4)), OUT / "panel.webp")
+    frames.append(keep(page, box))
+    write_moving([*frames[: -1 : max(1, -(-len(frames) // FRAMES))], frames[-1]], OUT / "training.webp")
+    write(keep(page, show(page, "BespokeTrainLora", most=1.5)), HELP / "train_lora.jpg")
+    write(keep(page, show(page, "without and with", most=1.5)), HELP / "train_lora_made.jpg")
+    write(keep(page, show(page, "Your pictures", most=1.5)), HELP / "image_folder.jpg")
+    card(page)
 
 
-def _both(page: ComfyPage, wide: tuple[str, ...]) -> None:
-    """The running training in both palettes."""
-    write(keep(page, show(page, *wide)), OUT / "training_dark.webp")
-    palette(page, "light")
-    write(keep(page, show(page, *wide)), OUT / "training_light.webp")
-    palette(page, "dark")
+def card(page: ComfyPage) -> None:
+    """The evidence card of the run on the panel, as it is opened in the page."""
+    page.tab.click(".bespoke-training .bespoke-card-button")
+    picture = "document.querySelector('.bespoke-evidence-large img')"
+    page.tab.wait(f"{picture}?.naturalWidth === 1440")
+    address = page.tab.evaluate(f"new URL({picture}.src).pathname + new URL({picture}.src).search")
+    with Image.open(io.BytesIO(page.server.get(address))) as drawn:
+        write(drawn.convert("RGB"), OUT / "card.webp")
+    page.tab.press("Escape")
 
 
-SCENES: dict[str, Callable[[Stage], None]] = {"training": training}
+def nodes2(stage: Stage) -> None:
+    """The panel of the same run in Nodes 2.0, light."""
+    page = stage.open("nodes 2.0", "light")
+    page.load(stage.example("getting_started"), BespokeTrainLora=TRAINING)
+    show(page, "2  ")
+    page.panel(state="finished")
+    settle(page, 2.0)
+    write(keep(page, show(page, "BespokeTrainLora", most=1.4)), OUT / "panel_nodes2.webp")
+
+
+def dials(stage: Stage) -> None:
+    """The dials of Inject LoRA on the trained file, some of them turned."""
+    page = stage.open()
+    w = Workflow(stage.server.get("/object_info"))
+    w.column(460)
+    base = Base(w)
+    turned = {"query": 0.5, "blocks": "up.* = 1\nmiddle = 0.4\ndown.* = 0.2"}
+    w.node("BespokeInjectLora", "Inject LoRA", 720, model=base.model, lora_name=LORA, **turned)
+    page.load(for_small_model(w.document(), stage.info))
+    page.tab.wait("document.querySelectorAll('.bespoke-heat tbody tr').length > 2")
+    settle(page, 1.5)
+    write(keep(page, show(page, "Inject LoRA", most=1.5)), HELP / "inject_lora.jpg")
+
+
+def runs(stage: Stage) -> None:
+    """The tab of runs with two of them compared and one opened; a second training of another rank is run for it."""
+    page = stage.open()
+    short = TRAINING | {"steps": 100, "rank": 4, "save_every": 0, "sample_every": 50}
+    graph = stage.example("getting_started")
+    kept = ("PreviewAny", "BespokeTrainLora", "BespokeImageFolder", "CheckpointLoaderSimple", "PrimitiveInt")
+    page.load(graph, BespokeTrainLora=short)
+    mute = f"app.rootGraph.nodes.forEach((n) => {{ if (!{json.dumps(kept)}.includes(n.type)) n.mode = 2; }})"
+    page.tab.evaluate(f"({mute}, 1)")
+    run(page)
+    page.tab.click(RUNS_TAB)
+    page.tab.wait("document.querySelectorAll('.bespoke-item').length >= 2")
+    page.tab.evaluate("[...document.querySelectorAll('.bespoke-item input')].slice(0, 2).forEach((box) => box.click())")
+    page.tab.wait("document.querySelectorAll('.bespoke-compare tbody tr').length > 2")
+    page.tab.evaluate("[...document.querySelectorAll('.bespoke-item .bespoke-card')].at(-1).click()")
+    page.tab.wait("!!document.querySelector('.bespoke-detail dl')")
+    page.tab.evaluate("(document.querySelector('.bespoke-detail').scrollIntoView({ block: 'end' }), 1)")
+    settle(page, 2.0)
+    write(element(page, ".bespoke-tab"), OUT / "runs.webp")
+
+
+def sweep(stage: Stage) -> None:
+    """The trained LoRA after several numbers of steps and at several strengths."""
+    page = stage.open()
+    w = Workflow(stage.server.get("/object_info"))
+    w.column()
+    base = Base(w)
+    pictures_of = w.node("BespokeImageFolder", "Your pictures", folder=NO_FOLDER, trigger="my style", resolution=128)
+    w.column()
+    wires = {"model": base.model, "clip": base.clip, "vae": base.vae}
+    trainer = w.node("BespokeTrainLora", **wires, images=(pictures_of, "images"), **STYLE_TRAINING)
+    w.column()
+    wanted = {"strengths": "0.5, 1", "prompts": stage.prompt, "width": 128, "height": 128, "cfg": 2.0, "steps": 16}
+    swept = w.node("BespokeLoraSweep", "LoRA Sweep", **wires, run=(trainer, "run"), **wanted)
+    w.column(720)
+    w.node("PreviewImage", "The sweep", 620, images=(swept, "image"))
+    page.load(for_small_model(w.document(), stage.info), BespokeTrainLora=TRAINING)
+    run(page)
+    settle(page, 1.5)
+    write(keep(page, show(page, "LoRA Sweep", "The sweep")), HELP / "lora_sweep.jpg")
+
+
+def mask_blend(stage: Stage) -> None:
+    """What Latent Mask Blend sees, and the picture before and after."""
+    page = stage.open()
+    page.load(stage.example("inpaint_region"))
+    run(page)
+    write(
+        keep(page, show(page, "Blend: what it sees", "Repaint", "the original", "repainted under the mask")),
+        HELP / "latent_mask_blend.jpg",
+    )
+
+
+def strength(stage: Stage) -> None:
+    """One picture at five strengths, each node with its dial."""
+    page = stage.open()
+    page.load(stage.example("strength_ladder"))
+    run(page)
+    titles = [f"strength {value}" for value in ("0", "0.5", "0.7", "0.85", "1")]
+    write(keep(page, show(page, *titles)), HELP / "partial_denoise.jpg")
+
+
+def word(stage: Stage) -> None:
+    """A word's training: its panel, and the starting word beside the new one."""
+    page = stage.open()
+    page.load(stage.example("textual_inversion"), BespokeTrainTextualInversion={"sample_every": 30, "validation": 2})
+    run(page)
+    settle(page, 1.5)
+    write(keep(page, show(page, "BespokeTrainTextualInversion", most=1.5)), HELP / "textual_inversion.jpg")
+    write(keep(page, show(page, "the starting word", "the new word")), HELP / "textual_inversion_made.jpg")
+
+
+SCENES: dict[str, Callable[[Stage], None]] = {
+    "training": training,
+    "nodes2": nodes2,
+    "dials": dials,
+    "mask_blend": mask_blend,
+    "strength": strength,
+    "sweep": sweep,
+    "runs": runs,
+    "word": word,
+}
 
 
 def main() -> int:
@@ -250,13 +363,20 @@ def main() -> int:
     host.end_on_terminate()
     base = host.prepare_base(args.base, args.checkpoint)
     pictures.make(base / "input")
+    failed = []
     with host.Host(base) as server, chromium.Chromium(WINDOW) as browser:
         stage = Stage(server, browser)
         for name in args.scenes or SCENES:
             print(f"Scene {name}", flush=True)
-            SCENES[name](stage)
+            try:
+                SCENES[name](stage)
+            except (ShotError, chromium.PageError, AssertionError, OSError) as error:  # the others do not need it
+                print(f"{name}: {error}", file=sys.stderr, flush=True)
+                failed.append(name)
             stage.close()
-    return 0
+    if failed:
+        print(f"No pictures of: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

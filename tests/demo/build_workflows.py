@@ -29,6 +29,7 @@ BRING = (
     "nothing scales it down."
 )
 FIRST_TRAIN = "press R to refresh the lists, and choose the files that they saved in the loaders."
+PLOT_WIDTH = 660  # px: a plot on it can be read, see nodes/bridge/drawing/shown.py
 PICTURE = "example.png"  # comes with ComfyUI, 768 x 768
 NO_FOLDER, NO_LORA = "(no folder yet)", "none"  # choices that every host has
 CHOOSE_FOLDER = "and choose it in *folder*, or drop the folder on that node"
@@ -152,8 +153,8 @@ def getting_started(w: Workflow) -> None:
     w.group("4  Use it: the saved file and a prompt of yours", "use")
     w.note(
         "**Use it.** The LoRA is saved, and this part reads the file, as any graph can. *strength_model* says how much "
-        "of it: 0.5 is half. ComfyUI's own LoRA loader reads the file too.\n\nNow write a prompt and queue again: the training is "
-        "not repeated.",
+        "of it: 0.5 is half. ComfyUI's own LoRA loader reads the file too.\n\nNow write a prompt and queue again: the "
+        "training is not repeated.",
         170,
     )
     saved = w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/first")
@@ -367,8 +368,9 @@ def lora_compose(w: Workflow) -> None:
     w.column()
     both = w.node("BespokeComposeLoras", loras=[(one, "lora") for one in loaded], strengths="0.8\n0.8")
     report(w, both)
-    w.node("PreviewImage", "Where they meet", 300, images=(both, "heatmap"))
     w.node("BespokeSaveLora", lora=(both, "lora"), filename_prefix="bespoke/style-and-subject")
+    w.column(PLOT_WIDTH)
+    w.node("PreviewImage", "Where they meet", 700, images=(both, "heatmap"))
     w.column()
     words, nothing, latent = base.prompt("a photo of sks dog on a beach, in my style"), base.nothing(), base.empty(2)
     models = [
@@ -449,9 +451,9 @@ def lora_inspect(w: Workflow) -> None:
     base = Base(w)
     loaded = w.node("BespokeLoadLora", "The style", lora_name=NO_LORA)
     seen = w.node("BespokeInspectLora", lora=(loaded, "lora"), model=base.model)
-    w.column()
-    w.node("PreviewImage", "How much it changes, by block and projection", 420, images=(seen, "heatmap"))
     report(w, seen, 260)
+    w.column(PLOT_WIDTH)
+    w.node("PreviewImage", "How much it changes, by block and projection", 900, images=(seen, "heatmap"))
     w.column()
     w.group("2  Scoped", "use")
     words, nothing, latent = base.prompt("a lighthouse on a cliff, in my style"), base.nothing(), base.empty(2)
@@ -529,7 +531,8 @@ def few_steps(w: Workflow) -> None:
         steps=4,
         strength=0.7,
     )
-    w.node("PreviewImage", "The schedule", 300, images=(sigmas, "plot"))
+    w.column(PLOT_WIDTH)
+    w.node("PreviewImage", "The schedule", 460, images=(sigmas, "plot"))
     for contract in ("noise level", "diffusers"):
         w.column(280)
         for strength in (0.6, 0.7):

@@ -15,11 +15,11 @@ PAPER: RGB = (250, 249, 246)
 LINE: RGB = (222, 218, 208)
 EMPTY: RGB = (238, 236, 230)  # a cell without a value or a picture
 UNSCALED: RGB = (226, 223, 215)  # a cell whose number is not on the scale of the others
-NO_CAPTION: RGB = (120, 118, 112)
+NO_CAPTION: RGB = (110, 108, 102)
 
 # Bars and remarks of a bar chart.
 BAR: RGB = (52, 104, 148)  # 5.7 : 1 on PAPER
-WARNING: RGB = (176, 94, 20)  # 4.5 : 1 on PAPER
+WARNING: RGB = (170, 90, 18)  # 4.8 : 1 on PAPER
 
 # Colour maps, as evenly spaced colours.
 RISING: tuple[RGB, ...] = (  # from light to dark: readable without colour, too
@@ -66,8 +66,11 @@ def interpolate(colours: Sequence[RGB], position: float) -> RGB:
 
 
 def is_dark(colour: RGB) -> bool:
-    """Whether light text reads better on the colour than dark text: brightness (ITU-R BT.601 luma) below 140."""
-    return 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 140
+    """Whether light text reads better on the colour than dark text: brightness (ITU-R BT.601 luma) below 124.
+
+    At 124 `PAPER` and `INK` have the same contrast (WCAG 2.1) on a grey, 4 : 1.
+    """
+    return 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 124
 
 
 def rgb(fractions: Fractions) -> RGB:
