@@ -1,4 +1,4 @@
-"""The letters of plots and heatmaps can be read where the page shows them; the example workflows show them that large."""
+"""The letters of plots and heatmaps can be read where the page shows them, and workflows show them that large."""
 
 from __future__ import annotations
 

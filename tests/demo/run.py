@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import json
 import shutil
@@ -30,51 +31,131 @@ import pictures
 import sheet
 from small_values import for_small_model
 
-# {file name of a workflow: (heading, sentence) of its section}, in the order of the sheet. Later ones use files that
-# earlier ones save. Only the first `ESSENTIAL` are run without --all.
+# {file name of a workflow: (technique, headline of five words, sentence) of its section}, in the order of the sheet.
+# Later ones use files that earlier ones save. Only the first `ESSENTIAL` are run without --all.
 ESSENTIAL = 4
 SECTIONS = {
     "lora_train_and_use": (
         "LoRA",
-        "A colour that the model never saw, learned from twelve pictures: the same seeds without and with it.",
+        "A style from twelve pictures",
+        "A colour that the model never saw. Each column is one seed, without and with the LoRA.",
     ),
-    "strength_ladder": ("Strength", "One picture denoised in part: 0 gives it back untouched, 1 makes it anew."),
-    "inpaint_region": ("Inpainting", "Only what lies under the mask is repainted; every other pixel stays as it was."),
+    "strength_ladder": (
+        "Strength",
+        "One picture at five strengths",
+        "0 gives it back untouched, 1 makes it anew. No pixel is edited.",
+    ),
+    "inpaint_region": (
+        "Inpainting",
+        "Repaint only under a mask",
+        "Every pixel outside the mask is the original's, counted.",
+    ),
     "textual_inversion": (
         "Textual inversion",
-        "A new word learned from eight pictures; the model itself stays as it is.",
+        "A new word, eight pictures",
+        "The model itself stays as it is. Each column is one seed.",
     ),
-    "three_techniques": ("Side by side", "One set of pictures, three techniques, the same seeds, and what each took."),
+    "three_techniques": (
+        "Side by side",
+        "Three techniques, the same seeds",
+        "A LoRA, a word and a partial denoise on one set of pictures, and what each took.",
+    ),
     "getting_started": (
         "Getting started",
-        "The tour: your pictures, train, look at the same seeds without and with it, and use the saved file.",
+        "Pictures in, a LoRA out",
+        "The tour: your pictures, train, look at the same seeds, and use the saved file.",
     ),
-    "lora_subject": ("A subject", "A shape that the model never saw, and its class kept by prior pictures."),
+    "lora_subject": (
+        "A subject",
+        "One subject, its class kept",
+        "A shape that the model never saw, and its class kept by prior pictures.",
+    ),
     "slider_from_words": (
         "A slider from words",
+        "A dial made of words",
         "From blue to red, learned without a picture: the same seeds at -1, 0 and 1.",
     ),
     "slider_from_pairs": (
         "A slider from pairs",
+        "A dial made of pairs",
         "From small to large, learned from eight pairs: the same seeds at -1, 0 and 1.",
     ),
-    "edit_from_pairs": ("An edit", "A change learned from twelve pairs of a source and a result."),
-    "lora_compose": ("Two LoRAs composed", "The colour and the shape, alone and as the exact sum of both."),
-    "lora_into_checkpoint": ("A LoRA in a checkpoint", "The base, and what the checkpoint with the LoRA draws."),
+    "edit_from_pairs": (
+        "An edit",
+        "One edit from twelve pairs",
+        "A change learned from pairs of a source and a result.",
+    ),
+    "lora_compose": (
+        "Two LoRAs composed",
+        "Two LoRAs, one exact sum",
+        "The colour and the shape, alone and as the exact sum of both.",
+    ),
+    "lora_into_checkpoint": (
+        "A LoRA in a checkpoint",
+        "Merged into a checkpoint file",
+        "The base, and what the checkpoint with the LoRA draws.",
+    ),
     "lora_inspect_and_scope": (
         "A LoRA in part",
+        "Look inside, use a part",
         "What it changes by block and projection, and what only a part of it does.",
     ),
-    "word_and_lora": ("Word plus LoRA", "One run learns both, and one file carries them."),
-    "img2img_few_steps": ("Few steps", "Four steps: two strengths in two contracts."),
+    "word_and_lora": (
+        "Word plus LoRA",
+        "Word and LoRA, one file",
+        "One run learns both, and one file carries them.",
+    ),
+    "img2img_few_steps": (
+        "Few steps",
+        "Four steps, no dead places",
+        "Two strengths in two contracts, and the schedule.",
+    ),
     "inpaint_only_masked": (
         "Only masked",
+        "Small places at full size",
         "A small place cut out, repainted at the model's own resolution, and put back.",
     ),
-    "fix_many_faces": ("Many places", "Each separate part of a mask is a crop; all are repainted in one batch."),
-    "inpaint_soft": ("Soft inpainting", "A grey mask is a strength for each place."),
-    "inpaint_two_stages": ("Two stages", "The steps split over two samplers; the background stays exact."),
-    "outpaint": ("Outpainting", "A new border, filled from the edge and painted on; the old picture stays exact."),
+    "fix_many_faces": (
+        "Many places",
+        "Many places in one batch",
+        "Each separate part of a mask is a crop; all are repainted in one batch.",
+    ),
+    "inpaint_soft": ("Soft inpainting", "A mask with soft edges", "A grey mask is a strength for each place."),
+    "inpaint_two_stages": (
+        "Two stages",
+        "Two samplers, one exact background",
+        "The steps are split over two samplers; the background stays exact.",
+    ),
+    "outpaint": (
+        "Outpainting",
+        "The picture, made wider, exact",
+        "A new border, filled from the edge and painted on; the old picture stays exact.",
+    ),
+}
+BEFORE, AFTER = "before", "after"
+# {file name of a workflow: {title of a node with pictures: what its card calls them}}: one to three pictures that tell
+# at 220 px what the workflow does. A label of three pictures has room for about nine letters.
+CARDS = {
+    "lora_train_and_use": {"without the LoRA": BEFORE, "with the LoRA": AFTER},
+    "strength_ladder": {"strength 0": "0", "strength 0.7": "0.7", "strength 1": "1"},
+    "inpaint_region": {"the original": BEFORE, "repainted under the mask": AFTER},
+    "textual_inversion": {"the starting word": "a word", "the new word": "your word"},
+    "three_techniques": {"the three techniques": ""},
+    "getting_started": {"without and with": ""},
+    "lora_subject": {"the subject, without the LoRA": BEFORE, "the subject, with the LoRA": AFTER},
+    "slider_from_words": {"at -1": "-1", "without": "0", "at 1": "1"},
+    "slider_from_pairs": {"at -1": "-1", "without": "0", "at 1": "1"},
+    "edit_from_pairs": {"without the LoRA": BEFORE, "with the LoRA": AFTER},
+    "lora_compose": {"the style alone": "style", "the subject alone": "subject", "both composed": "both"},
+    "lora_into_checkpoint": {"the base": "base", "what the checkpoint draws": "merged"},
+    "lora_inspect_and_scope": {"all of it": "all of it", "the up blocks only": "a part"},
+    "word_and_lora": {"the starting word": BEFORE, "the new word and the LoRA": AFTER},
+    "img2img_few_steps": {"noise level, 0.6": "0.6", "noise level, 0.7": "0.7"},
+    "inpaint_only_masked": {"the original": BEFORE, "the place repainted": AFTER},
+    "fix_many_faces": {"the original": BEFORE, "every place repainted": AFTER},
+    "inpaint_soft": {"the original": BEFORE, "repainted softly": AFTER},
+    "inpaint_two_stages": {"the original": BEFORE, "repainted in two stages": AFTER},
+    "outpaint": {"the filled border": BEFORE, "painted on": AFTER},
 }
 
 
@@ -85,7 +166,7 @@ class DemoError(RuntimeError):
 # --- queueing -----------------------------------------------------------------------------------------------------
 
 
-async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
+async def run_workflow(server: host.Host, workflow: dict, whole: Whole | None = None) -> dict[str, dict]:
     """Queue a workflow and wait for its end; returns {node id: {"title", "images": [bytes], "text": [str]}} of its
     outputs.
 
@@ -103,7 +184,7 @@ async def run_workflow(server: host.Host, workflow: dict) -> dict[str, dict]:
             prompt_id, refused = await asyncio.to_thread(_queue, server, prompt, workflow, client)
             if refused and again:
                 raise DemoError(refused)
-            await _follow(ws, prompt_id, prompt)
+            await _follow(ws, prompt_id, prompt, whole)
             for node, output in (await _outputs(server, prompt_id)).items():
                 images = [await asyncio.to_thread(_view, server, image) for image in output.get("images", [])]
                 title = prompt[node]["_meta"]["title"]
@@ -147,9 +228,9 @@ def _view(server: host.Host, image: dict) -> bytes:
     return server.get("/view?" + urllib.parse.urlencode({k: image[k] for k in ("filename", "subfolder", "type")}))
 
 
-async def _follow(ws, prompt_id: str, prompt: dict) -> None:
+async def _follow(ws, prompt_id: str, prompt: dict, whole: Whole | None) -> None:
     """Read the socket until the prompt has ended, and show the progress."""
-    shown = Progress(len(prompt))
+    shown = Progress(len(prompt), whole)
     try:
         async for message in ws:
             if message.type != aiohttp.WSMsgType.TEXT:
@@ -163,7 +244,7 @@ async def _follow(ws, prompt_id: str, prompt: dict) -> None:
             if kind == "execution_cached":
                 shown.done(len(data["nodes"]))
             elif kind == "executing" and node:
-                shown.node(title)
+                shown.node(title, work_of(prompt[node], prompt))
             elif kind == "progress":
                 shown.step(title, data["value"], data["max"])
             elif kind == "execution_error":
@@ -179,19 +260,61 @@ async def _follow(ws, prompt_id: str, prompt: dict) -> None:
         shown.end()
 
 
+# The work of a step of a trainer at batch 1, in model calls of one picture: a call, and twice its time for the gradient;
+# a word's gradient goes through the text encoder too, which takes about four times as long (README, the steps' times).
+TRAINERS = {
+    "BespokeTrainLora": 3,
+    "BespokeTrainTextualInversion": 12,
+    "BespokeTrainWordAndLora": 12,
+    "BespokeTrainSlider": 6,
+}
+SAMPLERS = {"KSampler", "KSamplerAdvanced", "BespokePartialDenoise", "SamplerCustomAdvanced"}
+LATER = 5  # seconds, after which there is something to estimate the time left from
+
+
+def work_of(node: dict, prompt: dict) -> float:
+    """About how many model calls of one picture a node makes: what the time that is left is estimated from."""
+    kind, inputs = node["class_type"], node["inputs"]
+    steps = inputs.get("steps", 20) if not isinstance(inputs.get("steps"), list) else 20
+    if kind in TRAINERS:
+        return TRAINERS[kind] * steps * inputs.get("batch_size", 1)
+    if kind not in SAMPLERS:
+        return 0.0
+    batches = (
+        other["inputs"].get("batch_size") for other in prompt.values() if other["class_type"] == "EmptyLatentImage"
+    )
+    return 2.0 * steps * max((batch for batch in batches if isinstance(batch, int)), default=1)
+
+
+class Whole:
+    """How far the whole demo is. total: the work of all its workflows, see `work_of`."""
+
+    def __init__(self, total: float):
+        self.total, self.done, self.began = max(total, 1.0), 0.0, time.monotonic()
+
+    def left(self, now_done: float = 0.0) -> str:
+        """Words about the time left, "" as long as nothing is known. now_done: the work done of the running node."""
+        seconds, done = time.monotonic() - self.began, self.done + now_done
+        if seconds < LATER or done <= 0:
+            return ""
+        left = seconds / done * max(self.total - done, 0.0)
+        return f", about {left / 60:.0f} min left in all" if left >= 90 else f", about {left:.0f} s left in all"
+
+
 class Progress:
     """One line that is overwritten on a terminal; elsewhere a line every ten seconds."""
 
-    def __init__(self, nodes: int):
-        self.nodes, self.count, self.title = nodes, 0, ""
+    def __init__(self, nodes: int, whole: Whole | None = None):
+        self.nodes, self.count, self.title, self.whole, self.work = nodes, 0, "", whole, 0.0
         self.began = self.written = time.monotonic()
         self.terminal = sys.stdout.isatty()
 
     def done(self, nodes: int) -> None:
         self.count += nodes
 
-    def node(self, title: str) -> None:
-        self.count += 1
+    def node(self, title: str, work: float = 0.0) -> None:
+        self._finish()
+        self.count, self.work = self.count + 1, work
         self.title, self.began = title, time.monotonic()
         self._write(title)
 
@@ -200,7 +323,14 @@ class Progress:
             self.title, self.began = title, time.monotonic()
         seconds = time.monotonic() - self.began
         left = f", {seconds / value * (largest - value):.0f} s left" if value and seconds > 2 else ""
-        self._write(f"{title}: {value:.0f} of {largest:.0f}{left}")
+        whole = self.whole.left(self.work * value / largest) if self.whole and largest else ""
+        self._write(f"{title}: {value:.0f} of {largest:.0f}{left}{whole}")
+
+    def _finish(self) -> None:
+        """Count the work of the node that ran."""
+        if self.whole:
+            self.whole.done += self.work
+        self.work = 0.0
 
     def _write(self, text: str) -> None:
         now = time.monotonic()
@@ -212,6 +342,7 @@ class Progress:
             self.written = now
 
     def end(self) -> None:
+        self._finish()
         if self.terminal:
             print("\r\x1b[K", end="", flush=True)
 
@@ -219,10 +350,10 @@ class Progress:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def section_of(name: str) -> tuple[int, str, str]:
-    """(place, heading, sentence) of a workflow's section; unknown ones come last under their own name."""
+def section_of(name: str) -> tuple[int, str, str, str]:
+    """(place, technique, headline, sentence) of a workflow's section; unknown ones come last under their own name."""
     if name not in SECTIONS:
-        return len(SECTIONS), name.replace("_", " ").capitalize(), ""
+        return len(SECTIONS), "", name.replace("_", " ").capitalize(), ""
     return list(SECTIONS).index(name), *SECTIONS[name]
 
 
@@ -235,13 +366,13 @@ def to_section(name: str, workflow: dict, results: dict[str, dict]) -> sheet.Sec
         x, y = (pos["0"], pos["1"]) if isinstance(pos, dict) else pos
         return x + y
 
-    _, title, sentence = section_of(name)
+    _, technique, title, sentence = section_of(name)
     groups = []
     for node in sorted(results, key=corner):
         images = [Image.open(io.BytesIO(data)) for data in results[node]["images"]]
         if images:
             groups.append(sheet.Group(results[node]["title"], images))
-    return sheet.Section(title, sentence, groups)
+    return sheet.Section(technique, title, sentence, groups)
 
 
 def keep_pictures(folder: Path, name: str, results: dict[str, dict]) -> int:
@@ -258,6 +389,16 @@ def keep_pictures(folder: Path, name: str, results: dict[str, dict]) -> int:
 
 
 # --- the demo ----------------------------------------------------------------------------------------------------
+
+
+def total_work(files: list[Path], object_info: dict) -> float:
+    """The work of all workflows together. One that cannot be read counts nothing here and stops the demo at its turn."""
+    total = 0.0
+    for path in files:
+        with contextlib.suppress(graph.GraphError, KeyError, ValueError):
+            prompt = graph.to_prompt(for_small_model(json.loads(path.read_text("utf-8")), object_info), object_info)
+            total += sum(work_of(node, prompt) for node in prompt.values())
+    return total
 
 
 def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool = True) -> Path:
@@ -281,12 +422,13 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
             f"ComfyUI {stats['comfyui_version']} answers at {server.url} after {time.monotonic() - began:.0f} s",
             flush=True,
         )
+        whole = Whole(total_work(files, server.get("/object_info")))
         for place, path in enumerate(files, 1):
             start = time.monotonic()
-            print(f"Workflow {place} of {len(files)}: {path.name}", flush=True)
+            print(f"Workflow {place} of {len(files)}: {path.name}{whole.left()}", flush=True)
             try:
                 workflow = for_small_model(json.loads(path.read_text("utf-8")), server.get("/object_info"))
-                results = asyncio.run(run_workflow(server, workflow))
+                results = asyncio.run(run_workflow(server, workflow, whole))
             except (DemoError, graph.GraphError, aiohttp.ClientError, OSError) as error:
                 raise DemoError(f"{path.name}: {error}") from error
             made = keep_pictures(base / "pictures", path.stem, results)
@@ -294,14 +436,19 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
                 raise DemoError(f"{path.name} ran and made no picture: give it a SaveImage or PreviewImage node")
             sections.append(to_section(path.stem, workflow, results))
             (base / "thumbnails").mkdir(exist_ok=True)
-            sheet.thumbnail(sections[-1]).save(base / "thumbnails" / f"{path.stem}.jpg", quality=88)
+            sheet.thumbnail(sections[-1], CARDS.get(path.stem)).save(
+                base / "thumbnails" / f"{path.stem}.jpg", quality=88
+            )
             count += made
             print(f"  {made} pictures, {time.monotonic() - start:.0f} s", flush=True)
     foot = (
         f"ComfyUI {stats['comfyui_version']}, PyTorch {stats['pytorch_version']}, CPU: {count} pictures in "
         f"{time.monotonic() - began:.0f} s"
     )
-    page = sheet.save(sheet.contact_sheet(sections, "Bespoke", foot), base / "contact_sheet.png")
+    under = (
+        "Made by a real ComfyUI from the workflows in example_workflows, with a small model that comes with the pack."
+    )
+    page = sheet.save(sheet.contact_sheet(sections, "Bespoke", foot, under), base / "contact_sheet.png")
     print(f"\nPictures:      {base / 'pictures'}\nContact sheet: {page}", flush=True)
     return page
 

@@ -1,4 +1,4 @@
-"""The contact sheet: sections of labelled pictures on one page, 1600 pixels wide."""
+"""The contact sheet: one row for each technique, its headline at the left and its pictures at the right."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, MARGIN = 1600, 40
 TILE, GAP = 176, 12  # 176 is 11 pixels for each of a sprite's 16 cells
-GROUP_GAP = 36
-COLUMNS = (WIDTH - 2 * MARGIN + GAP) // (TILE + GAP)
-PAPER, INK, FADED, RULE = (250, 249, 246), (32, 33, 38), (112, 114, 122), (222, 219, 212)
+BIG = 256  # px: a tile where a section has few pictures
+GROUP_GAP, ROW_GAP, LABEL = 36, 22, 30
+TEXT_WIDTH, TEXT_GAP = 340, 24  # px: of the headlines, and between them and the pictures
+LEFT = MARGIN + TEXT_WIDTH + TEXT_GAP
+ROOM = WIDTH - MARGIN - LEFT
+COLUMNS = (ROOM + GAP) // (TILE + GAP)
+HEAD, KICKER, TITLE, TEXT, NAME = 56, 19, 34, 20, 19  # px: sizes of letters
+PAPER, INK, FADED, RULE = (250, 249, 246), (32, 33, 38), (98, 96, 90), (222, 219, 212)
+ACCENT = (170, 90, 18)
+CARD, CARD_TEXT = (480, 320), 28  # px: 13 px where a template's card is shown 220 px wide
 
 
 @dataclass
@@ -24,23 +31,46 @@ class Group:
 
 @dataclass
 class Section:
-    """A heading, a sentence below it, and groups."""
+    """What one workflow made: the name of the technique, a headline, a sentence, and groups."""
 
+    technique: str
     title: str
     sentence: str
     groups: list[Group] = field(default_factory=list)
+
+
+@dataclass
+class Placed:
+    """A group's pictures in a row: its corner in the section's room, and the side of a picture."""
+
+    group: Group
+    x: int
+    y: int
+    side: int = TILE
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def tile(picture: Image.Image) -> Image.Image:
-    """The picture scaled to TILE x TILE: small ones enlarged without smoothing, large ones reduced with smoothing."""
+def tile(picture: Image.Image, side: int = TILE) -> Image.Image:
+    """The picture scaled to side x side px: small ones enlarged without smoothing, large ones reduced with it."""
     picture = picture.convert("RGB")
-    scale = TILE / max(picture.size)
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
+    scale = side / max(picture.size)
+    size = tuple(max(1, round(length * scale)) for length in picture.size)
     return picture.resize(size, Image.NEAREST if max(picture.size) <= 256 else Image.LANCZOS)
+
+
+def _lines(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """The text in lines of at most `width` px, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
@@ -51,60 +81,101 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, wid
     return text.rstrip() + "…"
 
 
-def _rows(groups: list[Group]) -> list[list[Group]]:
-    """Break groups into rows like words into lines; a group wider than the page is cut into several rows."""
-    pieces = []
+def _place(groups: list[Group]) -> tuple[list[Placed], int]:
+    """(the groups with their places, the height of all in px).
+
+    Where several groups have several pictures, which are of the same seeds, they stand below each other, so that a
+    column is one seed; the first group of one picture, the training set, stands large at their left.
+    """
+    if len(groups) * (BIG + GROUP_GAP) - GROUP_GAP <= ROOM and all(len(group.pictures) == 1 for group in groups):
+        return [Placed(group, i * (BIG + GROUP_GAP), 0, BIG) for i, group in enumerate(groups)], LABEL + BIG + ROW_GAP
+    many = [group for group in groups if 1 < len(group.pictures) <= COLUMNS]
+    if len(many) < 2:
+        return _flow(groups, 0)
+    others = [group for group in groups if group not in many]
+    lead = next((group for group in others if len(group.pictures) == 1), None)
+    step = LABEL + TILE + ROW_GAP
+    high = len(many) * step
+    side = min(high - LABEL - ROW_GAP, 2 * TILE + GAP)
+    widest = max(len(group.pictures) for group in many) * (TILE + GAP) - GAP
+    x = 0
+    placed = []
+    if lead is not None and side + GROUP_GAP + widest <= ROOM:
+        placed.append(Placed(lead, 0, 0, side))
+        others.remove(lead)
+        x = side + GROUP_GAP
+    placed += [Placed(group, x, row * step) for row, group in enumerate(many)]
+    rest, bottom = _flow(others, high)
+    return placed + rest, bottom
+
+
+def _flow(groups: list[Group], top: int) -> tuple[list[Placed], int]:
+    """Groups side by side like words in lines; one that is wider than the room is cut into several rows."""
+    placed, x, y = [], 0, top
     for group in groups:
         for start in range(0, len(group.pictures), COLUMNS):
-            pieces.append(Group(group.label if start == 0 else "", group.pictures[start : start + COLUMNS]))
-    rows, used = [], 0
-    for piece in pieces:
-        width = len(piece.pictures) * (TILE + GAP) - GAP
-        if rows and used + GROUP_GAP + width <= WIDTH - 2 * MARGIN:
-            rows[-1].append(piece)
-            used += GROUP_GAP + width
-        else:
-            rows.append([piece])
-            used = width
-    return rows
+            piece = Group(group.label if start == 0 else "", group.pictures[start : start + COLUMNS])
+            width = len(piece.pictures) * (TILE + GAP) - GAP
+            if x and x + width > ROOM:
+                x, y = 0, y + LABEL + TILE + ROW_GAP
+            placed.append(Placed(piece, x, y))
+            x += width + GROUP_GAP
+    return placed, (y + LABEL + TILE + ROW_GAP) if placed and x else top
 
 
-def contact_sheet(sections: list[Section], heading: str, foot: str = "") -> Image.Image:
-    """Draw the page. Its height depends on its contents."""
-    head_font, title_font, text_font, label_font = _font(46), _font(32), _font(21), _font(19)
-    label_height, row_gap = 30, 24
-    height = MARGIN + 76
-    for section in sections:
-        height += 48 + 92 + len(_rows(section.groups)) * (label_height + TILE + row_gap)
-    height += (48 if foot else 0) + MARGIN // 2
-    page = Image.new("RGB", (WIDTH, height), PAPER)
+def _draw_group(page: Image.Image, placed: Placed, corner: tuple[int, int]) -> None:
+    draw, font = ImageDraw.Draw(page), _font(NAME)
+    left, top, side = corner[0] + placed.x, corner[1] + placed.y, placed.side
+    width = len(placed.group.pictures) * (side + GAP) - GAP
+    draw.text((left, top), _fit(draw, placed.group.label, font, width), INK, font)
+    for i, picture in enumerate(placed.group.pictures):
+        small = tile(picture, side)
+        at = (
+            left + i * (side + GAP) + (side - small.width) // 2,
+            top + LABEL + (side - small.height) // 2 * (side <= BIG),
+        )
+        page.paste(small, at)
+        draw.rectangle((at[0] - 1, at[1] - 1, at[0] + small.width, at[1] + small.height), outline=RULE)
+
+
+def _draw_words(draw: ImageDraw.ImageDraw, section: Section, top: int) -> int:
+    """The words of a section at the left; gives their lower edge."""
+    y = top
+    draw.text((MARGIN, y), section.technique.upper(), ACCENT, _font(KICKER))
+    y += KICKER + 14
+    for line in _lines(draw, section.title, _font(TITLE), TEXT_WIDTH):
+        draw.text((MARGIN, y), line, INK, _font(TITLE))
+        y += round(TITLE * 1.2)
+    y += 8
+    for line in _lines(draw, section.sentence, _font(TEXT), TEXT_WIDTH):
+        draw.text((MARGIN, y), line, FADED, _font(TEXT))
+        y += round(TEXT * 1.4)
+    return y
+
+
+def contact_sheet(sections: list[Section], heading: str, foot: str = "", under: str = "") -> Image.Image:
+    """Draw the page. Its height depends on its contents. under: a sentence below the heading."""
+    scratch = ImageDraw.Draw(Image.new("RGB", (WIDTH, 8)))
+    places = [_place(section.groups) for section in sections]
+    heights = [
+        max(_draw_words(scratch, section, 0), bottom) + 2 * ROW_GAP
+        for section, (_, bottom) in zip(sections, places, strict=True)
+    ]
+    top = MARGIN + HEAD + (TEXT + 26 if under else 0) + 34
+    page = Image.new("RGB", (WIDTH, top + sum(heights) + (60 if foot else 0)), PAPER)
     draw = ImageDraw.Draw(page)
-    y = MARGIN
-    draw.text((MARGIN, y), heading, INK, head_font)
-    y += 76
-    for section in sections:
-        draw.line((MARGIN, y + 12, WIDTH - MARGIN, y + 12), RULE, 2)
-        y += 48
-        draw.text((MARGIN, y), section.title, INK, title_font)
-        draw.text((MARGIN, y + 44), _fit(draw, section.sentence, text_font, WIDTH - 2 * MARGIN), FADED, text_font)
-        y += 92
-        for row in _rows(section.groups):
-            x = MARGIN
-            for group in row:
-                width = len(group.pictures) * (TILE + GAP) - GAP
-                draw.text((x, y), _fit(draw, group.label, label_font, width), INK, label_font)
-                for i, picture in enumerate(group.pictures):
-                    small = tile(picture)
-                    at = (
-                        x + i * (TILE + GAP) + (TILE - small.width) // 2,
-                        y + label_height + (TILE - small.height) // 2,
-                    )
-                    page.paste(small, at)
-                    draw.rectangle((at[0] - 1, at[1] - 1, at[0] + small.width, at[1] + small.height), outline=RULE)
-                x += width + GROUP_GAP
-            y += label_height + TILE + row_gap
+    draw.text((MARGIN, MARGIN - 8), heading, INK, _font(HEAD))
+    draw.text((MARGIN, MARGIN + HEAD + 14), _fit(draw, under, _font(TEXT), WIDTH - 2 * MARGIN), FADED, _font(TEXT))
+    y = top
+    for section, (placed, _), height in zip(sections, places, heights, strict=True):
+        draw.line((MARGIN, y, WIDTH - MARGIN, y), RULE, 2)
+        _draw_words(draw, section, y + ROW_GAP)
+        for each in placed:
+            _draw_group(page, each, (LEFT, y + ROW_GAP))
+        y += height
     if foot:
-        draw.text((MARGIN, y), _fit(draw, foot, text_font, WIDTH - 2 * MARGIN), FADED, text_font)
+        draw.line((MARGIN, y, WIDTH - MARGIN, y), RULE, 2)
+        draw.text((MARGIN, y + 16), _fit(draw, foot, _font(TEXT), WIDTH - 2 * MARGIN), FADED, _font(TEXT))
     return page
 
 
@@ -115,21 +186,26 @@ def save(page: Image.Image, path: Path) -> Path:
     return path
 
 
-def thumbnail(section: Section) -> Image.Image:
-    """A workflow's picture in the template browser, 480x320 px: the first picture of up to six groups, with labels."""
-    firsts = [(group.label, group.pictures[0]) for group in section.groups if group.pictures][:6]
-    columns = {1: 1, 2: 2, 4: 2}.get(len(firsts), 3)
-    rows = -(-len(firsts) // columns)
-    page, font, words = Image.new("RGB", (480, 320), PAPER), _font(13), 18  # px: the height of a label
+def thumbnail(section: Section, names: dict[str, str] | None = None) -> Image.Image:
+    """A workflow's card in the template browser, 480x320 px: the first picture of one to three groups.
+
+    names: {a group's label: the word or two that stand above its picture}; the first three groups where it is empty.
+    """
+    found = {group.label: group.pictures[0] for group in section.groups if group.pictures}
+    shown = {name: found[label] for label, name in (names or {}).items() if label in found}
+    shown = shown or dict(list(found.items())[:3])
+    page, font = Image.new("RGB", CARD, PAPER), _font(CARD_TEXT)
     draw = ImageDraw.Draw(page)
-    room = (480 - GAP) // columns - GAP  # for a picture's label
-    side = min(room, (320 - GAP) // rows - words - GAP)
-    top = (320 - rows * (side + words + GAP) + GAP) // 2
-    for i, (label, picture) in enumerate(firsts):
-        scale = side / max(picture.size)
+    words = round(CARD_TEXT * 1.4) if any(shown) else 0
+    room = (CARD[0] - GAP) // len(shown) - GAP
+    side = min(room, CARD[1] - words - 2 * GAP)
+    wide = room if len(shown) == 1 else side
+    top = (CARD[1] - side - words) // 2
+    for i, (name, picture) in enumerate(shown.items()):
+        scale = min(wide / picture.width, side / picture.height)
         size = tuple(max(1, round(length * scale)) for length in picture.size)
         small = picture.convert("RGB").resize(size, Image.NEAREST if scale >= 1 else Image.LANCZOS)
-        middle, y = GAP + i % columns * (room + GAP) + room // 2, top + i // columns * (side + words + GAP)
-        draw.text((middle, y), _fit(draw, label, font, room + GAP // 2), INK, font, anchor="ma")
-        page.paste(small, (middle - size[0] // 2, y + words + (side - size[1]) // 2))
+        middle = GAP + i * (room + GAP) + room // 2
+        draw.text((middle, top), _fit(draw, name, font, room + GAP), INK, font, anchor="ma")
+        page.paste(small, (middle - size[0] // 2, top + words + (side - size[1]) // 2))
     return page

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 
 import numpy as np
 import pictures
 import pytest
 import run
 import sheet
+from host import ROOT
 from PIL import Image
 from test_graph import node, text_to_image, workflow
 
@@ -119,7 +121,7 @@ def test_pictures_stand_in_reading_order(tmp_path):
         "7": {"title": "first", "images": [png("blue"), png("green")]},
     }
     section = run.to_section("lora_train_and_use", flow, results)
-    assert section.title == "LoRA"
+    assert (section.technique, section.title) == ("LoRA", "A style from twelve pictures")
     assert [(group.label, len(group.pictures)) for group in section.groups] == [("first", 2), ("last", 1)]
     assert run.keep_pictures(tmp_path, "lora", results) == 3
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == [
@@ -133,7 +135,9 @@ def test_the_sheet_is_1600_wide_and_holds_every_picture():
     colours = [(250, 3 * i, 20) for i in range(30)]
     group = sheet.Group("many", [Image.new("RGB", (128, 128), colour) for colour in colours])
     wide = sheet.Group("wide", [Image.new("RGB", (1024, 512), (1, 2, 250))])
-    page = sheet.contact_sheet([sheet.Section("Title", "Sentence " * 40, [group, wide])], "Heading", "Foot")
+    page = sheet.contact_sheet(
+        [sheet.Section("Technique", "Title", "Sentence " * 40, [group, wide])], "Heading", "Foot"
+    )
     assert page.width == 1600
     counts = {colour: count for count, colour in page.getcolors(maxcolors=1 << 24)}
     for colour in colours:
@@ -141,23 +145,82 @@ def test_the_sheet_is_1600_wide_and_holds_every_picture():
     assert counts[(1, 2, 250)] == sheet.TILE * sheet.TILE // 2
 
 
-@pytest.mark.parametrize("count", [1, 3, 4, 6, 9])
-def test_a_thumbnail_shows_the_first_of_each_group_under_its_label(count):
-    groups = [
-        sheet.Group(
-            "a label that is far too long for a thumbnail",
-            [Image.new("RGB", (128, 128), (250, 20 * i, 9)), Image.new("RGB", (9, 9))],
-        )
-        for i in range(count)
+def test_pictures_of_one_seed_stand_below_each_other():
+    """The training set at the left is larger, and no picture covers another one."""
+    alone = sheet.Group("the set", [Image.new("RGB", (128, 128), (9, 9, 250))])
+    rows = [
+        sheet.Group(f"row {i}", [Image.new("RGB", (128, 128), (250, 60 * i, 40 * k)) for k in range(4)])
+        for i in range(2)
     ]
-    page = sheet.thumbnail(sheet.Section("Title", "Sentence", groups))
+    page = np.asarray(sheet.contact_sheet([sheet.Section("LoRA", "Title", "Sentence", [alone, *rows])], "Heading"))
+    corners = {}
+    for colour in [(9, 9, 250), *((250, 60 * i, 40 * k) for i in range(2) for k in range(4))]:
+        ys, xs = (page == colour).all(-1).nonzero()
+        corners[colour] = xs.min(), ys.min()
+        assert len(xs) == (2 * sheet.TILE + sheet.GAP if colour == (9, 9, 250) else sheet.TILE) ** 2
+    for k in range(4):
+        assert corners[250, 0, 40 * k][0] == corners[250, 60, 40 * k][0]
+        assert corners[250, 0, 40 * k][1] < corners[250, 60, 40 * k][1]
+    assert corners[9, 9, 250][0] < corners[250, 0, 0][0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_card_shows_the_first_of_each_named_group(count):
+    groups = [
+        sheet.Group(f"group {i}", [Image.new("RGB", (128, 128), (250, 20 * i, 9)), Image.new("RGB", (9, 9))])
+        for i in range(5)
+    ]
+    names = {f"group {i}": "W" * 40 for i in range(4, 4 - count, -1)}
+    page = sheet.thumbnail(sheet.Section("Technique", "Title", "Sentence", groups), names)
     assert page.size == (480, 320)
     areas = {colour: n for n, colour in page.getcolors(maxcolors=1 << 24)}
-    shown = [areas[250, 20 * i, 9] for i in range(min(count, 6))]
+    shown = [areas[250, 20 * i, 9] for i in range(4, 4 - count, -1)]
     assert len(set(shown)) == 1  # of one size, and nothing covers a picture
-    assert shown[0] == round(shown[0] ** 0.5) ** 2 > 120**2
-    assert (250, 120, 9) not in areas
+    assert shown[0] == round(shown[0] ** 0.5) ** 2 >= 146**2
+    assert (250, 20 * (4 - count), 9) not in areas
     assert sheet.INK in areas
+
+
+def test_the_time_left_follows_the_work_done(monkeypatch):
+    """100 calls of 400 in 30 s: 90 s are left, and in the middle of a further node of 100 in 40 s, 67 s."""
+    clock = [100.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    whole = run.Whole(400.0)
+    assert whole.left() == ""
+    shown = run.Progress(3, whole)
+    shown.node("Train", 100.0)
+    clock[0] = 130.0
+    shown.node("Sample", 100.0)
+    assert whole.left() == ", about 2 min left in all"
+    clock[0] = 140.0
+    assert whole.left(50.0) == ", about 67 s left in all"
+    shown.end()
+    assert whole.done == 200.0
+
+
+def test_the_work_of_a_node():
+    latent = {"class_type": "EmptyLatentImage", "inputs": {"batch_size": 4}}
+    sampler = {"class_type": "KSampler", "inputs": {"steps": 16}}
+    trainer = {"class_type": "BespokeTrainLora", "inputs": {"steps": 300, "batch_size": 2}}
+    prompt = {"1": latent, "2": sampler, "3": trainer}
+    assert [run.work_of(node, prompt) for node in prompt.values()] == [0.0, 2 * 16 * 4, 3 * 300 * 2]
+    assert run.work_of(sampler, {"2": sampler}) == 2 * 16
+
+
+def test_letters_of_a_card_can_be_read_at_220_px():
+    assert sheet.CARD_TEXT * 220 / sheet.CARD[0] >= 11
+
+
+def test_every_workflow_has_a_headline_of_five_words_and_a_card():
+    assert set(run.CARDS) == set(run.SECTIONS)
+    for name, (technique, headline, sentence) in run.SECTIONS.items():
+        assert technique
+        assert len(headline.split()) == 5, headline
+        assert sentence.endswith(".")
+        flow = json.loads((ROOT / "example_workflows" / f"{name}.json").read_text("utf-8"))
+        titles = {node.get("title") for node in flow["nodes"]}
+        assert set(run.CARDS[name]) <= titles, name
+        assert 1 <= len(run.CARDS[name]) <= 3
 
 
 def test_sprites_are_enlarged_without_smoothing(tmp_path):
