@@ -6,6 +6,7 @@
     python3 dev.py test --comfyui 0.24.1 ... the same on an older ComfyUI (0.24.1, 0.26.0, 0.27.0), downloaded
     python3 dev.py test --frontend 1.58.1 ... the page's tests on that comfyui-frontend-package, or on "each" pinned one
     python3 dev.py check [style|types|page]  run the checks alone: ruff; pyright; ESLint, tsc and node --test
+    python3 dev.py pictures [scene ...]      take the pictures of the README and the help pages from the real page
     python3 dev.py serve [--port 8188]       open this pack in ComfyUI's page (further options go to ComfyUI)
 
 Needs Python 3.10 or newer and the network the first time. ComfyUI is, in this order: $COMFYUI_PATH; the ComfyUI in
@@ -473,6 +474,25 @@ def small_model() -> Path:
     return folder / f"{name}.safetensors"
 
 
+def demo_model() -> Path:
+    """The model of the demo: the picture model once its asset is there, expanded in the cache folder, else the small
+    one."""
+    folder = ROOT / "tests" / "picture_model"
+    if not (folder / "picture_model.safetensors").is_file():
+        return small_model()
+    script = folder / "picture_model.py"
+    recipe = re.search(r"^RECIPE = (\d+)", script.read_text("utf-8"), re.MULTILINE)[1]
+    path = cache_folder() / f"bespoke-picture-{recipe}.safetensors"
+    if not path.exists():
+        need_space(path, 1, "The picture model")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="model-", dir=path.parent) as work:
+            made = Path(work) / path.name
+            step("Unpacking the picture model", "up to a minute", [PYTHON, script, made], quiet=True)
+            os.replace(made, path)
+    return path
+
+
 def prepare(with_tests: bool = False, frontend: str = "") -> dict[str, str]:
     """Install everything that a command needs; returns variables for the children."""
     if not CONSTRAINTS.is_file():
@@ -570,7 +590,7 @@ def demo(options: list[str]) -> int:
     script = ROOT / "tests" / "demo" / "run.py"
     print(f"* Running the example workflows (about {'12' if options else '4'} minutes on 2 cores)", flush=True)
     with lock("demo", "Another demo runs from this folder: wait until it ends.", wait=False):
-        return run([PYTHON, script, "--base", DEV / "demo", "--checkpoint", small_model(), *options], env)
+        return run([PYTHON, script, "--base", DEV / "demo", "--checkpoint", demo_model(), *options], env)
 
 
 def test(arguments: list[str]) -> int:
@@ -591,6 +611,15 @@ def test(arguments: list[str]) -> int:
         statuses = [run_tests(arguments, page) for page in (FRONTENDS if version == "each" else [version])]
         return next((status for status in statuses if status), 0)
     return run_tests(arguments)
+
+
+def pictures(checkpoint: Path | None, scenes: list[str]) -> int:
+    """The pictures of the README and of the help pages, from the real page in Chromium; some minutes on 2 cores."""
+    env = prepare(with_tests=True)
+    script = ROOT / "tests" / "browser" / "screenshots.py"
+    command = [PYTHON, script, "--base", DEV / "shots", "--checkpoint", checkpoint or demo_model(), *scenes]
+    with lock("pictures", "Another dev.py pictures runs from this folder: wait until it ends.", wait=False):
+        return run(command, env)
 
 
 def leading_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
@@ -679,7 +708,7 @@ def serve(port: int, options: list[str]) -> int:
     """ComfyUI's page with this pack, the small model and the demo's inputs, until Ctrl-C."""
     env = prepare()
     base = DEV / "comfyui"  # not the demo's, which is created anew each time: this one is kept
-    command = [PYTHON, ROOT / "tests" / "demo" / "serve.py", "--base", base, "--checkpoint", small_model()]
+    command = [PYTHON, ROOT / "tests" / "demo" / "serve.py", "--base", base, "--checkpoint", demo_model()]
     with lock("serve", "Another dev.py serve runs from this folder: stop it first.", wait=False):
         return run([*command, "--port", port, *options], env)
 
@@ -694,6 +723,9 @@ def main(arguments: list[str]) -> int:
     commands.add_parser("check", help="run the checks alone: style, types, page, or all").add_argument(
         "names", nargs="*"
     )
+    taken = commands.add_parser("pictures", help="take the pictures of the README and the help pages")
+    taken.add_argument("--checkpoint", type=Path, help="of another model than the small one, in its layout")
+    taken.add_argument("scenes", nargs="*", help="see tests/browser/screenshots.py; all without one")
     page = commands.add_parser("serve", help="ComfyUI's page with this pack; further options go to ComfyUI")
     page.add_argument("--port", type=int, default=8188)
     # pytest reads its arguments itself.
@@ -706,6 +738,8 @@ def main(arguments: list[str]) -> int:
             return demo(["--all"] if args.all else [])
         if args.command == "check":
             return check(args.names)
+        if args.command == "pictures":
+            return pictures(args.checkpoint and args.checkpoint.resolve(), args.scenes)
         return test(arguments[1:]) if args.command == "test" else serve(args.port, rest)
     except StepError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -33,7 +33,7 @@ import pictures
 from build_workflows import NO_FOLDER, STYLE_TRAINING, Base
 from canvas import Workflow
 from comfy_page import RUNS_TAB, ComfyPage
-from small_values import VALUES, for_small_model
+from small_values import figure_text, for_small_model
 
 OUT = host.ROOT / "docs" / "pictures"
 HELP = host.ROOT / "js" / "docs" / "img"
@@ -44,7 +44,7 @@ MOST, MOST_MOVING = 300_000, 1_000_000  # bytes
 FRAMES, FRAME_WIDTH, FRAME_MS, LAST_MS = 26, 960, 260, 2600
 LORA, SECOND = "bespoke/first_00001.safetensors", "bespoke/second_00001.safetensors"
 # Enough that the curve turns and samples differ; the seed keeps the pictures the same.
-TRAINING = {"steps": 240, "sample_every": 60, "save_every": 80, "validation": 2, "seed": 5}
+TRAINING = {"steps": 160, "sample_every": 40, "save_every": 80, "validation": 2, "seed": 5}
 
 
 class ShotError(RuntimeError):
@@ -95,10 +95,13 @@ def write_moving(frames: list[Image.Image], path: Path) -> Path:
 class Stage:
     """One server and one browser, and the pages that scenes open on them."""
 
-    def __init__(self, server: host.Host, browser: chromium.Chromium):
+    def __init__(self, server: host.Host, browser: chromium.Chromium, figures: bool):
         self.server, self.browser, self.info = server, browser, server.get("/object_info")
         self.pages: list[ComfyPage] = []
-        self.prompt = VALUES["CLIPTextEncode"]["text"]["a lighthouse on a cliff, in my style"]
+        self.figures = figures
+        self.prompt = "a teal cross on white"  # what the training has taught
+        if figures:
+            self.prompt = figure_text(self.prompt)
 
     def open(self, look: str = "classic", palette: str = "dark") -> ComfyPage:
         """A page without what a first start shows."""
@@ -114,7 +117,11 @@ class Stage:
     def example(self, name: str) -> dict:
         """An example workflow with the demo's values."""
         text = (host.ROOT / "example_workflows" / f"{name}.json").read_text("utf-8")
-        return for_small_model(json.loads(text), self.info)
+        return self.with_values(json.loads(text))
+
+    def with_values(self, workflow: dict) -> dict:
+        """A workflow with the values of the model that is served."""
+        return for_small_model(workflow, self.info, self.figures)
 
 
 def boxes(which: str) -> str:
@@ -259,7 +266,7 @@ def dials(stage: Stage) -> None:
     base = Base(w)
     turned = {"query": 0.5, "blocks": "up.* = 1\nmiddle = 0.4\ndown.* = 0.2"}
     w.node("BespokeInjectLora", "Inject LoRA", 720, model=base.model, lora_name=LORA, **turned)
-    page.load(for_small_model(w.document(), stage.info))
+    page.load(stage.with_values(w.document()))
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody tr').length > 2")
     settle(page, 1.5)
     write(keep(page, show(page, "Inject LoRA", most=1.5)), HELP / "inject_lora.jpg")
@@ -268,7 +275,7 @@ def dials(stage: Stage) -> None:
 def runs(stage: Stage) -> None:
     """The tab of runs with two of them compared and one opened; a second training of another rank is run for it."""
     page = stage.open()
-    short = TRAINING | {"steps": 100, "rank": 4, "save_every": 0, "sample_every": 50}
+    short = TRAINING | {"steps": 60, "rank": 4, "save_every": 0, "sample_every": 30}
     graph = stage.example("getting_started")
     kept = ("PreviewAny", "BespokeTrainLora", "BespokeImageFolder", "CheckpointLoaderSimple", "PrimitiveInt")
     page.load(graph, BespokeTrainLora=short)
@@ -301,7 +308,7 @@ def sweep(stage: Stage) -> None:
     swept = w.node("BespokeLoraSweep", "LoRA Sweep", **wires, run=(trainer, "run"), **wanted)
     w.column(720)
     w.node("PreviewImage", "The sweep", 620, images=(swept, "image"))
-    page.load(for_small_model(w.document(), stage.info), BespokeTrainLora=TRAINING)
+    page.load(stage.with_values(w.document()), BespokeTrainLora=TRAINING)
     run(page)
     settle(page, 1.5)
     write(keep(page, show(page, "LoRA Sweep", "The sweep")), HELP / "lora_sweep.jpg")
@@ -339,10 +346,10 @@ def word(stage: Stage) -> None:
 
 SCENES: dict[str, Callable[[Stage], None]] = {
     "training": training,
-    "nodes2": nodes2,
     "dials": dials,
     "mask_blend": mask_blend,
     "strength": strength,
+    "nodes2": nodes2,
     "sweep": sweep,
     "runs": runs,
     "word": word,
@@ -362,10 +369,10 @@ def main() -> int:
         parser.error("no Chromium is installed (Debian: apt-get install chromium)")
     host.end_on_terminate()
     base = host.prepare_base(args.base, args.checkpoint)
-    pictures.make(base / "input")
+    pictures.make(base / "input", args.checkpoint)
     failed = []
     with host.Host(base) as server, chromium.Chromium(WINDOW) as browser:
-        stage = Stage(server, browser)
+        stage = Stage(server, browser, pictures.are_figures(args.checkpoint))
         for name in args.scenes or SCENES:
             print(f"Scene {name}", flush=True)
             try:
@@ -375,7 +382,7 @@ def main() -> int:
                 failed.append(name)
             stage.close()
     if failed:
-        print(f"No pictures of: {', '.join(failed)}", file=sys.stderr)
+        print(f"Not taken: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -31,10 +31,24 @@ SIZES = {LARGE: 6.5, SMALL: 5.0}
 TEAL_WORD, ONE, HEART, CLASS = "bespoke_teal_word", "bespoke_teal.png", "bespoke_heart", "bespoke_shapes"
 PAIRS, EDIT = "bespoke_pairs", "make it green"
 SEED = 7
+FIGURES = "picture"  # in the name of the picture model's checkpoint
 
 
-def make(folder: Path) -> None:
-    """Draw everything into `folder`; existing files are written again with the same content."""
+def are_figures(checkpoint: Path | None) -> bool:
+    """Whether a checkpoint is the picture model, by its name: it draws figures, and the small model sprites."""
+    return checkpoint is not None and FIGURES in Path(checkpoint).name
+
+
+def make(folder: Path, checkpoint: Path | None = None) -> None:
+    """Draw everything into `folder`; existing files are written again with the same content.
+
+    checkpoint: the model for which it is drawn; without one the small model.
+    """
+    if are_figures(checkpoint):
+        import figure_pictures  # which takes the names of the files from here
+
+        figure_pictures.make(folder)
+        return
     rng = np.random.default_rng(SEED)
     teal = sprites.training_set(rng, 12, colour="teal")
     _write_set(folder / TEAL, teal)

@@ -132,6 +132,7 @@ SECTIONS = {
         "A new border, filled from the edge and painted on; the old picture stays exact.",
     ),
 }
+NEED_EDIT_FORM = {"edit_from_pairs"}  # left out where the model has no instruct-pix2pix form
 BEFORE, AFTER = "before", "after"
 # {file name of a workflow: {title of a node with pictures: what its card calls them}}: one to three pictures that tell
 # at 220 px what the workflow does. A label of three pictures has room for about nine letters.
@@ -155,7 +156,7 @@ CARDS = {
     "fix_many_faces": {"the original": BEFORE, "every place repainted": AFTER},
     "inpaint_soft": {"the original": BEFORE, "repainted softly": AFTER},
     "inpaint_two_stages": {"the original": BEFORE, "repainted in two stages": AFTER},
-    "outpaint": {"the filled border": BEFORE, "painted on": AFTER},
+    "outpaint": {"the filled border": BEFORE, "the wider picture": AFTER},
 }
 
 
@@ -260,8 +261,8 @@ async def _follow(ws, prompt_id: str, prompt: dict, whole: Whole | None) -> None
         shown.end()
 
 
-# The work of a step of a trainer at batch 1, in model calls of one picture: a call, and twice its time for the gradient;
-# a word's gradient goes through the text encoder too, which takes about four times as long (README, the steps' times).
+# The work of a step of a trainer at batch 1, in model calls of one picture: a call, and twice its time for the
+# gradient. A word's gradient goes through the text encoder too, about four times as long (README, seconds of a step).
 TRAINERS = {
     "BespokeTrainLora": 3,
     "BespokeTrainTextualInversion": 12,
@@ -391,12 +392,18 @@ def keep_pictures(folder: Path, name: str, results: dict[str, dict]) -> int:
 # --- the demo ----------------------------------------------------------------------------------------------------
 
 
-def total_work(files: list[Path], object_info: dict) -> float:
-    """The work of all workflows together. One that cannot be read counts nothing here and stops the demo at its turn."""
+def has_edit_form(checkpoint: Path | None) -> bool:
+    """Whether the instruct-pix2pix form of the checkpoint lies beside it, where `host.prepare_base` finds it."""
+    return checkpoint is None or checkpoint.with_name(f"{checkpoint.stem}-edit{checkpoint.suffix}").is_file()
+
+
+def total_work(files: list[Path], object_info: dict, figures: bool = False) -> float:
+    """The work of all workflows together. One that cannot be read counts nothing here and stops the demo later."""
     total = 0.0
     for path in files:
         with contextlib.suppress(graph.GraphError, KeyError, ValueError):
-            prompt = graph.to_prompt(for_small_model(json.loads(path.read_text("utf-8")), object_info), object_info)
+            workflow = for_small_model(json.loads(path.read_text("utf-8")), object_info, figures)
+            prompt = graph.to_prompt(workflow, object_info)
             total += sum(work_of(node, prompt) for node in prompt.values())
     return total
 
@@ -406,6 +413,8 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
     began = time.monotonic()
     files = sorted(workflows.glob("*.json"), key=lambda path: (section_of(path.stem)[0], path.stem))
     files = files if everything else files[:ESSENTIAL]
+    if not has_edit_form(checkpoint):
+        files = [path for path in files if path.stem not in NEED_EDIT_FORM]
     if not files:
         raise DemoError(f"{workflows} has no workflows (*.json)")
     if base.exists() and not (base / "custom_nodes" / host.PACK).exists():
@@ -413,7 +422,7 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
     # Created anew, so that every run starts without trained files. rmtree does not follow the link to the pack.
     shutil.rmtree(base, ignore_errors=True)
     host.prepare_base(base, checkpoint)
-    pictures.make(base / "input")
+    pictures.make(base / "input", checkpoint)
     print("Starting ComfyUI (about 10 s) ...", flush=True)
     sections, count = [], 0
     with host.Host(base) as server:
@@ -422,12 +431,13 @@ def demo(base: Path, checkpoint: Path | None, workflows: Path, everything: bool 
             f"ComfyUI {stats['comfyui_version']} answers at {server.url} after {time.monotonic() - began:.0f} s",
             flush=True,
         )
-        whole = Whole(total_work(files, server.get("/object_info")))
+        figures = pictures.are_figures(checkpoint)
+        whole = Whole(total_work(files, server.get("/object_info"), figures))
         for place, path in enumerate(files, 1):
             start = time.monotonic()
             print(f"Workflow {place} of {len(files)}: {path.name}{whole.left()}", flush=True)
             try:
-                workflow = for_small_model(json.loads(path.read_text("utf-8")), server.get("/object_info"))
+                workflow = for_small_model(json.loads(path.read_text("utf-8")), server.get("/object_info"), figures)
                 results = asyncio.run(run_workflow(server, workflow, whole))
             except (DemoError, graph.GraphError, aiohttp.ClientError, OSError) as error:
                 raise DemoError(f"{path.name}: {error}") from error

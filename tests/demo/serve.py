@@ -22,7 +22,7 @@ from small_values import for_small_model
 FOLDER = "bespoke with the small model"
 
 
-def write_workflows(server: host.Host) -> list[Path]:
+def write_workflows(server: host.Host, figures: bool = False) -> list[Path]:
     """Write the example workflows to the user's workflows, where the page lists them; existing files are kept."""
     info = server.get("/object_info")
     folder = server.base / "user" / "default" / "workflows" / FOLDER
@@ -31,15 +31,15 @@ def write_workflows(server: host.Host) -> list[Path]:
     for path in sorted((host.ROOT / "example_workflows").glob("*.json")):
         target = folder / path.name
         if not target.exists():
-            target.write_text(json.dumps(for_small_model(json.loads(path.read_text("utf-8")), info)), "utf-8")
+            target.write_text(json.dumps(for_small_model(json.loads(path.read_text("utf-8")), info, figures)), "utf-8")
             written.append(target)
     return written
 
 
-def _write_when_ready(server: host.Host, process: subprocess.Popen) -> None:
+def _write_when_ready(server: host.Host, process: subprocess.Popen, figures: bool) -> None:
     while process.poll() is None:
         try:
-            write_workflows(server)
+            write_workflows(server, figures)
             return
         except (OSError, ValueError):
             time.sleep(1)
@@ -58,7 +58,7 @@ def main() -> int:
     if "--cpu" not in options and not _has_accelerator():
         options = ["--cpu", *options]
     host.end_on_terminate()
-    pictures.make(base / "input")
+    pictures.make(base / "input", args.checkpoint)
     process = subprocess.Popen(host.command(base, args.port, options), cwd=base)
     print(
         f"ComfyUI starts at http://127.0.0.1:{args.port} (about 10 s); its files are in {base}. The workflows are in "
@@ -66,7 +66,9 @@ def main() -> int:
         flush=True,
     )
     page = host.Host(base, args.port)
-    threading.Thread(target=_write_when_ready, args=(page, process), daemon=True).start()
+    threading.Thread(
+        target=_write_when_ready, args=(page, process, pictures.are_figures(args.checkpoint)), daemon=True
+    ).start()
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -192,16 +192,16 @@ def thumbnail(section: Section, names: dict[str, str] | None = None) -> Image.Im
     names: {a group's label: the word or two that stand above its picture}; the first three groups where it is empty.
     """
     found = {group.label: group.pictures[0] for group in section.groups if group.pictures}
-    shown = {name: found[label] for label, name in (names or {}).items() if label in found}
-    shown = shown or dict(list(found.items())[:3])
+    shown = [(name, found[label]) for label, name in (names or {}).items() if label in found]
+    shown = shown or list(found.items())[:3]
     page, font = Image.new("RGB", CARD, PAPER), _font(CARD_TEXT)
     draw = ImageDraw.Draw(page)
-    words = round(CARD_TEXT * 1.4) if any(shown) else 0
+    words = round(CARD_TEXT * 1.4) if any(name for name, _ in shown) else 0
     room = (CARD[0] - GAP) // len(shown) - GAP
     side = min(room, CARD[1] - words - 2 * GAP)
     wide = room if len(shown) == 1 else side
     top = (CARD[1] - side - words) // 2
-    for i, (name, picture) in enumerate(shown.items()):
+    for i, (name, picture) in enumerate(shown):
         scale = min(wide / picture.width, side / picture.height)
         size = tuple(max(1, round(length * scale)) for length in picture.size)
         small = picture.convert("RGB").resize(size, Image.NEAREST if scale >= 1 else Image.LANCZOS)

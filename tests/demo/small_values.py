@@ -144,9 +144,19 @@ BLUEPRINT_VALUES = {
 }
 
 
-def for_small_model(workflow: dict, object_info: dict) -> dict:
+def figure_text(text: str) -> str:
+    """What the picture model is told where the small model is told `text`."""
+    from figure_pictures import FIGURE_TEXTS  # which needs the drawings of the picture model
+
+    return FIGURE_TEXTS.get(text, text)
+
+
+def for_small_model(workflow: dict, object_info: dict, figures: bool = False) -> dict:
     """A copy of an example workflow with the values of the small model. `GraphError` names a value that is not
-    listed."""
+    listed.
+
+    figures: whether it is the picture model, which is told other texts, see `figure_pictures.FIGURE_TEXTS`.
+    """
     workflow = copy.deepcopy(workflow)
     for node in workflow["nodes"]:
         for name, value in VALUES.get(node["type"], {}).items():
@@ -159,5 +169,7 @@ def for_small_model(workflow: dict, object_info: dict) -> dict:
                         f"node {node['id']} ({node['type']}): no value of the small model for {name} = {was!r}"
                     )
                 value = value[key]
+            if figures and isinstance(value, str):
+                value = figure_text(value)
             graph.set_widget(node, definition, name, value)
     return workflow
