@@ -20,7 +20,7 @@ ROW = 56  # px: height of a row of the table
 UNDER = 22  # px: height of the line below a cell
 LABEL = 200  # px: width of the row names
 LARGEST, SMALLEST = 512, 64  # px: longer side of a picture in the grid
-MOST_OF_SIDE = 0.17  # of a picture's side: small letters are not larger, so that a loss has room below it
+MOST_OF_SIDE = 0.17  # of a picture's side: the letters are not larger
 WIDE, HIGH = 4096, 8192  # px: the picture is kept within these where `SMALLEST` lets it
 
 
@@ -39,7 +39,9 @@ def draw_grid(grid: Grid, side: int | None = None) -> Image.Image | None:
     side = side or picture_side(grid.cells.values(), sum(across.values()), len(grid.rows))
     named = any(grid.rows)
     scale = text_scale(side, sum(across.values()))
-    text_size, small, label = TEXT * scale, SMALL_TEXT * scale, round(LABEL * scale)
+    widest = max((builtin_font(SMALL_TEXT).getlength(text) for text in grid.under.values()), default=1.0)
+    small = SMALL_TEXT * max(1.0, min(scale, side / widest))  # so that all of it has room below a picture
+    text_size, label = TEXT * scale, round(LABEL * scale)
     line = round(UNDER * scale) if grid.under else 0
     left, top = MARGIN + (label if named else 0), MARGIN + (round(HEAD * scale) if any(grid.columns) else 0)
     widths = {column: count * (side + GAP) for column, count in across.items()}

@@ -40,7 +40,7 @@ HELP = host.ROOT / "js" / "docs" / "img"
 WINDOW = (1920, 1180)  # px
 EDGE_LEFT, EDGE_TOP, EDGE = 84, 96, 16  # px: the page's own bars, and the room around what is kept
 WIDEST = 1600  # px of a picture that is kept
-MOST, MOST_MOVING = 300_000, 1_000_000  # bytes
+MOST, MOST_HELP, MOST_MOVING = 300_000, 150_000, 1_000_000  # bytes
 FRAMES, FRAME_WIDTH, FRAME_MS, LAST_MS = 26, 960, 260, 2600
 LORA, SECOND = "bespoke/first_00001.safetensors", "bespoke/second_00001.safetensors"
 # Enough that the curve turns and samples differ; the seed keeps the pictures the same.
@@ -54,8 +54,9 @@ class ShotError(RuntimeError):
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def write(picture: Image.Image, path: Path, most: int = MOST) -> Path:
-    """Write a WebP or JPEG of at most `WIDEST` px and `most` bytes, with the best quality of 90 to 50 that has them."""
+def write(picture: Image.Image, path: Path) -> Path:
+    """Write a WebP or JPEG of at most `WIDEST` px, with the best quality of 90 to 50 that has few enough bytes."""
+    most = MOST_HELP if path.parent == HELP else MOST
     if picture.width > WIDEST:
         picture = picture.resize((WIDEST, round(picture.height * WIDEST / picture.width)), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,13 +70,13 @@ def _under(grid: Grid, plan: Plan, block: Block, scores: Scores, side: int) -> N
             at = row.name, column.name
             if score is None or at in grid.under:
                 continue
-            if text := _line(score, row.without_trigger, side, text_scale(side, len(plan.columns))):
+            if text := _line(score, row.without_trigger, side):
                 grid.under[at] = text
             if score.loss == lowest and not row.without_trigger:
                 grid.marked.add(at)
 
 
-def _line(score: Score, without_loss: bool, side: int, scale: float) -> str:
+def _line(score: Score, without_loss: bool, side: int) -> str:
     """The longest form of a score that has room below a picture; "" where there is nothing to say."""
     leak = f"leak {score.leak:.2f}" if math.isfinite(score.leak) else ""
     if without_loss:
@@ -84,7 +84,7 @@ def _line(score: Score, without_loss: bool, side: int, scale: float) -> str:
     else:
         losses = [f"loss {score.loss:.4f}", f"{score.loss:.4f}"]
         forms = [*(f"{loss}, {leak}" for loss in losses if leak), *losses]
-    font = builtin_font(SMALL_TEXT * scale)
+    font = builtin_font(SMALL_TEXT)
     return next((form for form in forms if font.getlength(form) <= side), forms[-1])
 
 
