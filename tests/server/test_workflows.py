@@ -154,6 +154,24 @@ def test_lora(server, run_example):
     assert "lora key not loaded" not in server.console.read_text(errors="replace")
 
 
+def test_the_tour(server, run_example, object_info):
+    """One number sets the size of training and pictures; the last part uses the file that the graph saved."""
+    made = run_example("getting_started")
+    assert len(made["without and with"]) == 1
+    assert [picture.shape for picture in made["your picture"]] == [(128, 128, 3)] * 2
+    assert (server.base / "models" / "loras" / "bespoke" / "first_00001.safetensors").is_file()
+    prompt = graph.to_prompt(load("getting_started", object_info), object_info)
+    (size,) = [key for key, node in prompt.items() if node["class_type"] == "PrimitiveInt"]
+    sized = [
+        (node["class_type"], name) for node in prompt.values() for name, v in node["inputs"].items() if v == [size, 0]
+    ]
+    assert sorted(sized) == [
+        ("BespokeImageFolder", "resolution"),
+        ("EmptyLatentImage", "height"),
+        ("EmptyLatentImage", "width"),
+    ]
+
+
 @pytest.mark.slow
 def test_subject(run_example):
     shown = run_example("lora_subject")
