@@ -613,11 +613,12 @@ def test(arguments: list[str]) -> int:
     return run_tests(arguments)
 
 
-def pictures(checkpoint: Path | None, scenes: list[str]) -> int:
+def pictures(checkpoint: Path | None, steps: int | None, scenes: list[str]) -> int:
     """The pictures of the README and of the help pages, from the real page in Chromium; some minutes on 2 cores."""
     env = prepare(with_tests=True)
     script = ROOT / "tests" / "browser" / "screenshots.py"
     command = [PYTHON, script, "--base", DEV / "shots", "--checkpoint", checkpoint or demo_model(), *scenes]
+    command += ["--steps", steps] if steps else []
     with lock("pictures", "Another dev.py pictures runs from this folder: wait until it ends.", wait=False):
         return run(command, env)
 
@@ -725,6 +726,7 @@ def main(arguments: list[str]) -> int:
     )
     taken = commands.add_parser("pictures", help="take the pictures of the README and the help pages")
     taken.add_argument("--checkpoint", type=Path, help="of another model than the small one, in its layout")
+    taken.add_argument("--steps", type=int, help="of the training that is shown")
     taken.add_argument("scenes", nargs="*", help="see tests/browser/screenshots.py; all without one")
     page = commands.add_parser("serve", help="ComfyUI's page with this pack; further options go to ComfyUI")
     page.add_argument("--port", type=int, default=8188)
@@ -739,7 +741,7 @@ def main(arguments: list[str]) -> int:
         if args.command == "check":
             return check(args.names)
         if args.command == "pictures":
-            return pictures(args.checkpoint and args.checkpoint.resolve(), args.scenes)
+            return pictures(args.checkpoint and args.checkpoint.resolve(), args.steps, args.scenes)
         return test(arguments[1:]) if args.command == "test" else serve(args.port, rest)
     except StepError as error:
         print(f"\n{error}", file=sys.stderr)

@@ -43,8 +43,7 @@ WIDEST = 1600  # px of a picture that is kept
 MOST, MOST_HELP, MOST_MOVING = 300_000, 150_000, 1_000_000  # bytes
 FRAMES, FRAME_WIDTH, FRAME_MS, LAST_MS = 26, 960, 260, 2600
 LORA, SECOND = "bespoke/first_00001.safetensors", "bespoke/second_00001.safetensors"
-# Enough that the curve turns and samples differ; the seed keeps the pictures the same.
-TRAINING = {"steps": 160, "sample_every": 40, "save_every": 80, "validation": 2, "seed": 5}
+STEPS = 160  # of the training that is shown, by default
 
 
 class ShotError(RuntimeError):
@@ -96,7 +95,15 @@ def write_moving(frames: list[Image.Image], path: Path) -> Path:
 class Stage:
     """One server and one browser, and the pages that scenes open on them."""
 
-    def __init__(self, server: host.Host, browser: chromium.Chromium, figures: bool):
+    def __init__(self, server: host.Host, browser: chromium.Chromium, figures: bool, steps: int):
+        # Four samples and two saved files on the way; the seed keeps the pictures the same.
+        self.training = {
+            "steps": steps,
+            "sample_every": steps // 4,
+            "save_every": steps // 2,
+            "validation": 2,
+            "seed": 5,
+        }
         self.server, self.browser, self.info = server, browser, server.get("/object_info")
         self.pages: list[ComfyPage] = []
         self.figures = figures
@@ -210,7 +217,7 @@ LISTEN = """(() => { window.ended = [];
 def training(stage: Stage) -> None:
     """The tour's graph: a training from Run to picture, dark and light, its panel and card."""
     page = stage.open()
-    page.load(stage.example("getting_started"), BespokeTrainLora=TRAINING)
+    page.load(stage.example("getting_started"), BespokeTrainLora=stage.training)
     page.panel()
     wide = ("1  ", "2  ", "3  ")
     box = show(page, *wide)
@@ -219,7 +226,7 @@ def training(stage: Stage) -> None:
     page.queue()
     while not page.tab.evaluate("window.ended.length"):
         frames.append(keep(page, box))
-        if not both and page.tab.evaluate(STEP) >= 0.62 * TRAINING["steps"]:
+        if not both and page.tab.evaluate(STEP) >= 0.62 * stage.training["steps"]:
             for name in ("light", "dark"):  # ends as it began
                 palette(page, name)
                 write(keep(page, box), OUT / f"training_{name}.webp")
@@ -252,7 +259,7 @@ def card(page: ComfyPage) -> None:
 def nodes2(stage: Stage) -> None:
     """The panel of the same run in Nodes 2.0, light."""
     page = stage.open("nodes 2.0", "light")
-    page.load(stage.example("getting_started"), BespokeTrainLora=TRAINING)
+    page.load(stage.example("getting_started"), BespokeTrainLora=stage.training)
     show(page, "2  ")
     page.panel(state="finished")
     settle(page, 2.0)
@@ -276,7 +283,8 @@ def dials(stage: Stage) -> None:
 def runs(stage: Stage) -> None:
     """The tab of runs with two of them compared and one opened; a second training of another rank is run for it."""
     page = stage.open()
-    short = TRAINING | {"steps": 60, "rank": 4, "save_every": 0, "sample_every": 30}
+    steps = max(8, stage.training["steps"] // 3)
+    short = stage.training | {"steps": steps, "rank": 4, "save_every": 0, "sample_every": steps // 2}
     graph = stage.example("getting_started")
     kept = ("PreviewAny", "BespokeTrainLora", "BespokeImageFolder", "CheckpointLoaderSimple", "PrimitiveInt")
     page.load(graph, BespokeTrainLora=short)
@@ -309,7 +317,7 @@ def sweep(stage: Stage) -> None:
     swept = w.node("BespokeLoraSweep", "LoRA Sweep", **wires, run=(trainer, "run"), **wanted)
     w.column(720)
     w.node("PreviewImage", "The sweep", 620, images=(swept, "image"))
-    page.load(stage.with_values(w.document()), BespokeTrainLora=TRAINING)
+    page.load(stage.with_values(w.document()), BespokeTrainLora=stage.training)
     run(page)
     settle(page, 1.5)
     write(keep(page, show(page, "LoRA Sweep", "The sweep")), HELP / "lora_sweep.jpg")
@@ -361,6 +369,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, default=host.ROOT / ".dev" / "shots")
     parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the training that is shown ({STEPS})")
     parser.add_argument("scenes", nargs="*", metavar="scene", help=f"of {', '.join(SCENES)}; all without one")
     args = parser.parse_args()
     unknown = set(args.scenes) - set(SCENES)
@@ -373,7 +382,7 @@ def main() -> int:
     pictures.make(base / "input", args.checkpoint)
     failed = []
     with host.Host(base) as server, chromium.Chromium(WINDOW) as browser:
-        stage = Stage(server, browser, pictures.are_figures(args.checkpoint))
+        stage = Stage(server, browser, pictures.are_figures(args.checkpoint), args.steps)
         for name in args.scenes or SCENES:
             print(f"Scene {name}", flush=True)
             try:
