@@ -206,6 +206,8 @@ STEP = (
     "(() => { const m = document.querySelector('.bespoke-training .bespoke-head')?.innerText.match(/step ([\\d,]+)/); "
     "return m ? Number(m[1].replaceAll(',', '')) : 0; })()"
 )
+# The panel shows a run that has ended, whose card can be opened.
+DONE = "document.querySelector('.bespoke-training .bespoke-card-button:not([hidden])')?.offsetWidth > 0"
 LISTEN = """(() => { window.ended = [];
   for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
     app.api.addEventListener(kind, ({ detail }) => window.ended.push([kind, detail?.exception_message ?? ""])); })()"""
@@ -235,7 +237,7 @@ def training(stage: Stage) -> None:
     ended = page.tab.evaluate("window.ended[0]")
     if ended[0] != "execution_success" or not both:
         raise ShotError(f"the training ended with {ended}, {'after' if both else 'before'} its pictures were taken")
-    page.panel(state="finished")
+    page.tab.wait(DONE)
     settle(page, 2.0)
     frames.append(keep(page, box))
     write_moving([*frames[: -1 : max(1, -(-len(frames) // FRAMES))], frames[-1]], OUT / "training.webp")
@@ -261,7 +263,7 @@ def nodes2(stage: Stage) -> None:
     page = stage.open("nodes 2.0", "light")
     page.load(stage.example("getting_started"), BespokeTrainLora=stage.training)
     show(page, "2  ")
-    page.panel(state="finished")
+    page.tab.wait(DONE)
     settle(page, 2.0)
     write(keep(page, show(page, "BespokeTrainLora", most=1.4)), OUT / "panel_nodes2.webp")
 
