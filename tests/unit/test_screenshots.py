@@ -58,7 +58,7 @@ def test_a_moving_picture_ends_with_a_longer_frame(shots, tmp_path, monkeypatch)
 def test_every_picture_of_the_page_is_made_by_a_scene(shots):
     made = set(re.findall(r'(?:OUT|HELP) / f?"([\w{}]+\.\w+)"', SCRIPT.read_text("utf-8")))
     made |= {f"training_{name}.webp" for name in ("light", "dark")}
-    assert {path.name for path in shots.OUT.iterdir()} <= made
+    assert {path.name for path in shots.OUT.glob("*")} <= made
     for page in [ROOT / "README.md", *(ROOT / "js" / "docs").glob("Bespoke*.md")]:
         shown = re.findall(r"\]\((?:docs/pictures|js/docs/img|img)/([\w.]+)\)", page.read_text("utf-8"))
         drawn = {"demo.png", "crop.jpg", "fill_masked.jpg", "match_colors.jpg"}  # of tests/demo
