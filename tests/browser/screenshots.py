@@ -274,8 +274,8 @@ def dials(stage: Stage) -> None:
     w = Workflow(stage.server.get("/object_info"))
     w.column(460)
     base = Base(w)
-    turned = {"query": 0.5, "blocks": "up.* = 1\nmiddle = 0.4\ndown.* = 0.2"}
-    w.node("BespokeInjectLora", "Inject LoRA", 720, model=base.model, lora_name=LORA, **turned)
+    turned = {"query": 0.5, "blocks": "up.*, mid:0.4, down.*:0.2"}
+    w.node("BespokeInjectLora", "Inject LoRA", 440, model=base.model, lora_name=LORA, **turned)
     page.load(stage.with_values(w.document()))
     page.tab.wait("document.querySelectorAll('.bespoke-heat tbody tr').length > 2")
     settle(page, 1.5)
