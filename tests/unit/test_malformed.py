@@ -67,7 +67,6 @@ def malformed() -> dict[str, bytes]:
         "drawing.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nshowpage\n",
         "drawing-as.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nshowpage\n",
         "archive.zip": b"PK\x03\x04" + b"\0" * 64,
-        "film.mp4": b"\0\0\0\x18ftypmp42" + b"\0" * 256,
         "pickle.png": b"\x80\x04cos\nsystem\n(S'true'\ntR.",
         "no-ending": b"\x13\x37" * 50,
         "signature-only.png": b"\x89PNG\r\n\x1a\n",

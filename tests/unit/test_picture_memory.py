@@ -116,7 +116,7 @@ def test_a_large_transparent_picture_is_not_copied(tmp_path):
     """3000x3000 RGBA: 4 bytes a pixel in Pillow and 3 of channels, and no float of the whole picture."""
     Image.new("RGBA", (3000, 3000), (10, 200, 30, 128)).save(tmp_path / "a.png", compress_level=1)
     peak, said = measure(lambda room: read_picture(tmp_path / "a.png", lambda *_: (512, 512), True, room))
-    assert 3000 * 3000 * 4 < peak <= said + 2**20  # what else the process takes meanwhile
+    assert 3000 * 3000 * 4 < peak <= said + 2**22  # what else the process takes meanwhile
     assert said <= 3000 * 3000 * 8 + 2**24
 
 
