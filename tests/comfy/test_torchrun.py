@@ -140,7 +140,7 @@ def test_clips_and_stills_are_drawn_alike_in_two_processes(forks, comfyui, run_n
     )
     wires = dict(model=models[0], clip=models[1], vae=models[2], keep="last", resume=False)
     _, _, loss, *_ = run_node("BespokeTrainLora", **jobs.SETTINGS | given | wires)
-    assert jobs.losses(one) == pytest.approx(loss["loss"], rel=1e-5)
+    assert jobs.losses(one) == loss["loss"]
     assert jobs.losses(two) == pytest.approx(loss["loss"], rel=1e-4)
     assert jobs.distance(jobs.result(one)[0], jobs.result(two)[0]) < 1e-5
     assert jobs.losses(two) == jobs.losses(again)
