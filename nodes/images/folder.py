@@ -257,7 +257,7 @@ def captions_for(path: Path, part: Part, request: FolderRequest, findings: Findi
     try:
         lines = written.lines_of(path, request.captions == EVERY_LINE) if written.has(path) else None
     except OSError as error:
-        raise InputError(f"{name} has a caption file that cannot be read ({error})") from error
+        raise InputError(f"{name} has a caption file that cannot be read ({error}); replace or remove it") from error
     captions, missing = captions_of(path, request.captions, request.template, words, lines)
     if len(captions) > MOST_CAPTIONS:
         raise InputError(f"{name} has {len(captions):,} captions; give it at most {MOST_CAPTIONS:,}")

@@ -43,7 +43,11 @@ def answer_to(query: Mapping[str, str]) -> dict:
         query.get("exact_steps", "false") == "true",
     )
     if request.strength > 0 and request.steps / request.strength > LONGEST:
-        raise InputError(f"{request.steps} steps at strength {request.strength:g} make a schedule too long to draw")
+        raise InputError(
+            f"{request.steps} steps at strength {request.strength:g} make a schedule too long to draw; lower the "
+            "steps, or "
+            "raise the strength"
+        )
     chain = read_json(query.get("model", "[]"))
     if not isinstance(chain, list) or not all(isinstance(step, dict) for step in chain):
         raise InputError("model is a list of nodes, each with its type and values")

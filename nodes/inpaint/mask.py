@@ -103,7 +103,10 @@ def stacked(mask: torch.Tensor) -> torch.Tensor:
     elif mask.ndim == 4 and mask.shape[1] == 1:
         mask = mask[:, 0]
     if 0 in given:
-        raise InputError(f"the mask holds nothing (its shape is {list(given)}); a detector found nothing there")
+        raise InputError(
+            f"the mask holds nothing (its shape is {list(given)}), as where a detector finds nothing; lower the "
+            "detector's threshold, or paint a mask"
+        )
     if mask.ndim != 3:
         raise InputError(f"the mask has the shape {list(given)}; give [masks, height, width]")
     return mask

@@ -342,13 +342,13 @@ def _read_settings(folder: Path) -> tuple[Tables, str]:
             f"{folder} holds no {SETTINGS}, so it is no job; give the folder that the export node named"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}; correct it, or export the job again") from error
     missing = [name for name in ("job", "settings", "result", "model", "sha256") if name not in tables]
     if missing:
         raise InputError(f"{path} has no [{missing[0]}]; export the job again")
     if tables["job"].get("format") != FORMAT:
         raise InputError(
-            f"{path} has the format {tables['job'].get('format')}; this Bespoke reads {FORMAT}: use the one that "
+            f"{path} has the format {tables['job'].get('format')}; this Bespoke reads {FORMAT}; use the version that "
             "exported it"
         )
     return tables, text

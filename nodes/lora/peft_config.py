@@ -125,7 +125,10 @@ class PeftConfig:
         for key, entry in value.items() if isinstance(value, dict) else ():
             number = _number(entry)
             if number is None:
-                raise InputError(f"{self.name}: {field} in its header has {entry!r} for {key!r}, which is no number")
+                raise InputError(
+                    f"{self.name}: {field} in its header has {entry!r} for {key!r}, which is no number; save the file "
+                    "again with a number there"
+                )
             try:
                 found.append((NamePattern(key), number))
             except PatternError as error:

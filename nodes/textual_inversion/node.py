@@ -307,7 +307,7 @@ def _check_free(folder: Path, name: str, overwrite: bool) -> None:
     """Raise `InputError` where a word of that name cannot be saved, before any of several is."""
     path = storage.resolve_inside(folder, f"{name}.safetensors")
     if path.is_dir():
-        raise InputError(f"the name {name!r} is a folder's; choose another")
+        raise InputError(f"the name {name!r} is that of a folder; choose another")
     taken = sorted(
         other.relative_to(folder).as_posix()
         for other in folder.rglob("*")

@@ -266,7 +266,7 @@ def test_folders_among_the_embeddings_are_no_files(run_node, comfyui):
         (embeddings / folder).mkdir(parents=True)
     assert run_node("BespokeSaveEmbedding", embedding=vector, name="fish") == ("embedding:fish",)
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="is a folder's; choose another"):
+        with pytest.raises(ValueError, match="is that of a folder; choose another"):
             run_node("BespokeSaveEmbedding", embedding=vector, name="bird", overwrite=overwrite)
     assert (embeddings / "bird.safetensors").is_dir()
     assert not list(embeddings.rglob("*.part"))

@@ -31,7 +31,9 @@ def read_safetensors(path: Path, kind: str, max_bytes: int | None = None) -> tup
         with open_regular(path) as file:
             length = header_length(file)
         if length > min(MAX_HEADER_BYTES, size):
-            raise InputError(f"{path.name} says its header has {length:,} bytes, so it is damaged or no {kind}")
+            raise InputError(
+                f"{path.name} says its header has {length:,} bytes, so it is damaged or no {kind}; fetch it again"
+            )
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
             metadata = dict(file.metadata() or {})
@@ -40,10 +42,14 @@ def read_safetensors(path: Path, kind: str, max_bytes: int | None = None) -> tup
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path.name} cannot be read ({error}); fetch it again") from error
     if not tensors:
-        raise InputError(f"{path.name} holds no tensor, so it is no {kind}")
+        raise InputError(f"{path.name} holds no tensor, so it is no {kind}; choose another file")
     bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not _all_finite(tensor)]
     if bad:
-        raise InputError(f"{path.name} holds numbers that are not finite ({bad[0]}); it was broken when it was saved")
+        raise InputError(
+            f"{path.name} holds numbers that are not finite ({bad[0]}); it was broken when it was saved, choose "
+            "another "
+            "file or an earlier save"
+        )
     return tensors, metadata
 
 

@@ -83,4 +83,4 @@ def check_trainer(kind: str) -> None:
     for inputs in inputs_behind(kind, 0):
         text = inputs.get("sample_prompt")
         if isinstance(text, str) and (problem := sample_prompt_problem(text)):
-            raise InputError(f"{problem}. It is the trainer's, and nothing was searched")
+            raise InputError(f"{problem}. Correct it on the trainer that takes the rate; nothing was searched")

@@ -134,8 +134,9 @@ def source_encoding(base, wanted: str, items: Sequence[TrainingImage]) -> str:
     hidden = [item.path for item in items if item.control is not None and item.mask is None]
     if own == MASKED and hidden:
         raise InputError(
-            f"this model ({type(base).__name__}) is given the second picture outside of the mask alone, and "
-            f"{len(hidden)} of {len(items)} pictures have no mask, so that nothing of theirs would be seen: "
+            f"this model ({type(base).__name__}) sees the second picture only outside of the mask, and "
+            f"{len(hidden)} of {len(items)} pictures have no mask, so that nothing of their second pictures would be "
+            "seen: "
             f"{', '.join(hidden)}; give each a mask of what changes, or take the second pictures away"
         )
     is_qwen = type(base).__name__ == "QwenImage"

@@ -158,7 +158,7 @@ def _white_of(picture: Image.Image) -> tuple[float | None, str]:
     for first, last in bands(down, across):
         values = np.asarray(picture.crop((0, first, across, last)), np.float64)
         if not np.isfinite(values).all():
-            raise InputError("holds numbers that are not finite")
+            raise InputError("holds numbers that are not finite; save it again")
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     whites = (65535.0,) if picture.mode.startswith("I") else (1.0, 255.0, 65535.0)
     white = whites[0] if picture.mode == "F" and high <= HIGHLIGHTS else next((w for w in whites if high <= w), high)

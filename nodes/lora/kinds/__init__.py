@@ -75,7 +75,8 @@ def factors(layer: str, parts: Parts) -> Factors:
     largest = max(float(made.up.norm()), float(made.down.norm()))
     if not largest < TOO_LARGE:
         raise InputError(
-            f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved"
+            f"{layer} holds numbers up to {largest:.0e}, too large for a LoRA; it was broken when it was saved, "
+            "choose another file"
         )
     return made
 

@@ -21,13 +21,18 @@ _CHUNK = 2**22  # numbers of a product that are held at a time
 def check_work(work: float) -> None:
     """Raise `InputError` for a norm that needs more than `MAX_WORK` multiplications."""
     if work > MAX_WORK:
-        raise InputError(f"the norm of this layer takes {work:.0e} multiplications, and the limit is {MAX_WORK:.0e}")
+        raise InputError(
+            f"the norm of this layer takes {work:.0e} multiplications, and the limit is {MAX_WORK:.0e}; choose "
+            "another file"
+        )
 
 
 def check_size(numbers: int) -> None:
     """Raise `InputError` for a tensor of more than `MAX_NUMBERS` numbers, before it is made."""
     if numbers > MAX_NUMBERS:
-        raise InputError(f"this layer takes a tensor of {numbers:,} numbers, and the limit is {MAX_NUMBERS:,}")
+        raise InputError(
+            f"this layer takes a tensor of {numbers:,} numbers, and the limit is {MAX_NUMBERS:,}; choose another file"
+        )
 
 
 def product_norm(left: Tensor, right: Tensor) -> float:
