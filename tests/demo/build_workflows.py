@@ -106,12 +106,11 @@ def getting_started(w: Workflow) -> None:
     w.column()
     w.group("1  Your pictures", "plain")
     w.note(
-        "**A tour in four parts: your pictures, train, look, use it.**\n\n"
-        "1. Choose your checkpoint in *Base model*: SD1.5 or SDXL.\n"
-        "2. *Size* is 512 for SD1.5 and 1024 for SDXL. Training and pictures both use it.\n"
-        "3. Put 10 or more pictures of one style into a folder under *input*, each with a .txt caption of the same "
-        f"name. Press R {CHOOSE_FOLDER}.\n"
-        "4. *trigger* is put before every caption. The prompts on the right say the same words.",
+        "**A tour in four parts: your pictures, train, look, use it.**\n\n1. Choose your checkpoint in *Base model*: "
+        "SD1.5 or SDXL.\n2. *Size* is 512 for SD1.5 and 1024 for SDXL. Training and pictures both use it.\n3. Put 10 "
+        "or more pictures of one style into a folder under *input*, each with a .txt caption of the same name. Press "
+        f"R {CHOOSE_FOLDER}.\n4. *trigger* is put before every caption. Write the same words in the prompts on the "
+        "right.\n5. Queue.",
         290,
     )
     base = Base(w)
@@ -120,9 +119,9 @@ def getting_started(w: Workflow) -> None:
     w.column(400)
     w.group("2  Train", "learn")
     w.note(
-        "**Queue.** The trainer shows the loss, the time left and samples while it runs. *Finish and keep* stops "
-        "early and keeps what was learned.\n\nThe values are for about 30 pictures. Fewer pictures need fewer *steps*. "
-        "If memory runs out, set *batch_size* to 1.",
+        "**The training.** The trainer shows the loss and the time left while it runs. *Finish and keep* stops early "
+        "and keeps what was learned.\n\nThe values are for about 30 pictures. Fewer pictures need fewer *steps*. If "
+        "memory runs out, set *batch_size* to 1.",
         190,
     )
     trainer = w.node(
@@ -136,8 +135,8 @@ def getting_started(w: Workflow) -> None:
     w.column()
     w.group("3  Look: the same seeds without and with it", "use")
     w.note(
-        "**Did it learn?** Left without the LoRA, right with it, the same seeds. The report says which step to use "
-        "and what to change next. Every run stays in the tab *Runs* (key b).",
+        "**Did it learn?** Above without the LoRA, below with it, the same seeds. *Evidence card* on the trainer says "
+        "which step to use and what to change next. The tab *Runs* (key b) lists every run.",
         130,
     )
     words, nothing = base.prompt("a lighthouse on a cliff, in my style"), base.nothing()
@@ -152,9 +151,9 @@ def getting_started(w: Workflow) -> None:
     w.column()
     w.group("4  Use it: the saved file and a prompt of yours", "use")
     w.note(
-        "**Use it.** The LoRA is saved, and this part reads the file, as any graph can. *strength_model* says how much "
-        "of it: 0.5 is half. ComfyUI's own LoRA loader reads the file too.\n\nNow write a prompt and queue again: the "
-        "training is not repeated.",
+        "**Use it.** The LoRA is saved, and this part reads the file, as any graph can. *strength_model* says how "
+        "strongly it acts: 0.5 is half. ComfyUI's own LoRA loader reads the file too.\n\nNow write a prompt and "
+        "queue again: the training is not repeated.",
         170,
     )
     saved = w.node("BespokeSaveLora", lora=(trainer, "lora"), run=(trainer, "run"), filename_prefix="bespoke/first")
@@ -171,15 +170,12 @@ def lora_style(w: Workflow) -> None:
     w.column()
     w.group("1  Learn from pictures", "learn")
     w.note(
-        "**Train a LoRA on a style, and use it in the same queue.**\n\n"
-        "1. Put 20 to 200 pictures with a .txt caption each into a folder under *input*, press R "
-        f"{CHOOSE_FOLDER}.\n"
-        "2. *trigger* is put before every caption; say the same words in the prompt.\n"
-        "3. *steps*: about pictures x 100 / batch_size (30 pictures: 750).\n"
-        "4. Queue. The panel on the trainer shows the loss and the time left. The right side then draws the same seeds "
-        "without and with the LoRA, and the file lands in the loras folder.\n\n"
-        "Queue again with another prompt: the training is not repeated. In another graph, ComfyUI's own LoRA loader "
-        "loads the file.",
+        "**Train a LoRA on a style, and use it in the same queue.**\n\n1. Put 20 to 200 pictures with a .txt caption "
+        f"each into a folder under *input*, press R {CHOOSE_FOLDER}.\n2. *trigger* is put before every caption; write "
+        "the same words in the prompt.\n3. *steps*: about pictures x 100 / batch_size (30 pictures: 750).\n4. Queue. "
+        "The panel on the trainer shows the loss and the time left. The right side then draws the same seeds without "
+        "and with the LoRA, and the file lands in the loras folder.\n\nQueue again with another prompt: the training "
+        "is not repeated. In another graph, ComfyUI's own LoRA loader loads the file.",
         330,
     )
     base = Base(w)
@@ -202,13 +198,11 @@ def lora_subject(w: Workflow) -> None:
     w.column()
     w.group("1  Learn a subject, and keep its class", "learn")
     w.note(
-        "**Train a LoRA on one subject.** 5 to 20 pictures of it, each from another side or in another place. Its "
-        "trigger word stands in every caption.\n\nThe second folder holds pictures of its *class* (any dog, if yours "
-        "is a dog): they keep the model from turning every dog into yours (prior preservation). Write your class "
-        "where it "
-        "says dog: in *template*, *trigger* and the prompts.\n\nThe trainer's own *model* output is used on the "
-        "right, so "
-        "that one queue does it all.",
+        "**Train a LoRA on one subject.** Take 5 to 20 pictures of it, each from another side or in another place. "
+        "*trigger* is put before every caption.\n\nThe second folder holds pictures of its *class* (any dog, if yours "
+        'is a dog): they keep the model from turning every dog into yours (prior preservation). Replace "dog" by '
+        "your class in *template*, *trigger* and the prompts.\n\nThe trainer's own *model* output is used on the "
+        "right, so that one queue does it all.",
         300,
     )
     base = Base(w)
@@ -250,12 +244,10 @@ def slider_from_words(w: Workflow) -> None:
     w.group("1  Learn a direction from words", "learn")
     w.note(
         "**Train a slider without pictures.** *target* is what changes, *more* and *less* are its two ends. The "
-        "model's own predictions at the three prompts say which way to go.\n\n"
-        "1. Write the three prompts. Lines of *preserve* stay as they are.\n"
-        "2. Queue. Each sample is one seed at -2, -1, 0, 1 and 2.\n"
-        "3. The report says up to which strength the slider is useful; *Inject LoRA* says it of the file too.\n\n"
-        "The file is an ordinary LoRA: its "
-        "strength in any loader is the slider.",
+        "model's own predictions at the three prompts say which way to go.\n\n1. Write the three prompts. Lines of "
+        "*preserve* stay as they are.\n2. Queue. Each sample is one seed at -2, -1, 0, 1 and 2.\n3. The report says "
+        "up to which strength the slider is useful; *Inject LoRA* says it of the file too.\n\nThe file is an "
+        "ordinary LoRA: its strength in any loader is the slider.",
         300,
     )
     base = Base(w)
@@ -273,9 +265,9 @@ def slider_from_pairs(w: Workflow) -> None:
     w.note(
         "**Train a slider on pairs.** Two folders: each picture of the one is there in the other too, under the same "
         f"name, with one thing changed. 4 to 10 pairs; press R {CHOOSE_FOLDER}.\n\n*target* is the prompt of all "
-        "pictures, so they need no captions. Strength 1 is towards *With more of it*, -1 towards *With less of it*.\n\n"
-        "*debiased* and *shifted* let the noisy levels count, which decide on size, pose and composition. For a change "
-        "of texture or colour set them back to *none* and *uniform*.",
+        "pictures, so they need no captions. Strength 1 is towards *With more of it*, -1 towards *With less of "
+        "it*.\n\n*debiased* and *shifted* give more weight to high noise levels, which decide on size, pose and "
+        "composition. For a change of texture or colour set them back to *none* and *uniform*.",
         300,
     )
     base = Base(w)
@@ -322,16 +314,14 @@ def edit_from_pairs(w: Workflow) -> None:
     w.column()
     w.group("1  Learn an edit from pairs", "learn")
     w.note(
-        "**Teach an edit model one kind of change.** 12 or more pairs: the picture before, and the same picture after "
-        "the change.\n\n"
-        "1. Put both into one folder under *input*: `a.png` is the result, `a-control.png` the source, `a.txt` the "
-        f"instruction. Press R {CHOOSE_FOLDER}. *pairs*, among its advanced inputs, is on. Two folders become pairs "
-        "with *Pair Image Sets*.\n"
-        "2. The sheet shows each source with an arrow to its result.\n"
-        "3. Queue. The right side edits a picture that is not in the set, without and with the LoRA.\n\n"
-        "This is instruct-pix2pix for SD1.5. For **Flux Kontext**, **Flux 2** and **OmniGen 2** load that model, and "
-        "put VAE Encode and *ReferenceLatent* in the place of *InstructPixToPixConditioning*; for **Qwen-Image-Edit** "
-        "*TextEncodeQwenImageEditPlus*. The training stays as it is.",
+        "**Teach an edit model one kind of change.** 12 or more pairs: the picture before, and the same picture "
+        "after the change.\n\n1. Put both into one folder under *input*: `a.png` is the result, `a-control.png` the "
+        f"source, `a.txt` the instruction. Press R {CHOOSE_FOLDER}. *pairs*, among its advanced inputs, is on. Two "
+        "folders become pairs with *Pair Image Sets*.\n2. The sheet shows each source with an arrow to its "
+        "result.\n3. Queue. The right side edits a picture that is not in the set, without and with the "
+        "LoRA.\n\nThis is instruct-pix2pix for SD1.5. For **Flux Kontext**, **Flux 2** and **OmniGen 2** load that "
+        "model, and put VAE Encode and *ReferenceLatent* in the place of *InstructPixToPixConditioning*; for "
+        "**Qwen-Image-Edit** *TextEncodeQwenImageEditPlus*. The training stays as it is.",
         400,
     )
     base = Base(w, "Edit model", EDIT_CHECKPOINT)
@@ -359,9 +349,10 @@ def lora_compose(w: Workflow) -> None:
     w.column()
     w.group("Two LoRAs become one", "use")
     w.note(
-        "**Compose LoRAs.** The sum of two adaptations is a LoRA again: exactly, with the ranks added, or brought to a "
-        "smaller rank, with the share that is kept in the report. The heatmap shows where the two pull the same way or "
-        f"against each other.\n\nFirst run *lora_train_and_use* and *lora_subject*; then {FIRST_TRAIN}"
+        "**Add two LoRAs into one.** *rank* 0 gives the exact sum, whose rank is the sum of both; a smaller rank "
+        "gives a smaller file, and the report says how much is kept. The heatmap shows where the two change the "
+        "weights in the same direction (orange) or in opposite ones (blue).\n\nFirst run *lora_train_and_use* and "
+        f"*lora_subject*; then {FIRST_TRAIN}"
     )
     base = Base(w)
     loaded = [w.node("BespokeLoadLora", title, lora_name=NO_LORA) for title in ("The style", "The subject")]
@@ -393,11 +384,10 @@ def lora_checkpoint(w: Workflow) -> None:
     w.group("A LoRA becomes part of a checkpoint", "use")
     w.note(
         "**Merge a LoRA into a checkpoint.** *Inject LoRA* in mode *merge* adds it to the weights, and ComfyUI's own "
-        "*Save Checkpoint* writes them as they are then, bit for bit, with the text encoder's part. The file lands in "
-        "*output/checkpoints*: move it into *models/checkpoints*, press R, and *Load Checkpoint* draws the same "
-        "pictures as the right side does now, without a LoRA loader. *lora* has the LoRA at these strengths as a file "
-        "of its own.\n\n"
-        f"First run *lora_train_and_use*; then {FIRST_TRAIN}",
+        "*Save Checkpoint* writes them as they are then, bit for bit, with the text encoder's part. The file lands "
+        "in *output/checkpoints*: move it into *models/checkpoints*, press R, and *Load Checkpoint* draws the same "
+        "pictures as the right side does now, without a LoRA loader. The second file is the LoRA alone, at these "
+        f"strengths.\n\nFirst run *lora_train_and_use*; then {FIRST_TRAIN}",
         250,
     )
     base = Base(w)
@@ -442,10 +432,9 @@ def lora_inspect(w: Workflow) -> None:
     w.group("1  What is in the file", "plain")
     w.note(
         "**Inspect a LoRA, then use only a part of it.** The heatmap says which blocks and projections it changes "
-        "most. "
-        "Query and key decide *where* a word acts, value and out *what* it brings there; the blocks in the middle hold "
-        "the composition, the outer ones the surface. Start and end say in which share of the denoising it acts."
-        f"\n\nFirst run *lora_train_and_use*; then {FIRST_TRAIN}",
+        "most. Query and key decide *where* a word acts, value and out *what* it adds there. The blocks in the "
+        "middle mostly decide on composition, the outer ones on texture. Start and end limit it to a part of the "
+        f"denoising.\n\nFirst run *lora_train_and_use*; then {FIRST_TRAIN}",
         260,
     )
     base = Base(w)
@@ -485,9 +474,8 @@ def strength_ladder(w: Workflow) -> None:
     w.group("One picture, five strengths", "use")
     w.note(
         "**Partial denoise (img2img).** The picture is encoded, noised up to the strength, and denoised from there "
-        "with "
-        "the new prompt. No pixel is edited: at 0 it comes back as it was, at 1 nothing of it is left.\n\n"
-        f"Each node's report says how many steps run and how much of the start is noise. {BRING}",
+        "with the new prompt. At strength 0 it comes back as it was, at 1 nothing of it is left.\n\nEach node's "
+        f"report says how many steps run and how much of the start is noise. {BRING}",
         230,
     )
     base = Base(w)
@@ -505,17 +493,14 @@ def strength_ladder(w: Workflow) -> None:
 
 def few_steps(w: Workflow) -> None:
     w.column()
-    w.group("Four steps, and every turn of the dial counts", "use")
+    w.group("Image to image in four steps", "use")
     w.note(
-        "**Image to image with a few-step model.** Choose a few-step checkpoint in *Base model* (Turbo, LCM, "
-        "Hyper), with "
-        "the sampler and scheduler that it asks for. With four steps diffusers' *strength* has only four places to "
-        "start "
-        "from, so .60 and .70 give the same picture; ComfyUI's *denoise* has gaps too. The contract *noise level* "
-        "starts "
-        "exactly at the noise that the strength means, with a shorter first step.\n\n"
-        "Right: the same two strengths in two contracts, and the schedule as SIGMAS for *SamplerCustomAdvanced*. "
-        f"{BRING}",
+        "**Image to image with a few-step model.** Choose a few-step checkpoint in *Base model* (Turbo, LCM, Hyper), "
+        "with the sampler and scheduler that it asks for. With four steps diffusers' *strength* has only four steps "
+        "to start from, so several strengths give the same picture; ComfyUI's *denoise* has the same limit. The "
+        "contract *noise level* starts exactly at the noise that the strength means, with a shorter first "
+        "step.\n\nRight: the same two strengths in two contracts, and the schedule as SIGMAS for "
+        f"*SamplerCustomAdvanced*. {BRING}",
         300,
     )
     base = Base(w)
@@ -616,8 +601,8 @@ def inpaint_region(w: Workflow) -> None:
     base, picture, blended, words, nothing = masked(
         w,
         "**Latent mask blend (inpainting).** No other model is needed: at every step the mask says which latents are "
-        "repainted and which are kept from the original. White may change, black stays. *Restore Unmasked* then pastes "
-        "the original's pixels back outside and counts what differs there: nothing.",
+        "repainted and which are kept from the original. White may change, black stays. *Restore Unmasked* then "
+        "pastes the original's pixels back outside and counts what differs there: nothing.",
         "Repaint one region with the same model",
         "a red balloon in the sky",
     )
@@ -657,10 +642,10 @@ def inpaint_only_masked(w: Workflow) -> None:
     w.note(
         "**Only masked.** What is few latent cells wide is drawn badly. *Crop to Mask* cuts the picture around the "
         "mask and scales the crop to 512 px, the size that SD1.5 was trained at (SDXL and Flux: 1024); *Restore "
-        "Unmasked* scales it back and lays it where it was, and every pixel outside the mask is the original's.\n\n"
-        "The prompt is for what is in the crop. *context* says how much around the mask the model sees.\n\n"
-        f"{BRING} The mask here is a square: white may change. To paint one instead, right click *The picture*, *Open "
-        "in MaskEditor*, and wire its MASK into the crop.",
+        "Unmasked* scales it back and lays it where it was, and every pixel outside the mask is the "
+        "original's.\n\nThe prompt is for what is in the crop. *context* says how much around the mask the model "
+        f"sees.\n\n{BRING} The mask here is a square: white may change. To paint one instead, right click *The "
+        "picture*, *Open in MaskEditor*, and wire its MASK into the crop.",
         330,
     )
     base = Base(w)
@@ -691,8 +676,9 @@ def inpaint_soft(w: Workflow) -> None:
     base, picture, blended, words, nothing = masked(
         w,
         "**Soft inpainting.** With the blend *differential* a grey mask is a strength for each place: white is "
-        "repainted wholly, grey only in the last part of the denoising, so it keeps the composition and takes on the "
-        "surface. A wide *feather* makes the grey; *bias* above 0 gives the original more of the early steps.",
+        "repainted wholly, grey only in the last part of the denoising, so it keeps its composition and takes on the "
+        "new texture and light. A wide *feather* makes the grey; *bias* above 0 gives the original more of the early "
+        "steps.",
         "A mask with soft edges",
         "a red balloon in the sky",
         blend="differential",
@@ -706,9 +692,10 @@ def inpaint_soft(w: Workflow) -> None:
 def inpaint_stages(w: Workflow) -> None:
     base, picture, blended, words, nothing = masked(
         w,
-        "**Two stages, one background.** The steps are split over two samplers, as with a refiner or a pair of high- "
-        "and low-noise models. The blended model and latent go through both, and outside the mask the picture is still "
-        "the original, exactly: the blend travels with the model and pins the last latent.",
+        "**Inpainting with two samplers.** The steps are split over two samplers, as for a refiner or a pair of "
+        "high- and low-noise models. Wire the blended model into both, and the latent of the first into the second. "
+        "Outside the mask the picture is still exactly the original: the blend is part of the model and acts at "
+        "every step.",
         "Repaint in two stages",
         "a red balloon in the sky",
     )
@@ -739,10 +726,10 @@ def outpaint(w: Workflow) -> None:
     w.column()
     w.group("Make the picture wider", "use")
     w.note(
-        "**Outpainting.** *Fill Masked* adds a border on the right, fills it with the colours at the old edge, carried "
-        "on smoothly, and gives the mask of it. *Latent Mask Blend* repaints under that mask alone, with a grey *ramp* "
-        "into the old picture so that light and style join. *Restore Unmasked* then puts the old picture back outside "
-        f"the ramp, exactly.\n\n{BRING} The prompt describes the whole wider picture.",
+        "**Outpainting.** *Fill Masked* adds a border on the right, fills it with the colours at the old edge, "
+        "carried on smoothly, and gives the mask of it. *Latent Mask Blend* repaints under that mask alone, with a "
+        "grey *ramp* into the old picture so that light and style join. *Restore Unmasked* then puts the old picture "
+        f"back outside the ramp, exactly.\n\n{BRING} The prompt describes the whole wider picture.",
         330,
     )
     base = Base(w)
@@ -775,6 +762,7 @@ def outpaint(w: Workflow) -> None:
     node = w.node("BespokeRestoreUnmasked", generated=image, original=(filled, "image"), mask=(blended, "latent_mask"))
     report(w, node)
     w.column()
+    w.node("SaveImage", "the picture", 280, images=(picture, "IMAGE"), filename_prefix="bespoke/outpaint_original")
     w.node("SaveImage", "the filled border", 280, images=(filled, "image"), filename_prefix="bespoke/outpaint_filled")
     w.node("SaveImage", "the wider picture", 280, images=(node, "image"), filename_prefix="bespoke/outpaint_result")
 
@@ -792,11 +780,10 @@ def textual_inversion(w: Workflow) -> None:
     w.column()
     w.group("1  Learn a word", "learn")
     w.note(
-        "**Textual inversion.** A new word is learned as a vector in the text encoder's space; no weight of any model "
-        "changes. The search begins at the words in *init_text*: say there plainly what your pictures show."
-        f"\n\nPut 3 to 8 pictures into a folder under *input* (no captions needed), press R {CHOOSE_FOLDER}. The "
-        "saved word is "
-        "wired into the prompt, so that it is read after it is saved. Later, type *embedding:my-word* into any prompt. "
+        "**Textual inversion.** A new word is learned as a vector for the text encoder; no weight of any model "
+        "changes. Training begins at the word in *init_text*: write there what your pictures show.\n\nPut 3 to 8 "
+        f"pictures into a folder under *input* (no captions needed), press R {CHOOSE_FOLDER}. The saved word is wired "
+        "into the prompt, so that the prompt waits for the file. Later, type *embedding:my-word* into any prompt. "
         "*overwrite* is on: give a second thing another *name*, in both nodes.",
         280,
     )
@@ -822,11 +809,11 @@ def word_and_lora(w: Workflow) -> None:
     w.column()
     w.group("1  Learn a word and the LoRA that draws it, in one run", "learn")
     w.note(
-        "**A word plus a LoRA.** The word says *what*, the LoRA *how*: in one run each learns what the other leaves. "
+        "**A word and a LoRA in one run.** The word names the thing in prompts, the LoRA teaches the model to draw it. "
         "The captions say *{word}* where the new word stands; here the *template* of the folder is every picture's "
         "caption, and with captions of your own write *{word}* into them.\n\nPut 5 to 20 pictures of one thing into "
-        f"a folder under *input*, press R {CHOOSE_FOLDER}. Say in *init_text* plainly what they show. The saved file "
-        "carries both.",
+        f"a folder under *input*, press R {CHOOSE_FOLDER}. Write in *init_text* what they show. The saved file "
+        "holds both.",
         290,
     )
     base = Base(w)
@@ -879,12 +866,11 @@ def three_techniques(w: Workflow) -> None:
     w.column()
     w.group("1  One set of pictures", "plain")
     w.note(
-        "**The three techniques on the same pictures.** The LoRA changes weights, the word an embedding, the partial "
-        "denoise nothing but the start. The comparison on the right says what each took and shows what each gives "
-        "at the "
-        "same seeds: a LoRA can teach what the model has never seen; a word can only point at what it knows; a partial "
-        "denoise changes one picture and learns nothing.\n\nChoose one folder twice, and "
-        "one of its pictures in *One of them*.",
+        "**The three techniques on the same pictures.** The LoRA changes weights, the word is a new embedding, and "
+        "partial denoise only starts from a picture. The comparison on the right shows the same seeds for each, and "
+        "the steps, time and file size. A LoRA can teach what the model has never seen; a word can only name what it "
+        "knows; partial denoise changes one picture and learns nothing.\n\nChoose the same folder in both folder "
+        "nodes, and one of its pictures in *One of them*.",
         300,
     )
     base = Base(w)

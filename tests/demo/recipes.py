@@ -351,8 +351,8 @@ def note(name: str, goal: str, has_search: bool) -> str:
         "",
         searched,
         "",
-        "Of fewer than ten pictures none is spared for **validation**: the training takes up to four times as long. 0 "
-        "goes without.",
+        "With fewer than ten pictures **validation** trains up to three more times to find the best step, which takes "
+        "up to four times as long. 0 switches it off.",
         *values.notes,
         *family.notes,
     ]

@@ -107,7 +107,7 @@ SECTIONS = {
     ),
     "img2img_few_steps": (
         "Few steps",
-        "Four steps, no dead places",
+        "Four steps at exact strengths",
         "Two strengths in two contracts, and the schedule.",
     ),
     "inpaint_only_masked": (
@@ -156,7 +156,7 @@ CARDS = {
     "fix_many_faces": {"the original": BEFORE, "every place repainted": AFTER},
     "inpaint_soft": {"the original": BEFORE, "repainted softly": AFTER},
     "inpaint_two_stages": {"the original": BEFORE, "repainted in two stages": AFTER},
-    "outpaint": {"the filled border": BEFORE, "the wider picture": AFTER},
+    "outpaint": {"the picture": BEFORE, "the wider picture": AFTER},
 }
 
 

@@ -201,8 +201,8 @@ def thumbnail(section: Section, names: dict[str, str] | None = None) -> Image.Im
     side = min(room, CARD[1] - words - 2 * GAP)
     wide = room if len(shown) == 1 else side
     top = (CARD[1] - side - words) // 2
+    scale = min(min(wide / picture.width, side / picture.height) for _, picture in shown)  # one for all
     for i, (name, picture) in enumerate(shown):
-        scale = min(wide / picture.width, side / picture.height)
         size = tuple(max(1, round(length * scale)) for length in picture.size)
         small = picture.convert("RGB").resize(size, Image.NEAREST if scale >= 1 else Image.LANCZOS)
         middle = GAP + i * (room + GAP) + room // 2

@@ -101,7 +101,8 @@ def test_foreign_folders_are_not_cleared(tmp_path):
 
 def test_sections_by_file_name():
     names = ["unheard_of", "textual_inversion", "inpaint_region", "lora_train_and_use", "strength_ladder"]
-    assert [run.section_of(name)[1] for name in sorted(names, key=lambda n: run.section_of(n)[0])] == [
+    placed = sorted(run.section_of(name) for name in names)
+    assert [technique or headline for _, technique, headline, _ in placed] == [
         "LoRA",
         "Strength",
         "Inpainting",
