@@ -11,8 +11,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "js" / "docs"
 NODES = json.loads((ROOT / "tests" / "comfy" / "schemas.json").read_text("utf-8"))
-# Their forty inputs are explained by topic, below a table of what each is for.
-BY_TOPIC = {"BespokeTrainLora", "BespokeTrainTextualInversion", "BespokeTrainSlider"}
 # These take the inputs of another node and say so.
 AS_ANOTHER = re.compile(r"[Tt]hose of \*Train ")
 MOST_PICTURE = 150_000  # bytes of a picture in a help page
@@ -31,7 +29,7 @@ def test_a_page_begins_with_what_the_node_does(node):
     assert len(re.findall(r"[.:](?:\s|$)", first)) <= 6, first
 
 
-@pytest.mark.parametrize("node", sorted(set(NODES) - BY_TOPIC))
+@pytest.mark.parametrize("node", NODES)
 def test_inputs_are_a_table(node):
     assert re.search(r"^\| (Input|Widget)s? \|", text_of(node), re.MULTILINE)
 

@@ -60,6 +60,6 @@ def test_every_picture_of_the_page_is_made_by_a_scene(shots):
     made |= {f"training_{name}.webp" for name in ("light", "dark")}
     assert {path.name for path in shots.OUT.glob("*")} <= made
     for page in [ROOT / "README.md", *(ROOT / "js" / "docs").glob("Bespoke*.md")]:
-        shown = re.findall(r"\]\((?:docs/pictures|js/docs/img|img)/([\w.]+)\)", page.read_text("utf-8"))
+        shown = re.findall(r"(?:\]\(|src=\")(?:docs/pictures|js/docs/img|img)/([\w.]+)[)\"]", page.read_text("utf-8"))
         drawn = {"demo.png", "crop.jpg", "fill_masked.jpg", "match_colors.jpg"}  # of tests/demo
         assert set(shown) - drawn <= made, page.name
