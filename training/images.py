@@ -241,10 +241,12 @@ def apart(items: Sequence[TrainingImage], equal: Sequence[int]) -> list[list[int
 
 def _overlaps(items: Sequence[TrainingImage]) -> list[tuple[int, int]]:
     """(index, index of an earlier clip) for each clip that begins before another of the same film ends."""
-    films: dict[tuple[str, str], list[int]] = defaultdict(list)
+    films: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         if item.film:
-            films[item.source, item.film].append(index)
+            films["/".join(part for part in (item.source, item.film) if part)].append(index)
+        elif item.is_clip:  # the whole film, which another set may have clips of
+            films[item.path].append(index)
     found = list[tuple[int, int]]()
     for own in films.values():
         own.sort(key=lambda index: (items[index].start, -_end(items[index])))

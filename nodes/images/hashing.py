@@ -30,18 +30,17 @@ def hash_files(
 ) -> str | None:
     """A hash of the names of all files and of the bytes of pictures and captions, in all folders that are read.
 
-    subfolders, pairs, kind: see `layout.layout_of`. frame_folders: the files of their subfolders too. stopped: is asked
-    before each file; None is given where it says so. A file that has not changed since it was hashed, see
-    `reading.stamps`, is not read again. Of files that are refused unread, since they are too large, the size
-    counts.
+    subfolders, pairs, kind: see `layout.layout_of`. frame_folders: the files of their subfolders too; those of folders
+    of masks always count. stopped: is asked before each file; None is given where it says so. A file that has not
+    changed since it was hashed, see `reading.stamps`, is not read again. Of files that are refused unread, since they
+    are too large, the size counts.
     """
     reading, digest = DIGESTS.new_reading(), hashlib.sha256()
     parts = layout_of(folder, subfolders, pairs, kind).parts if folder.is_dir() else ()
     entries = [path for part in parts for path in (*part.entries, *(part.controls if pairs else ()))]
-    if frame_folders:
-        known = {part.folder for part in parts}
-        below = [each for part in parts for each in part.subfolders if each not in known]
-        entries += [path for each in below for path in entries_of(each)]
+    known = {part.folder for part in parts}
+    below = {each for part in parts for each in (*part.mask_folders, *(part.subfolders if frame_folders else ()))}
+    entries += [path for each in below - known for path in entries_of(each)]
     paths = sorted(path for path in entries if path.is_file())
     stamps = {path: stamp_of(path) for path in paths if _counts(path)}
     contents = {path: DIGESTS.get(stamp, reading) if stamp else None for path, stamp in stamps.items()}

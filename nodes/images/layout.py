@@ -99,6 +99,11 @@ class Part:
         found = [path for path in found if path.name not in NEVER_READ]
         return sorted((path for path in found if not path.is_symlink()), key=lambda path: path.name.lower())
 
+    @property
+    def mask_folders(self) -> list[Path]:
+        """The folders in it that hold the frames of masks; none of a folder of pictures."""
+        return []
+
     @cached_property
     def table(self) -> Path | None:
         """Its table of captions, the first of `TABLES` that it has, or None."""

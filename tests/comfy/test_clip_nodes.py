@@ -13,6 +13,7 @@ import torch
 from bespoke.nodes.images import routes
 from bespoke.nodes.images.clips.folder import ClipRequest, read_clip_folder
 from bespoke.nodes.images.clips.plan import Cutting
+from bespoke.nodes.images.combination.combine import combine
 from bespoke.nodes.images.saving.report import report_of
 from bespoke.nodes.images.saving.save import save_set
 from bespoke.nodes.images.thumbnails import made
@@ -125,6 +126,27 @@ def test_a_saved_set_reads_back_the_same(comfyui, tmp_path):
     (base / "set" / "walk#1.txt").write_text("edited")
     with pytest.raises(InputError, match=r"with other captions or masks \(walk#1.txt\)"):
         save(images, base)
+
+
+def test_clips_of_one_name_with_other_frames_are_all_saved(comfyui, tmp_path):
+    films, base = tmp_path / "films", tmp_path / "input"
+    films.mkdir()
+    base.mkdir()
+    write_film(films / "a.mkv", [grey(i) for i in range(10)])
+
+    def cut(fps, flip):
+        cutting = Cutting(frames=5, fps=fps)
+        return read_clip_folder(ClipRequest(films, resolution=128, bucket_step=8, flip=flip, cutting=cutting))
+
+    images = combine({"set0": cut(24.0, True), "set1": cut(12.0, False)}, resolutions="128, 64").images
+    saved = save(images, base)
+    assert [numbers(picture.item.pixels) for picture in saved.pictures] == [
+        [0, 1, 2, 3, 4],
+        [5, 6, 7, 8, 9],
+        [0, 2, 4, 6, 8],
+    ]
+    assert "3 clips" in report_of(saved, images)
+    assert len(list((base / "set").glob("*.mkv"))) == 3
 
 
 def test_a_job_keeps_frames_rate_and_film(comfyui, tmp_path):

@@ -11,11 +11,13 @@ import torch
 from bespoke.nodes.images.batch import image_set
 from bespoke.nodes.images.clips.folder import ClipRequest, read_clip_folder
 from bespoke.nodes.images.clips.frames import Film, Told
+from bespoke.nodes.images.clips.layout import FilmPart
 from bespoke.nodes.images.clips.motion import GROW, moving
 from bespoke.nodes.images.clips.plan import Cutting
 from bespoke.nodes.images.combination.combine import combine
 from bespoke.nodes.images.fingerprint import fingerprint
 from bespoke.nodes.images.folder import FolderRequest, read_folder
+from bespoke.nodes.images.hashing import hash_files
 from bespoke.nodes.images.pairing.pair import pair_sets
 from bespoke.nodes.images.sheet import GAP, STRIP, STRIP_GAP, THUMB, contact_sheet, describe
 from bespoke.training.errors import InputError
@@ -112,6 +114,32 @@ def test_a_codec_with_loss_gives_the_same_frames(tmp_path):
     for clip, first in zip(images.items, (0, 27), strict=True):
         levels = clip.pixels.float().mean((1, 2, 3))
         assert (levels - 5 * torch.arange(first, first + 9)).abs().max() < 2.5  # less than half of a step
+
+
+def test_one_clip_of_a_short_scene_whatever_the_stride_is(tmp_path):
+    film_of(tmp_path, 7)
+    images = clips_of(tmp_path, stride=1)
+    assert said(images) == [[*range(5)]]
+    assert "a.mkv (1 clip)" in describe(images)
+
+
+def test_no_clip_goes_across_a_jump_of_the_clock(tmp_path):
+    film_of(tmp_path, 20, times_ms=[40 * i + (3_600_000 if i >= 10 else 0) for i in range(20)])
+    images = clips_of(tmp_path, frames=5, fps=25.0)
+    assert said(images) == [[*range(i, i + 5)] for i in (0, 5, 10, 15)]
+    assert "a.mkv: no new frame for 3,600 s after 0.36 s; no clip goes across" in describe(images)
+    assert clips_of(tmp_path, frames=5).items[0].fps == pytest.approx(25)  # the jump does not count in the rate
+
+
+def test_a_slow_film_has_no_jumps(tmp_path):
+    film_of(tmp_path, 9, times_ms=[20_000 * i for i in range(9)])
+    assert said(clips_of(tmp_path)) == [[*range(9)]]
+
+
+def test_two_frames_that_are_weeks_apart_are_named(tmp_path):
+    film_of(tmp_path, 2, times_ms=[0, 2_000_000_000])
+    with pytest.raises(InputError, match=r"a.mkv has 2 frames that last 556 hours by their times; export it again"):
+        clips_of(tmp_path, fps=16.0)
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -275,6 +303,21 @@ def test_odd_sizes(tmp_path, size):
 # --- animations and folders of frames ---------------------------------------------------------------------------------
 
 
+def test_the_default_image_of_a_png_is_no_frame(tmp_path):
+    pictures = [Image.fromarray(grey(i)) for i in range(10)]
+    pictures[0].save(tmp_path / "a.png", save_all=True, append_images=pictures[1:], default_image=True, duration=100)
+    images = clips_of(tmp_path)
+    assert said(images) == [[*range(1, 10)]]
+    assert images.items[0].fps == 10
+
+
+def test_a_gif_of_a_hundredth_of_a_second_a_frame_is_as_slow_as_browsers_show_it(tmp_path):
+    pictures = [Image.fromarray(grey(i)) for i in range(9)]
+    pictures[0].save(tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=10)
+    pictures[0].save(tmp_path / "b.gif", save_all=True, append_images=pictures[1:], duration=20)
+    assert [round(item.fps, 3) for item in clips_of(tmp_path).items] == [10, 50]
+
+
 @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
 def test_an_animation_is_a_film_by_its_durations(tmp_path, ending):
     frames = [Image.fromarray(grey(i)) for i in range(6)]
@@ -355,8 +398,30 @@ def test_masks_beside_a_film(tmp_path):
     assert masks["c.mkv#1"] is None
     assert "No mask found, so the whole clip counts: c.mkv." in describe(images)
     write_film(tmp_path / "a-mask.mkv", [grey(i) for i in range(4)])
-    with pytest.raises(InputError, match=r"a.mkv has the mask a-mask.mkv, which has no frame 10; it has fewer frames"):
+    with pytest.raises(InputError, match=r"a.mkv has the mask a-mask.mkv, which has 4 frames and its film 12; give it one"):
         clips_of(tmp_path, masks="*-mask", frames=5)
+
+
+@pytest.mark.parametrize(("count", "rate"), [(11, 24), (24, 48)])
+def test_a_mask_with_another_number_of_frames_is_refused_though_the_clips_do_not_reach_its_end(tmp_path, count, rate):
+    film_of(tmp_path, 12)
+    film_of(tmp_path, count, "a-mask.mkv", rate=rate)
+    with pytest.raises(InputError, match=rf"a-mask.mkv, which has {count} frames and its film 12; give it one for each"):
+        clips_of(tmp_path, masks="*-mask", frames=5, most=1)
+
+
+def test_frames_of_a_mask_in_a_folder_count_in_the_hash_of_the_set(tmp_path):
+    film_of(tmp_path, 5)
+    masks = tmp_path / "a-mask"
+    masks.mkdir()
+    for i in range(5):
+        Image.fromarray(grey(10 * i)).save(masks / f"{i}.png")
+    assert numbers(clips_of(tmp_path, frames=5, masks="*-mask").items[0].mask[..., None].mul(255).round()) == [
+        10 * i for i in range(5)
+    ]
+    before = hash_files(tmp_path, kind=FilmPart)
+    Image.fromarray(grey(7)).save(masks / "0.png")
+    assert hash_files(tmp_path, kind=FilmPart) != before
 
 
 def test_what_moves():
@@ -470,6 +535,14 @@ def test_a_cut_off_film_is_used_and_named(tmp_path):
     assert "what is before it is used" in describe(images)
 
 
+def test_mirrored_clips_count_in_the_memory(tmp_path, monkeypatch):
+    film_of(tmp_path, 40)
+    monkeypatch.setattr("bespoke.nodes.images.clips.folder.MOST_BYTES", 2 * 4 * 9 * 96 * 128 * 3 - 1)
+    assert len(clips_of(tmp_path).items) == 4
+    with pytest.raises(InputError, match=r"4 clips of 9 frames .* Lower max_clips, frames or resol"):
+        clips_of(tmp_path, flip=True)
+
+
 def test_a_set_that_is_too_large_names_what_to_lower(tmp_path, monkeypatch):
     film_of(tmp_path, 40)
     monkeypatch.setattr("bespoke.nodes.images.clips.folder.MOST_BYTES", 4 * 9 * 96 * 128 * 3 - 1)
@@ -524,6 +597,18 @@ def test_clips_and_pictures_in_one_set(tmp_path):
     assert numbers(combined.items[3].pixels) == [*range(9, 18)]
     assert combined.has_clips
     assert "clip" in describe(combined)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_a_whole_film_and_clips_of_it_in_two_sets_are_held_out_together(tmp_path, below):
+    folder = tmp_path / "films" if below else tmp_path
+    folder.mkdir(exist_ok=True)
+    film_of(folder, 20)
+    whole = clips_of(tmp_path, frames=17, source="set", subfolders=True)
+    parts = clips_of(folder, frames=5, source="set/films" if below else "set")
+    items = combine({"set0": whole, "set1": parts}).images.items
+    assert [item.frames for item in items] == [17, 5, 5, 5, 5]
+    assert apart(items, first_equal(items)) == [[0, 1, 2, 3, 4]]
 
 
 def test_mirrored_clips(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from .frames import MOST_FRAME_PIXELS, SMALL, Frame, Told, on_white
 
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")
 DEFAULT_DURATION = 0.1  # s of a frame that says 0, as browsers take it
+FASTEST_GIF = 0.01  # s; browsers take a GIF's frame of it or less as one that says 0
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class PictureFrame:
 
 @dataclass(frozen=True)
 class Animation:
-    """An animated GIF, WebP or PNG; each frame is shown for the time that the file says."""
+    """An animated GIF, WebP or PNG; each frame is shown for the time that the file says.
+
+    The default image of a PNG that is no part of its animation (PNG, third edition, section 4.9) is left out.
+    """
 
     path: Path
 
@@ -53,12 +58,15 @@ class Animation:
                 check_file(file, self.path.stat().st_size)
                 with Image.open(file, formats=("GIF", "WEBP", "PNG")) as opened:
                     _check_size(opened.width, opened.height)
-                    for frame in ImageSequence.Iterator(opened):
+                    shortest = FASTEST_GIF if opened.format == "GIF" else 0.0
+                    hidden = int(bool(opened.info.get("default_image")))
+                    for frame in itertools.islice(ImageSequence.Iterator(opened), hidden, None):
                         has_alpha = frame.has_transparency_data
                         values = np.array(frame.convert("RGBA" if has_alpha else "RGB"))
                         yield PictureFrame(time, *on_white(values))
                         count += 1
-                        time += frame.info.get("duration", 0) / 1000 or DEFAULT_DURATION
+                        shown = frame.info.get("duration", 0) / 1000
+                        time += shown if shown > shortest else DEFAULT_DURATION
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             if not count:
                 raise InputError(f"is no animation that can be read ({error}); save it again") from error

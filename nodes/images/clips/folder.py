@@ -214,7 +214,7 @@ def _note(film: _Film, request: ClipRequest, report: _Report) -> None:
 
 def _check_memory(request: ClipRequest, films: Sequence[_Film]) -> None:
     """Raises `InputError` for clips that take more than `MOST_BYTES` together, before their frames are read."""
-    a_pixel = 3 if request.masks == NO_MASKS else 7
+    a_pixel = (3 if request.masks == NO_MASKS else 7) * (2 if request.flip else 1)
     needed = count = 0
     for film in films:
         count += len(film.planned.clips)
@@ -293,7 +293,7 @@ def _masks_in(mask: Path, film: _Film, tick: Callable[[], None]) -> list[Tensor]
         if mask.suffix.lower() in PICTURES and mask.is_file():
             of_all = read_mask(mask, size, film.target)
             return [of_all.expand(len(clip.indices), -1, -1).clone() for clip in clips]
-        return read_masks(source_of(mask, film.scan.rate), clips, size, film.target, tick)
+        return read_masks(source_of(mask, film.scan.rate), clips, film.scan, film.target, tick)
     except InputError as error:
         raise InputError(f"has the mask {mask.name}, which {error}") from error
 

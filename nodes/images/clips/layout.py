@@ -48,6 +48,11 @@ class FilmPart(Part):
         found = [path for path in self.subfolders if not path.name.lower().endswith((*SUFFIXES, CONDITION))]
         return [path for path in found if pictures_in(path)]
 
+    @property
+    def mask_folders(self) -> list[Path]:
+        """See `Part.mask_folders`."""
+        return [path for path in self.entries if path.name.lower().endswith(SUFFIXES) and path.is_dir()]
+
     def mask_of(self, film: Path) -> Path | None:
         """The mask of a film: NAME-mask beside it, a film, a picture for all frames or a folder of frames; or None."""
         name = film.name if film.is_dir() else film.stem

@@ -11,6 +11,7 @@ from .scan import Scan
 
 LONGEST = 4096  # frames of a clip
 FASTEST = 240.0  # frames a second
+MOST_SAMPLES = 4_000_000  # of a scene: 46 hours at 24 a second
 LAST_FRAME = 0.25  # of the distance of two samples: a last one may lie so far behind the scene's last frame
 
 
@@ -87,13 +88,18 @@ class Planned:
 
 
 def plan(scan: Scan, cutting: Cutting) -> Planned:
-    """The clips of a film. No clip has frames of two scenes."""
+    """The clips of a film. No clip has frames of two scenes. Raises `InputError` for a scene that is far too long."""
     fps = cutting.fps or scan.rate
     least = cutting.least
     clips, short, left_out = list[Clip](), 0, 0
     scenes = scan.scenes(cutting.threshold)
     for first, behind in scenes:
         begin, end = float(scan.times[first]), float(scan.times[behind - 1])
+        if (end - begin) * fps > MOST_SAMPLES:
+            raise InputError(
+                f"has {behind - first} frames that last {(end - begin) / 3600:,.0f} hours by their times; export it "
+                "again, so that each frame has its own time"
+            )
         samples = int((end - begin) * fps + LAST_FRAME) + 1
         frames = min(cutting.whole, cutting.rounded(samples))
         if frames < least:
@@ -101,7 +107,8 @@ def plan(scan: Scan, cutting: Cutting) -> Planned:
             continue
         short += frames < cutting.whole
         found = scan.nearest(begin + np.arange(samples) / fps, first, behind)
-        for at in range(0, samples - frames + 1, cutting.stride or frames):
+        last = samples - frames if frames == cutting.whole else 0
+        for at in range(0, last + 1, cutting.stride or frames):
             indices = tuple(found[at : at + frames].tolist())
             clips.append(Clip(indices, begin + at / fps, fps))
     count = len(clips)

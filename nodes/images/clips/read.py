@@ -11,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from ....training.errors import InputError
+from ..quality import counted
 from ..reading.bands import Size, shrunk_whole
 from .frames import Frame, Source, Told
 from .plan import Clip
+from .scan import MOST_FRAMES, Scan
 
 
 @dataclass
@@ -60,13 +62,14 @@ def read_clips(
 
 
 def read_masks(
-    source: Source, clips: Sequence[Clip], size: Size, target: Size, tick: Callable[[], None]
+    source: Source, clips: Sequence[Clip], scan: Scan, target: Size, tick: Callable[[], None]
 ) -> list[Tensor]:
     """The masks [F, h, w] in 0..1 of clips, from a film of masks that has the frames of theirs.
 
-    A frame's value is the mean of its channels, so that white counts. size: of the film, which the masks must have.
-    Raises `InputError` for another size or fewer frames.
+    A frame's value is the mean of its channels, so that white counts. scan: of the film. Masks must have its size and
+    its number of frames, as they belong to frames by their numbers; raises `InputError` for others.
     """
+    size = scan.size
     masks = [torch.zeros(len(clip.indices), *target) for clip in clips]
 
     def put(frame: Frame, places: Sequence[tuple[int, int]]) -> None:
@@ -79,7 +82,12 @@ def read_masks(
         for clip, position in places:
             masks[clip][position] = mask
 
-    _each(source, clips, put, tick)
+    count = _each(source, clips, put, tick, to_the_end=True)
+    whole = len(scan.times)
+    if count != whole and not count > whole == MOST_FRAMES:
+        raise InputError(
+            f"has {counted(count, 'frame')} and its film {whole}; give it one for each frame of the film, in their order"
+        )
     return masks
 
 
@@ -93,19 +101,27 @@ def _each(
     clips: Sequence[Clip],
     put: Callable[[Frame, Sequence[tuple[int, int]]], None],
     tick: Callable[[], None],
-) -> None:
-    """Call `put` with each frame that is wanted and its places, (number of the clip, position in it)."""
+    to_the_end: bool = False,
+) -> int:
+    """Call `put` with each frame that is wanted and its places, (number of the clip, position in it).
+
+    Returns how many frames were looked at. to_the_end: whether all are, also where some that are wanted are not there;
+    else `InputError` is raised for those.
+    """
     wanted: dict[int, list[tuple[int, int]]] = {}
     for number, clip in enumerate(clips):
         for position, index in enumerate(clip.indices):
             wanted.setdefault(index, []).append((number, position))
-    left = len(wanted)
+    left, count = len(wanted), 0
     for index, frame in enumerate(source.frames(Told())):
+        count += 1
         tick()
         if index in wanted:
             put(frame, wanted[index])
             left -= 1
-            if not left:
-                return
+        if not left and not to_the_end:
+            break
+    if not left or to_the_end:
+        return count
     last = max(wanted)
     raise InputError(f"has no frame {last + 1}; it has fewer frames than its film, or has changed while it was read")

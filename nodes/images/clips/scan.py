@@ -20,6 +20,9 @@ MOST_FRAMES = 200_000  # of one film that are looked at: more than two hours at 
 # px by up to 29, so that only the second rule tells it from a cut; a picture that gets 15 of 255 brighter by 15.
 TIMES_THE_USUAL = 3.0
 AROUND = 4  # frames to each side
+# A frame is followed by a gap where the next one is later by more than `LONGEST_HOLD` s and by more than `HOLDS` times
+# the usual distance: the clock of the file jumps, or nothing is shown but one picture.
+LONGEST_HOLD, HOLDS = 10.0, 10.0
 SAME_RATE = 0.01  # a header's rate that is so near to the measured one is taken
 UNEVEN = 0.5  # of the usual distance of two frames; one that differs by more makes the rate variable
 HALFWAY = 1.5e-3  # s: .mkv rounds times to 1 ms; a time so close to the middle of two frames takes the earlier
@@ -31,7 +34,7 @@ class Scan:
 
     times: [N] s from the first frame. changes: [N], the mean absolute difference of each frame's thumbnail from the one
     before, of 255. size: (height, width) px as it is shown. rate: its own frames a second. notes: for the report.
-    gaps: frames before which broken ones are left out.
+    gaps: frames before which broken ones are left out or the time jumps.
     """
 
     times: np.ndarray
@@ -94,6 +97,7 @@ def scan(source: Source, tick: Callable[[], None]) -> Scan:
     if not times:
         raise InputError("has 0 frames; take it out of the folder, or export it again")
     of_frames = np.array(times, np.float64) - times[0]
+    gaps = sorted({*gaps, *_jumps(of_frames, told)})
     rate = _rate_of(of_frames, gaps, told)
     if told.ended:
         told.note(
@@ -113,6 +117,20 @@ def _time_of(time: float | None, before: list[float], rate: float) -> float:
     if time is not None and (not before or time > before[-1]):
         return time
     return before[-1] + 1 / (rate or UNKNOWN_RATE) if before else 0.0
+
+
+def _jumps(times: np.ndarray, told: Told) -> list[int]:
+    """The frames before which the time jumps, see `LONGEST_HOLD`; a note where there is one."""
+    distances = np.diff(times)
+    usual = float(np.median(distances)) if len(distances) else 0.0
+    found = [int(i) for i in np.flatnonzero((distances > LONGEST_HOLD) & (distances > HOLDS * usual))]
+    if found:
+        told.note(
+            f"no new frame for {distances[found[0]]:,.0f} s after {times[found[0]]:.2f} s"
+            + (f", and {counted(len(found) - 1, 'more such place')}" if len(found) > 1 else "")
+            + "; no clip goes across"
+        )
+    return [i + 1 for i in found]
 
 
 def _rate_of(times: np.ndarray, gaps: list[int], told: Told) -> float:

@@ -14,7 +14,7 @@ from ..clips.layout import MASKS_IN_FILES as MASKS_OF_CLIPS
 from ..masks import IN_FILES
 from ..quality import counted, listed
 from ..sizes import BUCKET_STEP, LARGEST_RESOLUTION, SMALL_STEP, SMALLEST_SIDE, size_of, target_size
-from .save import SavedPicture, SavedSet
+from .save import SavedPicture, SavedSet, copies_of
 
 
 def reading_settings(sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
@@ -104,7 +104,7 @@ def _not_kept(pictures: Sequence[SavedPicture], images: ImageSet) -> list[str]:
             f"Not kept: which picture has which trigger ({listed(images.triggers)}). The captions say them; what keeps "
             "a trigger in its place, such as Caption Variants, no longer knows them. To keep them, save each set alone."
         )
-    groups = ([images.items[i] for i in own] for own in images.copies())
+    groups = copies_of(images)
     other = [item.path for item, copies in zip(items, groups, strict=True) if _has_other_mask(item, copies)]
     if other:
         notes.append(f"Not kept: a second mask of {listed(other)}; the set has copies with different masks.")

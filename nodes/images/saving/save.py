@@ -151,7 +151,7 @@ def pictures_of(images: ImageSet) -> tuple[SavedPicture, ...]:
 
     Raises `InputError` for a caption that is longer than a caption file may be.
     """
-    chosen = [_one_of([images.items[i] for i in copies]) for copies in images.copies()]
+    chosen = list(map(_one_of, copies_of(images)))
     saved = []
     for stem, item in zip(stems_of(chosen), chosen, strict=True):
         lines = [line for line in (in_one_line(text).lstrip("\ufeff ") for text in item.captions) if line]
@@ -164,6 +164,17 @@ def pictures_of(images: ImageSet) -> tuple[SavedPicture, ...]:
         mask = None if item.mask is None else (item.mask.float().clamp(0, 1) * 255).round().to(torch.uint8)
         saved.append(SavedPicture(stem, item, text, mask))
     return tuple(saved)
+
+
+def copies_of(images: ImageSet) -> list[list[TrainingImage]]:
+    """The items of which one is written: copies of a picture; clips of one name that show other frames are apart."""
+    found = list[list[TrainingImage]]()
+    for copies in images.copies():
+        groups: dict[tuple[float, int, float], list[TrainingImage]] = {}
+        for item in (images.items[i] for i in copies):
+            groups.setdefault((item.start, item.frames, item.fps), []).append(item)
+        found += groups.values()
+    return found
 
 
 def _one_of(copies: Sequence[TrainingImage]) -> TrainingImage:
