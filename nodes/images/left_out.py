@@ -67,7 +67,7 @@ def _chosen_notes(layout: Layout) -> list[str]:
 
 def _others_notes(layout: Layout) -> list[str]:
     """A note on files that a set of another kind is made of: films beside pictures, pictures beside films."""
-    others = layout.listed(path for part in layout.parts for path in part.others)
+    others = layout.listed(path for part in layout.parts if part.folder not in layout.taken for path in part.others)
     return [f"Left out: {listed(others)}; {layout.parts[0].OTHERS}."] if others else []
 
 

@@ -24,7 +24,7 @@ from bespoke.training.errors import InputError
 from bespoke.training.images import ImageSet, TrainingImage, apart, common_resolution, first_equal
 from PIL import Image
 
-from ..lib.films import grey, numbers, write_film
+from ..lib.films import MS, grey, numbers, write_film
 
 CUTTING = ("frames", "fps", "frame_step", "stride", "most", "threshold")
 
@@ -328,6 +328,16 @@ def test_an_animation_is_a_film_by_its_durations(tmp_path, ending):
     assert said(clips_of(tmp_path, fps=10.0, frames=8, frame_step=1)) == [[0, 1, 2, 2, 3, 3, 4, 5]]
 
 
+def test_frames_in_a_folder_are_not_named_as_left_out(tmp_path):
+    (tmp_path / "walk").mkdir()
+    for i in range(9):
+        Image.fromarray(grey(i)).save(tmp_path / "walk" / f"{i}.png")
+    Image.fromarray(grey(9)).save(tmp_path / "poster.png")
+    images = clips_of(tmp_path, frame_folders=True, subfolders=True)
+    assert said(images) == [[*range(9)]]
+    assert "Left out: poster.png; pictures" in describe(images)
+
+
 def test_a_folder_of_frames_is_a_film_where_it_is_asked_for(tmp_path):
     (tmp_path / "walk").mkdir()
     for i in range(12):
@@ -541,6 +551,26 @@ def test_mirrored_clips_count_in_the_memory(tmp_path, monkeypatch):
     assert len(clips_of(tmp_path).items) == 4
     with pytest.raises(InputError, match=r"4 clips of 9 frames .* Lower max_clips, frames or resol"):
         clips_of(tmp_path, flip=True)
+
+
+def test_a_last_frame_that_is_shown_for_long_is_no_missing_end(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=25, options={"qp": "0", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 96, 128, "rgb24"
+        stream.codec_context.time_base = MS
+        packets = []
+        for i in range(9):
+            frame = av.VideoFrame.from_ndarray(grey(i), format="rgb24")
+            frame.pts, frame.time_base = 40 * i, MS
+            packets += stream.encode(frame)
+        for packet in (packets := [*packets, *stream.encode()]):
+            packet.duration = 3000 if packet is packets[-1] else 40
+            container.mux(packet)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert float(container.streams.video[0].duration * container.streams.video[0].time_base) == 3.32
+    images = clips_of(tmp_path)
+    assert said(images) == [[*range(9)]]
+    assert "ends early" not in describe(images)
 
 
 def test_a_set_that_is_too_large_names_what_to_lower(tmp_path, monkeypatch):

@@ -53,22 +53,32 @@ def groups_of(vae, base, latent: Tensor) -> tuple[int, ...]:
 def cut_clips(vae, items: Sequence[TrainingImage]) -> tuple[list[TrainingImage], list[str]]:
     """(the items with each clip cut to frames that the VAE takes, notes that say so).
 
-    A clip of one frame becomes a picture.
+    A clip of one frame becomes a picture. A note names clips whose mask was white in the cut-off frames alone.
     """
-    out, cut = list[TrainingImage](), list[str]()
+    out, cut, black = list[TrainingImage](), list[str](), list[str]()
     for item in items:
         frames = usable_frames(vae, item.frames) if item.frames > 1 else 1
         if frames < item.frames:
             cut.append(f"{item.path} from {item.frames} to {frames}")
         out.append(_first_frames(item, frames) if item.is_clip else item)
+        mask = out[-1].mask
+        if frames < item.frames and mask is not None and not bool(mask.any()):
+            black.append(item.path)
     if not cut:
         return out, []
     more = f" and {len(cut) - MOST_NAMED} more" if len(cut) > MOST_NAMED else ""
     step = vae.temporal_compression_decode() or 1
-    return out, [
+    notes = [
         f"{len(cut)} clip{'s have' if len(cut) > 1 else ' has'} another number of frames than the VAE packs into "
         f"latent frames ({step} k + 1), and the last ones were cut off: {', '.join(cut[:MOST_NAMED])}{more}"
     ]
+    if black:
+        more = f" and {len(black) - MOST_NAMED} more" if len(black) > MOST_NAMED else ""
+        notes.append(
+            f"nothing is learned of {', '.join(black[:MOST_NAMED])}{more}: the mask is black in the frames that are "
+            f"left; set frame_step of Bespoke Clip Folder to {step}"
+        )
+    return out, notes
 
 
 def _first_frames(item: TrainingImage, frames: int) -> TrainingImage:

@@ -174,6 +174,7 @@ def _decoded(container: Any, stream: Any, told: Told) -> Iterator[Frame]:
     told.rate = float(stream.average_rate or stream.guessed_rate or 0)
     _note_transparency(stream, told)
     last: float | None = None
+    end: float | None = None
     after_gap, any_frame = False, False
     rotation: int | None = None
     matrix = UPRIGHT
@@ -191,14 +192,14 @@ def _decoded(container: Any, stream: Any, told: Told) -> Iterator[Frame]:
                 rotation, matrix = decoded.rotation, _matrix_of(decoded, told)
             _note_kind(decoded, told)
             yield FilmFrame(decoded, decoded.time, matrix, _aspect_of(stream), after_gap and any_frame)
-            after_gap, any_frame, last = False, True, decoded.time
+            after_gap, any_frame, last, end = False, True, decoded.time, _end_of(decoded)
     except av.error.FFmpegError as error:  # of the container
         if not any_frame:
             raise
         told.ended = _reason(error)
     if not any_frame:
         raise InputError(NO_FRAMES)
-    _note_missing_end(container, stream, last, told)
+    _note_missing_end(container, stream, end, told)
 
 
 def _frames_or_errors(container: Any, stream: Any) -> Iterator[Any]:
@@ -271,16 +272,23 @@ def _note_transparency(stream: Any, told: Told) -> None:
         told.note(f"its pixels are {aspect:.4g} times as wide as high and are made square")
 
 
-def _note_missing_end(container: Any, stream: Any, last: float | None, told: Told) -> None:
-    """Says in `told` where a film ends long before its header says."""
-    if last is None or told.ended:
+def _end_of(decoded: av.VideoFrame) -> float | None:
+    """The time in s until which a frame is shown, as far as the file says; None without a time."""
+    if decoded.time is None:
+        return None
+    return decoded.time + float((decoded.duration or 0) * (decoded.time_base or 0))
+
+
+def _note_missing_end(container: Any, stream: Any, end: float | None, told: Told) -> None:
+    """Says in `told` where a film ends long before its header says. end: of its last frame, s."""
+    if end is None or told.ended:
         return
     whole = 0.0
     if stream.duration and stream.time_base:
         whole = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
     elif container.duration and not container.streams.audio:
         whole = container.duration / av.time_base
-    if whole - last > max(0.5, 3 / (told.rate or UNKNOWN_RATE)):
+    if whole - end > max(0.5, 3 / (told.rate or UNKNOWN_RATE)):
         told.ended = f"its header says {whole:.2f} s"
 
 
