@@ -119,6 +119,19 @@ def test_numbered_frames_reach_the_latents_as_cores_node_encodes_them(run_node):
     assert [note for note in pictures.notes if "0.mp4 from 8 to 5, 1.mp4 from 8 to 5" in note]
 
 
+def test_a_mask_that_is_cut_off_is_named(comfyui):
+    vae = stand_ins.vae(16, frames=True)
+    late, early = torch.zeros(8, 64, 64), torch.zeros(8, 64, 64)
+    late[5:], early[4] = 1.0, 1.0
+    given = [replace(clip_of(n, 8), mask=mask) for n, mask in enumerate((late, early))]
+    items, notes = clips.cut_clips(vae, given)
+    assert [item.mask.shape[0] for item in items] == [5, 5]
+    assert notes[1:] == [
+        "nothing is learned of 0.mp4: the mask is black in the frames that are left; set frame_step of Bespoke Clip "
+        "Folder to 4"
+    ]
+
+
 def test_a_mask_of_frames_is_the_mean_of_what_a_latent_cell_covers():
     mask = torch.zeros(5, 16, 16)
     mask[0, :8, :8] = 1.0  # a whole cell of the first latent frame
@@ -305,6 +318,15 @@ def test_samples_have_at_most_the_frames_of_a_short_film(comfyui):
     assert told["concat_mask"].shape[2] == 5
     with pytest.raises(InputError, match="--f for 7 latent frames, and the first frame of a clip was encoded for 5"):
         with_frames([[torch.zeros(1), told]], 7)
+
+
+def test_a_model_of_pictures_with_a_vae_of_films_is_not_asked_for_frames(run_node):
+    models = models_of("qwen_image")
+    with pytest.raises(InputError, match="--f 5, and this model makes single pictures; take it out"):
+        train(
+            run_node, models, image_set([still_of(0)]), sample_every=1, sample_prompt="a --f 5", batch_size=1,
+            hidden={io.Hidden.prompt: GRAPH},
+        )  # fmt: skip
 
 
 def test_image_to_video_samples_begin_with_the_clips_first_frame(run_node):

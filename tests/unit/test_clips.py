@@ -667,6 +667,22 @@ def test_pairs_of_clips(tmp_path):
         pair_sets(short, after)
 
 
+def test_pairs_of_clips_are_of_the_same_times(tmp_path):
+    for name in ("before", "after", "fast"):
+        (tmp_path / name).mkdir()
+    film_of(tmp_path / "before", 20)
+    film_of(tmp_path / "fast", 20, rate=48)
+    # A cut behind frame 11 in the result alone.
+    write_film(tmp_path / "after" / "a.mkv", [grey(i if i < 11 else 40 + i % 2) for i in range(20)])
+    before = clips_of(tmp_path / "before", source="b")
+    with pytest.raises(InputError, match=r"b/a.mkv#1 of source has 24 frames a second and f/a.mkv#1 of result 48"):
+        pair_sets(before, clips_of(tmp_path / "fast", source="f"))
+    with pytest.raises(InputError, match=r"b/a.mkv#2 of source begins 0.38 s .* a/a.mkv#2 of result 0.46 s"):
+        pair_sets(before, clips_of(tmp_path / "after", source="a"))
+    uncut = pair_sets(before, clips_of(tmp_path / "after", source="a", threshold=0.0))
+    assert [numbers(item.control) for item in uncut.items] == [[*range(9)], [*range(9, 18)]]
+
+
 def test_the_sheet_shows_a_strip_of_each_clip(tmp_path):
     film_of(tmp_path, 20)
     sheet = (contact_sheet(clips_of(tmp_path))[0] * 255).round().to(torch.uint8)

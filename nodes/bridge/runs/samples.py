@@ -20,6 +20,7 @@ from ....training.images import TrainingImage
 from ....training.sample_prompts import SamplePrompt
 from ..dataset.clips import latent_frames, usable_frames
 from ..drawing.animated import AnimatedPicture, SamplePicture
+from ..models.clips import takes_clips
 
 MOST_FRAMES = 33  # of a sample that is drawn at the training's own frames
 FPS = 16.0  # of a film whose frames a second are not known
@@ -215,6 +216,8 @@ def sampler_for(
     """
     wanted = []
     for each in prompts:
+        if (each.frames or 1) > 1 and not takes_clips(denoiser.base):
+            raise InputError(f"sample_prompt has --f {each.frames}, and this model makes single pictures; take it out")
         latent, frames = latent_for(each, shape.latent, shape.size), frames_for(each, vae, shape)
         if frames is not None:
             latent = _of_frames(latent, latent_frames(vae, frames))

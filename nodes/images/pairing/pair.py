@@ -15,6 +15,7 @@ from ..reading.bands import fit_item
 from ..sizes import LEAST_KEPT, kept, size_of
 from .match import matched_names
 
+SAME_RATE = 0.01  # of a rate: two that differ by more are not the same
 SHIFT = 0.01  # of a side: a source that shows so much more or less than its result is named
 
 
@@ -64,17 +65,35 @@ def _pictures(images: ImageSet) -> list[TrainingImage]:
 
 
 def _with_control(item: TrainingImage, source: TrainingImage) -> TrainingImage:
-    """The item with the pixels of `source` in its geometry. Raises `InputError` for clips of other frames."""
+    """The item with the pixels of `source` in its geometry. Raises `InputError` for clips of other frames or times."""
     if (item.is_clip, item.frames) != (source.is_clip, source.frames):
         raise InputError(
             f"{source.path} of source is {_kind(source)} and {item.path} of result {_kind(item)}; read both films with "
             "the same frames, fps and frame_step"
         )
+    _check_times(item, source)
     pixels = fit_item(source.pixels, size_of(item.pixels), item.is_clip)
     assert pixels is not None
     if item.name.endswith(MIRRORED) != source.name.endswith(MIRRORED):
         pixels = pixels.flip(-2)
     return replace(item, control=pixels)
+
+
+def _check_times(item: TrainingImage, source: TrainingImage) -> None:
+    """Raise `InputError` for two clips whose frames are not of the same times of their films."""
+    if not (item.fps and source.fps):
+        return
+    if abs(source.fps / item.fps - 1) > SAME_RATE:
+        raise InputError(
+            f"{source.path} of source has {source.fps:.4g} frames a second and {item.path} of result {item.fps:.4g}, "
+            "so their frames are of different times; give both nodes the same fps"
+        )
+    if abs(source.start - item.start) > 0.5 / item.fps:
+        raise InputError(
+            f"{source.path} of source begins {source.start:.2f} s after the start of its film and {item.path} of "
+            f"result {item.start:.2f} s, as their scenes were found at different places; set scene_threshold of both "
+            "nodes to 0, with the same stride and max_clips"
+        )
 
 
 def _kind(item: TrainingImage) -> str:
