@@ -434,6 +434,35 @@ def test_frames_of_a_mask_in_a_folder_count_in_the_hash_of_the_set(tmp_path):
     assert hash_files(tmp_path, kind=FilmPart) != before
 
 
+def test_what_is_named_as_a_mask_and_is_none_is_named(tmp_path):
+    for name in ("a.mkv", "a-mask.mkv", "party-mask.mkv"):
+        film_of(tmp_path, 9, name)
+    Image.fromarray(grey(50)).save(tmp_path / "a-mask.png")
+    why = "named as a mask, and masks are not '*-mask'. To train on such a film, give it a caption"
+    assert f"Left out: a-mask.mkv, a-mask.png, party-mask.mkv; {why}" in describe(clips_of(tmp_path))
+    report = describe(clips_of(tmp_path, masks="*-mask"))
+    assert "Left out: a-mask.png, party-mask.mkv; named as a mask, and no film has their name" in report
+    (tmp_path / "party-mask.txt").write_text("a party")
+    images = clips_of(tmp_path)
+    assert [item.name for item in images.items] == ["a.mkv", "party-mask.mkv"]
+    assert "Left out: a-mask.mkv, a-mask.png; named" in describe(images)
+    film_of(tmp_path, 9, "party.mkv")
+    masked = {item.name: item.mask is not None for item in clips_of(tmp_path, masks="*-mask").items}
+    assert masked == {"a.mkv": True, "party-mask.mkv": False, "party.mkv": False}
+
+
+def test_a_caption_that_a_picture_beside_the_film_has_too_is_named(tmp_path):
+    film_of(tmp_path, 9, "a.mkv")
+    film_of(tmp_path, 9, "b.mkv")
+    for name in ("a.png", "c.png"):
+        Image.fromarray(grey(3)).save(tmp_path / name)
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / name).write_text(name)
+    images = clips_of(tmp_path)
+    assert [item.caption for item in images.items] == ["a.txt", "b.txt"]
+    assert "One caption file for a film and a picture: a.mkv and a.png." in describe(images)
+
+
 def test_what_moves():
     pixels = torch.full((4, 64, 96, 3), 90, dtype=torch.uint8)
     pixels[2:, 20:30, 40:50] = 200  # appears between the frames 1 and 2

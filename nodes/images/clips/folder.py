@@ -13,7 +13,7 @@ from ....training.config import check_choice
 from ....training.errors import InputError
 from ....training.images import ImageSet, TrainingImage
 from ..captions.sources import WRITTEN, with_trigger
-from ..captions.text_files import CaptionFiles, first_caption_of, read_caption_files
+from ..captions.text_files import CaptionFiles, first_caption_of, match_captions, read_caption_files
 from ..captions.written import Written, read_written
 from ..fingerprint import fingerprint
 from ..folder import Findings, FolderRequest, captions_for, captions_without_picture, mirrored
@@ -26,7 +26,7 @@ from ..reading.pictures import Progress, no_progress
 from ..reading.stamps import Kept, stamp_of
 from ..sizes import LEAST_KEPT, crop_offset, kept
 from .captions import FIRST_FRAMES, NO_FIRST, STILL, Filled, filled_template, with_first
-from .layout import MASKS_IN_FILES, Entry, FilmPart, entries_in, files_of, source_of
+from .layout import MASKS_IN_FILES, Entry, FilmPart, entries_in, files_of, source_of, unused_masks
 from .motion import moving
 from .plan import Clip, Cutting, Planned, plan
 from .read import ReadClip, read_clips, read_masks
@@ -153,10 +153,36 @@ def read_clip_folder(request: ClipRequest, progress: Progress = no_progress) -> 
             f"them: {'; '.join(wrong)}"
         )
     notes = [*report.notes(request), *findings.notes(request, keys), *firsts.notes]
+    notes += [*_mask_notes(request, layout, entries), *_shared_notes(layout, written)]
     if not items:
         why = " ".join(notes) or "put at least one .mp4 or .webm into it"
         raise InputError(f"the folder {layout.folder.name!r} holds no film that gives a clip: {why}")
     return _clip_set(request, items, first_of_films, notes)
+
+
+def _mask_notes(request: ClipRequest, layout: Layout, entries: Sequence[Entry]) -> list[str]:
+    """A note on films and other files that are left out since they are named as masks."""
+    in_files = request.masks == IN_FILES
+    left = layout.listed(unused_masks(layout, entries if in_files else ()))
+    if not left:
+        return []
+    why = "no film has their name, or its mask is another file" if in_files else f"masks are not {IN_FILES!r}"
+    return [
+        f"Left out: {listed(left)}; named as a mask, and {why}. To train on such a film, give it a caption in a .txt of "
+        "its name."
+    ]
+
+
+def _shared_notes(layout: Layout, written: Written) -> list[str]:
+    """A note on caption files of films that pictures beside them have too."""
+    film_of = {path: film for film, path in written.files.used.items()}
+    others = [path for part in layout.parts for path in part.others]
+    both = [
+        f"{layout.shown(film_of[path])} and {layout.shown(picture)}"
+        for picture, path in match_captions(others, layout.captions).items()
+        if path in film_of
+    ]
+    return [f"One caption file for a film and a picture: {listed(both)}."] if both else []
 
 
 def _written(request: ClipRequest, layout: Layout, entries: Sequence[Entry]) -> tuple[Written, CaptionFiles]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,14 +55,18 @@ class FilmPart(Part):
         return [path for path in self.entries if path.name.lower().endswith(SUFFIXES) and path.is_dir()]
 
     def mask_of(self, film: Path) -> Path | None:
-        """The mask of a film: NAME-mask beside it, a film, a picture for all frames or a folder of frames; or None."""
+        """The mask of a film: NAME-mask beside it, a film, a picture for all frames or a folder of frames; or None.
+
+        A film with such a name and a caption file of its own is a film of the set, and no mask.
+        """
         name = film.name if film.is_dir() else film.stem
         wanted = [f"{name}{suffix}".lower() for suffix in SUFFIXES]
         for path in sorted(self.entries):
             if path.is_dir() and path.name.lower() in wanted:
                 return path
             if path.suffix.lower() in FILMS | PICTURES and path.stem.lower() in wanted and path.is_file():
-                return path
+                if path not in self.pictures:
+                    return path
         return None
 
 
@@ -74,6 +79,20 @@ class Entry:
     name: str
     part: FilmPart
     mask: Path | None = None
+
+
+def unused_masks(layout: Layout, entries: Iterable[Entry]) -> list[Path]:
+    """What is named as a mask or conditioning image, so is no film, and is no mask of `entries` either."""
+    used = {entry.mask for entry in entries}
+    found = list[Path]()
+    for part in layout.parts:
+        assert isinstance(part, FilmPart)
+        if part.folder in layout.taken:
+            continue
+        items = {*part.pictures, *part.others}
+        own = [path for path in part.media if path.suffix.lower() in FILMS | PICTURES and path not in items]
+        found += [path for path in (*own, *(path for path in part.mask_folders if path in layout.taken))]
+    return [path for path in found if path not in used]
 
 
 def pictures_in(folder: Path) -> tuple[Path, ...]:
