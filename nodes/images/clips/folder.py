@@ -168,8 +168,8 @@ def _mask_notes(request: ClipRequest, layout: Layout, entries: Sequence[Entry]) 
         return []
     why = "no film has their name, or its mask is another file" if in_files else f"masks are not {IN_FILES!r}"
     return [
-        f"Left out: {listed(left)}; named as a mask, and {why}. To train on such a film, give it a caption in a .txt of "
-        "its name."
+        f"Left out: {listed(left)}; named as a mask, and {why}. To train on such a film, give it a caption in a .txt "
+        "of its name."
     ]
 
 

@@ -64,9 +64,9 @@ class FilmPart(Part):
         for path in sorted(self.entries):
             if path.is_dir() and path.name.lower() in wanted:
                 return path
-            if path.suffix.lower() in FILMS | PICTURES and path.stem.lower() in wanted and path.is_file():
-                if path not in self.pictures:
-                    return path
+            is_named = path.suffix.lower() in FILMS | PICTURES and path.stem.lower() in wanted
+            if is_named and path not in self.pictures and path.is_file():
+                return path
         return None
 
 
@@ -91,7 +91,8 @@ def unused_masks(layout: Layout, entries: Iterable[Entry]) -> list[Path]:
             continue
         items = {*part.pictures, *part.others}
         own = [path for path in part.media if path.suffix.lower() in FILMS | PICTURES and path not in items]
-        found += [path for path in (*own, *(path for path in part.mask_folders if path in layout.taken))]
+        found += own
+        found += [path for path in part.mask_folders if path in layout.taken]
     return [path for path in found if path not in used]
 
 

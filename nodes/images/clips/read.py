@@ -85,9 +85,7 @@ def read_masks(
     count = _each(source, clips, put, tick, to_the_end=True)
     whole = len(scan.times)
     if count != whole and not count > whole == MOST_FRAMES:
-        raise InputError(
-            f"has {counted(count, 'frame')} and its film {whole}; give it one for each frame of the film, in their order"
-        )
+        raise InputError(f"has {counted(count, 'frame')} and its film {whole}; give it one for each frame of the film")
     return masks
 
 
