@@ -318,7 +318,7 @@ def sweep(stage: Stage) -> None:
     wanted = {"strengths": "0.5, 1", "prompts": stage.prompt, "width": 128, "height": 128, "cfg": 2.0, "steps": 16}
     swept = w.node("BespokeLoraSweep", "LoRA Sweep", **wires, run=(trainer, "run"), **wanted)
     w.column(720)
-    w.node("PreviewImage", "The sweep", 620, images=(swept, "image"))
+    w.node("PreviewImage", "The sweep", 620, images=(swept, "grid"))
     page.load(stage.with_values(w.document()), BespokeTrainLora=stage.training)
     run(page)
     settle(page, 1.5)
