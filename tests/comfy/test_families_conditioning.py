@@ -254,7 +254,7 @@ def test_models_that_need_more_than_pictures_and_prompts_are_refused(comfyui):
     for base, words in (
         (control, r"\(Flux\) cannot be trained here: it is steered by a control picture"),
         (video, r"\(WAN21\) cannot be trained here: it continues a picture that it is given"),
-        (depth, r"\(Lotus\) cannot be trained here: it works from a picture instead of a prompt"),
+        (depth, r"\(Lotus\) cannot be trained here: it makes its result of a picture in one step"),
     ):
         with pytest.raises(InputError, match=words):
             check_trainable(base)
@@ -271,7 +271,7 @@ def test_both_trainers_refuse_such_a_model(run_node, node):
     base = comfy.model_base.Lotus(known.SD15(dict(tiny.SMALLEST)), device=families.CPU)
     model = comfy.model_patcher.ModelPatcher(base, families.CPU, families.CPU)
     more = {"name": "w", "init_text": "red"} if "Textual" in node else {}
-    with pytest.raises(InputError, match="cannot be trained here: it works from a picture"):
+    with pytest.raises(InputError, match="cannot be trained here: it makes its result of a picture"):
         run_node(
             node, model=model, clip=tiny.clip(), vae=tiny.vae(), images=sprite_set(2, 2, side=64, colour="teal"), **more
         )
