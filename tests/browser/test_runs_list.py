@@ -508,6 +508,7 @@ def test_a_runs_files_become_a_sweep(page, look, run_id):
 
 def test_a_film_plays_beside_stills_on_the_panel(page, server, tmp_path):
     """An animated WebP of a red and a blue frame, by the server's route: large it shows one, then the other."""
+    page.look("classic")  # where the node is in view: pictures load when they are
     page.load(graph_of(TRAINER, "00000000-0000-4000-8000-0000000000f3"))
     node = page.tab.evaluate(f"String({page.node(TRAINER)}.id)")
     run_id = "lora-0000000000f3"
