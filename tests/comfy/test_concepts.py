@@ -384,7 +384,9 @@ def test_a_negative_word_keeps_away_what_it_was_taught(small, run_node):
     white, with the vocabulary's own word as the negative prompt 6: the oracle. The learned word has to reach half of
     that, and the pictures have to stay what the prompt says."""
     model, clip, vae = small
-    pictures = [item for item in sprite_set(3, 48).items if item.caption.endswith("on white")]
+    colours = ("red", "green", "blue", "yellow")
+    sprites_of = [item for colour in colours for item in sprite_set(3, 12, colour=colour).items]
+    pictures = [item for item in sprites_of if item.caption.endswith("on white")]
     images = image_set([replace(item, caption=item.caption.replace(" on white", "")) for item in pictures])
     taught, _, word, *_ = run_node(
         "BespokeTrainTextualInversion", model=model, clip=clip, vae=vae, images=images, name="unwanted", seed=0,
