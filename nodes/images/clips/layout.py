@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +55,17 @@ class FilmPart(Part):
         """See `Part.mask_folders`."""
         return [path for path in self.entries if path.name.lower().endswith(SUFFIXES) and path.is_dir()]
 
+    @cached_property
+    def _named_as_masks(self) -> dict[str, list[Path]]:
+        """{a name in lower case that ends as that of a mask: what has it, with or without an ending}; no films of the
+        set, which have a caption of their own."""
+        found: dict[str, list[Path]] = defaultdict(list)
+        for path in set(self.entries) - set(self.pictures):
+            for name in {path.name.lower(), path.stem.lower()}:
+                if name.endswith(SUFFIXES):
+                    found[name].append(path)
+        return found
+
     def mask_of(self, film: Path) -> Path | None:
         """The mask of a film: NAME-mask beside it, a film, a picture for all frames or a folder of frames; or None.
 
@@ -61,11 +73,11 @@ class FilmPart(Part):
         """
         name = film.name if film.is_dir() else film.stem
         wanted = [f"{name}{suffix}".lower() for suffix in SUFFIXES]
-        for path in sorted(self.entries):
+        for path in sorted({path for each in wanted for path in self._named_as_masks.get(each, ())}):
             if path.is_dir() and path.name.lower() in wanted:
                 return path
             is_named = path.suffix.lower() in FILMS | PICTURES and path.stem.lower() in wanted
-            if is_named and path not in self.pictures and path.is_file():
+            if is_named and path.is_file():
                 return path
         return None
 
