@@ -16,7 +16,7 @@ from ...training.errors import InputError
 from ...training.images import ImageSet, TrainingImage
 from .captions.sources import with_placeholder, with_trigger
 from .captions.text_files import in_one_line
-from .clips.plan import FASTEST
+from .clips.plan import FASTEST, rounded_frames
 from .fingerprint import fingerprint
 from .masks import without_black_masks
 from .quality import listed, remarks, traits_of_item
@@ -157,9 +157,12 @@ def captions_of(captions: Sequence[str], counts: Sequence[int], what: str = "ima
     if len(captions) == len(counts):
         return [text for caption, n in zip(captions, counts, strict=True) for text in _lines(caption, n, what)]
     raise InputError(
-        f"there is a list of {len(captions)} captions for {count} {what}s; wire one for all, or one a "
-        + ("picture" if what == "image" else what)
+        f"there is a list of {len(captions)} captions for {count} {what}s; wire one for all, or one a {_one(what)}"
     )
+
+
+def _one(what: str) -> str:
+    return "picture" if what == "image" else what
 
 
 def _lines(text: str, count: int, what: str) -> list[str]:
@@ -168,8 +171,7 @@ def _lines(text: str, count: int, what: str) -> list[str]:
         return [" ".join(lines)]
     if len(lines) not in (1, count):
         raise InputError(
-            f"there are {len(lines)} captions for {count} {what}s; write one line for all, or one a "
-            + ("picture" if what == "image" else what)
+            f"there are {len(lines)} captions for {count} {what}s; write one line for all, or one a {_one(what)}"
         )
     return lines * count if len(lines) == 1 else lines
 
@@ -216,7 +218,7 @@ def _clip(
 ) -> TrainingImage:
     """A batch [F, H, W, C] as one clip. masks: of its frames first, from which they are taken."""
     of_frames = [next(masks) for _ in batch]
-    whole = (len(batch) - 1) // request.frame_step * request.frame_step + 1
+    whole = rounded_frames(len(batch), request.frame_step)
     frames = [
         _item(number, frame, caption, mask, request)
         for frame, mask in zip(batch[:whole], of_frames[:whole], strict=True)

@@ -45,8 +45,7 @@ def answer_to(query: Mapping[str, str]) -> dict:
     if request.strength > 0 and request.steps / request.strength > LONGEST:
         raise InputError(
             f"{request.steps} steps at strength {request.strength:g} make a schedule too long to draw; lower the "
-            "steps, or "
-            "raise the strength"
+            "steps, or raise the strength"
         )
     chain = read_json(query.get("model", "[]"))
     if not isinstance(chain, list) or not all(isinstance(step, dict) for step in chain):

@@ -223,7 +223,7 @@ def sampler_for(
             latent = _of_frames(latent, latent_frames(vae, frames))
         elif each.frames == 1:
             latent = _of_frames(latent, 1)
-        wanted.append((each, latent, None if frames is None else shape.fps))
+        wanted.append((each, latent, settings_for(each, settings), None if frames is None else shape.fps))
 
     def conditions(prompt: SamplePrompt, latent: Tensor) -> tuple[list, list]:
         positive, negative = conditioning(prompt)
@@ -234,9 +234,8 @@ def sampler_for(
     def draw() -> list[SamplePicture]:
         pictures = list[SamplePicture]()
         with sampling(denoiser):
-            for prompt, latent, fps in wanted:
+            for prompt, latent, own, fps in wanted:
                 given = partial(conditions, prompt, latent)
-                own = settings_for(prompt, settings)
                 pictures.append(strip(partial(_draw_picture, denoiser, vae, latent, own, given, fps)))
         return pictures
 

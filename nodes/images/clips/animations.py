@@ -15,7 +15,7 @@ from ....training.errors import InputError
 from ...bridge.files.headers import open_regular
 from ..reading.decode import read_picture
 from ..reading.limits import check_file
-from .frames import MOST_FRAME_PIXELS, SMALL, Frame, Told, on_white
+from .frames import SMALL, Frame, Told, check_frame_size, on_white
 
 ANIMATIONS = (".gif", ".webp", ".png", ".apng")
 DEFAULT_DURATION = 0.1  # s of a frame that says 0, as browsers take it
@@ -57,7 +57,7 @@ class Animation:
             with open_regular(self.path) as file:
                 check_file(file, self.path.stat().st_size)
                 with Image.open(file, formats=("GIF", "WEBP", "PNG")) as opened:
-                    _check_size(opened.width, opened.height)
+                    check_frame_size(opened.width, opened.height)
                     shortest = FASTEST_GIF if opened.format == "GIF" else 0.0
                     hidden = int(bool(opened.info.get("default_image")))
                     for frame in itertools.islice(ImageSequence.Iterator(opened), hidden, None):
@@ -131,8 +131,3 @@ def _numbers_in(name: str) -> tuple[list[tuple[int, int, str]], str]:
             parts.append((0, int(digits), ""))
         digits, text = "", text + character
     return [*parts, (1, 0, text)], name
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_FRAME_PIXELS:
-        raise InputError(f"has frames of {width}x{height} px; at most {MOST_FRAME_PIXELS:,} pixels are read")

@@ -187,7 +187,7 @@ def _decoded(container: Any, stream: Any, told: Told) -> Iterator[Frame]:
                 continue
             if after_gap and not decoded.key_frame:  # it may be made of the broken one
                 continue
-            _check_size(decoded)
+            check_frame_size(decoded.width, decoded.height)
             if decoded.rotation != rotation:  # asked for the matrix, PyAV keeps the frame until garbage is collected
                 rotation, matrix = decoded.rotation, _matrix_of(decoded, told)
             _note_kind(decoded, told)
@@ -219,11 +219,11 @@ def _frames_or_errors(container: Any, stream: Any) -> Iterator[Any]:
             yield "a frame is not whole" if frame.is_corrupt else frame
 
 
-def _check_size(decoded: av.VideoFrame) -> None:
-    if decoded.width * decoded.height > MOST_FRAME_PIXELS:
+def check_frame_size(width: int, height: int) -> None:
+    """Raises `InputError`, without the film's name, for frames of more than `MOST_FRAME_PIXELS`."""
+    if width * height > MOST_FRAME_PIXELS:
         raise InputError(
-            f"has frames of {decoded.width}x{decoded.height} px; at most {MOST_FRAME_PIXELS:,} pixels are read. "
-            "Make it smaller"
+            f"has frames of {width}x{height} px; at most {MOST_FRAME_PIXELS:,} pixels are read. Make it smaller"
         )
 
 

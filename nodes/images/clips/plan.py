@@ -15,6 +15,11 @@ MOST_SAMPLES = 4_000_000  # of a scene: 46 hours at 24 a second
 LAST_FRAME = 0.25  # of the distance of two samples: a last one may lie so far behind the scene's last frame
 
 
+def rounded_frames(frames: int, step: int) -> int:
+    """The largest multiple of `step` plus 1 that is at most `frames`."""
+    return (frames - 1) // step * step + 1
+
+
 @dataclass(frozen=True)
 class Cutting:
     """How films are cut into clips.
@@ -46,7 +51,7 @@ class Cutting:
 
     def rounded(self, frames: int) -> int:
         """The number of frames that a clip of at most `frames` has."""
-        return (frames - 1) // self.frame_step * self.frame_step + 1
+        return rounded_frames(frames, self.frame_step)
 
     @property
     def least(self) -> int:
